@@ -1,0 +1,40 @@
+# demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
+# check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check slow bench clean
+
+demo: $(READY)
+	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/readme_tree.py
+
+bench: $(READY)
+	$(BIN)/python benchmarks/nodes.py
+
+# torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11: install a newer Python, or run make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis

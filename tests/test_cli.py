@@ -1,0 +1,180 @@
+"""The command line as a new user meets it: output, files, and one-line errors with exit code 2."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import tracer
+from tracer.cli import app
+
+KEYS = ["The keys near the cabinet", "--target", " are", "--foil", " is"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def traced(*arguments: str) -> Result:
+    result = run("trace", *arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_table_shows_metric_conservation_tokens_and_nodes() -> None:
+    text = traced(*KEYS, "--rows", "3", "--no-edges").stdout
+    for part in ("logit difference ␣are minus ␣is", "holds (must be below 1e-3)", "␣cabinet", "model says", "relp"):
+        assert part in text
+    assert "197 more not shown" in text
+
+
+def test_json_is_the_circuit_of_the_library() -> None:
+    found = json.loads(traced(*KEYS, "--format", "json", "--nodes", "50").stdout)
+    circuit = tracer.trace(tracer.load("demo"), tracer.Prompt(KEYS[0], target=" are", foil=" is"), nodes=50)
+    assert found["n_nodes"] == circuit.n_nodes <= 50
+    assert len(found["edges"]) == circuit.n_edges > 0
+    assert found["fingerprint"] == circuit.fingerprint
+    assert found["nodes"] == circuit.nodes.drop_columns("prompt_id").to_pylist()
+    assert found["metric"] == circuit.metric
+
+
+def test_csv_has_a_row_per_node() -> None:
+    rows = list(csv.DictReader(io.StringIO(traced(*KEYS, "--format", "csv", "--nodes", "7").stdout)))
+    assert [row["kind"] for row in rows] == ["neuron"] * 7 + ["embedding"] * 6 + ["logit"] * 2
+
+
+def test_saved_run_is_shown_again(tmp_path: Path) -> None:
+    first = traced(*KEYS, "--out", str(tmp_path / "run"))
+    again = run("show", str(tmp_path / "run"))
+    assert again.exit_code == 0
+    assert again.stdout.strip() == first.stdout.split("saved to")[0].strip()
+
+
+def test_same_trace_into_the_same_folder_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        traced(*KEYS, "--out", str(tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "nodes").iterdir())) == 1
+
+
+def test_another_trace_into_a_used_folder_is_refused_then_allowed(tmp_path: Path) -> None:
+    traced(*KEYS, "--out", str(tmp_path))
+    refused = run("trace", "The parents", "--out", str(tmp_path))
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.stderr
+    assert "Strongest nodes" in refused.stdout, "what was computed must still be printed"
+    traced("The parents", "--out", str(tmp_path), "--overwrite")
+
+
+def test_top_traces_the_sum_of_the_top_logits() -> None:
+    found = json.loads(traced("The parents", "--top", "5", "--format", "json").stdout)
+    logits = [node for node in found["nodes"] if node["kind"] == "logit"]
+    assert len(logits) == 5
+    assert found["metric"] == pytest.approx(sum(node["activation"] for node in logits), rel=1e-5)
+
+
+def test_without_target_the_own_top_token_is_traced() -> None:
+    found = json.loads(traced("the capital of the state containing Dallas is", "--format", "json").stdout)
+    assert found["target_ids"] == [found["predictions"][0]["token_id"]]
+    assert found["predictions"][0]["token"] == " Austin"
+
+
+def test_counterfactual_sets_the_baseline() -> None:
+    found = json.loads(traced(*KEYS, "--counterfactual", "The key near the cabinet", "--format", "json").stdout)
+    assert found["settings"]["baseline"] == "counterfactual"
+
+
+def test_reference_file_gives_the_mean_baseline(tmp_path: Path) -> None:
+    (tmp_path / "reference.txt").write_text("The dogs near the car\nThe key near the cabinet\n")
+    found = traced(*KEYS, "--baseline", "mean", "--reference", str(tmp_path / "reference.txt"), "--format", "json")
+    assert json.loads(found.stdout)["settings"]["baseline"] == "mean"
+
+
+def test_rules_can_be_switched_off() -> None:
+    found = json.loads(traced(*KEYS, "--without-rule", "product", "--format", "json").stdout)
+    assert found["settings"]["rules"] == ["activation", "attention", "norm"]
+    assert abs(found["residual"]) > 0.1
+    assert not found["conserves"]
+
+
+def test_doctor_measures_the_identities() -> None:
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("ok  ") == 5
+    assert "FAILED" not in result.stdout
+
+
+def test_doctor_fails_where_an_identity_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tracer import linearize
+
+    monkeypatch.setitem(linearize.RULE_OF, "product", ("product", lambda envoy: None))
+    monkeypatch.setattr("tracer.tracing.check_conservation", lambda result: None)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "FAILED" in result.stdout
+
+
+BAD = {
+    "empty prompt": ([""], "prompt ''"),
+    "target of several tokens": (["The keys", "--target", " arent"], "one is needed"),
+    "target without its space": (["The keys", "--target", "are"], "did you mean ' are'"),
+    "target equal to foil": (["The keys", "--target", " are", "--foil", " are"], "both target and foil"),
+    "foil alone": (["The keys", "--foil", " are"], "give a target"),
+    "counterfactual of another length": (["The keys", "--counterfactual", "The key near"], "equally long"),
+    "counterfactual with another baseline": (
+        ["The keys", "--counterfactual", "The key", "--baseline", "zero"],
+        "no effect",
+    ),
+    "unknown method": (["The keys", "--method", "magic"], "'relp'"),
+    "unknown baseline": (["The keys", "--baseline", "median"], "'mean'"),
+    "unknown metric": (["The keys", "--metric", "loss"], "'logit'"),
+    "no nodes": (["The keys", "--nodes", "0"], "at least one"),
+    "token id out of vocabulary": (["--token-ids", "1,2,99999"], "vocabulary"),
+    "token ids that are no numbers": (["--token-ids", "1,two"], "whole numbers"),
+    "text and ids": (["The keys", "--token-ids", "1,2"], "give one of them"),
+    "no prompt at all": ([], "give one of them"),
+    "position outside": (["The keys", "--positions", "7"], "3 tokens"),
+    "a folder that is no model": (["The keys", "--model", "."], "config.json"),
+    "a folder that is not there": (["The keys", "--model", "./nowhere"], "does not exist"),
+    "an id that cannot be reached": (["The keys", "--model", "nobody/nothing"], "Hugging Face"),
+    "a device that is not there": (["The keys", "--device", "cuda:77"], "GPU"),
+    "a device that is none": (["The keys", "--device", "quantum"], "is no device"),
+    "unknown dtype": (["The keys", "--dtype", "float3"], "float32"),
+    "beyond the context": (["The " * 500], "at most"),
+    "unwritable folder": (["The keys", "--out", "/proc/nowhere/run"], "cannot be written"),
+    "steps without effect": (["The keys", "--steps", "3"], "no"),
+    "rule without effect": (["The keys", "--method", "grad", "--without-rule", "norm"], "no effect"),
+    "unknown rule": (["The keys", "--without-rule", "softmax"], "must be one of"),
+    "top with a target": (["The keys", "--top", "5", "--target", " are"], "no effect"),
+    "top with a metric": (["The keys", "--top", "5", "--metric", "logit"], "no effect"),
+    "too large a top": (["The keys", "--top", "100000"], "vocabulary"),
+    "mean without a reference": (["The keys", "--baseline", "mean"], "reference"),
+    "reference that is not there": (["The keys", "--baseline", "mean", "--reference", "nowhere.txt"], "cannot be read"),
+    "excluded neuron outside": (["The keys", "--exclude", "99/1"], "layers"),
+    "excluded neuron misspelt": (["The keys", "--exclude", "3-1-2"], "LAYER/NEURON"),
+    "mass above one": (["The keys", "--mass", "2"], "at most 1"),
+    "negative threshold": (["The keys", "--threshold", "-1"], "0 or more"),
+    "revision of the demo": (["The keys", "--revision", "main"], "no effect"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_with_code_2(case: str) -> None:
+    arguments, expected = BAD[case]
+    result = run("trace", *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert expected in result.stderr
+    assert "; " in result.stderr, "no next step"
+    assert result.stdout == ""
+
+
+def test_show_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
+    result = run("show", str(tmp_path))
+    assert result.exit_code == 2
+    assert "run.json" in result.stderr

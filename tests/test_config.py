@@ -1,0 +1,97 @@
+"""Settings: every name known, every value in range, every setting with an effect."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from helpers import refused
+from pydantic import ValidationError
+
+from tracer.config import (
+    BASELINES,
+    BASES,
+    LINEAR_METRICS,
+    METHODS,
+    METRICS,
+    PATH_METHODS,
+    RULES,
+    Settings,
+    settings,
+)
+from tracer.errors import JobError
+
+WRONG: list[tuple[dict[str, object], tuple[str, ...]]] = [
+    ({"method": "attnlrp"}, ("method='attnlrp'", *METHODS)),
+    ({"baseline": "median"}, ("baseline='median'", *BASELINES)),
+    ({"basis": "residual"}, ("basis='residual'", *BASES)),
+    ({"metric": "loss"}, ("metric='loss'", *METRICS)),
+    ({"rules": ["norm", "softmax"]}, ("rules", "softmax", *sorted(RULES))),
+    ({"method": "ig", "steps": 0}, ("steps=0", "1")),
+    ({"method": "ig", "steps": "many"}, ("steps='many'",)),
+    ({"method": "ig", "steps": 2.5}, ("steps=2.5",)),
+    ({"metric": "topk", "top_k": 0}, ("top_k=0", "1")),
+    ({"method": "random", "seed": -1}, ("seed=-1", "0")),
+    ({"layers": 3}, ("layers=3",)),
+]
+WITHOUT_EFFECT: list[tuple[dict[str, object], str]] = [
+    *[({"method": method, "rules": ["norm"]}, "rules") for method in METHODS if method != "relp"],
+    *[({"method": method, "steps": 3}, "steps") for method in METHODS if method not in PATH_METHODS],
+    ({"method": "random", "baseline": "mean"}, "baseline"),
+    ({"method": "random", "baseline": "counterfactual"}, "baseline"),
+    ({"method": "conductance", "baseline": "mean"}, "mean"),
+    *[({"metric": metric, "top_k": 3}, "top_k") for metric in METRICS if metric != "topk"],
+    *[({"method": method, "seed": 3}, "seed") for method in METHODS if method != "random"],
+]
+
+
+@pytest.mark.parametrize(("values", "parts"), WRONG, ids=lambda value: str(value)[:50])
+def test_a_wrong_value_is_refused_by_name_value_and_what_is_allowed(
+    values: dict[str, object], parts: tuple[str, ...]
+) -> None:
+    with refused(JobError, *parts):
+        settings(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("values", "name"), WITHOUT_EFFECT, ids=str)
+def test_a_setting_without_effect_is_refused(values: dict[str, object], name: str) -> None:
+    with refused(JobError, name, "effect"):
+        settings(**values)  # type: ignore[arg-type]
+
+
+def test_all_rules_are_on_for_relp_alone() -> None:
+    assert settings().rules == RULES
+    for method in METHODS:
+        assert settings(method=method).rules == (RULES if method == "relp" else frozenset())
+    assert settings(rules=[]).rules == frozenset()
+    assert settings(rules=("norm",)).rules == {"norm"}
+
+
+def test_every_combination_with_an_effect_is_accepted() -> None:
+    for method, baseline, basis, metric in itertools.product(METHODS, BASELINES, BASES, METRICS):
+        if (method == "random" and baseline != "zero") or (method == "conductance" and baseline == "mean"):
+            continue
+        chosen = settings(method=method, baseline=baseline, basis=basis, metric=metric)
+        assert (chosen.method, chosen.baseline, chosen.basis, chosen.metric) == (method, baseline, basis, metric)
+
+
+def test_settings_are_frozen_and_equal_by_value() -> None:
+    chosen = settings(rules=["norm", "product"])
+    assert chosen == settings(rules=["product", "norm"])
+    assert hash(chosen) == hash(settings(rules=["product", "norm"]))
+    with pytest.raises((ValidationError, dataclasses.FrozenInstanceError)):
+        chosen.method = "grad"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_conservation_holds_for_relp_with_all_rules_and_a_linear_metric(metric: str) -> None:
+    assert settings(metric=metric).conserves == (metric in LINEAR_METRICS)
+    assert not settings(metric=metric, method="grad").conserves
+    assert not any(settings(metric=metric, rules=RULES - {rule}).conserves for rule in RULES)
+
+
+def test_settings_survive_json() -> None:
+    for method in METHODS:
+        chosen = settings(method=method)
+        assert Settings.model_validate_json(chosen.model_dump_json()) == chosen

@@ -1,0 +1,53 @@
+"""Every error a user can mend says value, rule and next step on one line."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tracer
+from tracer.errors import JobError, ModelError, RemoteError, RunError, TracerError, quoted
+
+KINDS = (JobError, ModelError, RunError, RemoteError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_a_tracer_error_and_public(kind: type[TracerError]) -> None:
+    assert issubclass(kind, TracerError)
+    assert getattr(tracer, kind.__name__) is kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_message_is_value_rule_next_step(kind: type[TracerError]) -> None:
+    problem = kind("target ' arent'", "is 2 tokens", "choose another")
+    assert str(problem) == "target ' arent': is 2 tokens; choose another"
+    assert (problem.value, problem.rule, problem.next_step) == ("target ' arent'", "is 2 tokens", "choose another")
+
+
+@given(st.text(), st.text(), st.text())
+def test_the_message_is_one_line_whatever_it_holds(value: str, rule: str, step: str) -> None:
+    text = str(TracerError(value, rule, step))
+    assert len(text.splitlines()) <= 1
+
+
+def test_an_error_survives_the_way_between_processes() -> None:
+    problem = JobError("a", "b", "c")
+    again = pickle.loads(pickle.dumps(problem))
+    assert type(again) is JobError
+    assert str(again) == str(problem)
+    assert again.next_step == "c"
+
+
+@given(st.one_of(st.text(), st.integers(), st.lists(st.text())), st.integers(4, 80))
+def test_quoted_is_short_and_on_one_line(value: object, limit: int) -> None:
+    text = quoted(value, limit)
+    assert len(text) <= limit
+    assert len(text.splitlines()) <= 1
+
+
+def test_quoted_shows_short_values_whole() -> None:
+    assert quoted(" are") == "' are'"
+    assert quoted("x" * 100) == "'" + "x" * 56 + "..."

@@ -1,0 +1,186 @@
+"""Tiny seeded random causal language models of every supported family, for tests only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+FAMILIES: tuple[str, ...] = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "olmo2",
+    "phi3",
+    "gpt_neox",
+    "gpt2",
+)
+BIAS_FREE: tuple[str, ...] = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "phi3")
+"""Families without any bias: linear, norm or position embedding."""
+SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family != "gemma2")
+"""Families that support scaled-dot-product attention."""
+
+VOCAB, UNK, BOS, EOS, PAD, FIRST = 101, 0, 1, 2, 3, 4
+_WORDS = (
+    "The the car cars near secretaries secretary are is was were has have capital of state containing city "
+    "What what Answer Dallas Texas Austin big small man men key keys cabinet parent parents runs run that"
+).split()
+
+
+def _shape(n_layers: int, d_mlp: int = 48) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": d_mlp,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+
+
+def _gemma(n_layers: int, **extra: Any) -> dict[str, Any]:
+    kinds = ["sliding_attention", "full_attention"]
+    return {
+        **_shape(n_layers),
+        "head_dim": 16,
+        "query_pre_attn_scalar": 7,
+        "sliding_window": 4,
+        "final_logit_softcapping": 2.0,
+        "layer_types": [kinds[layer % 2] for layer in range(n_layers)],
+        **extra,
+    }
+
+
+def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
+    """The model type and the configuration of a family."""
+    shape = _shape(n_layers)
+    if family in ("llama", "qwen2", "olmo2"):
+        return family, shape
+    if family == "mistral":
+        return family, {**shape, "sliding_window": 5}
+    if family == "qwen3":
+        return family, {**shape, "head_dim": 16}
+    if family == "phi3":
+        return family, {**shape, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 64}
+    if family == "gemma2":
+        return family, _gemma(n_layers, attn_logit_softcapping=1.5)
+    if family == "gemma3":
+        return "gemma3_text", _gemma(n_layers)
+    if family == "gpt_neox":
+        shape.pop("num_key_value_heads")
+        return family, {**shape, "rotary_pct": 0.5, "use_parallel_residual": True}
+    if family == "gpt2":
+        sizes = {"n_embd": 32, "n_inner": 48, "n_layer": n_layers, "n_head": 4, "n_positions": 64}
+        return family, {"vocab_size": VOCAB, **sizes}
+    raise ValueError(f"unknown family {family!r}")
+
+
+def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:
+    """Draw every parameter at a scale where norms, activations and attention all matter."""
+    draw = torch.Generator().manual_seed(seed)
+    embeddings = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is embeddings.weight
+    for module in model.modules():
+        kind = type(module).__name__
+        for name, parameter in module.named_parameters(recurse=False):
+            noise = torch.randn(parameter.shape, generator=draw)
+            if name == "bias":
+                value = 0.3 * noise * biases
+            elif parameter.ndim == 1:
+                value = 0.3 * noise + (0.0 if kind.startswith("Gemma") else 1.0)
+            elif module is embeddings:
+                small = tied or kind.startswith("Gemma")
+                value = noise * (1.5 * parameter.shape[1] ** -0.5 if small else 1.0)
+            elif isinstance(module, nn.Embedding):
+                value = 0.3 * noise * biases
+            else:
+                fan_in = parameter.shape[0] if kind == "Conv1D" else parameter.shape[1]
+                value = 1.3 * noise * fan_in**-0.5
+            if not (tied and module is head):
+                parameter.data.copy_(value)
+            parameter.requires_grad_(False)
+
+
+def tiny(
+    family: str,
+    *,
+    seed: int = 0,
+    attn: str = "eager",
+    dtype: torch.dtype = torch.float32,
+    n_layers: int = 3,
+    biases: bool = True,
+    **over: Any,
+) -> PreTrainedModel:
+    """A random model in eval mode; `biases=False` zeroes every bias and GPT-2's position embedding."""
+    model_type, settings = _config(family, n_layers)
+    special = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
+    config = AutoConfig.for_model(model_type, **{**settings, **special, **over})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn)
+    _randomise(model, seed, biases)
+    return model.to(dtype).eval()
+
+
+def batch(model: PreTrainedModel, lengths: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Random prompts that start with BOS, left-padded: `(input_ids, attention_mask)`."""
+    draw = torch.Generator().manual_seed(seed)
+    width = max(lengths)
+    ids = torch.full((len(lengths), width), PAD)
+    mask = torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        words = torch.randint(FIRST, model.config.vocab_size, (length - 1,), generator=draw)
+        ids[row, width - length :] = torch.cat([torch.tensor([BOS]), words])
+        mask[row, width - length :] = 1
+    return ids, mask
+
+
+def vocabulary(size: int = VOCAB) -> list[str]:
+    """Specials, single characters, a few words after a space, then fillers."""
+    tokens = ["<unk>", "<bos>", "<eos>", "<pad>", "Ġ", "Ċ", *"0123456789", *"abcdefghijklmnopqrstuvwxyz"]
+    tokens += [*".,?!:+'", *[f"Ġ{word}" for word in _WORDS], "The", "What", "Answer"]
+    tokens += [f"Ġfill{number}" for number in range(size - len(tokens))]
+    return tokens[:size]
+
+
+def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of whole words and single characters that puts BOS first and pads left."""
+    tokens = {token: number for number, token in enumerate(vocabulary(size))}
+    model = models.BPE(vocab=tokens, merges=[], unk_token="<unk>", ignore_merges=True)
+    fast = Tokenizer(model)
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    fast.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        unk_token="<unk>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        padding_side="left",
+        model_max_length=64,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save(model: PreTrainedModel, folder: str | Path) -> Path:
+    """Write the model and its tokenizer so that the Auto classes load the folder.
+
+    For qwen2 AutoTokenizer rebuilds the tokenizer by its own class: single characters, no BOS.
+    """
+    path = Path(folder)
+    model.save_pretrained(path)
+    tokenizer(model.config.vocab_size).save_pretrained(path)
+    return path

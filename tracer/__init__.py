@@ -1,0 +1,68 @@
+"""tracer: find circuits of MLP neurons in language models, and prove what was found.
+
+    model = tracer.load("demo")
+    prompt = tracer.Prompt("The secretaries near the car", target=" are", foil=" is")
+    circuit = tracer.trace(model, prompt, nodes=100)
+
+The names below are the whole public interface; they load on first use, so that importing tracer is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tracer.attribution import Attribution as Attribution
+    from tracer.circuit import Circuit as Circuit
+    from tracer.errors import JobError as JobError
+    from tracer.errors import ModelError as ModelError
+    from tracer.errors import RemoteError as RemoteError
+    from tracer.errors import RunError as RunError
+    from tracer.errors import TracerError as TracerError
+    from tracer.model import Model as Model
+    from tracer.model import load as load
+    from tracer.prompts import Prompt as Prompt
+    from tracer.tracing import attribute as attribute
+    from tracer.tracing import trace as trace
+
+_HOME = {
+    "Attribution": "attribution",
+    "Circuit": "circuit",
+    "JobError": "errors",
+    "Model": "model",
+    "ModelError": "errors",
+    "Prompt": "prompts",
+    "RemoteError": "errors",
+    "RunError": "errors",
+    "TracerError": "errors",
+    "attribute": "tracing",
+    "load": "model",
+    "trace": "tracing",
+}
+__all__ = [
+    "Attribution",
+    "Circuit",
+    "JobError",
+    "Model",
+    "ModelError",
+    "Prompt",
+    "RemoteError",
+    "RunError",
+    "TracerError",
+    "attribute",
+    "load",
+    "trace",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tracer' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tracer.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

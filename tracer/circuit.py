@@ -1,0 +1,281 @@
+"""A circuit: the nodes kept for one prompt, with everything needed to read them without the model.
+
+A frozen record and its tables. Knows its schemas, how to be saved and loaded (through store.py), and how to count
+itself. Refuses to know how attributions are computed, and never changes after it is made.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib.metadata
+import math
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tracer import store
+from tracer.config import ModelRecord, Settings
+from tracer.errors import JobError, RunError
+
+PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Prediction(_Record):
+    """One of the model's top tokens where the metric is read."""
+
+    token: str
+    token_id: int
+    probability: float
+
+
+class Route(_Record):
+    """A way from an embedding to a logit: its nodes, the product of its edges' shares, and that product times the
+    logit's attribution (metric units)."""
+
+    nodes: tuple[int, ...]
+    share: float
+    attribution: float
+
+
+class Circuit(_Record):
+    """The nodes kept for one prompt.
+
+    Attributes:
+        nodes: Arrow table in `store.NODES`: neurons strongest first, then embeddings by position, then logits.
+            For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
+            is the part of a node's incoming weight that the kept edges hold; `influence` the part of the logits
+            that flows through it; both are null without edges.
+        links: Arrow table in `store.EDGES`, strongest first; None where edges were not traced. `edges` has both
+            ends spelt out.
+        text, token_ids, tokens: the prompt.
+        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
+        reference: hash of the prompts behind the baseline ``mean``.
+        metric: of the prompt. `residual`: metric minus the summed embedding attributions.
+        kept_mass: share of the summed ``|attribution|`` of all neuron nodes that the kept ones hold.
+        n_total: neuron nodes the model has on this prompt.
+        n_links: direct edges among the selected nodes before pruning.
+        conserves: whether the residual had to vanish, and was checked.
+        predictions: the model's top tokens at the last position read.
+        settings, selection, model: how it was made, and from what.
+        seconds: it took.
+    """
+
+    nodes: pa.Table
+    links: pa.Table | None = None
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    target_ids: tuple[int, ...]
+    foil_ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    counterfactual_ids: tuple[int, ...] | None = None
+    reference: str | None = None
+    metric: float
+    residual: float
+    kept_mass: float
+    n_total: int
+    n_links: int = 0
+    conserves: bool
+    predictions: tuple[Prediction, ...]
+    settings: Settings
+    selection: dict[str, Any]
+    model: ModelRecord
+    user_id: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def neurons(self) -> pa.Table:
+        """The neuron nodes alone, strongest first."""
+        return self.nodes.filter(pc.field("kind") == "neuron")
+
+    @property
+    def n_nodes(self) -> int:
+        """Kept (position, neuron) pairs."""
+        return self.neurons.num_rows
+
+    @property
+    def n_neurons(self) -> int:
+        """Kept unique (layer, neuron) pairs."""
+        return self.neurons.group_by(["layer", "neuron"]).aggregate([]).num_rows
+
+    @property
+    def n_edges(self) -> int:
+        """Kept edges; 0 where edges were not traced."""
+        return 0 if self.links is None else self.links.num_rows
+
+    @property
+    def edges(self) -> pa.Table:
+        """The edges with kind, layer, position and neuron of both ends, strongest |attribution| first.
+
+        Raises:
+            JobError: the circuit was traced without edges.
+        """
+        table = self._links().drop_columns("prompt_id")
+        for end in ("source", "target"):
+            for name in ("kind", "layer", "position", "neuron"):
+                table = table.append_column(f"{end}_{name}", self.nodes[name].take(table[end]))
+        return table
+
+    def paths(self, count: int = 10) -> list[Route]:
+        """The strongest ways from an embedding to a logit: by the absolute product of shares times the logit's
+        attribution, so that paths to several logits compare in metric units.
+
+        Raises:
+            JobError: the circuit was traced without edges, or `count` is below 1.
+        """
+        if count < 1:
+            raise JobError(f"paths({count})", "at least one path must be asked for", "use 1 or more")
+        links = self._links().to_pydict()
+        kinds, layers = self.nodes["kind"].to_pylist(), self.nodes["layer"].to_pylist()
+        into: dict[int, list[tuple[int, float]]] = {}
+        for source, target, share in zip(links["source"], links["target"], links["share"], strict=True):
+            if math.isfinite(share):
+                into.setdefault(target, []).append((source, share))
+        best: dict[int, list[tuple[float, tuple[int, ...]]]] = {}
+        for node in sorted(range(len(kinds)), key=lambda one: layers[one]):
+            start = [(1.0, (node,))] if kinds[node] == "embedding" else []
+            found = start + [
+                (share * product, (*nodes, node))
+                for source, share in into.get(node, ())
+                for product, nodes in best[source]
+            ]
+            best[node] = heapq.nlargest(count, found, key=lambda path: abs(path[0]))
+        attribution = self.nodes["attribution"].to_pylist()
+        ends = [
+            Route(nodes=nodes, share=share, attribution=share * attribution[node])
+            for node, kind in enumerate(kinds)
+            if kind == "logit"
+            for share, nodes in best[node]
+        ]
+        return heapq.nlargest(count, ends, key=lambda path: abs(path.attribution))
+
+    def to_networkx(self) -> Any:
+        """The circuit as a networkx DiGraph: node and edge columns as attributes.
+
+        Raises:
+            JobError: the circuit was traced without edges.
+        """
+        import networkx
+
+        graph = networkx.DiGraph(text=self.text, metric=self.metric)
+        for row in self.nodes.drop_columns("prompt_id").to_pylist():
+            graph.add_node(row.pop("node_id"), **{name: value for name, value in row.items() if value is not None})
+        for row in self._links().drop_columns("prompt_id").to_pylist():
+            graph.add_edge(row.pop("source"), row.pop("target"), **row)
+        return graph
+
+    def _links(self) -> pa.Table:
+        if self.links is None:
+            raise JobError("circuit", "was traced without edges", "trace it again with edges (the default)")
+        return self.links
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what decides the circuit's numbers: prompt, settings, selection and weights."""
+        asked = {"token_ids", "target_ids", "foil_ids", "positions", "counterfactual_ids", "reference", "selection"}
+        job = self.model_dump(mode="json", include=asked)
+        settings = self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}
+        return store.fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The nodes of one kind (``neuron``, ``embedding``, ``logit``) as dictionaries."""
+        return self.nodes.filter(pc.field("kind") == kind).to_pylist()
+
+    def to_pandas(self) -> tuple[Any, Any]:
+        """Nodes and edges as pandas DataFrames; the edges are None where they were not traced."""
+        return self.nodes.to_pandas(), None if self.links is None else self.edges.to_pandas()
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write the circuit as a run folder of one shard (store.py).
+
+        Raises:
+            RunError: the folder cannot be written, or holds something else.
+        """
+        record = {
+            "kind": "trace",
+            "fingerprint": self.fingerprint,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "python": platform.python_version(),
+            "packages": versions(),
+            "circuit": self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+            | {"settings": self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}},
+        }
+        tables = {"prompts": self._prompts(), "nodes": self.nodes}
+        if self.links is not None:
+            tables["edges"] = self.links
+        store.write_run(Path(folder), record, tables, overwrite)
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Circuit:
+        """Read a circuit back, equal to the one saved.
+
+        Raises:
+            RunError: no circuit there, or a damaged one.
+        """
+        record, tables = store.read_run(Path(folder))
+        if record.get("kind") != "trace":
+            raise RunError(
+                f"run {str(folder)!r}",
+                "is not the run of one prompt",
+                "give a folder of 'tracer trace --out'",
+            )
+        try:
+            return cls.model_validate({**record["circuit"], "nodes": tables["nodes"], "links": tables.get("edges")})
+        except (ValidationError, KeyError, TypeError) as error:
+            raise RunError(
+                f"run {str(folder)!r}", f"run.json is damaged ({type(error).__name__})", "run it again"
+            ) from error
+
+    def _prompts(self) -> pa.Table:
+        row = {
+            "prompt_id": 0,
+            "user_id": self.user_id,
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "target_ids": list(self.target_ids),
+            "foil_ids": list(self.foil_ids),
+            "metric": self.metric,
+            "residual": self.residual,
+            "n_nodes": self.n_nodes,
+            "n_edges": self.n_edges,
+            "status": "ok",
+            "error_type": None,
+            "error": None,
+            "attempts": 1,
+            "seconds": self.seconds,
+        }
+        return pa.Table.from_pylist([row], schema=store.PROMPTS)
+
+
+def edges_table(columns: dict[str, Any]) -> pa.Table:
+    """A table in `store.EDGES` for one prompt from its columns."""
+    numbered = {"prompt_id": [0] * len(columns["source"]), **columns}
+    return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in store.EDGES})
+
+
+def nodes_table(columns: dict[str, Any]) -> pa.Table:
+    """A table in `store.NODES` for one prompt from its columns, numbered in their order."""
+    size = len(columns["kind"])
+    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), **columns}
+    return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in store.NODES})
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide numbers."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

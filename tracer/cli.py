@@ -1,0 +1,329 @@
+"""The command line: verbs, their options, and how errors are shown.
+
+Each verb imports what it needs inside itself, so that --help is instant. A `TracerError` is printed as one line and
+ends with code 2; anything else is a bug and keeps its traceback. Knows no method and no format.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracer.errors import JobError, TracerError
+
+if TYPE_CHECKING:
+    from tracer.circuit import Circuit
+    from tracer.methods import Progress
+
+app = typer.Typer(
+    help="Find circuits of MLP neurons in language models, and prove what was found.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+class Format(StrEnum):
+    """How a circuit is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def told(verb: Callable[..., None]) -> Callable[..., None]:
+    """Print a user's error as one line on standard error, and end with code 2."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except TracerError as error:
+            typer.secho(f"error: {error}", fg="red", err=True)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
+Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
+
+
+@app.command()
+@told
+def trace(
+    text: Annotated[str | None, typer.Argument(help="The prompt; or give --token-ids.", show_default=False)] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Token asked about, with its space: " are". Repeat for several. Default: the model\'s own top token.'
+        ),
+    ] = None,
+    foil: Annotated[
+        list[str] | None, typer.Option(help="Wrong token; the metric becomes the logit difference.")
+    ] = None,
+    counterfactual: Annotated[
+        str | None, typer.Option(help="Paired prompt of equal length; the baseline becomes 'counterfactual'.")
+    ] = None,
+    token_ids: Annotated[str | None, typer.Option(help="The prompt as ids: '1,351,95'.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Where the logits are read: '-1' or '3,5'. Default: the last.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (the default), bfloat16, float16, float64, int8, nf4, fp4.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="relp, grad, ig, conductance, ig-activation, exact, delta, random.")
+    ] = "relp",
+    baseline: Annotated[str | None, typer.Option(help="zero, mean, counterfactual. Default: zero.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: the mean baseline is taken over it.")
+    ] = None,
+    basis: Annotated[str, typer.Option(help="activation (neurons) or output (of the MLP).")] = "activation",
+    metric: Annotated[str, typer.Option(help="auto, logit, difference, logprob, centred.")] = "auto",
+    top: Annotated[
+        int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.")
+    ] = None,
+    without_rule: Annotated[
+        list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the method random.")] = 0,
+    nodes: Annotated[int, typer.Option(help="Nodes to keep, strongest first.")] = 200,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep |attribution| >= this share of |metric| (paper: .005).")
+    ] = None,
+    mass: Annotated[
+        float | None, typer.Option(help="Keep the fewest nodes with this share of all |attribution|.")
+    ] = None,
+    skip_first: Annotated[bool, typer.Option("--skip-first", help="Leave out position 0 (BOS).")] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A neuron never taken, as LAYER/NEURON. Repeatable.")
+    ] = None,
+    edges: Annotated[bool, typer.Option(help="Trace the direct edges between the nodes kept.")] = True,
+    edge_share: Annotated[
+        float, typer.Option(help="Keep edges with at least this |share| of their target (paper: .01).")
+    ] = 0.01,
+    edge_attribution: Annotated[
+        float | None, typer.Option(help="Keep edges with at least this |attribution|, in logits.")
+    ] = None,
+    top_edges: Annotated[int | None, typer.Option(help="Keep at most this many edges.")] = None,
+    node_influence: Annotated[
+        float | None, typer.Option(help="Keep the fewest nodes with this share of all influence (usual: .8).")
+    ] = None,
+    edge_influence: Annotated[
+        float | None, typer.Option(help="Keep the fewest edges with this share of the influence (usual: .98).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Save the run folder here (Parquet and run.json).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
+    rows: Rows = 20,
+    style: Style = Format.table,
+) -> None:
+    """Trace one prompt: which MLP neurons, at which positions, make the model say that.
+
+    Example: tracer trace "The secretaries near the car" --target " are" --foil " is"
+    """
+    import tracer
+    from tracer import store
+    from tracer.config import RULES
+    from tracer.pruning import Pruning
+
+    prompt = tracer.Prompt(
+        text=text,
+        token_ids=_numbers(token_ids, "--token-ids"),
+        target=target or None,
+        foil=foil or None,
+        counterfactual=counterfactual,
+        positions=_numbers(positions, "--positions"),
+    )
+    chosen = baseline or ("counterfactual" if counterfactual is not None else "zero")
+    if counterfactual is not None and chosen != "counterfactual":
+        raise JobError("--counterfactual", f"has no effect with baseline {chosen!r}", "leave one of them out")
+    if top is not None and metric != "auto":
+        raise JobError(f"--metric {metric}", "has no effect with --top", "leave one of them out")
+    others = _lines(reference) if reference is not None else None
+    rules = _rules(without_rule, method, RULES)
+    pruning = None
+    if edges:
+        pruning = Pruning(edge_share, edge_attribution, top_edges, node_influence, edge_influence)
+    excluded = [_neuron(one) for one in exclude or ()]
+    if out is not None:
+        store.check_place(out)
+    _quiet()
+    loaded = tracer.load(model, revision=revision, device=device, device_map=device_map, dtype=dtype)
+    with _Bar(f"{method} on {model}") as bar:
+        circuit = tracer.trace(
+            loaded,
+            prompt,
+            nodes,
+            method,
+            baseline=chosen,
+            basis=basis,
+            rules=rules,
+            steps=steps,
+            metric="topk" if top is not None else metric,
+            top_k=top if top is not None else 5,
+            seed=seed,
+            reference=others,
+            threshold=threshold,
+            mass=mass,
+            skip_first=skip_first,
+            exclude=excluded,
+            edges=edges,
+            pruning=pruning,
+            progress=bar,
+        )
+    _show(circuit, style, rows)
+    if out is not None:
+        circuit.save(out, overwrite)
+        typer.echo(f"saved to {out}; 'tracer show {out}' prints it again", err=style is not Format.table)
+
+
+@app.command()
+@told
+def show(
+    folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
+    rows: Rows = 20,
+    style: Style = Format.table,
+) -> None:
+    """Print a saved circuit again."""
+    from tracer.circuit import Circuit
+
+    _show(Circuit.load(folder), style, rows)
+
+
+@app.command()
+@told
+def doctor(
+    model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
+) -> None:
+    """Versions, devices, memory, and the method's identities measured on a model."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tracer import doctor as checkup
+
+    _quiet()
+    console = Console()
+    for title, found in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
+        table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        for name, value in found.items():
+            table.add_row(name, escape(value))
+        console.print(table, "")
+    checks = checkup.identities(model)
+    table = Table(
+        title=f"Identities on {escape(model)}",
+        title_justify="left",
+        box=None,
+        show_header=False,
+        padding=(0, 2, 0, 0),
+    )
+    for check in checks:
+        table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
+    console.print(table)
+    if not all(check.holds for check in checks):
+        typer.secho("error: an identity fails; numbers from this installation cannot be trusted", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _show(circuit: Circuit, style: Format, rows: int) -> None:
+    from rich.console import Console
+
+    from tracer import report
+
+    if style is Format.table:
+        Console(width=None if sys.stdout.isatty() else 140).print(report.circuit_table(circuit, rows))
+    else:
+        typer.echo(report.circuit_json(circuit) if style is Format.json else report.circuit_csv(circuit).rstrip())
+
+
+class _Bar:
+    """A progress bar on standard error for methods of many passes; nothing where there is no terminal."""
+
+    def __init__(self, name: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task(name, total=None)
+
+    def __enter__(self) -> Progress:
+        self.bar.__enter__()
+        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+
+def _quiet() -> None:
+    """Keep the terminal for our own output: the libraries' warnings and bars tell a user nothing here."""
+    import logging
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _numbers(value: str | None, option: str) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.replace(",", " ").split()]
+    except ValueError:
+        raise JobError(
+            f"{option} {value!r}", "must be whole numbers", "separate them by commas, as in '1,351,95'"
+        ) from None
+
+
+def _neuron(value: str) -> tuple[int, int]:
+    layer, slash, neuron = value.partition("/")
+    if not (slash and layer.isdecimal() and neuron.isdecimal()):
+        raise JobError(f"--exclude {value!r}", "must be LAYER/NEURON", "write it as in '3/120'")
+    return int(layer), int(neuron)
+
+
+def _rules(off: list[str] | None, method: str, rules: frozenset[str]) -> frozenset[str] | None:
+    if not off:
+        return None
+    if unknown := sorted(set(off) - rules):
+        raise JobError(f"--without-rule {unknown[0]}", f"must be one of {', '.join(sorted(rules))}", "choose one")
+    if method != "relp":
+        raise JobError(f"--without-rule {off[0]}", f"has no effect with method {method!r}", "leave it out")
+    return rules - frozenset(off)
+
+
+def _lines(path: Path) -> list[Any]:
+    import tracer
+
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(
+            f"--reference {str(path)!r}", f"cannot be read ({error})", "give a text file, a prompt a line"
+        ) from None
+    if not lines:
+        raise JobError(f"--reference {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")
+    return [tracer.Prompt(line) for line in lines]

@@ -1,0 +1,117 @@
+"""The settings of one attribution as a frozen, validated record.
+
+Knows the names of methods, baselines, bases, metrics and RelP rules, and which of them go together; a setting
+that would have no effect is refused. Refuses to know any model, prompt or file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tracer.errors import JobError, quoted
+
+Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random"]
+Baseline = Literal["zero", "mean", "counterfactual"]
+Basis = Literal["activation", "output"]
+MetricKind = Literal["auto", "logit", "difference", "topk", "logprob", "centred"]
+Rule = Literal["norm", "attention", "activation", "product"]
+
+METHODS: tuple[str, ...] = get_args(Method)
+BASELINES: tuple[str, ...] = get_args(Baseline)
+BASES: tuple[str, ...] = get_args(Basis)
+METRICS: tuple[str, ...] = get_args(MetricKind)
+RULES: frozenset[str] = frozenset(get_args(Rule))
+PATH_METHODS = frozenset({"ig", "conductance", "ig-activation"})
+DEFAULT_STEPS = 10
+DEFAULT_TOP_K = 5
+
+# Metrics that are linear in the logits: only for these does a linearised model conserve relevance.
+LINEAR_METRICS = frozenset({"logit", "difference", "topk", "centred"})
+
+
+class Settings(BaseModel):
+    """How nodes are attributed (method.md sections 2 and 3).
+
+    Attributes:
+        method: how the gradient is taken; ``relp`` is one pass over the linearised model.
+        baseline: what a neuron is compared with.
+        basis: ``activation`` (input of the down projection) or ``output`` (its output).
+        metric: one number per prompt; ``auto`` is the logit difference with a foil, else the target logit.
+        rules: the RelP rules that are on; empty unless the method is ``relp``.
+        steps: interpolation steps of ``ig``, ``conductance`` and ``ig-activation``.
+        top_k: how many of the model's top tokens the metric ``topk`` sums.
+        seed: of the method ``random``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Method = "relp"
+    baseline: Baseline = "zero"
+    basis: Basis = "activation"
+    metric: MetricKind = "auto"
+    rules: frozenset[Rule] = frozenset()
+    steps: int = Field(DEFAULT_STEPS, ge=1)
+    top_k: int = Field(DEFAULT_TOP_K, ge=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Settings:
+        if self.method != "relp" and self.rules:
+            raise ValueError(f"rules only have an effect with method 'relp', not {self.method!r}")
+        if self.method not in PATH_METHODS and self.steps != DEFAULT_STEPS:
+            raise ValueError(f"steps only have an effect with {sorted(PATH_METHODS)}, not {self.method!r}")
+        if self.metric != "topk" and self.top_k != DEFAULT_TOP_K:
+            raise ValueError(f"top_k only has an effect with metric 'topk', not {self.metric!r}")
+        if self.method != "random" and self.seed:
+            raise ValueError(f"seed only has an effect with method 'random', not {self.method!r}")
+        if self.method == "random" and self.baseline != "zero":
+            raise ValueError("a baseline has no effect with method 'random'")
+        if self.method == "conductance" and self.baseline == "mean":
+            raise ValueError("the baseline 'mean' has no effect with method 'conductance'")
+        return self
+
+    @property
+    def conserves(self) -> bool:
+        """Whether relevance must be conserved on a bias-free model (method.md section 8, identity 2)."""
+        return self.method == "relp" and self.rules == RULES and self.metric in LINEAR_METRICS
+
+
+class ModelRecord(BaseModel):
+    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    revision: str | None
+    family: str
+    fingerprint: str
+    dtype: str
+    n_layers: int
+    d_model: int
+    d_mlp: int
+
+
+def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
+    """`Settings` from arguments; `rules=None` means all of them for ``relp`` and none elsewhere.
+
+    Raises:
+        JobError: an unknown name, a value out of range, or a setting without effect.
+    """
+    if rules is None:
+        rules = RULES if values.get("method", "relp") == "relp" else ()
+    try:
+        return Settings(rules=frozenset(rules), **values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise as_job_error(error) from None
+
+
+def as_job_error(error: ValidationError) -> JobError:
+    """The first problem of a pydantic error as value, rule, next step."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    value = name if name == "settings" else f"{name.split('.')[0]}={quoted(first['input'])}"
+    return JobError(value, rule, "change or leave out that setting")

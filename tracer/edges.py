@@ -1,0 +1,119 @@
+"""The graph engine: direct edges between nodes, from one forward (method.md section 4).
+
+*replay* (replay.py) is matrix products over the frozen linear map. *autograd* takes the same gradients through the
+linearised model itself, MLPs cut: it is the truth the replay is tested against, and serves where weights cannot be
+read (quantised, offloaded) or rules are switched off.
+
+Knows which engine applies and what an edge's numbers mean. Refuses to know nnsight, selection and files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tracer import passes
+from tracer.config import RULES
+from tracer.errors import ModelError
+from tracer.model import Model
+from tracer.replay import Graph, Replay
+
+WORKSPACE = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Direct edges of one prompt, dense. Sources: the neurons as given, then every embedding by position. Targets:
+    the neurons as given, then the logits as given.
+
+    Attributes:
+        weight: of each edge, in units of the target's activation; 0 where no direct path exists.
+        incoming: of each target, summed over *all* neurons and embeddings of the model, kept or not.
+        source_values: of the neurons. target_values: of the neurons and logits.
+    """
+
+    weight: Float[Tensor, "target source"]
+    incoming: Float[Tensor, " target"]
+    source_values: Float[Tensor, " neuron"]
+    target_values: Float[Tensor, " target"]
+
+
+def direct_edges(
+    model: Model,
+    token_ids: tuple[int, ...],
+    neurons: Int[Tensor, "neuron 3"],
+    logits: Int[Tensor, "logit 2"],
+    *,
+    basis: str = "activation",
+    rules: frozenset[str] = RULES,
+    engine: str = "auto",
+    direction: str = "auto",
+    workspace: int = WORKSPACE,
+) -> Edges:
+    """All direct edges among neurons, embeddings and logits of one prompt.
+
+    Without biases the incoming weights of a target add up to its value over all sources (method.md section 8, 3-4).
+
+    Args:
+        neurons: (layer, position, neuron) rows; `neuron` indexes the basis.
+        logits: (position, token) rows.
+        rules: of the linearisation; the replay needs all of them.
+        engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
+        direction: of the replay, ``up``, ``down``, or ``auto`` for the cheaper one.
+        workspace: bytes the replay may hold at a time, beside the edges themselves.
+
+    Raises:
+        ModelError: the replay was asked for where it does not apply.
+    """
+    graph = Graph(tuple(token_ids), neurons, logits, basis)
+    possible = rules == RULES and model.weights_readable
+    if engine == "replay" and not possible:
+        raise ModelError(
+            "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
+        )
+    if engine == "autograd" or not possible:
+        return _by_autograd(model, graph, rules)
+    replay = Replay(model, graph, workspace)
+    weight, incoming = replay.run(direction)
+    values = torch.cat([replay.values, replay.frozen.logits.cpu()])
+    return Edges(weight, incoming, replay.values, values)
+
+
+def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
+    """Batched vector-Jacobian products through the linearised model, MLPs cut."""
+    by_layer = graph.by_layer(model.n_layers)
+    batch = passes.Batch((graph.token_ids,))
+    values, embedding = passes.values(model, batch, basis=graph.basis)
+    values, embedding = values[0], embedding[0]
+    order = torch.cat([graph.in_layer(layer) for layer in range(model.n_layers)])
+    n_neurons, n_logits, length = len(graph.neurons), len(graph.logits), len(graph.token_ids)
+    weight = torch.zeros(n_neurons + n_logits, n_neurons + length)
+    incoming = torch.zeros(n_neurons + n_logits)
+    rows = torch.cat([order, n_neurons + torch.arange(n_logits)])
+    for part, slopes, to_embedding in passes.direct_gradients(
+        model, graph.token_ids, by_layer, graph.logits, basis=graph.basis, rules=rules
+    ):
+        for layer, slope in enumerate(slopes):
+            mine = graph.in_layer(layer)
+            _, position, neuron = graph.neurons[mine].unbind(-1)
+            picked = slope[:, position, neuron] * values[layer][position, neuron]
+            weight[rows[part][:, None], mine[None]] = picked
+            incoming[rows[part]] += (slope * values[layer]).sum((1, 2))
+        mine = (to_embedding * embedding).sum(-1)
+        weight[rows[part], n_neurons:] = mine
+        incoming[rows[part]] += mine.sum(-1)
+    layer, position, neuron = graph.neurons.unbind(-1)
+    mine = values[layer, position, neuron]
+    return Edges(weight, incoming, mine, torch.cat([mine, _logit_values(model, graph)]))
+
+
+def _logit_values(model: Model, graph: Graph) -> Tensor:
+    if not len(graph.logits):
+        return torch.empty(0)
+    length = len(graph.token_ids)
+    kept = length - int(graph.logits[:, 0].min())
+    logits = passes.logits(model, passes.Batch((graph.token_ids,)), kept)[0]
+    return logits[graph.logits[:, 0] - length, graph.logits[:, 1]]

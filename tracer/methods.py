@@ -1,0 +1,227 @@
+"""Which passes each attribution method needs, and how they combine, for one batch (method.md section 2).
+
+Knows the methods as arithmetic over passes: every tensor here is left-padded, as passes see it. Refuses to know
+nnsight (passes.py), prompts beyond their token ids, and what is done with the result (tracing.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer import passes
+from tracer.attribution import noise
+from tracer.config import Settings
+from tracer.metrics import Metric
+from tracer.model import Model
+from tracer.prompts import Batch
+from tracer.shapes import PaddedNodes, PerPrompt
+
+Progress = Callable[[int, int], None]
+
+# Rows of one batch of ablations: more gain nothing on a CPU and little on a GPU.
+EXACT_ROWS = 512
+
+
+class Result(NamedTuple):
+    """What a method finds: padded, float32 on the CPU, not yet cleared of padding."""
+
+    nodes: PaddedNodes
+    activations: PaddedNodes
+    embeddings: Float[Tensor, "prompt column"]
+    metric: PerPrompt
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch on its way through a method.
+
+    Attributes:
+        paired: the counterfactual batch, where the baseline is ``counterfactual``.
+        baseline: of every node, padded; zero where it is a number.
+        budget: bytes a pass may use.
+    """
+
+    model: Model
+    batch: Batch
+    paired: Batch | None
+    metric: Metric
+    settings: Settings
+    baseline: Tensor | float
+    budget: int
+    progress: Progress | None
+
+    def report(self, done: int, total: int) -> None:
+        """Tell the caller how far the method is."""
+        if self.progress is not None:
+            self.progress(done, total)
+
+
+def run(work: Work) -> Result:
+    """Attribute one batch by the method its settings name."""
+    return METHODS[work.settings.method](work)
+
+
+def _by_gradient(work: Work) -> Result:
+    """relp and grad: one pass. The embedding's own baseline is zero, so that RelP's conservation shows."""
+    reading = passes.gradients(
+        work.model, work.batch, work.metric, rules=frozenset(work.settings.rules), basis=work.settings.basis
+    )
+    work.report(1, 1)
+    nodes = (reading.values - work.baseline) * reading.gradients
+    return Result(nodes, reading.values, (reading.embedding * reading.embedding_gradient).sum(-1), reading.metric)
+
+
+def _along_path(work: Work) -> Result:
+    """ig and conductance: the embedding moves from e' (zero, or the counterfactual's) to e in equal steps."""
+    chosen, model = work.settings, work.model
+    start_values, end_values, start, end = _path_ends(work)
+    total = torch.zeros_like(end_values)
+    slope = torch.zeros_like(end)
+    previous, score = start_values, torch.zeros(work.metric.n_prompts)
+    for step in range(1, chosen.steps + 1):
+        at = start + (end - start) * (step / chosen.steps) if step < chosen.steps else end
+        reading = passes.gradients(model, work.batch, work.metric, basis=chosen.basis, embedding=at)
+        if chosen.method == "ig":
+            total += reading.gradients / chosen.steps
+        else:
+            total += reading.gradients * (reading.values - previous)
+        previous, score = reading.values, reading.metric
+        slope += reading.embedding_gradient / chosen.steps
+        work.report(step, chosen.steps)
+    if chosen.method == "ig":
+        total *= end_values - (start_values if chosen.baseline == "zero" else work.baseline)
+    return Result(total, end_values, ((end - start) * slope).sum(-1), score)
+
+
+def _path_ends(work: Work) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Node values and embeddings at both ends of the path."""
+    basis = work.settings.basis
+    end_values, end = passes.values(work.model, work.batch, basis=basis)
+    if work.paired is not None:
+        start_values, start = passes.values(work.model, work.paired, basis=basis)
+    else:
+        start = torch.zeros_like(end)
+        start_values, _ = passes.values(work.model, work.batch, basis=basis, embedding=start)
+    return start_values, end_values, start, end
+
+
+def _along_activations(work: Work) -> Result:
+    """ig-activation: one layer's neurons at a time move from their values towards the baseline; the embeddings are
+    one more such layer."""
+    chosen, model = work.settings, work.model
+    values, embedding = passes.values(model, work.batch, basis=chosen.basis)
+    away, total = values - work.baseline, torch.zeros_like(values)
+    fractions = [step / chosen.steps for step in range(chosen.steps)]
+    n_passes = (model.n_layers + 1) * chosen.steps
+    for layer in range(model.n_layers):
+        for step, alpha in enumerate(fractions):
+            at = values[:, layer] - away[:, layer] * alpha
+            slope, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
+            total[:, layer] += slope / chosen.steps
+            work.report(layer * chosen.steps + step + 1, n_passes)
+    back, slope = embedding - _start(work, embedding), torch.zeros_like(embedding)
+    score = torch.zeros(work.metric.n_prompts)
+    for step, alpha in reversed(list(enumerate(fractions))):
+        reading = passes.gradients(
+            model, work.batch, work.metric, basis=chosen.basis, embedding=embedding - back * alpha
+        )
+        slope += reading.embedding_gradient / chosen.steps
+        score = reading.metric
+        work.report(n_passes - step, n_passes)
+    return Result(total * away, values, (back * slope).sum(-1), score)
+
+
+def _start(work: Work, embedding: Tensor) -> Tensor:
+    """What embeddings are compared with: zero, or the counterfactual's."""
+    if work.paired is None:
+        return torch.zeros_like(embedding)
+    return passes.values(work.model, work.paired, basis=work.settings.basis)[1]
+
+
+def _by_ablation(work: Work) -> Result:
+    """exact: the metric's true change when one node goes to its baseline, many nodes to a batch."""
+    values, embedding = passes.values(work.model, work.batch, basis=work.settings.basis)
+    start = _start(work, embedding)
+    baseline = work.baseline if isinstance(work.baseline, Tensor) else torch.zeros_like(values)
+    nodes, embeddings, scores = torch.zeros_like(values), torch.zeros(embedding.shape[:2]), []
+    total = sum(len(ids) for ids in work.batch.token_ids) * work.model.n_layers * values.shape[-1]
+    done = 0
+    for row, ids in enumerate(work.batch.token_ids):
+        first = work.batch.width - len(ids)
+        for layer in range(work.model.n_layers):
+            effects = _ablate_layer(work, row, layer, baseline[row, layer, first:])
+            nodes[row, layer, first:] = effects
+            done += effects.numel()
+            work.report(done, total)
+        effects, score = _ablate_embeddings(work, row, embedding[row, first:], start[row, first:])
+        embeddings[row, first:] = effects
+        scores.append(score)
+    return Result(nodes, values, embeddings, torch.stack(scores))
+
+
+def _ablate_layer(work: Work, row: int, layer: int, baseline: Tensor) -> Tensor:
+    """Effects of one prompt's nodes in one layer [pos, neuron]. Row 0 of each batch is left whole: the difference
+    is then between rows that went through the same kernels."""
+    ids = work.batch.token_ids[row]
+    flat = torch.arange(baseline.numel())
+    effects = torch.empty(baseline.numel())
+    rows = max(1, work.budget // (work.model.bytes_per_token(gradient=False) * len(ids)) - 1)
+    for part in flat.split(min(rows, EXACT_ROWS)):
+        count = len(part)
+        where = (torch.arange(1, count + 1), part // baseline.shape[1], part % baseline.shape[1])
+        score = passes.ablated(
+            work.model,
+            Batch((ids,) * (count + 1)),
+            work.metric.repeat(row, count + 1),
+            layer=layer,
+            where=where,
+            to=baseline.flatten()[part],
+            basis=work.settings.basis,
+        )
+        effects[part] = score[0] - score[1:]
+    return effects.view_as(baseline)
+
+
+def _ablate_embeddings(work: Work, row: int, embedding: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Effect of each token's embedding going to zero (or to the counterfactual's), and the metric itself."""
+    length = len(embedding)
+    stacked = embedding.expand(length + 1, -1, -1).clone()
+    stacked[torch.arange(1, length + 1), torch.arange(length)] = start
+    batch = Batch((work.batch.token_ids[row],) * (length + 1))
+    score = passes.from_embedding(work.model, batch, work.metric.repeat(row, length + 1), stacked)
+    return score[0] - score[1:], score[0]
+
+
+def _control(work: Work) -> Result:
+    """delta and random: how far values are from their baseline, and noise. One forward for the metric."""
+    values, embedding = passes.values(work.model, work.batch, basis=work.settings.basis)
+    score = passes.from_embedding(work.model, work.batch, work.metric, embedding)
+    work.report(1, 1)
+    if work.settings.method == "delta":
+        return Result(
+            (values - work.baseline).abs(), values, (embedding - _start(work, embedding)).abs().sum(-1), score
+        )
+    nodes, embeddings = torch.zeros_like(values), torch.zeros(embedding.shape[:2])
+    for row, ids in enumerate(work.batch.token_ids):
+        first, (_, n_layers, _, n_neurons) = work.batch.width - len(ids), values.shape
+        drawn = noise(ids, (n_layers + 1, len(ids), n_neurons), work.settings.seed)
+        nodes[row, :, first:], embeddings[row, first:] = drawn[:-1], drawn[-1, :, 0]
+    return Result(nodes, values, embeddings, score)
+
+
+METHODS: dict[str, Callable[[Work], Result]] = {
+    "relp": _by_gradient,
+    "grad": _by_gradient,
+    "ig": _along_path,
+    "conductance": _along_path,
+    "ig-activation": _along_activations,
+    "exact": _by_ablation,
+    "delta": _control,
+    "random": _control,
+}

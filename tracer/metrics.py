@@ -1,0 +1,78 @@
+"""One number per prompt from the logits, as arithmetic on plain tensors.
+
+Every metric of method.md section 2 is a weighted sum of entries of a function of the logits: the identity,
+the log-softmax, or the logits minus their vocabulary mean. Knows no model and no tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tracer.shapes import Logits, PerPrompt
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A batch's metric: ``metric[p] = sum of weight * f(logits)[row, column, token]`` over entries of row p.
+
+    Attributes:
+        kind: ``logit``, ``difference``, ``topk`` (f: identity), ``logprob`` (log-softmax) or ``centred``.
+        row, column, token: index of each entry; `column` counts from the end, -1 being the last.
+        weight: of each entry.
+        n_prompts: rows of the batch.
+    """
+
+    kind: str
+    row: Int[Tensor, " entry"]
+    column: Int[Tensor, " entry"]
+    token: Int[Tensor, " entry"]
+    weight: Float[Tensor, " entry"]
+    n_prompts: int
+
+    @property
+    def kept(self) -> int:
+        """How many columns, counted from the end, the metric needs."""
+        return int(-self.column.min()) if len(self.column) else 1
+
+    def read(self, logits: Logits) -> PerPrompt:
+        """The metric of each prompt, float32, differentiable in `logits` (the last `kept` columns or more)."""
+        at = logits[self.row.to(logits.device), self.column.to(logits.device)].float()
+        if self.kind == "logprob":
+            at = torch.log_softmax(at, dim=-1)
+        picked = at.gather(-1, self.token.to(at.device)[:, None])[:, 0]
+        if self.kind == "centred":
+            picked = picked - at.mean(-1)
+        total = torch.zeros(self.n_prompts, dtype=at.dtype, device=at.device)
+        return total.index_add(0, self.row.to(at.device), picked * self.weight.to(at.device))
+
+    def repeat(self, prompt: int, times: int) -> Metric:
+        """The metric of one prompt for a batch that holds it `times` times."""
+        mine = self.row == prompt
+        entries = int(mine.sum())
+        return Metric(
+            self.kind,
+            torch.arange(times).repeat_interleave(entries),
+            self.column[mine].repeat(times),
+            self.token[mine].repeat(times),
+            self.weight[mine].repeat(times),
+            times,
+        )
+
+
+def entries(
+    positions: Sequence[int], targets: Sequence[int], foils: Sequence[int], kind: str
+) -> list[tuple[int, int, float]]:
+    """The (position, token, weight) terms of one prompt's metric.
+
+    Targets (and foils) are averaged, ``topk`` is summed; positions are averaged.
+    """
+    target_weight = 1.0 if kind == "topk" else 1.0 / len(targets)
+    terms = [(token, target_weight) for token in targets]
+    if kind == "difference":
+        terms += [(token, -1.0 / len(foils)) for token in foils]
+    return [(pos, token, weight / len(positions)) for pos in positions for token, weight in terms]
