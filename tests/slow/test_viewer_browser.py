@@ -1,0 +1,560 @@
+"""The page in a real Chromium, opened from a file: what a reader sees, reaches, saves and loads.
+
+Times are printed, never asserted: they belong to the machine. Skipped where there is no chromium or no selenium.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tracer import viewer
+
+sys.path.append(str(Path(__file__).parents[1]))
+from test_viewer import MALICIOUS, payload
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver on this machine"),
+    pytest.mark.filterwarnings("default"),
+]
+FLAGS = (
+    "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update "
+    "disable-sync window-size=1440,900"
+)
+SVG = "{http://www.w3.org/2000/svg}"
+SMALL = payload(49, 300, n_layers=6)
+LARGE = payload(4989, 100_000, n_layers=24)
+
+
+class Page:
+    """One page in the browser, with the few moves the tests make."""
+
+    def __init__(self, driver: Any, downloads: Path) -> None:
+        self.driver, self.downloads = driver, downloads
+
+    def js(self, code: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def state(self) -> dict[str, Any]:
+        return self.js("return tracerPage.state()")
+
+    def find(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements("css selector", selector)
+
+    def text(self, selector: str) -> str:
+        return self.js("return document.querySelector(arguments[0]).textContent", selector)
+
+    def click(self, selector: str) -> None:
+        self.find(selector).click()
+
+    def select(self, row: int) -> None:
+        self.js("tracerPage.select(arguments[0])", row)
+        self.frames()
+
+    def frames(self) -> None:
+        """Wait until what was asked for is drawn."""
+        self.driver.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+        )
+
+    def slide(self, name: str, step: int) -> None:
+        self.js(
+            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event('input', { bubbles: true }))",
+            name,
+            step,
+        )
+        self.frames()
+
+    def keys(self, *pressed: str) -> None:
+        ActionChains(self.driver).send_keys(*pressed).perform()
+        self.frames()
+
+    def hover(self, row: int) -> None:
+        canvas, at = self.find("#canvas"), self.js("return tracerPage.position(arguments[0])", row)
+        x, y = at["x"] - canvas.rect["width"] / 2, at["y"] - canvas.rect["height"] / 2
+        ActionChains(self.driver).move_to_element_with_offset(canvas, round(x), round(y)).perform()
+        self.frames()
+
+    def pin(self, *rows: int) -> None:
+        for row in rows:
+            self.select(row)
+            self.click("#chosen [data-key=pin]")
+
+    def group(self, name: str, *rows: int) -> None:
+        self.pin(*rows)
+        self.find("#group-name").send_keys(name)
+        self.click("#group-form button")
+
+    def saved(self, name: str) -> bytes:
+        path, deadline = self.downloads / name, time.monotonic() + 20
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return path.read_bytes()
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in FLAGS.split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('profile')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[[viewer.Payload], Page]]:
+    """Opens pages from files, and sees at the end that none complained."""
+    pages: list[Page] = []
+
+    def opened(made: viewer.Payload) -> Page:
+        path = tmp_path / f"page{len(pages)}.html"
+        path.write_text(viewer.page(made), encoding="utf-8")
+        browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+        browser.get(path.as_uri())
+        pages.append(Page(browser, tmp_path))
+        pages[-1].frames()
+        return pages[-1]
+
+    yield opened
+    assert [text for page in pages for text in page.complaints()] == []
+
+
+@pytest.fixture
+def small(open_page: Callable[[viewer.Payload], Page]) -> Page:
+    return open_page(SMALL)
+
+
+def strongest(made: viewer.Payload, end: str, row: int, measure: str = "attribution") -> list[int]:
+    """The other ends of a node's edges, strongest first."""
+    other = "target" if end == "source" else "source"
+    size = np.abs(np.nan_to_num(getattr(made.edges, measure)))
+    mine = np.flatnonzero(getattr(made.edges, end) == row)
+    order = mine[np.argsort(-size[mine], kind="stable")]
+    return [int(at) for at in getattr(made.edges, other)[order]]
+
+
+def busiest(made: viewer.Payload) -> int:
+    n = len(made.nodes.kind)
+    into, out = (np.bincount(ends, minlength=n) for ends in (made.edges.target, made.edges.source))
+    return int(np.argmax(np.minimum(into, out)))
+
+
+@pytest.mark.parametrize("made", [SMALL, LARGE], ids=["60 nodes", "5,000 nodes, 100,000 edges"])
+def test_opens_and_answers(
+    made: viewer.Payload,
+    open_page: Callable[[viewer.Payload], Page],
+    record_property: Callable[[str, object], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page, times = open_page(made), {}
+    n = len(made.nodes.kind)
+
+    def note(what: str) -> None:
+        page.frames()
+        stats = page.js("return tracerPage.stats")
+        times[what] = stats["lastInteractionMs"]
+
+    page.select(busiest(made))
+    note("select")
+    page.hover(n - 1)
+    note("hover")
+    page.slide("node-threshold", 500)
+    note("node slider")
+    page.slide("node-threshold", 0)
+    page.slide("edge-threshold", 300)
+    note("edge slider")
+    page.find("#search").send_keys(" the")
+    note("search")
+    page.click("#zoom-in")
+    note("zoom")
+    page.js("document.getElementById('measure').value = 'share'")
+    page.js("document.getElementById('measure').dispatchEvent(new Event('change', { bubbles: true }))")
+    note("other measure")
+    first = page.js("return tracerPage.stats.firstPaintMs")
+    contentful = page.js("return performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? NaN")
+    told = ", ".join(f"{what} {value:.0f}" for what, value in times.items())
+    told = f"{n} nodes, {len(made.edges.source)} edges: first paint {first:.0f} ms (browser: {contentful:.0f}); {told}"
+    record_property("milliseconds", told)
+    with capsys.disabled():
+        print(f"\n{told}")  # noqa: T201
+    assert math.isfinite(first)
+    assert all(math.isfinite(value) for value in times.values())
+    assert page.state()["shownNodes"] == n
+
+
+def test_an_empty_circuit_opens(open_page: Callable[[viewer.Payload], Page]) -> None:
+    made = payload(3, 0)
+    none = {field.name: getattr(made.nodes, field.name)[:0] for field in dataclasses.fields(made.nodes)}
+    page = open_page(dataclasses.replace(made, nodes=dataclasses.replace(made.nodes, **none)))
+    page.click("#canvas")
+    page.keys(Keys.ARROW_UP, Keys.ENTER, "p", "]")
+    assert page.state()["shownNodes"] == 0
+
+
+def test_the_chosen_nodes_edges_are_listed_strongest_first(small: Page) -> None:
+    row = busiest(SMALL)
+    small.select(row)
+    for direction, end in (("incoming", "target"), ("outgoing", "source")):
+        listed = [int(b.get_attribute("data-row")) for b in small.all(f"[data-direction={direction}] button")]
+        assert listed == strongest(SMALL, end, row)[:60]
+        assert len(listed) > 1
+    first = small.find("[data-direction=incoming] button")
+    goal = int(first.get_attribute("data-row"))
+    first.click()
+    assert small.state()["selected"] == goal
+    assert small.js("return document.activeElement.id") == "chosen"
+
+
+def test_directions_and_measure_can_be_changed(small: Page) -> None:
+    row = busiest(SMALL)
+    small.select(row)
+    small.click("#incoming")
+    edges = small.js("const e = tracerPage.chosenEdges(); return [e.incoming.length, e.outgoing.length]")
+    assert edges == [0, len(strongest(SMALL, "source", row))]
+    small.js("document.getElementById('measure').value = 'share'")
+    small.js("document.getElementById('measure').dispatchEvent(new Event('change', { bubbles: true }))")
+    listed = [int(b.get_attribute("data-row")) for b in small.all("[data-direction=outgoing] button")]
+    assert listed == strongest(SMALL, "source", row, "share")[:60]
+
+
+def test_the_strongest_edges_overall_are_as_many_as_asked(small: Page) -> None:
+    def drawn() -> int:
+        small.frames()
+        return len(ET.fromstring(small.js("return tracerPage.svg()")).findall(f".//{SVG}path[@class='edge']"))
+
+    assert drawn() == 100
+    box = small.find("#overall-count")
+    box.clear()
+    box.send_keys("37")
+    assert drawn() == 37
+    small.click("#overall")
+    assert drawn() == 0
+
+
+def queries() -> list[tuple[str, Callable[[int], bool]]]:
+    nodes = SMALL.nodes
+    row = int(np.flatnonzero(nodes.kind == viewer.NEURON)[7])
+    layer, neuron = int(nodes.layer[row]), int(nodes.neuron[row])
+
+    def named(i: int) -> bool:
+        return bool(nodes.kind[i] == 0 and nodes.layer[i] == layer and nodes.neuron[i] == neuron)
+
+    return [
+        (f"L{layer} N{neuron}", named),
+        (f"{layer}/{neuron}", named),
+        (f"l{layer}n{neuron}", named),
+        (f"N{neuron}", lambda i: bool(nodes.kind[i] == 0 and nodes.neuron[i] == neuron)),
+        (f"L{layer}", lambda i: bool(nodes.layer[i] == layer)),
+        ("pos 4", lambda i: bool(nodes.position[i] == 4)),
+        (f"pos 4 L{layer}", lambda i: bool(nodes.position[i] == 4 and nodes.layer[i] == layer)),
+        (" are", lambda i: i == len(nodes.kind) - 2),
+        (" CAB", lambda i: bool(nodes.position[i] == 4)),
+        ("no such token", lambda i: False),
+    ]
+
+
+@pytest.mark.parametrize(("query", "fits"), queries(), ids=[query for query, _ in queries()])
+def test_search_finds(small: Page, query: str, fits: Callable[[int], bool]) -> None:
+    expected = {i for i in range(len(SMALL.nodes.kind)) if fits(i)}
+    small.find("#search").send_keys(query)
+    small.frames()
+    assert set(small.state()["matches"]) == expected
+    listed = {int(button.get_attribute("data-row")) for button in small.all("#results button")}
+    assert listed <= expected
+    assert len(listed) == min(40, len(expected))
+    assert small.text("#found").startswith(f"{len(expected)} found")
+    if expected:
+        small.find("#search").send_keys(Keys.ENTER)
+        assert small.state()["selected"] in expected
+
+
+def test_sliders_filter_what_they_say(small: Page) -> None:
+    nodes, edges = SMALL.nodes, SMALL.edges
+    for step in (300, 700, 1000):
+        small.slide("node-threshold", step)
+        state = small.state()
+        kept = (nodes.kind != viewer.NEURON) | (np.abs(nodes.attribution.astype(float)) >= state["nodeThreshold"])
+        assert state["shownNodes"] == kept.sum()
+        assert f"{kept.sum()} of {len(kept)} nodes" in small.text("#node-threshold-value")
+        both = kept[edges.source] & kept[edges.target]
+        assert state["shownEdges"] == both.sum()
+    small.slide("node-threshold", 0)
+    small.slide("edge-threshold", 600)
+    state = small.state()
+    kept = np.abs(edges.attribution.astype(float)) >= state["edgeThreshold"]
+    assert 0 < kept.sum() < len(kept)
+    assert state["shownEdges"] == kept.sum()
+    small.slide("edge-threshold", 1000)
+    assert small.state()["shownEdges"] == 1
+
+
+def test_marked_nodes_stay_when_filtered(small: Page) -> None:
+    weakest = int(np.argmin(np.where(SMALL.nodes.kind == 0, np.abs(SMALL.nodes.attribution), np.inf)))
+    small.slide("node-threshold", 1000)
+    assert small.state()["shown"][weakest] == 0
+    small.pin(weakest)
+    small.keys(Keys.ESCAPE)
+    assert small.state()["shown"][weakest] == 1
+
+
+def test_groups_come_back_from_a_file(small: Page) -> None:
+    small.group("subject </b>", 12, 15, 20)
+    small.group("verb", 30, 31)
+    small.pin(40, 41)
+    before = small.state()
+    assert [(group["name"], sorted(group["rows"])) for group in before["groups"]] == [
+        ("subject </b>", [12, 15, 20]),
+        ("verb", [30, 31]),
+    ]
+    small.click("#save-groups")
+    content = json.loads(small.saved("groups.json"))
+    assert (content["format"], content["version"], len(content["pins"])) == ("tracer-groups", 1, 2)
+    small.js("location.reload()")
+    small.frames()
+    assert small.state()["groups"] == []
+    small.find("#groups-file").send_keys(str(small.downloads / "groups.json"))
+    wait_for(lambda: small.text("#message"))
+    after = small.state()
+    assert (after["groups"], after["pins"]) == (before["groups"], before["pins"])
+    assert len(ET.fromstring(small.js("return tracerPage.svg()")).findall(f".//{SVG}polygon[@class='group']")) == 2
+
+
+def wait_for(said: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 20
+    while not said() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert said()
+
+
+def test_groups_can_be_renamed_and_deleted(small: Page) -> None:
+    small.group("one", 12, 15)
+    small.group("two", 30)
+    small.find("#groups input").send_keys(Keys.CONTROL, "a", Keys.NULL, "two", Keys.ENTER)
+    assert "already a group" in small.text("#message")
+    small.find("#groups input").send_keys(Keys.CONTROL, "a", Keys.NULL, "first", Keys.ENTER)
+    assert [group["name"] for group in small.state()["groups"]] == ["first", "two"]
+    small.group("three", 12, 15)
+    assert [group["name"] for group in small.state()["groups"]] == ["two", "three"]
+    small.find("[aria-label='Delete group two']").click()
+    assert [group["name"] for group in small.state()["groups"]] == ["three"]
+    small.click("#group-form button")
+    assert "pin some nodes first" in small.text("#message")
+
+
+NODE = {"layer": -1, "position": 0, "neuron": 100}
+FILE = {"format": "tracer-groups", "version": 1, "pins": [NODE], "groups": [{"name": "a", "nodes": [NODE]}]}
+BROKEN = [
+    ("{", "not JSON"),
+    ("[]", '"format"'),
+    ({**FILE, "version": 2}, "its version is 2"),
+    ({**FILE, "pins": None}, '"pins" is not a list'),
+    ({**FILE, "groups": {}}, '"groups" is not a list'),
+    ({**FILE, "pins": [{"layer": 0.5, "position": 0, "neuron": 1}]}, "whole numbers"),
+    ({**FILE, "pins": [{"layer": 99, "position": 0, "neuron": 1}]}, "not on this page"),
+    ({**FILE, "groups": [{"name": "", "nodes": [NODE]}]}, "needs a name"),
+    ({**FILE, "groups": [{"name": "a" * 61, "nodes": [NODE]}]}, "at most 60"),
+    ({**FILE, "groups": [{"name": "a", "nodes": []}]}, "no list of nodes"),
+    ({**FILE, "groups": [{"name": "a", "nodes": [NODE, NODE]}]}, "a second time"),
+    ({**FILE, "groups": [*FILE["groups"], {"name": "a", "nodes": [NODE]}]}, "already a group"),
+    ({**FILE, "groups": [*FILE["groups"], None]}, "group 2 is not an object"),
+]
+
+
+def test_a_malformed_file_changes_nothing(small: Page) -> None:
+    small.group("kept", 12, 15)
+    small.pin(20)
+    before = small.state()
+    for content, message in BROKEN:
+        path = small.downloads / "broken.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        small.js("document.getElementById('message').textContent = ''")
+        small.find("#groups-file").send_keys(str(path))
+        wait_for(lambda: small.text("#message"))
+        assert message in small.text("#message"), small.text("#message")
+        assert "Nothing was changed" in small.text("#message")
+        assert small.state() == before
+
+
+def test_exports_hold_every_mark(small: Page) -> None:
+    small.click("#save-svg")
+    root = ET.fromstring(small.saved("circuit.svg"))
+    assert root.tag == f"{SVG}svg"
+    kind = SMALL.nodes.kind
+    for shape, wanted in (("circle", 0), ("rect", 1), ("polygon", 2)):
+        assert len(root.findall(f".//{SVG}{shape}[@class='node']")) == (kind == wanted).sum()
+    texts = [element.text for element in root.findall(f".//{SVG}text")]
+    assert {"\u2423cabinet", "L5", "logits"} <= set(texts)
+    small.click("#save-png")
+    png = small.saved("circuit.png")
+    assert png.startswith(b"\x89PNG")
+    assert int.from_bytes(png[16:20]) == 2 * round(float(root.get("width", "0")))
+
+
+def test_the_keyboard_reaches_everything(small: Page) -> None:
+    small.js("document.getElementById('canvas').focus()")
+    small.keys(Keys.HOME)
+    top = len(SMALL.nodes.kind) - 2
+    assert small.state()["cursor"] == top
+    assert "logit" in small.text("#live")
+    small.keys(Keys.ARROW_RIGHT)
+    assert small.state()["cursor"] == top + 1
+    small.keys(Keys.ARROW_DOWN)
+    below = small.state()["cursor"]
+    assert SMALL.nodes.layer[below] < 6
+    small.keys(Keys.ENTER)
+    assert small.state()["selected"] == below
+    assert small.text("#live").startswith("Chosen: ")
+    small.keys("p")
+    assert small.state()["pins"] == [below]
+    small.keys(Keys.ESCAPE)
+    assert (small.state()["selected"], small.state()["cursor"]) == (-1, -1)
+    small.keys("]", "]")
+    seen = {small.state()["cursor"]}
+    for _ in SMALL.nodes.kind:
+        small.keys("]")
+        seen.add(small.state()["cursor"])
+    assert len(seen) == len(SMALL.nodes.kind)
+    small.keys("?")
+    assert small.js("return document.getElementById('help-dialog').open") is True
+    small.keys(Keys.ESCAPE)
+    assert small.js("return document.activeElement.id") in ("help", "canvas")
+
+
+def test_tab_visits_every_control_with_a_visible_focus(small: Page) -> None:
+    wanted = set(
+        small.js(
+            "return [...document.querySelectorAll('button, input:not([type=file]), select, canvas')]"
+            ".filter((e) => e.checkVisibility() && !e.closest('dialog, .entries')).map((e) => e.id || e.textContent)"
+        )
+    )
+    small.js("document.body.focus()")
+    seen = set()
+    for _ in range(80):
+        small.keys(Keys.TAB)
+        seen.add(small.js("const e = document.activeElement; return e.id || e.textContent"))
+        ringed = (
+            "const s = getComputedStyle(document.activeElement); return s.outlineStyle + parseFloat(s.outlineWidth)"
+        )
+        if small.js("return document.activeElement !== document.body"):
+            assert small.js(ringed) == "solid3"
+    assert wanted <= seen, wanted - seen
+
+
+def test_the_tooltip_shows_the_numbers(small: Page) -> None:
+    row = int(np.argmax(np.where(SMALL.nodes.kind == 0, np.abs(SMALL.nodes.attribution), 0)))
+    small.hover(row)
+    assert small.state()["cursor"] == row
+    tooltip = small.find("#tooltip")
+    assert tooltip.is_displayed()
+    nodes = SMALL.nodes
+    shown = tooltip.text.replace("\u2212", "-")
+    for value, unit in (
+        (nodes.activation[row], ""),
+        (nodes.attribution[row], ""),
+        (100 * nodes.attribution[row] / SMALL.metric, " %"),
+        (100 * nodes.explained[row], " %"),
+    ):
+        assert f"{float(f'{value:.3g}'):g}{unit}" in shown
+    assert f"L{nodes.layer[row]} N{nodes.neuron[row]}" in shown
+    small.hover(len(nodes.kind) - 1)
+    assert "logit" in tooltip.text
+
+
+def test_every_node_can_be_hit(small: Page) -> None:
+    for row in range(len(SMALL.nodes.kind)):
+        small.hover(row)
+        assert small.state()["cursor"] == row
+
+
+def test_nodes_do_not_overlap(open_page: Callable[[viewer.Payload], Page]) -> None:
+    page = open_page(LARGE)
+    places = page.js(
+        "return Array.from({ length: arguments[0] }, (_, i) => tracerPage.position(i))", len(LARGE.nodes.kind)
+    )
+    x, y, r = (np.array([place[name] for place in places]) for name in "xyr")
+    gaps = np.hypot(x[:, None] - x, y[:, None] - y) - r[:, None] - r
+    np.fill_diagonal(gaps, 1)
+    assert gaps.min() > 0
+
+
+@pytest.mark.parametrize("token", MALICIOUS, ids=range(len(MALICIOUS)))
+def test_text_is_never_run(token: str, open_page: Callable[[viewer.Payload], Page]) -> None:
+    made = payload(20, 40, tokens=["The", token, " end"])
+    made = dataclasses.replace(made, title=token, model=token, method=token, settings={token: token})
+    page = open_page(made)
+    page.select(1)
+    page.hover(1)
+    page.find("#search").send_keys("pos 1")
+    page.js("document.getElementById('about').click()")
+    root = ET.fromstring(page.js("return tracerPage.svg()"))
+    assert root.tag == f"{SVG}svg"
+    assert page.js("return window.hacked === undefined && document.images.length === 0")
+    assert page.js("return document.querySelectorAll('script').length") == 4
+
+
+def test_light_and_dark_follow_the_system_until_switched(
+    open_page: Callable[[viewer.Payload], Page], browser: Any
+) -> None:
+    def prefer(theme: str) -> None:
+        feature = {"name": "prefers-color-scheme", "value": theme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+
+    try:
+        prefer("dark")
+        page = open_page(SMALL)
+        assert page.state()["theme"] == "dark"
+        prefer("light")
+        page.frames()
+        assert page.state()["theme"] == "light"
+        page.click("#theme")
+        assert page.state()["theme"] == "dark"
+        assert page.js("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_picture_follows_the_window(small: Page) -> None:
+    try:
+        for width, height in ((900, 700), (500, 800), (1440, 900)):
+            small.driver.set_window_size(width, height)
+            small.frames()
+            sizes = small.js(
+                "const c = document.getElementById('canvas'); return [c.width, c.clientWidth, innerWidth,"
+                "document.documentElement.scrollWidth]"
+            )
+            assert sizes[0] == sizes[1] <= sizes[2]
+            assert sizes[3] <= sizes[2], "the page scrolls sideways"
+            places = small.js("return Array.from({ length: 60 }, (_, i) => tracerPage.position(i).x)")
+            assert min(places) > 0
+            assert max(places) < sizes[1]
+    finally:
+        small.driver.set_window_size(1440, 900)

@@ -1,0 +1,112 @@
+// The circuit as typed arrays, with the adjacency of its edges.
+// Knows how the page packs its columns. Refuses to know drawing, selection and elements of the page.
+
+import { tokenText } from "./format.js";
+
+export const NEURON = 0;
+export const EMBEDDING = 1;
+export const LOGIT = 2;
+
+const ARRAYS = { i4: Int32Array, f4: Float32Array, i2: Int16Array, u1: Uint8Array };
+const MOST_EDGES = 2 ** 22;
+
+/** The circuit out of the page's header and its base64 block (little-endian, as every browser's arrays are). */
+export function readCircuit(headerText, blockText) {
+  const header = JSON.parse(headerText);
+  const { buffer } = toBytes(atob(blockText.trim()));
+  const read = (columns) =>
+    Object.fromEntries(
+      Object.entries(columns).map(([name, [code, offset, length]]) => [
+        name,
+        new ARRAYS[code](buffer, offset, length),
+      ]),
+    );
+  return new Circuit(header, read(header.columns.nodes), read(header.columns.edges));
+}
+
+// A plain loop: `Uint8Array.from` is much slower over millions of signs.
+function toBytes(text) {
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < bytes.length; i += 1) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+class Circuit {
+  #ranked = new Map();
+  #labelOf = new Map();
+
+  constructor(header, nodes, edges) {
+    this.header = header;
+    this.nodes = nodes;
+    this.edges = edges;
+    this.nNodes = nodes.kind.length;
+    this.nEdges = edges.source.length;
+    this.tokens = header.tokens;
+    this.layers = header.layers;
+    this.rows = Array.from(nodes.kind, (_, row) => row);
+    this.named = this.rows.filter((row) => nodes.kind[row] !== NEURON);
+    this.named.forEach((row, i) => this.#labelOf.set(row, header.labels[i]));
+    const size = Float32Array.from(nodes.attribution, Math.abs);
+    this.byStrength = this.rows.slice().sort((a, b) => size[b] - size[a] || a - b);
+  }
+
+  /** The raw token of an embedding or logit node. */
+  label(row) {
+    return this.#labelOf.get(row);
+  }
+
+  /** What a node is, without where: "L3 N120", "embedding the", "logit are". */
+  title(row) {
+    const { kind, layer, neuron } = this.nodes;
+    if (kind[row] === NEURON) return `L${layer[row]} N${neuron[row]}`;
+    return `${kind[row] === EMBEDDING ? "embedding" : "logit"} \u201c${tokenText(this.label(row))}\u201d`;
+  }
+
+  /** Where a node is: its position and the token there. */
+  place(row) {
+    const position = this.nodes.position[row];
+    return `pos ${position} \u201c${tokenText(this.tokens[position])}\u201d`;
+  }
+
+  /** Share of the metric that a node holds. */
+  metricShare(row) {
+    const { metric } = this.header;
+    return metric === 0 ? NaN : this.nodes.attribution[row] / metric;
+  }
+
+  /** Edges by falling magnitude of `measure`, over all and per node; made once for each measure. */
+  ranked(measure) {
+    if (!this.#ranked.has(measure)) this.#ranked.set(measure, this.#rank(measure));
+    return this.#ranked.get(measure);
+  }
+
+  #rank(measure) {
+    const size = Float32Array.from(this.edges[measure], (value) => Math.abs(value) || 0);
+    const order = fallingOrder(size);
+    return {
+      size,
+      order,
+      incoming: adjacency(this.edges.target, order, this.nNodes),
+      outgoing: adjacency(this.edges.source, order, this.nNodes),
+    };
+  }
+}
+
+/** Indices by falling size. The bits of a float of no sign rise with it, so one plain sort of numbers will do. */
+function fallingOrder(size) {
+  if (size.length > MOST_EDGES) throw new Error(`${size.length} edges, at most ${MOST_EDGES} can be shown`);
+  const bits = new Uint32Array(size.buffer);
+  const keys = Float64Array.from(bits, (bit, i) => bit * MOST_EDGES + (MOST_EDGES - 1 - i)).sort();
+  return Uint32Array.from(keys, (_, i) => MOST_EDGES - 1 - (keys[keys.length - 1 - i] % MOST_EDGES));
+}
+
+/** Compressed rows: the edges at one end of each node, in the order they are given. */
+function adjacency(ends, order, nNodes) {
+  const start = new Uint32Array(nNodes + 1);
+  for (const end of ends) start[end + 1] += 1;
+  for (let row = 0; row < nNodes; row += 1) start[row + 1] += start[row];
+  const next = start.slice();
+  const list = new Uint32Array(ends.length);
+  for (const edge of order) list[next[ends[edge]]++] = edge;
+  return { of: (row) => list.subarray(start[row], start[row + 1]) };
+}
