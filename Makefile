@@ -23,7 +23,8 @@ check: $(READY)
 	$(BIN)/python tools/readme_tree.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/nodes.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/nodes.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/edges.py --large
 
 # torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
 $(READY): pyproject.toml constraints.txt

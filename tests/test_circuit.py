@@ -15,6 +15,7 @@ from pydantic import ValidationError
 import tracer
 from tracer import Circuit, Prompt, RunError
 from tracer.circuit import nodes_table, versions
+from tracer.errors import JobError
 from tracer.store import NODES, read_run, write_run
 
 PROMPT = Prompt("The secretaries near the car", target=" are", foil=[" is", " was"], id="mine")
@@ -226,3 +227,73 @@ def test_neurons_parquet_aggregates_the_circuit(circuit: Circuit, tmp_path: Path
 
 def test_two_circuits_with_other_nodes_are_not_equal(circuit: Circuit) -> None:
     assert circuit != circuit.model_copy(update={"nodes": circuit.nodes.slice(0, 3)})
+
+
+def every_path(circuit: Circuit) -> list[tuple[float, tuple[int, ...]]]:
+    """All ways from an embedding to a logit, by walking."""
+    kinds = circuit.nodes["kind"].to_pylist()
+    attribution = circuit.nodes["attribution"].to_pylist()
+    out: dict[int, list[tuple[int, float]]] = {}
+    for row in circuit.links.to_pylist() if circuit.links is not None else ():
+        out.setdefault(row["source"], []).append((row["target"], row["share"]))
+    found: list[tuple[float, tuple[int, ...]]] = []
+
+    def walk(node: int, share: float, way: tuple[int, ...]) -> None:
+        if kinds[node] == "logit":
+            found.append((share * attribution[node], way))
+        for target, mine in out.get(node, ()):
+            walk(target, share * mine, (*way, target))
+
+    for node, kind in enumerate(kinds):
+        if kind == "embedding":
+            walk(node, 1.0, (node,))
+    return sorted(found, key=lambda path: -abs(path[0]))
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+def test_paths_are_the_strongest_of_all(count: int) -> None:
+    circuit = tracer.trace(load("llama"), PROMPT, nodes=25)
+    expected = every_path(circuit)[:count]
+    found = circuit.paths(count)
+    assert [path.attribution for path in found] == pytest.approx([one[0] for one in expected], rel=1e-6)
+    assert len({path.nodes for path in found}) == len(found)
+
+
+def test_edges_spell_out_both_ends(circuit: Circuit) -> None:
+    nodes = circuit.nodes.to_pylist()
+    for row in circuit.edges.to_pylist():
+        for end in ("source", "target"):
+            for name in ("kind", "layer", "position", "neuron"):
+                assert row[f"{end}_{name}"] == nodes[row[end]][name]
+        assert row["source_layer"] < row["target_layer"]
+        assert row["source_position"] <= row["target_position"]
+
+
+def test_shares_and_attributions_of_edges_follow_from_the_tables(circuit: Circuit) -> None:
+    nodes = circuit.nodes.to_pylist()
+    for row in circuit.edges.to_pylist():
+        target = nodes[row["target"]]
+        assert row["share"] == pytest.approx(row["weight"] / target["activation"], rel=1e-6)
+        assert row["attribution"] == pytest.approx(row["share"] * target["attribution"], rel=1e-5)
+        assert abs(row["share"]) >= 0.01 - 1e-7
+
+
+def test_explained_is_the_kept_part_of_all_incoming_weight(circuit: Circuit) -> None:
+    whole = tracer.trace(load("llama"), PROMPT, nodes=circuit.n_total, pruning=tracer.Pruning(share=None))
+    assert [value for value in whole.nodes["explained"].to_pylist() if value is not None] == pytest.approx(
+        [1.0] * sum(kind != "embedding" for kind in whole.nodes["kind"].to_pylist()), rel=1e-3
+    )
+
+
+def test_without_edges_asking_for_them_is_refused() -> None:
+    bare = tracer.trace(load("llama"), PROMPT, nodes=5, edges=False)
+    for ask in (lambda: bare.edges, bare.paths, bare.to_networkx):
+        with refused(JobError, "without edges"):
+            ask()
+
+
+def test_networkx_has_every_node_and_edge(circuit: Circuit) -> None:
+    graph = circuit.to_networkx()
+    assert (graph.number_of_nodes(), graph.number_of_edges()) == (circuit.nodes.num_rows, circuit.n_edges)
+    row = circuit.links.to_pylist()[0] if circuit.links is not None else {}
+    assert graph.edges[row["source"], row["target"]]["weight"] == row["weight"]

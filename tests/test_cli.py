@@ -178,3 +178,71 @@ def test_show_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     result = run("show", str(tmp_path))
     assert result.exit_code == 2
     assert "run.json" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    traced(*KEYS, "--out", str(folder))
+    return folder
+
+
+def test_table_shows_edges_and_paths() -> None:
+    text = traced(*KEYS).stdout
+    for part in ("Strongest edges", "Strongest paths", "explained", "edges kept of", "embedding ␣keys @2"):
+        assert part in text
+
+
+def test_view_writes_a_page(saved: Path, tmp_path: Path) -> None:
+    assert run("view", str(saved)).exit_code == 0
+    page = (saved / "graph.html").read_text(encoding="utf-8")
+    assert "The keys near the cabinet" in page
+    assert run("view", str(saved), "--out", str(tmp_path / "deep" / "page.html")).exit_code == 0
+    assert (tmp_path / "deep" / "page.html").stat().st_size > 100_000
+
+
+def test_export_and_import_give_the_same_circuit(saved: Path, tmp_path: Path) -> None:
+    done = run("export", str(saved))
+    assert done.exit_code == 0
+    assert "left out: share" in done.stdout
+    back = run("import", str(saved / "neuronpedia.json"), "--out", str(tmp_path / "back"))
+    assert back.exit_code == 0, back.output
+    assert tracer.Circuit.load(tmp_path / "back") == tracer.Circuit.load(saved)
+    assert run("view", str(saved / "neuronpedia.json")).exit_code == 0
+
+
+@pytest.mark.parametrize("form", ["mib", "graphml", "csv"])
+def test_other_formats(saved: Path, tmp_path: Path, form: str) -> None:
+    done = run("export", str(saved), "--format", form, "--out", str(tmp_path / f"x.{form}"))
+    assert done.exit_code == 0
+    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["export", "RUN", "--format", "svg"], "neuronpedia"),
+        (["export", "nowhere"], "no run"),
+        (["export", "RUN", "--format", "csv", "--groups", "x.json"], "no effect"),
+        (["export", "RUN", "--groups", "nowhere.json"], "cannot be read"),
+        (["import", "RUN/run.json"], "schema"),
+        (["import", "nowhere.json"], "cannot be read"),
+        (["view", "nowhere"], "no run"),
+        (["view", "RUN", "--out", "/proc/x/y.html"], "cannot be written"),
+        (["trace", "The keys", "--edge-share", "-1"], "0 or more"),
+        (["trace", "The keys", "--top-edges", "0"], "1 or more"),
+        (["trace", "The keys", "--node-influence", "2"], "at most 1"),
+    ],
+)
+def test_bad_input_of_graphs(saved: Path, arguments: list[str], expected: str) -> None:
+    result = run(*(argument.replace("RUN", str(saved)) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert expected in result.stderr
+
+
+def test_view_of_a_circuit_without_edges_is_refused(tmp_path: Path) -> None:
+    traced(*KEYS, "--no-edges", "--out", str(tmp_path / "run"))
+    result = run("view", str(tmp_path / "run"))
+    assert result.exit_code == 2
+    assert "without edges" in result.stderr

@@ -17,44 +17,59 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tracer.attribution import Attribution as Attribution
     from tracer.circuit import Circuit as Circuit
+    from tracer.circuit import Graph as Graph
     from tracer.errors import JobError as JobError
     from tracer.errors import ModelError as ModelError
     from tracer.errors import RemoteError as RemoteError
     from tracer.errors import RunError as RunError
     from tracer.errors import TracerError as TracerError
+    from tracer.exchange import export as export
+    from tracer.exchange import import_graph as import_graph
     from tracer.model import Model as Model
     from tracer.model import load as load
     from tracer.prompts import Prompt as Prompt
+    from tracer.pruning import Pruning as Pruning
+    from tracer.report import view as view
     from tracer.tracing import attribute as attribute
     from tracer.tracing import trace as trace
 
 _HOME = {
     "Attribution": "attribution",
     "Circuit": "circuit",
+    "Graph": "circuit",
     "JobError": "errors",
     "Model": "model",
     "ModelError": "errors",
     "Prompt": "prompts",
+    "Pruning": "pruning",
     "RemoteError": "errors",
     "RunError": "errors",
     "TracerError": "errors",
     "attribute": "tracing",
+    "export": "exchange",
+    "import_graph": "exchange",
     "load": "model",
     "trace": "tracing",
+    "view": "report",
 }
 __all__ = [
     "Attribution",
     "Circuit",
+    "Graph",
     "JobError",
     "Model",
     "ModelError",
     "Prompt",
+    "Pruning",
     "RemoteError",
     "RunError",
     "TracerError",
     "attribute",
+    "export",
+    "import_graph",
     "load",
     "trace",
+    "view",
 ]
 
 

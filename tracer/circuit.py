@@ -1,7 +1,8 @@
-"""A circuit: the nodes kept for one prompt, with everything needed to read them without the model.
+"""A circuit: the nodes and edges kept for one prompt, with everything needed to read them without the model.
 
-A frozen record and its tables. Knows its schemas, how to be saved and loaded (through store.py), and how to count
-itself. Refuses to know how attributions are computed, and never changes after it is made.
+A `Graph` is nodes and edges over tokens, wherever they came from; a `Circuit` is one that tracer made, with its
+metric, checks and settings. Both are frozen records with Arrow tables. Knows how they are counted, walked, saved and
+loaded (through store.py). Refuses to know how attributions are computed.
 """
 
 from __future__ import annotations
@@ -46,51 +47,29 @@ class Route(_Record):
     attribution: float
 
 
-class Circuit(_Record):
-    """The nodes kept for one prompt.
+class Graph(_Record):
+    """Nodes and direct edges over the tokens of one prompt.
 
     Attributes:
         nodes: Arrow table in `store.NODES`: neurons strongest first, then embeddings by position, then logits.
             For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
             is the part of a node's incoming weight that the kept edges hold; `influence` the part of the logits
-            that flows through it; both are null without edges.
+            that flows through it; both are null without edges. An imported graph may have nodes of kind ``error``.
         links: Arrow table in `store.EDGES`, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
-        text, token_ids, tokens: the prompt.
-        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
-        reference: hash of the prompts behind the baseline ``mean``.
-        metric: of the prompt. `residual`: metric minus the summed embedding attributions.
-        kept_mass: share of the summed ``|attribution|`` of all neuron nodes that the kept ones hold.
-        n_total: neuron nodes the model has on this prompt.
-        n_links: direct edges among the selected nodes before pruning.
-        conserves: whether the residual had to vanish, and was checked.
-        predictions: the model's top tokens at the last position read.
-        settings, selection, model: how it was made, and from what.
-        seconds: it took.
+        text, tokens: the prompt.
+        n_layers: of the model; logits are in that layer.
+        groups: named sets of nodes (supernodes), by node id.
+        notes: where an imported graph came from.
     """
 
     nodes: pa.Table
     links: pa.Table | None = None
     text: str
-    token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    target_ids: tuple[int, ...]
-    foil_ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    counterfactual_ids: tuple[int, ...] | None = None
-    reference: str | None = None
-    metric: float
-    residual: float
-    kept_mass: float
-    n_total: int
-    n_links: int = 0
-    conserves: bool
-    predictions: tuple[Prediction, ...]
-    settings: Settings
-    selection: dict[str, Any]
-    model: ModelRecord
-    user_id: str | None = None
-    seconds: float = 0.0
+    n_layers: int
+    groups: dict[str, tuple[int, ...]] = {}
+    notes: dict[str, Any] = {}
 
     @property
     def neurons(self) -> pa.Table:
@@ -166,7 +145,7 @@ class Circuit(_Record):
         """
         import networkx
 
-        graph = networkx.DiGraph(text=self.text, metric=self.metric)
+        graph = networkx.DiGraph(text=self.text)
         for row in self.nodes.drop_columns("prompt_id").to_pylist():
             graph.add_node(row.pop("node_id"), **{name: value for name, value in row.items() if value is not None})
         for row in self._links().drop_columns("prompt_id").to_pylist():
@@ -178,14 +157,6 @@ class Circuit(_Record):
             raise JobError("circuit", "was traced without edges", "trace it again with edges (the default)")
         return self.links
 
-    @property
-    def fingerprint(self) -> str:
-        """A hash of what decides the circuit's numbers: prompt, settings, selection and weights."""
-        asked = {"token_ids", "target_ids", "foil_ids", "positions", "counterfactual_ids", "reference", "selection"}
-        job = self.model_dump(mode="json", include=asked)
-        settings = self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}
-        return store.fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
-
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The nodes of one kind (``neuron``, ``embedding``, ``logit``) as dictionaries."""
         return self.nodes.filter(pc.field("kind") == kind).to_pylist()
@@ -195,25 +166,94 @@ class Circuit(_Record):
         return self.nodes.to_pandas(), None if self.links is None else self.edges.to_pandas()
 
     def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write the circuit as a run folder of one shard (store.py).
+        """Write the graph as a run folder of one shard (store.py).
 
         Raises:
             RunError: the folder cannot be written, or holds something else.
         """
-        record = {
-            "kind": "trace",
-            "fingerprint": self.fingerprint,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "python": platform.python_version(),
-            "packages": versions(),
-            "circuit": self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
-            | {"settings": self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}},
-        }
         tables = {"prompts": self._prompts(), "nodes": self.nodes}
         if self.links is not None:
             tables["edges"] = self.links
-        store.write_run(Path(folder), record, tables, overwrite)
+        store.write_run(Path(folder), self._record(), tables, overwrite)
         return Path(folder)
+
+    def _record(self) -> dict[str, Any]:
+        """What run.json holds."""
+        content = self.model_dump(mode="json", exclude={"nodes", "links"})
+        return {"kind": "graph", "fingerprint": store.fingerprint(content), **_provenance(), "graph": content}
+
+    def _prompts(self) -> pa.Table:
+        """The one row of the prompts table."""
+        ids = [row["neuron"] for row in self.rows("embedding")]
+        return _prompt_row(text=self.text, token_ids=ids, n_nodes=self.n_nodes, n_edges=self.n_edges)
+
+
+class Circuit(Graph):
+    """The nodes and edges kept for one prompt, and how they were found.
+
+    Attributes:
+        token_ids: of the prompt.
+        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
+        reference: hash of the prompts behind the baseline ``mean``.
+        metric: of the prompt. `residual`: metric minus the summed embedding attributions.
+        kept_mass: share of the summed ``|attribution|`` of all neuron nodes that the kept ones hold.
+        n_total: neuron nodes the model has on this prompt.
+        n_selected: of them, how many were selected; pruning may have dropped some.
+        n_links: direct edges among the selected nodes before pruning.
+        conserves: whether the residual had to vanish, and was checked.
+        predictions: the model's top tokens at the last position read.
+        probabilities: of the logit nodes' tokens, in the order of the nodes.
+        settings, selection, model: how it was made, and from what.
+        seconds: it took.
+    """
+
+    token_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    foil_ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    counterfactual_ids: tuple[int, ...] | None = None
+    reference: str | None = None
+    metric: float
+    residual: float
+    kept_mass: float
+    n_total: int
+    n_selected: int
+    n_links: int = 0
+    conserves: bool
+    predictions: tuple[Prediction, ...]
+    probabilities: tuple[float, ...]
+    settings: Settings
+    selection: dict[str, Any]
+    model: ModelRecord
+    user_id: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what decides the circuit's numbers: prompt, settings, selection and weights."""
+        asked = {"token_ids", "target_ids", "foil_ids", "positions", "counterfactual_ids", "reference", "selection"}
+        job = self.model_dump(mode="json", include=asked)
+        settings = self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}
+        return store.fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
+
+    def _record(self) -> dict[str, Any]:
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+        content["settings"] = self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}
+        return {"kind": "trace", "fingerprint": self.fingerprint, **_provenance(), "circuit": content}
+
+    def _prompts(self) -> pa.Table:
+        return _prompt_row(
+            user_id=self.user_id,
+            text=self.text,
+            token_ids=list(self.token_ids),
+            target_ids=list(self.target_ids),
+            foil_ids=list(self.foil_ids),
+            metric=self.metric,
+            residual=self.residual,
+            n_nodes=self.n_nodes,
+            n_edges=self.n_edges,
+            seconds=self.seconds,
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Circuit:
@@ -222,39 +262,43 @@ class Circuit(_Record):
         Raises:
             RunError: no circuit there, or a damaged one.
         """
-        record, tables = store.read_run(Path(folder))
-        if record.get("kind") != "trace":
-            raise RunError(
-                f"run {str(folder)!r}",
-                "is not the run of one prompt",
-                "give a folder of 'tracer trace --out'",
-            )
-        try:
-            return cls.model_validate({**record["circuit"], "nodes": tables["nodes"], "links": tables.get("edges")})
-        except (ValidationError, KeyError, TypeError) as error:
-            raise RunError(
-                f"run {str(folder)!r}", f"run.json is damaged ({type(error).__name__})", "run it again"
-            ) from error
+        found = load_graph(folder)
+        if not isinstance(found, Circuit):
+            raise RunError(f"run {str(folder)!r}", "is an imported graph, no circuit of ours", "use circuit.load_graph")
+        return found
 
-    def _prompts(self) -> pa.Table:
-        row = {
-            "prompt_id": 0,
-            "user_id": self.user_id,
-            "text": self.text,
-            "token_ids": list(self.token_ids),
-            "target_ids": list(self.target_ids),
-            "foil_ids": list(self.foil_ids),
-            "metric": self.metric,
-            "residual": self.residual,
-            "n_nodes": self.n_nodes,
-            "n_edges": self.n_edges,
-            "status": "ok",
-            "error_type": None,
-            "error": None,
-            "attempts": 1,
-            "seconds": self.seconds,
-        }
-        return pa.Table.from_pylist([row], schema=store.PROMPTS)
+
+def load_graph(folder: str | Path) -> Graph:
+    """Read what a run folder of one prompt holds: a `Circuit`, or an imported `Graph`.
+
+    Raises:
+        RunError: neither is there, or it is damaged.
+    """
+    record, tables = store.read_run(Path(folder))
+    classes: dict[str, tuple[str, type[Graph]]] = {"trace": ("circuit", Circuit), "graph": ("graph", Graph)}
+    if record.get("kind") not in classes:
+        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "give a folder of 'tracer trace --out'")
+    name, kind = classes[record["kind"]]
+    try:
+        return kind.model_validate({**record[name], "nodes": tables["nodes"], "links": tables.get("edges")})
+    except (ValidationError, KeyError, TypeError) as error:
+        raise RunError(
+            f"run {str(folder)!r}", f"run.json is damaged ({type(error).__name__})", "run it again"
+        ) from error
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": versions(),
+    }
+
+
+def _prompt_row(**columns: Any) -> pa.Table:
+    """The prompts table of one prompt that went well; columns left out are null."""
+    row = {"prompt_id": 0, "target_ids": [], "foil_ids": [], "status": "ok", "attempts": 1, **columns}
+    return pa.Table.from_pylist([row], schema=store.PROMPTS)
 
 
 def edges_table(columns: dict[str, Any]) -> pa.Table:

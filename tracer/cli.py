@@ -18,7 +18,7 @@ import typer
 from tracer.errors import JobError, TracerError
 
 if TYPE_CHECKING:
-    from tracer.circuit import Circuit
+    from tracer.circuit import Graph
     from tracer.methods import Progress
 
 app = typer.Typer(
@@ -193,14 +193,78 @@ def trace(
 @app.command()
 @told
 def show(
-    folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
+    ],
     rows: Rows = 20,
     style: Style = Format.table,
 ) -> None:
     """Print a saved circuit again."""
-    from tracer.circuit import Circuit
+    from tracer.circuit import load_graph
 
-    _show(Circuit.load(folder), style, rows)
+    _show(load_graph(folder), style, rows)
+
+
+@app.command()
+@told
+def view(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+) -> None:
+    """Write the graph page: one HTML file that opens from disk and needs no network."""
+    from tracer import report
+
+    graph = _graph(source)
+    page = report.view(graph, out or (source / "graph.html" if source.is_dir() else source.with_suffix(".html")))
+    typer.echo(f"wrote {page} ({_size(page)}); open it in a browser")
+    if open_page:
+        typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+@told
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
+    form: Annotated[str, typer.Option("--format", help="neuronpedia, mib, graphml, csv.")] = "neuronpedia",
+    out: Annotated[
+        Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
+    ] = None,
+    groups: Annotated[Path | None, typer.Option(help="Groups saved from the page, exported as supernodes.")] = None,
+) -> None:
+    """Write a circuit for another tool, and say what its format cannot hold."""
+    from tracer import exchange
+
+    graph = _graph(source)
+    if groups is not None:
+        if form != "neuronpedia":
+            raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
+        graph = graph.model_copy(update={"groups": exchange.read_groups(groups, graph)})
+    ending = form if form in ("graphml", "csv") else "json"
+    done = exchange.export(graph, out or (source if source.is_dir() else source.parent) / f"{form}.{ending}", form)
+    for file in done.files:
+        typer.echo(f"wrote {file} ({_size(file)})")
+    typer.echo(f"left out: {'; '.join(done.lost)}")
+
+
+@app.command("import")
+@told
+def import_(
+    file: Annotated[Path, typer.Argument(help="A Neuronpedia or circuit-tracer graph file (JSON).")],
+    out: Annotated[Path | None, typer.Option(help="Save it as a run folder here.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
+    max_mib: Annotated[int, typer.Option(help="Refuse a larger file unread.", min=1)] = 256,
+    rows: Rows = 20,
+    style: Style = Format.table,
+) -> None:
+    """Read a graph file as data; one that tracer wrote comes back as the same circuit."""
+    from tracer import exchange
+
+    graph = exchange.import_graph(file, max_mib * 2**20)
+    _show(graph, style, rows)
+    if out is not None:
+        graph.save(out, overwrite)
+        typer.echo(f"saved to {out}; 'tracer view {out}' draws it", err=style is not Format.table)
 
 
 @app.command()
@@ -243,15 +307,32 @@ def main() -> None:
     app()
 
 
-def _show(circuit: Circuit, style: Format, rows: int) -> None:
+def _graph(source: Path) -> Graph:
+    """What a run folder or a graph file holds."""
+    from tracer.circuit import load_graph
+    from tracer.exchange import import_graph
+
+    return import_graph(source) if source.is_file() else load_graph(source)
+
+
+def _size(file: Path) -> str:
+    return f"{max(0.1, file.stat().st_size / 1024):,.1f} KiB"
+
+
+def _show(graph: Graph, style: Format, rows: int) -> None:
     from rich.console import Console
 
     from tracer import report
+    from tracer.circuit import Circuit
 
-    if style is Format.table:
-        Console(width=None if sys.stdout.isatty() else 140).print(report.circuit_table(circuit, rows))
-    else:
-        typer.echo(report.circuit_json(circuit) if style is Format.json else report.circuit_csv(circuit).rstrip())
+    if style is Format.csv:
+        typer.echo(report.graph_csv(graph).rstrip())
+        return
+    if style is Format.json:
+        typer.echo(report.graph_json(graph))
+        return
+    table = report.circuit_table(graph, rows) if isinstance(graph, Circuit) else report.graph_table(graph, rows)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
 class _Bar:

@@ -92,6 +92,8 @@ class ModelRecord(BaseModel):
     n_layers: int
     d_model: int
     d_mlp: int
+    n_heads: int
+    parallel: bool
 
 
 def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:

@@ -21,7 +21,7 @@ from tracer.errors import ModelError
 from tracer.model import Model
 from tracer.replay import Graph, Replay
 
-WORKSPACE = 32 * 2**20
+WORKSPACE = 16 * 2**20
 
 
 @dataclass(frozen=True)

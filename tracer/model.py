@@ -190,6 +190,8 @@ class Model:
             n_layers=self.n_layers,
             d_model=self.d_model,
             d_mlp=self.d_mlp,
+            n_heads=int(self.config.num_attention_heads),
+            parallel=self.parallel,
         )
 
     def budget(self) -> int:

@@ -1,4 +1,4 @@
-"""What a person reads: a circuit as a table on a terminal, as JSON or as CSV.
+"""What a person reads: a circuit as a table on a terminal, as JSON, as CSV, or as the graph page.
 
 Knows formatting, units and wording. Computes no number beyond shares of the metric, and reads no model.
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
-from tracer.circuit import Circuit
+from tracer import viewer
+from tracer.circuit import Circuit, Graph
 from tracer.config import RULES
+from tracer.errors import RunError, quoted
 
 METRIC_NAMES = {
     "logit": "logit of",
@@ -36,28 +41,105 @@ def circuit_table(circuit: Circuit, rows: int = 20) -> RenderableType:
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
 
-def circuit_json(circuit: Circuit) -> str:
-    """The whole circuit as JSON: the run.json record with nodes and edges in it."""
-    content: dict[str, Any] = circuit.model_dump(mode="json", exclude={"nodes", "links", "settings"})
-    content["settings"] = circuit.settings.model_dump(mode="json") | {"rules": sorted(circuit.settings.rules)}
-    content |= {
-        "n_nodes": circuit.n_nodes,
-        "n_neurons": circuit.n_neurons,
-        "fingerprint": circuit.fingerprint,
-    }
-    content["nodes"] = circuit.nodes.drop_columns("prompt_id").to_pylist()
-    if circuit.links is not None:
-        content["edges"] = circuit.links.drop_columns("prompt_id").to_pylist()
+def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
+    """An imported graph for a terminal: what it holds, and its strongest edges."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row("[bold]prompt[/]", f"{escape(graph.text)}  [dim]({len(graph.tokens)} tokens)[/]")
+    grid.add_row("[bold]imported from[/]", escape(", ".join(f"{name} {value}" for name, value in graph.notes.items())))
+    grid.add_row(
+        "[bold]holds[/]", f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
+    )
+    return Group(grid, "", _edges(graph, rows)) if graph.links is not None else grid
+
+
+def view(graph: Graph, path: str | Path) -> Path:
+    """Write the graph as one self-contained HTML page that needs no network.
+
+    Raises:
+        JobError: the circuit was traced without edges. RunError: the file cannot be written.
+    """
+    text = viewer.page(_payload(graph))
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"file {quoted(str(path), 300)}", f"cannot be written ({reason})", "choose another") from error
+    return path
+
+
+def _payload(graph: Graph) -> viewer.Payload:
+    nodes = graph.nodes.to_pydict()
+    edges = graph.edges.to_pydict()
+    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT}
+
+    def floats(values: list[float | None], missing: float = np.nan) -> np.ndarray:
+        return np.array([missing if value is None else value for value in values], np.float32)
+
+    circuit = graph if isinstance(graph, Circuit) else None
+    about: dict[str, Any] = dict(graph.notes)
+    if circuit is not None:
+        about = {name: value for name, value in circuit.settings.model_dump(mode="json").items() if name != "rules"}
+        about |= {
+            "rules": ", ".join(sorted(circuit.settings.rules)),
+            "conservation": _plain(conservation_text(circuit)),
+        }
+        about |= {f"model {name}": value for name, value in circuit.model.model_dump().items()}
+        about |= {f"kept by {name}": value for name, value in circuit.selection.items()}
+    return viewer.Payload(
+        title=graph.text,
+        model=circuit.model.name if circuit is not None else str(graph.notes.get("scan", "imported")),
+        method=circuit.settings.method if circuit is not None else "imported graph",
+        metric_text=_plain(metric_text(circuit)) if circuit is not None else "no metric",
+        settings=about,
+        tokens=list(graph.tokens),
+        n_layers=graph.n_layers,
+        metric=circuit.metric if circuit is not None else 0.0,
+        nodes=viewer.Nodes(
+            kind=np.array([kinds.get(kind, viewer.NEURON) for kind in nodes["kind"]], np.uint8),
+            layer=np.array(nodes["layer"], np.int16),
+            position=np.array(nodes["position"], np.int32),
+            neuron=np.array(nodes["neuron"], np.int32),
+            activation=floats(nodes["activation"]),
+            attribution=floats(nodes["attribution"], 0.0),
+            explained=floats(nodes["explained"]),
+            labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in kinds],
+        ),
+        edges=viewer.Edges(
+            source=np.array(edges["source"], np.int32),
+            target=np.array(edges["target"], np.int32),
+            weight=floats(edges["weight"]),
+            share=floats(edges["share"]),
+            attribution=floats(edges["attribution"]),
+        ),
+    )
+
+
+def _plain(markup: str) -> str:
+    return Text.from_markup(markup).plain
+
+
+def graph_json(graph: Graph) -> str:
+    """The whole graph as JSON: the run.json record with nodes and edges in it."""
+    content: dict[str, Any] = graph.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+    content |= {"n_nodes": graph.n_nodes, "n_neurons": graph.n_neurons}
+    if isinstance(graph, Circuit):
+        content["settings"] = graph.settings.model_dump(mode="json") | {"rules": sorted(graph.settings.rules)}
+        content["fingerprint"] = graph.fingerprint
+    content["nodes"] = graph.nodes.drop_columns("prompt_id").to_pylist()
+    if graph.links is not None:
+        content["edges"] = graph.links.drop_columns("prompt_id").to_pylist()
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def circuit_csv(circuit: Circuit) -> str:
+def graph_csv(graph: Graph) -> str:
     """The nodes as CSV, one row each, in the columns of the nodes table."""
     out = io.StringIO()
-    names = [name for name in circuit.nodes.column_names if name != "prompt_id"]
+    names = [name for name in graph.nodes.column_names if name != "prompt_id"]
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(circuit.nodes.select(names).to_pylist())
+    writer.writerows(graph.nodes.select(names).to_pylist())
     return out.getvalue()
 
 
@@ -159,19 +241,19 @@ def _nodes(circuit: Circuit, rows: int) -> Table:
             f"{row['activation']:+.4f}",
             f"{row['attribution']:+.4f}",
             _share(row["attribution"], circuit),
-            *([f"{row['explained']:.2f}"] if circuit.links is not None else []),
+            *([_number(row["explained"], ".2f")] if circuit.links is not None else []),
         )
     return table
 
 
-def _edges(circuit: Circuit, rows: int) -> Table:
+def _edges(circuit: Graph, rows: int) -> Table:
     table = Table(title="Strongest edges", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name in ("source", "", "target", "weight", "share of target", "attribution"):
         table.add_column(name, justify="left" if name in ("source", "", "target") else "right")
     nodes = circuit.nodes.to_pylist()
     for row in circuit.links.slice(0, rows).to_pylist() if circuit.links is not None else ():
         source, target = (node_text(nodes[row[end]]) for end in ("source", "target"))
-        values = f"{row['weight']:+.4f}", f"{row['share']:+.1%}", f"{row['attribution']:+.4f}"
+        values = f"{row['weight']:+.4f}", _number(row["share"], "+.1%"), _number(row["attribution"], "+.4f")
         table.add_row(source, "->", target, *values)
     return table
 
@@ -185,6 +267,10 @@ def _paths(circuit: Circuit, count: int = 5) -> Table:
         way = " -> ".join(node_text(nodes[one]) for one in path.nodes)
         table.add_row(f"{path.attribution:+.4f}", f"{path.share:+.2%}", way)
     return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def node_text(node: dict[str, Any]) -> str:
@@ -202,6 +288,11 @@ def _footer(circuit: Circuit, rows: int) -> str:
             f"{circuit.n_edges:,} edges kept of {circuit.n_links:,} between the selected nodes; explained is the "
             "part of a node's incoming weight that they hold. "
         )
+        if circuit.n_nodes < circuit.n_selected:
+            edges += (
+                f"{circuit.n_selected - circuit.n_nodes} of the {circuit.n_selected} selected nodes were dropped: "
+                "no kept edge leads into or out of them. "
+            )
     return (
         f"{circuit.n_nodes} nodes kept of {circuit.n_total:,} ({circuit.n_neurons} unique neurons){more}. "
         f"They hold {circuit.kept_mass:.1%} of the summed |attribution|. "

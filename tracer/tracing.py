@@ -371,6 +371,7 @@ def trace(
         text=encoded.text,
         token_ids=encoded.token_ids,
         tokens=tuple(decode(model, token) for token in encoded.token_ids),
+        n_layers=model.n_layers,
         target_ids=result.target_ids[0],
         foil_ids=result.foil_ids[0],
         positions=encoded.positions,
@@ -380,8 +381,10 @@ def trace(
         residual=float(result.residual[0]),
         kept_mass=_mass(result.nodes[0], table),
         n_total=result.nodes[0].numel(),
+        n_selected=len(kept),
         conserves=result.settings.conserves and model.conserves,
         predictions=_predictions(model, logits[max(encoded.positions) - len(encoded.token_ids)]),
+        probabilities=_probabilities(table, logits, len(encoded.token_ids)),
         settings=result.settings,
         selection=selection,
         model=model.record(),
@@ -415,7 +418,9 @@ def _graph(
     sources, targets = (~is_logit).nonzero()[:, 0], (is_neuron | is_logit).nonzero()[:, 0]
     row, column = found.weight.nonzero(as_tuple=True)
     weight = found.weight[row, column]
-    share = torch.where(found.target_values[row] == 0, torch.nan, weight / found.target_values[row])
+    # Of the activation in the table, so that share = weight / activation holds to the bit for whoever reads it.
+    value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])[targets][row]
+    share = torch.where(value == 0, torch.nan, weight / value)
     whole = EdgeColumns(
         sources[column], targets[row], weight, share, share * torch.tensor(columns["attribution"])[targets[row]]
     )
@@ -471,6 +476,18 @@ def _mass(nodes: Tensor, table: pa.Table) -> float:
         if kind == "neuron"
     )
     return kept / total if total else 0.0
+
+
+def _probabilities(table: pa.Table, logits: Tensor, length: int) -> tuple[float, ...]:
+    """The probability of each logit node's token at its position."""
+    at = [
+        (position - length, token)
+        for kind, position, token in zip(
+            *(table[name].to_pylist() for name in ("kind", "position", "neuron")), strict=True
+        )
+        if kind == "logit"
+    ]
+    return tuple(float(torch.softmax(logits[column].double(), -1)[token]) for column, token in at)
 
 
 def _predictions(model: Model, logits: Tensor, count: int = 5) -> tuple[Prediction, ...]:

@@ -102,7 +102,7 @@ class Payload:
         settings: shown in the page's "About"; keys and values go through `str`.
         tokens: of the prompt, by position.
         n_layers: of the model.
-        metric: what the attributions add up to.
+        metric: of the prompt, in logits; shares of nodes are shares of it.
     """
 
     title: str
