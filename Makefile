@@ -7,7 +7,7 @@ READY := .venv/.ready
 .PHONY: demo test check slow bench clean
 
 demo: $(READY)
-	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo
+	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2

@@ -40,7 +40,7 @@ def chosen(model: tracer.Model, length: int, count: int) -> tuple[tuple[int, ...
     prompt = common.prompt_of(length)
     nodes = select(tracer.attribute(model, [prompt]).nodes[0], 1.0, nodes=count)
     logits = torch.tensor([[length - 1, common.TARGET], [length - 1, common.FOIL]])
-    return tuple(prompt.token_ids or ()), nodes, logits
+    return common.ids_of(length), nodes, logits
 
 
 @contextmanager

@@ -48,10 +48,14 @@ def build() -> tracer.Model:
     return tracer.load(LlamaForCausalLM(config), tokenizer=tokenizer)
 
 
-def prompt_of(length: int) -> tracer.Prompt:
+def ids_of(length: int) -> tuple[int, ...]:
+    """A seeded prompt's token ids."""
     generator = torch.Generator().manual_seed(length)
-    ids = torch.randint(10, VOCABULARY, (length,), generator=generator).tolist()
-    return tracer.Prompt(token_ids=ids, target=TARGET, foil=FOIL)
+    return tuple(torch.randint(10, VOCABULARY, (length,), generator=generator).tolist())
+
+
+def prompt_of(length: int) -> tracer.Prompt:
+    return tracer.Prompt(token_ids=ids_of(length), target=TARGET, foil=FOIL)
 
 
 def bare(module: Any, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -127,9 +131,8 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def exact_rates(model: tracer.Model, prompt: tracer.Prompt, count: int) -> tuple[float, float]:
+def exact_rates(model: tracer.Model, ids: tuple[int, ...], count: int) -> tuple[float, float]:
     """Nodes per second of single-node ablation: batched as `method="exact"` does it, and one forward per node."""
-    ids = tuple(prompt.token_ids or ())
     position = torch.arange(count) % len(ids)
     neuron = torch.arange(count) * 7 % model.d_mlp
 
@@ -150,10 +153,10 @@ def measure_peak(side: str, length: int) -> None:
     """Print the peak memory of one side; run in a process of its own."""
     torch.set_num_threads(1)
     model, prompt = build(), prompt_of(length)
-    ids = torch.tensor([list(prompt.token_ids or ())])
+    ids = torch.tensor([ids_of(length)])
     short = prompt_of(4)
     tracer.attribute(model, [short])
-    bare(model.module, torch.tensor([list(short.token_ids or ())]))
+    bare(model.module, torch.tensor([ids_of(4)]))
     print(peak((lambda: tracer.attribute(model, [prompt])) if side == "tracer" else (lambda: bare(model.module, ids))))
 
 
@@ -171,7 +174,7 @@ def main() -> None:
     print(f"{'tokens':>7}{'tracer ms':>11}{'hooks ms':>10}{'ratio':>7}{'tracer MiB':>12}{'hooks MiB':>11}")
     for length in (16, 64):
         prompt = prompt_of(length)
-        ids = torch.tensor([list(prompt.token_ids or ())])
+        ids = torch.tensor([ids_of(length)])
         mine, theirs = tracer.attribute(model, [prompt]).nodes, bare(model.module, ids)[0]
         assert torch.allclose(mine, theirs, atol=1e-5 * float(theirs.abs().max())), "the two sides disagree"
         a, b, ratio = in_turn(
@@ -184,7 +187,7 @@ def main() -> None:
             for side in ("tracer", "hooks")
         ]
         print(f"{length:>7}{1e3 * a:>11.1f}{1e3 * b:>10.1f}{ratio:>7.2f}{sizes[0]:>12.1f}{sizes[1]:>11.1f}")
-    batched, single = exact_rates(model, prompt_of(16), 256)
+    batched, single = exact_rates(model, ids_of(16), 256)
     print(
         f"exact ablation, 16 tokens: {batched:.0f} nodes/s batched, {single:.0f} one at a time: {batched / single:.1f}x"
     )

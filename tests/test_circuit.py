@@ -28,7 +28,7 @@ KINDS: list[tuple[str, Prompt, dict[str, Any]]] = [
     ("llama", Prompt(token_ids=[1, 20], target=7, positions=(0, 1)), {"method": "ig", "steps": 2}),
     ("llama", Prompt(token_ids=[1, 20], target=7, counterfactual=[1, 9]), {"baseline": "counterfactual"}),
     ("llama", Prompt(token_ids=[1, 20], target=7), {"rules": ["norm", "product"], "metric": "logprob"}),
-    ("llama", Prompt(token_ids=[1, 20], target=7), {"nodes": None, "threshold": 1e9}),
+    ("llama", Prompt(token_ids=[1, 20], target=7), {"nodes": 1, "threshold": 1e-9}),
     ("llama", Prompt("The car\n+3 are", target=" are"), {"method": "random", "seed": 4}),
 ]
 
@@ -297,3 +297,24 @@ def test_networkx_has_every_node_and_edge(circuit: Circuit) -> None:
     assert (graph.number_of_nodes(), graph.number_of_edges()) == (circuit.nodes.num_rows, circuit.n_edges)
     row = circuit.links.to_pylist()[0] if circuit.links is not None else {}
     assert graph.edges[row["source"], row["target"]]["weight"] == row["weight"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("positions", [77]), ("target_ids", [5]), ("tokens", ["a"]), ("token_ids", [1, 2]), ("metric", "high")],
+)
+def test_a_record_that_does_not_fit_its_tables_is_refused(
+    circuit: Circuit, tmp_path: Path, field: str, value: object
+) -> None:
+    circuit.save(tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    record = json.loads(path.read_text())
+    record["circuit"][field] = value
+    path.write_text(json.dumps(record))
+    with refused(RunError, "damaged"):
+        Circuit.load(tmp_path / "run")
+
+
+def test_a_prompt_on_which_nothing_is_kept_is_refused() -> None:
+    with refused(JobError, "no node is kept", "lower the threshold"):
+        tracer.trace(load("llama"), PROMPT, threshold=1e9)

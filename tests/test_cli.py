@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,7 +107,7 @@ def test_rules_can_be_switched_off() -> None:
 def test_doctor_measures_the_identities() -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output
-    assert result.stdout.count("ok  ") == 5
+    assert result.stdout.count("ok  ") == 6
     assert "FAILED" not in result.stdout
 
 
@@ -112,7 +115,6 @@ def test_doctor_fails_where_an_identity_fails(monkeypatch: pytest.MonkeyPatch) -
     from tracer import linearize
 
     monkeypatch.setitem(linearize.RULE_OF, "product", ("product", lambda envoy: None))
-    monkeypatch.setattr("tracer.tracing.check_conservation", lambda result: None)
     result = run("doctor")
     assert result.exit_code == 1
     assert "FAILED" in result.stdout
@@ -157,6 +159,10 @@ BAD = {
     "excluded neuron outside": (["The keys", "--exclude", "99/1"], "layers"),
     "excluded neuron misspelt": (["The keys", "--exclude", "3-1-2"], "LAYER/NEURON"),
     "mass above one": (["The keys", "--mass", "2"], "at most 1"),
+    "pruning without edges": (["The keys", "--no-edges", "--top-edges", "5"], "no effect"),
+    "edges into a log-probability": (["The keys", "--metric", "logprob", "--edges"], "single logits"),
+    "the prompt as its own counterfactual": (["The keys", "--counterfactual", "The keys"], "the prompt itself"),
+    "a threshold that keeps nothing": (["The keys", "--threshold", "100"], "no node is kept"),
     "negative threshold": (["The keys", "--threshold", "-1"], "0 or more"),
     "revision of the demo": (["The keys", "--revision", "main"], "no effect"),
 }
@@ -172,6 +178,74 @@ def test_bad_input_is_one_line_with_code_2(case: str) -> None:
     assert expected in result.stderr
     assert "; " in result.stderr, "no next step"
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["trace", "x", "--nodes", "abc"], ["trac"], ["trace", "x", "--format", "xml"], ["trace", "x", "--rows", "0"],
+     ["trace", "x", "--targett", "y"], ["trace", "x", "y"], ["view"]],
+)  # fmt: skip
+def test_misspelt_calls_are_one_line_with_code_2(words: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-m", "tracer", *words], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert "--help" in result.stderr
+
+
+def test_version_and_help() -> None:
+    for words, expected in ((["--version"], tracer.__version__), ([], "trace"), (["trace", "--help"], "--target")):
+        result = subprocess.run([sys.executable, "-m", "tracer", *words], capture_output=True, text=True, check=False)
+        assert expected in result.stdout
+
+
+def test_a_users_text_is_printed_as_it_is() -> None:
+    assert "The :car: key [bold]x" in traced("The :car: key [bold]x", "--no-edges").stdout
+
+
+def test_a_refused_trace_leaves_no_folder(tmp_path: Path) -> None:
+    assert run("trace", "The keys", "--target", "no such", "--out", str(tmp_path / "a" / "b")).exit_code == 2
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "mine.txt").write_text("x")
+    refused = run("trace", "The keys", "--out", str(tmp_path))
+    assert refused.exit_code == 2
+    assert refused.stdout == "", "refused before the work"
+
+
+@pytest.mark.parametrize("rule", [["--mass", "0.97"], ["--threshold", "0.0005"]])
+def test_mass_and_threshold_are_not_capped(rule: list[str]) -> None:
+    found = json.loads(traced(*KEYS, *rule, "--no-edges", "--format", "json").stdout)
+    assert found["n_nodes"] > 200
+    if rule[0] == "--mass":
+        assert found["kept_mass"] >= 0.97
+
+
+@pytest.mark.parametrize("method", ["relp", "random", "delta"])
+def test_as_many_nodes_as_asked_for_whatever_the_edges(method: str) -> None:
+    assert json.loads(traced(*KEYS, "--method", method, "--nodes", "20", "--format", "json").stdout)["n_nodes"] == 20
+
+
+def test_the_residual_of_a_path_names_where_it_begins() -> None:
+    text = traced(*KEYS, "--counterfactual", "The key near the cabinet", "--method", "ig", "--steps", "50").stdout
+    assert "is the metric where the path begins" in " ".join(text.split())
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two lines are the same but for the last digits, which differ between processors."""
+    numeric = re.compile(r"[+-]?\d+\.\d+")
+    if [numeric.sub("#", word) for word in one.split()] != [numeric.sub("#", word) for word in other.split()]:
+        return False
+    pairs = zip(numeric.findall(one), numeric.findall(other), strict=True)
+    return all(float(a) == pytest.approx(float(b), abs=0.11) for a, b in pairs)
+
+
+def test_the_readmes_example_is_what_is_printed() -> None:
+    readme = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="utf-8")
+    printed = traced("The secretaries near the car", "--target", " are", "--foil", " is").stdout.splitlines()
+    block = "metric " + readme.split("```\nmetric ")[1].split("```")[0]
+    for line in block.splitlines():
+        if line.strip() and not line.startswith("conservation"):
+            assert any(alike(line, one) for one in printed), line
 
 
 def test_show_refuses_a_folder_without_a_run(tmp_path: Path) -> None:

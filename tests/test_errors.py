@@ -48,6 +48,13 @@ def test_quoted_is_short_and_on_one_line(value: object, limit: int) -> None:
     assert len(text.splitlines()) <= 1
 
 
+def test_spaces_of_the_user_are_kept_and_only_line_ends_and_controls_replaced() -> None:
+    assert quoted("  are") == "'  are'"
+    assert quoted(["   "]) == "['   ']"
+    problem = TracerError(f"target {quoted('  are')}", "one\r\ntwo\x1b[31m\u2028three", "x")
+    assert str(problem) == "target '  are': one two [31m three; x"
+
+
 def test_quoted_shows_short_values_whole() -> None:
     assert quoted(" are") == "' are'"
     assert quoted("x" * 100) == "'" + "x" * 56 + "..."

@@ -44,7 +44,7 @@ def foreign(content: Content) -> Content:
     return content
 
 
-@pytest.mark.parametrize("options", [{}, {"basis": "output"}, {"method": "grad", "metric": "logprob"}, {"top": 3}])
+@pytest.mark.parametrize("options", [{}, {"basis": "output"}, {"method": "grad", "metric": "logit"}, {"top": 3}])
 def test_export_then_import_is_the_same_circuit(tmp_path: Path, options: dict[str, Any]) -> None:
     foil = None if "metric" in options or "top" in options else " is"
     prompt = tracer.Prompt("The keys near the cabinet", target=None if "top" in options else " are", foil=foil)

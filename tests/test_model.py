@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tracer
-from tracer import ModelError
+from tracer import ModelError, demo
 from tracer.model import Model
 
 ROWS = Question().ids()
@@ -183,6 +188,59 @@ def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
         tracer.load(folder)
 
 
+def test_a_folder_named_demo_is_not_the_shipped_model(
+    complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with refused(ModelError, "does not exist"):
+        tracer.load(Path("demo"))
+    shutil.copytree(complete, tmp_path / "demo")
+    shipped = tracer.load("demo")
+    for name in (Path("./demo"), Path("demo"), "./demo"):
+        model = tracer.load(name)
+        assert model.d_mlp == 48 != shipped.d_mlp
+        assert model.name == "./demo" != shipped.name
+
+
+@pytest.mark.parametrize("damage", ["weights", "checksum", "gone"])
+def test_a_damaged_shipped_model_is_refused(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(demo.path(), tmp_path / "model"))
+    monkeypatch.setattr(demo, "path", lambda: folder)
+    assert tracer.load("demo").name == "demo"
+    weights = folder / demo.WEIGHTS
+    if damage == "weights":
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    elif damage == "checksum":
+        (folder / demo.CHECKSUM).write_text("")
+    else:
+        (folder / demo.CHECKSUM).unlink()
+    with refused(ModelError, "model 'demo'", "SHA-256", "reinstall"):
+        tracer.load("demo")
+
+
+def test_loading_is_silent_and_leaves_the_users_settings(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from transformers.utils import logging
+
+    edit_weights(folder, model__norm__weight=torch.ones(16))
+    verbosity, hook = logging.get_verbosity(), logging.set_tqdm_hook(None)
+    mine = lambda factory, args, kwargs: factory(*args, **kwargs)  # noqa: E731
+    try:
+        logging.set_verbosity_info()
+        logging.set_tqdm_hook(mine)
+        with pytest.raises(ModelError):
+            tracer.load(folder)
+        tracer.load("demo")
+        assert logging.get_verbosity() == logging.INFO
+        assert logging.set_tqdm_hook(None) is mine
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.set_tqdm_hook(hook)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "Loading weights" not in err
+    assert "LOAD REPORT" not in err
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with refused(ModelError, str(tmp_path), "config.json", "Hugging Face"):
@@ -199,6 +257,55 @@ def test_an_id_that_cannot_be_reached_is_refused(name: str) -> None:
         tracer.load(name)
 
 
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """As if there were a network; what is reached is set by the test, and proxies do not stand between."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("no_proxy", "*")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("name", ["foo bar", "a b/c d", "a--b", "~nouser-at-all/x", "x" * 5000, "a\0b", "-x"])
+def test_a_name_that_cannot_be_is_refused(name: str, online: pytest.MonkeyPatch) -> None:
+    online.setattr("huggingface_hub.constants.ENDPOINT", "bogus")
+    with refused(ModelError, "model '"):
+        tracer.load(name)
+
+
+def test_a_malformed_endpoint_is_refused(online: pytest.MonkeyPatch) -> None:
+    for endpoint in ("bogus", "http://127.0.0.1:port", "http://a b"):
+        online.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+        with refused(ModelError, "nobody/nothing", "HF_ENDPOINT"):
+            tracer.load("nobody/nothing")
+
+
+def test_an_endpoint_that_hangs_up_is_refused(online: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(20)
+
+        def hang_up() -> None:
+            server.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        online.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with refused(ModelError, "nobody/nothing", "could not be fetched"):
+            tracer.load("nobody/nothing")
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_an_endpoint_that_does_not_answer_in_time_is_refused(online: pytest.MonkeyPatch) -> None:
+    def late(*_: Any, **__: Any) -> None:
+        raise TimeoutError("timed out")
+
+    online.setattr("urllib.request.urlopen", late)
+    with refused(ModelError, "nobody/nothing", "timed out"):
+        tracer.load("nobody/nothing")
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -209,7 +316,18 @@ def test_an_id_that_cannot_be_reached_is_refused(name: str) -> None:
         ({"device": "cpu", "device_map": "auto"}, ("device='cpu'", "device_map")),
         ({"revision": "main"}, ("revision='main'", "no effect")),
         ({"attention": "magic"}, ("magic",)),
-        ({"device_map": "everywhere"}, ("everywhere",)),
+        ({"attention": "someone/kernel"}, ("attention=", "eager, sdpa")),
+        ({"device_map": "everywhere"}, ("device_map='everywhere'", "auto", "balanced")),
+        ({"device_map": "cuda:99"}, ("device_map='cuda:99'", "GPUs")),
+        ({"device_map": "meta"}, ("device_map='meta'", "no device")),
+        ({"device_map": {}}, ("device_map={}", "dict")),
+        ({"device_map": {"": 99}}, ("device_map='cuda:99'", "GPUs")),
+        ({"device_map": {"": "disk"}}, ("device_map={'': 'disk'}", "begins on disk")),
+        ({"device": "meta"}, ("device='meta'", "no device", "cpu")),
+        ({"device": "cpu:1"}, ("device='cpu:1'",)),
+        ({"device": "xla"}, ("device='xla'", "no device")),
+        ({"device": ""}, ("device=''", "no device")),
+        ({"dtype": torch.int8}, ("dtype=torch.int8", "float32")),
     ],
 )
 def test_a_wrong_option_is_refused(complete: Path, options: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -224,6 +342,81 @@ def test_a_quantized_dtype_without_its_package_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with refused(ModelError, f"dtype={dtype!r}", "bitsandbytes", "pip install"):
         tracer.load(complete, dtype=dtype)
+
+
+def test_a_device_that_the_machine_lacks_is_refused(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for options in ({"device": "mps"}, {"device_map": "mps"}):
+        with refused(ModelError, "='mps'", "this machine has 0"):
+            tracer.load(complete, **options)
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}])
+def test_a_device_map_of_a_known_kind_is_taken(complete: Path, device_map: Any) -> None:
+    assert tracer.load(complete, device_map=device_map).n_layers == 3
+
+
+def test_an_attention_kernel_that_the_architecture_lacks_is_no_fault_of_the_folder(
+    complete: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "_supports_sdpa", False)
+    with refused(ModelError, "attention='sdpa'"):
+        tracer.load(complete, attention="sdpa")
+
+
+@pytest.mark.parametrize(
+    ("problem", "options", "parts"),
+    [
+        (ValueError("no device for model.norm"), {"device_map": {"": "cpu"}}, ("device_map={'': 'cpu'}: no device",)),
+        (ImportError("needs sentencepiece"), {}, ("needs sentencepiece", "install the package")),
+        (ValueError("Unrecognized model"), {}, ("model folder", "Unrecognized model", "complete")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_names_what_is_to_blame(
+    complete: Path,
+    problem: Exception,
+    options: dict[str, Any],
+    parts: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise problem
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with refused(ModelError, *parts):
+        tracer.load(complete, **options)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_too_little_memory_is_no_fault_of_the_folder(
+    complete: Path, problem: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise problem
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with refused(ModelError, "does not fit in memory", "smaller dtype", "device_map='auto'"):
+        tracer.load(complete)
+
+
+def test_a_dtype_of_torch_is_as_good_as_its_name(complete: Path) -> None:
+    assert tracer.load(complete, dtype=torch.bfloat16, device="cpu").dtype == torch.bfloat16
 
 
 def test_a_module_needs_its_tokenizer() -> None:
@@ -255,6 +448,28 @@ def test_the_budget_and_the_cost_of_a_token_are_positive_and_grow_with_the_model
     assert small.budget() > 0
     assert 0 < small.bytes_per_token() < large.bytes_per_token()
     assert small.bytes_per_token(gradient=False) <= small.bytes_per_token()
+
+
+def test_the_cost_of_a_token_counts_logits_and_the_length_read() -> None:
+    small, large = load("llama"), load("llama", vocab_size=1101)
+    assert large.bytes_per_token() - small.bytes_per_token() == 8 * 1000
+    assert small.bytes_per_token(length=8) < small.bytes_per_token(length=64) == small.bytes_per_token(length=10**6)
+
+
+NAMELESS = """
+import tracer
+for wrong in (None, 5, b"demo"):
+    try:
+        tracer.load(wrong)
+    except tracer.ModelError as problem:
+        print(problem)
+"""
+
+
+def test_what_is_no_name_is_refused_without_the_test_suites_type_checks() -> None:
+    """In a process of its own, since here beartype refuses it first."""
+    done = subprocess.run([sys.executable, "-c", NAMELESS], capture_output=True, text=True, check=True)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["model None", "model 5", "model b'demo'"]
 
 
 def test_a_model_cannot_be_changed() -> None:

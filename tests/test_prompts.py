@@ -7,12 +7,15 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny as t
 import torch
 from helpers import aligned, padded, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from tracer.errors import JobError
 from tracer.prompts import Batch, Prompt, batches, decode, encode
@@ -66,6 +69,153 @@ def test_decode_keeps_the_leading_space() -> None:
     assert decode(WORDS, token(" are")) == " are"
 
 
+PIECES = ("▁The", "▁car", "▁are", "are", "▁keys", "▁,", ",")
+"""Whole words of the SentencePiece-like tokenizers; ``are`` and ``,`` also without the space before."""
+
+
+def sentencepiece(kind: str, bos: bool = True) -> Words:
+    """A byte-fallback tokenizer that puts a space before a text and drops it again: as Llama-2, or by Metaspace."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdehikrsyTA1.,"]
+    merges: dict[tuple[str, str], None] = {}
+    for word in PIECES:
+        for end in range(2, len(word) + 1):
+            merges[word[: end - 1], word[end - 1]] = None
+            tokens += [word[:end]] if word[:end] not in tokens else []
+    numbers = {token: number for number, token in enumerate(tokens)}
+    core = Tokenizer(models.BPE(numbers, list(merges), unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if kind == "llama-2":
+        core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        strip = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        core.decoder = decoders.Sequence(strip)
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+        core.decoder = decoders.Metaspace(prepend_scheme="first")
+    if bos:
+        core.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A $B", [("<s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return Words(fast, len(tokens))
+
+
+KINDS = ("llama-2", "metaspace")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sentencepiece_tokens_keep_their_leading_space(kind: str) -> None:
+    words = sentencepiece(kind)
+    found = [decode(words, one) for one in words.tokenizer.encode("The car are")]
+    assert found == ["<s>", " The", " car", " are"]
+    number = words.tokenizer.convert_tokens_to_ids
+    assert [decode(words, number(piece)) for piece in PIECES] == [piece.replace("▁", " ") for piece in PIECES]
+    assert decode(words, number("▁")) == " "
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_token_reads_as_something(kind: str) -> None:
+    words = sentencepiece(kind)
+    assert all(decode(words, one) for one in range(words.vocab_size))
+    assert decode(words, words.tokenizer.convert_tokens_to_ids("<0xC3>")) in ("�", "<0xC3>")
+
+
+def test_a_byte_that_is_no_text_alone_is_decoded_without_a_crash() -> None:
+    core = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    words = Words(PreTrainedTokenizerFast(tokenizer_object=core), 256)
+    assert [decode(words, one) for one in words.tokenizer.encode("é a")] == ["�", "�", " ", "a"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("text", "piece"), [(" are", "▁are"), (" keys", "▁keys"), (",", ","), (" ,", "▁,")])
+def test_a_target_is_the_token_that_follows_text(kind: str, text: str, piece: str) -> None:
+    words = sentencepiece(kind)
+    (found,) = encode(Prompt("The car", target=text), words).target_ids
+    assert words.tokenizer.convert_ids_to_tokens(found) == piece
+    assert decode(words, found) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_target_with_two_meanings_is_refused(kind: str) -> None:
+    with refused(JobError, "'are'", "could be ' are' (token", "or 'are' (token", "leading space"):
+        encode(Prompt("The car", target="are"), sentencepiece(kind))
+    with refused(JobError, "'keys'", "' keys' (token", "did you mean ' keys' with its leading space?"):
+        encode(Prompt("The car", target="keys"), sentencepiece(kind))
+
+
+def test_an_empty_target_gets_no_hint_of_a_space() -> None:
+    with pytest.raises(JobError) as caught:
+        encode(Prompt("The car", target=""), WORDS)
+    assert "target '': is empty" in str(caught.value)
+    assert "space" not in str(caught.value)
+
+
+def test_spaces_in_a_target_are_shown_as_they_are() -> None:
+    with refused(JobError, "target '  are'"):
+        encode(Prompt("The car", target="  are"), WORDS)
+    with refused(JobError, "prompt '   '"):
+        encode(Prompt("   "), WORDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"text": "The car", "target": 5}, "prompt 'The car'"),
+        ({"token_ids": [1], "target": " are"}, "target ' are'"),
+        ({"token_ids": [1], "foil": [" are"], "target": 5}, "foil ' are'"),
+        ({"token_ids": [1, 2], "counterfactual": "The"}, "counterfactual 'The'"),
+    ],
+)
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(arguments: dict[str, Any], name: str) -> None:
+    small = Words(vocab_size=40)
+    with refused(JobError, name, "the model has 40", "not this model's"):
+        encode(Prompt(**arguments), small)
+
+
+@pytest.mark.parametrize("where", ["text", "target", "counterfactual", "id"])
+def test_bytes_that_are_no_text_are_refused(where: str) -> None:
+    with refused(JobError, "'\\udcff'", "no Unicode text"):
+        encode(Prompt(**{"text": "The car", where: "a\udcff"}), WORDS)
+
+
+def test_a_second_start_token_is_refused() -> None:
+    for text in ("<bos> The car", "<bos>The car"):
+        with refused(JobError, "begins with <bos>", "token_ids"):
+            encode(Prompt(text), WORDS)
+        with refused(JobError, "counterfactual", "begins with <bos>"):
+            encode(Prompt("The car", counterfactual=text), WORDS)
+    words = sentencepiece("llama-2", bos=False)
+    assert encode(Prompt("<s> The car"), words).token_ids[0] == 1, "nothing is doubled where none is added"
+
+
+NUMBERS = [np.array([7, 50, 9]), torch.tensor([7, 50, 9]), [np.int64(7), torch.tensor(50), 9], (7, np.uint8(50), 9)]
+
+
+@pytest.mark.parametrize("ids", NUMBERS, ids=lambda value: type(value).__name__)
+def test_ids_of_numpy_and_torch_become_ints(ids: Any) -> None:
+    got = encode(Prompt(token_ids=ids, counterfactual=ids, target=ids, positions=np.int64(-1)), WORDS)
+    for found in (got.token_ids, got.counterfactual_ids, got.target_ids):
+        assert found == (7, 50, 9)
+        assert all(type(one) is int for one in found or ())
+    assert got.positions == (2,)
+    assert type(got.positions[0]) is int
+    one = encode(Prompt(token_ids=[7], target=np.int64(5), foil=torch.tensor(6), positions=torch.tensor([0])), WORDS)
+    assert (one.target_ids, one.foil_ids, one.positions) == ((5,), (6,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("ids", "part"),
+    [
+        (np.array([True, False]), "token id True"),
+        (torch.tensor([1.0, 2.0]), "token id 1.0"),
+        ([1, torch.tensor(True)], "token id"),
+        (torch.tensor([[1, 2]]), "token id [1, 2]"),
+        (torch.tensor(5), "token_ids 5"),
+    ],
+    ids=str,
+)
+def test_arrays_that_are_no_token_ids_are_refused(ids: Any, part: str) -> None:
+    with refused(JobError, part):
+        encode(Prompt(token_ids=ids), WORDS)
+
+
 @pytest.mark.parametrize(
     ("positions", "wanted"), [(None, (4,)), (-1, (4,)), (0, (0,)), ([1, -2], (1, 3)), ([4, 0], (4, 0)), (-5, (0,))]
 )
@@ -83,7 +233,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"text": "The car", "counterfactual": ""}, ("counterfactual ''", "empty")),
     ({"text": "The car", "target": "are"}, ("'are'", "3 tokens", "' are'", "leading space")),
     ({"text": "The car", "target": " keeper"}, ("' keeper'", "tokens", "one is needed", "give one token, or its id")),
-    ({"text": "The car", "target": ""}, ("target ''", "0 tokens")),
+    ({"text": "The car", "target": ""}, ("target ''", "is empty")),
     ({"text": "The car", "target": []}, ("target []", "empty")),
     ({"text": "The car", "target": [" are", " are"]}, ("twice",)),
     ({"text": "The car", "target": " are", "foil": "is"}, ("foil 'is'", "' is'")),
@@ -115,11 +265,15 @@ def test_what_cannot_be_meant_is_refused(arguments: dict[str, Any], parts: tuple
 
 MISTYPED = """
 from types import SimpleNamespace
+import numpy as np
 from tracer.prompts import Prompt, encode
 tokenizer = SimpleNamespace(decode=lambda *_, **__: 'x')
 words = SimpleNamespace(vocab_size=101, context_length=12, tokenizer=tokenizer)
 for wrong in ({"token_ids": [1, 2.5]}, {"token_ids": [1, "a"]}, {"token_ids": [1, 5], "positions": [0.5]},
-              {"token_ids": [1, None]}, {"token_ids": [1, 5], "target": 2.5}):
+              {"token_ids": [1, None]}, {"token_ids": [1, 5], "target": 2.5}, {"text": 55}, {"token_ids": 56},
+              {"token_ids": [1, 5], "positions": 1.5}, {"token_ids": [1, 5], "counterfactual": 57},
+              {"token_ids": "58"}, {"token_ids": b"59"}, {"token_ids": {60}}, {"text": "The", "id": 61},
+              {"token_ids": [1, 5], "positions": "62"}, {"token_ids": [1, np.float32(63)]}):
     try:
         encode(Prompt(**wrong), words)
     except Exception as problem:
@@ -131,8 +285,9 @@ def test_values_of_a_wrong_type_are_refused_without_the_test_suites_type_checks(
     """In a process of its own, since here beartype refuses them first."""
     done = subprocess.run([sys.executable, "-c", MISTYPED], capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) == 5
-    for line, value in zip(lines, ("2.5", "'a'", "0.5", "None", "2.5"), strict=True):
+    values = "2.5 'a' 0.5 None 2.5 55 56 1.5 57 '58' b'59' {60} 61 '62' 63".split()
+    assert len(lines) == len(values), done.stdout
+    for line, value in zip(lines, values, strict=True):
         assert line.startswith("JobError ")
         assert value in line
 

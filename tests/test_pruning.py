@@ -43,7 +43,7 @@ def test_edges_are_sorted_by_attribution() -> None:
 
 
 def test_dangling_nodes_go_and_take_their_edges_along() -> None:
-    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=0.01))
+    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=0.01, drop_dangling=True))
     assert found.nodes.tolist() == [0, 1, 2, 3, 5], "4 lost its only way out"
     pairs = set(zip(found.nodes[found.edges.source].tolist(), found.nodes[found.edges.target].tolist(), strict=True))
     assert pairs == {(0, 2), (1, 2), (2, 3), (2, 5), (3, 5), (0, 5)}
@@ -109,7 +109,9 @@ def test_laws(data: st.DataObject) -> None:
     is_neuron[0] = is_neuron[-1] = False
     logit = torch.zeros(size)
     logit[-1] = 1
-    found = prune(edges, is_neuron, logit, torch.ones(size), Pruning(share=data.draw(st.floats(0, 1))))
+    found = prune(
+        edges, is_neuron, logit, torch.ones(size), Pruning(share=data.draw(st.floats(0, 1)), drop_dangling=True)
+    )
     given = {(s, t): w for (s, t), w in zip(chosen, weight.tolist(), strict=True)}
     back = found.nodes
     for s, t, w in zip(found.edges.source, found.edges.target, found.edges.weight, strict=True):
@@ -118,3 +120,10 @@ def test_laws(data: st.DataObject) -> None:
         number = back.tolist().index(node)
         assert number in found.edges.source
         assert number in found.edges.target
+
+
+def test_selected_nodes_stay_unless_dropping_is_asked_for() -> None:
+    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=0.9))
+    assert found.nodes.tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(found.edges) < 8
+    assert found.explained[2] == 0

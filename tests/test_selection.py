@@ -140,7 +140,6 @@ def test_an_excluded_neuron_is_left_out_at_every_position() -> None:
     [
         ({"nodes": 0}, "nodes=0"),
         ({"nodes": -3}, "nodes=-3"),
-        ({"nodes": None}, "nodes=None"),
         ({"threshold": -0.1}, "threshold=-0.1"),
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"mass": 0.0}, "mass=0.0"),

@@ -368,7 +368,9 @@ def test_shards_are_read_in_order_of_their_number(run: Path) -> None:
         file = f"nodes/{shard}-x.parquet"
         pq.write_table(nodes([{"prompt_id": shard, "layer": 0, "neuron": 0}]), run / file)
         files = {**commit["files"], "nodes": file}
-        (run / "_commits" / f"{shard}.json").write_text(json.dumps({"shard": shard, "files": files}))
+        (run / "_commits" / f"{shard}.json").write_text(
+            json.dumps({"shard": shard, "files": files, "rows": {**commit["rows"], "nodes": 1}})
+        )
     assert read_run(run)[1]["nodes"]["prompt_id"].to_pylist() == [0, 2, 10]
 
 
@@ -410,3 +412,32 @@ def test_no_module_of_the_library_reads_pickles() -> None:
                 assert not any(word.arg == "allow_pickle" for word in part.keywords), path
             assert not FORBIDDEN & set(names), path
             assert not {"torch.load", "np.load", "numpy.load", "pd.read_pickle"} & set(names), path
+
+
+@pytest.mark.parametrize(
+    "damage", ["a second commit", "a shorter table", "a commit without a table", "another shard's"]
+)
+def test_a_run_whose_parts_disagree_is_refused(run: Path, damage: str) -> None:
+    path = run / "_commits" / "0.json"
+    commit = json.loads(path.read_text())
+    if damage == "a second commit":
+        (run / "_commits" / "1.json").write_text(path.read_text())
+    elif damage == "a shorter table":
+        table = pq.read_table(run / commit["files"]["nodes"])
+        pq.write_table(table.slice(0, 0), run / commit["files"]["nodes"])
+    elif damage == "a commit without a table":
+        del commit["files"]["nodes"]
+        path.write_text(json.dumps(commit))
+    else:
+        path.rename(run / "_commits" / "7.json")
+    with refused(RunError, "damaged"):
+        read_run(run)
+
+
+def test_a_commit_cannot_name_a_file_outside_its_run(run: Path) -> None:
+    path = run / "_commits" / "0.json"
+    commit = json.loads(path.read_text())
+    commit["files"]["nodes"] = "../elsewhere.parquet"
+    path.write_text(json.dumps(commit))
+    with refused(RunError, "does not name the files"):
+        read_run(run)

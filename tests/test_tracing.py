@@ -502,7 +502,6 @@ def test_the_selection_rules_reach_the_circuit() -> None:
     ("how", "part"),
     [
         ({"nodes": 0}, "nodes=0"),
-        ({"nodes": None}, "nodes=None"),
         ({"mass": 2.0}, "mass=2.0"),
         ({"threshold": -1.0}, "threshold=-1.0"),
         ({"exclude": [(3, 0)]}, "exclude=(3, 0)"),

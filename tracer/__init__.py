@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tracer.attributing import attribute as attribute
     from tracer.attribution import Attribution as Attribution
     from tracer.circuit import Circuit as Circuit
     from tracer.circuit import Graph as Graph
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from tracer.prompts import Prompt as Prompt
     from tracer.pruning import Pruning as Pruning
     from tracer.report import view as view
-    from tracer.tracing import attribute as attribute
     from tracer.tracing import trace as trace
 
 _HOME = {
@@ -45,7 +45,7 @@ _HOME = {
     "RemoteError": "errors",
     "RunError": "errors",
     "TracerError": "errors",
-    "attribute": "tracing",
+    "attribute": "attributing",
     "export": "exchange",
     "import_graph": "exchange",
     "load": "model",

@@ -35,6 +35,8 @@ class Attribution:
         token_ids: of each prompt, without padding.
         target_ids, foil_ids: of each prompt, resolved.
         settings: how it was computed.
+        start_metric: the metric at the start of a path method's path (zero embeddings, or the counterfactual), which
+            its embedding attributions do not account for; None for other methods.
     """
 
     nodes: Nodes
@@ -45,6 +47,7 @@ class Attribution:
     target_ids: tuple[tuple[int, ...], ...]
     foil_ids: tuple[tuple[int, ...], ...]
     settings: Settings
+    start_metric: PerPrompt | None = None
 
     @property
     def residual(self) -> PerPrompt:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from tracer import store
 from tracer.config import ModelRecord, Settings
@@ -71,6 +71,20 @@ class Graph(_Record):
     groups: dict[str, tuple[int, ...]] = {}
     notes: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _whole(self) -> Graph:
+        """Tables and fields fit each other; what was read from a damaged file may not."""
+        if set(self.nodes["kind"].to_pylist()) - {"neuron", "embedding", "logit", "error"}:
+            raise ValueError("a node is of an unknown kind")
+        if self.nodes.num_rows and self.nodes["position"].to_numpy().max() >= len(self.tokens):
+            raise ValueError("a node lies beyond the tokens")
+        if self.nodes["node_id"].to_pylist() != list(range(self.nodes.num_rows)):
+            raise ValueError("nodes are missing or out of order")
+        ends = [] if self.links is None else [self.links[end].to_numpy() for end in ("source", "target")]
+        if any(len(end) and not 0 <= end.min() <= end.max() < self.nodes.num_rows for end in ends):
+            raise ValueError("an edge has an unknown end")
+        return self
+
     @property
     def neurons(self) -> pa.Table:
         """The neuron nodes alone, strongest first."""
@@ -90,6 +104,12 @@ class Graph(_Record):
     def n_edges(self) -> int:
         """Kept edges; 0 where edges were not traced."""
         return 0 if self.links is None else self.links.num_rows
+
+    @property
+    def n_unconnected(self) -> int:
+        """Neurons that no kept edge leads into or out of."""
+        ends = set() if self.links is None else {*self.links["source"].to_pylist(), *self.links["target"].to_pylist()}
+        return sum(one not in ends for one in self.neurons["node_id"].to_pylist())
 
     @property
     def edges(self) -> pa.Table:
@@ -117,7 +137,7 @@ class Graph(_Record):
         kinds, layers = self.nodes["kind"].to_pylist(), self.nodes["layer"].to_pylist()
         into: dict[int, list[tuple[int, float]]] = {}
         for source, target, share in zip(links["source"], links["target"], links["share"], strict=True):
-            if math.isfinite(share):
+            if share is not None and math.isfinite(share):
                 into.setdefault(target, []).append((source, share))
         best: dict[int, list[tuple[float, tuple[int, ...]]]] = {}
         for node in sorted(range(len(kinds)), key=lambda one: layers[one]):
@@ -195,7 +215,8 @@ class Circuit(Graph):
         token_ids: of the prompt.
         target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
         reference: hash of the prompts behind the baseline ``mean``.
-        metric: of the prompt. `residual`: metric minus the summed embedding attributions.
+        metric: of the prompt. `residual`: metric minus the summed embedding attributions. `start_metric`: the metric
+            at the start of a path method's path, which is part of the residual.
         kept_mass: share of the summed ``|attribution|`` of all neuron nodes that the kept ones hold.
         n_total: neuron nodes the model has on this prompt.
         n_selected: of them, how many were selected; pruning may have dropped some.
@@ -215,6 +236,7 @@ class Circuit(Graph):
     reference: str | None = None
     metric: float
     residual: float
+    start_metric: float | None = None
     kept_mass: float
     n_total: int
     n_selected: int
@@ -227,6 +249,16 @@ class Circuit(Graph):
     model: ModelRecord
     user_id: str | None = None
     seconds: float = 0.0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Circuit:
+        """The fields of a traced circuit agree with its tables."""
+        logits = {row["neuron"] for row in self.rows("logit")}
+        if logits != {*self.target_ids, *self.foil_ids}:
+            raise ValueError("the logits are not the targets and foils")
+        if len(self.token_ids) != len(self.tokens) or not all(pos < len(self.tokens) for pos in self.positions):
+            raise ValueError("positions or tokens do not fit the prompt")
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -279,6 +311,8 @@ def load_graph(folder: str | Path) -> Graph:
     if record.get("kind") not in classes:
         raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "give a folder of 'tracer trace --out'")
     name, kind = classes[record["kind"]]
+    if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
+        raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")
     try:
         return kind.model_validate({**record[name], "nodes": tables["nodes"], "links": tables.get("edges")})
     except (ValidationError, KeyError, TypeError) as error:
@@ -304,7 +338,7 @@ def _prompt_row(**columns: Any) -> pa.Table:
 def edges_table(columns: dict[str, Any]) -> pa.Table:
     """A table in `store.EDGES` for one prompt from its columns."""
     numbered = {"prompt_id": [0] * len(columns["source"]), **columns}
-    return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in store.EDGES})
+    return pa.table({field.name: pa.array(numbered[field.name], field.type, from_pandas=True) for field in store.EDGES})
 
 
 def nodes_table(columns: dict[str, Any]) -> pa.Table:

@@ -6,6 +6,7 @@ ends with code 2; anything else is a bug and keeps its traceback. Knows no metho
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -18,8 +19,14 @@ import typer
 from tracer.errors import JobError, TracerError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tracer.circuit import Graph
     from tracer.methods import Progress
+    from tracer.pruning import Pruning
+
+# Of click's, or of the copy of it that newer typer carries: the base of every complaint about the words of a call.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     help="Find circuits of MLP neurons in language models, and prove what was found.",
@@ -28,6 +35,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        from tracer import __version__
+
+        typer.echo(f"tracer {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[  # its callback does the work
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find circuits of MLP neurons in language models, and prove what was found."""
 
 
 class Format(StrEnum):
@@ -46,7 +71,7 @@ def told(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(*args, **kwargs)
         except TracerError as error:
-            typer.secho(f"error: {error}", fg="red", err=True)
+            _complain(str(error))
             raise typer.Exit(2) from None
 
     return run
@@ -100,7 +125,10 @@ def trace(
     ] = None,
     steps: Annotated[int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the method random.")] = 0,
-    nodes: Annotated[int, typer.Option(help="Nodes to keep, strongest first.")] = 200,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Nodes to keep, strongest first. Default: 200, unless --threshold or --mass is given."),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Keep |attribution| >= this share of |metric| (paper: .005).")
     ] = None,
@@ -111,10 +139,12 @@ def trace(
     exclude: Annotated[
         list[str] | None, typer.Option(help="A neuron never taken, as LAYER/NEURON. Repeatable.")
     ] = None,
-    edges: Annotated[bool, typer.Option(help="Trace the direct edges between the nodes kept.")] = True,
+    edges: Annotated[
+        bool | None, typer.Option("--edges/--no-edges", help="Trace the direct edges between the nodes kept.")
+    ] = None,
     edge_share: Annotated[
-        float, typer.Option(help="Keep edges with at least this |share| of their target (paper: .01).")
-    ] = 0.01,
+        float | None, typer.Option(help="Keep edges with at least this |share| of their target. Default: .01.")
+    ] = None,
     edge_attribution: Annotated[
         float | None, typer.Option(help="Keep edges with at least this |attribution|, in logits.")
     ] = None,
@@ -125,6 +155,9 @@ def trace(
     edge_influence: Annotated[
         float | None, typer.Option(help="Keep the fewest edges with this share of the influence (usual: .98).")
     ] = None,
+    drop_dangling: Annotated[
+        bool, typer.Option("--drop-dangling", help="Drop nodes that no kept edge leads into, or none out of.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Save the run folder here (Parquet and run.json).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
     rows: Rows = 20,
@@ -137,7 +170,6 @@ def trace(
     import tracer
     from tracer import store
     from tracer.config import RULES
-    from tracer.pruning import Pruning
 
     prompt = tracer.Prompt(
         text=text,
@@ -154,9 +186,14 @@ def trace(
         raise JobError(f"--metric {metric}", "has no effect with --top", "leave one of them out")
     others = _lines(reference) if reference is not None else None
     rules = _rules(without_rule, method, RULES)
-    pruning = None
-    if edges:
-        pruning = Pruning(edge_share, edge_attribution, top_edges, node_influence, edge_influence)
+    pruning = _pruning(
+        share=edge_share,
+        attribution=edge_attribution,
+        top=top_edges,
+        node_influence=node_influence,
+        edge_influence=edge_influence,
+        drop_dangling=drop_dangling or None,
+    )
     excluded = [_neuron(one) for one in exclude or ()]
     if out is not None:
         store.check_place(out)
@@ -273,14 +310,13 @@ def doctor(
     model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
 ) -> None:
     """Versions, devices, memory, and the method's identities measured on a model."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from tracer import doctor as checkup
 
     _quiet()
-    console = Console()
+    console = _console()
     for title, found in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, value in found.items():
@@ -298,13 +334,44 @@ def doctor(
         table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
     console.print(table)
     if not all(check.holds for check in checks):
-        typer.secho("error: an identity fails; numbers from this installation cannot be trusted", fg="red", err=True)
+        _complain("an identity fails: numbers from this installation cannot be trusted; run it on 'demo' and report it")
         raise typer.Exit(1)
 
 
 def main() -> None:
-    """The console script."""
-    app()
+    """The console script: every error a user can mend is one line on standard error, with exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a token's letters
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        message = " ".join(error.format_message().split()).rstrip(".?")  # type: ignore[attr-defined]
+        _complain(f"{message}; see --help for what is possible")
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        _complain("interrupted; nothing was saved")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> None:
+    """One line on standard error, however narrow the terminal; coloured where that is wanted."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"error: {message}", style="red", markup=False)
+
+
+def _console() -> Console:
+    """Standard output for tables: no text of a user's is taken for an emoji, and no number is ever cut."""
+    from rich.console import Console
+
+    console = Console(emoji=False, highlight=False)
+    console.width = max(console.width, 110) if console.is_terminal else 140
+    return console
 
 
 def _graph(source: Path) -> Graph:
@@ -320,8 +387,6 @@ def _size(file: Path) -> str:
 
 
 def _show(graph: Graph, style: Format, rows: int) -> None:
-    from rich.console import Console
-
     from tracer import report
     from tracer.circuit import Circuit
 
@@ -332,7 +397,7 @@ def _show(graph: Graph, style: Format, rows: int) -> None:
         typer.echo(report.graph_json(graph))
         return
     table = report.circuit_table(graph, rows) if isinstance(graph, Circuit) else report.graph_table(graph, rows)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    _console().print(table)
 
 
 class _Bar:
@@ -384,6 +449,14 @@ def _neuron(value: str) -> tuple[int, int]:
     if not (slash and layer.isdecimal() and neuron.isdecimal()):
         raise JobError(f"--exclude {value!r}", "must be LAYER/NEURON", "write it as in '3/120'")
     return int(layer), int(neuron)
+
+
+def _pruning(**rules: Any) -> Pruning | None:
+    """The pruning rules that were given; None where none was, so that --no-edges can refuse them."""
+    from tracer.pruning import Pruning
+
+    given = {name: value for name, value in rules.items() if value is not None}
+    return Pruning(**given) if given else None
 
 
 def _rules(off: list[str] | None, method: str, rules: frozenset[str]) -> frozenset[str] | None:

@@ -31,6 +31,9 @@ DEFAULT_TOP_K = 5
 # Metrics that are linear in the logits: only for these does a linearised model conserve relevance.
 LINEAR_METRICS = frozenset({"logit", "difference", "topk", "centred"})
 
+# Metrics that are weighted sums of single logits, so that edges into those logits are edges into the metric.
+SUMS_OF_LOGITS = frozenset({"logit", "difference", "topk"})
+
 
 class Settings(BaseModel):
     """How nodes are attributed (method.md sections 2 and 3).
@@ -102,6 +105,8 @@ def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
     Raises:
         JobError: an unknown name, a value out of range, or a setting without effect.
     """
+    if isinstance(rules, str):
+        raise JobError(f"rules={rules!r}", "must be a list of names", f"write rules=[{rules!r}]")
     if rules is None:
         rules = RULES if values.get("method", "relp") == "relp" else ()
     try:

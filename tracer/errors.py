@@ -12,6 +12,11 @@ This module knows no other; anything that is not a `TracerError` is a bug of our
 
 from __future__ import annotations
 
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+"""Line ends of every kind and other control characters; spaces are the user's own and stay."""
+
 
 class TracerError(Exception):
     """A problem the user can mend, told as value, rule and next step.
@@ -27,7 +32,7 @@ class TracerError(Exception):
         super().__init__(value, rule, next_step)
 
     def __str__(self) -> str:
-        return " ".join(f"{self.value}: {self.rule}; {self.next_step}".split())
+        return _CONTROL.sub(" ", f"{self.value}: {self.rule}; {self.next_step}")
 
 
 class JobError(TracerError):
@@ -47,6 +52,6 @@ class RemoteError(TracerError):
 
 
 def quoted(value: object, limit: int = 60) -> str:
-    """`value` as it goes into a message: its repr on one line, shortened to `limit` characters."""
-    text = " ".join(repr(value).split())
+    """`value` as it goes into a message: its repr on one line, spaces kept, shortened to `limit` characters."""
+    text = _CONTROL.sub(" ", repr(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,7 +1,7 @@
 """Which passes each attribution method needs, and how they combine, for one batch (method.md section 2).
 
 Knows the methods as arithmetic over passes: every tensor here is left-padded, as passes see it. Refuses to know
-nnsight (passes.py), prompts beyond their token ids, and what is done with the result (tracing.py).
+nnsight (passes.py), prompts beyond their token ids, and what is done with the result (attributing.py).
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ EXACT_ROWS = 512
 
 
 class Result(NamedTuple):
-    """What a method finds: padded, float32 on the CPU, not yet cleared of padding."""
+    """What a method finds: padded, float32 on the CPU, not yet cleared of padding. `start` is the metric where a path
+    begins."""
 
     nodes: PaddedNodes
     activations: PaddedNodes
     embeddings: Float[Tensor, "prompt column"]
     metric: PerPrompt
+    start: PerPrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _along_path(work: Work) -> Result:
         work.report(step, chosen.steps)
     if chosen.method == "ig":
         total *= end_values - (start_values if chosen.baseline == "zero" else work.baseline)
-    return Result(total, end_values, ((end - start) * slope).sum(-1), score)
+    begin = passes.from_embedding(model, work.batch, work.metric, start)
+    return Result(total, end_values, ((end - start) * slope).sum(-1), score, begin)
 
 
 def _path_ends(work: Work) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -134,7 +137,8 @@ def _along_activations(work: Work) -> Result:
         slope += reading.embedding_gradient / chosen.steps
         score = reading.metric
         work.report(n_passes - step, n_passes)
-    return Result(total * away, values, (back * slope).sum(-1), score)
+    begin = passes.from_embedding(model, work.batch, work.metric, embedding - back)
+    return Result(total * away, values, (back * slope).sum(-1), score, begin)
 
 
 def _start(work: Work, embedding: Tensor) -> Tensor:
@@ -171,7 +175,7 @@ def _ablate_layer(work: Work, row: int, layer: int, baseline: Tensor) -> Tensor:
     ids = work.batch.token_ids[row]
     flat = torch.arange(baseline.numel())
     effects = torch.empty(baseline.numel())
-    rows = max(1, work.budget // (work.model.bytes_per_token(gradient=False) * len(ids)) - 1)
+    rows = max(1, work.budget // (work.model.bytes_per_token(gradient=False, length=len(ids)) * len(ids)) - 1)
     for part in flat.split(min(rows, EXACT_ROWS)):
         count = len(part)
         where = (torch.arange(1, count + 1), part // baseline.shape[1], part % baseline.shape[1])

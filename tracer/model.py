@@ -7,7 +7,9 @@ architectures with a module that no RelP rule covers. What is computed on the mo
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import http.client
 import importlib.metadata
 import os
 import ssl
@@ -15,6 +17,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +41,9 @@ DTYPES: dict[str, torch.dtype] = {
 }
 QUANTIZED = ("int8", "nf4", "fp4")
 BUDGET_WITHOUT_GPU = 2**30
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+"""How accelerate can spread a model over devices."""
+KERNELS = ("eager", "sdpa")
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +174,8 @@ class Model:
     def fingerprint(self) -> str:
         """A hash of the parameters' names, shapes and up to 4,096 evenly spaced values of each.
 
-        A sample, so that it takes milliseconds on any size; any retraining or other checkpoint changes it.
+        It is a sample, so that it takes milliseconds on any size: retraining changes it in practice, but a change to
+        few weights of a tensor of more than 4,096 can go unseen, and so does any to weights that are offloaded.
         """
         digest = hashlib.sha256()
         for name, value in self.module.named_parameters():
@@ -201,20 +208,25 @@ class Model:
             return BUDGET_WITHOUT_GPU
         return torch.cuda.get_device_properties(self.device).total_memory // 4
 
-    def bytes_per_token(self, gradient: bool = True) -> int:
-        """An upper estimate of what a pass holds for one token of one prompt: activations kept for the backward
-        pass, attention patterns at the context used, and the two float32 results."""
+    def bytes_per_token(self, gradient: bool = True, length: int = 1024) -> int:
+        """An estimate of what a pass holds for one token of one prompt, for splitting work into batches.
+
+        It counts activations (all layers' for a backward pass), attention patterns over `length` positions or the
+        context if that is shorter, the two float32 results, and the float32 logits of the token with their gradient,
+        which are held only where logits are read. It is no bound: prompts longer than `length` hold more patterns,
+        and kernels hold workspace of their own.
+        """
         heads = int(getattr(self.config, "num_attention_heads", 1))
-        inside = 6 * self.d_mlp + 16 * self.d_model + 2 * heads * min(self.context_length, 1024)
+        inside = 6 * self.d_mlp + 16 * self.d_model + 2 * heads * min(self.context_length, length)
         kept = inside * self.n_layers if gradient else 2 * inside + self.d_mlp * self.n_layers
-        return kept * self.dtype.itemsize + 8 * self.d_mlp * self.n_layers
+        return kept * self.dtype.itemsize + 8 * self.d_mlp * self.n_layers + 8 * self.vocab_size
 
 
 def load(
     name: str | Path | nn.Module = "demo",
     *,
     device: str | None = None,
-    dtype: str | None = None,
+    dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     attention: str | None = None,
@@ -224,92 +236,174 @@ def load(
     """Load a model to trace.
 
     Args:
-        name: ``demo``, a folder in Hugging Face format, a Hugging Face id, or a module already in memory (which
-            needs `tokenizer`, is put in evaluation mode and frozen, and otherwise kept as it is).
-        device: ``cpu``, ``cuda``, ``cuda:1``...; a GPU if there is one.
-        dtype: ``float32``, the default (attributions are noisy in less), ``bfloat16``, ``float16``, ``float64``, or
-            ``int8``, ``nf4``, ``fp4`` with bitsandbytes.
+        name: ``demo``, a folder in Hugging Face format (always one if it is a `Path`), a Hugging Face id, or a module
+            already in memory (which needs `tokenizer`, is put in evaluation mode and frozen, and otherwise kept as it
+            is). The shipped demo's weights must be the committed ones.
+        device: ``cpu``, ``cuda``, ``cuda:1``..., or ``mps``, ``xpu`` where there is one; a GPU if there is one.
+        dtype: ``float32``, the default (attributions are noisy in less), ``bfloat16``, ``float16``, ``float64``, by
+            name or torch's own, or ``int8``, ``nf4``, ``fp4`` with bitsandbytes.
         revision: of a Hugging Face id.
-        device_map: ``auto`` spreads the model over several GPUs; instead of `device`.
+        device_map: ``auto`` spreads the model over several GPUs (also ``balanced``, ``balanced_low_0``,
+            ``sequential``, a device, or a dict of module to device); instead of `device`.
         attention: ``eager`` or ``sdpa``; the architecture's default if None. Attributions do not depend on it.
         tokenizer: of a module in memory.
         seed: torch's, set before loading.
 
     Raises:
-        ModelError: nothing there, not reachable, not covered by a rule, weights missing or not finite.
+        ModelError: nothing there, not reachable, not covered by a rule, weights missing or not finite, an option that
+            cannot be, or too little memory.
     """
     torch.manual_seed(seed)
     if isinstance(name, nn.Module):
-        given = {
-            "device": device,
-            "dtype": dtype,
-            "revision": revision,
-            "device_map": device_map,
-            "attention": attention,
-        }
-        for option, value in given.items():
-            if value is not None:
-                raise ModelError(
-                    f"{option}={value!r}", "has no effect on a module in memory", "load the module so yourself"
-                )
+        _without_effect(device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention)
         return _wrap(name, tokenizer, type(name).__name__, None)
+    if not isinstance(name, str | Path):
+        raise ModelError(f"model {quoted(name)}", "is no name, folder or module", "give a folder or id, or 'demo'")
     if tokenizer is not None:
         raise ModelError("tokenizer", "has no effect on a model that is loaded by name", "leave it out")
     if device is not None and device_map is not None:
         raise ModelError(f"device={device!r}", "has no effect together with device_map", "give one of them")
-    folder = demo.path() if str(name) == "demo" else Path(name).expanduser()
-    options: dict[str, Any] = _weights(dtype or "float32")
+    if attention not in (None, *KERNELS):
+        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    options: dict[str, Any] = _weights("float32" if dtype is None else dtype)
     if attention is not None:
         options["attn_implementation"] = attention
-    placed = device_map if device_map is not None else _device(device)
-    source = _source(str(name), folder, revision)
-    module, read = _from_pretrained(source, revision, device_map=placed, **options)
-    return _wrap(module, read, str(name), revision)
+    placed = _device(device) if device_map is None else _device_map(device_map)
+    # A folder of that name is not the shipped model, and must not be taken for it later.
+    label = os.path.join(".", "demo") if isinstance(name, Path) and str(name) == "demo" else str(name)
+    source = _source(name, revision)
+    with _silence():
+        module, read = _from_pretrained(source, revision, device_map=placed, **options)
+    return _wrap(module, read, label, revision)
 
 
-def _source(name: str, folder: Path, revision: str | None) -> str:
-    """A folder if there is one, else the name as a Hugging Face id."""
-    if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        if not (folder / "config.json").is_file():
-            rule = "is not a folder with a config.json" if folder.exists() else "does not exist"
+def _without_effect(**options: Any) -> None:
+    for option, value in options.items():
+        if value is not None:
             raise ModelError(
-                f"model {name!r}", rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'"
+                f"{option}={value!r}", "has no effect on a module in memory", "load the module so yourself"
+            )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No bars for weights and no loading report while a model is read: what is wrong with it is raised.
+
+    The user's settings are as before afterwards. Bars of downloads, which take long, stay.
+    """
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    hook = logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True}))
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.set_tqdm_hook(hook)
+
+
+def _source(name: str | Path, revision: str | None) -> str:
+    """The shipped model's folder, a folder if there is one, else the name as a Hugging Face id."""
+    given, shipped = str(name), isinstance(name, str) and name == "demo"
+    try:
+        folder = demo.path() if shipped else Path(name).expanduser()
+        exists, complete = folder.exists(), (folder / "config.json").is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"model {quoted(given)}", f"is no path ({_reason(error)})", "check how it is written"
+        ) from error
+    if exists or isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
+        if not complete:
+            rule = "is not a folder with a config.json" if exists else "does not exist"
+            raise ModelError(
+                f"model {given!r}", rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'"
             )
         if revision is not None:
             raise ModelError(f"revision={revision!r}", "has no effect on a folder", "leave it out")
+        if shipped:
+            _check_shipped()
         return str(folder)
-    _check_reachable(name, revision)
-    return name
+    _check_reachable(given, revision)
+    return given
+
+
+def _check_shipped() -> None:
+    """Everything that is said of the demo model was measured on the committed weights."""
+    try:
+        intact = demo.verify()
+    except (OSError, ValueError, IndexError):
+        intact = False
+    if not intact:
+        raise ModelError("model 'demo'", "its weights are not the ones shipped (by SHA-256)", "reinstall neuron-tracer")
 
 
 def _check_reachable(name: str, revision: str | None) -> None:
     """Fail at once where there is no network: loading would retry for half a minute first."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return
     try:
+        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
         return
-    except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # certificates are the hub client's own business
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # Certificates are the hub client's own business, which may know others than Python.
+        if not isinstance(getattr(error, "reason", error), ssl.SSLError):
             raise _unloadable(name, error) from error
 
 
-def _device(device: str | None) -> str:
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _device(device: str | None, option: str = "device") -> str:
+    """A device that this machine has, by default a GPU if there is one."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else str(device)
     try:
         kind = torch.device(chosen)
     except RuntimeError:
-        raise ModelError(f"device={device!r}", "is no device", "use cpu, cuda or cuda:N") from None
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"device={chosen!r}", f"this machine has {torch.cuda.device_count()} GPUs", "use device='cpu'")
+        raise ModelError(f"{option}={device!r}", "is no device", "use cpu, cuda or cuda:N") from None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    counts["xpu"] = torch.xpu.device_count()
+    if kind.type not in counts:
+        raise ModelError(f"{option}={device!r}", "is no device that models run on", "use cpu, cuda or cuda:N")
+    if (kind.index or 0) >= counts[kind.type]:
+        what = "GPUs" if kind.type == "cuda" else f"devices of the kind {kind.type}"
+        step = f"use {option}='cpu'"
+        raise ModelError(f"{option}={chosen!r}", f"this machine has {counts[kind.type]} {what}", step)
     return chosen
 
 
-def _weights(dtype: str) -> dict[str, Any]:
-    """The loading options of a dtype name."""
+def _device_map(device_map: Any) -> str | dict[str, Any]:
+    """A strategy's name, a device, or a dict of devices, each of which this machine has."""
+    if isinstance(device_map, str):
+        return device_map if device_map in STRATEGIES else _known_place(device_map)
+    if not isinstance(device_map, dict) or not device_map:
+        raise ModelError(
+            f"device_map={quoted(device_map)}", f"must be {', '.join(STRATEGIES)}, a device or a dict", "use 'auto'"
+        )
+    places = list(device_map.values())
+    if places[0] == "disk":  # inputs go to the first device
+        raise ModelError(f"device_map={quoted(device_map)}", "begins on disk", "give the first module a device")
+    for place in places:
+        if place != "disk":
+            _known_place(f"cuda:{place}" if isinstance(place, int) else str(place))
+    return device_map
+
+
+def _known_place(place: str) -> str:
+    try:
+        torch.device(place)
+    except RuntimeError:
+        rule = f"is no device and none of {', '.join(STRATEGIES)}"
+        raise ModelError(f"device_map={place!r}", rule, "use device_map='auto', or device=") from None
+    return _device(place, "device_map")
+
+
+def _weights(dtype: str | torch.dtype) -> dict[str, Any]:
+    """The loading options of a dtype."""
+    if isinstance(dtype, torch.dtype):
+        if dtype not in DTYPES.values():  # torch.int8 is not bitsandbytes' int8
+            raise ModelError(f"dtype={dtype}", f"must be one of {', '.join(DTYPES)}", "choose one")
+        return {"dtype": dtype}
     if dtype in DTYPES:
         return {"dtype": DTYPES[dtype]}
     if dtype not in QUANTIZED:
@@ -336,8 +430,7 @@ def _from_pretrained(source: str, revision: str | None, **options: Any) -> tuple
 
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
-        with torch.device("meta"):
-            family_of(AutoModelForCausalLM.from_config(config), config)
+        _check_architecture(config, options.get("attn_implementation"))
         # Misshapen weights are reported rather than raised, so that the message can name one.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -348,8 +441,8 @@ def _from_pretrained(source: str, revision: str | None, **options: Any) -> tuple
             **options,
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(source, error) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
+        raise _unloadable(source, error, options.get("device_map")) from error
     module, report = loaded
     if bad := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
         raise ModelError(
@@ -360,16 +453,50 @@ def _from_pretrained(source: str, revision: str | None, **options: Any) -> tuple
     return module, tokenizer
 
 
-def _unloadable(source: str, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if os.path.isdir(source):
+def _check_architecture(config: Any, attention: str | None) -> None:
+    """Build the model without its weights: every module needs a rule, and the attention kernel support."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        family_of(AutoModelForCausalLM.from_config(config), config)
+        if attention is None:
+            return
+        try:
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        except (ValueError, ImportError) as error:
+            raise ModelError(f"attention={attention!r}", _reason(error), "leave it out") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what was raised, or its kind."""
+    said = str(error).strip()
+    return said.splitlines()[0][:160].rstrip(".") if said else type(error).__name__
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch tells a failed allocation on the CPU by its text alone."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    said = str(error).lower()
+    return known or any(part in said for part in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
+    """What went wrong with a folder or an id, told apart: memory, a package, the device map, files, the network."""
+    name = f"model folder {quoted(source)}" if os.path.isdir(source) else f"model {quoted(source)}"
+    if _out_of_memory(error):
         return ModelError(
-            f"model folder {quoted(source)}", reason, "check that it is complete, with safetensors weights"
+            name, f"does not fit in memory ({_reason(error)})", "use a smaller dtype, or device_map='auto'"
         )
+    if isinstance(error, ImportError):
+        return ModelError(name, _reason(error), "install the package that it needs")
+    if isinstance(placed, dict) and isinstance(error, ValueError):
+        return ModelError(f"device_map={quoted(placed)}", _reason(error), "give every module a device, or use 'auto'")
+    if os.path.isdir(source):
+        return ModelError(name, _reason(error), "check that it is complete, with safetensors weights")
     return ModelError(
-        f"model {source!r}",
-        f"could not be fetched from Hugging Face ({reason[:160]})",
-        "check the id and the network, or give a local folder; 'demo' needs neither",
+        name,
+        f"could not be fetched from Hugging Face ({_reason(error)})",
+        "check the id, the network and HF_ENDPOINT, or give a local folder; 'demo' needs neither",
     )
 
 

@@ -44,11 +44,12 @@ class Reading:
     metric: PerPrompt
 
 
-def logits(model: Model, batch: Batch, kept: int = 1) -> Logits:
+def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
     with model.lock, torch.no_grad():
         with model.nn.trace(**batch.inputs(model.device, kept)):
-            out = nnsight.save(model.nn.output.logits.float().cpu())
+            _through_blocks(model, rules, "activation")
+            out = nnsight.save(_logits(model, rules).float().cpu())
     return out
 
 

@@ -6,16 +6,22 @@ and never repairs a prompt: what cannot be meant as written is a `JobError`.
 
 from __future__ import annotations
 
+import operator
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, TypeGuard, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tracer.errors import JobError, quoted
 
-Target = str | int | Sequence[str | int]
+Ids = Sequence[SupportsIndex] | np.ndarray | Tensor
+"""Whole numbers of any kind: Python's, numpy's, torch's; they become ints when encoded."""
+
+Target = str | SupportsIndex | Sequence[str | SupportsIndex] | np.ndarray | Tensor
 
 
 @runtime_checkable
@@ -47,12 +53,26 @@ class Prompt:
     text: str | None = None
     target: Target | None = None
     foil: Target | None = None
-    counterfactual: str | Sequence[int] | None = None
-    token_ids: Sequence[int] | None = None
-    positions: int | Sequence[int] | None = None
+    counterfactual: str | Ids | None = None
+    token_ids: Ids | None = None
+    positions: SupportsIndex | Ids | None = None
     id: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("target", "foil", "counterfactual", "token_ids", "positions"):
+            # Arrays and tensors become lists here: they have no truth value, and two of them no equality.
+            object.__setattr__(self, name, _listed(getattr(self, name)))
+        for name in ("text", "id"):
+            if not isinstance(given := getattr(self, name), str | None):
+                raise JobError(f"{name} {quoted(given)}", f"is {type(given).__name__}, not text", "put it in quotes")
+        if self.id is not None:
+            _check_characters(self.id, "id")
+        for name, value in (("token_ids", self.token_ids), ("counterfactual", self.counterfactual)):
+            text = isinstance(value, str) and name == "counterfactual"
+            if value is not None and not text and not _is_list(value):
+                raise JobError(
+                    f"{name} {quoted(value)}", "is no sequence of token ids", "give a list such as [1, 5, 7]"
+                )
         if self.text is None and self.token_ids is None:
             raise JobError("prompt", "neither text nor token_ids was given", "give one of them")
         if self.text is not None and self.token_ids is not None:
@@ -96,20 +116,33 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
                 f"is {len(paired)} tokens, the prompt {len(ids)}; they must be equally long",
                 "choose words that are the same number of tokens",
             )
+    positions = _positions(prompt.positions, len(ids))
     text = prompt.text if prompt.text is not None else "".join(decode(vocabulary, i) for i in ids)
-    return Encoded(ids, targets, foils, paired, _positions(prompt.positions, len(ids)), text, prompt.id)
+    return Encoded(ids, targets, foils, paired, positions, text, prompt.id)
 
 
 def decode(vocabulary: Vocabulary, token: int) -> str:
-    """One token as the user reads it, its leading space kept."""
-    return vocabulary.tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    """One token as it reads after other text, so its leading space is kept; bytes that are no text alone show as
+    the replacement character."""
+    tokenizer = vocabulary.tokenizer
+
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    if token in getattr(tokenizer, "all_special_ids", ()):
+        return text([token])
+    # Tokenizers of the SentencePiece kind drop the space that begins a text: decoded after an anchor it stays.
+    anchor = list(tokenizer.encode("a", add_special_tokens=False))
+    before, both = text(anchor), text([*anchor, token])
+    # Not so where the anchor itself is bytes that the token changes, or where the token adds nothing.
+    return both[len(before) :] if both.startswith(before) and both != before else text([token])
 
 
-def _tokens(value: str | Sequence[int] | None, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
+def _tokens(value: Any, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
     if value is None or len(value) == 0 or (isinstance(value, str) and not value.strip()):
         raise JobError(f"{what} {quoted(value)}", "is empty", "give at least one word")
     if isinstance(value, str):
-        ids = tuple(vocabulary.tokenizer.encode(value))
+        ids = _encoded(value, vocabulary, what)
     else:
         ids = tuple(_in_vocabulary(token, vocabulary, what) for token in value)
     if len(ids) > vocabulary.context_length:
@@ -121,10 +154,45 @@ def _tokens(value: str | Sequence[int] | None, vocabulary: Vocabulary, what: str
     return ids
 
 
-def _singles(value: Target | None, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
+def _encoded(text: str, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
+    """The tokens of a whole prompt, special tokens added as the tokenizer does."""
+    _check_characters(text, what)
+    tokenizer = vocabulary.tokenizer
+    ids = tuple(tokenizer.encode(text))
+    _check_tokenizer(ids, vocabulary, f"{what} {quoted(text)}")
+    start, number = getattr(tokenizer, "bos_token", None), getattr(tokenizer, "bos_token_id", None)
+    if start and text.startswith(start) and ids[:2] == (number, number):
+        raise JobError(
+            f"{what} {quoted(text)}",
+            f"begins with {start}, which the tokenizer adds too",
+            "leave it out of the text, or give token_ids",
+        )
+    return ids
+
+
+def _check_characters(text: str, what: str) -> None:
+    """Surrogates, which undecodable bytes of a command line become, are no text that can be encoded or saved."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        rule = f"holds {text[error.start]!a} at character {error.start}, which is no Unicode text"
+        raise JobError(f"{what} {quoted(text)}", rule, "give it as UTF-8") from None
+
+
+def _check_tokenizer(ids: Sequence[int], vocabulary: Vocabulary, name: str) -> None:
+    """Text becomes only tokens that the model has: else an embedding would be read that is not there."""
+    if beyond := [token for token in ids if token >= vocabulary.vocab_size]:
+        raise JobError(
+            name,
+            f"becomes token {beyond[0]}, the model has {vocabulary.vocab_size}; the tokenizer is not this model's",
+            "load the model with the tokenizer it was trained with",
+        )
+
+
+def _singles(value: Any, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
     if value is None:
         return ()
-    several = [value] if not isinstance(value, Sequence) or isinstance(value, str) else list(value)
+    several = list(value) if _is_list(value) else [value]
     if not several:
         raise JobError(f"{what} {quoted(value)}", "is empty", "give a token or leave it out")
     ids = tuple(_single(one, vocabulary, what) for one in several)
@@ -133,38 +201,95 @@ def _singles(value: Target | None, vocabulary: Vocabulary, what: str) -> tuple[i
     return ids
 
 
-def _single(value: str | int, vocabulary: Vocabulary, what: str) -> int:
+def _single(value: Any, vocabulary: Vocabulary, what: str) -> int:
+    """The one token that is this text where it follows other text, or the id."""
     if not isinstance(value, str):
         return _in_vocabulary(value, vocabulary, what)
-    ids = vocabulary.tokenizer.encode(value, add_special_tokens=False)
-    if len(ids) != 1:
-        pieces = [decode(vocabulary, token) for token in ids]
-        spaced = vocabulary.tokenizer.encode(" " + value, add_special_tokens=False)
-        hint = (
-            f"did you mean {' ' + value!r} with its leading space?" if len(spaced) == 1 else "give one token, or its id"
-        )
-        raise JobError(f"{what} {quoted(value)}", f"is {len(ids)} tokens {quoted(pieces)}, one is needed", hint)
-    return ids[0]
+    if not value:
+        raise JobError(f"{what} ''", "is empty", "give one token, or leave it out")
+    _check_characters(value, what)
+    alone, following = _readings(value, vocabulary)
+    _check_tokenizer((*alone, *following), vocabulary, f"{what} {quoted(value)}")
+    found = _meant(value, alone, following, vocabulary)
+    if found is not None:
+        return found
+    spaced = " " + value
+    known = _meant(spaced, *_readings(spaced, vocabulary), vocabulary) is not None
+    hint = f"did you mean {spaced!r} with its leading space?" if known else "give one token, or its id"
+    one_each = {ids[0]: quoted(decode(vocabulary, ids[0])) for ids in (alone, following) if len(ids) == 1}
+    if one_each:
+        names = " or ".join(f"{text} (token {token})" for token, text in one_each.items())
+        raise JobError(f"{what} {quoted(value)}", f"could be {names}", hint)
+    pieces = [decode(vocabulary, token) for token in following]
+    raise JobError(f"{what} {quoted(value)}", f"is {len(pieces)} tokens {quoted(pieces)}, one is needed", hint)
+
+
+def _readings(value: str, vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens of `value` alone, and those it adds to a text that ends before it (alone, if that cannot be told)."""
+    encode = vocabulary.tokenizer.encode
+    alone = tuple(encode(value, add_special_tokens=False))
+    # A letter after a digit begins a token of its own, as anything else does after a letter.
+    anchor = "1" if value[0].isalpha() else "a"
+    before = tuple(encode(anchor, add_special_tokens=False))
+    both = tuple(encode(anchor + value, add_special_tokens=False))
+    return alone, both[len(before) :] if before and both[: len(before)] == before else alone
+
+
+def _meant(value: str, alone: tuple[int, ...], following: tuple[int, ...], vocabulary: Vocabulary) -> int | None:
+    """The token that reads as `value` after other text; None if there is none, or if a word alone is another token:
+    ``are`` could then mean the end of a word or, as such tokenizers read a text's first word, `` are``."""
+
+    def reads(ids: tuple[int, ...]) -> bool:
+        return len(ids) == 1 and _same(decode(vocabulary, ids[0]), value)
+
+    if reads(following):
+        doubtful = value[0].isalnum() and len(alone) == 1 and not reads(alone)
+        return None if doubtful else following[0]
+    return alone[0] if reads(alone) and len(following) != 1 else None
+
+
+def _same(one: str, other: str) -> bool:
+    """Up to the Unicode form, which many tokenizers normalise."""
+    return unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", other)
+
+
+def _listed(value: Any) -> Any:
+    """An array or tensor as Python numbers and lists; anything else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
+
+
+def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number of any kind as an int; None for anything else, truth values included."""
+    try:
+        return None if isinstance(value := _listed(value), bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def _in_vocabulary(token: Any, vocabulary: Vocabulary, what: str) -> int:
-    if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocabulary.vocab_size:
+    number = _whole(token)
+    if number is None or not 0 <= number < vocabulary.vocab_size:
         raise JobError(
             f"{what} token id {quoted(token)}",
             f"must be a whole number from 0 to {vocabulary.vocab_size - 1}, the model's vocabulary",
             "check which tokenizer made it",
         )
-    return token
+    return number
 
 
-def _positions(value: int | Sequence[int] | None, length: int) -> tuple[int, ...]:
-    several = [-1] if value is None else [value] if isinstance(value, int) else list(value)
+def _positions(value: Any, length: int) -> tuple[int, ...]:
+    several = [-1] if value is None else list(value) if _is_list(value) else [value]
     if not several:
         raise JobError("positions []", "is empty", "give a position or leave it out")
-    for pos in several:
-        if isinstance(pos, bool) or not isinstance(pos, int) or not -length <= pos < length:
+    numbers = [_whole(pos) for pos in several]
+    for pos, number in zip(several, numbers, strict=True):
+        if number is None or not -length <= number < length:
             raise JobError(f"position {quoted(pos)}", f"the prompt has {length} tokens", f"use 0 to {length - 1}")
-    found = tuple(pos % length for pos in several)
+    found = tuple(number % length for number in numbers if number is not None)
     if len(set(found)) < len(found):
         raise JobError(f"positions {quoted(value)}", "names a position twice", "name each position once")
     return found

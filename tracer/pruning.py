@@ -1,8 +1,8 @@
 """Which edges stay, and which nodes with them: arithmetic on one prompt's edges as columns, no model and no files.
 
 Four rules, all optional and combined: a least share, a least attribution, the k strongest, and influence as in
-attribution graphs. Nodes left without a way in or out are removed, and what the kept edges explain of each node is
-computed here, so that a sparse graph cannot pass for a complete one.
+attribution graphs. Nodes left without a way in or out can be removed with them. What the kept edges explain of each
+node is computed here, so that a sparse graph cannot pass for a complete one.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Pruning:
         top: at most this many edges, strongest ``|attribution|`` first.
         node_influence: keep the fewest nodes that hold this share of all influence on the logits (usual: .8).
         edge_influence: keep the fewest edges that hold this share of the influence that flows (usual: .98).
+        drop_dangling: remove neurons that no kept edge leads into or none leads out of, until none is left; always
+            done with `node_influence`, which removes nodes already. Otherwise selected nodes stay, edges or not.
     """
 
     share: float | None = 0.01
@@ -33,6 +35,7 @@ class Pruning:
     top: int | None = None
     node_influence: float | None = None
     edge_influence: float | None = None
+    drop_dangling: bool = False
 
     def __post_init__(self) -> None:
         for name in ("share", "attribution"):
@@ -93,7 +96,7 @@ def prune(
     incoming: Float[Tensor, " node"],
     rules: Pruning,
 ) -> Pruned:
-    """Apply the rules, then remove neurons that no longer lie on a way from an embedding to a logit.
+    """Apply the rules, and say what is left and what it explains.
 
     Args:
         is_neuron: which nodes may be removed: embeddings and logits always stay.
@@ -103,8 +106,8 @@ def prune(
     flow = influence(edges, logit_weight)
     kept = torch.ones(len(edges), dtype=torch.bool)
     if rules.node_influence is not None:
-        stays = ~is_neuron | _fewest(flow * is_neuron, rules.node_influence)
-        kept &= stays[edges.source] & stays[edges.target]
+        influential = ~is_neuron | _fewest(flow * is_neuron, rules.node_influence)
+        kept &= influential[edges.source] & influential[edges.target]
     if rules.share is not None:
         kept &= (edges.share.abs() >= rules.share) & edges.share.isfinite()
     if rules.attribution is not None:
@@ -115,7 +118,9 @@ def prune(
     left = edges.where(kept)
     order = left.attribution.nan_to_num().abs().argsort(descending=True, stable=True)
     left = left.where(order[: rules.top] if rules.top is not None else order)
-    stays, left = _without_dangling(left, is_neuron)
+    stays = torch.ones_like(is_neuron)
+    if rules.drop_dangling or rules.node_influence is not None:
+        stays, left = _without_dangling(left, is_neuron)
     total = torch.zeros(len(is_neuron)).index_add(0, left.target, left.weight)
     explained = torch.where(incoming == 0, torch.nan, total / torch.where(incoming == 0, 1.0, incoming))
     nodes, number = stays.nonzero()[:, 0], stays.cumsum(0) - 1

@@ -23,6 +23,8 @@ from tracer.circuit import Circuit, Graph
 from tracer.config import RULES
 from tracer.errors import RunError, quoted
 
+NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
+
 METRIC_NAMES = {
     "logit": "logit of",
     "difference": "logit difference",
@@ -166,6 +168,11 @@ def conservation_text(circuit: Circuit) -> str:
     shown = f"residual {circuit.residual:+.2e} ({relative:.1e} of the summed |embedding attributions|)"
     if circuit.conserves:
         return f"{shown}: [green]holds[/] (must be below 1e-3)"
+    if circuit.start_metric is not None:
+        left = circuit.residual - circuit.start_metric
+        return f"{shown}: {circuit.start_metric:+.4f} is the metric where the path begins, {left:+.2e} unexplained"
+    if circuit.settings.method in NO_DECOMPOSITION:
+        return f"{shown}: no meaning, {circuit.settings.method} does not split the metric into parts"
     return f"{shown}: what this method leaves unexplained here"
 
 
@@ -183,7 +190,9 @@ def _heading(circuit: Circuit) -> Table:
     places = ", ".join(f"{pos} ({token(circuit.tokens[pos])})" for pos in circuit.positions)
     grid.add_row("[bold]prompt[/]", f"{escape(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
     grid.add_row("[bold]model[/]", f"{escape(circuit.model.name)} [dim]({_model_size(circuit)})[/]")
-    grid.add_row("[bold]metric[/]", f"{metric_text(circuit)} = [bold]{circuit.metric:+.4f}[/] logits, read at {places}")
+    grid.add_row(
+        "[bold]metric[/]", f"{metric_text(circuit)} = [bold]{circuit.metric:+.4f}[/] {_unit(circuit)}, read at {places}"
+    )
     grid.add_row("[bold]model says[/]", top)
     grid.add_row("[bold]method[/]", how)
     grid.add_row("[bold]conservation[/]", conservation_text(circuit))
@@ -196,7 +205,9 @@ def _model_size(circuit: Circuit) -> str:
 
 
 def _tokens(circuit: Circuit) -> Table:
-    table = Table(title="Embedding attributions", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    against = "the counterfactual" if _paired_path(circuit) else "zero"
+    title = f"Embedding attributions, against {against}"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for name, justify in (
         ("position", "right"),
         ("token", "left"),
@@ -229,7 +240,7 @@ def _nodes(circuit: Circuit, rows: int) -> Table:
     ]
     names += ["explained"] if circuit.links is not None else []
     for name in names:
-        table.add_column(name, justify="left" if name in ("polarity", "token") else "right")
+        table.add_column(name, justify="left" if name in ("polarity", "token") else "right", no_wrap=True)
     for number, row in enumerate(circuit.neurons.slice(0, rows).to_pylist(), start=1):
         table.add_row(
             str(number),
@@ -289,16 +300,39 @@ def _footer(circuit: Circuit, rows: int) -> str:
             "part of a node's incoming weight that they hold. "
         )
         if circuit.n_nodes < circuit.n_selected:
-            edges += (
-                f"{circuit.n_selected - circuit.n_nodes} of the {circuit.n_selected} selected nodes were dropped: "
-                "no kept edge leads into or out of them. "
-            )
+            edges += f"{circuit.n_selected - circuit.n_nodes} of the {circuit.n_selected} selected nodes were pruned. "
+        if alone := circuit.n_unconnected:
+            edges += f"{alone} of the nodes have no kept edge. "
     return (
         f"{circuit.n_nodes} nodes kept of {circuit.n_total:,} ({circuit.n_neurons} unique neurons){more}. "
         f"They hold {circuit.kept_mass:.1%} of the summed |attribution|. "
-        f"{edges}[dim]Attributions are first-order estimates in logits; "
-        "they overlap between layers and do not add up.[/]"
+        f"{edges}[dim]{_nature(circuit)}[/]"
     )
+
+
+def _nature(circuit: Circuit) -> str:
+    """What the numbers are, in a sentence."""
+    kinds = {
+        "exact": "Attributions are true changes of the metric, one node at a time",
+        "delta": "A control, no attribution",
+        "random": "A control, no attribution",
+    }
+    what = kinds.get(circuit.settings.method, "Attributions are first-order estimates")
+    text = f"{what}, in {_unit(circuit)}; they overlap between layers and do not add up."
+    if circuit.links is not None and circuit.settings.method != "relp":
+        text += " Edges are RelP's, whatever the method."
+    if circuit.metric < 0:
+        text += " The metric is negative: a positive share pushes it down."
+    return text
+
+
+def _unit(circuit: Circuit) -> str:
+    return "nats" if circuit.settings.metric == "logprob" else "logits"
+
+
+def _paired_path(circuit: Circuit) -> bool:
+    """Whether embeddings, too, are compared with the counterfactual's: gradients at the prompt itself are not."""
+    return circuit.settings.baseline == "counterfactual" and circuit.settings.method not in ("relp", "grad", "random")
 
 
 def _share(attribution: float, circuit: Circuit) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tracer.errors import JobError, quoted
 
+DEFAULT_NODES = 200
+
 NodeIndex = Int[Tensor, "node 3"]
 
 
@@ -21,7 +23,7 @@ def select(
     attributions: Float[Tensor, "layer pos neuron"],
     metric: float,
     *,
-    nodes: int | None = 200,
+    nodes: int | None = None,
     threshold: float | None = None,
     mass: float | None = None,
     skip_first: bool = False,
@@ -32,14 +34,14 @@ def select(
     Args:
         attributions: one prompt's, in metric units.
         metric: the prompt's metric; `threshold` is a share of its absolute value.
-        nodes: at most this many; all that another rule keeps if None.
+        nodes: at most this many; if None, 200 where neither other rule is given, and all that they keep else.
         threshold: keep ``|attribution| >= threshold * |metric|`` (paper: .005).
-        mass: keep the fewest whose ``|attribution|`` add up to this share of the total.
+        mass: keep the fewest whose ``|attribution|`` add up to this share of all that may be taken.
         skip_first: leave out position 0 (BOS).
         exclude: (layer, neuron) pairs never taken, at any position.
 
     Raises:
-        JobError: a rule out of range, or nothing to select by.
+        JobError: a rule out of range.
     """
     check_selection(nodes, threshold, mass)
     strength = attributions.abs().clone()
@@ -55,15 +57,14 @@ def select(
     if mass is not None:
         share = values.double().cumsum(0) / values.double().sum().clamp_min(torch.finfo(torch.double).tiny)
         keep = min(keep, int((share < mass).sum()) + 1)
-    if nodes is not None:
-        keep = min(keep, nodes)
+    limit = DEFAULT_NODES if nodes is None and threshold is None and mass is None else nodes
+    if limit is not None:
+        keep = min(keep, limit)
     return torch.stack(torch.unravel_index(order[:keep], strength.shape), dim=-1)
 
 
 def check_selection(nodes: int | None, threshold: float | None, mass: float | None) -> None:
     """Refuse a selection rule out of range, before anything is computed."""
-    if nodes is None and threshold is None and mass is None:
-        raise JobError("nodes=None", "nothing says which nodes to keep", "give nodes, threshold or mass")
     if nodes is not None and nodes < 1:
         raise JobError(f"nodes={nodes}", "at least one node must be kept", "use 1 or more; 200 is usual")
     if threshold is not None and not threshold >= 0:

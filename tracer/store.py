@@ -123,13 +123,15 @@ def check_place(folder: Path) -> None:
     Raises:
         RunError: it, or the folder it would be made in, is not a writable folder.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"path {quoted(str(folder), 300)}", "is a file, not a folder", "choose another with --out")
+    _check_ours(folder)
     try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
         probe.touch()
         probe.unlink()
+        for place in made:  # what comes after may yet fail, and leaves nothing behind then
+            place.rmdir()
     except OSError as error:
         raise RunError(
             f"folder {quoted(str(folder), 300)}",
@@ -150,8 +152,13 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     if not commits:
         raise RunError(f"folder {quoted(str(folder), 300)}", "holds a run with nothing committed", "run it again")
     for commit in commits:
-        for name, file in _read_commit(commit).files.items():
-            tables[name].append(_read_table(folder / file, SCHEMAS[name]))
+        shard = _read_commit(commit)
+        for name, file in shard.files.items():
+            table = _read_table(folder / file, SCHEMAS[name])
+            if table.num_rows != shard.rows.get(name):
+                rule = f"has {table.num_rows} rows, its commit says {shard.rows.get(name)}"
+                raise RunError(f"file {quoted(file)}", rule, "it is damaged: run it again")
+            tables[name].append(table)
     return record, {name: pa.concat_tables(parts) for name, parts in tables.items() if parts}
 
 
@@ -179,17 +186,23 @@ def aggregate(nodes: pa.Table) -> pa.Table:
     return grouped.rename_columns(names.split()).sort_by([("layer", "ascending"), ("neuron", "ascending")])
 
 
-def _clear(folder: Path, fingerprint_of_job: str, overwrite: bool) -> None:
-    """Make way for a run: remove the same job's run, refuse anything else."""
+def _check_ours(folder: Path) -> bool:
+    """Refuse a place that holds anything but a run; whether it holds one."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"path {quoted(str(folder), 300)}", "is a file, not a folder", "choose another with --out")
     # A leading dot marks a temporary file of ours: what an interrupted write leaves behind.
     if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return
+        return False
     if not (folder / "run.json").is_file():
-        raise RunError(
-            f"folder {quoted(str(folder), 300)}", "holds files that are not a run", "choose another with --out"
-        )
+        rule = "holds files that are not a run"
+        raise RunError(f"folder {quoted(str(folder), 300)}", rule, "choose another with --out")
+    return True
+
+
+def _clear(folder: Path, fingerprint_of_job: str, overwrite: bool) -> None:
+    """Make way for a run: remove the same job's run, refuse anything else."""
+    if not _check_ours(folder):
+        return
     if not overwrite and _read_record(folder).get("fingerprint") != fingerprint_of_job:
         raise RunError(
             f"folder {quoted(str(folder), 300)}",
@@ -261,14 +274,17 @@ class _Commit(BaseModel):
 
     shard: int
     files: dict[Literal["prompts", "nodes", "edges"], Annotated[str, Field(pattern=r"^[a-z]+/[\w.-]+\.parquet$")]]
-    rows: dict[str, int] = {}
+    rows: dict[str, int]
 
 
 def _read_commit(path: Path) -> _Commit:
     try:
-        return _Commit.model_validate(_read_json(path))
+        commit = _Commit.model_validate(_read_json(path))
     except ValidationError as error:
         raise RunError(f"commit {quoted(path.name)}", "does not name the files of its shard", "run it again") from error
+    if path.stem != str(commit.shard) or set(commit.rows) != set(commit.files):
+        raise RunError(f"commit {quoted(path.name)}", "is not that of its shard", "it is damaged: run it again")
+    return commit
 
 
 def _read_json(path: Path) -> dict[str, Any]:

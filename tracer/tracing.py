@@ -1,7 +1,7 @@
-"""Prompt in, circuit out: attribution of every node of many prompts, and the circuit of one.
+"""Prompt in, circuit out: the nodes selected, the edges between them, and what a reader needs beside them.
 
-Knows which settings go together, splits prompts into batches that fit a memory budget, and checks what comes back.
-Refuses to know nnsight (passes.py), what a method computes (methods.py), files (store.py) and ranking (selection.py).
+Knows how attributions, selection, edges and pruning make one `Circuit`. Refuses to know nnsight (passes.py), how
+attributions are computed (attributing.py) and files (store.py).
 """
 
 from __future__ import annotations
@@ -10,287 +10,36 @@ import hashlib
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tracer import methods, passes
-from tracer.attribution import Attribution, check_conservation, check_finite
+from tracer import passes
+from tracer.attributing import attribute
+from tracer.attribution import Attribution
 from tracer.circuit import Circuit, Prediction, edges_table, nodes_table
-from tracer.config import RULES, Settings, settings
+from tracer.config import RULES, SUMS_OF_LOGITS, Settings
 from tracer.edges import direct_edges
 from tracer.errors import JobError, quoted
-from tracer.methods import Progress, Work
-from tracer.metrics import Metric, entries
+from tracer.methods import Progress
+from tracer.metrics import entries
 from tracer.model import Model
-from tracer.prompts import Batch, Encoded, Prompt, batches, decode, encode
+from tracer.prompts import Batch, Encoded, Prompt, decode, encode
 from tracer.pruning import EdgeColumns, Pruning, prune
 from tracer.selection import check_selection, select
-from tracer.shapes import MeanValues
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def attribute(
-    model: Model,
-    prompts: Sequence[Prompt],
-    method: str = "relp",
-    baseline: str = "zero",
-    basis: str = "activation",
-    rules: Iterable[str] | None = None,
-    steps: int = 10,
-    *,
-    metric: str = "auto",
-    top_k: int = 5,
-    seed: int = 0,
-    reference: Sequence[Prompt] | None = None,
-    memory: int | None = None,
-    progress: Progress | None = None,
-) -> Attribution:
-    """Attribute each prompt's metric to every node: (value - baseline) times a gradient.
-
-    A prompt's result does not depend on the others in the call, nor on its padding (method.md section 8, 8).
-
-    Args:
-        model: from `tracer.load`.
-        prompts: the questions; without a target, the model's own top token is asked about.
-        method: ``relp``, ``grad``, ``ig``, ``conductance``, ``ig-activation``, ``exact`` (every node ablated, the
-            oracle), or the controls ``delta`` and ``random``.
-        baseline: ``zero``, ``mean`` (per position over `reference`) or ``counterfactual``.
-        basis: ``activation`` (d_mlp nodes per layer and position) or ``output`` (d_model).
-        rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, ``product``; all if None.
-        steps: of the path methods.
-        metric: ``logit``, ``difference``, ``topk``, ``logprob``, ``centred``; ``auto`` takes the difference where a
-            foil is given, else the target's logit.
-        top_k: tokens that ``topk`` sums: the model's own at the position read.
-        seed: of ``random``.
-        reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
-        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
-        progress: called with (done, total) steps of the current method.
-
-    Returns:
-        Attributions, activations, embeddings, metric and residual, float32 on the CPU.
-
-    Raises:
-        JobError: a prompt or setting is wrong.
-        ModelError: a number is not finite, or conservation fails where it must hold.
-
-    Source: Arora et al. 2026, section 3; method.md sections 2 and 3.
-    """
-    chosen = settings(
-        method=method,
-        baseline=baseline,
-        basis=basis,
-        rules=rules,
-        steps=steps,
-        metric=metric,
-        top_k=top_k,
-        seed=seed,
-    )
-    encoded = [encode(prompt, model) for prompt in prompts]
-    chosen = _with_metric(chosen, encoded)
-    _check_pairs(chosen, encoded, reference)
-    means = _means(model, encoded, chosen, reference, memory) if chosen.baseline == "mean" else None
-    parts = []
-    for part in _split(model, encoded, memory):
-        some = [encoded[i] for i in part]
-        parts.append(_attribute_batch(model, some, chosen, means, memory or model.budget(), progress))
-    result = _joined(parts, chosen)
-    check_finite(result)
-    if chosen.conserves and model.conserves:
-        check_conservation(result)
-    return result
-
-
-def _with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
-    """Settle ``auto`` and refuse targets, foils and metrics that do not go together."""
-    if not prompts:
-        raise JobError("prompts []", "there is nothing to attribute", "give at least one prompt")
-    kinds = {"difference" if prompt.foil_ids else "logit" for prompt in prompts}
-    if chosen.metric == "auto":
-        if len(kinds) > 1:
-            raise JobError(
-                "metric='auto'",
-                "some prompts have a foil and some have none",
-                "choose a metric, or give all a foil",
-            )
-        return chosen.model_copy(update={"metric": kinds.pop()})
-    for prompt in prompts:
-        if chosen.metric == "difference" and not prompt.foil_ids:
-            raise JobError(f"prompt {quoted(prompt.text)}", "the metric 'difference' needs a foil", "give it a foil")
-        if chosen.metric != "difference" and prompt.foil_ids:
-            raise JobError(
-                f"prompt {quoted(prompt.text)}",
-                f"a foil has no effect with metric {chosen.metric!r}",
-                "leave out the foil",
-            )
-        if chosen.metric == "topk" and prompt.target_ids:
-            raise JobError(
-                f"prompt {quoted(prompt.text)}", "a target has no effect with metric 'topk'", "leave out the target"
-            )
-    return chosen
-
-
-def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequence[Prompt] | None) -> None:
-    for prompt in prompts:
-        if chosen.baseline == "counterfactual" and prompt.counterfactual_ids is None:
-            raise JobError(
-                f"prompt {quoted(prompt.text)}",
-                "the baseline 'counterfactual' needs a counterfactual",
-                "give it one",
-            )
-    if reference is not None and chosen.baseline != "mean":
-        raise JobError("reference", f"has no effect with baseline {chosen.baseline!r}", "use baseline='mean'")
-    if chosen.baseline == "mean" and reference is None and len(prompts) < 2:
-        raise JobError(
-            "baseline='mean'",
-            "the mean of a single prompt is that prompt itself",
-            "give reference= with more prompts",
-        )
-
-
-def _split(model: Model, prompts: Sequence[Encoded], memory: int | None) -> Iterable[range]:
-    if memory is not None and memory < 1:
-        raise JobError(f"memory={memory}", "must be a positive number of bytes", "leave it out for the default")
-    lengths = [len(prompt.token_ids) for prompt in prompts]
-    return batches(lengths, model.bytes_per_token(), memory or model.budget())
-
-
-def _means(
-    model: Model,
-    prompts: Sequence[Encoded],
-    chosen: Settings,
-    reference: Sequence[Prompt] | None,
-    memory: int | None,
-) -> MeanValues:
-    """Mean value of every node over the reference set, per position, as far as the longest prompt reaches."""
-    others = prompts if reference is None else [encode(prompt, model) for prompt in reference]
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    total = torch.zeros(model.n_layers, longest, model.n_neurons(chosen.basis), dtype=torch.float64)
-    count = torch.zeros(longest)
-    for part in _split(model, others, memory):
-        batch = Batch(tuple(others[i].token_ids for i in part))
-        found = batch.aligned(passes.values(model, batch, basis=chosen.basis)[0], 2)
-        reach = min(longest, batch.width)
-        total[:, :reach] += (found * batch.real()[:, None, :, None]).double().sum(0)[:, :reach]
-        count[:reach] += batch.real().sum(0)[:reach]
-    if bool((count == 0).any()):
-        raise JobError(
-            f"reference of at most {int((count > 0).sum())} tokens",
-            f"a prompt has {longest}; every position needs a reference",
-            "give longer reference prompts",
-        )
-    return (total / count[None, :, None]).float()
-
-
-def _attribute_batch(
-    model: Model,
-    prompts: Sequence[Encoded],
-    chosen: Settings,
-    means: Tensor | None,
-    budget: int,
-    report: Progress | None,
-) -> Attribution:
-    batch = Batch(tuple(prompt.token_ids for prompt in prompts))
-    prompts = _with_targets(model, batch, prompts, chosen)
-    paired = None
-    if chosen.baseline == "counterfactual":
-        paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in prompts))
-    baseline = _baseline(model, batch, paired, means, chosen.basis)
-    work = Work(model, batch, paired, metric_of(prompts, chosen), chosen, baseline, budget, report)
-    found = methods.run(work)
-    real = batch.real()
-    return Attribution(
-        nodes=batch.aligned(found.nodes, 2) * real[:, None, :, None],
-        activations=batch.aligned(found.activations, 2) * real[:, None, :, None],
-        embeddings=batch.aligned(found.embeddings, 1) * real,
-        metric=found.metric,
-        token_ids=batch.token_ids,
-        target_ids=tuple(prompt.target_ids for prompt in prompts),
-        foil_ids=tuple(prompt.foil_ids for prompt in prompts),
-        settings=chosen,
-    )
-
-
-def _with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen: Settings) -> list[Encoded]:
-    """Give prompts without a target the model's own top token(s), which stay fixed over all passes."""
-    wanted = chosen.top_k if chosen.metric == "topk" else 1
-    if wanted > model.vocab_size:
-        raise JobError(f"top_k={wanted}", f"the vocabulary has {model.vocab_size} tokens", "use fewer")
-    if all(prompt.target_ids for prompt in prompts):
-        return list(prompts)
-    kept = max(len(prompt.token_ids) - min(prompt.positions) for prompt in prompts)
-    logits = passes.logits(model, batch, kept)
-    found = []
-    for row, prompt in enumerate(prompts):
-        if prompt.target_ids:
-            found.append(prompt)
-            continue
-        if len(prompt.positions) > 1:
-            raise JobError(
-                f"positions {list(prompt.positions)}",
-                "the model's top tokens differ between positions",
-                "give a target",
-            )
-        column = min(prompt.positions) - len(prompt.token_ids)
-        found.append(replace(prompt, target_ids=tuple(logits[row, column].topk(wanted).indices.tolist())))
-    return found
-
-
-def metric_of(prompts: Sequence[Encoded], chosen: Settings) -> Metric:
-    """The metric of a batch of prompts whose targets are known."""
-    terms = [
-        (row, pos - len(prompt.token_ids), token, weight)
-        for row, prompt in enumerate(prompts)
-        for pos, token, weight in entries(prompt.positions, prompt.target_ids, prompt.foil_ids, chosen.metric)
-    ]
-    row, column, token, weight = (torch.tensor(part) for part in zip(*terms, strict=True))
-    return Metric(chosen.metric, row, column, token, weight.float(), len(prompts))
-
-
-def _baseline(model: Model, batch: Batch, paired: Batch | None, means: Tensor | None, basis: str) -> Tensor | float:
-    """What nodes are compared with, padded: zero, the mean of their position, or the counterfactual's value."""
-    if paired is not None:
-        return passes.values(model, paired, basis=basis)[0]
-    if means is None:
-        return 0.0
-    mine = means[None, :, : batch.width].expand(len(batch.token_ids), -1, -1, -1)
-    return batch.padded(mine, 2)
-
-
-def _joined(parts: Sequence[Attribution], chosen: Settings) -> Attribution:
-    """Batches of different widths as one result, zeros after the end of shorter prompts."""
-    width = max(part.nodes.shape[2] for part in parts)
-
-    def wide(tensors: list[Tensor], dim: int) -> Tensor:
-        grown = []
-        for tensor in tensors:
-            shape = list(tensor.shape)
-            shape[dim] = width - shape[dim]
-            grown.append(torch.cat([tensor, tensor.new_zeros(shape)], dim) if shape[dim] else tensor)
-        return torch.cat(grown) if len(grown) > 1 else grown[0]
-
-    return Attribution(
-        nodes=wide([part.nodes for part in parts], 2),
-        activations=wide([part.activations for part in parts], 2),
-        embeddings=wide([part.embeddings for part in parts], 1),
-        metric=torch.cat([part.metric for part in parts]),
-        token_ids=tuple(ids for part in parts for ids in part.token_ids),
-        target_ids=tuple(ids for part in parts for ids in part.target_ids),
-        foil_ids=tuple(ids for part in parts for ids in part.foil_ids),
-        settings=chosen,
-    )
-
-
 def trace(
     model: Model,
     prompt: Prompt,
-    nodes: int | None = 200,
+    nodes: int | None = None,
     method: str = "relp",
-    edges: bool = True,
+    edges: bool | None = None,
     *,
     baseline: str = "zero",
     basis: str = "activation",
@@ -313,7 +62,9 @@ def trace(
         model, prompt: as in `attribute`, and so are method, baseline, basis, rules, steps, metric, top_k, seed,
             reference and progress.
         nodes, threshold, mass, skip_first, exclude: which nodes to keep; see `selection.select`.
-        edges: trace the direct edges among them; neurons that pruning leaves without a way in or out are dropped.
+            Without any rule the 200 strongest.
+        edges: trace the direct edges among them; by default where the metric is a sum of logits, which edges can
+            lead into. They are edges of the RelP linearisation whatever the method.
         pruning: which edges to keep; shares of .01 and more if None.
 
     Raises:
@@ -323,7 +74,6 @@ def trace(
     """
     started = time.perf_counter()
     exclude = sorted(exclude)
-    encoded = encode(prompt, model)
     selection = {
         "nodes": nodes,
         "threshold": threshold,
@@ -332,9 +82,15 @@ def trace(
         "exclude": [list(pair) for pair in exclude],
     }
     check_selection(nodes, threshold, mass)
+    if not isinstance(prompt, Prompt):
+        raise JobError(f"prompt={quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
+    if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
+        raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")
+    edges = metric in SUMS_OF_LOGITS | {"auto"} if edges is None else edges
     if pruning is not None and not edges:
         raise JobError("pruning", "has no effect without edges", "leave one of them out")
     selection["pruning"] = asdict(pruning or Pruning()) if edges else None
+    encoded = encode(prompt, model)
     result = attribute(
         model,
         [prompt],
@@ -358,6 +114,13 @@ def trace(
         skip_first=skip_first,
         exclude=exclude,
     )
+    if not len(kept):
+        top, value = float(result.nodes[0].abs().max()), float(result.metric[0])
+        raise JobError(
+            f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(encoded.text)}",
+            f"no node is kept: the strongest has |attribution| {top:.3g}, the metric is {value:.3g}",
+            "lower the threshold" if threshold is not None and top else "choose another baseline or prompt",
+        )
     back = len(encoded.token_ids) - min(encoded.positions)
     logits = passes.logits(model, Batch((encoded.token_ids,)), back)[0]
     columns, weights = _node_columns(model, encoded, result, kept, logits)
@@ -379,6 +142,7 @@ def trace(
         reference=None if reference is None else _hash([encode(one, model) for one in reference]),
         metric=float(result.metric[0]),
         residual=float(result.residual[0]),
+        start_metric=None if result.start_metric is None else float(result.start_metric[0]),
         kept_mass=_mass(result.nodes[0], table),
         n_total=result.nodes[0].numel(),
         n_selected=len(kept),
@@ -456,11 +220,16 @@ def _node_columns(
         "activation": result.activations[0][layer, position, neuron].tolist() + [None] * length + value.tolist(),
         "attribution": result.nodes[0][layer, position, neuron].tolist()
         + result.embeddings[0].tolist()
-        + (value * torch.tensor(weights)).tolist(),
+        + _logit_attributions(value * torch.tensor(weights), result.settings),
         "explained": [None] * size,
         "influence": [None] * size,
     }
     return columns, weights
+
+
+def _logit_attributions(parts: Tensor, chosen: Settings) -> list[float | None]:
+    """What each logit adds to the metric; null where the metric is no sum of logits."""
+    return parts.tolist() if chosen.metric in SUMS_OF_LOGITS else [None] * len(parts)
 
 
 def _hash(prompts: Sequence[Encoded]) -> str:
