@@ -25,6 +25,8 @@ check: $(READY)
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/nodes.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/edges.py --large
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/swap.py
 
 # torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
 $(READY): pyproject.toml constraints.txt

@@ -155,6 +155,7 @@ def test_counts_are_of_neuron_nodes_alone() -> None:
         "attribution": [1.0] * 5,
         "explained": [None] * 5,
         "influence": [None] * 5,
+        "remainder": [None] * 5,
     }
     made = tracer.trace(load("llama"), Prompt(token_ids=[1, 20], target=7), nodes=1)
     counted = made.model_copy(update={"nodes": nodes_table(rows)})
@@ -279,7 +280,7 @@ def test_shares_and_attributions_of_edges_follow_from_the_tables(circuit: Circui
 
 
 def test_explained_is_the_kept_part_of_all_incoming_weight(circuit: Circuit) -> None:
-    whole = tracer.trace(load("llama"), PROMPT, nodes=circuit.n_total, pruning=tracer.Pruning(share=None))
+    whole = tracer.trace(load("llama"), PROMPT, nodes=circuit.n_total, pruning=tracer.Pruning(share=0.0))
     assert [value for value in whole.nodes["explained"].to_pylist() if value is not None] == pytest.approx(
         [1.0] * sum(kind != "embedding" for kind in whole.nodes["kind"].to_pylist()), rel=1e-3
     )

@@ -320,3 +320,80 @@ def test_view_of_a_circuit_without_edges_is_refused(tmp_path: Path) -> None:
     result = run("view", str(tmp_path / "run"))
     assert result.exit_code == 2
     assert "without edges" in result.stderr
+
+
+def test_evaluate_says_whether_a_circuit_holds(saved: Path) -> None:
+    result = run("evaluate", str(saved), "--structure", "nounpp", "--count", "10", "--sizes", "5,50")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.stdout.split())
+    for part in ("faithfulness", "completeness", "random nodes", "not reached", "10 test prompts", "Pearson"):
+        assert part in text
+    content = json.loads((saved / "evaluation.json").read_text())
+    assert content["sizes"] == [5, 50]
+    assert len(content["whole"]) == 10
+    assert (saved / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert "<html" in (saved / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["evaluate", "RUN"], "--pairs or --structure"),
+        (["evaluate", "RUN", "--structure", "haiku"], "nounpp"),
+        (["evaluate", "RUN", "--structure", "simple"], "tokens"),
+        (["evaluate", "RUN", "--structure", "nounpp", "--sizes", "5,9999"], "at most"),
+        (["evaluate", "RUN", "--structure", "nounpp", "--ablation", "median"], "zero, mean"),
+        (["evaluate", "RUN", "--pairs", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["evaluate", "nowhere", "--structure", "nounpp"], "no run"),
+        (["steer", "The keys"], "factor"),
+        (["steer", "The keys", "--factor", "0", "--add", "1"], "one"),
+        (["steer", "The keys", "--factor", "0", "--nodes", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_input_of_evaluate_and_steer(saved: Path, arguments: list[str], expected: str) -> None:
+    result = run(*(argument.replace("RUN", str(saved)) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert expected in result.stderr
+
+
+def test_steering_turns_the_plural_into_the_singular() -> None:
+    words = ["The secretaries near the car", "--target", " are", "--foil", " is", "--top", "10", "--factor", "-1"]
+    result = run("steer", *words, "--everywhere")
+    assert result.exit_code == 0, result.output
+    assert "steered ␣is" in " ".join(result.stdout.split())
+    assert "The most probable token changed; it did with 0 of 5 random draws." in " ".join(result.stdout.split())
+
+
+def test_run_of_a_small_job_and_its_table(tmp_path: Path) -> None:
+    job = str(Path(__file__).parent.parent / "jobs" / "sva.yaml")
+    changes = [
+        "structures=[within_rc]",
+        "methods=[relp]",
+        "bases=[activation]",
+        "baselines=[zero]",
+        "train=6",
+        "test=6",
+    ]
+    words = [word for change in changes for word in ("--set", change)]
+    result = run("run", job, "--out", str(tmp_path / "run"), *words)
+    assert result.exit_code == 0, result.output
+    assert "within_rc" in result.stdout
+    again = run("run", job, "--out", str(tmp_path / "run"), *words)
+    assert "1 combinations were there already" in " ".join(again.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["JOB", "--set", "colour=red"], "colour"),
+        (["JOB", "--set", "test"], "key=value"),
+    ],
+)
+def test_bad_input_of_run(tmp_path: Path, words: list[str], expected: str) -> None:
+    job = str(Path(__file__).parent.parent / "jobs" / "sva.yaml")
+    result = run("run", *(job if word == "JOB" else word for word in words), "--out", str(tmp_path / "run"))
+    assert result.exit_code == 2, result.output
+    assert result.stderr.count("\n") == 1
+    assert expected in result.stderr

@@ -10,8 +10,9 @@ from torch import Tensor
 
 import tracer
 from tracer.edges import Edges, direct_edges
-from tracer.errors import ModelError
+from tracer.errors import JobError, ModelError
 from tracer.model import Model
+from tracer.selection import select
 
 IDS = (1, 6, 7, 8, 9, 10, 11)
 LOGITS = torch.tensor([[6, 20], [6, 30], [4, 22]])
@@ -193,3 +194,54 @@ def test_bfloat16_edges_are_close_to_float32() -> None:
     exact = direct_edges(loaded("llama"), IDS, nodes, LOGITS).weight
     half = direct_edges(loaded("llama", dtype=torch.bfloat16), IDS, nodes, LOGITS).weight
     assert torch.nn.functional.cosine_similarity(exact.flatten(), half.flatten(), dim=0) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("nodes", "logits", "options"),
+    [
+        ([[9, 0, 0]], [[6, 20]], {}),
+        ([[0, 99, 0]], [[6, 20]], {}),
+        ([[0, 0, 99999]], [[6, 20]], {}),
+        ([[-1, 0, 0]], [[6, 20]], {}),
+        ([[0, 0, 0]], [[6, 99999]], {}),
+        ([[0, 0, 0]], [[-1, 20]], {}),
+        ([[0, 0, 0]], [[6, 20]], {"engine": "bogus"}),
+        ([[0, 0, 0]], [[6, 20]], {"direction": "sideways"}),
+        ([[0, 0, 0]], [[6, 20]], {"basis": "bogus"}),
+        ([[0, 0, 40]], [[6, 20]], {"basis": "output"}),
+    ],
+)
+def test_what_lies_outside_the_model_is_refused(
+    nodes: list[list[int]], logits: list[list[int]], options: dict[str, str]
+) -> None:
+    with pytest.raises(JobError):
+        direct_edges(loaded("llama"), IDS, torch.tensor(nodes), torch.tensor(logits), **options)
+
+
+def test_biases_are_reported_target_by_target() -> None:
+    """Without biases nothing remains; with them the remainder is what the shares of all sources leave."""
+    prompt = tracer.Prompt(token_ids=list(IDS), target=20)
+    for family, biased in (("llama", False), ("gpt2", True)):
+        circuit = tracer.trace(loaded(family), prompt, nodes=10**6, pruning=tracer.Pruning(share=0.0))
+        found = [row["remainder"] for row in circuit.rows("logit")]
+        assert all((abs(one) > 1e-2) == biased for one in found)
+        incoming = sum(row["share"] for row in circuit.edges.to_pylist() if row["target_kind"] == "logit")
+        assert 1 - incoming == pytest.approx(found[0], abs=1e-3)
+
+
+def test_several_prompts_give_the_edges_each_gives_alone() -> None:
+    """Edges are taken prompt by prompt; what was attributed in one batch leads to the same ones."""
+    model = loaded("llama")
+    prompts = [tracer.Prompt(token_ids=ids, target=20, foil=30) for ids in (list(IDS), [1, 8, 9])]
+    together = tracer.attribute(model, prompts)
+    for i, prompt in enumerate(prompts):
+        alone = tracer.trace(model, prompt, nodes=30)
+        kept = select(together.nodes[i], float(together.metric[i]), nodes=30)
+        ids = together.token_ids[i]
+        logits = torch.tensor([[len(ids) - 1, 20], [len(ids) - 1, 30]])
+        found = direct_edges(model, ids, kept, logits).weight
+        rows = {(row["source"], row["target"]): row["weight"] for row in alone.links.to_pylist()}
+        neurons = len(kept)
+        for (source, target), weight in rows.items():
+            line = target if target < neurons else target - len(ids)
+            assert float(found[line, source]) == pytest.approx(weight, rel=1e-3, abs=1e-6)

@@ -95,7 +95,8 @@ def test_probabilities_of_logits_are_the_models(circuit: Circuit, content: Conte
 
 
 def test_influence_is_cumulative_for_the_pages_threshold(content: Content) -> None:
-    values = sorted(node["influence"] for node in content["nodes"])
+    values = sorted(node["influence"] for node in content["nodes"] if node["feature_type"] != "logit")
+    assert all(node["influence"] is None for node in content["nodes"] if node["feature_type"] == "logit")
     assert values[-1] == pytest.approx(1)
     assert values[0] > 0
 
@@ -106,8 +107,13 @@ def test_a_foreign_file_is_a_graph_with_notes(circuit: Circuit, foreign: Content
     assert graph.n_layers == circuit.n_layers
     assert graph.links is not None
     assert circuit.links is not None
-    for name in ("source", "target", "weight", "share"):
-        assert graph.links[name].equals(circuit.links[name]), name
+    names = ("source", "target", "weight", "share")
+    found, expected = (
+        sorted(zip(*(table[name].to_pylist() for name in names), strict=True)) for table in (graph.links, circuit.links)
+    )
+    assert found == expected
+    weights = [abs(weight) for weight in graph.links["weight"].to_pylist()]
+    assert weights == sorted(weights, reverse=True), "strongest first"
     assert graph.links["attribution"].null_count == graph.n_edges
     assert graph.notes["file"] == "theirs.json"
     for name in ("kind", "layer", "position", "neuron", "token", "activation"):
@@ -205,8 +211,19 @@ DAMAGED = {
     "a weight that is text": (_set("strong", "links", 0, "weight"), "schema"),
     "a weight that is not a number": (_set(float("nan"), "links", 0, "weight"), "finite"),
     "an unknown source": (_set("9_9_9", "links", 0, "source"), "unknown node '9_9_9'"),
-    "a position beyond the prompt": (_set(99, "nodes", 0, "ctx_idx"), "beyond"),
+    "a position beyond the prompt": (lambda content: content["metadata"]["prompt_tokens"].pop(), "beyond"),
     "an unknown node in a supernode": (_set([["g", "nobody"]], "qParams", "supernodes"), "unknown node"),
+    "a position that its id contradicts": (_set(2, "nodes", 0, "ctx_idx"), "contradicts"),
+    "a layer that its id contradicts": (_set("9", "nodes", 0, "layer"), "contradicts"),
+    "a number no model has": (_set("1_99999999999_5", "nodes", 0, "node_id"), "contradicts|out of any"),
+    "an activation beyond float32": (_set(1e300, "nodes", 0, "activation"), "float32"),
+    "half a character": (_set("\ud800", "metadata", "prompt"), "surrogate"),
+    "a link that does not rise": (
+        lambda content: content["links"].append(
+            {"source": content["nodes"][-1]["node_id"], "target": content["nodes"][0]["node_id"], "weight": 1.0}
+        ),
+        "rise",
+    ),
     "a node twice": (lambda content: content["nodes"].append(content["nodes"][0]), "twice"),
     "a link twice": (lambda content: content["links"].append(content["links"][0]), "twice"),
     "a damaged record": (_set("thin", "metadata", "tracer", "settings", "method"), "record is damaged"),
@@ -279,3 +296,68 @@ def test_graphml_and_csv_hold_every_node_and_edge(circuit: Circuit, tmp_path: Pa
 @given(st.integers(0, 400), st.integers(0, 200_000))
 def test_cantor_round_trip(layer: int, neuron: int) -> None:
     assert uncantor(cantor(layer, neuron)) == (layer, neuron)
+
+
+@pytest.fixture
+def theirs(foreign: Content) -> Content:
+    """A file as circuit-tracer writes it: error nodes, logits without values, influence of its own."""
+    for node in foreign["nodes"]:
+        if node["feature_type"] == "logit":
+            node["activation"] = None
+    error = {"feature": -1, "feature_type": "mlp reconstruction error", "jsNodeId": "x", "clerp": "", "influence": 0.5}
+    foreign["nodes"] += [
+        error | {"node_id": "1_-1_2", "layer": "1", "ctx_idx": 2},
+        error | {"node_id": "0_2_4x", "layer": "2", "ctx_idx": 4, "jsNodeId": "y"},
+    ]
+    logit = next(node["node_id"] for node in foreign["nodes"] if node["feature_type"] == "logit")
+    foreign["links"].append({"source": "1_-1_2", "target": logit, "weight": 0.25})
+    foreign["qParams"]["supernodes"] = [["same", "1_-1_2"], ["same", logit]]
+    return foreign
+
+
+def test_what_circuit_tracer_writes_can_be_seen_and_exported(theirs: Content, tmp_path: Path) -> None:
+    graph = from_neuronpedia(copy.deepcopy(theirs), "theirs.json")
+    assert [(row["layer"], row["neuron"]) for row in graph.rows("error")] == [(1, -1), (2, -1)]
+    assert set(graph.groups) == {"same", "same (2)"}
+    assert tracer.view(graph, tmp_path / "page.html").stat().st_size > 100_000
+    for form in ("graphml", "csv"):
+        export(graph, tmp_path / f"g.{form}", form)
+    with pytest.raises(JobError, match="share"):
+        graph.paths()
+    graph.save(tmp_path / "run")
+    assert load_graph(tmp_path / "run") == graph
+
+
+def test_a_foreign_graph_is_exported_as_it_came(theirs: Content) -> None:
+    again = to_neuronpedia(from_neuronpedia(copy.deepcopy(theirs)))
+    assert again["nodes"] == theirs["nodes"]
+    assert again["metadata"] == theirs["metadata"]
+    key = lambda link: (link["source"], link["target"])  # noqa: E731
+    assert sorted(again["links"], key=key) == sorted(theirs["links"], key=key)
+
+
+def test_our_file_edited_is_no_circuit_any_more(circuit: Circuit, content: Content) -> None:
+    content["nodes"][0]["activation"] += 1.0
+    graph = from_neuronpedia(content)
+    assert type(graph) is Graph
+    assert "edited" in graph.notes
+    assert isinstance(from_neuronpedia(to_neuronpedia(circuit)), Circuit)
+
+
+def test_paths_of_a_graph_without_attributions_are_ranked_by_share(foreign: Content) -> None:
+    paths = from_neuronpedia(foreign).paths(5)
+    assert [path.attribution for path in paths] == [None] * 5
+    shares = [abs(path.share) for path in paths]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_files_with_a_byte_order_mark_are_read_and_nonsense_is_refused(content: Content, tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    path.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    assert isinstance(import_graph(path), Circuit)
+    path.write_text("[" * 200_000)
+    with pytest.raises(RunError, match="deep"):
+        import_graph(path)
+    path.write_text('{"a": NaN}')
+    with pytest.raises(RunError, match="NaN"):
+        import_graph(path)

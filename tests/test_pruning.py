@@ -30,7 +30,7 @@ def graph() -> EdgeColumns:
 
 
 def test_nothing_is_pruned_without_a_rule() -> None:
-    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=None))
+    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=0.0))
     assert len(found.edges) == 8
     assert found.nodes.tolist() == [0, 1, 2, 3, 4, 5]
     assert found.explained[2:].tolist() == pytest.approx([1, 1, 1, 1])
@@ -38,7 +38,7 @@ def test_nothing_is_pruned_without_a_rule() -> None:
 
 
 def test_edges_are_sorted_by_attribution() -> None:
-    strength = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=None)).edges.attribution.abs()
+    strength = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=0.0)).edges.attribution.abs()
     assert (strength.diff() <= 0).all()
 
 
@@ -51,7 +51,7 @@ def test_dangling_nodes_go_and_take_their_edges_along() -> None:
 
 
 def test_top_keeps_the_strongest() -> None:
-    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=None, top=3))
+    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(top=3))
     assert found.edges.attribution.tolist() == pytest.approx([6, 6 / 1.001, 3 / 1.001], rel=1e-4)
 
 
@@ -66,9 +66,9 @@ def test_influence_by_hand() -> None:
 
 
 def test_influence_keeps_the_fewest_nodes_and_edges() -> None:
-    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=None, node_influence=0.8))
+    found = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(node_influence=0.8))
     assert found.nodes.tolist() == [0, 1, 2, 5]
-    few = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(share=None, edge_influence=0.9))
+    few = prune(graph(), IS_NEURON, LOGIT, INCOMING, Pruning(edge_influence=0.9))
     assert len(few.edges) < 8
 
 

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracer import viewer
+from tracer import report, store, viewer
+from tracer.circuit import Graph, edges_table, nodes_table
 
 FOLDER = Path(viewer.__file__).parent
 ARRAYS = {"i4": "<i4", "f4": "<f4", "i2": "<i2", "u1": "|u1"}
@@ -60,10 +61,26 @@ def payload(n_neurons: int, n_edges: int, n_layers: int = 6, tokens: list[str] |
         explained=np.where(kind == viewer.EMBEDDING, np.nan, rng.uniform(0.4, 1, n)).astype(np.float32),
         labels=[*tokens, " are", " is"],
     )
+    nodes = dataclasses.replace(nodes, influence=rng.uniform(0, 1, n).astype(np.float32))
     columns = [column.astype(np.float32) for column in (weight, share, share * attribution[target])]
     edges = viewer.Edges(source.astype(np.int32), target.astype(np.int32), *columns)
     about = {"rules": ["half"], "keep": 100}
     return viewer.Payload("The keys", "a model", "RelP", "logit( are)", about, tokens, n_layers, 3.5, nodes, edges)
+
+
+def foreign() -> viewer.Payload:
+    """A circuit as others make them: errors, no attributions and no metric, shares of some edges, groups."""
+    made = payload(80, 400)
+    kind, neuron = made.nodes.kind.copy(), made.nodes.neuron.copy()
+    cells = {(int(made.nodes.layer[row]), int(made.nodes.position[row])): row for row in range(9, 89)}
+    errors = list(cells.values())[:12]
+    kind[errors], neuron[errors] = viewer.ERROR, -1
+    nothing, lost = np.full(len(kind), np.nan, np.float32), np.full(400, np.nan, np.float32)
+    made = changed(made, "nodes", kind=kind, neuron=neuron, attribution=nothing, explained=nothing)
+    into_logit = kind[made.edges.target] == viewer.LOGIT
+    made = changed(made, "edges", attribution=lost, share=np.where(into_logit, lost, made.edges.share))
+    groups = {"subject </b>": (12, 15, 20), "verb": (20, 30, 31, 30), "gone": (12,), "v" * 70: (40, errors[0])}
+    return dataclasses.replace(made, metric=float("nan"), metric_text="no metric", groups=groups)
 
 
 def _ends(rng: Any, layer: np.ndarray, position: np.ndarray, n_edges: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +148,73 @@ def test_columns_and_strings_come_back_as_they_went_in() -> None:
     assert header["settings"] == [["rules", "['half']"], ["keep", "100"]]
 
 
+def test_a_foreign_graph_comes_back_as_it_went_in() -> None:
+    made = foreign()
+    header, tables = read(viewer.page(made))
+    for table, columns in tables.items():
+        for name, values in columns.items():
+            np.testing.assert_array_equal(values, getattr(getattr(made, table), name), err_msg=f"{table}.{name}")
+    assert header["metric"] is None
+    _, tables = read(viewer.page(changed(made, "nodes", influence=None)))
+    assert "influence" not in tables["nodes"]
+
+
+def test_a_node_is_in_one_group_and_names_are_those_the_page_can_load() -> None:
+    made = payload(60, 0)
+    long = "\U0001f408" * 40
+    groups = {"a": [3, 4, 3], "b": [4, 5], "none": [4], " \n": [6], "group": [7], long: [8], f"{long}!": [9]}
+    header, _ = read(viewer.page(dataclasses.replace(made, groups=groups)))
+    names, rows = zip(*header["groups"], strict=True)
+    assert rows == ([3, 4], [5], [6], [7], [8], [9])
+    assert names[:4] == ("a", "b", "group", "group 2")
+    assert len(set(names)) == len(names)
+    assert all(0 < len(name.encode("utf-16-le")) <= 2 * viewer.LONGEST_NAME for name in names)
+    script = (FOLDER / "groups.js").read_text()
+    assert f"LONGEST_NAME = {viewer.LONGEST_NAME};" in script
+    for row in (-1, 71):
+        with pytest.raises(ValueError, match="a group's node is outside"):
+            viewer.page(dataclasses.replace(made, groups={"a": [row]}))
+
+
+def test_the_title_cannot_turn_text_around() -> None:
+    text = viewer.page(dataclasses.replace(payload(5, 5), title="a\u202eb\u2066c\u2069"))
+    ((_, title),) = _Reader(text).all("title")
+    assert title == "a<202e>b<2066>c<2069> - tracer"
+
+
+def test_an_imported_graph_keeps_its_errors_groups_and_unknowns() -> None:
+    names = ("kind", "layer", "position", "neuron", "token", "activation", "attribution", "explained", "influence")
+    rows = [
+        ("neuron", 0, 1, 5, " b", 1.0, None, None, 0.5),
+        ("error", 0, 0, -1, "a", None, None, None, 0.25),
+        ("error", 0, 1, -1, " b", None, None, None, None),
+        ("embedding", -1, 0, 7, "a", None, None, None, None),
+        ("logit", 1, 1, 9, " c", None, None, None, None),
+    ]
+    links = {"source": [0, 1], "target": [4, 4], "weight": [1.0, -2.0], "share": [None] * 2, "attribution": [None] * 2}
+    columns: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    graph = Graph(
+        nodes=nodes_table(dict.fromkeys(store.NODES.names[2:], [None] * len(rows)) | columns),
+        links=edges_table(links),
+        text="a b",
+        tokens=("a", " b"),
+        n_layers=1,
+        groups={"both": (0, 1)},
+    )
+    made = report._payload(graph)
+    header, tables = read(viewer.page(made))
+    assert tables["nodes"]["kind"].tolist() == [
+        viewer.NEURON,
+        viewer.ERROR,
+        viewer.ERROR,
+        viewer.EMBEDDING,
+        viewer.LOGIT,
+    ]
+    assert np.isnan(tables["nodes"]["attribution"]).all()
+    np.testing.assert_array_equal(tables["nodes"]["influence"], np.array([0.5, 0.25, *[np.nan] * 3], np.float32))
+    assert (header["labels"], header["metric"], header["groups"]) == (["a", " c"], None, [["both", [0, 1]]])
+
+
 def test_every_column_starts_at_a_multiple_of_its_item_size() -> None:
     header, _ = read(viewer.page(payload(13, 7)))
     for columns in header["columns"].values():
@@ -178,14 +262,15 @@ def test_the_page_without_data_is_small() -> None:
 @pytest.mark.parametrize(
     ("table", "column", "value", "message"),
     [
-        ("nodes", "kind", 3, "other values"),
+        ("nodes", "kind", 4, "other values"),
         ("nodes", "layer", 6, "a neuron's layer"),
         ("nodes", "layer", -1, "a neuron's layer"),
         ("nodes", "position", 9, "a position is outside"),
         ("nodes", "neuron", -1, "negative"),
-        ("nodes", "attribution", np.nan, "attribution is not finite"),
+        ("nodes", "attribution", np.inf, "attribution is infinite"),
+        ("nodes", "influence", -np.inf, "influence is infinite"),
         ("nodes", "activation", np.inf, "activation is infinite"),
-        ("nodes", "explained", np.inf, "explained share is infinite"),
+        ("nodes", "explained", np.inf, "explained is infinite"),
         ("edges", "source", 71, "source is outside"),
         ("edges", "target", -1, "target is outside"),
         ("edges", "target", 0, "does not lie below"),
@@ -216,7 +301,7 @@ def test_wrong_kinds_of_columns_are_refused() -> None:
         (changed(made, "nodes", neuron=nodes.neuron.astype(np.int64) + 2**40), "does not fit"),
         (changed(made, "nodes", layer=np.where(nodes.kind == 2, 5, nodes.layer)), "a logit's layer"),
         (changed(made, "nodes", layer=np.where(nodes.kind == 1, 0, nodes.layer)), "an embedding's layer"),
-        (dataclasses.replace(made, metric=float("nan")), "metric is nan"),
+        (dataclasses.replace(made, metric=float("inf")), "metric is inf"),
         (dataclasses.replace(made, tokens=[]), "no tokens"),
         (dataclasses.replace(made, n_layers=0), "n_layers is 0"),
     ]

@@ -24,18 +24,25 @@ if TYPE_CHECKING:
     from tracer.errors import RemoteError as RemoteError
     from tracer.errors import RunError as RunError
     from tracer.errors import TracerError as TracerError
+    from tracer.evaluation import Evaluation as Evaluation
+    from tracer.evaluation import evaluate as evaluate
+    from tracer.evaluation import minimality as minimality
     from tracer.exchange import export as export
     from tracer.exchange import import_graph as import_graph
     from tracer.model import Model as Model
     from tracer.model import load as load
     from tracer.prompts import Prompt as Prompt
     from tracer.pruning import Pruning as Pruning
+    from tracer.quality import estimate_quality as estimate_quality
     from tracer.report import view as view
+    from tracer.steering import Steering as Steering
+    from tracer.steering import steer as steer
     from tracer.tracing import trace as trace
 
 _HOME = {
     "Attribution": "attribution",
     "Circuit": "circuit",
+    "Evaluation": "evaluation",
     "Graph": "circuit",
     "JobError": "errors",
     "Model": "model",
@@ -45,16 +52,22 @@ _HOME = {
     "RemoteError": "errors",
     "RunError": "errors",
     "TracerError": "errors",
+    "Steering": "steering",
     "attribute": "attributing",
+    "estimate_quality": "quality",
+    "evaluate": "evaluation",
     "export": "exchange",
     "import_graph": "exchange",
     "load": "model",
+    "minimality": "evaluation",
+    "steer": "steering",
     "trace": "tracing",
     "view": "report",
 }
 __all__ = [
     "Attribution",
     "Circuit",
+    "Evaluation",
     "Graph",
     "JobError",
     "Model",
@@ -63,11 +76,16 @@ __all__ = [
     "Pruning",
     "RemoteError",
     "RunError",
+    "Steering",
     "TracerError",
     "attribute",
+    "estimate_quality",
+    "evaluate",
     "export",
     "import_graph",
     "load",
+    "minimality",
+    "steer",
     "trace",
     "view",
 ]

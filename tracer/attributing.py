@@ -82,11 +82,15 @@ def attribute(
     if isinstance(prompts, Prompt | str) or not all(isinstance(prompt, Prompt) for prompt in prompts):
         raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
     encoded = [encode(prompt, model) for prompt in prompts]
-    chosen = _with_metric(chosen, encoded)
+    chosen = with_metric(chosen, encoded)
     _check_pairs(chosen, encoded, reference)
-    means = _means(model, encoded, chosen, reference, memory) if chosen.baseline == "mean" else None
+    lengths = [len(prompt.token_ids) for prompt in encoded]
+    means = None
+    if chosen.baseline == "mean":
+        others = encoded if reference is None else [encode(prompt, model) for prompt in reference]
+        means = mean_values(model, [one.token_ids for one in others], max(lengths), chosen.basis, memory)
     parts = []
-    for part in _split(model, encoded, memory):
+    for part in _split(model, lengths, memory):
         some = [encoded[i] for i in part]
         parts.append(_attribute_batch(model, some, chosen, means, memory or model.budget(), progress))
     result = _joined(parts, chosen)
@@ -96,7 +100,7 @@ def attribute(
     return result
 
 
-def _with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
+def with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
     """Settle ``auto`` and refuse targets, foils and metrics that do not go together."""
     if not prompts:
         raise JobError("prompts []", "there is nothing to attribute", "give at least one prompt")
@@ -142,28 +146,25 @@ def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequen
         )
 
 
-def _split(model: Model, prompts: Sequence[Encoded], memory: int | None) -> Iterable[range]:
+def _split(model: Model, lengths: Sequence[int], memory: int | None) -> Iterable[range]:
     if memory is not None and memory < 1:
         raise JobError(f"memory={memory}", "must be a positive number of bytes", "leave it out for the default")
-    lengths = [len(prompt.token_ids) for prompt in prompts]
     return batches(lengths, model.bytes_per_token(length=max(lengths, default=1)), memory or model.budget())
 
 
-def _means(
-    model: Model,
-    prompts: Sequence[Encoded],
-    chosen: Settings,
-    reference: Sequence[Prompt] | None,
-    memory: int | None,
+def mean_values(
+    model: Model, token_ids: Sequence[tuple[int, ...]], longest: int, basis: str, memory: int | None = None
 ) -> MeanValues:
-    """Mean value of every node over the reference set, per position, as far as the longest prompt reaches."""
-    others = prompts if reference is None else [encode(prompt, model) for prompt in reference]
-    longest = max(len(prompt.token_ids) for prompt in prompts)
-    total = torch.zeros(model.n_layers, longest, model.n_neurons(chosen.basis), dtype=torch.float64)
+    """Mean value of every node over reference prompts, per position, up to `longest` positions.
+
+    Raises:
+        JobError: a position that no reference prompt reaches.
+    """
+    total = torch.zeros(model.n_layers, longest, model.n_neurons(basis), dtype=torch.float64)
     count = torch.zeros(longest)
-    for part in _split(model, others, memory):
-        batch = Batch(tuple(others[i].token_ids for i in part))
-        found = batch.aligned(passes.values(model, batch, basis=chosen.basis)[0], 2)
+    for part in _split(model, [len(ids) for ids in token_ids], memory):
+        batch = Batch(tuple(token_ids[i] for i in part))
+        found = batch.aligned(passes.values(model, batch, basis=basis)[0], 2)
         reach = min(longest, batch.width)
         total[:, :reach] += (found * batch.real()[:, None, :, None]).double().sum(0)[:, :reach]
         count[:reach] += batch.real().sum(0)[:reach]

@@ -40,11 +40,11 @@ class Prediction(_Record):
 
 class Route(_Record):
     """A way from an embedding to a logit: its nodes, the product of its edges' shares, and that product times the
-    logit's attribution (metric units)."""
+    logit's attribution (metric units); None in an imported graph that has no attributions."""
 
     nodes: tuple[int, ...]
     share: float
-    attribution: float
+    attribution: float | None
 
 
 class Graph(_Record):
@@ -53,14 +53,16 @@ class Graph(_Record):
     Attributes:
         nodes: Arrow table in `store.NODES`: neurons strongest first, then embeddings by position, then logits.
             For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
-            is the part of a node's incoming weight that the kept edges hold; `influence` the part of the logits
-            that flows through it; both are null without edges. An imported graph may have nodes of kind ``error``.
+            is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
+            `influence` the part of the logits' |weight| that flows through it within this graph;
+            `remainder` the part of its activation that no source gives, which is the biases'; all are null without
+            edges. An imported graph may have nodes of kind ``error``.
         links: Arrow table in `store.EDGES`, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
         text, tokens: the prompt.
         n_layers: of the model; logits are in that layer.
         groups: named sets of nodes (supernodes), by node id.
-        notes: where an imported graph came from.
+        notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
     """
 
     nodes: pa.Table
@@ -70,6 +72,7 @@ class Graph(_Record):
     n_layers: int
     groups: dict[str, tuple[int, ...]] = {}
     notes: dict[str, Any] = {}
+    original: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _whole(self) -> Graph:
@@ -126,10 +129,10 @@ class Graph(_Record):
 
     def paths(self, count: int = 10) -> list[Route]:
         """The strongest ways from an embedding to a logit: by the absolute product of shares times the logit's
-        attribution, so that paths to several logits compare in metric units.
+        attribution, so that paths to several logits compare in metric units; by the product alone without one.
 
         Raises:
-            JobError: the circuit was traced without edges, or `count` is below 1.
+            JobError: the circuit was traced without edges, or none into a logit has a share, or `count` is below 1.
         """
         if count < 1:
             raise JobError(f"paths({count})", "at least one path must be asked for", "use 1 or more")
@@ -150,12 +153,18 @@ class Graph(_Record):
             best[node] = heapq.nlargest(count, found, key=lambda path: abs(path[0]))
         attribution = self.nodes["attribution"].to_pylist()
         ends = [
-            Route(nodes=nodes, share=share, attribution=share * attribution[node])
+            Route(
+                nodes=nodes, share=share, attribution=None if attribution[node] is None else share * attribution[node]
+            )
             for node, kind in enumerate(kinds)
             if kind == "logit"
             for share, nodes in best[node]
         ]
-        return heapq.nlargest(count, ends, key=lambda path: abs(path.attribution))
+        if not any(node in into for node, kind in enumerate(kinds) if kind == "logit") and self.n_edges:
+            raise JobError("graph", "no edge into a logit has a share, so paths cannot be compared", "use its weights")
+        return heapq.nlargest(
+            count, ends, key=lambda way: abs(way.share if way.attribution is None else way.attribution)
+        )
 
     def to_networkx(self) -> Any:
         """The circuit as a networkx DiGraph: node and edge columns as attributes.
@@ -169,7 +178,8 @@ class Graph(_Record):
         for row in self.nodes.drop_columns("prompt_id").to_pylist():
             graph.add_node(row.pop("node_id"), **{name: value for name, value in row.items() if value is not None})
         for row in self._links().drop_columns("prompt_id").to_pylist():
-            graph.add_edge(row.pop("source"), row.pop("target"), **row)
+            ends = row.pop("source"), row.pop("target")
+            graph.add_edge(*ends, **{name: value for name, value in row.items() if value is not None})
         return graph
 
     def _links(self) -> pa.Table:

@@ -21,9 +21,10 @@ from tracer.errors import JobError, TracerError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tracer.circuit import Graph
+    from tracer.circuit import Circuit, Graph
     from tracer.methods import Progress
     from tracer.pruning import Pruning
+    from tracer.quality import Quality
 
 # Of click's, or of the copy of it that newer typer carries: the base of every complaint about the words of a call.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -306,6 +307,189 @@ def import_(
 
 @app.command()
 @told
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="Test pairs, JSON lines as Marks et al.: clean_prefix, patch_prefix, ...")
+    ] = None,
+    structure: Annotated[
+        str | None, typer.Option(help="Or built-in agreement pairs: simple, nounpp, rc, within_rc.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many built-in pairs.", min=2)] = 40,
+    ablation: Annotated[str, typer.Option(help="zero, mean, counterfactual, resample.")] = "mean",
+    sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None,
+    aligned: Annotated[bool, typer.Option(help="Nodes at their positions, or their neurons at every position.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own.")] = None,
+    unrelated: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: neurons that are strong there too are named.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0)] = 0,
+    style: Style = Format.table,
+) -> None:
+    """Does the circuit hold: faithfulness and completeness on test pairs, by ablation, with intervals.
+
+    Example: tracer evaluate runs/demo --structure nounpp
+    """
+    import tracer
+    from tracer import document, quality, report, tasks
+
+    if (pairs is None) == (structure is None):
+        raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure")
+    if style is Format.csv:
+        raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
+    circuit = tracer.Circuit.load(folder)
+    _quiet()
+    model = tracer.load(
+        circuit.model.name, revision=circuit.model.revision, device=device, dtype=dtype or circuit.model.dtype
+    )
+    found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
+    chosen = _numbers(sizes, "--sizes")
+    tests = [pair.to_prompt() for pair in found]
+    with _Bar("ablating") as bar:
+        result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
+    with _Bar("checking the estimate") as bar:
+        qualities = _qualities(model, circuit, [pair.counterfactual for pair in found], seed, bar)
+    others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
+    constant = quality.always_on(model, circuit, others) if others else None
+    content = report.evaluation_json(result, qualities, constant)
+    _write(folder / "evaluation.json", content)
+    report.plot_evaluation(result, folder / "evaluation.png", circuit.text)
+    page = document.write_document(
+        circuit, result, qualities[0] if qualities else None, constant, path=folder / "report.html"
+    )
+    if style is Format.json:
+        typer.echo(content)
+        return
+    _console().print(report.evaluation_table(result, qualities, constant))
+    typer.echo(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
+
+
+def _qualities(model: Any, circuit: Circuit, counterfactuals: list[str], seed: int, bar: Progress) -> list[Quality]:
+    """How well the attributions follow single ablations: to the circuit's own baseline, and to the pairs' mean."""
+    import tracer
+
+    reference = [tracer.Prompt(text) for text in counterfactuals]
+    by_mean = tracer.estimate_quality(
+        model, circuit, ablation="mean", reference=reference, seed=seed, progress=bar
+    ) if circuit.settings.baseline != "mean" else None  # fmt: skip
+    own = tracer.estimate_quality(model, circuit, seed=seed, progress=bar) if by_mean is not None else None
+    return [one for one in (own, by_mean) if one is not None]
+
+
+def _unrelated(structure: str | None) -> list[Any]:
+    """Prompts that have nothing to do with agreement; none where the pairs are the user's own."""
+    import tracer
+    from tracer import tasks
+
+    if structure is None:
+        return []
+    return [tracer.Prompt(pair.prompt) for pair in tasks.capitals.pairs("test", 10)]
+
+
+def _write(path: Path, text: str) -> None:
+    from tracer.errors import RunError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"file '{path}'", f"cannot be written ({error.strerror})", "check the folder") from error
+
+
+@app.command()
+@told
+def steer(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    nodes: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run folder, or a CSV or JSON-lines file of layer, neuron, position. Default: the prompt's own."
+        ),
+    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help='Token asked about: " are".')] = None,
+    foil: Annotated[list[str] | None, typer.Option(help="Wrong token.")] = None,
+    token: Annotated[
+        list[str] | None, typer.Option(help="Another token whose probability is shown. Repeatable.")
+    ] = None,
+    factor: Annotated[float | None, typer.Option(help="Multiply: 0 ablates, 2 amplifies, -1 inverts.")] = None,
+    set_to: Annotated[float | None, typer.Option(help="Set to this value.")] = None,
+    add: Annotated[float | None, typer.Option(help="Add this value.")] = None,
+    top: Annotated[int | None, typer.Option(help="Only the strongest this many nodes.", min=1)] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="At every position, new tokens included; else at the nodes' own.")
+    ] = False,
+    positions: Annotated[
+        str | None, typer.Option(help="Where instead of the nodes' own positions: '-1' or '2,5'.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0)] = 20,
+    random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0)] = 5,
+    seed: Annotated[int, typer.Option(help="Of the random draws.", min=0)] = 0,
+    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16, ...")] = None,
+) -> None:
+    """Multiply, set or add to a circuit's neurons, and see what the model then says, beside random neurons.
+
+    Example: tracer steer "The secretaries near the car" --target " are" --foil " is" --top 10 --factor -1 --everywhere
+    """
+    import tracer
+    from tracer import report, steering
+
+    _quiet()
+    prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
+    loaded = tracer.load(model, device=device, dtype=dtype)
+    chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
+    found = tracer.steer(
+        loaded,
+        chosen,
+        prompt,
+        factor=factor,
+        set_to=set_to,
+        add=add,
+        everywhere=everywhere,
+        positions=_numbers(positions, "--positions"),
+        top=top,
+        tokens=token or (),
+        max_new_tokens=max_new_tokens,
+        random=random,
+        seed=seed,
+    )
+    _console().print(report.steering_table(found))
+
+
+def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
+    """The pairs of a file that fit the circuit's length; what was left out is said."""
+    from tracer import tasks
+
+    reading = tasks.sva.read(path, model, length=len(circuit.token_ids))
+    if reading.skipped:
+        typer.echo(reading.summary(), err=True)
+    return list(reading.pairs)
+
+
+@app.command()
+@told
+def run(
+    job: Annotated[Path, typer.Argument(help="A job file, such as jobs/sva.yaml.")],
+    out: Annotated[Path, typer.Option(help="The run folder; the same job is continued there.")],
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key of the job: --set test=20. Repeatable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
+) -> None:
+    """Run a job file: the agreement benchmark over methods, bases and baselines, with curves, plots and a table."""
+    from tracer import run as runner
+
+    _quiet()
+    chosen = runner.load_job(job, change or ())
+    with _Bar(str(job)) as bar:
+        result = runner.run_benchmark(chosen, out, bar, overwrite=overwrite)
+    _console().print(runner.benchmark_table(result))
+    typer.echo(f"saved to {out} in {result.seconds:.0f} s, {result.resumed} combinations were there already")
+
+
+@app.command()
+@told
 def doctor(
     model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
 ) -> None:
@@ -479,5 +663,5 @@ def _lines(path: Path) -> list[Any]:
             f"--reference {str(path)!r}", f"cannot be read ({error})", "give a text file, a prompt a line"
         ) from None
     if not lines:
-        raise JobError(f"--reference {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")
+        raise JobError(f"prompts {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")
     return [tracer.Prompt(line) for line in lines]

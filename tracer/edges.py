@@ -16,12 +16,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer import passes
-from tracer.config import RULES
-from tracer.errors import ModelError
+from tracer.config import BASES, RULES
+from tracer.errors import JobError, ModelError
 from tracer.model import Model
 from tracer.replay import Graph, Replay
 
 WORKSPACE = 16 * 2**20
+AUTOGRAD_WORKSPACE = 2**28
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,14 @@ def direct_edges(
         rules: of the linearisation; the replay needs all of them.
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
         direction: of the replay, ``up``, ``down``, or ``auto`` for the cheaper one.
-        workspace: bytes the replay may hold at a time, beside the edges themselves.
+        workspace: bytes of cotangents the replay may hold at a time, beside the edges themselves and, where the model
+            is not float32, a float32 copy of one matrix.
 
     Raises:
+        JobError: a node outside the model or the prompt, or an unknown basis, engine or direction.
         ModelError: the replay was asked for where it does not apply.
     """
+    _check(model, token_ids, neurons, logits, basis, engine, direction)
     graph = Graph(tuple(token_ids), neurons, logits, basis)
     possible = rules == RULES and model.weights_readable
     if engine == "replay" and not possible:
@@ -82,6 +86,30 @@ def direct_edges(
     return Edges(weight, incoming, replay.values, values)
 
 
+def _check(
+    model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str, direction: str
+) -> None:
+    """Refuse what indexing would answer with an error, or with another node's number."""
+    allowed = {
+        "basis": (basis, BASES),
+        "engine": (engine, ("auto", "replay", "autograd")),
+        "direction": (direction, ("auto", "up", "down")),
+    }
+    for name, (value, known) in allowed.items():
+        if value not in known:
+            raise JobError(f"{name}={value!r}", f"must be one of {', '.join(known)}", "choose one")
+    length = len(token_ids)
+    bounds = torch.tensor([model.n_layers, length, model.n_neurons(basis)])
+    for what, rows, limit in (("node", neurons, bounds), ("logit", logits, torch.tensor([length, model.vocab_size]))):
+        outside = ((rows < 0) | (rows >= limit)).any(-1)
+        if bool(outside.any()):
+            bad = tuple(rows[outside][0].tolist())
+            inside = "x".join(f"0..{size - 1}" for size in limit.tolist())
+            raise JobError(
+                f"{what} {bad}", f"lies outside the model on this prompt ({inside})", "check where it came from"
+            )
+
+
 def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
     """Batched vector-Jacobian products through the linearised model, MLPs cut."""
     by_layer = graph.by_layer(model.n_layers)
@@ -93,8 +121,10 @@ def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
     weight = torch.zeros(n_neurons + n_logits, n_neurons + length)
     incoming = torch.zeros(n_neurons + n_logits)
     rows = torch.cat([order, n_neurons + torch.arange(n_logits)])
+    # A chunk's gradients are as large as all activations, once per target.
+    chunk = max(1, min(64, AUTOGRAD_WORKSPACE // (4 * values.numel())))
     for part, slopes, to_embedding in passes.direct_gradients(
-        model, graph.token_ids, by_layer, graph.logits, basis=graph.basis, rules=rules
+        model, graph.token_ids, by_layer, graph.logits, basis=graph.basis, rules=rules, chunk=chunk
     ):
         for layer, slope in enumerate(slopes):
             mine = graph.in_layer(layer)

@@ -8,9 +8,11 @@ Source: Neuronpedia's graph schema and circuit-tracer's graph files, as of 2026;
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib import metadata, resources
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ValidationError
 from tracer.circuit import Circuit, Graph, edges_table, nodes_table
 from tracer.errors import JobError, RunError, quoted
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_BYTES = 256 * 2**20
 LARGE_FOR_A_PAGE = 20 * 2**20
 
@@ -92,7 +95,9 @@ def import_graph(path: str | Path, max_bytes: int = MAX_BYTES) -> Graph:
                 f"is larger than {max_bytes / 2**20:.0f} MiB",
                 "prune the graph where it was made, or raise --max-mib",
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_constant)
+    except RecursionError as error:
+        raise RunError(f"file {quoted(path.name)}", "is nested too deeply", "give a graph file") from error
     except OSError as error:
         raise RunError(
             f"file {quoted(str(path), 300)}", f"cannot be read ({error.strerror})", "check its name"
@@ -162,8 +167,10 @@ def to_neuronpedia(graph: Graph) -> dict[str, Any]:
     if graph.links is None:
         raise JobError("circuit", "was traced without edges, which this format needs", "trace it with edges")
     rows = graph.nodes.to_pylist()
+    if graph.original:
+        return _as_it_came(graph)
     ids = [_node_id(row) for row in rows]
-    cumulative = _cumulative([row["influence"] for row in rows])
+    cumulative = _cumulative([None if row["kind"] == "logit" else row["influence"] for row in rows])
     probabilities = iter(graph.probabilities if isinstance(graph, Circuit) else ())
     targets = set(graph.target_ids) if isinstance(graph, Circuit) else set()
     nodes = [
@@ -186,29 +193,66 @@ def to_neuronpedia(graph: Graph) -> dict[str, Any]:
             for source, target, weight in zip(links["source"], links["target"], links["weight"], strict=True)
         ],
     }
+    if isinstance(graph, Circuit):
+        content["metadata"]["tracer"]["digest"] = _digest(content)
     _validate(content, "export")
     return content
+
+
+def _as_it_came(graph: Graph) -> dict[str, Any]:
+    """An imported graph in the form it came in, every field of its nodes kept; groups as they are now."""
+    nodes = graph.original["nodes"]
+    ids = [node["node_id"] for node in nodes]
+    links = graph.links.to_pydict() if graph.links is not None else {"source": [], "target": [], "weight": []}
+    content = {
+        "metadata": graph.original["metadata"],
+        "qParams": graph.original["qParams"]
+        | {"supernodes": [[name, *(ids[node] for node in members)] for name, members in graph.groups.items()]},
+        "nodes": nodes,
+        "links": [
+            {"source": ids[source], "target": ids[target], "weight": weight}
+            for source, target, weight in zip(links["source"], links["target"], links["weight"], strict=True)
+        ],
+    }
+    _validate(content, "export")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """A hash of nodes and links, by which a file that was edited is told from the circuit it was."""
+    return hashlib.sha256(json.dumps([content["nodes"], content["links"]], sort_keys=True).encode()).hexdigest()
+
+
+def _is_ours(content: Mapping[str, Any]) -> bool:
+    record = content["metadata"].get("tracer")
+    return isinstance(record, dict) and record.get("digest") == _digest(content)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is no JSON number")
 
 
 def from_neuronpedia(content: Any, name: str = "graph") -> Graph:
     """The graph in a file's content; see `import_graph`."""
     _validate(content, name)
-    places = [_place(node, content["metadata"]) for node in content["nodes"]]
+    places = [_place(node, content["metadata"], name) for node in content["nodes"]]
     number: dict[str, int] = {}
     for index, node in enumerate(content["nodes"]):
         if node["node_id"] in number:
             raise _bad(name, f"node {node['node_id']!r} is there twice")
         number[node["node_id"]] = index
-    if len(set(places)) < len(places):
-        repeated = next(place for place in places if places.count(place) > 1)
-        raise _bad(name, f"two nodes are {tuple(repeated)}")
+    if repeated := [place for place, times in Counter(places).items() if times > 1]:
+        raise _bad(name, f"two nodes are {tuple(repeated[0])}")
     tokens = tuple(content["metadata"]["prompt_tokens"])
     if beyond := [place for place in places if place.position >= len(tokens)]:
         raise _bad(name, f"position {beyond[0].position} lies beyond the {len(tokens)} prompt tokens")
     n_layers = _n_layers(content, places)
+    if n_layers < 1 or any(place.layer >= n_layers for place in places if place.kind in ("neuron", "error")):
+        raise _bad(name, f"its nodes do not fit a model of {n_layers} layers")
     places = [place._replace(layer=n_layers) if place.kind == "logit" else place for place in places]
     nodes = _nodes_of(content["nodes"], places, tokens)
-    links = _links_of(content["links"], number, nodes, name)
+    ours = _is_ours(content)
+    links = _links_of(content["links"], number, nodes, name, ours)
     fields = {
         "nodes": nodes_table(nodes),
         "links": edges_table(links),
@@ -217,7 +261,14 @@ def from_neuronpedia(content: Any, name: str = "graph") -> Graph:
         "n_layers": n_layers,
         "groups": _groups(content["qParams"].get("supernodes", []), number, name),
     }
-    return _as_circuit(fields, content["metadata"], name)
+    if ours:
+        return _as_circuit(fields, content["metadata"]["tracer"], name)
+    about, params = content["metadata"], content["qParams"]
+    notes = {"scan": about["scan"], "slug": about["slug"], "file": name}
+    if "tracer" in about:
+        notes["edited"] = "after tracer wrote it, so it is not that circuit any more"
+    original = {"metadata": about, "qParams": params, "nodes": content["nodes"]}
+    return Graph(**fields, notes=notes, original=original)
 
 
 def _node_id(row: Mapping[str, Any]) -> str:
@@ -242,7 +293,7 @@ def _node(
         "is_target_logit": False,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "tracer": {name: row[name] for name in ("attribution", "explained", "influence")},
+        "tracer": {name: row[name] for name in ("attribution", "explained", "influence", "remainder")},
     }
     if kind == "embedding":
         return node | {"feature": position, "layer": "E", "feature_type": kind, "jsNodeId": f"E_{neuron}-{position}"}
@@ -281,7 +332,8 @@ def _metadata(graph: Graph) -> dict[str, Any]:
     }
     if isinstance(graph, Circuit):
         content = graph.model_dump(
-            mode="json", exclude={"nodes", "links", "settings", "text", "tokens", "n_layers", "groups"}
+            mode="json",
+            exclude={"nodes", "links", "settings", "text", "tokens", "n_layers", "groups", "notes", "original"},
         )
         content["settings"] = graph.settings.model_dump(mode="json") | {"rules": sorted(graph.settings.rules)}
         found |= {"scan": graph.model.name, "generation_settings": content["settings"], "tracer": content}
@@ -297,23 +349,38 @@ def _cumulative(influence: list[float | None]) -> list[float | None]:
     return [None if value is None else float(one) for value, one in zip(influence, running, strict=True)]
 
 
-def _place(node: Mapping[str, Any], about: Mapping[str, Any]) -> _Place:
-    """Kind, layer, position and index of a node, from its id, or from its feature number where the id is of another
-    form."""
-    kind, position, node_id = KIND_OF.get(node["feature_type"], "neuron"), node["ctx_idx"], node["node_id"]
+def _place(node: Mapping[str, Any], about: Mapping[str, Any], name: str) -> _Place:
+    """Kind, layer, position and index of a node, from its id; from its feature number where the id is of another
+    form. Fields that contradict each other are refused: one of them would be a wrong place."""
+    kind, position, node_id = KIND_OF.get(node["feature_type"], "neuron"), int(node["ctx_idx"]), node["node_id"]
     if kind == "embedding":
         parts = node_id.split("_")
         token = int(parts[1]) if len(parts) == 3 and parts[1].isdecimal() else position
-        return _Place(kind, -1, position, token)
+        return _bounded(_Place(kind, -1, position, token), node_id, name)
+    layer = int(node["layer"]) if str(node["layer"]).isdecimal() else None
+    if kind == "error":
+        if layer is None:
+            raise _bad(name, f"error node {node_id!r} has no layer")
+        return _bounded(_Place(kind, layer, position, -1), node_id, name)
     if match := NODE_ID.fullmatch(node_id):
-        return _Place(kind, int(match[1]), position, int(match[2]))
-    try:
-        layer, feature = int(node["layer"]), int(node["feature"])
-    except (TypeError, ValueError):
-        raise _bad(node_id, "a node without a layer and a feature number") from None
+        place = _Place(kind, int(match[1]), position, int(match[2]))
+        if int(match[3]) != position or (layer is not None and layer != place.layer):
+            raise _bad(name, f"node {node_id!r} contradicts its layer {node['layer']!r} or position {position}")
+        return _bounded(place, node_id, name)
+    if layer is None or node["feature"] is None:
+        raise _bad(name, f"node {node_id!r} has no layer or no feature number")
+    feature = int(node["feature"])
     if kind == "neuron" and about.get("schema_version") == 1 and feature >= 0:
         layer, feature = uncantor(feature)
-    return _Place(kind, layer, position, feature)
+    return _bounded(_Place(kind, layer, position, feature), node_id, name)
+
+
+def _bounded(place: _Place, node_id: str, name: str) -> _Place:
+    """Refuse numbers that no model has and no table holds."""
+    lowest, first = (-1 if place.kind == "embedding" else 0), (-1 if place.kind == "error" else 0)
+    if not (lowest <= place.layer < 2**15 - 1 and 0 <= place.position < 2**31 and first <= place.neuron < 2**31):
+        raise _bad(name, f"node {node_id!r} has a layer, position or number out of any model's range")
+    return place
 
 
 def _n_layers(content: Mapping[str, Any], places: list[_Place]) -> int:
@@ -327,6 +394,7 @@ def _n_layers(content: Mapping[str, Any], places: list[_Place]) -> int:
 
 def _nodes_of(nodes: list[dict[str, Any]], places: list[_Place], tokens: tuple[str, ...]) -> dict[str, list[Any]]:
     ours = [node.get("tracer", {}) for node in nodes]
+    influence = _apart([node.get("influence") for node in nodes])
     output = [re.fullmatch(r'Output "(.*)"(?: \(p=[\d.]+\))?', node["clerp"], re.DOTALL) for node in nodes]
     names = [
         match[1] if place.kind == "logit" and match else tokens[place.position]
@@ -338,28 +406,50 @@ def _nodes_of(nodes: list[dict[str, Any]], places: list[_Place], tokens: tuple[s
         "position": [place.position for place in places],
         "neuron": [place.neuron for place in places],
         "token": names,
-        "activation": [node.get("activation") for node in nodes],
-        "attribution": [one.get("attribution") for one in ours],
-        "explained": [one.get("explained") for one in ours],
+        "activation": [_float32(node.get("activation")) for node in nodes],
+        "attribution": [_float32(one.get("attribution")) for one in ours],
+        "explained": [_float32(one.get("explained")) for one in ours],
         "influence": [
-            one.get("influence") if one else node.get("influence") for one, node in zip(ours, nodes, strict=True)
+            _float32(one.get("influence") if one else alone) for one, alone in zip(ours, influence, strict=True)
         ],
+        "remainder": [_float32(one.get("remainder")) for one in ours],
     }
 
 
+def _float32(value: float | None) -> float | None:
+    """A number that float32 can hold; what it cannot is no number of a model's."""
+    if value is not None and not abs(value) < FLOAT32_MAX:
+        raise _bad("values", f"{value!r} is not a finite float32 number")
+    return value
+
+
+def _apart(cumulative: list[float | None]) -> list[float | None]:
+    """Single influences from the running total that circuit-tracer writes, strongest first."""
+    order = sorted((value, i) for i, value in enumerate(cumulative) if value is not None)
+    apart: list[float | None] = [None] * len(cumulative)
+    before = 0.0
+    for value, i in order:
+        apart[i], before = value - before, value
+    return apart
+
+
 def _links_of(
-    links: list[dict[str, Any]], number: Mapping[str, int], nodes: Mapping[str, list[Any]], name: str
+    links: list[dict[str, Any]], number: Mapping[str, int], nodes: Mapping[str, list[Any]], name: str, ours: bool
 ) -> dict[str, Any]:
-    """Edges as columns: shares and attributions are worked out from the nodes, in float32 as they were."""
+    """Edges as columns: shares and attributions are worked out from the nodes, in float32 as they were. Ours keep
+    their order; others' are put strongest first, by weight."""
+    if not ours:
+        links = sorted(links, key=lambda one: -abs(one["weight"]))
     if unknown := next((one[end] for one in links for end in ("source", "target") if one[end] not in number), None):
         raise _bad(name, f"a link names the unknown node {unknown!r}")
     source = np.array([number[one["source"]] for one in links], np.int32)
     target = np.array([number[one["target"]] for one in links], np.int32)
     if len(set(zip(source.tolist(), target.tolist(), strict=True))) < len(links):
         raise _bad(name, "a link is there twice")
-    weight = np.array([one["weight"] for one in links], np.float32)
-    if not np.isfinite(weight).all():
-        raise _bad(name, "a link has a weight that is not finite")
+    weight = np.array([_float32(one["weight"]) for one in links], np.float32)
+    layers = np.array(nodes["layer"])
+    if bool((layers[source] >= layers[target]).any()) if links else False:
+        raise _bad(name, "a link does not rise from a lower layer to a higher one")
     value, attribution = (
         np.array([math.nan if one is None else one for one in nodes[column]], np.float32)
         for column in ("activation", "attribution")
@@ -377,16 +467,18 @@ def _groups(supernodes: list[list[str]], number: Mapping[str, int], name: str) -
     for title, *members in supernodes:
         if unknown := next((one for one in members if one not in number), None):
             raise _bad(name, f"supernode {title!r} names the unknown node {unknown!r}")
-        groups[title] = tuple(number[one] for one in members)
+        free, times = title, 1
+        while free in groups:
+            times += 1
+            free = f"{title} ({times})"
+        groups[free] = tuple(number[one] for one in members)
     return groups
 
 
-def _as_circuit(fields: dict[str, Any], about: Mapping[str, Any], name: str) -> Graph:
-    """Our own file as the circuit it was; any other as a graph with notes on where it came from."""
-    if "tracer" not in about:
-        return Graph(**fields, notes={"scan": about["scan"], "slug": about["slug"], "file": name})
+def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) -> Circuit:
+    """Our own file as the circuit it was."""
     try:
-        return Circuit.model_validate({**about["tracer"], **fields})
+        return Circuit.model_validate({**{key: value for key, value in record.items() if key != "digest"}, **fields})
     except ValidationError as error:
         first = error.errors()[0]
         raise _bad(name, f"its tracer record is damaged at {'.'.join(map(str, first['loc']))}") from error
@@ -405,8 +497,11 @@ def _validator() -> Callable[[Any], Any]:
 def _validate(content: Any, name: str) -> None:
     try:
         _validator()(content)
+        json.dumps([content["metadata"], content["qParams"]], ensure_ascii=False).encode()
     except fastjsonschema.JsonSchemaValueException as error:
         raise _bad(name, f"breaks the schema: {error.message}") from error
+    except UnicodeEncodeError as error:
+        raise _bad(name, "holds half a character (a lone surrogate)") from error
 
 
 def cantor(layer: int, neuron: int) -> int:

@@ -7,6 +7,7 @@ linearised is linearize.py; where modules are is families.py.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,71 @@ def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedd
             _enter(model, embedding)
             score = nnsight.save(metric.read(_logits(model, NO_RULES)).cpu())
     return score
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to some neurons of one layer: ``value`` becomes ``scale * value + shift`` where `mask` holds.
+
+    Ablating and setting are scale 0, multiplying is shift 0, adding is scale 1.
+
+    Attributes:
+        layer: whose neurons.
+        mask: which of them [prompt or 1, column or 1, neuron]; a column axis of 1 means every column.
+        scale, shift: numbers, or tensors of the mask's shape.
+    """
+
+    layer: int
+    mask: Tensor
+    scale: Tensor | float
+    shift: Tensor | float
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """The edited neurons [prompt, column, neuron], in their own dtype."""
+        scale, shift = (
+            part.to(value.device, value.dtype) if isinstance(part, Tensor) else part
+            for part in (self.scale, self.shift)
+        )
+        return torch.where(self.mask.to(value.device), value * scale + shift, value)
+
+
+def intervened(
+    model: Model, batch: Batch, edits: Sequence[Edit], *, basis: str = "activation", kept: int = 1
+) -> Logits:
+    """The logits of the last `kept` columns with the edits in force, in their order. One forward.
+
+    An edit whose mask has a column axis covers the batch's columns, padding included.
+    """
+    with model.lock, torch.no_grad():
+        with model.nn.trace(**batch.inputs(model.device, kept)):
+            _through_blocks(model, NO_RULES, basis, lambda at, value: _edited(edits, at, value))
+            out = nnsight.save(model.nn.output.logits.float().cpu())
+    return out
+
+
+def generated(
+    model: Model,
+    batch: Batch,
+    edits: Sequence[Edit],
+    *,
+    everywhere: Sequence[Edit] = (),
+    max_new_tokens: int,
+    basis: str = "activation",
+) -> Tensor:
+    """Greedily generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new
+    token. Generation ends early where every prompt has ended.
+    """
+    inputs = {name: batch.inputs(model.device)[name] for name in ("input_ids", "attention_mask")}
+    with model.lock, torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)  # every prompt ended
+        with model.nn.generate(max_new_tokens=max_new_tokens, do_sample=False) as tracer:
+            with tracer.invoke(inputs):
+                for step in tracer.iter[:max_new_tokens]:
+                    active = [*edits, *everywhere] if step == 0 else list(everywhere)
+                    _through_blocks(model, NO_RULES, basis, lambda at, value, now=active: _edited(now, at, value))
+            with tracer.invoke():
+                out = nnsight.save(tracer.result)
+    return out[:, batch.width :].cpu()
 
 
 @dataclass(frozen=True)
@@ -358,6 +424,13 @@ def _logits(model: Model, rules: frozenset[str]) -> Tensor:
     if model.soft_cap is None or "activation" not in rules:
         return out
     return linearize.soft_cap(out, uncapped, model.soft_cap)
+
+
+def _edited(edits: Sequence[Edit], layer: int, value: Tensor) -> Tensor:
+    for edit in edits:
+        if edit.layer == layer:
+            value = edit(value)
+    return value
 
 
 def _put(value: Tensor, where: tuple[Tensor, Tensor, Tensor], to: Tensor) -> Tensor:

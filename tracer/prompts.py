@@ -10,6 +10,7 @@ import operator
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, SupportsIndex, TypeGuard, runtime_checkable
 
 import numpy as np
@@ -301,12 +302,12 @@ class Batch:
 
     token_ids: tuple[tuple[int, ...], ...]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Columns: the length of the longest prompt."""
         return max(len(ids) for ids in self.token_ids)
 
-    @property
+    @cached_property
     def padding(self) -> Tensor:
         """Columns of padding before each prompt."""
         return torch.tensor([self.width - len(ids) for ids in self.token_ids])

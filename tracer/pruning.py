@@ -7,6 +7,7 @@ node is computed here, so that a sparse graph cannot pass for a complete one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,13 +16,16 @@ from torch import Tensor
 
 from tracer.errors import JobError
 
+PAPER_SHARE = 0.01
+
 
 @dataclass(frozen=True)
 class Pruning:
     """The rules; a rule that is None keeps everything.
 
     Attributes:
-        share: least ``|share|`` of the target's activation (paper: .01).
+        share: least ``|share|`` of the target's activation (paper: .01); if None, .01 unless another rule is given. 0
+            keeps every edge.
         attribution: least ``|attribution|``, in metric units.
         top: at most this many edges, strongest ``|attribution|`` first.
         node_influence: keep the fewest nodes that hold this share of all influence on the logits (usual: .8).
@@ -30,23 +34,29 @@ class Pruning:
             done with `node_influence`, which removes nodes already. Otherwise selected nodes stay, edges or not.
     """
 
-    share: float | None = 0.01
+    share: float | None = None
     attribution: float | None = None
     top: int | None = None
     node_influence: float | None = None
     edge_influence: float | None = None
     drop_dangling: bool = False
 
+    @property
+    def least_share(self) -> float | None:
+        """The share in force: the paper's where nothing else prunes edges."""
+        others = (self.attribution, self.top, self.node_influence, self.edge_influence)
+        return PAPER_SHARE if self.share is None and all(rule is None for rule in others) else self.share
+
     def __post_init__(self) -> None:
         for name in ("share", "attribution"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if value is not None and not 0 <= value < math.inf:
                 raise JobError(f"edge {name}={value}", "must be 0 or more", "the paper keeps shares of 0.01 and more")
         for name in ("node_influence", "edge_influence"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:
                 raise JobError(f"{name}={value}", "must be above 0 and at most 1", "0.8 for nodes, 0.98 for edges")
-        if self.top is not None and self.top < 1:
+        if self.top is not None and (isinstance(self.top, bool) or self.top != int(self.top) or self.top < 1):
             raise JobError(f"top edges={self.top}", "must be 1 or more", "leave it out to keep all")
 
 
@@ -105,22 +115,24 @@ def prune(
     """
     flow = influence(edges, logit_weight)
     kept = torch.ones(len(edges), dtype=torch.bool)
+    stays = torch.ones_like(is_neuron)
     if rules.node_influence is not None:
-        influential = ~is_neuron | _fewest(flow * is_neuron, rules.node_influence)
-        kept &= influential[edges.source] & influential[edges.target]
-    if rules.share is not None:
-        kept &= (edges.share.abs() >= rules.share) & edges.share.isfinite()
+        stays = ~is_neuron | _fewest(flow, rules.node_influence)
+        kept &= stays[edges.source] & stays[edges.target]
+    if rules.edge_influence is not None:
+        left = edges.where(kept)  # what is left is normalised anew, as attribution graphs do
+        strength = normalised(left, len(is_neuron)) * influence(left, logit_weight)[left.target]
+        kept[kept.nonzero()[:, 0]] = _fewest(strength, rules.edge_influence)
+    share = rules.least_share
+    if share is not None:
+        kept &= (edges.share.abs() >= share) & edges.share.isfinite()
     if rules.attribution is not None:
         kept &= edges.attribution.abs() >= rules.attribution
-    if rules.edge_influence is not None:
-        strength = normalised(edges, len(is_neuron)) * flow[edges.target]
-        kept &= _fewest(strength * kept, rules.edge_influence)
     left = edges.where(kept)
     order = left.attribution.nan_to_num().abs().argsort(descending=True, stable=True)
     left = left.where(order[: rules.top] if rules.top is not None else order)
-    stays = torch.ones_like(is_neuron)
     if rules.drop_dangling or rules.node_influence is not None:
-        stays, left = _without_dangling(left, is_neuron)
+        stays, left = _without_dangling(left, is_neuron, stays)
     total = torch.zeros(len(is_neuron)).index_add(0, left.target, left.weight)
     explained = torch.where(incoming == 0, torch.nan, total / torch.where(incoming == 0, 1.0, incoming))
     nodes, number = stays.nonzero()[:, 0], stays.cumsum(0) - 1
@@ -130,6 +142,9 @@ def prune(
 
 def influence(edges: EdgeColumns, logit_weight: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
     """How much of the logits flows through each node: |weights| normalised per target, summed over all paths.
+
+    It is relative to the nodes of this graph: what nodes outside it contribute is not counted, so that a node's
+    influence falls as more nodes are selected. `Pruned.explained` tells how much is missing.
 
     Edges form a graph without cycles, so that the sum over paths ends after as many steps as the longest path.
 
@@ -158,9 +173,8 @@ def _fewest(strength: Tensor, mass: float) -> Tensor:
     return torch.zeros_like(keep).index_put((order,), keep)
 
 
-def _without_dangling(edges: EdgeColumns, is_neuron: Tensor) -> tuple[Tensor, EdgeColumns]:
+def _without_dangling(edges: EdgeColumns, is_neuron: Tensor, stays: Tensor) -> tuple[Tensor, EdgeColumns]:
     """Remove neurons without an edge in or without one out, until none is left."""
-    stays = torch.ones_like(is_neuron)
     while True:
         has_in, has_out = torch.zeros_like(stays), torch.zeros_like(stays)
         has_in[edges.target] = True

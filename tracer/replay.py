@@ -325,10 +325,10 @@ class Replay:
 
     def _down_columns(self, layer: int, neuron: Tensor) -> Tensor:
         """What a unit of each node adds to the MLP's output."""
-        down = self._matrix(layer, Weight(self.model.family.down))
+        down = self._part(layer, Weight(self.model.family.down))
         neuron = neuron.to(down.device)
         if self.graph.basis == "activation":
-            return down[:, neuron].T
+            return down[:, neuron].T.float()
         return torch.nn.functional.one_hot(neuron, self.model.d_model).float()
 
     def _neuron_rows(self, layer: int, block: passes.FrozenBlock, neuron: Tensor) -> Tensor:
@@ -337,14 +337,14 @@ class Replay:
         factor = FACTORS[type(act).__name__](block.gate)
         to_neuron = None
         if self.graph.basis == "output":
-            down = self._matrix(layer, Weight(self.model.family.down))
-            to_neuron = down[neuron.to(down.device)]
+            down = self._part(layer, Weight(self.model.family.down))
+            to_neuron = down[neuron.to(down.device)].float()
 
         def into(weight: Weight, coefficient: Tensor) -> Tensor:
-            matrix = self._matrix(layer, weight)
+            matrix = self._part(layer, weight)
             if to_neuron is None:
-                return coefficient[:, None] * matrix[neuron.to(matrix.device)]
-            return (coefficient * to_neuron) @ matrix
+                return coefficient[:, None] * matrix[neuron.to(matrix.device)].float()
+            return (coefficient * to_neuron) @ matrix.float()
 
         if self.wiring.gate is None or block.up is None:
             return into(self.wiring.up, factor)
@@ -363,8 +363,12 @@ class Replay:
 
     def _matrix(self, layer: int, weight: Weight) -> Tensor:
         """A linear map of a block as a float32 matrix [out, in]."""
+        return self._part(layer, weight).float()
+
+    def _part(self, layer: int, weight: Weight) -> Tensor:
+        """A linear map of a block [out, in], in the model's own dtype and without a copy where that can be."""
         part = self.model.part(layer, weight.path)
-        matrix = part.weight.float()
+        matrix = part.weight
         matrix = matrix.T if type(part).__name__ == "Conv1D" else matrix
         if weight.part == "first half":
             return matrix[: len(matrix) // 2]

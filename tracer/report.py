@@ -8,8 +8,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -23,7 +24,15 @@ from tracer.circuit import Circuit, Graph
 from tracer.config import RULES
 from tracer.errors import RunError, quoted
 
+if TYPE_CHECKING:
+    from tracer.evaluation import Evaluation
+    from tracer.quality import AlwaysOn, Quality
+    from tracer.statistics import Interval
+    from tracer.steering import Steering
+
 NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
+
+CURVES = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
 
 METRIC_NAMES = {
     "logit": "logit of",
@@ -74,10 +83,11 @@ def view(graph: Graph, path: str | Path) -> Path:
 def _payload(graph: Graph) -> viewer.Payload:
     nodes = graph.nodes.to_pydict()
     edges = graph.edges.to_pydict()
-    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT}
+    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR}
+    named = ("embedding", "logit")
 
-    def floats(values: list[float | None], missing: float = np.nan) -> np.ndarray:
-        return np.array([missing if value is None else value for value in values], np.float32)
+    def floats(values: list[float | None]) -> np.ndarray:
+        return np.array([np.nan if value is None else value for value in values], np.float32)
 
     circuit = graph if isinstance(graph, Circuit) else None
     about: dict[str, Any] = dict(graph.notes)
@@ -97,16 +107,17 @@ def _payload(graph: Graph) -> viewer.Payload:
         settings=about,
         tokens=list(graph.tokens),
         n_layers=graph.n_layers,
-        metric=circuit.metric if circuit is not None else 0.0,
+        metric=circuit.metric if circuit is not None else np.nan,
         nodes=viewer.Nodes(
             kind=np.array([kinds.get(kind, viewer.NEURON) for kind in nodes["kind"]], np.uint8),
             layer=np.array(nodes["layer"], np.int16),
             position=np.array(nodes["position"], np.int32),
             neuron=np.array(nodes["neuron"], np.int32),
             activation=floats(nodes["activation"]),
-            attribution=floats(nodes["attribution"], 0.0),
+            attribution=floats(nodes["attribution"]),
             explained=floats(nodes["explained"]),
-            labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in kinds],
+            labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in named],
+            influence=floats(nodes["influence"]),
         ),
         edges=viewer.Edges(
             source=np.array(edges["source"], np.int32),
@@ -115,11 +126,119 @@ def _payload(graph: Graph) -> viewer.Payload:
             share=floats(edges["share"]),
             attribution=floats(edges["attribution"]),
         ),
+        groups=graph.groups,
     )
 
 
 def _plain(markup: str) -> str:
     return Text.from_markup(markup).plain
+
+
+def evaluation_table(
+    found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
+) -> RenderableType:
+    """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, and how good the
+    estimate was."""
+    table = Table(title="Circuit sizes", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("nodes", "neurons", "faithfulness", "95 %", "completeness", "95 %", "random nodes", "95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    curves = (found.faithfulness, found.completeness, found.control_faithfulness)
+    for i, size in enumerate(found.sizes):
+        cells = [text for curve in curves for text in (f"{curve.estimate[i]:.3f}", _ends(curve.low[i], curve.high[i]))]
+        table.add_row(f"{size:,}", f"{found.n_neurons[i]:,}", *cells)
+    levels = Table.grid(padding=(0, 2))
+    for level, size in found.sizes_for.items():
+        reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
+        levels.add_row(f"faithfulness {level:g}", reached, f"[{size.low or '-'}, {size.high or 'not reached'}]")
+    whole, empty = float(found.whole.mean()), float(found.empty.mean())
+    about = (
+        f"{len(found.whole)} test prompts, {found.ablation} ablation, {found.n_total:,} nodes in all. "
+        f"F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; intervals are over "
+        "test prompts (bootstrap); random nodes are as many in each layer. Ranking by absolute attribution."
+    )
+    estimate = Table.grid(padding=(0, 2))
+    for one in qualities:
+        estimate.add_row("[bold]estimate[/]", str(one))
+    for neuron in constant or ():
+        estimate.add_row("[bold]always on[/]", str(neuron))
+    if constant is not None and not constant:
+        estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
+    return Group(table, "", levels, "", about, "", estimate)
+
+
+def steering_table(found: Steering) -> RenderableType:
+    """A steering for a terminal: probabilities before and after, beside random nodes, and the texts."""
+    grid = Table.grid(padding=(0, 2))
+    where = "every position, new tokens included" if found.everywhere else "their own positions"
+    grid.add_row("[bold]prompt[/]", escape(found.text))
+    grid.add_row(
+        "[bold]action[/]", f"{found.action.kind} {found.action.amount:g} on {found.n_neurons} neurons at {where}"
+    )
+    table = Table(title="Next token", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in ("token", "asked as", "before", "after", "random nodes", "their range"):
+        table.add_column(name, justify="left" if name in ("token", "asked as") else "right", no_wrap=True)
+    for effect in found.effects:
+        shift = effect.probability
+        spread = shift.control
+        shown = ("-", "-") if spread is None else (f"{spread.mean:.4f}", f"[{spread.low:.4f}, {spread.high:.4f}]")
+        table.add_row(token(effect.token), effect.role, f"{shift.before:.4f}", f"{shift.after:.4f}", *shown)
+    texts = Table.grid(padding=(0, 2))
+    for name, one in (("unsteered", found.unsteered), ("steered", found.steered), ("random nodes", found.control)):
+        if one is not None:
+            texts.add_row(f"[bold]{name}[/]", token(one.text))
+    verdict = "changed" if found.changed else "did not change"
+    about = f"The most probable token {verdict}; it did with {found.control_changed} of {found.random} random draws."
+    return Group(grid, "", table, "", texts, "", about)
+
+
+def evaluation_json(
+    found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
+) -> str:
+    """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
+
+    def curve(one: Interval) -> dict[str, Any]:
+        return {name: getattr(one, name).tolist() for name in ("estimate", "low", "high")}
+
+    content: dict[str, Any] = {name: curve(getattr(found, name)) for name in CURVES}
+    content |= {name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed")}
+    content |= {name: getattr(found, name).tolist() for name in ("whole", "empty", "inside", "outside", "control")}
+    content["estimate"] = [one.record() for one in qualities]
+    content["always_on"] = None if constant is None else [vars(one) for one in constant]
+    content["sizes_for"] = {f"{level:g}": vars(size) for level, size in found.sizes_for.items()}
+    return json.dumps(content, indent=1, allow_nan=False)
+
+
+def plot_evaluation(found: Evaluation, path: str | Path, title: str) -> Path:
+    """Faithfulness and completeness against circuit size, log x, 95 % intervals shaded, random nodes beside them.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    import matplotlib.figure  # the figure alone: no window, whatever the machine
+
+    figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    looks = zip(
+        CURVES[:3], ("faithfulness", "completeness", "random nodes"), ("#2166ac", "#b2552c", "#777777"), strict=True
+    )
+    for name, label, colour in looks:
+        curve = getattr(found, name)
+        axes.plot(found.sizes, curve.estimate, marker="o", markersize=3, color=colour, label=label)
+        axes.fill_between(found.sizes, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+    for level in (0.0, 1.0):
+        axes.axhline(level, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set(xscale="log", xlabel="nodes in the circuit", ylabel="share of F(model) - F(empty)", title=title)
+    axes.legend(frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RunError(f"file {quoted(str(path), 300)}", f"cannot be written ({reason})", "choose another") from error
+    return Path(path)
+
+
+def _ends(low: Any, high: Any) -> str:
+    return f"[{float(low):.3f}, {float(high):.3f}]"
 
 
 def graph_json(graph: Graph) -> str:

@@ -63,6 +63,7 @@ NODES = pa.schema(
         ("attribution", pa.float32()),
         ("explained", pa.float32()),
         ("influence", pa.float32()),
+        ("remainder", pa.float32()),
     ]
 )
 EDGES = pa.schema(

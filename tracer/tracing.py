@@ -169,6 +169,7 @@ def _graph(
     kinds, n_nodes = columns["kind"], len(columns["kind"])
     is_neuron = torch.tensor([kind == "neuron" for kind in kinds])
     is_logit = torch.tensor([kind == "logit" for kind in kinds])
+    is_embedding = ~(is_neuron | is_logit)
     place = torch.tensor([columns["layer"], columns["position"], columns["neuron"]]).T
     found = direct_edges(
         model,
@@ -194,6 +195,9 @@ def _graph(
     kept = {name: [values[i] for i in left.nodes.tolist()] for name, values in columns.items()}
     kept["explained"] = [None if math.isnan(value) else value for value in left.explained.tolist()]
     kept["influence"] = left.influence.tolist()
+    value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])
+    remainder = torch.where((value == 0) | is_embedding, torch.nan, 1 - incoming / value)[left.nodes]
+    kept["remainder"] = [None if math.isnan(one) else one for one in remainder.tolist()]
     edges = left.edges
     links = {name: getattr(edges, name).numpy() for name in ("source", "target", "weight", "share", "attribution")}
     return nodes_table(kept), edges_table(links), len(whole)
@@ -223,6 +227,7 @@ def _node_columns(
         + _logit_attributions(value * torch.tensor(weights), result.settings),
         "explained": [None] * size,
         "influence": [None] * size,
+        "remainder": [None] * size,
     }
     return columns, weights
 

@@ -22,7 +22,7 @@ import pytest
 from tracer import viewer
 
 sys.path.append(str(Path(__file__).parents[1]))
-from test_viewer import MALICIOUS, payload
+from test_viewer import MALICIOUS, changed, foreign, payload
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -41,6 +41,8 @@ FLAGS = (
 SVG = "{http://www.w3.org/2000/svg}"
 SMALL = payload(49, 300, n_layers=6)
 LARGE = payload(4989, 100_000, n_layers=24)
+FOREIGN = foreign()
+SHARES = np.full(len(FOREIGN.edges.share), 0.5, np.float32)
 
 
 class Page:
@@ -278,6 +280,8 @@ def queries() -> list[tuple[str, Callable[[int], bool]]]:
         (f"pos 4 L{layer}", lambda i: bool(nodes.position[i] == 4 and nodes.layer[i] == layer)),
         (" are", lambda i: i == len(nodes.kind) - 2),
         (" CAB", lambda i: bool(nodes.position[i] == 4)),
+        ("\u2423cab", lambda i: bool(nodes.position[i] == 4)),
+        (f"\u2423cab L{layer}", lambda i: bool(nodes.position[i] == 4 and nodes.layer[i] == layer)),
         ("no such token", lambda i: False),
     ]
 
@@ -368,6 +372,99 @@ def test_groups_can_be_renamed_and_deleted(small: Page) -> None:
     assert [group["name"] for group in small.state()["groups"]] == ["three"]
     small.click("#group-form button")
     assert "pin some nodes first" in small.text("#message")
+
+
+def test_groups_of_the_graph_are_listed_drawn_and_saved(open_page: Callable[[viewer.Payload], Page]) -> None:
+    page = open_page(FOREIGN)
+    groups = page.state()["groups"]
+    assert [group["name"] for group in groups] == ["subject </b>", "verb", "v" * 59 + "\u2026"]
+    assert [group["rows"] for group in groups[:2]] == [[12, 15, 20], [30, 31]]
+    listed = page.js("return [...document.querySelectorAll('#groups input')].map((one) => one.value)")
+    assert listed == [group["name"] for group in groups]
+    assert page.text("#group-count") == "Groups (3)"
+    assert page.text("#groups .where") == "3 nodes"
+    root = ET.fromstring(page.js("return tracerPage.svg()"))
+    assert len(root.findall(f".//{SVG}polygon[@class='group']")) == 3
+    page.click("#save-groups")
+    page.saved("groups.json")
+    page.find("[aria-label='Delete group verb']").click()
+    page.find("#groups-file").send_keys(str(page.downloads / "groups.json"))
+    wait_for(lambda: page.text("#message"))
+    assert page.text("#message").startswith("Loaded 3 groups")
+    assert page.state()["groups"] == groups
+
+
+def test_error_nodes_have_a_mark_a_name_and_a_legend(small: Page, open_page: Callable[[viewer.Payload], Page]) -> None:
+    assert not small.find("#legend-error").is_displayed()
+    page = open_page(FOREIGN)
+    assert page.find("#legend-error").is_displayed()
+    errors = np.flatnonzero(FOREIGN.nodes.kind == viewer.ERROR)
+    root = ET.fromstring(page.js("return tracerPage.svg()"))
+    marks = [len(e.get("points", "").split()) for e in root.findall(f".//{SVG}polygon[@class='node']")]
+    assert (marks.count(12), marks.count(4)) == (len(errors), 2)
+    row = int(errors[0])
+    page.select(row)
+    assert page.text("#chosen .name") == f"error L{FOREIGN.nodes.layer[row]}"
+    page.hover(row)
+    assert page.find("#tooltip").text.startswith(f"error L{FOREIGN.nodes.layer[row]}")
+    page.find("#search").send_keys("error")
+    page.frames()
+    assert set(page.state()["matches"]) == set(errors.tolist())
+    page.slide("node-threshold", 1000)
+    assert page.state()["shown"][int(errors[1])] == 0
+
+
+def test_a_graph_without_attributions_shows_none(open_page: Callable[[viewer.Payload], Page]) -> None:
+    page, nodes = open_page(FOREIGN), FOREIGN.nodes
+    subtitle = page.text("#subtitle")
+    assert subtitle.endswith("no metric")
+    page.select(40)
+    facts = page.js("return [...document.querySelectorAll('#chosen dd')].map((one) => one.textContent)")
+    names = page.js("return [...document.querySelectorAll('#chosen dt')].map((one) => one.textContent)")
+    shown = dict(zip(names, facts, strict=True))
+    assert shown["attribution"] == shown["share of metric"] == shown["explained"] == "\u2013"
+    assert nodes.influence is not None
+    assert float(shown["influence"]) == pytest.approx(float(nodes.influence[40]), rel=0.01)
+    assert page.text("#node-threshold-label") == "Neurons and errors by influence"
+    sizes = np.array([page.js("return tracerPage.position(arguments[0]).r", row) for row in range(len(nodes.kind))])
+    assert (np.argsort(sizes) == np.argsort(nodes.influence)).mean() > 0.9
+    page.slide("node-threshold", 900)
+    state = page.state()
+    inner = np.isin(nodes.kind, (viewer.NEURON, viewer.ERROR))
+    grouped = {row for group in state["groups"] for row in group["rows"]} | {40}
+    kept = ~inner | (nodes.influence >= state["nodeThreshold"]) | np.isin(range(len(inner)), list(grouped))
+    assert 0 < state["shownNodes"] == kept.sum() < len(kept)
+
+
+def test_the_first_measure_is_one_that_the_graph_has(open_page: Callable[[viewer.Payload], Page]) -> None:
+    shares = changed(FOREIGN, "edges", share=SHARES)
+    for made, measure in ((SMALL, "attribution"), (FOREIGN, "weight"), (shares, "share")):
+        page = open_page(made)
+        assert page.state()["measure"] == page.js("return document.getElementById('measure').value") == measure
+        off = page.js("return [...document.querySelectorAll('#measure option')].map((one) => one.disabled)")
+        assert off == [measure != "attribution", False, False]
+
+
+def test_edges_have_the_colour_that_the_legend_gives_them(open_page: Callable[[viewer.Payload], Page]) -> None:
+    edges = SMALL.edges
+    opposite = changed(SMALL, "edges", attribution=-np.abs(edges.attribution), weight=np.abs(edges.weight))
+    page = open_page(opposite)
+    row = busiest(opposite)
+    page.select(row)
+
+    def colours() -> set[str]:
+        root = ET.fromstring(page.js("return tracerPage.svg()"))
+        return {str(path.get("stroke")) for path in root.findall(f".//{SVG}path[@class='edge']")}
+
+    def colour(name: str) -> str:
+        return page.js(f"return getComputedStyle(document.documentElement).getPropertyValue('--edge-{name}').trim()")
+
+    assert colours() == {colour("minus")}
+    assert page.text("#legend-edge-minus") == "edge against"
+    page.js("document.getElementById('measure').value = 'weight'")
+    page.js("document.getElementById('measure').dispatchEvent(new Event('change', { bubbles: true }))")
+    assert colours() == {colour("plus")}
+    assert page.text("#legend-edge-plus") == "edge of positive weight"
 
 
 NODE = {"layer": -1, "position": 0, "neuron": 100}

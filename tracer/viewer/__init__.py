@@ -13,13 +13,15 @@ import html
 import json
 import math
 import re
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-NEURON, EMBEDDING, LOGIT = 0, 1, 2
+NEURON, EMBEDDING, LOGIT, ERROR = 0, 1, 2, 3
+LONGEST_NAME = 60  # of a group, in UTF-16 units, as groups.js counts
 # Wide types first, so that every column starts at a multiple of its item size.
 NODE_TYPES = {
     "position": "<i4",
@@ -27,6 +29,7 @@ NODE_TYPES = {
     "activation": "<f4",
     "attribution": "<f4",
     "explained": "<f4",
+    "influence": "<f4",
     "layer": "<i2",
     "kind": "|u1",
 }
@@ -54,14 +57,15 @@ class Nodes:
     """One row per node.
 
     Attributes:
-        kind: uint8, `NEURON`, `EMBEDDING` or `LOGIT`.
+        kind: uint8, `NEURON`, `EMBEDDING`, `LOGIT` or `ERROR` (what a replacement model fails to reconstruct).
         layer: int16; -1 for embeddings, `Payload.n_layers` for logits.
         position: int32, index into `Payload.tokens`.
-        neuron: int32; the token id for embeddings and logits.
+        neuron: int32; the token id for embeddings and logits; may be -1 for errors.
         activation: float32, NaN where a node has none.
-        attribution: float32, to the metric.
+        attribution: float32, to the metric; NaN if unknown.
         explained: float32, share of the incoming weight that the kept edges hold; NaN if unknown.
         labels: token text of the embedding and logit nodes alone, in the order of their rows.
+        influence: float32, NaN if unknown; nodes are sized by it where none has an attribution.
     """
 
     kind: np.ndarray
@@ -72,6 +76,7 @@ class Nodes:
     attribution: np.ndarray
     explained: np.ndarray
     labels: list[str]
+    influence: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,7 @@ class Edges:
     Attributes:
         source, target: int32, row numbers of `Nodes`; a source lies in a lower layer than its target.
         weight: float32, the direct attribution of source to target.
-        share: float32, of the target's incoming weight; NaN if unknown.
+        share: float32, weight over the target's activation; NaN if unknown.
         attribution: float32, of the edge to the metric; NaN if unknown.
     """
 
@@ -102,7 +107,9 @@ class Payload:
         settings: shown in the page's "About"; keys and values go through `str`.
         tokens: of the prompt, by position.
         n_layers: of the model.
-        metric: of the prompt, in logits; shares of nodes are shares of it.
+        metric: of the prompt; shares of nodes are shares of it; NaN for none.
+        groups: rows of `nodes` by name, the groups the page starts with. A node in two is kept in the first, a group
+            left without nodes goes, and a name is cut or numbered until the page's own rules for names hold.
     """
 
     title: str
@@ -115,6 +122,7 @@ class Payload:
     metric: float
     nodes: Nodes
     edges: Edges
+    groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 def page(payload: Payload) -> str:
@@ -125,6 +133,7 @@ def page(payload: Payload) -> str:
     """
     _check_nodes(payload)
     _check_edges(payload)
+    _check_groups(payload)
     header, block = _pack(payload)
     vendored = "\n".join(_static(f"vendor/d3-{name}.min.js") for name in (*VENDORED, "quadtree", "polygon"))
     licence = "/*\n" + _static("vendor/LICENSE") + "*/\n"
@@ -147,19 +156,20 @@ def _check_nodes(payload: Payload) -> None:
     kind, layer = nodes.kind, nodes.layer
     _need(top > 0, f"n_layers is {top}")
     _need(n_tokens > 0, "there are no tokens")
-    _need(math.isfinite(payload.metric), f"metric is {payload.metric}")
-    _need(bool(np.isin(kind, (NEURON, EMBEDDING, LOGIT)).all()), "kind holds other values than 0, 1 and 2")
+    _need(not math.isinf(payload.metric), f"metric is {payload.metric}")
+    _need(bool(np.isin(kind, (NEURON, EMBEDDING, LOGIT, ERROR)).all()), "kind holds other values than 0 to 3")
     _need(bool((layer[kind == EMBEDDING] == -1).all()), "an embedding's layer is not -1")
     _need(bool((layer[kind == LOGIT] == top).all()), f"a logit's layer is not {top}")
-    inner = layer[kind == NEURON]
+    inner = layer[(kind == NEURON) | (kind == ERROR)]
     _need(bool(((inner >= 0) & (inner < top)).all()), f"a neuron's layer is outside 0..{top - 1}")
     inside = (nodes.position >= 0) & (nodes.position < n_tokens)
     _need(bool(inside.all()), f"a position is outside 0..{n_tokens - 1}")
-    _need(bool((nodes.neuron >= 0).all()), "a neuron or token id is negative")
-    _need(bool(np.isfinite(nodes.attribution).all()), "a node's attribution is not finite")
-    _need(not bool(np.isinf(nodes.activation).any()), "a node's activation is infinite")
-    _need(not bool(np.isinf(nodes.explained).any()), "a node's explained share is infinite")
-    named = int((kind != NEURON).sum())
+    lowest = np.where(kind == ERROR, -1, 0)
+    _need(bool((nodes.neuron >= lowest).all()), "a neuron or token id is negative")
+    for name in ("activation", "attribution", "explained", "influence"):
+        values = getattr(nodes, name)
+        _need(values is None or not bool(np.isinf(values).any()), f"a node's {name} is infinite")
+    named = int(np.isin(kind, (EMBEDDING, LOGIT)).sum())
     _need(len(nodes.labels) == named, f"{len(nodes.labels)} labels for {named} embedding and logit nodes")
     keys = np.stack([np.asarray(column, np.int64) for column in (layer, nodes.position, nodes.neuron)], axis=1)
     _need(len(np.unique(keys, axis=0)) == n, "two nodes have the same layer, position and neuron")
@@ -179,8 +189,15 @@ def _check_edges(payload: Payload) -> None:
         _need(not bool(np.isinf(getattr(edges, name)).any()), f"an edge's {name} is infinite")
 
 
+def _check_groups(payload: Payload) -> None:
+    n_nodes = len(payload.nodes.kind)
+    inside = all(0 <= row < n_nodes for rows in payload.groups.values() for row in rows)
+    _need(inside, f"a group's node is outside 0..{n_nodes - 1}")
+
+
 def _check_lengths(name: str, table: Nodes | Edges, types: dict[str, str]) -> int:
-    columns = {field.name: getattr(table, field.name) for field in fields(table) if field.name in types}
+    columns = {one.name: getattr(table, one.name) for one in fields(table) if one.name in types}
+    columns = {column: values for column, values in columns.items() if values is not None}
     shapes = {column: np.shape(values) for column, values in columns.items()}
     n = len(next(iter(columns.values())))
     _need(all(shape == (n,) for shape in shapes.values()), f"columns of {name} differ in shape: {shapes}")
@@ -203,6 +220,8 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
     tables = (("edges", payload.edges, EDGE_TYPES), ("nodes", payload.nodes, NODE_TYPES))
     for name, table, types in tables:
         for column, code in types.items():
+            if getattr(table, column) is None:
+                continue
             values = _fitted(name, column, getattr(table, column), code)
             blobs.append(values.tobytes())
             columns[name][column] = [code[1:], offset, len(values)]
@@ -216,10 +235,38 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
         "tokens": payload.tokens,
         "labels": payload.nodes.labels,
         "layers": payload.n_layers,
-        "metric": payload.metric,
+        "metric": None if math.isnan(payload.metric) else payload.metric,
+        "groups": _disjoint(payload.groups),
         "columns": columns,
     }
     return header, base64.b64encode(b"".join(blobs)).decode("ascii")
+
+
+def _disjoint(groups: Mapping[str, Sequence[int]]) -> list[tuple[str, list[int]]]:
+    """Groups as the page holds them: no node twice, none empty, names that its own file reader takes."""
+    taken: set[int] = set()
+    found: dict[str, list[int]] = {}
+    for name, rows in groups.items():
+        own = [int(row) for row in dict.fromkeys(rows) if row not in taken]
+        taken.update(own)
+        if own:
+            found[_free_name(name, found)] = own
+    return list(found.items())
+
+
+def _free_name(name: str, taken: Mapping[str, Any]) -> str:
+    blank = not name.replace("\ufeff", "").strip()
+    wanted = shown = "group" if blank else _cut(name, LONGEST_NAME)
+    number = 2
+    while shown in taken:
+        ending = f" {number}"
+        shown, number = _cut(wanted, LONGEST_NAME - len(ending)) + ending, number + 1
+    return shown
+
+
+def _cut(name: str, most: int) -> str:
+    units = name.encode("utf-16-le", "surrogatepass")
+    return name if len(units) <= 2 * most else units[: 2 * most - 2].decode("utf-16-le", "ignore") + "\u2026"
 
 
 def _fitted(table: str, column: str, values: np.ndarray, code: str) -> np.ndarray:
@@ -237,8 +284,9 @@ def _as_json(value: object) -> str:
 
 
 def _as_text(value: str) -> str:
-    """`value` as HTML text in ASCII; control characters become spaces."""
+    """`value` as HTML text in ASCII; control characters become spaces, those that turn text around their code."""
     plain = "".join(" " if ord(sign) < 32 or 127 <= ord(sign) < 160 else sign for sign in value)
+    plain = re.sub("[\u202a-\u202e\u2066-\u2069]", lambda found: f"<{ord(found[0]):x}>", plain)
     return html.escape(plain).encode("ascii", "xmlcharrefreplace").decode("ascii")
 
 

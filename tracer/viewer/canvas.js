@@ -8,6 +8,30 @@ const FONT_FAMILY = "system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif";
 const REACH = 5; // pixels around a node that still hit it
 const BLOCK = 1.6; // marks no larger than this are drawn as blocks, which is far quicker
 
+/** Marks with corners, in units of their radius. */
+export const CORNERS = {
+  diamond: [
+    [0, -1],
+    [1, 0],
+    [0, 1],
+    [-1, 0],
+  ],
+  cross: [
+    [0, -0.4],
+    [0.4, -0.8],
+    [0.8, -0.4],
+    [0.4, 0],
+    [0.8, 0.4],
+    [0.4, 0.8],
+    [0, 0.4],
+    [-0.4, 0.8],
+    [-0.8, 0.4],
+    [-0.4, 0],
+    [-0.8, -0.4],
+    [-0.4, -0.8],
+  ],
+};
+
 /** A pen that draws on a 2D context. */
 export class CanvasPen {
   constructor(context) {
@@ -66,14 +90,7 @@ export class CanvasPen {
     }
     context.beginPath();
     if (shape === "circle") context.arc(x, y, r, 0, 2 * Math.PI);
-    else
-      for (const [dx, dy] of [
-        [0, -r],
-        [r, 0],
-        [0, r],
-        [-r, 0],
-      ])
-        context.lineTo(x + dx, y + dy);
+    else for (const [dx, dy] of CORNERS[shape]) context.lineTo(x + dx * r, y + dy * r);
     context.fill();
   }
 

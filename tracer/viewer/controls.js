@@ -1,7 +1,8 @@
 // The reader's controls: search, filters, pins, groups, files and dialogs.
 // Knows its elements and the state they change. Refuses to know drawing.
 
-import { count, number, percent } from "./format.js";
+import { ERROR, known } from "./data.js";
+import { count, number, percent, plainText } from "./format.js";
 import { LONGEST_NAME, addGroup, nameProblem, readGroups, writeGroups } from "./groups.js";
 import { make, refill } from "./panel.js";
 import { search } from "./search.js";
@@ -45,20 +46,23 @@ export class Controls {
   render(changed) {
     const has = (...names) => names.some((name) => changed.has(name));
     if (has("pins", "groups")) this.#renderGroups();
+    if (has("measure")) this.#renderLegend();
     if (has("selected", "pins", "groups", "nodeThreshold", "edgeThreshold", "measure")) this.#renderCounts();
   }
 
   renderAll() {
+    this.#renderLegend();
     this.#renderGroups();
     this.#renderCounts();
   }
 
   #describe() {
     const { header } = this.#circuit;
-    byId("title").textContent = header.title;
-    const metric = `${header.metricText} = ${number(header.metric)}`;
+    byId("title").textContent = plainText(header.title);
+    const value = header.metric === null ? "" : ` = ${number(header.metric)}`;
+    const metric = header.metricText + value;
     byId("subtitle").replaceChildren(
-      ...[header.model, header.method, metric].map((text) => make("span", {}, text)),
+      ...[header.model, header.method, metric].map((text) => make("span", {}, plainText(text))),
     );
     const pairs = [
       ["model", header.model],
@@ -71,8 +75,22 @@ export class Controls {
       ...header.settings,
     ];
     byId("settings").append(
-      ...pairs.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]),
+      ...pairs.flatMap((pair) => [
+        make("dt", {}, plainText(pair[0])),
+        make("dd", {}, plainText(pair[1])),
+      ]),
     );
+  }
+
+  /** What colours and marks mean here: nodes by attribution if any has one, edges by the chosen measure. */
+  #renderLegend() {
+    const { measure } = this.#state;
+    const { hasAttributions, nodes } = this.#circuit;
+    for (const name of ["legend-plus", "legend-minus"]) byId(name).hidden = !hasAttributions;
+    byId("legend-error").hidden = !nodes.kind.includes(ERROR);
+    const isMetric = measure === "attribution";
+    byId("legend-edge-plus").textContent = isMetric ? "edge for the metric" : `edge of positive ${measure}`;
+    byId("legend-edge-minus").textContent = isMetric ? "edge against" : `of negative ${measure}`;
   }
 
   #bindSearch() {
@@ -114,14 +132,19 @@ export class Controls {
 
   #bindFilters() {
     const state = this.#state;
-    const mostNode = highestOf(this.#circuit.nodes.attribution);
+    const { edges, nEdges, nodes, strength, strengthName } = this.#circuit;
+    const mostNode = highestOf(strength);
+    const filtered = nodes.kind.includes(ERROR) ? "Neurons and errors" : "Neurons";
+    byId("node-threshold-label").textContent =
+      `${filtered} by ${strengthName === "influence" ? strengthName : "|attribution|"}`;
     byId("node-threshold").addEventListener("input", (event) => {
       state.set({ nodeThreshold: thresholdAt(event.target.valueAsNumber, mostNode) });
     });
     byId("measure").value = state.measure;
+    for (const option of byId("measure").options) option.disabled = nEdges > 0 && !known(edges[option.value]);
     const setEdge = () => {
       const measure = byId("measure").value;
-      const highest = highestOf(this.#circuit.edges[measure]);
+      const highest = highestOf(edges[measure]);
       state.set({ measure, edgeThreshold: thresholdAt(byId("edge-threshold").valueAsNumber, highest) });
     };
     byId("edge-threshold").addEventListener("input", setEdge);
@@ -215,7 +238,9 @@ export class Controls {
   }
 
   #groupEntry(group, i) {
-    const sum = group.rows.reduce((total, row) => total + this.#circuit.nodes.attribution[row], 0);
+    const { hasAttributions, nodes } = this.#circuit;
+    const sum = group.rows.reduce((total, row) => total + (nodes.attribution[row] || 0), 0);
+    const held = hasAttributions ? `, attribution ${number(sum)}` : "";
     const field = { type: "text", value: group.name, maxlength: LONGEST_NAME, "data-key": `name ${i}` };
     const name = make("input", { ...field, "aria-label": "Name of the group" });
     name.addEventListener("change", () => this.#rename(group, name));
@@ -233,11 +258,7 @@ export class Controls {
       "aria-label": `Pin the members of ${group.name}`,
       onclick: () => this.#state.set({ pins: new Set([...this.#state.pins, ...group.rows]) }),
     };
-    const about = make(
-      "span",
-      { class: "where" },
-      `${count(group.rows.length)} nodes, attribution ${number(sum)}`,
-    );
+    const about = make("span", { class: "where" }, `${count(group.rows.length)} nodes${held}`);
     return make("li", {}, name, make("button", repin, "Pin"), make("button", drop, "\u2715"), about);
   }
 

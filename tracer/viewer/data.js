@@ -6,9 +6,16 @@ import { tokenText } from "./format.js";
 export const NEURON = 0;
 export const EMBEDDING = 1;
 export const LOGIT = 2;
+export const ERROR = 3; // what a replacement model fails to reconstruct
+export const KINDS = 4;
 
 const ARRAYS = { i4: Int32Array, f4: Float32Array, i2: Int16Array, u1: Uint8Array };
 const MOST_EDGES = 2 ** 22;
+
+/** Whether any value is there. */
+export function known(values) {
+  return values.some(Number.isFinite);
+}
 
 /** The circuit out of the page's header and its base64 block (little-endian, as every browser's arrays are). */
 export function readCircuit(headerText, blockText) {
@@ -44,9 +51,15 @@ class Circuit {
     this.tokens = header.tokens;
     this.layers = header.layers;
     this.rows = Array.from(nodes.kind, (_, row) => row);
-    this.named = this.rows.filter((row) => nodes.kind[row] !== NEURON);
+    this.named = this.rows.filter((row) => nodes.kind[row] === EMBEDDING || nodes.kind[row] === LOGIT);
     this.named.forEach((row, i) => this.#labelOf.set(row, header.labels[i]));
-    const size = Float32Array.from(nodes.attribution, Math.abs);
+    nodes.influence ??= new Float32Array(this.nNodes).fill(NaN);
+    this.hasAttributions = known(nodes.attribution);
+    this.hasInfluence = known(nodes.influence);
+    // What nodes are sized, ordered and filtered by.
+    this.strengthName = this.hasAttributions || !this.hasInfluence ? "attribution" : "influence";
+    const size = Float32Array.from(nodes[this.strengthName], (value) => Math.abs(value) || 0);
+    this.strength = size;
     this.byStrength = this.rows.slice().sort((a, b) => size[b] - size[a] || a - b);
   }
 
@@ -55,10 +68,11 @@ class Circuit {
     return this.#labelOf.get(row);
   }
 
-  /** What a node is, without where: "L3 N120", "embedding the", "logit are". */
+  /** What a node is, without where: "L3 N120", "embedding the", "logit are", "error L3". */
   title(row) {
     const { kind, layer, neuron } = this.nodes;
     if (kind[row] === NEURON) return `L${layer[row]} N${neuron[row]}`;
+    if (kind[row] === ERROR) return `error L${layer[row]}`;
     return `${kind[row] === EMBEDDING ? "embedding" : "logit"} \u201c${tokenText(this.label(row))}\u201d`;
   }
 
@@ -71,7 +85,7 @@ class Circuit {
   /** Share of the metric that a node holds. */
   metricShare(row) {
     const { metric } = this.header;
-    return metric === 0 ? NaN : this.nodes.attribution[row] / metric;
+    return metric === null || metric === 0 ? NaN : this.nodes.attribution[row] / metric;
   }
 
   /** Edges by falling magnitude of `measure`, over all and per node; made once for each measure. */

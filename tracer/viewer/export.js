@@ -1,7 +1,8 @@
 // The current view as a file: SVG text, a PNG picture, and the saving of any blob.
 // Knows how marks are written as SVG. Refuses to know which marks there are (scene.js).
 
-import { CanvasPen } from "./canvas.js";
+import { CORNERS, CanvasPen } from "./canvas.js";
+import { plainText } from "./format.js";
 import { paint } from "./scene.js";
 
 const SPACE = "http://www.w3.org/2000/svg";
@@ -88,15 +89,8 @@ class SvgPen {
       else if (shape === "square") {
         this.#add("rect", { ...common, x: x - side / 2, y: y - side / 2, width: side, height: side });
       } else {
-        this.#add("polygon", {
-          ...common,
-          points: listed([
-            [x, y - r],
-            [x + r, y],
-            [x, y + r],
-            [x - r, y],
-          ]),
-        });
+        const corners = CORNERS[shape].map(([dx, dy]) => [x + dx * r, y + dy * r]);
+        this.#add("polygon", { ...common, points: listed(corners) });
       }
     }
   }
@@ -132,7 +126,7 @@ class SvgPen {
 export function toSvg(view) {
   const pen = new SvgPen(new CanvasPen(document.createElement("canvas").getContext("2d")));
   paint(pen, view);
-  return pen.finish(view.width, view.height, view.circuit.header.title);
+  return pen.finish(view.width, view.height, plainText(view.circuit.header.title));
 }
 
 /** The view as a PNG blob, at twice the size of the screen. */

@@ -9,6 +9,13 @@ const ESCAPES = new Map([
 const HIDDEN =
   /[\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff]/g;
 
+const TURNING = /[\u202a-\u202e\u2066-\u2069]/g;
+
+/** Longer text in which no character turns the order of others around. */
+export function plainText(raw) {
+  return raw.replace(TURNING, (sign) => `<${sign.charCodeAt(0).toString(16)}>`);
+}
+
 /** A token on one line with nothing invisible in it: spaces at its ends become a low open box. */
 export function tokenText(raw, limit = 40) {
   const shown = raw

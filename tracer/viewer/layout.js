@@ -31,19 +31,19 @@ export function makeLayout(circuit, shape) {
 }
 
 function strongest(circuit) {
-  return circuit.nNodes ? Math.abs(circuit.nodes.attribution[circuit.byStrength[0]]) || 1 : 1;
+  return circuit.nNodes ? circuit.strength[circuit.byStrength[0]] || 1 : 1;
 }
 
 function radii(circuit) {
   const most = strongest(circuit);
-  const grow = (value) => SMALLEST + (LARGEST - SMALLEST) * Math.sqrt(Math.abs(value) / most);
-  return Float32Array.from(circuit.nodes.attribution, grow);
+  const grow = (value) => SMALLEST + (LARGEST - SMALLEST) * Math.sqrt(value / most);
+  return Float32Array.from(circuit.strength, grow);
 }
 
 function tones(circuit) {
   const most = strongest(circuit);
   return Uint8Array.from(circuit.nodes.attribution, (value) => {
-    if (value === 0) return 0;
+    if (value === 0 || Number.isNaN(value)) return 0;
     const size = Math.abs(value) / most;
     return (value > 0 ? 1 : 4) + (size < 0.05 ? 0 : size < 0.3 ? 1 : 2);
   });

@@ -13,7 +13,7 @@ import { State } from "./state.js";
 
 const TONE_NAMES = ["zero", "plus-weak", "plus-middle", "plus", "minus-weak", "minus-middle", "minus"];
 const COLOURS = ["paper", "band", "grid", "axis", "ink", "quiet", "accent", "match", "group"];
-const MEASURES = ["attribution", "share"];
+const MEASURES = ["attribution", "weight", "share"];
 const PANEL_KEYS = ["selected", "pins", "groups", "nodeThreshold", "edgeThreshold", "measure"];
 
 const element = (id) => document.getElementById(id);
@@ -59,7 +59,7 @@ controls.renderAll();
 for (const type of ["pointermove", "click", "input", "change", "keydown", "wheel"]) {
   window.addEventListener(type, (event) => (asked = event.timeStamp), { capture: true, passive: true });
 }
-// Rank edges by the measure that is not chosen yet, before the reader asks for it.
+// Rank edges by the measures that are not chosen yet, before the reader asks for it.
 setTimeout(() => MEASURES.forEach((measure) => circuit.ranked(measure)), 500);
 window.tracerPage = {
   stats,

@@ -28,12 +28,14 @@ export function refill(element, ...children) {
 
 /** A node's numbers as pairs of name and value. */
 export function facts(circuit, row) {
-  const { activation, attribution, explained } = circuit.nodes;
+  const { activation, attribution, explained, influence } = circuit.nodes;
+  const flow = circuit.hasInfluence ? [["influence", number(influence[row])]] : [];
   return [
     ["activation", number(activation[row])],
     ["attribution", number(attribution[row])],
     ["share of metric", percent(circuit.metricShare(row))],
     ["explained", percent(explained[row])],
+    ...flow,
   ];
 }
 
@@ -66,12 +68,13 @@ export class Panel {
   }
 
   #overview() {
-    const strongest = this.#circuit.byStrength.slice(0, 25);
+    const { strengthName, byStrength, nodes } = this.#circuit;
+    const strongest = byStrength.slice(0, 25);
     const hint = "Choose a node in the picture or in a list to see its edges. Press ? for keys.";
-    const rows = strongest.map((row) => this.#entry(row, "", number(this.#circuit.nodes.attribution[row])));
+    const rows = strongest.map((row) => this.#entry(row, "", number(nodes[strengthName][row])));
     return [
       make("p", { class: "hint" }, hint),
-      make("h3", {}, "Strongest nodes", make("span", { class: "unit" }, "attribution")),
+      make("h3", {}, "Strongest nodes", make("span", { class: "unit" }, strengthName)),
       make("ol", { class: "entries" }, ...rows),
     ];
   }
@@ -103,14 +106,18 @@ export class Panel {
     const passing = this.#state.edgesOf(row, direction);
     const value = measure === "share" ? percent : number;
     const entries = [...passing.slice(0, LISTED)].map((edge) =>
-      this.#entry(edges[end][edge], number(edges.weight[edge]), value(edges[measure][edge])),
+      this.#entry(
+        edges[end][edge],
+        measure === "weight" ? "" : number(edges.weight[edge]),
+        value(edges[measure][edge]),
+      ),
     );
     const name = direction === "incoming" ? "From" : "To";
     const heading = make(
       "h3",
       {},
       `${name} (${count(passing.length)})`,
-      make("span", { class: "unit" }, "weight"),
+      make("span", { class: "unit" }, measure === "weight" ? "" : "weight"),
       make("span", { class: "unit" }, measure),
     );
     const rest = passing.length - entries.length;
@@ -119,7 +126,9 @@ export class Panel {
   }
 
   #entry(row, first, second) {
-    const sign = this.#circuit.nodes.attribution[row] < 0 ? "minus" : "plus";
+    const attribution = this.#circuit.nodes.attribution[row];
+    const signed = attribution < 0 ? "minus" : "plus";
+    const sign = Number.isNaN(attribution) ? "" : signed;
     const cells = [
       make("span", { class: `what ${sign}` }, this.#circuit.title(row)),
       make("span", { class: "where" }, this.#circuit.place(row)),

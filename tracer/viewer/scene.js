@@ -2,7 +2,7 @@
 // Knows circuit, layout and state. Refuses to know whether the pen draws on a canvas or writes SVG.
 
 /* global d3 */
-import { EMBEDDING, LOGIT, NEURON } from "./data.js";
+import { EMBEDDING, ERROR, KINDS, LOGIT, NEURON } from "./data.js";
 import { count, tokenText } from "./format.js";
 import { TONES, middle } from "./layout.js";
 
@@ -12,7 +12,7 @@ const MOST_DRAWN = 250; // of the chosen node, in each direction
 const FEW = 140; // nodes in view; so few are all named where there is room, of more only the strongest
 const STRONGEST_NAMED = 24;
 const NAMED_NEIGHBOURS = 8;
-const SHAPES = { [NEURON]: "circle", [EMBEDDING]: "square", [LOGIT]: "diamond" };
+const SHAPES = { [NEURON]: "circle", [EMBEDDING]: "square", [LOGIT]: "diamond", [ERROR]: "cross" };
 const FONT = 11;
 
 /** The part of the screen in which nodes are drawn; axes lie left of it and below. */
@@ -26,12 +26,13 @@ export function paint(pen, view) {
   pen.rect(0, 0, view.width, view.height, { fill: view.palette.paper, name: "paper" });
   pen.clip(frame.plot);
   paintBands(pen, frame);
-  paintGroups(pen, frame);
+  const groupNames = paintGroups(pen, frame);
   const edges = view.state.chosenEdges();
   paintEdges(pen, frame, edges);
   const visible = inView(frame);
   paintNodes(pen, frame, visible, neighbours(frame, edges));
   paintRings(pen, frame);
+  for (const { x, y, text, style } of groupNames) pen.text(x, y, text, style);
   paintNames(pen, frame, visible, edges);
   pen.unclip();
   paintLayerAxis(pen, frame);
@@ -83,11 +84,11 @@ function neighbours({ circuit, state }, { incoming, outgoing }) {
 }
 
 function paintNodes(pen, { circuit, layout, state, palette, at }, visible, near) {
-  const batches = Array.from({ length: 2 * 3 * TONES }, () => []);
+  const batches = Array.from({ length: 2 * KINDS * TONES }, () => []);
   const focused = state.selected >= 0;
   for (const row of visible) {
     const back = focused && !near.has(row) ? 0 : 1;
-    batches[(back * 3 + circuit.nodes.kind[row]) * TONES + layout.tone[row]].push(
+    batches[(back * KINDS + circuit.nodes.kind[row]) * TONES + layout.tone[row]].push(
       at.x(row),
       at.y(row),
       at.r(row),
@@ -95,8 +96,9 @@ function paintNodes(pen, { circuit, layout, state, palette, at }, visible, near)
   }
   batches.forEach((marks, i) => {
     if (!marks.length) return;
-    const shape = SHAPES[Math.floor(i / TONES) % 3];
-    pen.marks(shape, marks, { fill: palette.tones[i % TONES], alpha: i < 3 * TONES ? 0.3 : 1, name: "node" });
+    const shape = SHAPES[Math.floor(i / TONES) % KINDS];
+    const alpha = i < KINDS * TONES ? 0.3 : 1;
+    pen.marks(shape, marks, { fill: palette.tones[i % TONES], alpha, name: "node" });
   });
 }
 
@@ -107,9 +109,9 @@ function paintEdges(pen, frame, { incoming, outgoing }) {
   stroke(pen, frame, outgoing.slice(0, MOST_DRAWN));
 }
 
-/** Edges given strongest first, drawn weakest first; the widest is the strongest of them. */
+/** Edges given strongest first, drawn weakest first; the widest is the strongest of them, the colour its sign. */
 function stroke(pen, { circuit, state, palette, plot, at }, edges) {
-  const { source, target, weight } = circuit.edges;
+  const { source, target, [state.measure]: value } = circuit.edges;
   const { size } = circuit.ranked(state.measure);
   const most = edges.length ? size[edges[0]] || 1 : 1;
   for (let i = edges.length - 1; i >= 0; i -= 1) {
@@ -121,7 +123,8 @@ function stroke(pen, { circuit, state, palette, plot, at }, edges) {
       Math.max(y0, y1) < plot.y ||
       Math.min(y0, y1) > plot.y + plot.height;
     if (outside) continue;
-    const colour = weight[edges[i]] >= 0 ? palette.edgePlus : palette.edgeMinus;
+    const signed = value[edges[i]] >= 0 ? palette.edgePlus : palette.edgeMinus;
+    const colour = Number.isNaN(value[edges[i]]) ? palette.quiet : signed;
     pen.curve(x0, y0, x1, y1, {
       stroke: colour,
       width: 0.8 + 3.7 * part,
@@ -142,19 +145,16 @@ function paintRings(pen, { state, palette, at }) {
     ring(state.cursor, palette.accent, 1.5, 3, "cursor");
 }
 
+/** Outlines under everything else; their names are returned, to be written over the nodes. */
 function paintGroups(pen, { state, palette, at }) {
-  for (const { name, rows } of state.groups) {
+  const style = { fill: palette.ink, halo: palette.paper, size: FONT + 1, bold: true };
+  return state.groups.map(({ name, rows }) => {
     const outline = d3.polygonHull(rows.flatMap((row) => circleAround(at.x(row), at.y(row), at.r(row) + 9)));
     pen.outline(outline, { colour: palette.group, alpha: 0.09, name: "group" });
     const top = outline.reduce((best, point) => (point[1] < best[1] ? point : best));
     const text = `${tokenText(name)} (${count(rows.length)})`;
-    pen.text(top[0], top[1] - 5, text, {
-      fill: palette.ink,
-      halo: palette.paper,
-      size: FONT + 1,
-      bold: true,
-    });
-  }
+    return { x: top[0], y: top[1] - 5, text, style };
+  });
 }
 
 function circleAround(x, y, r) {
@@ -198,6 +198,7 @@ function paintNames(pen, frame, visible, { incoming, outgoing }) {
 
 function shortName(circuit, row) {
   const { kind, neuron } = circuit.nodes;
+  if (kind[row] === ERROR) return circuit.title(row);
   return kind[row] === NEURON ? `N${neuron[row]}` : tokenText(circuit.label(row), 16);
 }
 

@@ -1,7 +1,7 @@
 // What a search text means and which nodes it finds.
 // Knows the circuit. Refuses to know elements of the page, drawing and what is selected.
 
-import { NEURON } from "./data.js";
+import { ERROR, NEURON } from "./data.js";
 
 const TERMS = [
   [/(?:^|\s)(\d+)\/(\d+)(?=\s|$)/, (m) => ({ layer: Number(m[1]), neuron: Number(m[2]) })],
@@ -11,7 +11,8 @@ const TERMS = [
   [/(?:^|\s)(?:p(?:os(?:ition)?)?\s*|@)(\d+)(?=\s|$)/i, (m) => ({ position: Number(m[1]) })],
 ];
 
-/** Terms such as "L3", "N120", "3/120", "pos 4"; the rest is a piece of a token, with its spaces if it is all. */
+/** Terms such as "L3", "N120", "3/120", "pos 4"; the rest is a piece of a token, with its spaces if it is all.
+    "\u2423" is a space, as tokens are shown. */
 export function parseQuery(query) {
   const wanted = {};
   let rest = query;
@@ -38,8 +39,10 @@ export function search(circuit, query) {
   const rows = circuit.byStrength.filter(fits);
   if (wanted.text === undefined) return rows;
   const asId = /^\d+$/.test(wanted.text) ? Number(wanted.text) : -1;
-  const has = (token) => token !== undefined && token.toLowerCase().includes(wanted.text);
-  const own = rows.filter((row) => has(circuit.label(row)) || isNeuron(row, asId));
+  const pieces = [wanted.text, wanted.text.replaceAll("\u2423", " ")];
+  const has = (token) => token !== undefined && pieces.some((piece) => token.toLowerCase().includes(piece));
+  const nameOf = (row) => (kind[row] === ERROR ? "error" : circuit.label(row));
+  const own = rows.filter((row) => has(nameOf(row)) || isNeuron(row, asId));
   const taken = new Set(own);
   const there = circuit.tokens.map(has);
   return own.concat(rows.filter((row) => there[position[row]] && !taken.has(row)));

@@ -1,7 +1,14 @@
 // What the reader chose: node, pins, groups, thresholds; and which nodes and edges that leaves.
 // Knows the circuit. Refuses to know elements of the page and drawing; whoever wants to know of changes listens.
 
-import { NEURON } from "./data.js";
+import { EMBEDDING, LOGIT, known } from "./data.js";
+
+/** Attribution if any edge has one; else weight, if shares would miss edges into logits; else share. */
+function bestMeasure({ nodes, edges }) {
+  if (known(edges.attribution)) return "attribution";
+  const misses = edges.share.some((share, i) => Number.isNaN(share) && nodes.kind[edges.target[i]] === LOGIT);
+  return misses || !known(edges.share) ? "weight" : "share";
+}
 
 export class State {
   #circuit;
@@ -13,10 +20,10 @@ export class State {
     this.cursor = -1; // the node under the pointer or reached with arrow keys
     this.matches = []; // of the search
     this.pins = new Set();
-    this.groups = [];
+    this.groups = circuit.header.groups.map(([name, rows]) => ({ name, rows }));
     this.nodeThreshold = 0;
     this.edgeThreshold = 0;
-    this.measure = circuit.edges.attribution.some(Number.isFinite) ? "attribution" : "share";
+    this.measure = bestMeasure(circuit);
     this.incoming = true;
     this.outgoing = true;
     this.overall = true;
@@ -43,11 +50,13 @@ export class State {
     this.set({ pins });
   }
 
-  /** Neurons below the threshold go, except those the reader marked; embeddings and logits always stay. */
+  /** Nodes below the threshold go, except those the reader marked; embeddings and logits always stay. */
   #refresh() {
-    const { kind, attribution } = this.#circuit.nodes;
+    const { strength } = this.#circuit;
+    const { kind } = this.#circuit.nodes;
     for (let row = 0; row < this.shown.length; row += 1) {
-      this.shown[row] = kind[row] !== NEURON || Math.abs(attribution[row]) >= this.nodeThreshold ? 1 : 0;
+      const stays = kind[row] === EMBEDDING || kind[row] === LOGIT;
+      this.shown[row] = stays || strength[row] >= this.nodeThreshold ? 1 : 0;
     }
     for (const row of this.pins) this.shown[row] = 1;
     for (const group of this.groups) for (const row of group.rows) this.shown[row] = 1;

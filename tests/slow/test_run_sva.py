@@ -1,0 +1,40 @@
+"""The default benchmark job, with fewer pairs: every structure, method, basis and baseline, and what it must find."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tracer.run import BenchmarkResult, load_job, run_benchmark
+
+pytestmark = pytest.mark.slow
+
+DEFAULT = Path(__file__).parents[2] / "jobs" / "sva.yaml"
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
+    job = load_job(DEFAULT, ["train=40", "test=20", "steps=3"])
+    return run_benchmark(job, tmp_path_factory.mktemp("sva") / "out")
+
+
+def test_every_combination_ends(result: BenchmarkResult) -> None:
+    assert [one.combination for one in result.outcomes] == result.job.combinations()
+    assert len(list((result.folder / "plots").glob("*.png"))) == 8
+    assert (result.folder / "_SUCCESS.json").is_file()
+    for outcome in result.outcomes:
+        assert not outcome.skipped
+        for curves in outcome.rankings.values():
+            assert (curves.faithfulness.estimate[-1], curves.completeness.estimate[-1]) == (1.0, 0.0)
+
+
+def test_paired_relp_needs_far_fewer_nodes_than_random_ones(result: BenchmarkResult) -> None:
+    found = {one.combination: one for one in result.outcomes}
+    for structure in result.job.structures:
+        for basis in result.job.bases:
+            relp = found[structure, "relp", basis, "counterfactual"].rankings["absolute"]
+            random = found[structure, "random", basis, "none"].rankings["absolute"]
+            sizes = [curves.sizes_for["0.8"].estimate or curves.sizes[-1] for curves in (relp, random)]
+            assert sizes[0] * 4 <= sizes[1]
+            assert relp.cmd.estimate < random.cmd.estimate

@@ -1,0 +1,346 @@
+"""Does a circuit hold: the metric with everything else ablated, and with it ablated, at many sizes (method.md 5).
+
+Knows how node sets become interventions, and batches sizes and prompts together. Refuses to know how the circuit was
+found, how resampling works (statistics.py) and nnsight (passes.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tracer import passes, statistics
+from tracer.attributing import mean_values, metric_of, with_metric
+from tracer.circuit import Circuit
+from tracer.config import settings
+from tracer.errors import JobError, quoted
+from tracer.methods import Progress
+from tracer.model import Model
+from tracer.prompts import Batch, Encoded, Prompt, encode
+
+ABLATIONS = ("zero", "mean", "counterfactual", "resample")
+LEVELS = (0.5, 0.8, 0.9, 0.95)
+NEVER = torch.iinfo(torch.int32).max
+
+Ranks = Int[Tensor, "layer pos neuron"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ablations say of a circuit, at each of its sizes.
+
+    Attributes:
+        sizes: nodes of the circuit kept, strongest first. n_neurons: unique (layer, neuron) among them.
+        n_total: nodes the model has on these prompts.
+        whole, empty: the metric of each prompt, of the model as it is and with every node ablated.
+        inside, outside: of each prompt and size, with everything outside the circuit ablated, and the circuit ablated.
+        control: as `inside`, for random nodes, as many in each layer as the circuit has.
+        faithfulness, completeness, control_faithfulness: ratios of means, with 95 % intervals over prompts.
+        cpr, cmd: areas over size as MIB defines them; None without their sizes (shares of all nodes).
+        sizes_for: the fewest of `sizes` that reach a faithfulness, by level; None where none does.
+        ablation, seed: how it was measured.
+    """
+
+    sizes: tuple[int, ...]
+    n_neurons: tuple[int, ...]
+    n_total: int
+    whole: Float[Tensor, " prompt"]
+    empty: Float[Tensor, " prompt"]
+    inside: Float[Tensor, "prompt size"]
+    outside: Float[Tensor, "prompt size"]
+    control: Float[Tensor, "prompt size"]
+    faithfulness: statistics.Interval
+    completeness: statistics.Interval
+    control_faithfulness: statistics.Interval
+    cpr: statistics.Interval
+    cmd: statistics.Interval
+    sizes_for: dict[float, statistics.Size]
+    ablation: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Test:
+    """Test prompts of one length, what their nodes are ablated to, and how their metric is read."""
+
+    model: Model
+    prompts: tuple[Encoded, ...]
+    metric: str
+    values: Float[Tensor, "prompt layer pos neuron"]
+    basis: str
+    memory: int
+
+    def measure(self, jobs: Sequence[tuple[int, Ranks, int, bool]], progress: Progress | None = None) -> Tensor:
+        """The metric of each job: (prompt, ranks, size, whether the first `size` ranks are the ones that stay)."""
+        length = len(self.prompts[0].token_ids)
+        each = self.model.bytes_per_token(gradient=False, length=length) * length
+        found = []
+        for part in torch.arange(len(jobs)).split(max(1, self.memory // each)):
+            found.append(self._measure([jobs[i] for i in part.tolist()]))
+            if progress is not None:
+                progress(int(part[-1]) + 1, len(jobs))
+        return torch.cat(found)
+
+    def _measure(self, jobs: Sequence[tuple[int, Ranks, int, bool]]) -> Tensor:
+        rows = torch.tensor([job[0] for job in jobs])
+        ranks = torch.stack([job[1] for job in jobs])
+        size = torch.tensor([job[2] for job in jobs])[:, None, None, None]
+        stays = torch.tensor([job[3] for job in jobs])[:, None, None, None]
+        ablated = (ranks < size) != stays
+        edits = [
+            passes.Edit(layer, ablated[:, layer], 0.0, self.values[rows, layer])
+            for layer in range(self.model.n_layers)
+            if bool(ablated[:, layer].any())
+        ]
+        prompts = [self.prompts[row] for row in rows.tolist()]
+        metric = metric_of(prompts, settings(metric=self.metric))
+        batch = Batch(tuple(prompt.token_ids for prompt in prompts))
+        return metric.read(passes.intervened(self.model, batch, edits, basis=self.basis, kept=metric.kept))
+
+
+def evaluate(
+    model: Model,
+    circuit: Circuit,
+    prompts: Sequence[Prompt],
+    ablation: str = "mean",
+    sizes: Sequence[int] | None = None,
+    *,
+    reference: Sequence[Prompt] | None = None,
+    train: Sequence[Prompt] = (),
+    aligned: bool = True,
+    seed: int = 0,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Faithfulness and completeness of a circuit on test prompts, by ablation.
+
+    Args:
+        circuit: its neurons, strongest first, are what the sizes count.
+        prompts: test prompts, all as long as one another; with `aligned` as long as the circuit's prompt. They need
+            targets, and ask what the circuit's metric asks.
+        ablation: what nodes are set to: ``zero``; ``mean``, per position over `reference`; ``counterfactual``, the
+            value on each prompt's counterfactual; ``resample``, the value on a random reference prompt.
+        sizes: circuit sizes; a grid up to the circuit's own if None.
+        reference: prompts behind ``mean`` and ``resample``, as long as the test prompts; the test prompts'
+            counterfactuals if they all have one, else the test prompts themselves.
+        train: prompts that the circuit was found on; one of them among the test prompts is an error.
+        aligned: a node is a neuron at its position; if False its neuron at every position.
+        seed: of the random control, the resampled prompts and the intervals.
+        memory: bytes one batch may use.
+
+    Raises:
+        JobError: prompts that do not fit, a size above the circuit's, an ablation that changes nothing.
+
+    Source: method.md section 5; Arora et al. 2026, section 4.
+    """
+    if ablation not in ABLATIONS:
+        raise JobError(f"ablation={ablation!r}", f"must be one of {', '.join(ABLATIONS)}", "choose one")
+    test = _test(model, circuit, prompts, ablation, reference, train, aligned, seed, memory or model.budget())
+    ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
+    chosen = _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes)
+    random = _shuffled(ranks, seed)
+    n_prompts = len(test.prompts)
+    jobs = [(row, ranks, 0, False) for row in range(n_prompts)] + [(row, ranks, 0, True) for row in range(n_prompts)]
+    for ranking, stays in ((ranks, True), (ranks, False), (random, True)):
+        jobs += [(row, ranking, size, stays) for row in range(n_prompts) for size in chosen]
+    found = test.measure(jobs, progress)
+    whole, empty, rest = found[:n_prompts], found[n_prompts : 2 * n_prompts], found[2 * n_prompts :]
+    inside, outside, control = rest.view(3, n_prompts, len(chosen))
+    return _summed(circuit, ranks, chosen, whole, empty, inside, outside, control, ablation, seed, aligned)
+
+
+def minimality(
+    model: Model,
+    circuit: Circuit,
+    prompts: Sequence[Prompt],
+    ablation: str = "mean",
+    *,
+    reference: Sequence[Prompt] | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Float[Tensor, " node"]:
+    """How much the circuit's faithfulness falls when each of its nodes, in order, is removed from it.
+
+    Args: as for `evaluate`.
+
+    Returns:
+        For each neuron of the circuit, F(C) - F(C without it) over F(model) - F(empty).
+
+    Raises:
+        JobError: as `evaluate`.
+    """
+    test = _test(model, circuit, prompts, ablation, reference, (), True, seed, memory or model.budget())
+    ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
+    size, n_prompts = circuit.n_nodes, len(test.prompts)
+    without = []
+    for index in range(size):
+        fewer = ranks.clone()
+        fewer[ranks == index] = NEVER
+        without.append(fewer)
+    jobs = [(row, ranks, 0, False) for row in range(n_prompts)] + [(row, ranks, 0, True) for row in range(n_prompts)]
+    jobs += [(row, one, size, True) for row in range(n_prompts) for one in (ranks, *without)]
+    found = test.measure(jobs, progress)
+    whole, empty, rest = found[:n_prompts], found[n_prompts : 2 * n_prompts], found[2 * n_prompts :]
+    curve = statistics.faithfulness(rest.view(n_prompts, size + 1), empty, whole)
+    return (curve[0] - curve[1:]).float()
+
+
+def _test(
+    model: Model,
+    circuit: Circuit,
+    prompts: Sequence[Prompt],
+    ablation: str,
+    reference: Sequence[Prompt] | None,
+    train: Sequence[Prompt],
+    aligned: bool,
+    seed: int,
+    memory: int,
+) -> _Test:
+    """Check the prompts and work out what their nodes are ablated to."""
+    if circuit.model.fingerprint != model.fingerprint:
+        raise JobError(f"circuit of {quoted(circuit.text)}", "was traced on another model", "load that model")
+    if len(prompts) < 2:
+        raise JobError(f"{len(prompts)} test prompts", "intervals need at least 2", "give more test prompts")
+    encoded = [encode(prompt, model) for prompt in prompts]
+    metric = circuit.settings.metric
+    with_metric(
+        settings(metric=metric, top_k=circuit.settings.top_k) if metric == "topk" else settings(metric=metric), encoded
+    )
+    _check_prompts(encoded, [encode(prompt, model) for prompt in train], circuit, aligned)
+    values = _values(model, encoded, ablation, reference, circuit.settings.basis, seed)
+    return _Test(model, tuple(encoded), metric, values, circuit.settings.basis, memory)
+
+
+def _check_prompts(encoded: Sequence[Encoded], train: Sequence[Encoded], circuit: Circuit, aligned: bool) -> None:
+    if missing := [one for one in encoded if not one.target_ids]:
+        raise JobError(f"prompt {quoted(missing[0].text)}", "has no target to measure", "give every test prompt one")
+    lengths = {len(one.token_ids) for one in encoded}
+    wanted = len(circuit.token_ids) if aligned else min(lengths)
+    if lengths != {wanted}:
+        other = next(one for one in encoded if len(one.token_ids) != wanted)
+        raise JobError(
+            f"prompt {quoted(other.text)}",
+            f"is {len(other.token_ids)} tokens, {wanted} are needed: nodes are ablated position by position",
+            "give test prompts of one length, the circuit's own unless aligned=False",
+        )
+    seen = {one.token_ids for one in train}
+    if both := [one for one in encoded if one.token_ids in seen]:
+        raise JobError(f"prompt {quoted(both[0].text)}", "is both a train and a test prompt", "hold it out of one")
+
+
+def _values(
+    model: Model,
+    encoded: Sequence[Encoded],
+    ablation: str,
+    reference: Sequence[Prompt] | None,
+    basis: str,
+    seed: int,
+) -> Float[Tensor, "prompt layer pos neuron"]:
+    """What each prompt's nodes are ablated to."""
+    length = len(encoded[0].token_ids)
+    if reference is not None and ablation in ("zero", "counterfactual"):
+        raise JobError("reference", f"has no effect with ablation {ablation!r}", "leave it out")
+    if ablation == "zero":
+        return torch.zeros(1, 1, 1, 1).expand(len(encoded), model.n_layers, length, model.n_neurons(basis))
+    paired = [one.counterfactual_ids for one in encoded if one.counterfactual_ids is not None]
+    if ablation == "counterfactual":
+        if len(paired) < len(encoded):
+            raise JobError(
+                "ablation='counterfactual'", "a test prompt has no counterfactual", "give every one its pair"
+            )
+        return passes.values(model, Batch(tuple(paired)), basis=basis)[0]
+    if reference is not None:
+        others = [encode(prompt, model).token_ids for prompt in reference]
+    else:
+        others = paired if len(paired) == len(encoded) else [one.token_ids for one in encoded]
+    if bad := [ids for ids in others if len(ids) != length]:
+        raise JobError(
+            f"a reference prompt of {len(bad[0])} tokens", f"the test prompts have {length}", "give equally long ones"
+        )
+    if ablation == "mean":
+        return mean_values(model, others, length, basis).expand(len(encoded), -1, -1, -1)
+    drawn = torch.randint(len(others), (len(encoded),), generator=torch.Generator().manual_seed(seed))
+    return passes.values(model, Batch(tuple(others)), basis=basis)[0][drawn]
+
+
+def _ranks(model: Model, circuit: Circuit, length: int, aligned: bool) -> Ranks:
+    """Each node's place in the circuit, from 0; `NEVER` outside it."""
+    ranks = torch.full((model.n_layers, length, model.n_neurons(circuit.settings.basis)), NEVER, dtype=torch.int32)
+    seen: dict[tuple[int, int], int] = {}
+    for number, row in enumerate(circuit.neurons.to_pylist()):
+        if aligned:
+            ranks[row["layer"], row["position"], row["neuron"]] = number
+        else:
+            place = seen.setdefault((row["layer"], row["neuron"]), len(seen))
+            ranks[row["layer"], :, row["neuron"]] = place
+    return ranks
+
+
+def _shuffled(ranks: Ranks, seed: int) -> Ranks:
+    """The same ranks at random places of their layers: at every size as many nodes in each layer as the circuit."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [layer.flatten()[torch.randperm(layer.numel(), generator=generator)].view_as(layer) for layer in ranks]
+    return torch.stack(layers)
+
+
+def _sizes(largest: int, sizes: Sequence[int] | None) -> tuple[int, ...]:
+    if sizes is None:
+        grid = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
+        return (*(size for size in grid if size < largest), largest)
+    if not sizes or min(sizes) < 1 or max(sizes) > largest or list(sizes) != sorted(set(sizes)):
+        raise JobError(
+            f"sizes={list(sizes)}", f"must rise from 1 to at most {largest}, the circuit's size", "change them"
+        )
+    return tuple(sizes)
+
+
+def _summed(
+    circuit: Circuit,
+    ranks: Ranks,
+    sizes: tuple[int, ...],
+    whole: Tensor,
+    empty: Tensor,
+    inside: Tensor,
+    outside: Tensor,
+    control: Tensor,
+    ablation: str,
+    seed: int,
+    aligned: bool,
+) -> Evaluation:
+    """The ratios, areas and intervals of what was measured."""
+    table = torch.stack([empty, whole, *inside.unbind(1), *outside.unbind(1), *control.unbind(1)], -1)
+    curves = statistics.resample(
+        table, lambda rows: statistics.restored(rows[..., 2:], rows[..., 0], rows[..., 1]), seed=seed
+    )
+    n = len(sizes)
+    parts = [curves.map(lambda values, i=i: values[..., i * n : (i + 1) * n]) for i in range(3)]
+    shares = [size / ranks.numel() for size in sizes]
+    unique = circuit.neurons.to_pylist()
+    return Evaluation(
+        sizes=sizes,
+        n_neurons=tuple(_unique(unique, size) if aligned else size for size in sizes),
+        n_total=ranks.numel(),
+        whole=whole,
+        empty=empty,
+        inside=inside,
+        outside=outside,
+        control=control,
+        faithfulness=parts[0].interval(),
+        completeness=parts[1].interval(),
+        control_faithfulness=parts[2].interval(),
+        cpr=parts[0].map(partial(statistics.cpr, shares)).interval(),
+        cmd=parts[0].map(partial(statistics.cmd, shares)).interval(),
+        sizes_for={level: statistics.size_for(list(sizes), parts[0], level) for level in LEVELS},
+        ablation=ablation,
+        seed=seed,
+    )
+
+
+def _unique(rows: Iterable[dict[str, int]], size: int) -> int:
+    return len({(row["layer"], row["neuron"]) for row in list(rows)[:size]})

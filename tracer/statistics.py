@@ -1,0 +1,470 @@
+"""Faithfulness, areas, intervals, correlations: what is said about an evaluation, as arithmetic on plain tensors.
+
+Knows tables with one row per test prompt (or per node), and how to resample those rows. Refuses to know models,
+tokens and where the numbers came from. A number that does not exist is a `JobError` or None, never inf, never clipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from scipy.stats import rankdata
+from torch import Tensor
+
+from tracer.errors import JobError, quoted
+
+MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Circuit sizes of the MIB benchmark, as shares of all nodes."""
+
+_NEGLIGIBLE = 1e-6  # of the values' own size: where a float32 difference is rounding
+_CHUNK = 1 << 23  # resampled values held at once (64 MB)
+_DECADE = 10  # the middle stratum reaches to this many times the strong one
+
+
+# ------------------------------------------------------------------------------------- ratios of means
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Fractions that are divided late, so that a bottom near 0 can be told from a large value.
+
+    Attributes:
+        top: the numerators.
+        bottom: the denominators, broadcast over `top`.
+        scale: the size of what `bottom` is a difference of; a bottom is 0 when it is rounding of that.
+    """
+
+    top: Float[Tensor, "*statistic"]
+    bottom: Float[Tensor, "*#statistic"]
+    scale: Float[Tensor, "*#statistic"]
+
+    @property
+    def negligible(self) -> Tensor:
+        """Where the bottom is 0 up to rounding."""
+        return self.bottom.abs() <= _NEGLIGIBLE * self.scale
+
+    def value(self) -> Float[Tensor, "*statistic"]:
+        """top / bottom.
+
+        Raises:
+            JobError: a bottom of 0 up to rounding.
+        """
+        if bool(self.negligible.any()):
+            raise JobError(
+                "F(model) - F(empty)",
+                "is 0 up to rounding: ablating every node does not change the metric, so there is no share of it",
+                "use prompts on which the ablation matters, a foil, or another ablation",
+            )
+        return self.top / self.bottom
+
+
+Statistic = Callable[[Tensor], Tensor | Ratio]
+
+
+def mean(rows: Shaped[Tensor, "resample prompt *rest"]) -> Float[Tensor, "resample *rest"]:
+    """The mean over prompts of each resample; equal columns have bitwise equal means."""
+    # One addition after the other: a reduction's order depends on the layout, and equal values would differ in a bit.
+    return functools.reduce(torch.add, rows.double().unbind(1)) / rows.shape[1]
+
+
+def restored(
+    ablated: Float[Tensor, "resample prompt *size"],
+    empty: Float[Tensor, "resample prompt"],
+    whole: Float[Tensor, "resample prompt"],
+) -> Ratio:
+    """(F(ablated) - F(empty)) / (F(model) - F(empty)) of each resample, F the mean over prompts.
+
+    The form for `bootstrap`, whose rows hold every condition of a prompt so that a resample is paired::
+
+        bootstrap(table, lambda rows: restored(rows[..., 2:], rows[..., 0], rows[..., 1]))
+    """
+    empty, whole, ablated = empty.double(), whole.double(), ablated.double()
+    trailing = (1,) * (ablated.dim() - 2)
+    top = mean(ablated - empty.view(*empty.shape, *trailing))
+    bottom, scale = mean(whole - empty), mean(whole.abs() + empty.abs())
+    return Ratio(top, bottom.view(-1, *trailing), scale.view(-1, *trailing))
+
+
+def faithfulness(
+    circuit: Float[Tensor, "prompt *size"], empty: Float[Tensor, " prompt"], whole: Float[Tensor, " prompt"]
+) -> Float[Tensor, "*size"]:
+    """How much of the metric the circuit alone keeps; 1 for the whole model and 0 for nothing, exactly.
+
+    A ratio of means over prompts (method.md section 5), not a mean of ratios.
+
+    Args:
+        circuit: the metric with everything outside the circuit ablated, per prompt and circuit size.
+        empty: the metric with every node ablated.
+        whole: the metric of the model as it is.
+
+    Raises:
+        JobError: F(model) - F(empty) is 0 up to rounding, no prompt, or a value that is not finite.
+    """
+    for name, values in (("circuit", circuit), ("empty", empty), ("whole", whole)):
+        _check_rows(values, 1, name)
+    return restored(circuit[None], empty[None], whole[None]).value()[0]
+
+
+def completeness(
+    without: Float[Tensor, "prompt *size"], empty: Float[Tensor, " prompt"], whole: Float[Tensor, " prompt"]
+) -> Float[Tensor, "*size"]:
+    """How much of the metric is left without the circuit; 0 without the whole model and 1 without nothing, exactly.
+
+    Args:
+        without: the metric with the circuit's own nodes ablated, per prompt and circuit size.
+        empty, whole: as for `faithfulness`, whose formula this is.
+
+    Raises:
+        JobError: as for `faithfulness`.
+    """
+    return faithfulness(without, empty, whole)
+
+
+# ------------------------------------------------------------------------------------------- bootstrap
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A number, or several, with the ends of its confidence interval; float64."""
+
+    low: Float[Tensor, "*statistic"]
+    high: Float[Tensor, "*statistic"]
+    estimate: Float[Tensor, "*statistic"]
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """A statistic of the sample and of its resamples; NaN where a resample is degenerate."""
+
+    estimate: Float[Tensor, "*statistic"]
+    values: Float[Tensor, "resample *statistic"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Resamples:
+        """The same resamples of a function of the statistic, e.g. ``partial(cpr, sizes)`` of a curve.
+
+        The function must work on any leading axes and give NaN for NaN.
+        """
+        return Resamples(function(self.estimate[None])[0], function(self.values))
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """The percentile interval.
+
+        A degenerate resample counts as beyond both ends, so it can only widen the interval.
+
+        Raises:
+            JobError: so many resamples are degenerate that an end would be one, which is when the denominator's own
+                interval holds 0 and the ratio's is unbounded (Fieller 1954).
+        """
+        tail = _tail(confidence, len(self.values))
+        share = self.values.isnan().double().mean(0)
+        if bool((share >= tail).any()):
+            raise JobError(
+                f"{float(share.max()):.1%} of the resamples",
+                f"have no value: the denominator is 0 or has the other sign, allowed is less than {tail:.1%}; "
+                "F(model) - F(empty) cannot be told from 0",
+                "use more prompts, or prompts on which the ablation matters",
+            )
+        return Interval(*_ends(self.values, share, tail), self.estimate)
+
+
+def bootstrap(
+    values: Shaped[Tensor, "prompt *rest"],
+    statistic: Statistic,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The percentile bootstrap interval of a statistic over test prompts (Efron 1979).
+
+    Whole rows are drawn, so what stands in one row stays paired. With the same seed and number of prompts the same
+    rows are drawn, whatever they hold. An interval of a constant has width 0. In simulation a 95 % interval of a ratio
+    of means covers 95 % at 40 prompts, 92 % at 20 and 90 % at 10; BCa is no better there, so the simpler one is used.
+
+    Args:
+        values: one row per prompt.
+        statistic: from rows [resample, prompt, ...] to one value, or `Ratio`, per resample [resample, ...].
+
+    Raises:
+        JobError: one prompt, a value that is not finite, a denominator near 0 in the sample or in too many resamples.
+    """
+    return resample(values, statistic, n_resamples=n_resamples, seed=seed).interval(confidence)
+
+
+def resample(
+    values: Shaped[Tensor, "prompt *rest"], statistic: Statistic, *, n_resamples: int = 2000, seed: int = 0
+) -> Resamples:
+    """A statistic of the sample and of `n_resamples` resamples of its rows; arguments as of `bootstrap`.
+
+    Where the statistic is a `Ratio`, a resample whose denominator is 0 or has the other sign is degenerate: NaN.
+    """
+    _check_rows(values, 2, "values")
+    rows = values.detach().cpu().double()
+    whole = statistic(rows[None])
+    estimate = whole.value() if isinstance(whole, Ratio) else whole
+    if not bool(estimate.isfinite().all()):
+        raise JobError("the statistic", "is not finite on the sample", "check the values it is made of")
+    drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(rows), size=(n_resamples, len(rows))))
+    step = max(1, _CHUNK // max(1, rows.numel()))
+    parts = [_divided(statistic(rows[index]), whole) for index in drawn.split(step)]
+    return Resamples(estimate[0], torch.cat(parts))
+
+
+def _divided(found: Tensor | Ratio, whole: Tensor | Ratio) -> Tensor:
+    if not isinstance(found, Ratio) or not isinstance(whole, Ratio):
+        assert isinstance(found, Tensor), "a statistic is a Ratio on the sample and its resamples, or on neither"
+        return found
+    lost = found.negligible | (found.bottom.sign() != whole.bottom.sign())
+    return torch.where(lost, torch.nan, found.top / torch.where(lost, 1.0, found.bottom))
+
+
+def _tail(confidence: float, n_resamples: int) -> float:
+    if not 0 < confidence < 1:
+        raise JobError(f"confidence={confidence}", "must be between 0 and 1", "0.95 is usual")
+    tail = (1 - confidence) / 2
+    if n_resamples * tail < 1:
+        needed = math.ceil(1 / tail)
+        raise JobError(f"n_resamples={n_resamples}", f"at confidence {confidence} needs {needed}", "use 2000")
+    return tail
+
+
+def _ends(values: Tensor, share: Tensor, tail: float) -> tuple[Tensor, Tensor]:
+    """The tail quantiles of each column when its NaNs, a `share` of it, lie beyond both ends."""
+    ordered = values.sort(dim=0).values  # NaNs last
+    last = (~values.isnan()).sum(0) - 1
+
+    def at(quantile: Tensor) -> Tensor:
+        place = quantile.clamp(0, 1) * last
+        below = place.floor().long()
+        above = torch.minimum(below + 1, last)
+        lower, upper = (ordered.gather(0, index[None])[0] for index in (below, above))
+        return torch.lerp(lower, upper, place - below)
+
+    return at((tail - share) / (1 - share)), at((1 - tail) / (1 - share))
+
+
+def _check_rows(values: Tensor, least: int, what: str) -> None:
+    if len(values) < least:
+        rule = "an interval needs at least two prompts" if least > 1 else "there is no prompt"
+        raise JobError(f"{what} of {len(values)} prompts", rule, "give more prompts")
+    if not bool(values.isfinite().all()):
+        bad = (~values.isfinite()).flatten(1).any(1) if values.dim() > 1 else ~values.isfinite()
+        raise JobError(f"{what} of prompt {int(bad.nonzero()[0])}", "is not finite", "find out why its metric is not")
+
+
+# ------------------------------------------------------------------------------------- areas and sizes
+
+
+def cpr(sizes: Sequence[float | int], faithfulness: Float[Tensor, "*rest size"]) -> Float[Tensor, "*rest"]:
+    """Circuit performance ratio: the area under faithfulness over circuit size; larger is better.
+
+    As MIB's circuit track computes it (Mueller et al. 2025, arXiv 2504.13151; `evaluate_area_under_curve` of its
+    code): trapezoids between the measured sizes on a *linear* axis, from the smallest size to the largest, not
+    extended to 0 and not divided by the range. On `MIB_SIZES` a circuit that is perfect at every size has .999, and
+    half of that lies between 50 % and 100 % of the nodes. Whether nodes are ranked by signed or absolute scores is an
+    option there (`absolute`) and the caller's choice here, to be stated with the number.
+
+    Args:
+        sizes: circuit sizes as shares of all nodes, increasing; MIB takes the nominal ones, `MIB_SIZES`.
+        faithfulness: at those sizes.
+
+    Raises:
+        JobError: fewer than two sizes, not increasing or not shares, or another number of values.
+    """
+    at = _shares(sizes, faithfulness)
+    return torch.trapezoid(faithfulness.double(), at, dim=-1)
+
+
+def cmd(sizes: Sequence[float | int], faithfulness: Float[Tensor, "*rest size"]) -> Float[Tensor, "*rest"]:
+    """Circuit-model distance: the area of ``|1 - faithfulness|`` over circuit size; 0 is best.
+
+    As in MIB, the distance is taken at the measured sizes and joined by straight lines. Arguments and axis as of `cpr`.
+    """
+    at = _shares(sizes, faithfulness)
+    return torch.trapezoid((1 - faithfulness.double()).abs(), at, dim=-1)
+
+
+def _shares(sizes: Sequence[float | int], curve: Tensor) -> Tensor:
+    _check_sizes(sizes, curve)
+    if len(sizes) < 2:
+        raise JobError(f"sizes={quoted(list(sizes))}", "an area needs at least two", "MIB uses .001 to 1")
+    if not (sizes[0] >= 0 and sizes[-1] <= 1):
+        raise JobError(f"sizes={quoted(list(sizes))}", "must be shares of all nodes, 0 to 1", "divide by their number")
+    return torch.tensor(list(sizes), dtype=torch.double)
+
+
+def _check_sizes(sizes: Sequence[float | int], curve: Tensor) -> None:
+    if len(sizes) != curve.shape[-1]:
+        raise JobError(f"{len(sizes)} sizes", f"but {curve.shape[-1]} values", "give one value per size")
+    if not all(one < two for one, two in itertools.pairwise(sizes)):
+        raise JobError(f"sizes={quoted(list(sizes))}", "must increase", "sort them and name each once")
+
+
+@dataclass(frozen=True)
+class Size:
+    """The circuit size that reaches a level of faithfulness; None means that no measured size does.
+
+    A `high` of None says that, within the confidence, the level may not be reached at all.
+    """
+
+    low: int | None
+    high: int | None
+    estimate: int | None
+
+
+def first_size(sizes: Sequence[int], faithfulness: Float[Tensor, " size"], level: float | int) -> int | None:
+    """The smallest measured size whose faithfulness is at least `level`; None if there is none.
+
+    The first crossing, which is also where the monotone envelope (running maximum) crosses. Nothing is interpolated:
+    a size that was not measured was not shown to suffice. A later dip below the level does not count against it.
+    """
+    _check_sizes(sizes, faithfulness)
+    index = int(_first(faithfulness[None], level)[0])
+    return sizes[index] if index < len(sizes) else None
+
+
+def size_for(sizes: Sequence[int], faithfulness: Resamples, level: float | int, confidence: float = 0.95) -> Size:
+    """`first_size` with its percentile interval over resamples of the test prompts.
+
+    Not reached counts as larger than every size. The ends are measured sizes, rounded outwards; a degenerate
+    resample counts as beyond both ends.
+
+    Args:
+        sizes: numbers of nodes, increasing.
+        faithfulness: resampled curves, [resample, size].
+        level: such as .5, .8, .9, .95.
+    """
+    _check_sizes(sizes, faithfulness.values)
+    tail = _tail(confidence, len(faithfulness.values))
+    lost = faithfulness.values.isnan().any(-1)
+    index = _first(faithfulness.values, level)
+    low = torch.where(lost, 0, index).sort().values[math.floor(tail * (len(index) - 1))]
+    high = torch.where(lost, len(sizes), index).sort().values[math.ceil((1 - tail) * (len(index) - 1))]
+    ends = [sizes[int(i)] if int(i) < len(sizes) else None for i in (low, high)]
+    return Size(ends[0], ends[1], first_size(sizes, faithfulness.estimate, level))
+
+
+def _first(curves: Tensor, level: float | int) -> Tensor:
+    """Index of the first value of at least `level` in each curve; the number of sizes if there is none."""
+    reached = curves >= level
+    return torch.where(reached.any(-1), reached.int().argmax(-1), curves.shape[-1])
+
+
+# ------------------------------------------------------------------------- how good was the estimate
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well an estimate follows the truth over nodes."""
+
+    pearson: Interval
+    spearman: Interval
+    n: int
+
+
+def agreement(
+    estimate: Float[Tensor, " node"],
+    truth: Float[Tensor, " node"],
+    seed: int = 0,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Agreement:
+    """Pearson's and Spearman's correlation over nodes, with bootstrap intervals over nodes.
+
+    A resample in which one side is constant has no correlation; it counts as beyond both ends, and where an end
+    falls among such resamples it is -1 or 1: nothing is known.
+
+    Raises:
+        JobError: fewer than three nodes, a value that is not finite, or a side that is constant.
+    """
+    table = torch.stack([estimate.detach().cpu().double(), truth.detach().cpu().double()], dim=-1)
+    if len(table) < 3:
+        raise JobError(f"{len(table)} nodes", "a correlation needs at least three", "sample more nodes")
+    _check_rows(table, 3, "estimate or truth")
+    for name, column in (("estimate", table[:, 0]), ("truth", table[:, 1])):
+        if bool((column == column[0]).all()):
+            raise JobError(f"{name} {quoted(float(column[0]))}", "is the same at every node", "sample other nodes")
+    found = [resample(table, one, n_resamples=n_resamples, seed=seed) for one in (_pearson, _spearman)]
+    pearson, spearman = (_within_one(one, confidence) for one in found)
+    return Agreement(pearson, spearman, len(table))
+
+
+def _within_one(found: Resamples, confidence: float) -> Interval:
+    tail = _tail(confidence, len(found.values))
+    share = found.values.isnan().double().mean(0)
+    if float(share) >= tail:
+        return Interval(torch.full_like(share, -1.0), torch.full_like(share, 1.0), found.estimate)
+    return found.interval(confidence)
+
+
+def _pearson(rows: Float[Tensor, "resample node 2"]) -> Float[Tensor, " resample"]:
+    constant = (rows == rows[:, :1]).all(1).any(-1)
+    # Scaled before it is squared, so that tiny attributions do not underflow.
+    offset = rows - rows.mean(1, keepdim=True)
+    offset = offset / offset.abs().amax(1, keepdim=True)
+    unit = offset / offset.norm(dim=1, keepdim=True)
+    return torch.where(constant, torch.nan, unit.prod(-1).sum(-1).clamp(-1, 1))
+
+
+def _spearman(rows: Float[Tensor, "resample node 2"]) -> Float[Tensor, " resample"]:
+    return _pearson(torch.from_numpy(rankdata(rows.numpy(), axis=1)))
+
+
+def auroc(
+    positive: Shaped[Tensor, "positive *rest"], negative: Shaped[Tensor, "negative *rest"]
+) -> Float[Tensor, "*rest"]:
+    """P(a positive is larger than a negative) plus half the ties, from ranks (method.md section 7).
+
+    Args:
+        positive, negative: the scores of examples with and without the concept; further axes, such as neurons, apart.
+
+    Raises:
+        JobError: no example on one side, or a score that is not finite.
+    """
+    for name, scores in (("positive", positive), ("negative", negative)):
+        if not len(scores):
+            raise JobError(f"no {name} example", "both kinds are needed", "give examples of both")
+        _check_rows(scores, 1, name)
+    both = torch.cat([positive.detach().cpu().double(), negative.detach().cpu().double()])
+    # Mann-Whitney's U over the number of pairs.
+    ranks = torch.from_numpy(np.asarray(rankdata(both.numpy(), axis=0)))[: len(positive)].sum(0)
+    return (ranks - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative))
+
+
+@dataclass(frozen=True)
+class Strata:
+    """Flat indices of nodes, no node twice: the strongest, those ranked next, and others at random."""
+
+    strong: Int[Tensor, " strong"]
+    middle: Int[Tensor, " middle"]
+    random: Int[Tensor, " random"]
+
+
+def stratified(strength: Float[Tensor, "*node"], n_each: int, seed: int = 0) -> Strata:
+    """A sample of nodes for exact ablation: strong, middle and random ones, or all where there are fewer.
+
+    Strong are the `n_each` largest ``|strength|``, middle is drawn from the ranks up to ``10 * n_each``, where circuits
+    end, and random from all others, zeros included: a node the estimate missed can only be found there.
+    Ties keep the order of the flattened tensor; the indices are into that.
+    """
+    if n_each < 1:
+        raise JobError(f"n_each={n_each}", "at least one node of each kind is needed", "use 1 or more; 20 is usual")
+    if not bool(strength.isfinite().all()):
+        raise JobError("strength", "is not finite at every node", "find out why the attribution is not")
+    order = strength.detach().cpu().flatten().abs().sort(descending=True, stable=True).indices
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(pool: Tensor) -> Tensor:
+        return pool[torch.randperm(len(pool), generator=generator)[:n_each]]
+
+    middle = draw(order[n_each : _DECADE * n_each])
+    rest = order[n_each:][~torch.isin(order[n_each:], middle)]
+    return Strata(order[:n_each], middle, draw(rest))
