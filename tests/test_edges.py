@@ -245,3 +245,11 @@ def test_several_prompts_give_the_edges_each_gives_alone() -> None:
         for (source, target), weight in rows.items():
             line = target if target < neurons else target - len(ids)
             assert float(found[line, source]) == pytest.approx(weight, rel=1e-3, abs=1e-6)
+
+
+def test_edges_that_do_not_add_up_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tracer.replay import Replay
+
+    monkeypatch.setattr(Replay, "_attend", lambda self, layer, block, state, first, **how: torch.zeros_like(state))
+    with pytest.raises(ModelError, match="add up"):
+        direct_edges(loaded("llama"), IDS, some_nodes(loaded("llama")), LOGITS, engine="replay")

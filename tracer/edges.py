@@ -69,7 +69,7 @@ def direct_edges(
 
     Raises:
         JobError: a node outside the model or the prompt, or an unknown basis, engine or direction.
-        ModelError: the replay was asked for where it does not apply.
+        ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
     _check(model, token_ids, neurons, logits, basis, engine, direction)
     graph = Graph(tuple(token_ids), neurons, logits, basis)
@@ -79,11 +79,26 @@ def direct_edges(
             "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
         )
     if engine == "autograd" or not possible:
-        return _by_autograd(model, graph, rules)
-    replay = Replay(model, graph, workspace)
-    weight, incoming = replay.run(direction)
-    values = torch.cat([replay.values, replay.frozen.logits.cpu()])
-    return Edges(weight, incoming, replay.values, values)
+        found = _by_autograd(model, graph, rules)
+    else:
+        replay = Replay(model, graph, workspace)
+        weight, incoming = replay.run(direction)
+        found = Edges(weight, incoming, replay.values, torch.cat([replay.values, replay.frozen.logits.cpu()]))
+    if rules == RULES and not model.has_biases:
+        _check_sum(model, found)
+    return found
+
+
+def _check_sum(model: Model, found: Edges) -> None:
+    """Refuse edges whose incoming weights do not add up to their target's value, where they must."""
+    scale = float(found.target_values.abs().max()) if len(found.target_values) else 0.0
+    worst = float((found.incoming - found.target_values).abs().max()) if scale else 0.0
+    if worst > (1e-3 if model.conserves else 0.2) * scale:
+        raise ModelError(
+            f"edges: incoming weights miss their target's value by {worst:.3g} of {scale:.3g}",
+            "without biases they must add up to it",
+            "these edges are wrong: run 'tracer doctor' and report the model",
+        )
 
 
 def _check(

@@ -508,6 +508,10 @@ def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None) -> Model
             f"module {name}", "is no Hugging Face language model", "pass a model from AutoModelForCausalLM"
         )
     family = family_of(module, module.config)
+    for part in module.modules():
+        # bitsandbytes would repack 4-bit weights at the first inference on a CPU, into a form without a gradient.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
     module.eval().requires_grad_(False)
     for parameter, value in _real_parameters(module):
         if not bool(value.isfinite().all()):
