@@ -275,12 +275,12 @@ class Circuit(Graph):
         """A hash of what decides the circuit's numbers: prompt, settings, selection and weights."""
         asked = {"token_ids", "target_ids", "foil_ids", "positions", "counterfactual_ids", "reference", "selection"}
         job = self.model_dump(mode="json", include=asked)
-        settings = self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}
+        settings = self.settings.record()
         return store.fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
 
     def _record(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
-        content["settings"] = self.settings.model_dump(mode="json") | {"rules": sorted(self.settings.rules)}
+        content["settings"] = self.settings.record()
         return {"kind": "trace", "fingerprint": self.fingerprint, **_provenance(), "circuit": content}
 
     def _prompts(self) -> pa.Table:

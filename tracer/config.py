@@ -76,6 +76,10 @@ class Settings(BaseModel):
             raise ValueError("the baseline 'mean' has no effect with method 'conductance'")
         return self
 
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON holds them: rules in order, so that equal settings are equal text."""
+        return self.model_dump(mode="json") | {"rules": sorted(self.rules)}
+
     @property
     def conserves(self) -> bool:
         """Whether relevance must be conserved on a bias-free model (method.md section 8, identity 2)."""

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from tracer import report
 from tracer.circuit import Circuit, versions
 from tracer.config import PATH_METHODS, RULES
-from tracer.errors import JobError, RunError, quoted
+from tracer.errors import JobError
 from tracer.evaluation import Evaluation
 from tracer.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.statistics import Interval, Size
@@ -148,15 +148,7 @@ def write_document(
     Raises:
         RunError: the file cannot be written.
     """
-    text = document(circuit, evaluation, quality, always_on, date=date)
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"file {quoted(str(path), 300)}", f"cannot be written ({reason})", "choose another") from error
-    return path
+    return report.write_page(document(circuit, evaluation, quality, always_on, date=date), path)
 
 
 def shown(text: str) -> str:

@@ -145,7 +145,7 @@ def evaluate(
     chosen = _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes)
     random = _shuffled(ranks, seed)
     n_prompts = len(test.prompts)
-    jobs = [(row, ranks, 0, False) for row in range(n_prompts)] + [(row, ranks, 0, True) for row in range(n_prompts)]
+    jobs = _whole_and_empty(ranks, n_prompts)
     for ranking, stays in ((ranks, True), (ranks, False), (random, True)):
         jobs += [(row, ranking, size, stays) for row in range(n_prompts) for size in chosen]
     found = test.measure(jobs, progress)
@@ -183,12 +183,17 @@ def minimality(
         fewer = ranks.clone()
         fewer[ranks == index] = NEVER
         without.append(fewer)
-    jobs = [(row, ranks, 0, False) for row in range(n_prompts)] + [(row, ranks, 0, True) for row in range(n_prompts)]
+    jobs = _whole_and_empty(ranks, n_prompts)
     jobs += [(row, one, size, True) for row in range(n_prompts) for one in (ranks, *without)]
     found = test.measure(jobs, progress)
     whole, empty, rest = found[:n_prompts], found[n_prompts : 2 * n_prompts], found[2 * n_prompts :]
     curve = statistics.faithfulness(rest.view(n_prompts, size + 1), empty, whole)
     return (curve[0] - curve[1:]).float()
+
+
+def _whole_and_empty(ranks: Ranks, n_prompts: int) -> list[tuple[int, Ranks, int, bool]]:
+    """The jobs that measure every prompt whole, then with every node ablated."""
+    return [(row, ranks, 0, stays) for stays in (False, True) for row in range(n_prompts)]
 
 
 def _test(

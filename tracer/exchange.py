@@ -335,7 +335,7 @@ def _metadata(graph: Graph) -> dict[str, Any]:
             mode="json",
             exclude={"nodes", "links", "settings", "text", "tokens", "n_layers", "groups", "notes", "original"},
         )
-        content["settings"] = graph.settings.model_dump(mode="json") | {"rules": sorted(graph.settings.rules)}
+        content["settings"] = graph.settings.record()
         found |= {"scan": graph.model.name, "generation_settings": content["settings"], "tracer": content}
     return found
 

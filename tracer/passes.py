@@ -49,7 +49,8 @@ def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] =
     """The logits of the last `kept` columns, float32. One forward."""
     with model.lock, torch.no_grad():
         with model.nn.trace(**batch.inputs(model.device, kept)):
-            _through_blocks(model, rules, "activation")
+            if rules:
+                _through_blocks(model, rules, "activation")
             out = nnsight.save(_logits(model, rules).float().cpu())
     return out
 

@@ -69,7 +69,15 @@ def view(graph: Graph, path: str | Path) -> Path:
     Raises:
         JobError: the circuit was traced without edges. RunError: the file cannot be written.
     """
-    text = viewer.page(_payload(graph))
+    return write_page(viewer.page(_payload(graph)), path)
+
+
+def write_page(text: str, path: str | Path) -> Path:
+    """Write a page, making its folder.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +254,7 @@ def graph_json(graph: Graph) -> str:
     content: dict[str, Any] = graph.model_dump(mode="json", exclude={"nodes", "links", "settings"})
     content |= {"n_nodes": graph.n_nodes, "n_neurons": graph.n_neurons}
     if isinstance(graph, Circuit):
-        content["settings"] = graph.settings.model_dump(mode="json") | {"rules": sorted(graph.settings.rules)}
+        content["settings"] = graph.settings.record()
         content["fingerprint"] = graph.fingerprint
     content["nodes"] = graph.nodes.drop_columns("prompt_id").to_pylist()
     if graph.links is not None:

@@ -10,16 +10,13 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Nodes = Float[Tensor, "prompt layer pos neuron"]
-LayerNodes = Float[Tensor, "prompt pos neuron"]
 PaddedNodes = Float[Tensor, "prompt layer column neuron"]
 Embedded = Float[Tensor, "prompt column d_model"]
 PerToken = Float[Tensor, "prompt pos"]
 PerPrompt = Float[Tensor, " prompt"]
 Logits = Float[Tensor, "prompt kept vocab"]
-TokenIds = Int[Tensor, "prompt column"]
-Mask = Bool[Tensor, "prompt pos"]
 MeanValues = Float[Tensor, "layer pos neuron"]
