@@ -319,3 +319,14 @@ def test_a_record_that_does_not_fit_its_tables_is_refused(
 def test_a_prompt_on_which_nothing_is_kept_is_refused() -> None:
     with refused(JobError, "no node is kept", "lower the threshold"):
         tracer.trace(load("llama"), PROMPT, threshold=1e9)
+
+
+def test_the_record_says_which_rules_were_in_force() -> None:
+    """Defaults are written out: a run is repeated from its record, not from the defaults of the day."""
+    given = tracer.trace(load("llama"), PROMPT, nodes=200, pruning=tracer.Pruning(share=0.01))
+    default = tracer.trace(load("llama"), PROMPT)
+    assert default.selection["nodes"] == 200
+    assert default.selection["pruning"]["share"] == 0.01
+    assert default.selection == given.selection
+    assert default.fingerprint == given.fingerprint
+    assert tracer.trace(load("llama"), PROMPT, mass=0.5).selection["nodes"] is None

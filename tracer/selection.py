@@ -57,10 +57,15 @@ def select(
     if mass is not None:
         share = values.double().cumsum(0) / values.double().sum().clamp_min(torch.finfo(torch.double).tiny)
         keep = min(keep, int((share < mass).sum()) + 1)
-    limit = DEFAULT_NODES if nodes is None and threshold is None and mass is None else nodes
+    limit = node_limit(nodes, threshold, mass)
     if limit is not None:
         keep = min(keep, limit)
     return torch.stack(torch.unravel_index(order[:keep], strength.shape), dim=-1)
+
+
+def node_limit(nodes: int | None, threshold: float | None, mass: float | None) -> int | None:
+    """How many nodes are kept at most: the number given, or 200 where no rule is given at all."""
+    return DEFAULT_NODES if nodes is None and threshold is None and mass is None else nodes
 
 
 def check_selection(nodes: int | None, threshold: float | None, mass: float | None) -> None:

@@ -28,7 +28,7 @@ from tracer.metrics import entries
 from tracer.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, decode, encode
 from tracer.pruning import EdgeColumns, Pruning, prune
-from tracer.selection import check_selection, select
+from tracer.selection import check_selection, node_limit, select
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,7 +75,7 @@ def trace(
     started = time.perf_counter()
     exclude = sorted(exclude)
     selection = {
-        "nodes": nodes,
+        "nodes": node_limit(nodes, threshold, mass),
         "threshold": threshold,
         "mass": mass,
         "skip_first": skip_first,
@@ -89,7 +89,8 @@ def trace(
     edges = metric in SUMS_OF_LOGITS | {"auto"} if edges is None else edges
     if pruning is not None and not edges:
         raise JobError("pruning", "has no effect without edges", "leave one of them out")
-    selection["pruning"] = asdict(pruning or Pruning()) if edges else None
+    rules_of_edges = pruning or Pruning()
+    selection["pruning"] = asdict(rules_of_edges) | {"share": rules_of_edges.least_share} if edges else None
     encoded = encode(prompt, model)
     result = attribute(
         model,
