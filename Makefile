@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray,datasets,query]'
 	touch $@
 
 clean:
