@@ -6,6 +6,7 @@ method computes (methods.py), and which nodes matter (selection.py).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -23,6 +24,44 @@ from tracer.prompts import Batch, Encoded, Prompt, batches, encode
 from tracer.shapes import MeanValues
 
 
+class Reference:
+    """Prompts behind the baseline ``mean``; what they are on a model is worked out once and kept.
+
+    Args:
+        prompts: at least one of them must reach every position that is asked for.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt]) -> None:
+        self.prompts = tuple(prompts)
+        self._kept: dict[tuple[int, str], MeanValues] = {}
+        self._hashes: dict[int, str] = {}
+
+    def means(self, model: Model, longest: int, basis: str, memory: int | None) -> MeanValues:
+        """Mean value of every node per position, up to `longest` positions.
+
+        Raises:
+            JobError: no prompt is that long.
+        """
+        key = id(model), basis
+        if key not in self._kept:
+            ids = self._ids(model)
+            self._kept[key] = mean_values(model, ids, max(map(len, ids), default=0), basis, memory)
+        reach = self._kept[key].shape[1]
+        if reach < longest:
+            raise _too_short(reach, longest)
+        return self._kept[key][:, :longest]
+
+    def hash(self, model: Model) -> str:
+        """A hash of the prompts' tokens."""
+        key = id(model)
+        if key not in self._hashes:
+            self._hashes[key] = hashlib.sha256(repr(self._ids(model)).encode()).hexdigest()
+        return self._hashes[key]
+
+    def _ids(self, model: Model) -> list[tuple[int, ...]]:
+        return [encode(prompt, model).token_ids for prompt in self.prompts]
+
+
 def attribute(
     model: Model,
     prompts: Sequence[Prompt],
@@ -35,7 +74,7 @@ def attribute(
     metric: str = "auto",
     top_k: int = 5,
     seed: int = 0,
-    reference: Sequence[Prompt] | None = None,
+    reference: Sequence[Prompt] | Reference | None = None,
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> Attribution:
@@ -87,8 +126,10 @@ def attribute(
     lengths = [len(prompt.token_ids) for prompt in encoded]
     means = None
     if chosen.baseline == "mean":
-        others = encoded if reference is None else [encode(prompt, model) for prompt in reference]
-        means = mean_values(model, [one.token_ids for one in others], max(lengths), chosen.basis, memory)
+        others = (
+            reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
+        )
+        means = others.means(model, max(lengths), chosen.basis, memory)
     parts = []
     for part in _split(model, lengths, memory):
         some = [encoded[i] for i in part]
@@ -129,7 +170,7 @@ def with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
     return chosen
 
 
-def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequence[Prompt] | None) -> None:
+def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequence[Prompt] | Reference | None) -> None:
     for prompt in prompts if chosen.baseline == "counterfactual" else ():
         value = f"prompt {quoted(prompt.text)}"
         if prompt.counterfactual_ids is None:
@@ -169,12 +210,16 @@ def mean_values(
         total[:, :reach] += (found * batch.real()[:, None, :, None]).double().sum(0)[:, :reach]
         count[:reach] += batch.real().sum(0)[:reach]
     if bool((count == 0).any()):
-        raise JobError(
-            f"reference of at most {int((count > 0).sum())} tokens",
-            f"a prompt has {longest}; every position needs a reference",
-            "give longer reference prompts",
-        )
+        raise _too_short(int((count > 0).sum()), longest)
     return (total / count[None, :, None]).float()
+
+
+def _too_short(reach: int, longest: int) -> JobError:
+    return JobError(
+        f"reference of at most {reach} tokens",
+        f"a prompt has {longest}; every position needs a reference",
+        "give longer reference prompts",
+    )
 
 
 def _attribute_batch(

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer import passes, statistics
-from tracer.attributing import attribute, mean_values, metric_of
+from tracer.attributing import Reference, attribute, mean_values, metric_of
 from tracer.attribution import Attribution
 from tracer.circuit import Circuit
 from tracer.errors import JobError, quoted
@@ -25,7 +25,6 @@ from tracer.methods import EXACT_ROWS, Progress
 from tracer.metrics import Metric
 from tracer.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.tracing import _hash
 
 ABLATIONS = ("zero", "mean", "counterfactual")
 STRATA = ("strong", "middle", "random")
@@ -282,7 +281,7 @@ def _check(
         raise JobError(needed[0], "a mean needs prompts to be over", "give reference= with more prompts")
     if reference is not None and not needed:
         raise JobError("reference", f"has no effect with ablation {ablation!r}", "leave it out")
-    if baseline == "mean" and _hash([encode(one, model) for one in reference or ()]) != circuit.reference:
+    if baseline == "mean" and Reference(reference or ()).hash(model) != circuit.reference:
         raise JobError("reference", "is not what the circuit was traced with", "give the same prompts in their order")
     if ablation == "counterfactual" and paired is None:
         raise JobError("ablation='counterfactual'", "the prompt has no counterfactual", "give prompt= with one")

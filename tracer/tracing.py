@@ -6,10 +6,9 @@ attributions are computed (attributing.py) and files (store.py).
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracer import passes
-from tracer.attributing import attribute
+from tracer.attributing import Reference, attribute
 from tracer.attribution import Attribution
 from tracer.circuit import Circuit, Prediction, edges_table, nodes_table
 from tracer.config import RULES, SUMS_OF_LOGITS, Settings
@@ -48,7 +47,7 @@ def trace(
     metric: str = "auto",
     top_k: int = 5,
     seed: int = 0,
-    reference: Sequence[Prompt] | None = None,
+    reference: Sequence[Prompt] | Reference | None = None,
     threshold: float | None = None,
     mass: float | None = None,
     skip_first: bool = False,
@@ -72,29 +71,82 @@ def trace(
 
     Source: method.md sections 2, 4 and 5.
     """
-    started = time.perf_counter()
-    exclude = sorted(exclude)
-    selection = {
-        "nodes": node_limit(nodes, threshold, mass),
-        "threshold": threshold,
-        "mass": mass,
-        "skip_first": skip_first,
-        "exclude": [list(pair) for pair in exclude],
-    }
-    check_selection(nodes, threshold, mass)
     if not isinstance(prompt, Prompt):
         raise JobError(f"prompt={quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
+    (circuit,) = trace_all(
+        model,
+        [prompt],
+        nodes,
+        method,
+        edges,
+        baseline=baseline,
+        basis=basis,
+        rules=rules,
+        steps=steps,
+        metric=metric,
+        top_k=top_k,
+        seed=seed,
+        reference=reference,
+        threshold=threshold,
+        mass=mass,
+        skip_first=skip_first,
+        exclude=exclude,
+        pruning=pruning,
+        progress=progress,
+    )
+    return circuit
+
+
+def trace_all(
+    model: Model,
+    prompts: Sequence[Prompt],
+    nodes: int | None = None,
+    method: str = "relp",
+    edges: bool | None = None,
+    *,
+    baseline: str = "zero",
+    basis: str = "activation",
+    rules: Iterable[str] | None = None,
+    steps: int = 10,
+    metric: str = "auto",
+    top_k: int = 5,
+    seed: int = 0,
+    reference: Sequence[Prompt] | Reference | None = None,
+    threshold: float | None = None,
+    mass: float | None = None,
+    skip_first: bool = False,
+    exclude: Iterable[tuple[int, int]] = (),
+    pruning: Pruning | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    attributed: Callable[[Attribution], None] | None = None,
+) -> Iterator[Circuit]:
+    """The circuits of many prompts, attributed together in batches of at most `memory` bytes.
+
+    Arguments are those of `trace`. The circuits are those that `trace` gives for each prompt alone, up to the last
+    bits, which a batch's padding may change; the same call gives the same bits.
+
+    Args:
+        attributed: called once with the attributions of all nodes of all prompts, before the first circuit.
+
+    Raises:
+        JobError, ModelError: as `trace`; nothing is returned for the prompts after one that raises.
+    """
+    started = time.perf_counter()
+    exclude = sorted(exclude)
+    choice: dict[str, Any] = {"threshold": threshold, "mass": mass, "skip_first": skip_first}
+    check_selection(nodes, threshold, mass)
     if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
         raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")
     edges = metric in SUMS_OF_LOGITS | {"auto"} if edges is None else edges
     if pruning is not None and not edges:
         raise JobError("pruning", "has no effect without edges", "leave one of them out")
-    rules_of_edges = pruning or Pruning()
-    selection["pruning"] = asdict(rules_of_edges) | {"share": rules_of_edges.least_share} if edges else None
-    encoded = encode(prompt, model)
+    pruning = pruning or Pruning()
+    if isinstance(reference, Sequence):
+        reference = Reference(reference)
     result = attribute(
         model,
-        [prompt],
+        prompts,
         method,
         baseline,
         basis,
@@ -104,30 +156,63 @@ def trace(
         top_k=top_k,
         seed=seed,
         reference=reference,
+        memory=memory,
         progress=progress,
     )
-    kept = select(
-        result.nodes[0],
-        float(result.metric[0]),
-        nodes=nodes,
-        threshold=threshold,
-        mass=mass,
-        skip_first=skip_first,
-        exclude=exclude,
-    )
-    if not len(kept):
-        top, value = float(result.nodes[0].abs().max()), float(result.metric[0])
-        raise JobError(
-            f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(encoded.text)}",
-            f"no node is kept: the strongest has |attribution| {top:.3g}, the metric is {value:.3g}",
-            "lower the threshold" if threshold is not None and top else "choose another baseline or prompt",
+    if attributed is not None:
+        attributed(result)
+    selection = {
+        "nodes": node_limit(nodes, threshold, mass),
+        **choice,
+        "exclude": [list(pair) for pair in exclude],
+        "pruning": asdict(pruning) | {"share": pruning.least_share} if edges else None,
+    }
+    each = (time.perf_counter() - started) / len(prompts)
+    for row, prompt in enumerate(prompts):
+        begun = time.perf_counter()
+        encoded = encode(prompt, model)
+        kept = select(
+            result.nodes[row, :, : len(encoded.token_ids)],
+            float(result.metric[row]),
+            nodes=nodes,
+            exclude=exclude,
+            **choice,
         )
-    back = len(encoded.token_ids) - min(encoded.positions)
+        if not len(kept):
+            raise _nothing(encoded, result, row, threshold)
+        circuit = _circuit(model, encoded, result, row, kept, pruning if edges else None, selection)
+        told = None if reference is None else reference.hash(model)
+        took = each + time.perf_counter() - begun
+        yield circuit.model_copy(update={"reference": told, "seconds": took})
+
+
+def _nothing(encoded: Encoded, result: Attribution, row: int, threshold: float | None) -> JobError:
+    """What to say where no node is kept."""
+    top, value = float(result.nodes[row].abs().max()), float(result.metric[row])
+    return JobError(
+        f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(encoded.text)}",
+        f"no node is kept: the strongest has |attribution| {top:.3g}, the metric is {value:.3g}",
+        "lower the threshold" if threshold is not None and top else "choose another baseline or prompt",
+    )
+
+
+def _circuit(
+    model: Model,
+    encoded: Encoded,
+    result: Attribution,
+    row: int,
+    kept: Tensor,
+    pruning: Pruning | None,
+    selection: dict[str, Any],
+) -> Circuit:
+    """One prompt's circuit from its attributions, row `row` of `result`; with edges where there is a pruning."""
+    length = len(encoded.token_ids)
+    back = length - min(encoded.positions)
     logits = passes.logits(model, Batch((encoded.token_ids,)), back)[0]
-    columns, weights = _node_columns(model, encoded, result, kept, logits)
+    columns, weights = _node_columns(model, encoded, result, row, kept, logits)
     table, links, n_links = nodes_table(columns), None, 0
-    if edges:
-        table, links, n_links = _graph(model, encoded, columns, weights, result.settings, pruning or Pruning())
+    if pruning is not None:
+        table, links, n_links = _graph(model, encoded, columns, weights, result.settings, pruning)
     return Circuit(
         nodes=table,
         links=links,
@@ -136,25 +221,23 @@ def trace(
         token_ids=encoded.token_ids,
         tokens=tuple(decode(model, token) for token in encoded.token_ids),
         n_layers=model.n_layers,
-        target_ids=result.target_ids[0],
-        foil_ids=result.foil_ids[0],
+        target_ids=result.target_ids[row],
+        foil_ids=result.foil_ids[row],
         positions=encoded.positions,
         counterfactual_ids=encoded.counterfactual_ids,
-        reference=None if reference is None else _hash([encode(one, model) for one in reference]),
-        metric=float(result.metric[0]),
-        residual=float(result.residual[0]),
-        start_metric=None if result.start_metric is None else float(result.start_metric[0]),
-        kept_mass=_mass(result.nodes[0], table),
-        n_total=result.nodes[0].numel(),
+        metric=float(result.metric[row]),
+        residual=float(result.residual[row]),
+        start_metric=None if result.start_metric is None else float(result.start_metric[row]),
+        kept_mass=_mass(result.nodes[row], table),
+        n_total=result.nodes[row, :, :length].numel(),
         n_selected=len(kept),
         conserves=result.settings.conserves and model.conserves,
-        predictions=_predictions(model, logits[max(encoded.positions) - len(encoded.token_ids)]),
-        probabilities=_probabilities(table, logits, len(encoded.token_ids)),
+        predictions=_predictions(model, logits[max(encoded.positions) - length]),
+        probabilities=_probabilities(table, logits, length),
         settings=result.settings,
         selection=selection,
         model=model.record(),
         user_id=encoded.id,
-        seconds=time.perf_counter() - started,
     )
 
 
@@ -205,13 +288,13 @@ def _graph(
 
 
 def _node_columns(
-    model: Model, encoded: Encoded, result: Attribution, kept: Tensor, logits: Tensor
+    model: Model, encoded: Encoded, result: Attribution, row: int, kept: Tensor, logits: Tensor
 ) -> tuple[dict[str, list[Any]], list[float]]:
     """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
     of each logit in the metric."""
     layer, position, neuron = kept.unbind(-1)
     length = len(encoded.token_ids)
-    terms = entries(encoded.positions, result.target_ids[0], result.foil_ids[0], result.settings.metric)
+    terms = entries(encoded.positions, result.target_ids[row], result.foil_ids[row], result.settings.metric)
     places, tokens, weights = (list(part) for part in zip(*terms, strict=True))
     value = logits[torch.tensor(places) - length, torch.tensor(tokens)]
     at = [*position.tolist(), *range(length)]
@@ -222,9 +305,9 @@ def _node_columns(
         "position": at + places,
         "neuron": [*neuron.tolist(), *encoded.token_ids, *tokens],
         "token": [decode(model, one) for one in [*(encoded.token_ids[pos] for pos in at), *tokens]],
-        "activation": result.activations[0][layer, position, neuron].tolist() + [None] * length + value.tolist(),
-        "attribution": result.nodes[0][layer, position, neuron].tolist()
-        + result.embeddings[0].tolist()
+        "activation": result.activations[row][layer, position, neuron].tolist() + [None] * length + value.tolist(),
+        "attribution": result.nodes[row][layer, position, neuron].tolist()
+        + result.embeddings[row, :length].tolist()
         + _logit_attributions(value * torch.tensor(weights), result.settings),
         "explained": [None] * size,
         "influence": [None] * size,
@@ -236,10 +319,6 @@ def _node_columns(
 def _logit_attributions(parts: Tensor, chosen: Settings) -> list[float | None]:
     """What each logit adds to the metric; null where the metric is no sum of logits."""
     return parts.tolist() if chosen.metric in SUMS_OF_LOGITS else [None] * len(parts)
-
-
-def _hash(prompts: Sequence[Encoded]) -> str:
-    return hashlib.sha256(repr([prompt.token_ids for prompt in prompts]).encode()).hexdigest()
 
 
 def _mass(nodes: Tensor, table: pa.Table) -> float:
