@@ -41,14 +41,7 @@ class Metric:
 
     def read(self, logits: Logits) -> PerPrompt:
         """The metric of each prompt, float32, differentiable in `logits` (the last `kept` columns or more)."""
-        at = logits[self.row.to(logits.device), self.column.to(logits.device)].float()
-        if self.kind == "logprob":
-            at = torch.log_softmax(at, dim=-1)
-        picked = at.gather(-1, self.token.to(at.device)[:, None])[:, 0]
-        if self.kind == "centred":
-            picked = picked - at.mean(-1)
-        total = torch.zeros(self.n_prompts, dtype=at.dtype, device=at.device)
-        return total.index_add(0, self.row.to(at.device), picked * self.weight.to(at.device))
+        return read(logits, self.kind, self.row, self.column, self.token, self.weight, self.n_prompts)
 
     def repeat(self, prompt: int, times: int) -> Metric:
         """The metric of one prompt for a batch that holds it `times` times."""
@@ -62,6 +55,20 @@ class Metric:
             self.weight[mine].repeat(times),
             times,
         )
+
+
+def read(
+    logits: Tensor, kind: str, row: Tensor, column: Tensor, token: Tensor, weight: Tensor, n_prompts: int
+) -> Tensor:
+    """`Metric.read` of a metric's fields: what a remote trace reads, since a function travels and a record does not."""
+    at = logits[row.to(logits.device), column.to(logits.device)].float()
+    if kind == "logprob":
+        at = torch.log_softmax(at, dim=-1)
+    picked = at.gather(-1, token.to(at.device)[:, None])[:, 0]
+    if kind == "centred":
+        picked = picked - at.mean(-1)
+    total = torch.zeros(n_prompts, dtype=at.dtype, device=at.device)
+    return total.index_add(0, row.to(at.device), picked * weight.to(at.device))
 
 
 def entries(

@@ -8,7 +8,6 @@ architectures with a module that no RelP rule covers. What is computed on the mo
 from __future__ import annotations
 
 import errno
-import hashlib
 import http.client
 import importlib.metadata
 import os
@@ -21,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,10 +28,11 @@ from nnsight import TransformersModel
 from safetensors import SafetensorError
 from torch import nn
 
-from tracer import demo
+from tracer import bodies, demo
 from tracer.config import ModelRecord
 from tracer.errors import ModelError, quoted
 from tracer.families import Family, family_of
+from tracer.ndif import Remote, Request
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -56,7 +57,8 @@ class Model:
         nn: the nnsight model that traces run on.
         family: where its parts are.
         tokenizer: its Hugging Face tokenizer.
-        lock: held by every pass, since two threads on one nnsight model break it.
+        lock: held by every pass, since two threads on one nnsight model break it; a remote model needs none.
+        remote: where it runs, if that is not here; `nn` then holds no weights, unless they were asked for.
     """
 
     name: str
@@ -64,7 +66,8 @@ class Model:
     nn: TransformersModel
     family: Family
     tokenizer: Any
-    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+    remote: Remote | None = field(default=None, repr=False)
 
     @property
     def module(self) -> Any:
@@ -87,6 +90,25 @@ class Model:
     @property
     def head(self) -> Any:
         return self.nn.get(self.family.head)
+
+    def backend(self) -> Request | None:
+        """What runs the next trace: a request to the server, or nnsight itself, here."""
+        return None if self.remote is None else self.remote.backend()
+
+    @cached_property
+    def plan(self) -> SimpleNamespace:
+        """Where the parts are, as plain values for bodies.py."""
+        family, wiring = self.family, self.family.wiring
+        return SimpleNamespace(
+            embedding=family.embedding,
+            blocks=family.blocks,
+            final_norm=tuple(family.final_norm),
+            head=family.head,
+            steps=tuple(tuple(step) for step in family.steps),
+            gate=None if wiring.gate is None else wiring.gate.path,
+            up=wiring.up.path,
+            soft_cap=self.soft_cap,
+        )
 
     @property
     def n_layers(self) -> int:
@@ -147,12 +169,12 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the embedding's device."""
-        return self.module.get_input_embeddings().weight.device
+        """Where inputs go: the embedding's device; a server moves them itself."""
+        return torch.device("cpu") if self.remote else self.module.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.module.dtype
+        return self.remote.grants.dtype if self.remote else self.module.dtype
 
     @property
     def has_biases(self) -> bool:
@@ -163,6 +185,7 @@ class Model:
     def conserves(self) -> bool:
         """Whether RelP must conserve relevance here: float32 weights and no biases (method.md section 8, 2)."""
         quantized = getattr(self.config, "quantization_config", None) is not None
+        quantized |= self.remote is not None and self.remote.grants.quantized
         return self.dtype == torch.float32 and not self.has_biases and not quantized
 
     @property
@@ -175,16 +198,10 @@ class Model:
         """A hash of the parameters' names, shapes and up to 4,096 evenly spaced values of each.
 
         It is a sample, so that it takes milliseconds on any size: retraining changes it in practice, but a change to
-        few weights of a tensor of more than 4,096 can go unseen, and so does any to weights that are offloaded.
+        few weights of a tensor of more than 4,096 can go unseen, and so does any to weights that are offloaded. Of a
+        remote model it was taken on the server; where weights are hidden there, it is a text that says so.
         """
-        digest = hashlib.sha256()
-        for name, value in self.module.named_parameters():
-            digest.update(f"{name}{tuple(value.shape)}".encode())
-            if value.device.type != "meta":
-                flat = value.detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 4096)]
-                digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
-        return digest.hexdigest()
+        return self.remote.grants.fingerprint if self.remote else bodies.fingerprint(self.module)
 
     def record(self) -> ModelRecord:
         """What a circuit keeps of the model it came from."""
@@ -203,7 +220,9 @@ class Model:
 
     def budget(self) -> int:
         """Bytes one batch may use by default: a GiB, or a quarter of a GPU. Never what happens to be free,
-        so that the same call is split in the same way."""
+        so that the same call is split in the same way; for a server, four times what one request may hold."""
+        if self.remote is not None:
+            return 4 * self.remote.server.limits.request
         if self.device.type != "cuda":
             return BUDGET_WITHOUT_GPU
         return torch.cuda.get_device_properties(self.device).total_memory // 4

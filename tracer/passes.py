@@ -1,8 +1,9 @@
 """One function per nnsight trace: the only file with ``with model.nn.trace(...)``.
 
 Each pass is one forward, and one backward where it says so, over a left-padded batch, and returns plain tensors.
-Nothing is left on the model. What a pass means (attribution, ablation) is decided by its callers; how a module is
-linearised is linearize.py; where modules are is families.py.
+Nothing is left on the model. A remote model's pass is the same function: its block travels to the server, with the
+plain values that it names, and its result comes back (ndif.py). What a pass means (attribution, ablation) is decided
+by its callers; what runs inside a trace is bodies.py; where modules are is families.py.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import nnsight
 import torch
 from torch import Tensor
 
-from tracer import linearize
-from tracer.families import Family
+from tracer import bodies, linearize, metrics
+from tracer.errors import RemoteError
 from tracer.metrics import Metric
 from tracer.model import Model
 from tracer.prompts import Batch
@@ -47,12 +49,13 @@ class Reading:
 
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
+    nn, plan = model.nn, model.plan
     with model.lock, torch.no_grad():
-        with model.nn.trace(**batch.inputs(model.device, kept)):
+        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
             if rules:
-                _through_blocks(model, rules, "activation")
-            out = nnsight.save(_logits(model, rules).float().cpu())
-    return out
+                bodies.through_blocks(nn, plan, rules, "activation")
+            saved = nnsight.save(bodies.to_cpu(bodies.logits(nn, plan, rules)))
+    return saved[0]
 
 
 def gradients(
@@ -70,14 +73,15 @@ def gradients(
         rules: the RelP rules in force; none is the plain gradient.
         embedding: put in place of the embedding's output.
     """
+    nn, plan, read = model.nn, model.plan, _differentiable(model, metric)
     with model.lock, torch.inference_mode(False), torch.enable_grad():
-        with model.nn.trace(**batch.inputs(model.device, metric.kept)):
-            entered = _enter(model, embedding)
-            neurons = _through_blocks(model, rules, basis)
-            score = metric.read(_logits(model, rules))
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            entered = bodies.enter(nn, plan, embedding, True)
+            neurons = bodies.through_blocks(nn, plan, rules, basis)
+            score = read(bodies.logits(nn, plan, rules))
             slopes = torch.autograd.grad(score.sum(), [entered, *neurons])
-            values, slopes_of_neurons = _stack(neurons), _stack(slopes[1:])
-            saved = nnsight.save((values, slopes_of_neurons, *_to_cpu(entered, slopes[0], score)))
+            both = bodies.stack(neurons), bodies.stack(slopes[1:])
+            saved = nnsight.save((*both, *bodies.to_cpu(entered, slopes[0], score)))
     return Reading(*saved)
 
 
@@ -85,11 +89,12 @@ def values(
     model: Model, batch: Batch, *, basis: str = "activation", embedding: Embedded | None = None
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and what left the embedding. One forward."""
+    nn, plan, rules = model.nn, model.plan, NO_RULES
     with model.lock, torch.no_grad():
-        with model.nn.trace(**batch.inputs(model.device)):
-            entered = _enter(model, embedding)
-            neurons = _through_blocks(model, NO_RULES, basis)
-            saved = nnsight.save((_stack(neurons), *_to_cpu(entered)))
+        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+            entered = bodies.enter(nn, plan, embedding, False)
+            neurons = bodies.through_blocks(nn, plan, rules, basis)
+            saved = nnsight.save((bodies.stack(neurons), *bodies.to_cpu(entered)))
     return saved
 
 
@@ -106,13 +111,17 @@ def replaced(
 
     One forward, one backward that ends at that layer.
     """
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, _differentiable(model, metric)
+    given = neurons.to(model.device, model.dtype)
     with model.lock, torch.inference_mode(False), torch.enable_grad():
-        with model.nn.trace(**batch.inputs(model.device, metric.kept)):
-            leaf = neurons.to(model.device, model.dtype).requires_grad_(True)
-            _through_blocks(model, NO_RULES, basis, lambda at, value: leaf.to(value.device) if at == layer else value)
-            score = metric.read(_logits(model, NO_RULES))
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            leaf = given.detach().clone().requires_grad_(True)
+            bodies.through_blocks(
+                nn, plan, rules, basis, lambda at, value: leaf.to(value.device) if at == layer else value
+            )
+            score = read(bodies.logits(nn, plan, rules))
             (slope,) = torch.autograd.grad(score.sum(), [leaf])
-            saved = nnsight.save(_to_cpu(slope, score))
+            saved = nnsight.save(bodies.to_cpu(slope, score))
     return saved
 
 
@@ -132,20 +141,24 @@ def ablated(
         where: (row, column, neuron) index tensors, one entry per neuron that is set.
         to: the value of each.
     """
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, _reader(model, metric)
     with model.lock, torch.no_grad():
-        with model.nn.trace(**batch.inputs(model.device, metric.kept)):
-            _through_blocks(model, NO_RULES, basis, lambda at, value: _put(value, where, to) if at == layer else value)
-            score = nnsight.save(metric.read(_logits(model, NO_RULES)).cpu())
-    return score
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            bodies.through_blocks(
+                nn, plan, rules, basis, lambda at, value: bodies.put(value, where, to) if at == layer else value
+            )
+            saved = nnsight.save(bodies.to_cpu(read(bodies.logits(nn, plan, rules))))
+    return saved[0]
 
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, _reader(model, metric)
     with model.lock, torch.no_grad():
-        with model.nn.trace(**batch.inputs(model.device, metric.kept)):
-            _enter(model, embedding)
-            score = nnsight.save(metric.read(_logits(model, NO_RULES)).cpu())
-    return score
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            bodies.enter(nn, plan, embedding, False)
+            saved = nnsight.save(bodies.to_cpu(read(bodies.logits(nn, plan, rules))))
+    return saved[0]
 
 
 @dataclass(frozen=True)
@@ -165,13 +178,10 @@ class Edit:
     scale: Tensor | float
     shift: Tensor | float
 
-    def __call__(self, value: Tensor) -> Tensor:
-        """The edited neurons [prompt, column, neuron], in their own dtype."""
-        scale, shift = (
-            part.to(value.device, value.dtype) if isinstance(part, Tensor) else part
-            for part in (self.scale, self.shift)
-        )
-        return torch.where(self.mask.to(value.device), value * scale + shift, value)
+    @property
+    def parts(self) -> tuple[int, Tensor, Tensor | float, Tensor | float]:
+        """Its fields, as `bodies.edited` takes them."""
+        return self.layer, self.mask, self.scale, self.shift
 
 
 def intervened(
@@ -181,11 +191,12 @@ def intervened(
 
     An edit whose mask has a column axis covers the batch's columns, padding included.
     """
+    nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
     with model.lock, torch.no_grad():
-        with model.nn.trace(**batch.inputs(model.device, kept)):
-            _through_blocks(model, NO_RULES, basis, lambda at, value: _edited(edits, at, value))
-            out = nnsight.save(model.nn.output.logits.float().cpu())
-    return out
+        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+            bodies.through_blocks(nn, plan, rules, basis, lambda at, value: bodies.edited(parts, at, value))
+            saved = nnsight.save(bodies.to_cpu(nn.output.logits))
+    return saved[0]
 
 
 def generated(
@@ -201,13 +212,18 @@ def generated(
     token. Generation ends early where every prompt has ended.
     """
     inputs = {name: batch.inputs(model.device)[name] for name in ("input_ids", "attention_mask")}
+    nn, plan, rules = model.nn, model.plan, NO_RULES
+    always = [edit.parts for edit in everywhere]
+    first = [edit.parts for edit in edits] + always
     with model.lock, torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)  # every prompt ended
-        with model.nn.generate(max_new_tokens=max_new_tokens, do_sample=False) as tracer:
+        with nn.generate(max_new_tokens=max_new_tokens, do_sample=False, backend=model.backend()) as tracer:
             with tracer.invoke(inputs):
                 for step in tracer.iter[:max_new_tokens]:
-                    active = [*edits, *everywhere] if step == 0 else list(everywhere)
-                    _through_blocks(model, NO_RULES, basis, lambda at, value, now=active: _edited(now, at, value))
+                    active = first if step == 0 else always
+                    bodies.through_blocks(
+                        nn, plan, rules, basis, lambda at, value, now=active: bodies.edited(now, at, value)
+                    )
             with tracer.invoke():
                 out = nnsight.save(tracer.result)
     return out[:, batch.width :].cpu()
@@ -261,18 +277,43 @@ def frozen(
         nodes: for each layer, the (position, neuron) pairs whose coefficients are wanted [node, 2].
         logits_at: (position, token) pairs of the target logits [target, 2].
     """
-    batch, at = Batch((tuple(token_ids),)), logits_at[:, 0]
+    at = logits_at[:, 0]
     kept = len(token_ids) - int(at.min()) if len(at) else 1
+    embedding, blocks, final_scale, capped, uncapped = coefficients(
+        model, Batch((tuple(token_ids),)), kept, nodes, basis=basis
+    )
+    places = (at - len(token_ids) + kept).to(capped.device), logits_at[:, 1].to(capped.device)
+    found = []
+    for layer, (scales, pattern, gate, up, values, output) in enumerate(blocks):
+        bias = getattr(model.part(layer, model.family.down), "bias", None)
+        written = output[0] if basis == "output" or bias is None else output[0] - bias.float()
+        rows = {path: scale[0] for path, scale in scales.items()}
+        found.append(FrozenBlock(rows, pattern[0], gate, up, values, written))
+    return Frozen(embedding[0], found, final_scale[0], capped[0][places], uncapped[0][places])
+
+
+def coefficients(
+    model: Model, batch: Batch, kept: int, nodes: Sequence[Tensor] | None = None, *, basis: str = "activation"
+) -> tuple[Tensor, list[tuple[Any, ...]], Tensor, Tensor, Tensor]:
+    """All constants of a batch's linearisation: what left the embedding, `bodies.frozen_block` of every block, the
+    final norm's scale, and the logits of the last `kept` columns after and before the soft-cap. One forward.
+
+    Args:
+        nodes: for each layer, the (position, neuron) pairs of prompt 0 that are wanted [node, 2]; every neuron if None.
+    """
+    nn, plan = model.nn, model.plan
     with model.lock, torch.no_grad():
-        with model.nn.trace(**batch.inputs(model.device, kept)):
-            embedding = model.embedding.output[0].float()
-            linearize.prepare(model.blocks, model.family.steps)
-            blocks = [_freeze(model.family, block, nodes[i], basis) for i, block in enumerate(model.blocks)]
-            final = model.family.final_norm
-            final_scale = linearize.scale(final.kind, model.nn.get(final.path))[0]
-            uncapped, capped = model.head.output[0].float(), model.nn.output.logits[0].float()
-            places = (logits_at[:, 0] - len(token_ids) + kept).to(capped.device), logits_at[:, 1].to(capped.device)
-            saved = nnsight.save(Frozen(embedding, blocks, final_scale, capped[places], uncapped[places]))
+        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+            embedding = nn.get(plan.embedding).output.float()
+            envoys = list(nn.get(plan.blocks))
+            linearize.prepare(envoys, plan.steps)
+            blocks = [
+                bodies.frozen_block(block, plan, None if nodes is None else nodes[i], basis)
+                for i, block in enumerate(envoys)
+            ]
+            final_scale = linearize.scale(plan.final_norm[0], nn.get(plan.final_norm[1]))
+            uncapped, capped = nn.get(plan.head).output.float(), nn.output.logits.float()
+            saved = nnsight.save((embedding, blocks, final_scale, capped, uncapped))
     return saved
 
 
@@ -316,9 +357,11 @@ def _direct_chunk(
 ) -> tuple[list[Tensor], Tensor]:
     batch = Batch((tuple(token_ids),))
     kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
+    nn, plan, columns = model.nn, model.plan, logits_at[:, 0] - len(token_ids) + kept
+    _needs_gradients(model)
     with model.lock, torch.inference_mode(False), torch.enable_grad():
-        with model.nn.trace(**batch.inputs(model.device, kept)):
-            entered = _enter(model, None)
+        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+            entered = bodies.enter(nn, plan, None, True)
             whole, leaves = [], []
 
             def cut(at: int, value: Tensor) -> Tensor:
@@ -326,10 +369,10 @@ def _direct_chunk(
                 leaves.append(value.detach().clone().requires_grad_(True))
                 return leaves[at]
 
-            _through_blocks(model, rules, basis, cut)
+            bodies.through_blocks(nn, plan, rules, basis, cut)
             picked = [layer[0, where[:, 0], where[:, 1]] for layer, where in zip(whole, targets, strict=True)]
-            logits = _logits(model, rules)
-            picked.append(logits[0, logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]])
+            logits = bodies.logits(nn, plan, rules)
+            picked.append(logits[0, columns, logits_at[:, 1]])
             aims = torch.cat([one.to(logits.device) for one in picked])[part]
             slopes = torch.autograd.grad(
                 aims,
@@ -339,110 +382,25 @@ def _direct_chunk(
                 allow_unused=True,
                 materialize_grads=True,
             )
-            saved = nnsight.save(_to_cpu(*(slope[:, 0] for slope in slopes)))
+            saved = nnsight.save(bodies.to_cpu(*(slope[:, 0] for slope in slopes)))
     return list(saved[:-1]), saved[-1]
 
 
-# Trace-body functions: they touch modules in the order the model runs them, as nnsight requires.
+def _reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
+    """How a trace reads the metric; for a remote model as a function that can travel."""
+    return metric.read if model.remote is None else partial(metrics.read, **vars(metric))
 
 
-def _enter(model: Model, embedding: Embedded | None) -> Tensor:
-    """Make the embedding's output (or its replacement) the leaf that the trace starts from."""
-    output = model.embedding.output
-    chosen = output if embedding is None else embedding.to(output.device, output.dtype)
-    leaf = chosen.detach().clone().requires_grad_(torch.is_grad_enabled())
-    model.embedding.output = leaf
-    return leaf
+def _differentiable(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
+    """As `_reader`, where gradients are to be taken."""
+    _needs_gradients(model)
+    return _reader(model, metric)
 
 
-def _through_blocks(
-    model: Model,
-    rules: frozenset[str],
-    basis: str,
-    edit: Callable[[int, Tensor], Tensor] | None = None,
-) -> list[Tensor]:
-    """Walk the blocks, linearise their modules, set what `edit` changes, and return each layer's neurons."""
-    found = []
-    linearize.prepare(model.blocks, model.family.steps)
-    for layer, block in enumerate(model.blocks):
-        for step in model.family.steps:
-            module = block.get(step.path)
-            if step.kind == "neurons":
-                found.append(_neurons(module, layer, basis, edit))
-            else:
-                linearize.apply(step.kind, module, rules)
-    return found
-
-
-def _freeze(family: Family, block: Any, nodes: Tensor, basis: str) -> FrozenBlock:
-    """The constants of one block, read in the order its modules run."""
-    scales: dict[str, Tensor] = {}
-    pattern = gate = up = values = output = torch.empty(0)
-    wiring = family.wiring
-    fused = wiring.gate is not None and wiring.gate.path == wiring.up.path
-    position, neuron = nodes.unbind(-1)
-
-    def pick(tensor: Tensor) -> Tensor:
-        return (tensor[0][position, neuron] if basis == "activation" else tensor[0][position]).float()
-
-    for step in family.steps:
-        module = block.get(step.path)
-        if step.kind in ("rms_norm", "layer_norm"):
-            scales[step.path] = linearize.scale(step.kind, module)[0]
-        elif step.kind == "attention":
-            pattern = linearize.pattern(module)[0].float()
-        elif step.kind == "activation":
-            if fused:
-                up = pick(block.get(wiring.up.path).output.chunk(2, dim=-1)[1])
-            gate = pick(module.input)
-            if not fused and wiring.gate is not None:
-                up = pick(block.get(wiring.up.path).output)
-        elif step.kind == "neurons":
-            neurons, output, bias = module.input, module.output[0].float(), getattr(module._module, "bias", None)
-            if basis == "activation" and bias is not None:
-                output = output - bias.float()
-            values = (neurons[0].float() if basis == "activation" else output)[position, neuron]
-    return FrozenBlock(scales, pattern, gate, None if wiring.gate is None else up, values, output)
-
-
-def _neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
-    """The neurons of one layer, after `edit` if there is one."""
-    if basis == "activation":
-        if edit is not None:
-            down.input = edit(layer, down.input)
-        return down.input
-    if edit is not None:
-        down.output = edit(layer, down.output)
-    return down.output
-
-
-def _logits(model: Model, rules: frozenset[str]) -> Tensor:
-    """The model's logits, behind the linearised final norm and soft-cap."""
-    final = model.family.final_norm
-    linearize.apply(final.kind, model.nn.get(final.path), rules)
-    uncapped = model.head.output
-    out = model.nn.output.logits
-    if model.soft_cap is None or "activation" not in rules:
-        return out
-    return linearize.soft_cap(out, uncapped, model.soft_cap)
-
-
-def _edited(edits: Sequence[Edit], layer: int, value: Tensor) -> Tensor:
-    for edit in edits:
-        if edit.layer == layer:
-            value = edit(value)
-    return value
-
-
-def _put(value: Tensor, where: tuple[Tensor, Tensor, Tensor], to: Tensor) -> Tensor:
-    index = tuple(part.to(value.device) for part in where)
-    return value.clone().index_put(index, to.to(value.device, value.dtype))
-
-
-def _stack(layers: Any) -> Tensor:
-    """Layers of [prompt, column, neuron], on any devices, as one float32 tensor on the CPU."""
-    return torch.stack([layer.detach().float().cpu() for layer in layers], dim=1)
-
-
-def _to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach().float().cpu() for tensor in tensors)
+def _needs_gradients(model: Model) -> None:
+    if model.remote is not None and not model.remote.grants.gradients:
+        raise RemoteError(
+            f"model {model.name!r} on {model.remote.server.host}",
+            f"this needs gradients, which the server does not grant this key ({model.remote.grants.reason})",
+            "ask its operator for the tag 'trusted', or use method relp with weights='local'",
+        )

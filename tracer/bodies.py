@@ -1,0 +1,161 @@
+"""What runs inside a trace, in this process or on a server: plain functions over the envoys of a model.
+
+They touch modules in the order the model runs them, as nnsight requires. A remote request carries these functions as
+their source and nothing of the package around them, so they may use torch, linearize.py and their arguments, which
+are tensors, plain containers and the `plan` of a model (see `Model.plan`). They know no record of tracer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer import linearize
+
+SAMPLE = 4096
+"""Values of each parameter that a fingerprint covers."""
+
+
+def enter(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: bool) -> Tensor:
+    """Put the embedding's output (or its replacement) in its place; as a leaf, the tensor that gradients lead to."""
+    output = nn.get(plan.embedding).output
+    chosen = output if embedding is None else embedding.to(output.device, output.dtype)
+    entered = chosen.detach().clone().requires_grad_(leaf)
+    nn.get(plan.embedding).output = entered
+    return entered
+
+
+def through_blocks(
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    basis: str,
+    edit: Callable[[int, Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """Walk the blocks, linearise their modules, set what `edit` changes, and return each layer's neurons."""
+    found = []
+    blocks = list(nn.get(plan.blocks))
+    linearize.prepare(blocks, plan.steps)
+    for layer, block in enumerate(blocks):
+        for kind, path in plan.steps:
+            module = block.get(path)
+            if kind == "neurons":
+                found.append(neurons(module, layer, basis, edit))
+            else:
+                linearize.apply(kind, module, rules)
+    return found
+
+
+def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
+    """The neurons of one layer, after `edit` if there is one."""
+    if basis == "activation":
+        if edit is not None:
+            down.input = edit(layer, down.input)
+        return down.input
+    if edit is not None:
+        down.output = edit(layer, down.output)
+    return down.output
+
+
+def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
+    """The model's logits, behind the linearised final norm and soft-cap."""
+    kind, path = plan.final_norm
+    linearize.apply(kind, nn.get(path), rules)
+    uncapped = nn.get(plan.head).output
+    out = nn.output.logits
+    if plan.soft_cap is None or "activation" not in rules:
+        return out
+    return linearize.soft_cap(out, uncapped, plan.soft_cap)
+
+
+def frozen_block(block: Any, plan: SimpleNamespace, nodes: Tensor | None, basis: str) -> tuple[Any, ...]:
+    """The constants of one block, read in the order its modules run: norms' scales by path [prompt, column], the
+    attention pattern [prompt, head, query, key], gate, up (None without one) and values at the nodes of prompt 0
+    [node, 2], and the MLP's output [prompt, column, d_model].
+
+    Without `nodes`, gate, up and values are those of every neuron [prompt, column, d_mlp].
+    """
+    scales: dict[str, Tensor] = {}
+    pattern = gate = up = values = output = torch.empty(0)
+
+    def pick(tensor: Tensor) -> Tensor:
+        if nodes is None:
+            return tensor.float()
+        position, neuron = nodes.to(tensor.device).unbind(-1)
+        return (tensor[0][position, neuron] if basis == "activation" else tensor[0][position]).float()
+
+    for kind, path in plan.steps:
+        module = block.get(path)
+        if kind in ("rms_norm", "layer_norm"):
+            scales[path] = linearize.scale(kind, module)
+        elif kind == "attention":
+            pattern = linearize.pattern(module).float()
+        elif kind == "activation":
+            fused = plan.gate is not None and plan.gate == plan.up
+            if fused:
+                up = pick(block.get(plan.up).output.chunk(2, dim=-1)[1])
+            gate = pick(module.input)
+            if not fused and plan.gate is not None:
+                up = pick(block.get(plan.up).output)
+        elif kind == "neurons":
+            inside, output = module.input, module.output.float()
+            if basis == "output" and nodes is not None:
+                position, neuron = nodes.to(output.device).unbind(-1)
+                values = output[0][position, neuron]
+            else:
+                values = pick(inside) if basis == "activation" else output
+    return scales, pattern, gate, None if plan.gate is None else up, values, output
+
+
+def edited(edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], layer: int, value: Tensor) -> Tensor:
+    """A layer's neurons after every edit (layer, mask, scale, shift) of that layer, in order."""
+    for at, mask, *parts in edits:
+        if at == layer:
+            scale, shift = (
+                part.to(value.device, value.dtype) if isinstance(part, torch.Tensor) else part for part in parts
+            )
+            value = torch.where(mask.to(value.device), value * scale + shift, value)
+    return value
+
+
+def put(value: Tensor, where: tuple[Tensor, Tensor, Tensor], to: Tensor) -> Tensor:
+    """Neurons with those at (row, column, neuron) set to `to`."""
+    index = tuple(part.to(value.device) for part in where)
+    return value.clone().index_put(index, to.to(value.device, value.dtype))
+
+
+def stack(layers: Any) -> Tensor:
+    """Layers of [prompt, column, neuron], on any devices, as one float32 tensor on the CPU."""
+    return torch.stack(list(to_cpu(*layers)), dim=1)
+
+
+def to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as they leave a trace: float32, on the CPU. One without values (from a weight that a server hides)
+    raises: sent over the wire it would become memory's garbage."""
+    for tensor in tensors:
+        if tensor.device.type == "meta":
+            raise RuntimeError("a result depends on weights that are hidden here")
+    return tuple(tensor.detach().float().cpu() for tensor in tensors)
+
+
+def fingerprint(module: Any) -> str:
+    """A hash of the parameters' names, shapes and up to `SAMPLE` evenly spaced values of each, but for hidden ones."""
+    digest = hashlib.sha256()
+    for name, value in module.named_parameters():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.device.type != "meta":
+            flat = value.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // SAMPLE)]
+            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights(module: Any) -> tuple[bool, bool, str]:
+    """Whether every weight can be read, whether all are floating-point, and their fingerprint."""
+    kinds = [(value.device.type != "meta", value.is_floating_point()) for _, value in module.named_parameters()]
+    return all(kind[0] for kind in kinds), all(kind[1] for kind in kinds), fingerprint(module)
