@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tracer.exchange import export as export
     from tracer.exchange import import_graph as import_graph
     from tracer.model import Model as Model
-    from tracer.model import load as load
+    from tracer.remote import load as load
     from tracer.prompts import Prompt as Prompt
     from tracer.pruning import Pruning as Pruning
     from tracer.quality import estimate_quality as estimate_quality
@@ -58,7 +58,7 @@ _HOME = {
     "evaluate": "evaluation",
     "export": "exchange",
     "import_graph": "exchange",
-    "load": "model",
+    "load": "remote",
     "minimality": "evaluation",
     "steer": "steering",
     "trace": "tracing",

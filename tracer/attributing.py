@@ -130,11 +130,12 @@ def attribute(
             reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
         )
         means = others.means(model, max(lengths), chosen.basis, memory)
-    parts = []
-    for part in _split(model, lengths, memory):
+
+    def batch(part: range) -> Attribution:
         some = [encoded[i] for i in part]
-        parts.append(_attribute_batch(model, some, chosen, means, memory or model.budget(), progress))
-    result = _joined(parts, chosen)
+        return _attribute_batch(model, some, chosen, means, memory or model.budget(), progress)
+
+    result = _joined(model.each(batch, list(_split(model, lengths, memory))), chosen)
     check_finite(result)
     if chosen.conserves and model.conserves:
         check_conservation(result)
@@ -203,12 +204,16 @@ def mean_values(
     """
     total = torch.zeros(model.n_layers, longest, model.n_neurons(basis), dtype=torch.float64)
     count = torch.zeros(longest)
-    for part in _split(model, [len(ids) for ids in token_ids], memory):
-        batch = Batch(tuple(token_ids[i] for i in part))
-        found = batch.aligned(passes.values(model, batch, basis=basis)[0], 2)
-        reach = min(longest, batch.width)
-        total[:, :reach] += (found * batch.real()[:, None, :, None]).double().sum(0)[:, :reach]
-        count[:reach] += batch.real().sum(0)[:reach]
+
+    def batch(part: range) -> tuple[Tensor, Tensor]:
+        some = Batch(tuple(token_ids[i] for i in part))
+        found = some.aligned(passes.values(model, some, basis=basis)[0], 2)
+        return (found * some.real()[:, None, :, None]).double().sum(0), some.real().sum(0)
+
+    for summed, counted in model.each(batch, list(_split(model, [len(ids) for ids in token_ids], memory))):
+        reach = min(longest, len(counted))
+        total[:, :reach] += summed[:, :reach]
+        count[:reach] += counted[:reach]
     if bool((count == 0).any()):
         raise _too_short(int((count > 0).sum()), longest)
     return (total / count[None, :, None]).float()

@@ -112,6 +112,12 @@ def frozen_block(block: Any, plan: SimpleNamespace, nodes: Tensor | None, basis:
     return scales, pattern, gate, None if plan.gate is None else up, values, output
 
 
+def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
+    """What leaves the first block [prompt, column, d_model]."""
+    out = next(iter(nn.get(plan.blocks))).output
+    return out[0] if isinstance(out, tuple) else out
+
+
 def edited(edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], layer: int, value: Tensor) -> Tensor:
     """A layer's neurons after every edit (layer, mask, scale, shift) of that layer, in order."""
     for at, mask, *parts in edits:

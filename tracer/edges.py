@@ -128,31 +128,36 @@ def _check(
 def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
     """Batched vector-Jacobian products through the linearised model, MLPs cut."""
     by_layer = graph.by_layer(model.n_layers)
-    batch = passes.Batch((graph.token_ids,))
-    values, embedding = passes.values(model, batch, basis=graph.basis)
-    values, embedding = values[0], embedding[0]
     order = torch.cat([graph.in_layer(layer) for layer in range(model.n_layers)])
     n_neurons, n_logits, length = len(graph.neurons), len(graph.logits), len(graph.token_ids)
     weight = torch.zeros(n_neurons + n_logits, n_neurons + length)
     incoming = torch.zeros(n_neurons + n_logits)
     rows = torch.cat([order, n_neurons + torch.arange(n_logits)])
     # A chunk's gradients are as large as all activations, once per target.
-    chunk = max(1, min(64, AUTOGRAD_WORKSPACE // (4 * values.numel())))
-    for part, slopes, to_embedding in passes.direct_gradients(
-        model, graph.token_ids, by_layer, graph.logits, basis=graph.basis, rules=rules, chunk=chunk
-    ):
-        for layer, slope in enumerate(slopes):
-            mine = graph.in_layer(layer)
-            _, position, neuron = graph.neurons[mine].unbind(-1)
-            picked = slope[:, position, neuron] * values[layer][position, neuron]
-            weight[rows[part][:, None], mine[None]] = picked
-            incoming[rows[part]] += (slope * values[layer]).sum((1, 2))
-        mine = (to_embedding * embedding).sum(-1)
-        weight[rows[part], n_neurons:] = mine
-        incoming[rows[part]] += mine.sum(-1)
+    each = 4 * length * model.n_layers * model.n_neurons(graph.basis)
+    chunk = max(1, min(64, AUTOGRAD_WORKSPACE // each))
+
+    def some(part: range) -> tuple[range, tuple[list[Tensor], Tensor, Tensor]]:
+        return part, passes.direct_weights(
+            model, graph.token_ids, by_layer, graph.logits, part, basis=graph.basis, rules=rules
+        )
+
+    total = n_neurons + n_logits
+    parts = [range(start, min(start + chunk, total)) for start in range(0, total, chunk)]
+    for part, (weights, embedded, whole) in model.each(some, parts):
+        mine = rows[part.start : part.stop]
+        weight[mine[:, None], order[None]] = torch.cat(weights, dim=1)
+        weight[mine, n_neurons:] = embedded
+        incoming[mine] = whole
+    values = _values(model, graph)
+    return Edges(weight, incoming, values, torch.cat([values, _logit_values(model, graph)]))
+
+
+def _values(model: Model, graph: Graph) -> Tensor:
+    """Of the neurons."""
+    values = passes.values(model, passes.Batch((graph.token_ids,)), basis=graph.basis)[0][0]
     layer, position, neuron = graph.neurons.unbind(-1)
-    mine = values[layer, position, neuron]
-    return Edges(weight, incoming, mine, torch.cat([mine, _logit_values(model, graph)]))
+    return values[layer, position, neuron]
 
 
 def _logit_values(model: Model, graph: Graph) -> Tensor:

@@ -79,12 +79,16 @@ class _Test:
         """The metric of each job: (prompt, ranks, size, whether the first `size` ranks are the ones that stay)."""
         length = len(self.prompts[0].token_ids)
         each = self.model.bytes_per_token(gradient=False, length=length) * length
-        found = []
-        for part in torch.arange(len(jobs)).split(max(1, self.memory // each)):
-            found.append(self._measure([jobs[i] for i in part.tolist()]))
+        size = max(1, self.memory // each)
+
+        def some(part: range) -> Tensor:
+            found = self._measure([jobs[i] for i in part])
             if progress is not None:
-                progress(int(part[-1]) + 1, len(jobs))
-        return torch.cat(found)
+                progress(part.stop, len(jobs))
+            return found
+
+        parts = [range(start, min(start + size, len(jobs))) for start in range(0, len(jobs), size)]
+        return torch.cat(self.model.each(some, parts))
 
     def _measure(self, jobs: Sequence[tuple[int, Ranks, int, bool]]) -> Tensor:
         rows = torch.tensor([job[0] for job in jobs])

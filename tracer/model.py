@@ -15,13 +15,13 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from nnsight import TransformersModel
@@ -45,6 +45,9 @@ BUDGET_WITHOUT_GPU = 2**30
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """How accelerate can spread a model over devices."""
 KERNELS = ("eager", "sdpa")
+
+Part = TypeVar("Part", bound=Sequence[Any])
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,13 @@ class Model:
     def backend(self) -> Request | None:
         """What runs the next trace: a request to the server, or nnsight itself, here."""
         return None if self.remote is None else self.remote.backend()
+
+    def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
+        """`function` of every part of some work, in order: one after another here; on a server several at a time,
+        and in halves where a part is too large for it."""
+        if self.remote is None:
+            return [function(part) for part in parts]
+        return self.remote.server.each(function, parts)
 
     @cached_property
     def plan(self) -> SimpleNamespace:
@@ -294,6 +304,32 @@ def load(
     with _silence():
         module, read = _from_pretrained(source, revision, device_map=placed, **options)
     return _wrap(module, read, label, revision)
+
+
+def skeleton(name: str | Path, *, revision: str | None = None, attention: str | None = None) -> Model:
+    """A model without weights: its configuration, its modules on the meta device and its tokenizer.
+
+    It becomes usable where `remote` says that its weights are (see remote.py).
+
+    Raises:
+        ModelError: as `load`, but for weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if attention not in (None, *KERNELS):
+        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    source = _source(name, revision)
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        with _silence():
+            config = AutoConfig.from_pretrained(source, revision=revision)
+            _check_architecture(config, attention)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _unloadable(source, error) from error
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, **options)
+    return _wrap(module, tokenizer, str(name), revision, device="meta")
 
 
 def _without_effect(**options: Any) -> None:
@@ -519,7 +555,7 @@ def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError
     )
 
 
-def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None) -> Model:
+def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **options: Any) -> Model:
     if tokenizer is None:
         raise ModelError(f"model {name}", "comes without a tokenizer", "pass tokenizer=")
     if not hasattr(getattr(module, "config", None), "model_type"):
@@ -535,7 +571,7 @@ def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None) -> Model
     for parameter, value in _real_parameters(module):
         if not bool(value.isfinite().all()):
             raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")
-    wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer)
+    wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer, **options)
     return Model(name, revision, wrapped, family, tokenizer)
 
 

@@ -49,7 +49,7 @@ PASSING = ("try again", "evicted", "preempted", "temporarily", "restarting", "ca
 
 nnsight.register("tracer")  # a server has no tracer: its functions travel as their source
 
-Item = TypeVar("Item")
+Part = TypeVar("Part", bound=Sequence[Any])
 Answer = TypeVar("Answer")
 Report = Callable[[str], None]
 
@@ -164,6 +164,7 @@ class Server:
         self._plain = httpx.Client(timeout=timeout)  # result stores are other hosts: they never see the key
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
         self._count = threading.Lock()
+        self._thread = threading.local()
 
     def __repr__(self) -> str:
         return f"Server({self.host})"
@@ -205,15 +206,32 @@ class Server:
         python = str(body.get("python_version", "")).split(" ")[0]
         return {str(name): str(version) for name, version in packages.items()} | {"python": python}
 
-    def map(self, function: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-        """`function` of every item, in order, as many at a time as may be in flight; the first error stops the rest."""
-        if len(items) < 2:
-            return [function(item) for item in items]
-        with ThreadPoolExecutor(min(len(items), self.limits.in_flight)) as pool:
-            waiting = [pool.submit(function, item) for item in items]
+    def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
+        """`function` of every part, in order, as many at a time as may be in flight. A part that is too large is
+        halved as long as it can be, so that there may be more answers than parts; the first error stops the rest."""
+
+        def halved(part: Part) -> list[Answer]:
             try:
-                return [one.result() for one in waiting]
+                return [function(part)]
+            except TooLargeError:
+                if len(part) < 2:
+                    raise
+            middle = len(part) // 2
+            return halved(part[:middle]) + halved(part[middle:])  # type: ignore[arg-type]
+
+        if len(parts) == 1:
+            return halved(parts[0])
+        stop = threading.Event()
+
+        def begin() -> None:
+            self._thread.stop = stop
+
+        with ThreadPoolExecutor(max(1, min(len(parts), self.limits.in_flight)), initializer=begin) as pool:
+            waiting = [pool.submit(halved, part) for part in parts]
+            try:
+                return [answer for one in waiting for answer in one.result()]
             finally:
+                stop.set()
                 for one in waiting:
                     one.cancel()
 
@@ -278,7 +296,7 @@ class Server:
                     f"a job was not done after {now - started:.0f} s ({state})",
                     "try again later, or use fewer prompts at a time",
                 )
-            time.sleep(pause * (0.5 + random.random()))
+            self._sleep(pause * (0.5 + random.random()))
             pause = min(1.5 * pause, 2.0)
 
     def _tell(self, job: ResponseModel, seconds: float, before: str) -> str:
@@ -382,7 +400,15 @@ class Server:
         pause = min(longest, 0.25 * 2 ** min(attempt - 1, 20)) * (0.5 + random.random())
         if self.report is not None:
             self.report(f"{self.host}, {time.monotonic() - started:.0f} s, {why}; again in {math.ceil(pause)} s")
-        time.sleep(pause)
+        self._sleep(pause)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait, unless the work that this thread is part of has ended."""
+        stop = getattr(self._thread, "stop", None)
+        if stop is None:
+            time.sleep(seconds)
+        elif stop.wait(seconds):
+            raise self._error("a job is no longer waited for", "see the error before this one")
 
     def _said(self, answer: httpx.Response) -> str:
         """A refusal's own words; the real server repeats a malformed key in them."""

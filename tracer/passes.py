@@ -9,7 +9,7 @@ by its callers; what runs inside a trace is bodies.py; where modules are is fami
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -317,47 +317,34 @@ def coefficients(
     return saved
 
 
-def direct_gradients(
+def direct_weights(
     model: Model,
     token_ids: Sequence[int],
-    targets: Sequence[Tensor],
+    nodes: Sequence[Tensor],
     logits_at: Tensor,
+    part: range,
     *,
     basis: str = "activation",
     rules: frozenset[str] = NO_RULES,
-    chunk: int = 16,
-) -> Iterator[tuple[slice, list[Tensor], Tensor]]:
-    """Gradients of target neurons, then target logits, to every neuron and the embedding over direct paths only.
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Weights of the direct edges from every node and embedding into some targets, over direct paths only.
 
-    One forward per chunk of targets, and one batched backward. Every MLP is cut: its neurons (its output, in the
-    basis ``output``) are leaves, so that no path runs through one.
+    One forward, and one batched backward. Every MLP is cut: its neurons (its output, in the basis ``output``) are
+    leaves, so that no path runs through one. What is not asked for is summed where it is computed.
 
     Args:
-        targets: for each layer, the (position, neuron) pairs of its targets [target, 2].
+        nodes: for each layer, the (position, neuron) pairs of its nodes [node, 2], which are sources and targets.
         logits_at: (position, token) pairs [target, 2].
+        part: which targets: the nodes layer by layer, then the logits.
 
-    Yields:
-        The targets' slice, layer by layer in order and logits last; gradients per layer [target, pos, neuron]; and
-        to the embedding [target, pos, d_model].
+    Returns:
+        Weights from each layer's nodes [target, node]; from each embedding [target, pos]; and from everything there
+        is, nodes or not [target].
     """
-    total = sum(len(one) for one in targets) + len(logits_at)
-    for start in range(0, total, chunk):
-        part = slice(start, min(start + chunk, total))
-        yield part, *_direct_chunk(model, token_ids, targets, logits_at, basis, rules, part)
-
-
-def _direct_chunk(
-    model: Model,
-    token_ids: Sequence[int],
-    targets: Sequence[Tensor],
-    logits_at: Tensor,
-    basis: str,
-    rules: frozenset[str],
-    part: slice,
-) -> tuple[list[Tensor], Tensor]:
     batch = Batch((tuple(token_ids),))
     kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
     nn, plan, columns = model.nn, model.plan, logits_at[:, 0] - len(token_ids) + kept
+    first, last = part.start, part.stop
     _needs_gradients(model)
     with model.lock, torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
@@ -370,10 +357,10 @@ def _direct_chunk(
                 return leaves[at]
 
             bodies.through_blocks(nn, plan, rules, basis, cut)
-            picked = [layer[0, where[:, 0], where[:, 1]] for layer, where in zip(whole, targets, strict=True)]
+            picked = [layer[0, where[:, 0], where[:, 1]] for layer, where in zip(whole, nodes, strict=True)]
             logits = bodies.logits(nn, plan, rules)
             picked.append(logits[0, columns, logits_at[:, 1]])
-            aims = torch.cat([one.to(logits.device) for one in picked])[part]
+            aims = torch.cat([one.to(logits.device) for one in picked])[first:last]
             slopes = torch.autograd.grad(
                 aims,
                 [*leaves, entered],
@@ -382,8 +369,51 @@ def _direct_chunk(
                 allow_unused=True,
                 materialize_grads=True,
             )
-            saved = nnsight.save(bodies.to_cpu(*(slope[:, 0] for slope in slopes)))
-    return list(saved[:-1]), saved[-1]
+            weights = [slope[:, 0].float() * leaf[0].detach().float() for slope, leaf in zip(slopes[:-1], leaves)]
+            embedded = (slopes[-1][:, 0].float() * entered[0].detach().float()).sum(-1)
+            total = torch.stack(list(bodies.to_cpu(*[one.sum((1, 2)) for one in weights], embedded.sum(-1)))).sum(0)
+            chosen = [one[:, where[:, 0], where[:, 1]] for one, where in zip(weights, nodes, strict=True)]
+            saved = nnsight.save((bodies.to_cpu(*chosen), bodies.to_cpu(embedded)[0], total))
+    return list(saved[0]), saved[1], saved[2]
+
+
+def probe(
+    model: Model, token_ids: Sequence[int], steps: Sequence[float], direction: Tensor, projection: Tensor
+) -> tuple[Tensor, Tensor, float, str, tuple[bool, bool, str]]:
+    """What a server answers to small questions, one row for each of `steps`. One forward.
+
+    The embedding of a row is moved by its step times `direction` [pos, d_model], in units of their norms' ratio.
+
+    Returns:
+        The first block's output times `projection` [row], the last logits [row, vocab], the unit, the activations'
+        dtype, and `bodies.weights`.
+    """
+    batch, sizes = Batch((tuple(token_ids),) * len(steps)), torch.tensor(list(steps))[:, None, None]
+    nn, plan = model.nn, model.plan
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+            output = nn.get(plan.embedding).output
+            unit = output[0].float().norm() / direction.norm().to(output.device)
+            moved = output.float() + (sizes * direction[None]).to(output.device) * unit
+            nn.get(plan.embedding).output = moved.to(output.dtype)
+            out = bodies.first_output(nn, plan)
+            read = (out.float() * projection.to(out.device)).sum((1, 2))
+            found = bodies.to_cpu(read, nn.output.logits[:, -1])
+            saved = nnsight.save((*found, float(unit), str(output.dtype), bodies.weights(nn._module)))
+    return saved
+
+
+def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, projection: Tensor) -> float:
+    """The derivative along `direction` of what `probe` reads of the first block. One forward, one backward."""
+    batch = Batch((tuple(token_ids),))
+    nn, plan = model.nn, model.plan
+    with model.lock, torch.inference_mode(False), torch.enable_grad():
+        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+            entered = bodies.enter(nn, plan, None, True)
+            out = bodies.first_output(nn, plan)
+            (slope,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
+            saved = nnsight.save(bodies.to_cpu((slope[0].float() * direction.to(slope.device)).sum()))
+    return float(saved[0])
 
 
 def _reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
