@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer import passes
+from tracer import passes, replay
 from tracer.attribution import noise
-from tracer.config import Settings
+from tracer.config import RULES, Settings
 from tracer.metrics import Metric
 from tracer.model import Model
 from tracer.prompts import Batch
@@ -70,10 +70,15 @@ def run(work: Work) -> Result:
 
 
 def _by_gradient(work: Work) -> Result:
-    """relp and grad: one pass. The embedding's own baseline is zero, so that RelP's conservation shows."""
-    reading = passes.gradients(
-        work.model, work.batch, work.metric, rules=frozenset(work.settings.rules), basis=work.settings.basis
-    )
+    """relp and grad: one pass. The embedding's own baseline is zero, so that RelP's conservation shows.
+
+    Where a server takes no gradients, RelP is replayed here if the weights are here.
+    """
+    model, rules, basis = work.model, frozenset(work.settings.rules), work.settings.basis
+    if model.remote and not model.remote.grants.gradients and rules == RULES and model.weights_readable:
+        reading = replay.reading(model, work.batch, work.metric, basis=basis)
+    else:
+        reading = passes.gradients(model, work.batch, work.metric, rules=rules, basis=basis)
     work.report(1, 1)
     nodes = (reading.values - work.baseline) * reading.gradients
     return Result(nodes, reading.values, (reading.embedding * reading.embedding_gradient).sum(-1), reading.metric)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,7 +22,9 @@ from torch import Tensor
 from tracer import passes
 from tracer.families import Weight
 from tracer.linearize import FACTORS
+from tracer.metrics import Metric
 from tracer.model import Model
+from tracer.prompts import Batch
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,96 @@ class Ends:
         return chunk[self.layer[chunk] == layer]
 
 
-class Replay:
+class LinearMap:
+    """The frozen linear map of a model's blocks, from its weights."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.wiring = model, model.family.wiring
+
+    def _attend(
+        self, layer: int, block: passes.FrozenBlock, state: Tensor, first: int, *, transposed: bool = False
+    ) -> Tensor:
+        """What flows through a layer's attention from `state` [end, pos, d_model], whose positions begin at `first`."""
+        span = slice(first, first + state.shape[1])
+        value, output = self._matrix(layer, self.wiring.value), self._matrix(layer, self.wiring.output)
+        before, after = self.wiring.attention_in, self.wiring.attention_out
+        pattern = block.pattern[:, span, span]
+        shared = output.shape[1] // value.shape[0]
+        if transposed:
+            before, after, pattern = after, before, pattern.transpose(1, 2)
+        normed = self._through_norm(layer, before, block, state, span, transposed=transposed)
+        moved = normed @ output if transposed else self._grown(normed @ value.T, shared)
+        heads = moved.view(*state.shape[:2], pattern.shape[0], -1)
+        mixed = torch.einsum("hqk,ekhd->eqhd", pattern, heads).flatten(2)
+        moved = self._shrunk(mixed, shared) @ value if transposed else mixed @ output.T
+        return self._through_norm(layer, after, block, moved, span, transposed=transposed)
+
+    def _grown(self, state: Tensor, shared: int) -> Tensor:
+        """Each value head repeated for the `shared` query heads that read it."""
+        if shared == 1:
+            return state
+        return state.unflatten(-1, (-1, self.model.head_size)).repeat_interleave(shared, dim=2).flatten(2)
+
+    def _shrunk(self, state: Tensor, shared: int) -> Tensor:
+        """The transpose of `_grown`."""
+        if shared == 1:
+            return state
+        return state.unflatten(-1, (-1, shared, self.model.head_size)).sum(3).flatten(2)
+
+    def _through_norm(
+        self,
+        layer: int,
+        path: str | None,
+        block: passes.FrozenBlock,
+        state: Tensor,
+        at: slice | Tensor = slice(None),
+        *,
+        transposed: bool = False,
+    ) -> Tensor:
+        """A frozen norm of a block; nothing where there is none."""
+        if path is None:
+            return state
+        kind = next(step.kind for step in self.model.family.steps if step.path == path)
+        return self._scaled(kind, self.model.part(layer, path), block.scales[path][at, None], state, transposed)
+
+    def _scaled(self, kind: str, norm: torch.nn.Module, scale: Tensor, state: Tensor, transposed: bool) -> Tensor:
+        given = getattr(norm, "weight", None)
+        weight = torch.ones((), device=state.device) if given is None else given.float()
+        factor = scale * (weight + self.wiring.norm_offset)
+        if kind == "rms_norm":
+            return state * factor
+        if transposed:
+            state = state * factor
+            return state - state.mean(-1, keepdim=True)
+        return (state - state.mean(-1, keepdim=True)) * factor
+
+    def _matrix(self, layer: int, weight: Weight) -> Tensor:
+        """A linear map of a block as a float32 matrix [out, in]."""
+        return self._part(layer, weight).float()
+
+    def _part(self, layer: int, weight: Weight) -> Tensor:
+        """A linear map of a block [out, in], in the model's own dtype and without a copy where that can be."""
+        part = self.model.part(layer, weight.path)
+        matrix = part.weight
+        matrix = matrix.T if type(part).__name__ == "Conv1D" else matrix
+        if weight.part == "first half":
+            return matrix[: len(matrix) // 2]
+        if weight.part == "last half":
+            return matrix[len(matrix) // 2 :]
+        if weight.part == "values":
+            return matrix[-self.model.value_width :]
+        if weight.part == "values per head":
+            heads = self.model.config.num_attention_heads
+            return matrix.view(heads, 3, -1, matrix.shape[1])[:, 2].reshape(-1, matrix.shape[1])
+        return matrix
+
+
+class Replay(LinearMap):
     """One prompt's replay."""
 
     def __init__(self, model: Model, graph: Graph, workspace: int) -> None:
-        self.model, self.graph, self.workspace = model, graph, workspace
-        self.wiring, self.length = model.family.wiring, len(graph.token_ids)
+        super().__init__(model)
+        self.graph, self.workspace, self.length = graph, workspace, len(graph.token_ids)
         self.frozen = passes.frozen(
             model, graph.token_ids, graph.by_layer(model.n_layers), graph.logits, basis=graph.basis
         )
@@ -233,65 +320,6 @@ class Replay:
             found = state[:, pos] @ self.sources.vector[writers].to(state.device).T
             weight[rows[:, None], writers[None]] = found.cpu()
 
-    # The linear map of a block.
-
-    def _attend(
-        self, layer: int, block: passes.FrozenBlock, state: Tensor, first: int, *, transposed: bool = False
-    ) -> Tensor:
-        """What flows through a layer's attention from `state` [end, pos, d_model], whose positions begin at `first`."""
-        span = slice(first, first + state.shape[1])
-        value, output = self._matrix(layer, self.wiring.value), self._matrix(layer, self.wiring.output)
-        before, after = self.wiring.attention_in, self.wiring.attention_out
-        pattern = block.pattern[:, span, span]
-        shared = output.shape[1] // value.shape[0]
-        if transposed:
-            before, after, pattern = after, before, pattern.transpose(1, 2)
-        normed = self._through_norm(layer, before, block, state, span, transposed=transposed)
-        moved = normed @ output if transposed else self._grown(normed @ value.T, shared)
-        heads = moved.view(*state.shape[:2], pattern.shape[0], -1)
-        mixed = torch.einsum("hqk,ekhd->eqhd", pattern, heads).flatten(2)
-        moved = self._shrunk(mixed, shared) @ value if transposed else mixed @ output.T
-        return self._through_norm(layer, after, block, moved, span, transposed=transposed)
-
-    def _grown(self, state: Tensor, shared: int) -> Tensor:
-        """Each value head repeated for the `shared` query heads that read it."""
-        if shared == 1:
-            return state
-        return state.unflatten(-1, (-1, self.model.head_size)).repeat_interleave(shared, dim=2).flatten(2)
-
-    def _shrunk(self, state: Tensor, shared: int) -> Tensor:
-        """The transpose of `_grown`."""
-        if shared == 1:
-            return state
-        return state.unflatten(-1, (-1, shared, self.model.head_size)).sum(3).flatten(2)
-
-    def _through_norm(
-        self,
-        layer: int,
-        path: str | None,
-        block: passes.FrozenBlock,
-        state: Tensor,
-        at: slice | Tensor = slice(None),
-        *,
-        transposed: bool = False,
-    ) -> Tensor:
-        """A frozen norm of a block; nothing where there is none."""
-        if path is None:
-            return state
-        kind = next(step.kind for step in self.model.family.steps if step.path == path)
-        return self._scaled(kind, self.model.part(layer, path), block.scales[path][at, None], state, transposed)
-
-    def _scaled(self, kind: str, norm: torch.nn.Module, scale: Tensor, state: Tensor, transposed: bool) -> Tensor:
-        given = getattr(norm, "weight", None)
-        weight = torch.ones((), device=state.device) if given is None else given.float()
-        factor = scale * (weight + self.wiring.norm_offset)
-        if kind == "rms_norm":
-            return state * factor
-        if transposed:
-            state = state * factor
-            return state - state.mean(-1, keepdim=True)
-        return (state - state.mean(-1, keepdim=True)) * factor
-
     # The vectors of sources and targets.
 
     def _sources(self) -> Ends:
@@ -361,22 +389,78 @@ class Replay:
         scale = frozen.final_scale[self.graph.logits[:, 0].to(frozen.final_scale.device), None]
         return self._scaled(final.kind, self.model.module.get_submodule(final.path), scale, rows, True)
 
-    def _matrix(self, layer: int, weight: Weight) -> Tensor:
-        """A linear map of a block as a float32 matrix [out, in]."""
-        return self._part(layer, weight).float()
 
-    def _part(self, layer: int, weight: Weight) -> Tensor:
-        """A linear map of a block [out, in], in the model's own dtype and without a copy where that can be."""
-        part = self.model.part(layer, weight.path)
-        matrix = part.weight
-        matrix = matrix.T if type(part).__name__ == "Conv1D" else matrix
-        if weight.part == "first half":
-            return matrix[: len(matrix) // 2]
-        if weight.part == "last half":
-            return matrix[len(matrix) // 2 :]
-        if weight.part == "values":
-            return matrix[-self.model.value_width :]
-        if weight.part == "values per head":
-            heads = self.model.config.num_attention_heads
-            return matrix.view(heads, 3, -1, matrix.shape[1])[:, 2].reshape(-1, matrix.shape[1])
-        return matrix
+def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activation") -> passes.Reading:
+    """What `passes.gradients` finds with all RelP rules, without a gradient: one forward, then matrix products.
+
+    The linearised model's backward pass is a linear map whose constants the forward brings; it is walked here, one
+    prompt at a time, from the logits down. It needs the model's weights in memory.
+    """
+    embedding, blocks, final_scale, capped, uncapped = passes.coefficients(model, batch, metric.kept, basis=basis)
+    with torch.enable_grad():
+        leaf = capped.detach().requires_grad_(True)
+        score = metric.read(leaf)
+        (slope,) = torch.autograd.grad(score.sum(), [leaf])
+    if model.soft_cap is not None:
+        slope = slope * torch.where(uncapped == 0, 1.0, capped / uncapped)
+    values = torch.stack([block[4] for block in blocks], 1)
+    slopes, to_embedding = torch.zeros_like(values), torch.zeros_like(embedding)
+    for row, first in enumerate(batch.padding.tolist()):
+        mine = [_of_prompt(block, row, first) for block in blocks]
+        back = _Backward(model, basis).run(slope[row, -(batch.width - first) :], mine, final_scale[row, first:])
+        slopes[row, :, first:], to_embedding[row, first:] = back
+        values[row, :, :first] = 0.0
+    return passes.Reading(values, slopes, embedding, to_embedding, score.detach())
+
+
+def _of_prompt(block: tuple[Any, ...], row: int, first: int) -> passes.FrozenBlock:
+    """One prompt's constants of a block, its padding left out."""
+    scales, pattern, gate, up, values, output = block
+    return passes.FrozenBlock(
+        {path: scale[row, first:] for path, scale in scales.items()},
+        pattern[row, :, first:, first:],
+        gate[row, first:],
+        None if up is None else up[row, first:],
+        values[row, first:],
+        output[row, first:],
+    )
+
+
+class _Backward(LinearMap):
+    """The linearised backward pass of one prompt."""
+
+    def __init__(self, model: Model, basis: str) -> None:
+        super().__init__(model)
+        self.basis = basis
+
+    def run(self, slope: Tensor, blocks: list[passes.FrozenBlock], final_scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients to every neuron [layer, pos, neuron] and to the embedding [pos, d_model].
+
+        Args:
+            slope: of the metric to the logits of the last columns [kept, vocab].
+        """
+        kept, final = len(slope), self.model.family.final_norm
+        rows = slope @ self.model.module.get_output_embeddings().weight.float()
+        norm = self.model.module.get_submodule(final.path)
+        state = torch.zeros(1, len(final_scale), self.model.d_model)
+        state[0, -kept:] = self._scaled(final.kind, norm, final_scale[-kept:, None], rows, True)
+        found = []
+        for layer, block in reversed(list(enumerate(blocks))):
+            written = self._through_norm(layer, self.wiring.mlp_out, block, state, transposed=True)
+            to_neurons = written @ self._matrix(layer, Weight(self.model.family.down))
+            found.append((to_neurons if self.basis == "activation" else written)[0])
+            read = self._through_mlp(layer, block, to_neurons)
+            read = self._through_norm(layer, self.wiring.mlp_in, block, read, transposed=True)
+            before = state if self.model.parallel else state + read
+            state = state + read + self._attend(layer, block, before, 0, transposed=True)
+        return torch.stack(found[::-1]), state[0]
+
+    def _through_mlp(self, layer: int, block: passes.FrozenBlock, slope: Tensor) -> Tensor:
+        """From the neurons' gradient to that of the MLP's input, by rules 3 and 4."""
+        act = self.model.part(layer, self.model.family.path("activation"))
+        factor = FACTORS[type(act).__name__](block.gate)
+        up = self._matrix(layer, self.wiring.up)
+        if self.wiring.gate is None or block.up is None:
+            return (factor * slope) @ up
+        gate = self._matrix(layer, self.wiring.gate)
+        return (0.5 * block.up * factor * slope) @ gate + (0.5 * block.gate * factor * slope) @ up
