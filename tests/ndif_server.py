@@ -6,22 +6,6 @@ It prints its port. POST /_mode {"name": value, ...} sets how it behaves; see `M
 
 from __future__ import annotations
 
-import sys
-
-
-class _NoTracer:
-    """What a server has: nnsight, torch and transformers, but not the package of its users."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name.split(".")[0] in ("tracer", "tiny", "helpers", "reference"):
-            raise ModuleNotFoundError(f"No module named {name!r} on this server", name=name)
-
-
-sys.meta_path.insert(0, _NoTracer())  # type: ignore[arg-type]
-sys.path[:] = [path for path in sys.path if not path.endswith("/tests")]
-
-import aiohttp.web as web  # isort: skip  before nnsight, which puts .save on every object
-
 import asyncio
 import contextlib
 import importlib.metadata
@@ -30,6 +14,7 @@ import json
 import linecache
 import os
 import queue
+import sys
 import threading
 import time
 import traceback
@@ -37,6 +22,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import aiohttp.web as web  # before nnsight, which puts .save on every object
 import torch
 import zstandard
 from greenlet import getcurrent
@@ -68,6 +54,14 @@ MODES: dict[str, Any] = {
 }
 INLINE = 8 * 2**20
 KEY = "nnsight.modeling.transformers.TransformersModel:"
+
+
+class NoTracer:
+    """What a server has: nnsight, torch and transformers, but not the package of its users."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] in ("tracer", "tiny", "helpers", "reference"):
+            raise ModuleNotFoundError(f"No module named {name!r} on this server", name=name)
 
 
 class Server:
@@ -312,11 +306,14 @@ async def main(models: dict[str, str]) -> None:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     PORT[0] = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    print(PORT[0], flush=True)
+    sys.stdout.write(f"{PORT[0]}\n")
+    sys.stdout.flush()
     parent = os.getppid()
     while os.getppid() == parent:  # ends with the test process, however that ends
         await asyncio.sleep(1)
 
 
 if __name__ == "__main__":
+    sys.meta_path.insert(0, NoTracer())  # type: ignore[arg-type]
+    sys.path[:] = [path for path in sys.path if not path.endswith("/tests")]
     asyncio.run(main(dict(argument.split("=", 1) for argument in sys.argv[1:])))

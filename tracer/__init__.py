@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from tracer.exchange import export as export
     from tracer.exchange import import_graph as import_graph
     from tracer.model import Model as Model
-    from tracer.remote import load as load
     from tracer.prompts import Prompt as Prompt
     from tracer.pruning import Pruning as Pruning
     from tracer.quality import estimate_quality as estimate_quality
+    from tracer.remote import load as load
     from tracer.report import view as view
     from tracer.steering import Steering as Steering
     from tracer.steering import steer as steer

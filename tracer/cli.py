@@ -81,6 +81,15 @@ def told(verb: Callable[..., None]) -> Callable[..., None]:
 Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
 Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
 
+Remote = Annotated[
+    bool,
+    typer.Option("--remote", help="Run the model on NDIF, with NDIF_API_KEY and NDIF_HOST; no weights are loaded."),
+]
+LocalWeights = Annotated[
+    bool,
+    typer.Option("--local-weights", help="With --remote: load the weights here too, for servers without gradients."),
+]
+
 
 @app.command()
 @told
@@ -163,6 +172,8 @@ def trace(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
     rows: Rows = 20,
     style: Style = Format.table,
+    remote: Remote = False,
+    local_weights: LocalWeights = False,
 ) -> None:
     """Trace one prompt: which MLP neurons, at which positions, make the model say that.
 
@@ -199,7 +210,7 @@ def trace(
     if out is not None:
         store.check_place(out)
     _quiet()
-    loaded = tracer.load(model, revision=revision, device=device, device_map=device_map, dtype=dtype)
+    loaded = _loaded(model, remote, local_weights, revision=revision, device=device, device_map=device_map, dtype=dtype)
     with _Bar(f"{method} on {model}") as bar:
         circuit = tracer.trace(
             loaded,
@@ -326,6 +337,8 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0)] = 0,
     style: Style = Format.table,
+    remote: Remote = False,
+    local_weights: LocalWeights = False,
 ) -> None:
     """Does the circuit hold: faithfulness and completeness on test pairs, by ablation, with intervals.
 
@@ -340,8 +353,13 @@ def evaluate(
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
     circuit = tracer.Circuit.load(folder)
     _quiet()
-    model = tracer.load(
-        circuit.model.name, revision=circuit.model.revision, device=device, dtype=dtype or circuit.model.dtype
+    model = _loaded(
+        circuit.model.name,
+        remote,
+        local_weights,
+        revision=circuit.model.revision,
+        device=device,
+        dtype=dtype or circuit.model.dtype,
     )
     found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")
@@ -427,6 +445,8 @@ def steer(
     model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16, ...")] = None,
+    remote: Remote = False,
+    local_weights: LocalWeights = False,
 ) -> None:
     """Multiply, set or add to a circuit's neurons, and see what the model then says, beside random neurons.
 
@@ -437,7 +457,7 @@ def steer(
 
     _quiet()
     prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
-    loaded = tracer.load(model, device=device, dtype=dtype)
+    loaded = _loaded(model, remote, local_weights, device=device, dtype=dtype)
     chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
     found = tracer.steer(
         loaded,
@@ -492,8 +512,10 @@ def run(
 @told
 def doctor(
     model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
+    remote: Annotated[bool, typer.Option("--remote", help="What NDIF grants, and the identities there.")] = False,
+    name: Annotated[str | None, typer.Argument(help="The model, instead of --model.", show_default=False)] = None,
 ) -> None:
-    """Versions, devices, memory, and the method's identities measured on a model."""
+    """Versions, devices, memory, and the method's identities measured on a model, here or on NDIF."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -506,9 +528,10 @@ def doctor(
         for name, value in found.items():
             table.add_row(name, escape(value))
         console.print(table, "")
-    checks = checkup.identities(model)
+    model = name or model
+    checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
     table = Table(
-        title=f"Identities on {escape(model)}",
+        title=f"{'NDIF and identities' if remote else 'Identities'} on {escape(model)}",
         title_justify="left",
         box=None,
         show_header=False,
@@ -517,6 +540,9 @@ def doctor(
     for check in checks:
         table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
     console.print(table)
+    if remote and not all(check.holds for check in checks):
+        _complain("what FAILED above is not granted, or wrong there: without gradients use --local-weights")
+        raise typer.Exit(1)
     if not all(check.holds for check in checks):
         _complain("an identity fails: numbers from this installation cannot be trusted; run it on 'demo' and report it")
         raise typer.Exit(1)
@@ -539,6 +565,22 @@ def main() -> None:
         _complain("interrupted; nothing was saved")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _loaded(name: str, remote: bool, local_weights: bool, **options: Any) -> Any:
+    """A model here or on NDIF."""
+    import tracer
+
+    if not remote:
+        if local_weights:
+            raise JobError("--local-weights", "has no effect without --remote", "leave it out")
+        return tracer.load(name, **options)
+    return tracer.load(name, remote=True, weights="local" if local_weights else None, report=_report, **options)
+
+
+def _report(line: str) -> None:
+    """The state of a remote job."""
+    typer.echo(line, err=True)
 
 
 def _complain(message: str) -> None:

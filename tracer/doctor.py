@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -20,14 +20,17 @@ from tracer.circuit import versions
 from tracer.config import RULES, settings
 from tracer.edges import direct_edges
 from tracer.errors import TracerError
-from tracer.model import Model, load
+from tracer.model import Model, load, skeleton
+from tracer.ndif import Report, Server
 from tracer.prompts import Batch, Prompt, encode
+from tracer.remote import connect
 from tracer.tracing import trace
 
 PROMPTS = (
     Prompt("The secretaries near the car", target=" are", foil=" is"),
     Prompt("The parents", target=" are", foil=" is"),
 )
+LARGEST_REQUEST = 10**6
 OPTIONAL = {
     "bitsandbytes": "8- and 4-bit weights",
     "ray": "runs over several GPUs or hosts",
@@ -74,9 +77,41 @@ def identities(name: str = "demo") -> list[Check]:
     Raises:
         ModelError: the model does not load.
     """
-    model = load(name)
+    return _identities(load(name), CHECKS)
+
+
+def remote(name: str = "demo", host: str | None = None, report: Report | None = None) -> list[Check]:
+    """What a server grants on a model, and the identities measured there, if it takes gradients.
+
+    Raises:
+        RemoteError: nothing can be measured, or what was measured says that the server cannot be trusted.
+        ModelError: the model's configuration or tokenizer does not load.
+    """
+    server = Server(host, report=report)
+    model, probe = connect(skeleton(name), server)
+    grants, there = probe.grants, probe.there
+    versions = ", ".join(f"{one} {probe.here[one]} ({there.get(one, 'not told')})" for one in probe.here)
+    small = probe.request < LARGEST_REQUEST
+    gradient = (
+        f"{probe.derivative:.6g}, finite difference {probe.difference:.6g}" if grants.gradients else grants.reason
+    )
+    found = [
+        Check(f"server {probe.host} answers", f"{probe.seconds:.2f} s for one forward", True),
+        Check("the key is accepted", "NDIF_API_KEY or nnsight's" if server.has_key else "none is set or needed", True),
+        Check("the model is deployed", f"among {', '.join(probe.deployed)}"[:200], True),
+        Check("versions fit, here (there)", versions, True),
+        Check("an intervention has an effect", f"{probe.effect:.2g} of the first block's output", True),
+        Check("gradients", gradient, grants.gradients),
+        Check("weights are readable", "yes" if grants.weights else "no: hidden", grants.weights),
+        Check("activations", str(grants.dtype).removeprefix("torch."), True),
+        Check("a request without tensors < 1 MB", f"{probe.request:,} bytes, {probe.result:,} came back", small),
+    ]
+    return found + (_identities(model, CHECKS[1:]) if grants.gradients else [])
+
+
+def _identities(model: Model, checks: Sequence[Callable[[Model, list[Prompt]], Check]]) -> list[Check]:
     prompts = [_suited(model, prompt) for prompt in PROMPTS]
-    return [_measured(check, model, prompts) for check in CHECKS]
+    return [_measured(check, model, prompts) for check in checks]
 
 
 def _measured(check: Callable[[Model, list[Prompt]], Check], model: Model, prompts: list[Prompt]) -> Check:

@@ -68,6 +68,7 @@ class Limits:
         lost: seconds after which a job that the server does not know is submitted again.
         attempts: submissions of one job.
         in_flight: jobs at a time, over all threads.
+        quiet: seconds of a job after which its state is reported, and between reports of the same state.
         request: bytes of one request; larger ones are split where they can be. result: bytes of one result.
     """
 
@@ -76,6 +77,7 @@ class Limits:
     lost: float = 60.0
     attempts: int = 4
     in_flight: int = 4
+    quiet: float = 3.0
     request: int = 64 * MIB
     result: int = 4096 * MIB
 
@@ -279,7 +281,7 @@ class Server:
 
     def _wait(self, number: str, started: float) -> ResponseModel | None:
         """The job's last state; None if the server does not know it (any more)."""
-        submitted, told, pause = time.monotonic(), "", 0.01
+        submitted, told, pause = time.monotonic(), ("", 0.0), 0.01
         while True:
             answer = self._exchange("GET", f"/response/{number}", missing=True)
             now = time.monotonic()
@@ -288,10 +290,10 @@ class Server:
                 if job.status in (Status.COMPLETED, Status.ERROR):
                     return job
                 told = self._tell(job, now - started, told)
-            elif now - submitted > (self.limits.lost if not told else min(self.limits.lost, 5.0)):
+            elif now - submitted > (min(self.limits.lost, 5.0) if told[0] else self.limits.lost):
                 return None
             if now - started > self.limits.wait:
-                state = told or "not known to the server"
+                state = told[0] or "not known to the server"
                 raise self._error(
                     f"a job was not done after {now - started:.0f} s ({state})",
                     "try again later, or use fewer prompts at a time",
@@ -299,11 +301,14 @@ class Server:
             self._sleep(pause * (0.5 + random.random()))
             pause = min(1.5 * pause, 2.0)
 
-    def _tell(self, job: ResponseModel, seconds: float, before: str) -> str:
+    def _tell(self, job: ResponseModel, seconds: float, before: tuple[str, float]) -> tuple[str, float]:
+        """Report a job's state where that is news; the state, and when it was last reported."""
         state = self._key.scrub(f"{job.status.value.lower()}: {job.description}".strip(": "))[:200]
-        if self.report is not None and state != before:
+        told, last = before
+        news = seconds >= self.limits.quiet and (state != told or not last or seconds - last > self.limits.quiet + 5)
+        if news and self.report is not None:
             self.report(f"{self.host}, {seconds:.0f} s, {state}")
-        return state
+        return state, seconds if news else last
 
     def _download(self, data: Any, compressed: bool) -> dict[str, Any]:
         if not isinstance(data, str) or not data.startswith(("http://", "https://")):

@@ -369,7 +369,9 @@ def direct_weights(
                 allow_unused=True,
                 materialize_grads=True,
             )
-            weights = [slope[:, 0].float() * leaf[0].detach().float() for slope, leaf in zip(slopes[:-1], leaves)]
+            weights = [
+                slope[:, 0].float() * leaf[0].detach().float() for slope, leaf in zip(slopes[:-1], leaves, strict=True)
+            ]
             embedded = (slopes[-1][:, 0].float() * entered[0].detach().float()).sum(-1)
             total = torch.stack(list(bodies.to_cpu(*[one.sum((1, 2)) for one in weights], embedded.sum(-1)))).sum(0)
             chosen = [one[:, where[:, 0], where[:, 1]] for one, where in zip(weights, nodes, strict=True)]

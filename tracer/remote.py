@@ -25,7 +25,7 @@ from tracer import demo, passes
 from tracer.errors import ModelError, RemoteError, quoted
 from tracer.model import DTYPES, Model, skeleton
 from tracer.model import load as load_here
-from tracer.ndif import JobFailedError, Grants, Limits, Remote, Report, Server
+from tracer.ndif import Grants, JobFailedError, Limits, Remote, Report, Server
 from tracer.prompts import Batch
 
 COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
@@ -281,9 +281,7 @@ def _with_weights(model: Model, measured: _Measured, options: dict[str, Any]) ->
     """The remote model with its weights here as well, which must be the same; and how far their logits differ."""
     dtype = model.dtype if options["dtype"] is None else options["dtype"]
     attention = model.nn._remoteable_get_env()["attn_implementation"]
-    local = load_here(
-        model.name, **{**options, "dtype": dtype}, revision=model.revision, attention=attention
-    )
+    local = load_here(model.name, **{**options, "dtype": dtype}, revision=model.revision, attention=attention)
     if model.remote is None:
         raise AssertionError("only a remote model has weights elsewhere")
     host = model.remote.server.host
