@@ -83,11 +83,11 @@ Style = Annotated[Format, typer.Option("--format", help="table for people, json 
 
 Remote = Annotated[
     bool,
-    typer.Option("--remote", help="Run the model on NDIF, with NDIF_API_KEY and NDIF_HOST; no weights are loaded."),
+    typer.Option("--remote", help="Run on NDIF (NDIF_API_KEY, NDIF_HOST); no weights are loaded here."),
 ]
 LocalWeights = Annotated[
     bool,
-    typer.Option("--local-weights", help="With --remote: load the weights here too, for servers without gradients."),
+    typer.Option("--local-weights", help="With --remote: load the weights here too, where NDIF takes no gradients."),
 ]
 
 
@@ -513,7 +513,9 @@ def run(
 def doctor(
     model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
     remote: Annotated[bool, typer.Option("--remote", help="What NDIF grants, and the identities there.")] = False,
-    name: Annotated[str | None, typer.Argument(help="The model, instead of --model.", show_default=False)] = None,
+    given: Annotated[
+        str | None, typer.Argument(help="The model, instead of --model.", metavar="[MODEL]", show_default=False)
+    ] = None,
 ) -> None:
     """Versions, devices, memory, and the method's identities measured on a model, here or on NDIF."""
     from rich.markup import escape
@@ -528,7 +530,7 @@ def doctor(
         for name, value in found.items():
             table.add_row(name, escape(value))
         console.print(table, "")
-    model = name or model
+    model = given or model
     checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
     table = Table(
         title=f"{'NDIF and identities' if remote else 'Identities'} on {escape(model)}",

@@ -101,7 +101,7 @@ def remote(name: str = "demo", host: str | None = None, report: Report | None = 
         Check("the model is deployed", f"among {', '.join(probe.deployed)}"[:200], True),
         Check("versions fit, here (there)", versions, True),
         Check("an intervention has an effect", f"{probe.effect:.2g} of the first block's output", True),
-        Check("gradients", gradient, grants.gradients),
+        Check("gradients", gradient if grants.gradients else grants.reason, grants.gradients),
         Check("weights are readable", "yes" if grants.weights else "no: hidden", grants.weights),
         Check("activations", str(grants.dtype).removeprefix("torch."), True),
         Check("a request without tensors < 1 MB", f"{probe.request:,} bytes, {probe.result:,} came back", small),

@@ -1,0 +1,562 @@
+"""Remote equals local; what a server does wrong is one line, never a wrong number; a key is written nowhere.
+
+The server is another process (ndif_server.py), in which tracer cannot be imported.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import tiny as t
+import torch
+from helpers import error, refused
+from typer.testing import CliRunner
+
+import tracer
+from tracer import demo, ndif, passes, remote
+from tracer.cli import app
+from tracer.edges import direct_edges
+from tracer.errors import JobError, ModelError, RemoteError
+from tracer.prompts import Batch
+
+FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
+LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
+KEY = "0badc0de-5ec2-4e70-8a11-5ec2e7a11cee"
+SHORT = {"ig": {"steps": 2}, "conductance": {"steps": 2}, "ig-activation": {"steps": 2}}
+METHODS = ("relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random")
+
+
+def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    return error(got, wanted) < 1e-6
+
+
+@dataclass
+class Loopback:
+    """The server's process, how it is told to behave, and the models it serves."""
+
+    host: str
+    process: subprocess.Popen[str]
+    folders: dict[str, str]
+    local: dict[str, tracer.Model] = field(default_factory=dict)
+    there: dict[tuple[str, str | None], tracer.Model] = field(default_factory=dict)
+
+    def mode(self, **how: Any) -> None:
+        httpx.post(f"{self.host}/_mode", json=how).raise_for_status()
+
+    def seen(self) -> dict[str, int]:
+        return httpx.get(f"{self.host}/_seen").json()
+
+    def load(self, name: str = "demo", limits: ndif.Limits = LIMITS, **options: Any) -> tracer.Model:
+        return tracer.load(self.folders.get(name, name), remote=True, host=self.host, limits=limits, **options)
+
+    def pair(self, name: str, weights: str | None = None) -> tuple[tracer.Model, tracer.Model]:
+        """A model there and here, loaded once."""
+        if name not in self.local:
+            self.local[name] = tracer.load(self.folders.get(name, name), device="cpu", attention="eager")
+        if (name, weights) not in self.there:
+            self.there[name, weights] = self.load(name, attention="eager", weights=weights)
+        return self.there[name, weights], self.local[name]
+
+
+def start(models: dict[str, str], cwd: Path) -> Loopback:
+    script = Path(__file__).with_name("ndif_server.py")
+    given = [f"{name}={folder}" for name, folder in models.items()]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "NDIF"))}
+    with (cwd / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(script), *given],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=cwd,
+            env=environment,
+        )
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    assert port, (cwd / "server.log").read_text()
+    return Loopback(f"http://127.0.0.1:{port}", process, {})
+
+
+def stop(server: Loopback) -> None:
+    server.process.kill()
+    server.process.wait()
+    assert server.process.stdout is not None
+    server.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    place = tmp_path_factory.mktemp("ndif")
+    folders = {family: str(t.save(t.tiny(family, n_layers=2), place / family)) for family in FAMILIES}
+    other = str(t.save(t.tiny("llama", seed=1), place / "other"))
+    folders["changed"] = str(t.save(t.tiny("llama", seed=2), place / "changed"))
+    served = {"demo": str(demo.path()), **{folders[family]: folders[family] for family in FAMILIES}}
+    server = start(served | {folders["changed"]: other}, place)
+    server.folders = folders
+    yield server
+    stop(server)
+
+
+@pytest.fixture
+def server(running: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    monkeypatch.setenv("NDIF_HOST", running.host)
+    running.mode()
+    return running
+
+
+def prompts(name: str) -> list[tracer.Prompt]:
+    """Of different lengths, so that a batch is padded."""
+    if name == "demo":
+        texts = ("The secretaries near the car", "The key near the cabinet"), ("The parents", "The parent")
+        return [tracer.Prompt(a, target=" are", foil=" is", counterfactual=b) for a, b in texts]
+    rows, others = ([1, 30, 45, 52, 60], [1, 44, 36]), ([1, 31, 46, 53, 61], [1, 45, 37])
+    return [
+        tracer.Prompt(token_ids=row, target=7, foil=8, counterfactual=other)
+        for row, other in zip(rows, others, strict=True)
+    ]
+
+
+# --------------------------------------------------------------------------------------- remote equals local
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+def test_attributions_are_the_local_ones(server: Loopback, name: str, method: str) -> None:
+    there, here = server.pair(name)
+    asked = prompts(name)
+    if method == "exact":
+        asked = [tracer.Prompt(token_ids=[1, 44], target=7, foil=8)]
+    how: dict[str, Any] = SHORT.get(method, {})
+    if method in ("grad", "ig", "delta"):
+        how = how | {"baseline": "counterfactual"}
+    got, wanted = (tracer.attribute(model, asked, method, **how) for model in (there, here))
+    for part in ("nodes", "activations", "embeddings", "metric"):
+        assert same(getattr(got, part), getattr(wanted, part)), part
+    assert got.token_ids == wanted.token_ids
+
+
+@pytest.mark.parametrize("metric", ["logprob", "centred", "topk"])
+def test_metrics_bases_and_baselines_are_the_local_ones(server: Loopback, metric: str) -> None:
+    there, here = server.pair("gemma2")
+    asked = [
+        tracer.Prompt(token_ids=one.token_ids, target=None if metric == "topk" else 7) for one in prompts("gemma2")
+    ]
+    how: dict[str, Any] = {"metric": metric, "basis": "output", "baseline": "mean"}
+    got, wanted = (tracer.attribute(model, asked, **how) for model in (there, here))
+    assert same(got.nodes, wanted.nodes)
+    assert got.target_ids == wanted.target_ids
+
+
+@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+def test_edges_are_the_local_ones(server: Loopback, name: str) -> None:
+    there, here = server.pair(name)
+    prompt = prompts(name)[0]
+    got, wanted = (tracer.trace(model, prompt, nodes=30) for model in (there, here))
+    assert got.model == wanted.model
+    assert got.neurons.select(["layer", "position", "neuron"]) == wanted.neurons.select(["layer", "position", "neuron"])
+    nodes = torch.tensor([[row["layer"], row["position"], row["neuron"]] for row in wanted.rows("neuron")])
+    logits = torch.tensor([[len(wanted.token_ids) - 1, 7]])
+    one, other, replayed = (
+        direct_edges(model, wanted.token_ids, nodes, logits, engine=engine)
+        for model, engine in ((there, "auto"), (here, "autograd"), (here, "replay"))
+    )
+    for part in ("weight", "incoming", "source_values", "target_values"):
+        assert same(getattr(one, part), getattr(other, part)), part
+        assert error(getattr(one, part), getattr(replayed, part)) < 1e-5
+
+
+def test_evaluation_is_the_local_one(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    from tracer.tasks import sva
+
+    tests = [pair.to_prompt() for pair in sva.generate("simple", "test", 4)]
+    circuit = tracer.trace(here, tests[0], nodes=20, edges=False)
+    for ablation in ("mean", "resample"):
+        got, wanted = (tracer.evaluate(model, circuit, tests, ablation, [5, 20]) for model in (there, here))
+        for part in ("whole", "empty", "inside", "outside", "control"):
+            assert same(getattr(got, part), getattr(wanted, part)), (ablation, part)
+
+
+@pytest.mark.parametrize("name", ["demo", "gpt2"])
+def test_steering_is_the_local_one(server: Loopback, name: str) -> None:
+    there, here = server.pair(name)
+    prompt = prompts(name)[0]
+    for how in ({"factor": -1.0, "everywhere": True}, {"set_to": 0.5}):
+        nodes = [(0, 1, 3), (1, 2, 5), (1, 2, 6)]
+        got, wanted = (
+            tracer.steer(model, nodes, prompt, max_new_tokens=4, random=2, **how)  # type: ignore[arg-type]
+            for model in (there, here)
+        )
+        assert got.steered == wanted.steered
+        assert got.unsteered == wanted.unsteered
+        for one, other in zip(got.effects, wanted.effects, strict=True):
+            assert one.token_id == other.token_id
+            assert abs(one.logit.after - other.logit.after) < 1e-5
+
+
+def test_many_prompts_are_several_requests_at_a_time(server: Loopback) -> None:
+    _, here = server.pair("demo")
+    there = server.load("demo", ndif.Limits(wait=30, patience=5, in_flight=3), attention="eager")
+    asked = prompts("demo") * 4
+    small = here.bytes_per_token(length=6) * 7
+    server.mode(queued=0.05)
+    got, wanted = (tracer.attribute(model, asked, memory=small) for model in (there, here))
+    assert torch.equal(got.nodes, wanted.nodes)
+    assert 1 < server.seen()["most_open"] <= 3
+
+
+def test_a_model_without_weights_holds_none(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    assert {value.device.type for value in there.module.parameters()} == {"meta"}
+    assert there.fingerprint == here.fingerprint
+    assert there.device == torch.device("cpu")
+    assert there.conserves == here.conserves
+
+
+def test_the_package_is_not_on_the_server(server: Loopback) -> None:
+    there, _ = server.pair("demo")
+    with refused(RemoteError, "No module named 'tracer'"):
+        imports(there)
+
+
+def imports(model: tracer.Model) -> None:
+    nn = model.nn
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+        import tracer as package
+
+        saved = nn.output.logits.save() if package else None
+
+
+# --------------------------------------------------------------------------------------- a sandbox
+
+
+def test_a_sandbox_is_detected_and_refused_by_permission(server: Loopback) -> None:
+    server.mode(sandboxed=True)
+    there = server.load("demo")
+    assert there.remote is not None
+    assert not there.remote.grants.gradients
+    assert not there.remote.grants.weights
+    assert "not readable" in there.fingerprint
+    for method in ("relp", "grad", "ig"):
+        with refused(RemoteError, "needs gradients", "'trusted'"):
+            tracer.attribute(there, prompts("demo"), method)
+    with refused(RemoteError, "needs gradients"):
+        direct_edges(there, (1, 44), torch.tensor([[0, 0, 1]]), torch.tensor([[1, 7]]))
+
+
+@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+def test_a_sandbox_gives_the_same_numbers_where_the_weights_are_here(server: Loopback, name: str) -> None:
+    _, here = server.pair(name)
+    server.mode(sandboxed=True)
+    there = server.load(name, weights="local", attention="eager")
+    for basis in ("activation", "output"):
+        got, wanted = (tracer.attribute(model, prompts(name), basis=basis) for model in (there, here))
+        for part in ("nodes", "activations", "embeddings", "metric"):
+            assert error(getattr(got, part), getattr(wanted, part)) < 2e-6, part
+    one, other = (tracer.trace(model, prompts(name)[0], nodes=20) for model in (there, here))
+    assert one.neurons.select(["layer", "position", "neuron"]) == other.neurons.select(["layer", "position", "neuron"])
+    weights = [torch.tensor(circuit.links["weight"].to_pylist()) for circuit in (one, other)]
+    assert error(*weights) < 1e-5
+    with refused(RemoteError, "needs gradients"):
+        tracer.attribute(there, prompts(name), "grad")
+
+
+def test_forward_only_work_needs_no_permission(server: Loopback) -> None:
+    _, here = server.pair("demo")
+    server.mode(sandboxed=True)
+    there = server.load("demo", attention="eager")
+    got, wanted = (tracer.attribute(model, prompts("demo"), "delta") for model in (there, here))
+    assert same(got.nodes, wanted.nodes)
+
+
+def test_a_hidden_weight_never_becomes_a_number(server: Loopback) -> None:
+    server.mode(sandboxed=True)
+    there = server.load("gpt2")
+    with refused(RemoteError, "hidden"):
+        multiplied(there)
+
+
+def multiplied(model: tracer.Model) -> None:
+    from tracer import bodies
+
+    nn, plan = model.nn, model.plan
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+        out = nn.get(plan.head).input @ nn.get(plan.head)._module.weight.T
+        saved = bodies.to_cpu(out).save()
+
+
+# --------------------------------------------------------------------------------------- what a server does wrong
+
+
+def test_the_weights_must_be_the_clients(server: Loopback) -> None:
+    with refused(RemoteError, "are not the ones here", "hash"):
+        server.load("changed", weights="local")
+    server.mode(sandboxed=True)
+    with refused(RemoteError, "are not the ones here", "logits"):
+        server.load("changed", weights="local")
+
+
+def test_ignored_interventions_are_detected(server: Loopback) -> None:
+    server.mode(ignore=True)
+    with refused(RemoteError, "ignored an intervention"):
+        server.load("demo")
+
+
+def test_wrong_gradients_are_detected(server: Loopback) -> None:
+    server.mode(scramble=True)
+    with refused(RemoteError, "finite difference"):
+        server.load("demo")
+
+
+def test_wrong_numbers_of_a_later_request_are_detected(server: Loopback) -> None:
+    there, _ = server.pair("demo")
+    server.mode(scramble=True)
+    with refused(ModelError, "conservation"):
+        tracer.attribute(there, prompts("demo"))
+
+
+def test_a_refused_key(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.mode(keys=[KEY])
+    with refused(RemoteError, "needs a key", "NDIF_API_KEY"):
+        server.load("demo")
+    for wrong in ("malformed", KEY[::-1]):
+        monkeypatch.setenv("NDIF_API_KEY", wrong)
+        with pytest.raises(RemoteError) as caught:
+            server.load("demo")
+        assert "refused the key" in str(caught.value)
+        assert wrong not in str(caught.value)
+
+
+def test_a_model_that_is_not_deployed(server: Loopback) -> None:
+    here = str(Path(server.folders["gpt2"]).parent / "other")
+    with refused(RemoteError, "is not deployed", "demo"):
+        server.load(here)
+
+
+@pytest.mark.parametrize(("package", "version"), [("nnsight", "0.7.1"), ("transformers", "4.57.0")])
+def test_other_versions(server: Loopback, package: str, version: str) -> None:
+    server.mode(versions={package: version})
+    with refused(RemoteError, package, version, "pip install"):
+        server.load("demo")
+
+
+def test_a_busy_server_is_asked_again(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    said: list[str] = []
+    patient = server.load("demo", report=said.append, attention="eager")
+    for how in ({"busy": 2}, {"limited": 2}, {"cut": 2}, {"cut_result": 1}, {"lose": 1}):
+        server.mode(**how)
+        assert torch.equal(passes.logits(patient, Batch(((1, 2),))), passes.logits(here, Batch(((1, 2),)))), how
+    assert any("busy" in line for line in said)
+    assert any("cannot be reached" in line for line in said)
+    assert any("submitting" in line for line in said)
+
+
+def test_a_queue_is_reported_and_ends_at_the_limit(server: Loopback) -> None:
+    said: list[str] = []
+    there = server.load("demo", ndif.Limits(wait=0.8, patience=5, quiet=0.0), report=said.append)
+    server.mode(queued=2.0)
+    with refused(RemoteError, "not done after", "queued"):
+        passes.logits(there, Batch(((1, 2),)))
+    assert any("1st in the queue" in line for line in said)
+    server.mode(slow=2.0)
+    with refused(RemoteError, "not done after"):
+        passes.logits(there, Batch(((1, 2),)))
+    time.sleep(1.5)  # the server works them off
+
+
+def test_a_server_that_stays_busy(server: Loopback) -> None:
+    there = server.load("demo", ndif.Limits(wait=30, patience=0.5))
+    server.mode(busy=1000)
+    started = time.monotonic()
+    with refused(RemoteError, "busy or failing: 503"):
+        passes.logits(there, Batch(((1, 2),)))
+    assert time.monotonic() - started < 10
+
+
+def test_a_job_that_is_lost_again_and_again(server: Loopback) -> None:
+    there = server.load("demo", ndif.Limits(wait=30, patience=1, lost=0.1, attempts=2))
+    server.mode(lose=1000)
+    with refused(RemoteError, "gave up after 2 submissions", "lost"):
+        passes.logits(there, Batch(((1, 2),)))
+
+
+def test_out_of_memory_halves_the_batch(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    asked = prompts("demo") * 2
+    server.mode(oom_rows=1)
+    got, wanted = (tracer.attribute(model, asked) for model in (there, here))
+    assert same(got.nodes, wanted.nodes)
+    server.mode(oom=1000)
+    with refused(RemoteError, "ran out of memory", "fewer or shorter prompts"):
+        tracer.attribute(there, asked)
+
+
+def test_requests_and_results_have_bounds(server: Loopback) -> None:
+    _, here = server.pair("demo")
+    there = server.load("demo", ndif.Limits(wait=30, patience=5, request=14_000), attention="eager")
+    server.mode()
+    asked = prompts("demo") * 40
+    got, wanted = (tracer.attribute(model, asked, memory=2**30) for model in (there, here))
+    assert same(got.nodes, wanted.nodes)
+    assert server.seen()["largest"] <= 14_000
+    small = server.load("demo", ndif.Limits(wait=30, patience=5, result=20_000))
+    with refused(RemoteError, "a result of", "is more than"):
+        tracer.attribute(small, asked)
+    tiny = server.load("demo", ndif.Limits(wait=30, patience=5, request=13_000))
+    with refused(RemoteError, "a request of", "are sent at a time"):
+        tracer.attribute(tiny, asked[:1], "ig-activation", steps=1)
+
+
+def test_no_server_and_no_ndif_server(server: Loopback) -> None:
+    started = time.monotonic()
+    with refused(RemoteError, "cannot be reached", "NDIF_HOST"):
+        tracer.load("demo", remote=True, host="http://127.0.0.1:9", limits=LIMITS)
+    assert time.monotonic() - started < 10
+    server.mode(broken="<html>hello</html>")
+    with refused(RemoteError, "no NDIF server's"):
+        server.load("demo")
+    server.mode(broken="[]")
+    with refused(RemoteError, "no NDIF server's"):
+        server.load("demo")
+    with refused(RemoteError, "is no http"):
+        tracer.load("demo", remote=True, host="ndif.us")
+
+
+def test_options_without_effect_are_refused(server: Loopback) -> None:
+    with refused(ModelError, "weights", "no effect"):
+        tracer.load("demo", weights="local")
+    with refused(ModelError, "device", "no effect"):
+        server.load("demo", device="cpu")
+    with refused(ModelError, "must be 'local'"):
+        server.load("demo", weights="yes")
+    with refused(RemoteError, "the server runs", "float32"):
+        server.load("demo", dtype="bfloat16")
+    with refused(ModelError, "is in memory"):
+        tracer.load(t.tiny("llama"), remote=True)
+
+
+def test_a_server_that_dies_in_a_request(tmp_path: Path) -> None:
+    alone = start({"demo": str(demo.path())}, tmp_path)
+    try:
+        there = alone.load("demo", ndif.Limits(wait=30, patience=1.0))
+        arrived = tracer.attribute(there, prompts("demo"))
+        alone.mode(die=True)
+        started = time.monotonic()
+        with refused(RemoteError, "cannot be reached"):
+            tracer.attribute(there, prompts("demo") * 3, memory=1)
+        assert time.monotonic() - started < 15
+        assert arrived.metric.isfinite().all()
+    finally:
+        stop(alone)
+
+
+# --------------------------------------------------------------------------------------- keys, payload, commands
+
+
+def test_a_key_is_written_nowhere(
+    server: Loopback,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("NDIF_API_KEY", KEY)
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.DEBUG)
+    server.mode(keys=[KEY])
+    said: list[str] = []
+    there = server.load("demo", report=said.append)
+    result = CliRunner().invoke(app, ["trace", "The parents", "--target", " are", "--remote", "--out", "run"])
+    assert result.exit_code == 0, result.output
+    texts = [result.output, repr(there), repr(there.remote), repr(vars(there.remote.server)), *said]  # type: ignore[union-attr]
+    for how in ({"keys": ["another-key"]}, {"keys": [KEY], "oom": 99}, {"keys": [KEY], "busy": 99}):
+        server.mode(**how)
+        with pytest.raises(RemoteError) as caught:
+            tracer.attribute(server.load("demo", ndif.Limits(wait=5, patience=0.3)), prompts("demo"))
+        lines = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+        texts += ["".join(lines), repr(caught.value), repr(vars(caught.value))]
+    server.mode(keys=["another-key"])
+    texts.append(CliRunner().invoke(app, ["trace", "The parents", "--remote"]).output)
+    texts += [record.getMessage() for record in caplog.records] + list(capfd.readouterr())
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert files
+    assert not any(KEY in text for text in texts)
+    assert not any(KEY.encode() in path.read_bytes() for path in files)
+    with pytest.raises(TypeError):
+        pickle.dumps(there.remote)
+
+
+def test_a_key_does_not_travel_in_a_block(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zstandard
+
+    monkeypatch.setenv("NDIF_API_KEY", KEY)
+    sent: list[bytes] = []
+    serialized = ndif.serialized
+    monkeypatch.setattr(ndif, "serialized", lambda block: sent.append(serialized(block)) or sent[-1])
+    tracer.attribute(server.load("demo"), prompts("demo"))
+    plain = [zstandard.ZstdDecompressor().stream_reader(io.BytesIO(one)).read() for one in sent]
+    assert plain
+    assert not any(KEY.encode() in one for one in plain)
+    assert not any(b"co_code" in one for one in plain)
+
+
+def test_the_probe_says_what_a_request_weighs(server: Loopback) -> None:
+    model, probe = remote.connect(remote.skeleton("demo"), ndif.Server(server.host))
+    assert 1000 < probe.request < 10**6
+    assert probe.there["nnsight"] == probe.here["nnsight"]
+    assert "demo" in probe.deployed
+    assert abs(probe.derivative / probe.difference - 1) < 0.02
+    assert model.record().name == "demo"
+
+
+def test_doctor_remote(server: Loopback) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--remote", "demo"])
+    assert result.exit_code == 0, result.output
+    assert "FAILED" not in result.stdout
+    assert "a request without tensors" in result.stdout
+    server.mode(sandboxed=True)
+    result = CliRunner().invoke(app, ["doctor", "--remote"])
+    assert result.exit_code == 1
+    assert result.stdout.count("FAILED") == 2
+
+
+def test_commands_run_remotely(server: Loopback, tmp_path: Path) -> None:
+    command = ["trace", "The secretaries near the car", "--target", " are", "--foil", " is", "--nodes", "20"]
+    got, wanted = (CliRunner().invoke(app, [*command, *more]) for more in (["--remote"], []))
+    assert got.exit_code == 0, got.output
+    assert got.stdout == wanted.stdout
+    steering = ["steer", "The parents", "--target", " are", "--top", "5", "--factor", "-1", "--max-new-tokens", "3"]
+    got, wanted = (CliRunner().invoke(app, [*steering, *more]) for more in (["--remote"], []))
+    assert got.exit_code == 0, got.output
+    assert got.stdout == wanted.stdout
+    assert CliRunner().invoke(app, [*command, "--out", str(tmp_path / "run")]).exit_code == 0
+    checking = ["evaluate", str(tmp_path / "run"), "--structure", "nounpp", "--count", "4", "--sizes", "5,20"]
+    got, wanted = (CliRunner().invoke(app, [*checking, *more]) for more in (["--remote"], []))
+    assert got.exit_code == 0, got.output
+    assert got.stdout == wanted.stdout
+
+
+def test_commands_refuse_in_one_line(server: Loopback) -> None:
+    server.mode(busy=0, versions={"nnsight": "0.9.0"})
+    result = CliRunner().invoke(app, ["trace", "The parents", "--remote"])
+    assert result.exit_code == 2
+    assert "nnsight" in result.stderr
+    assert result.stderr.count("\n") == 1
+    with pytest.raises(JobError):
+        raise JobError("a", "b", "c")
+    assert CliRunner().invoke(app, ["trace", "The parents", "--local-weights"]).exit_code == 2
