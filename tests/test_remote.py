@@ -29,7 +29,7 @@ import tracer
 from tracer import demo, ndif, passes, remote
 from tracer.cli import app
 from tracer.edges import direct_edges
-from tracer.errors import JobError, ModelError, RemoteError
+from tracer.errors import ModelError, RemoteError
 from tracer.prompts import Batch
 
 FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
@@ -74,7 +74,7 @@ class Loopback:
 def start(models: dict[str, str], cwd: Path) -> Loopback:
     script = Path(__file__).with_name("ndif_server.py")
     given = [f"{name}={folder}" for name, folder in models.items()]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "NDIF"))}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "NDIF"))}
     with (cwd / "server.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, str(script), *given],
@@ -82,7 +82,7 @@ def start(models: dict[str, str], cwd: Path) -> Loopback:
             stderr=log,
             text=True,
             cwd=cwd,
-            env=environment,
+            env=clean,
         )
     assert process.stdout is not None
     port = process.stdout.readline().strip()
@@ -183,12 +183,11 @@ def test_evaluation_is_the_local_one(server: Loopback) -> None:
     there, here = server.pair("demo")
     from tracer.tasks import sva
 
-    tests = [pair.to_prompt() for pair in sva.generate("simple", "test", 4)]
+    tests = [pair.to_prompt() for pair in sva.generate("simple", "test", 3)]
     circuit = tracer.trace(here, tests[0], nodes=20, edges=False)
-    for ablation in ("mean", "resample"):
-        got, wanted = (tracer.evaluate(model, circuit, tests, ablation, [5, 20]) for model in (there, here))
-        for part in ("whole", "empty", "inside", "outside", "control"):
-            assert same(getattr(got, part), getattr(wanted, part)), (ablation, part)
+    got, wanted = (tracer.evaluate(model, circuit, tests, "mean", [5, 20]) for model in (there, here))
+    for part in ("whole", "empty", "inside", "outside", "control"):
+        assert same(getattr(got, part), getattr(wanted, part)), part
 
 
 @pytest.mark.parametrize("name", ["demo", "gpt2"])
@@ -210,7 +209,7 @@ def test_steering_is_the_local_one(server: Loopback, name: str) -> None:
 
 def test_many_prompts_are_several_requests_at_a_time(server: Loopback) -> None:
     _, here = server.pair("demo")
-    there = server.load("demo", ndif.Limits(wait=30, patience=5, in_flight=3), attention="eager")
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, in_flight=3), attention="eager")
     asked = prompts("demo") * 4
     small = here.bytes_per_token(length=6) * 7
     server.mode(queued=0.05)
@@ -238,7 +237,7 @@ def imports(model: tracer.Model) -> None:
     with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
         import tracer as package
 
-        saved = nn.output.logits.save() if package else None
+        _saved = nn.output.logits.save() if package else None
 
 
 # --------------------------------------------------------------------------------------- a sandbox
@@ -296,7 +295,7 @@ def multiplied(model: tracer.Model) -> None:
     nn, plan = model.nn, model.plan
     with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
         out = nn.get(plan.head).input @ nn.get(plan.head)._module.weight.T
-        saved = bodies.to_cpu(out).save()
+        _saved = bodies.to_cpu(out).save()
 
 
 # --------------------------------------------------------------------------------------- what a server does wrong
@@ -355,7 +354,7 @@ def test_other_versions(server: Loopback, package: str, version: str) -> None:
 
 
 def test_a_busy_server_is_asked_again(server: Loopback) -> None:
-    there, here = server.pair("demo")
+    _, here = server.pair("demo")
     said: list[str] = []
     patient = server.load("demo", report=said.append, attention="eager")
     for how in ({"busy": 2}, {"limited": 2}, {"cut": 2}, {"cut_result": 1}, {"lose": 1}):
@@ -368,7 +367,7 @@ def test_a_busy_server_is_asked_again(server: Loopback) -> None:
 
 def test_a_queue_is_reported_and_ends_at_the_limit(server: Loopback) -> None:
     said: list[str] = []
-    there = server.load("demo", ndif.Limits(wait=0.8, patience=5, quiet=0.0), report=said.append)
+    there = server.load("demo", ndif.Limits(wait=0.8, patience=5.0, quiet=0.0), report=said.append)
     server.mode(queued=2.0)
     with refused(RemoteError, "not done after", "queued"):
         passes.logits(there, Batch(((1, 2),)))
@@ -380,7 +379,7 @@ def test_a_queue_is_reported_and_ends_at_the_limit(server: Loopback) -> None:
 
 
 def test_a_server_that_stays_busy(server: Loopback) -> None:
-    there = server.load("demo", ndif.Limits(wait=30, patience=0.5))
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=0.5))
     server.mode(busy=1000)
     started = time.monotonic()
     with refused(RemoteError, "busy or failing: 503"):
@@ -389,7 +388,7 @@ def test_a_server_that_stays_busy(server: Loopback) -> None:
 
 
 def test_a_job_that_is_lost_again_and_again(server: Loopback) -> None:
-    there = server.load("demo", ndif.Limits(wait=30, patience=1, lost=0.1, attempts=2))
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=1.0, lost=0.1, attempts=2))
     server.mode(lose=1000)
     with refused(RemoteError, "gave up after 2 submissions", "lost"):
         passes.logits(there, Batch(((1, 2),)))
@@ -408,16 +407,16 @@ def test_out_of_memory_halves_the_batch(server: Loopback) -> None:
 
 def test_requests_and_results_have_bounds(server: Loopback) -> None:
     _, here = server.pair("demo")
-    there = server.load("demo", ndif.Limits(wait=30, patience=5, request=14_000), attention="eager")
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, request=14_000), attention="eager")
     server.mode()
     asked = prompts("demo") * 40
     got, wanted = (tracer.attribute(model, asked, memory=2**30) for model in (there, here))
     assert same(got.nodes, wanted.nodes)
     assert server.seen()["largest"] <= 14_000
-    small = server.load("demo", ndif.Limits(wait=30, patience=5, result=20_000))
+    small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, result=20_000))
     with refused(RemoteError, "a result of", "is more than"):
         tracer.attribute(small, asked)
-    tiny = server.load("demo", ndif.Limits(wait=30, patience=5, request=13_000))
+    tiny = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, request=13_000))
     with refused(RemoteError, "a request of", "are sent at a time"):
         tracer.attribute(tiny, asked[:1], "ig-activation", steps=1)
 
@@ -453,7 +452,7 @@ def test_options_without_effect_are_refused(server: Loopback) -> None:
 def test_a_server_that_dies_in_a_request(tmp_path: Path) -> None:
     alone = start({"demo": str(demo.path())}, tmp_path)
     try:
-        there = alone.load("demo", ndif.Limits(wait=30, patience=1.0))
+        there = alone.load("demo", ndif.Limits(wait=30.0, patience=1.0))
         arrived = tracer.attribute(there, prompts("demo"))
         alone.mode(die=True)
         started = time.monotonic()
@@ -487,7 +486,7 @@ def test_a_key_is_written_nowhere(
     for how in ({"keys": ["another-key"]}, {"keys": [KEY], "oom": 99}, {"keys": [KEY], "busy": 99}):
         server.mode(**how)
         with pytest.raises(RemoteError) as caught:
-            tracer.attribute(server.load("demo", ndif.Limits(wait=5, patience=0.3)), prompts("demo"))
+            tracer.attribute(server.load("demo", ndif.Limits(wait=5.0, patience=0.3)), prompts("demo"))
         lines = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
         texts += ["".join(lines), repr(caught.value), repr(vars(caught.value))]
     server.mode(keys=["another-key"])
@@ -545,7 +544,7 @@ def test_commands_run_remotely(server: Loopback, tmp_path: Path) -> None:
     assert got.exit_code == 0, got.output
     assert got.stdout == wanted.stdout
     assert CliRunner().invoke(app, [*command, "--out", str(tmp_path / "run")]).exit_code == 0
-    checking = ["evaluate", str(tmp_path / "run"), "--structure", "nounpp", "--count", "4", "--sizes", "5,20"]
+    checking = ["evaluate", str(tmp_path / "run"), "--structure", "nounpp", "--count", "2", "--sizes", "20"]
     got, wanted = (CliRunner().invoke(app, [*checking, *more]) for more in (["--remote"], []))
     assert got.exit_code == 0, got.output
     assert got.stdout == wanted.stdout
@@ -557,6 +556,4 @@ def test_commands_refuse_in_one_line(server: Loopback) -> None:
     assert result.exit_code == 2
     assert "nnsight" in result.stderr
     assert result.stderr.count("\n") == 1
-    with pytest.raises(JobError):
-        raise JobError("a", "b", "c")
     assert CliRunner().invoke(app, ["trace", "The parents", "--local-weights"]).exit_code == 2

@@ -19,10 +19,11 @@ import sys
 import threading
 import time
 import types
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -164,6 +165,8 @@ class Server:
         timeout = httpx.Timeout(min(10.0, self.limits.patience), read=min(600.0, 2 * self.limits.patience))
         self._client = httpx.Client(base_url=given.rstrip("/"), auth=self._key, timeout=timeout)
         self._plain = httpx.Client(timeout=timeout)  # result stores are other hosts: they never see the key
+        for client in (self._client, self._plain):
+            weakref.finalize(self, client.close)
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
         self._count = threading.Lock()
         self._thread = threading.local()
@@ -494,8 +497,16 @@ class _Pickler(CustomCloudPickler):
     """nnsight's pickler, for functions and modules of ours as they are on disk: not wrapped by a type checker, and
     without what a module knows of its loading."""
 
+    _kept: ClassVar[dict[types.FunctionType, tuple[Any, ...]]] = {}
+
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
-        return super()._dynamic_function_reduce(inspect.unwrap(func))
+        plain: Any = inspect.unwrap(func)
+        if plain.__closure__ is not None or "<locals>" in plain.__qualname__:
+            return super()._dynamic_function_reduce(plain)
+        # Finding a function's source takes longer than all the rest of a request.
+        if plain not in self._kept:
+            self._kept[plain] = super()._dynamic_function_reduce(plain)
+        return self._kept[plain]
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.ModuleType) and obj.__name__.partition(".")[0] == "tracer":
