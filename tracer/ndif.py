@@ -193,7 +193,8 @@ class Server:
             raise self._no_server("/status")
         usable: dict[str, dict[str, Any]] = {}
         for name, one in found.items():
-            if isinstance(one, dict) and one.get("deployment_level") in ("HOT", "WARM"):
+            up = isinstance(one, dict) and one.get("deployment_level") in ("HOT", "WARM")
+            if up and one.get("application_state") != "UNHEALTHY":
                 usable.setdefault(str(one.get("model_key") or name), one)
         return usable
 
@@ -257,10 +258,10 @@ class Server:
                 job = self._wait(number, started)
                 if job is not None and job.status == Status.COMPLETED:
                     return self._download(job.data, compressed)
-                if job is not None and not any(part in job.description.lower() for part in PASSING):
+                if job is not None and not _passing(job.description):
                     raise self._failed(job.description)
                 if attempt >= self.limits.attempts:
-                    told = "the server lost it" if job is None else self._last_line(job.description)
+                    told = "the server lost it" if job is None else self._reason(job.description)
                     raise self._error(f"gave up after {attempt} submissions ({told})", "try again later")
                 self._again("submitting a job again", attempt, started)
 
@@ -346,19 +347,23 @@ class Server:
 
     def _failed(self, description: str) -> RemoteError:
         """What a job's own failure means."""
-        text = description.lower()
-        said = self._last_line(description)
+        said = self._reason(description)
+        text = said.lower()
         if "out of memory" in text or "outofmemory" in text:
-            return TooLargeError(
-                f"job on {self.host}", f"the server ran out of memory ({said})", "use fewer or shorter prompts"
-            )
-        if "could not be read" in text or "no module at" in text or "persistentid" in text:
+            rule = f"the server ran out of memory ({said})"
+            return TooLargeError(f"job on {self.host}", rule, "use fewer or shorter prompts")
+        if any(part in text for part in ("could not be read", "no module at", "persistentid", "unpickling")):
             return self._error(f"cannot read our request ({said})", "compare the versions: tracer doctor --remote")
         return JobFailedError(f"job on {self.host}", f"failed there ({said})", "check it with 'tracer doctor --remote'")
 
-    def _last_line(self, description: str) -> str:
-        lines = [line.strip() for line in description.strip().splitlines() if line.strip()]
-        return self._key.scrub(lines[-1] if lines else "it did not say why")[:200].rstrip(".")
+    def _reason(self, description: str) -> str:
+        """Of a traceback its exception, in one line; else what was said."""
+        lines = [line for line in description.strip().splitlines() if line.strip()]
+        frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
+        if description.startswith("Traceback") and frames:
+            lines = lines[frames[-1] + 1 :] or lines[-1:]
+        said = lines[0].strip() if lines else "it did not say why"
+        return self._key.scrub(said)[:200].rstrip(".")
 
     # HTTP, with patience.
 
@@ -469,6 +474,11 @@ class _RefusedError(RemoteError):
     def __init__(self, status: int, value: str, rule: str, next_step: str) -> None:
         super().__init__(value, rule, next_step)
         self.status = status
+
+
+def _passing(description: str) -> bool:
+    """Whether a job failed by what happened to the server, not by what it asked for."""
+    return "Traceback" not in description and any(part in description.lower() for part in PASSING)
 
 
 def _unpickling() -> type[Exception]:

@@ -454,13 +454,15 @@ class _Run:
         """Of the next token, with each set acted on."""
         length = len(self.prompt.token_ids)
         each = self.model.bytes_per_token(gradient=False, length=length) * length
-        found = [torch.empty(0, self.model.vocab_size)]
         step = max(1, self.model.budget() // each)
-        for start in range(0, len(sets), step):
-            some = sets[start : start + step]
-            batch = Batch((self.prompt.token_ids,) * len(some))
-            found.append(passes.intervened(self.model, batch, self._edits(some), basis=self.basis)[:, -1])
-        logits = torch.cat(found)
+
+        def some(part: range) -> Tensor:
+            batch = Batch((self.prompt.token_ids,) * len(part))
+            edits = self._edits([sets[i] for i in part])
+            return passes.intervened(self.model, batch, edits, basis=self.basis)[:, -1]
+
+        parts = [range(start, min(start + step, len(sets))) for start in range(0, len(sets), step)]
+        logits = torch.cat([torch.empty(0, self.model.vocab_size), *self.model.each(some, parts)])
         if not bool(logits.isfinite().all()):
             rule = "makes the logits infinite or NaN"
             raise JobError(f"{self.action.kind}={self.action.amount:g}", rule, "use a smaller amount")
