@@ -219,6 +219,34 @@ def test_many_prompts_are_several_requests_at_a_time(server: Loopback) -> None:
     assert 1 < server.seen()["most_open"] <= 3
 
 
+def test_bfloat16_on_the_wire_halves_what_comes_back(server: Loopback) -> None:
+    _, here = server.pair("demo")
+    received = []
+    for kind in ("float32", "bfloat16"):
+        there = server.load("demo", wire=kind, attention="eager")
+        assert there.remote is not None
+        before = there.remote.server.tally.received
+        got, wanted = (tracer.attribute(model, prompts("demo") * 4) for model in (there, here))
+        received.append(there.remote.server.tally.received - before)
+        assert error(got.nodes, wanted.nodes) < (1e-6 if kind == "float32" else 0.02)
+        assert same(got.embeddings, wanted.embeddings)
+    assert received[1] < 0.6 * received[0]
+
+
+def test_nnsights_own_client_is_served(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nnsight  # after beartype, which its .save on every object breaks
+    from nnsight.intervention.backends import remote as wire
+
+    there, here = server.pair("demo")
+    assert there.remote is not None
+    monkeypatch.setattr("nnsight.ndif._PULLED_ENV", True)
+    backend = wire.RemoteBackend(there.remote.deployment, host=server.host)
+    nn = there.nn
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=backend):
+        out = nnsight.save(nn.output.logits)
+    assert torch.equal(out, passes.logits(here, Batch(((1, 2),))))
+
+
 def test_a_model_without_weights_holds_none(server: Loopback) -> None:
     there, here = server.pair("demo")
     assert {value.device.type for value in there.module.parameters()} == {"meta"}

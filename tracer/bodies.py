@@ -135,9 +135,9 @@ def put(value: Tensor, where: tuple[Tensor, Tensor, Tensor], to: Tensor) -> Tens
     return value.clone().index_put(index, to.to(value.device, value.dtype))
 
 
-def stack(layers: Any) -> Tensor:
-    """Layers of [prompt, column, neuron], on any devices, as one float32 tensor on the CPU."""
-    return torch.stack(list(to_cpu(*layers)), dim=1)
+def stack(plan: SimpleNamespace, layers: Any) -> Tensor:
+    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU: float32, or what the wire takes."""
+    return torch.stack([layer.to(plan.wire) for layer in to_cpu(*layers)], dim=1)
 
 
 def to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -48,8 +48,6 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 PASSING = ("try again", "evicted", "preempted", "temporarily", "restarting", "cached (warm)", "was cancelled")
 """What a failed job says where the server, not the job, was at fault."""
 
-nnsight.register("tracer")  # a server has no tracer: its functions travel as their source
-
 Part = TypeVar("Part", bound=Sequence[Any])
 Answer = TypeVar("Answer")
 Report = Callable[[str], None]
@@ -104,12 +102,20 @@ class Grants:
 
 @dataclass(frozen=True, eq=False)
 class Remote:
-    """Where a remote model runs: the server, the key of the deployment there, and what was measured of it."""
+    """Where a remote model runs.
+
+    Attributes:
+        server, deployment: the service, and its own key of the model.
+        environment: what nnsight has the server set for a request: the attention kernel.
+        grants: what was measured there.
+        wire: the dtype in which nodes' values and gradients come back.
+    """
 
     server: Server
     deployment: str
     environment: dict[str, Any]
     grants: Grants
+    wire: torch.dtype = torch.float32
 
     def backend(self) -> Request:
         """What sends the next traced block."""
@@ -159,6 +165,7 @@ class Server:
         parts = urlsplit(given)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise RemoteError(f"host {quoted(given)}", "is no http:// or https:// address", "set NDIF_HOST or --host")
+        nnsight.register("tracer")  # the server has none: our functions travel as their source
         self.host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
         self.limits, self.report, self.tally = limits or Limits(), report, Tally()
         self._key = _Key((os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip())

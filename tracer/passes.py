@@ -80,9 +80,9 @@ def gradients(
             neurons = bodies.through_blocks(nn, plan, rules, basis)
             score = read(bodies.logits(nn, plan, rules))
             slopes = torch.autograd.grad(score.sum(), [entered, *neurons])
-            both = bodies.stack(neurons), bodies.stack(slopes[1:])
+            both = bodies.stack(plan, neurons), bodies.stack(plan, slopes[1:])
             saved = nnsight.save((*both, *bodies.to_cpu(entered, slopes[0], score)))
-    return Reading(*saved)
+    return Reading(saved[0].float(), saved[1].float(), *saved[2:])
 
 
 def values(
@@ -94,8 +94,8 @@ def values(
         with nn.trace(**batch.inputs(model.device), backend=model.backend()):
             entered = bodies.enter(nn, plan, embedding, False)
             neurons = bodies.through_blocks(nn, plan, rules, basis)
-            saved = nnsight.save((bodies.stack(neurons), *bodies.to_cpu(entered)))
-    return saved
+            saved = nnsight.save((bodies.stack(plan, neurons), *bodies.to_cpu(entered)))
+    return saved[0].float(), saved[1]
 
 
 def replaced(

@@ -30,6 +30,7 @@ from tracer.prompts import Batch
 
 COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
 """How many leading numbers of each package's version must be the same here and there."""
+WIRES = ("float32", "bfloat16")
 STEP = 0.03
 """Of the finite difference, relative to the embedding."""
 TOKENS = 4
@@ -72,6 +73,7 @@ def load(
     remote: bool = False,
     host: str | None = None,
     weights: str | None = None,
+    wire: str | None = None,
     limits: Limits | None = None,
     report: Report | None = None,
     device: str | None = None,
@@ -90,6 +92,8 @@ def load(
             ``NDIF_API_KEY``, or nnsight's own.
         host: the server's address; ``NDIF_HOST``, or nnsight's own.
         weights: ``local`` loads the weights here as well: for edges, and for RelP where the server takes no gradients.
+        wire: ``bfloat16`` halves what comes back; nodes are then right to about 1 in 250. By default they come as they
+            are there, in float32.
         limits: of waiting and sending; the defaults if None.
         report: told each change of a remote job's state, as a line.
         device, dtype, revision, device_map, attention, tokenizer, seed: as in `tracer.model.load`. Of a remote model
@@ -101,17 +105,22 @@ def load(
     """
     here: dict[str, Any] = {"device": device, "device_map": device_map, "tokenizer": tokenizer}
     if not remote:
-        _refuse("a model that runs here", host=host, weights=weights, limits=limits)
+        _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits)
         return load_here(name, dtype=dtype, revision=revision, attention=attention, seed=seed, **here)
     if isinstance(name, nn.Module):
         raise ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
     if weights not in (None, "local"):
         raise ModelError(f"weights={quoted(weights)}", "must be 'local', or left out", "leave it out")
+    if wire not in (None, *WIRES):
+        raise ModelError(f"wire={quoted(wire)}", f"must be one of {', '.join(WIRES)}", "leave it out")
     if weights is None:
         _refuse("a remote model without local weights", **here)
     client = skeleton(name, revision=revision, attention=attention)
     server = Server(host, limits, report)
-    return connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)[0]
+    found, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)
+    if found.remote is None or wire is None:
+        return found
+    return replace(found, remote=replace(found.remote, wire=DTYPES[wire]))
 
 
 def _refuse(what: str, **options: Any) -> None:
