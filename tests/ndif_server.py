@@ -1,6 +1,6 @@
 """A loop-back server that speaks nnsight 0.8's NDIF protocol, to test the remote path against; not a security boundary.
 
-Run in a process of its own, in which ``tracer`` cannot be imported: python tests/ndif_server.py ID=FOLDER ...
+Run in a process of its own, in which ``tracer`` cannot be imported: python tests/ndif_server.py ID=FOLDER[@DTYPE] ...
 It prints its port. POST /_mode {"name": value, ...} sets how it behaves; see `MODES`.
 """
 
@@ -69,8 +69,9 @@ class Server:
 
     def __init__(self, models: dict[str, str]) -> None:
         self.models: dict[str, TransformersModel] = {}
-        for name, folder in models.items():
-            module: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        for name, given in models.items():
+            folder, _, dtype = given.partition("@")
+            module: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or "float32")
             module.eval().requires_grad_(False)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             self.models[name] = TransformersModel(module, task="text-generation", tokenizer=tokenizer)

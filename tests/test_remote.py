@@ -104,7 +104,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     folders = {family: str(t.save(t.tiny(family, n_layers=2), place / family)) for family in FAMILIES}
     other = str(t.save(t.tiny("llama", seed=1), place / "other"))
     folders["changed"] = str(t.save(t.tiny("llama", seed=2), place / "changed"))
-    served = {"demo": str(demo.path()), **{folders[family]: folders[family] for family in FAMILIES}}
+    half = folders["half"] = str(t.save(t.tiny("qwen3"), place / "half"))
+    served = {
+        "demo": str(demo.path()),
+        half: f"{half}@bfloat16",
+        **{folders[family]: folders[family] for family in FAMILIES},
+    }
     server = start(served | {folders["changed"]: other}, place)
     server.folders = folders
     yield server
@@ -245,6 +250,21 @@ def test_nnsights_own_client_is_served(server: Loopback, monkeypatch: pytest.Mon
     with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=backend):
         out = nnsight.save(nn.output.logits)
     assert torch.equal(out, passes.logits(here, Batch(((1, 2),))))
+
+
+def test_a_server_of_less_precision_is_known_as_such(server: Loopback) -> None:
+    there = server.load("half", attention="eager")
+    here = tracer.load(server.folders["half"], dtype="bfloat16", device="cpu", attention="eager")
+    assert there.dtype == torch.bfloat16
+    assert there.record().dtype == "bfloat16"
+    assert not there.conserves
+    assert there.fingerprint == here.fingerprint
+    got, wanted = (tracer.attribute(model, prompts("half")) for model in (there, here))
+    assert same(got.nodes, wanted.nodes)
+    both = server.load("half", attention="eager", weights="local")
+    assert both.module.dtype == torch.bfloat16
+    with refused(RemoteError, "the server runs", "bfloat16"):
+        server.load("half", dtype="float32")
 
 
 def test_a_model_without_weights_holds_none(server: Loopback) -> None:
@@ -446,7 +466,7 @@ def test_requests_and_results_have_bounds(server: Loopback) -> None:
     got, wanted = (tracer.attribute(model, asked, "ig", steps=1, memory=2**30) for model in (there, here))
     assert error(got.nodes, wanted.nodes) < 1e-5  # other batch sizes than here
     assert base < server.seen()["largest"] <= base + 9_000
-    small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, result=20_000))
+    small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, result=60_000))
     with refused(RemoteError, "a result of", "is more than"):
         tracer.attribute(small, asked[:1])
     tiny = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, request=base + 100))

@@ -255,8 +255,8 @@ class Server:
             RemoteError: it failed, or took longer than the limits.
         """
         if len(blob) > self.limits.request:
-            size, most = f"{len(blob) / MIB:.1f} MiB", f"{self.limits.request / MIB:.1f} MiB"
-            raise TooLargeError(f"a request of {size}", f"at most {most} are sent at a time", "use fewer prompts")
+            rule = f"at most {_size(self.limits.request)} are sent at a time"
+            raise TooLargeError(f"a request of {_size(len(blob))}", rule, "use fewer prompts")
         with self._slots:
             started, attempt = time.monotonic(), 0
             while True:
@@ -333,7 +333,7 @@ class Server:
                     parts.append(part)
                     size += len(part)
                     if size > self.limits.result:
-                        rule = f"is more than {self.limits.result / MIB:.0f} MiB"
+                        rule = f"is more than {_size(self.limits.result)}"
                         raise TooLargeError(f"a result of {self.host}", rule, "use fewer prompts at a time")
             return b"".join(parts)
 
@@ -486,6 +486,10 @@ class _RefusedError(RemoteError):
 def _passing(description: str) -> bool:
     """Whether a job failed by what happened to the server, not by what it asked for."""
     return "Traceback" not in description and any(part in description.lower() for part in PASSING)
+
+
+def _size(count: int) -> str:
+    return f"{count / MIB:,.0f} MiB" if count >= MIB else f"{count:,} bytes"
 
 
 def _unpickling() -> type[Exception]:

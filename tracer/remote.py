@@ -31,8 +31,9 @@ from tracer.prompts import Batch
 COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
 """How many leading numbers of each package's version must be the same here and there."""
 WIRES = ("float32", "bfloat16")
-STEP = 0.03
-"""Of the finite difference, relative to the embedding."""
+STEPS = {torch.float32: 0.03, torch.float64: 0.03}
+COARSE = 0.25
+"""Of the finite difference, relative to the embedding; by the activations' dtype, coarse where rounding would show."""
 TOKENS = 4
 
 
@@ -48,8 +49,8 @@ class Probe:
         effect: how far the intervention moved the first block's output, relative to it.
         derivative, difference: the gradient and the finite difference; the gradient is NaN where there is none.
         logits_gap: between the server's logits and the client's, relative; None without weights on the client.
-        request, result: bytes of the largest request without tensors, and of what came back for it.
-        seconds: that a one-forward request took.
+        request, result: bytes of a request that holds no tensors, for all nodes' values, and of what came back.
+        seconds: that it took.
     """
 
     host: str
@@ -238,19 +239,17 @@ class _Measured:
         shape = len(self.ids), model.d_model
         direction, projection = (torch.randn(shape, generator=draw) for _ in range(2))
         self.server, self.model = server, model
-        started, received = time.perf_counter(), server.tally.received
+        steps = [sign * step for size in (0.03, COARSE) for step in (size, size / 2) for sign in (1, -1)]
         read, self.logits, unit, dtype, self.weights = passes.probe(
-            model, self.ids, (0.0, STEP, -STEP, STEP / 2, -STEP / 2), direction, projection
+            model, self.ids, (0.0, *steps), direction, projection
         )
-        self.seconds, self.result = time.perf_counter() - started, server.tally.received - received
         self.dtype = DTYPES.get(dtype.removeprefix("torch."), torch.float32)
         self.difference, self.effect = self._difference(read, unit)
-        before = server.tally.largest
-        server.tally.largest = 0
         self.derivative, self.reason = self._gradient(direction, projection)
-        passes.logits(model, Batch((self.ids,)))
-        self.request = server.tally.largest
-        server.tally.largest = max(before, self.request)
+        before, started = replace(server.tally), time.perf_counter()
+        passes.values(model, Batch((self.ids,)))
+        self.seconds = time.perf_counter() - started
+        self.request, self.result = server.tally.sent - before.sent, server.tally.received - before.received
 
     def grants(self) -> Grants:
         readable, floating, found = self.weights
@@ -261,11 +260,13 @@ class _Measured:
 
     def _difference(self, read: Tensor, unit: float) -> tuple[float, float]:
         """The derivative by differences of two steps, extrapolated to none; and the intervention's effect."""
-        _, ahead, behind, near, far = read.double().tolist()
-        wide, narrow = (ahead - behind) / (2 * STEP * unit), (near - far) / (STEP * unit)
+        step = STEPS.get(self.dtype, COARSE)
+        rows = read.double()[1:5] if self.dtype in STEPS else read.double()[5:]
+        ahead, behind, near, far = rows.tolist()
+        wide, narrow = (ahead - behind) / (2 * step * unit), (near - far) / (step * unit)
         moved = max(abs(one - float(read[0])) for one in (ahead, behind))
         scale = max(abs(float(read[0])), 1e-6)
-        if not moved or bool((self.logits[1] == self.logits[0]).all()):
+        if not moved or bool((self.logits[1:] == self.logits[0]).all()):
             raise self._untrusted("ignored an intervention: the embedding was changed, what follows it was not")
         return (4 * narrow - wide) / 3, moved / scale
 
@@ -275,7 +276,7 @@ class _Measured:
             slope = passes.probe_gradient(self.model, self.ids, direction, projection)
         except JobFailedError as error:
             return float("nan"), error.rule
-        allowed = 0.02 if self.dtype in (torch.float32, torch.float64) else 0.15
+        allowed = 0.02 if self.dtype in STEPS else 0.15
         if not abs(slope - self.difference) <= allowed * max(abs(self.difference), 1e-6):
             raise self._untrusted(
                 f"took a gradient of {slope:.6g} where the finite difference is {self.difference:.6g}"
@@ -298,7 +299,7 @@ def _with_weights(model: Model, measured: _Measured, options: dict[str, Any]) ->
         raise _other_weights(model, host, "by a hash of a sample")
     own = passes.logits(local, Batch((measured.ids,)))[0, -1]
     gap = float((measured.logits[0] - own).abs().max() / own.abs().max().clamp_min(1e-12))
-    if not gap < (1e-3 if local.dtype in (torch.float32, torch.float64) else 0.1):
+    if not gap < (1e-3 if local.dtype in STEPS else 0.1):
         raise _other_weights(model, host, f"by their logits, which differ by {gap:.2g} of the largest")
     # Weights that are hidden there but give the same logits are those here.
     grants = replace(model.remote.grants, fingerprint=local.fingerprint)
