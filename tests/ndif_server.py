@@ -49,6 +49,7 @@ MODES: dict[str, Any] = {
     "cut": 0,  # cut the connection of so many polls
     "cut_result": 0,  # cut so many downloads short
     "scramble": False,  # gradients are doubled
+    "evil": False,  # a result is a pickled call
     "die": False,  # end the process while a job runs
     "broken": "",  # answer /status with this text
 }
@@ -62,6 +63,13 @@ class NoTracer:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] in ("tracer", "tiny", "helpers", "reference"):
             raise ModuleNotFoundError(f"No module named {name!r} on this server", name=name)
+
+
+class Evil:
+    """What a careless client would run when it reads a result."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("/tmp/tracer-was-here",)
 
 
 class Server:
@@ -212,7 +220,7 @@ class Server:
             try:
                 if self.once("oom"):
                     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-                saved = self.run(envelope, blob)
+                saved = {"saved": Evil()} if self.mode["evil"] else self.run(envelope, blob)
                 self.results[number] = self.packed(saved, envelope["compress"])
                 host = f"http://127.0.0.1:{PORT[0]}/result/{number}"
                 self.say(envelope, "COMPLETED", "Your job has been completed.", host)

@@ -474,6 +474,14 @@ def test_requests_and_results_have_bounds(server: Loopback) -> None:
         tracer.attribute(tiny, [tracer.Prompt(token_ids=list(range(10, 40)), target=7)], "ig", steps=1)
 
 
+def test_a_result_that_is_code_is_not_run(server: Loopback) -> None:
+    there, _ = server.pair("demo")
+    server.mode(evil=True)
+    with refused(RemoteError, "cannot be read", "UnpicklingError"):
+        passes.logits(there, Batch(((1, 2),)))
+    assert not Path("/tmp/tracer-was-here").exists()
+
+
 def test_no_server_and_no_ndif_server(server: Loopback) -> None:
     started = time.monotonic()
     with refused(RemoteError, "cannot be reached", "NDIF_HOST"):

@@ -48,6 +48,16 @@ RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 PASSING = ("try again", "evicted", "preempted", "temporarily", "restarting", "cached (warm)", "was cancelled")
 """What a failed job says where the server, not the job, was at fault."""
 
+UNREADABLE = (
+    zstandard.ZstdError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    OSError,
+    torch.serialization.pickle.UnpicklingError,
+)
+"""What a damaged result raises, or one that holds more than tensors and plain containers."""
+
 Part = TypeVar("Part", bound=Sequence[Any])
 Answer = TypeVar("Answer")
 Report = Callable[[str], None]
@@ -344,7 +354,7 @@ class Server:
             if compressed:
                 body = zstandard.ZstdDecompressor().decompress(body, max_output_size=self.limits.result)
             found = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-        except (zstandard.ZstdError, RuntimeError, ValueError, EOFError, OSError, _unpickling()) as error:
+        except UNREADABLE as error:
             raise self._error(
                 f"sent a result that cannot be read ({type(error).__name__})", "try again; then check the versions"
             ) from None
@@ -490,12 +500,6 @@ def _passing(description: str) -> bool:
 
 def _size(count: int) -> str:
     return f"{count / MIB:,.0f} MiB" if count >= MIB else f"{count:,} bytes"
-
-
-def _unpickling() -> type[Exception]:
-    import pickle
-
-    return pickle.UnpicklingError
 
 
 @dataclass(eq=False)
