@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracer.errors import JobError, TracerError
+from tracer import cli_runs, terminal
+from tracer.errors import JobError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tracer.circuit import Circuit, Graph
     from tracer.methods import Progress
     from tracer.pruning import Pruning
@@ -64,26 +61,12 @@ class Format(StrEnum):
     csv = "csv"
 
 
-def told(verb: Callable[..., None]) -> Callable[..., None]:
-    """Print a user's error as one line on standard error, and end with code 2."""
-
-    @wraps(verb)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            verb(*args, **kwargs)
-        except TracerError as error:
-            _complain(str(error))
-            raise typer.Exit(2) from None
-
-    return run
-
-
 Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
 Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
 
 
 @app.command()
-@told
+@terminal.told
 def trace(
     text: Annotated[str | None, typer.Argument(help="The prompt; or give --token-ids.", show_default=False)] = None,
     target: Annotated[
@@ -198,9 +181,9 @@ def trace(
     excluded = [_neuron(one) for one in exclude or ()]
     if out is not None:
         store.check_place(out)
-    _quiet()
+    terminal.quiet()
     loaded = tracer.load(model, revision=revision, device=device, device_map=device_map, dtype=dtype)
-    with _Bar(f"{method} on {model}") as bar:
+    with terminal.Bar(f"{method} on {model}") as bar:
         circuit = tracer.trace(
             loaded,
             prompt,
@@ -229,7 +212,7 @@ def trace(
 
 
 @app.command()
-@told
+@terminal.told
 def show(
     folder: Annotated[
         Path, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
@@ -244,7 +227,7 @@ def show(
 
 
 @app.command()
-@told
+@terminal.told
 def view(
     source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
     out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
@@ -261,7 +244,7 @@ def view(
 
 
 @app.command()
-@told
+@terminal.told
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
     form: Annotated[str, typer.Option("--format", help="neuronpedia, mib, graphml, csv.")] = "neuronpedia",
@@ -286,7 +269,7 @@ def export(
 
 
 @app.command("import")
-@told
+@terminal.told
 def import_(
     file: Annotated[Path, typer.Argument(help="A Neuronpedia or circuit-tracer graph file (JSON).")],
     out: Annotated[Path | None, typer.Option(help="Save it as a run folder here.")] = None,
@@ -306,7 +289,7 @@ def import_(
 
 
 @app.command()
-@told
+@terminal.told
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
     pairs: Annotated[
@@ -339,16 +322,16 @@ def evaluate(
     if style is Format.csv:
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
     circuit = tracer.Circuit.load(folder)
-    _quiet()
+    terminal.quiet()
     model = tracer.load(
         circuit.model.name, revision=circuit.model.revision, device=device, dtype=dtype or circuit.model.dtype
     )
     found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")
     tests = [pair.to_prompt() for pair in found]
-    with _Bar("ablating") as bar:
+    with terminal.Bar("ablating") as bar:
         result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
-    with _Bar("checking the estimate") as bar:
+    with terminal.Bar("checking the estimate") as bar:
         qualities = _qualities(model, circuit, [pair.counterfactual for pair in found], seed, bar)
     others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
     constant = quality.always_on(model, circuit, others) if others else None
@@ -361,7 +344,7 @@ def evaluate(
     if style is Format.json:
         typer.echo(content)
         return
-    _console().print(report.evaluation_table(result, qualities, constant))
+    terminal.console().print(report.evaluation_table(result, qualities, constant))
     typer.echo(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
 
 
@@ -397,7 +380,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @app.command()
-@told
+@terminal.told
 def steer(
     text: Annotated[str, typer.Argument(help="The prompt.")],
     nodes: Annotated[
@@ -435,7 +418,7 @@ def steer(
     import tracer
     from tracer import report, steering
 
-    _quiet()
+    terminal.quiet()
     prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
     loaded = tracer.load(model, device=device, dtype=dtype)
     chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
@@ -454,7 +437,7 @@ def steer(
         random=random,
         seed=seed,
     )
-    _console().print(report.steering_table(found))
+    terminal.console().print(report.steering_table(found))
 
 
 def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
@@ -468,28 +451,7 @@ def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
 
 
 @app.command()
-@told
-def run(
-    job: Annotated[Path, typer.Argument(help="A job file, such as jobs/sva.yaml.")],
-    out: Annotated[Path, typer.Option(help="The run folder; the same job is continued there.")],
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key of the job: --set test=20. Repeatable.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
-) -> None:
-    """Run a job file: the agreement benchmark over methods, bases and baselines, with curves, plots and a table."""
-    from tracer import run as runner
-
-    _quiet()
-    chosen = runner.load_job(job, change or ())
-    with _Bar(str(job)) as bar:
-        result = runner.run_benchmark(chosen, out, bar, overwrite=overwrite)
-    _console().print(runner.benchmark_table(result))
-    typer.echo(f"saved to {out} in {result.seconds:.0f} s, {result.resumed} combinations were there already")
-
-
-@app.command()
-@told
+@terminal.told
 def doctor(
     model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
 ) -> None:
@@ -499,8 +461,8 @@ def doctor(
 
     from tracer import doctor as checkup
 
-    _quiet()
-    console = _console()
+    terminal.quiet()
+    console = terminal.console()
     for title, found in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, value in found.items():
@@ -518,8 +480,14 @@ def doctor(
         table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
     console.print(table)
     if not all(check.holds for check in checks):
-        _complain("an identity fails: numbers from this installation cannot be trusted; run it on 'demo' and report it")
+        terminal.complain(
+            "an identity fails: numbers from this installation cannot be trusted; run it on 'demo' and report it"
+        )
         raise typer.Exit(1)
+
+
+for verb in cli_runs.VERBS:
+    app.command()(verb)
 
 
 def main() -> None:
@@ -533,29 +501,12 @@ def main() -> None:
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
         message = " ".join(error.format_message().split()).rstrip(".?")  # type: ignore[attr-defined]
-        _complain(f"{message}; see --help for what is possible")
+        terminal.complain(f"{message}; see --help for what is possible")
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        _complain("interrupted; nothing was saved")
+        terminal.complain("interrupted; nothing was saved")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(message: str) -> None:
-    """One line on standard error, however narrow the terminal; coloured where that is wanted."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"error: {message}", style="red", markup=False)
-
-
-def _console() -> Console:
-    """Standard output for tables: no text of a user's is taken for an emoji, and no number is ever cut."""
-    from rich.console import Console
-
-    console = Console(emoji=False, highlight=False)
-    console.width = max(console.width, 110) if console.is_terminal else 140
-    return console
 
 
 def _graph(source: Path) -> Graph:
@@ -581,40 +532,7 @@ def _show(graph: Graph, style: Format, rows: int) -> None:
         typer.echo(report.graph_json(graph))
         return
     table = report.circuit_table(graph, rows) if isinstance(graph, Circuit) else report.graph_table(graph, rows)
-    _console().print(table)
-
-
-class _Bar:
-    """A progress bar on standard error for methods of many passes; nothing where there is no terminal."""
-
-    def __init__(self, name: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task(name, total=None)
-
-    def __enter__(self) -> Progress:
-        self.bar.__enter__()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-
-def _quiet() -> None:
-    """Keep the terminal for our own output: the libraries' warnings and bars tell a user nothing here."""
-    import logging
-    import os
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    terminal.console().print(table)
 
 
 def _numbers(value: str | None, option: str) -> list[int] | None:
