@@ -1,4 +1,4 @@
-"""What tracing costs on a GPU, on Llama 3.1 8B's shape with random bfloat16 weights; on a CPU, on a toy.
+"""What tracing costs on a GPU, on Llama 3.1 8B's shape with random bfloat16 weights; on a CPU, on a float32 toy.
 
 Nothing is downloaded: time and memory do not depend on what the weights are. For prompts of 32 and 256 tokens: seconds
 of one RelP attribution of all nodes, of a 1,000-node graph with its edges, and of one plain forward and backward of the
@@ -57,7 +57,8 @@ TOY: dict[str, Any] = {
 LENGTHS = (32, 256)
 NODES = 1000
 SPAN = 20.0
-"""Seconds of batches behind a throughput, at least one batch."""
+"""Seconds of batches behind a throughput on a GPU; at least one batch, and one on a CPU."""
+MOST_IN_BATCH = {"cuda": 256, "cpu": 4}
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ class Row:
 
 
 def build(settings: dict[str, Any], device: str) -> tracer.Model:
-    """The seeded random model in bfloat16, made where it runs."""
+    """The seeded random model, made where it runs: bfloat16 on a GPU, float32 on a CPU, where bfloat16 is slow."""
     torch.manual_seed(0)
     config = LlamaConfig(**settings, bos_token_id=1, eos_token_id=1, pad_token_id=0)
     with torch.device(device):
-        module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1")
     return tracer.load(module, tokenizer=tokenizer)
@@ -131,8 +132,8 @@ def in_turn(first: Callable[[], Any], *others: Callable[[], Any], pairs: int) ->
 
 def rate(run: Callable[[], int]) -> float:
     """Prompts per hour: `run` does some and says how many, again and again."""
-    done, started = 0, time.perf_counter()
-    while not done or time.perf_counter() - started < SPAN:
+    done, started, span = 0, time.perf_counter(), SPAN if torch.cuda.is_available() else 0.0
+    while not done or time.perf_counter() - started < span:
         done += run()
     return done / (time.perf_counter() - started) * 3600
 
@@ -146,7 +147,7 @@ def row(model: tracer.Model, planned: Plan, wanted: Demand, length: int, pairs: 
 
     runs = (lambda: plain(model, prompt), lambda: tracer.attribute(model, [prompt]), lambda: graphs([prompt]))
     seconds, ratios = in_turn(*map(waited, runs), pairs=pairs)
-    batch = min(next(one.prompts for one in planned.rows if one.length >= length), 256)
+    batch = min(next(one.prompts for one in planned.rows if one.length >= length), MOST_IN_BATCH[model.device.type])
     several = prompts_of(model, length, batch)
     on_gpu = model.device.type == "cuda"
     reset(on_gpu)
@@ -187,10 +188,12 @@ def main() -> None:
     gpu = torch.cuda.get_device_properties(0) if on_gpu else None
     place = gpu.name if gpu else f"{platform.processor() or platform.machine()}, 1 thread"
     wanted = Demand(metric="difference", nodes=NODES)
-    host = memory_benchmark_host()
+    host = memory_of_host()
     planned = plan(Shape.of_model(model), wanted, LENGTHS, host=host if gpu else 4 * 2**30,
                    device=gpu.total_memory if gpu else None, n_devices=1 if gpu else 0)  # fmt: skip
-    print(f"Llama of {planned.shape.weight_bytes / 2e9:.2f}G random bfloat16 weights on {place}; {NODES}-node graphs")
+    print(
+        f"Llama of {planned.shape.weight_bytes / 2**30:.2f} GiB of random {model.dtype} weights on {place}; {NODES}-node graphs"
+    )
     print(f"{'tokens':>7}{'fwd+bwd s':>11}{'nodes s':>9}{'ratio':>7}{'graph s':>9}{'ratio':>7}{'batch':>7}"
           f"{'nodes/h':>10}{'graphs/h':>10}{'peak MiB':>10}{'predicted':>11}")  # fmt: skip
     rows = []
@@ -206,7 +209,7 @@ def main() -> None:
         options.json.write_text(json.dumps(told, indent=1))
 
 
-def memory_benchmark_host() -> int:
+def memory_of_host() -> int:
     """Bytes of memory of this machine."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))

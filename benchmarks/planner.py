@@ -64,6 +64,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 64,
         "max_position_embeddings": 2048,
     },
+    "llama-tiny": {
+        "model_type": "llama",
+        "vocab_size": 500,
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+    },
     "llama-1M": {
         "model_type": "llama",
         "vocab_size": 500,
@@ -169,9 +179,9 @@ GRID = (
     Case("gemma2-27M", "grad", 512, 2),
     Case("gemma2-27M", "ig", 256, 4, edges=True),
     Case("gemma2-27M", "relp", 512, 1, edges=True, nodes=1000),
-    Case("llama-1M", "exact", 16, 2, budget=2**28),
-    Case("llama-1M", "exact", 32, 1, edges=True, budget=2**28),
-    Case("llama-1M", "exact", 64, 1, budget=2**27),
+    Case("llama-tiny", "exact", 16, 2, budget=2**28),
+    Case("llama-tiny", "exact", 32, 1, edges=True, budget=2**28),
+    Case("llama-tiny", "exact", 64, 1, budget=2**27),
     Case("llama-1M", "relp", 1024, 16, edges=True),
 )
 QUICK = (
@@ -182,7 +192,7 @@ QUICK = (
     Case("llama-34M", "relp", 256, 1, edges=True, nodes=2000),
     Case("gemma2-27M", "grad", 512, 2),
     Case("gpt2-124M", "delta", 1024, 2),
-    Case("llama-1M", "exact", 32, 1, edges=True, budget=2**28),
+    Case("llama-tiny", "exact", 32, 1, edges=True, budget=2**28),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,6 +39,7 @@ def server() -> Iterator[Store]:
         for name, value in (("AWS_DEFAULT_REGION", "us-east-1"), ("AWS_EC2_METADATA_DISABLED", "true")):
             patch.setenv(name, value)
         patch.setenv("NO_PROXY", "127.0.0.1")
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         made = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         made.start()
         try:

@@ -23,7 +23,6 @@ from tracer.cluster.actors import Journal, describe_error
 from tracer.errors import JobError, RunError
 
 ray: Any = pytest.importorskip("ray")
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[1]
 CLUSTERS = ROOT / "jobs" / "clusters"
@@ -62,7 +61,7 @@ def web() -> Iterator[Callable[[int, str], str]]:
 
     def start(code: int, text: str) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 self.send_response(code)
                 self.end_headers()
                 self.wfile.write(text.encode())
@@ -117,12 +116,6 @@ def test_addresses_where_nothing_answers(closed: str, monkeypatch: pytest.Monkey
 def test_a_port_of_something_else(silent: str) -> None:
     with refused(RunError, "something else than Ray answers there"):
         RayPool(silent)
-
-
-def test_options_that_ray_does_not_know() -> None:
-    with refused(RunError, "Ray did not start"):
-        RayPool("local", num_cpus=-1)
-    assert not ray.is_initialized()
 
 
 def test_the_journal_keeps_the_last_entry_of_each_worker() -> None:
@@ -194,6 +187,7 @@ def send(path: Path, **fields: Any) -> None:
         ("kind: dataset\ninput: {path: [/shared/a, ./b]}\n", "'./b'"),
         ("kind: dataset\nevaluate: {test: {path: file.csv}}\n", "'file.csv'"),
         ("kind: dataset\nmodel: ./weights\n", "'./weights'"),
+        ("kind: dataset\ninput: {dataset: ./builder}\n", "'./builder'"),
         ("input: {path: 's3://ID:SECRET@bucket/x'}\n", "secret"),
         ("a: " + "x" * 2**20, "is larger than"),
     ],
@@ -236,9 +230,8 @@ def test_only_known_variables_travel(tmp_path: Path) -> None:
 
 def test_secrets_do_not_travel_in_the_command(tmp_path: Path) -> None:
     for fields in ({"out": "s3://ID:SECRET@bucket/x"}, {"options": ["--set", "x=hf_" + "a" * 30]}):
-        with refused(JobError, "looks like a secret") as caught:
+        with refused(JobError, "looks like a secret"):
             send(job(tmp_path), **fields)
-        assert caught is None
 
 
 @pytest.mark.parametrize(
@@ -304,6 +297,8 @@ def test_a_server_that_stays_away_is_not_waited_for(monkeypatch: pytest.MonkeyPa
 
 
 def checked(content: dict[str, Any]) -> dict[str, Any]:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
     config = prepare_config(content)
     validate_config(config)
     return config
@@ -393,7 +388,7 @@ def test_the_slurm_script(tmp_path: Path, gpus: str | None) -> None:
     done = subprocess.run(["bash", script, *words], env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     share = ["--workers", "8", "--gpus-per-worker", "1"] if gpus else []
-    start = f"--nodes=2 --ntasks=2 --ntasks-per-node=1 ray symmetric-run --address 192.0.2.7:6835 --min-nodes 2 "
+    start = "--nodes=2 --ntasks=2 --ntasks-per-node=1 ray symmetric-run --address 192.0.2.7:6835 --min-nodes 2 "
     start += "--num-cpus=32 --num-gpus=4" if gpus else "--num-cpus=1 --num-gpus=0"
     run = ["--", "python", "-m", "tracer", "run", "my job.yaml", "--out", "/shared/out", "--ray", "192.0.2.7:6835"]
     assert done.stdout == "".join(f"<{word}>" for word in [*start.split(), *run, *share, "--set", "a=b c"])

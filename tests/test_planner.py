@@ -267,7 +267,8 @@ def test_jobs_say_what_they_demand(tmp_path: object) -> None:
     (one,) = demands(load_job(file))
     assert (one.method, one.nodes, one.mass, one.edges, one.batch) == ("ig", None, True, True, 3)
     made = plan(Shape.of("demo"), one, [10], host=8 * GIB)
-    assert made.rows[-1].prompts <= 3
+    assert {row.prompts for row in made.rows} == {3}
+    assert made.memory == plan(Shape.of("demo"), dataclasses.replace(one, batch=None), [10], host=8 * GIB).memory
     assert "set nodes" in " ".join(made.advice)
     several = demands(load_job("jobs/sva.yaml"))
     assert {"relp", "random"} <= {one.method for one in several}

@@ -321,10 +321,10 @@ def load_graph(folder: str | Path) -> Graph:
     Raises:
         RunError: neither is there, or it is damaged.
     """
-    record, tables = store.read_run(Path(folder))
     classes: dict[str, tuple[str, type[Graph]]] = {"trace": ("circuit", Circuit), "graph": ("graph", Graph)}
-    if record.get("kind") not in classes:
-        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "give a folder of 'tracer trace --out'")
+    if store.read_record(Path(folder)).get("kind") not in classes:
+        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "name one of its prompts: --prompt 0")
+    record, tables = store.read_run(Path(folder))
     name, kind = classes[record["kind"]]
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
         raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")

@@ -62,6 +62,7 @@ class Format(StrEnum):
 
 
 Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
+OfRun = Annotated[int | None, typer.Option("--prompt", help="Of a run over many: the prompt's number (prompt_id).")]
 Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
 
 
@@ -219,11 +220,12 @@ def show(
     ],
     rows: Rows = 20,
     style: Style = Format.table,
+    prompt: OfRun = None,
 ) -> None:
-    """Print a saved circuit again."""
+    """Print a saved circuit again, or one prompt's graph of a run."""
     from tracer.circuit import load_graph
 
-    _show(load_graph(folder), style, rows)
+    _show(load_graph(folder) if prompt is None else _graph(folder, prompt), style, rows)
 
 
 @app.command()
@@ -232,11 +234,12 @@ def view(
     source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
     out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    prompt: OfRun = None,
 ) -> None:
     """Write the graph page: one HTML file that opens from disk and needs no network."""
     from tracer import report
 
-    graph = _graph(source)
+    graph = _graph(source, prompt)
     page = report.view(graph, out or (source / "graph.html" if source.is_dir() else source.with_suffix(".html")))
     typer.echo(f"wrote {page} ({_size(page)}); open it in a browser")
     if open_page:
@@ -252,11 +255,12 @@ def export(
         Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
     ] = None,
     groups: Annotated[Path | None, typer.Option(help="Groups saved from the page, exported as supernodes.")] = None,
+    prompt: OfRun = None,
 ) -> None:
     """Write a circuit for another tool, and say what its format cannot hold."""
     from tracer import exchange
 
-    graph = _graph(source)
+    graph = _graph(source, prompt)
     if groups is not None:
         if form != "neuronpedia":
             raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
@@ -509,11 +513,14 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _graph(source: Path) -> Graph:
-    """What a run folder or a graph file holds."""
+def _graph(source: Path, prompt: int | None) -> Graph:
+    """What a run folder or a graph file holds; of a run over many prompts, one prompt's graph."""
     from tracer.circuit import load_graph
     from tracer.exchange import import_graph
+    from tracer.run_graph import graph_of
 
+    if prompt is not None:
+        return graph_of(source, prompt)
     return import_graph(source) if source.is_file() else load_graph(source)
 
 

@@ -78,15 +78,13 @@ def run(
 
     Example: tracer run jobs/dataset.yaml --out runs/dataset        with --ray local, or --ray auto on a cluster
     """
-    from tracer import benchmark_report, jobs, planning, run_report, running, stages
+    from tracer import benchmark_report, jobs, run_report, running, stages
 
     terminal.quiet()
     if resume:
         _must_be_there(out)
     changes = _changes(change, limit=limit, shard_size=shard_size, dtype=dtype)
     chosen = jobs.load_job(job, changes)
-    for note in planning.notes(chosen, workers, there=ray in (None, "local")):
-        terminal.note(note)
     watch = _Watch(job)
     try:
         with watch:
@@ -102,6 +100,7 @@ def run(
                 overwrite=overwrite,
                 start_timeout=start_timeout,
                 watch=watch,
+                note=terminal.note,
             )
     except running.Stopped as stopped:
         terminal.complain(f"stopped: {stopped} and committed; repeat the command to go on")

@@ -282,6 +282,11 @@ class RunFolder:
         for unit in sorted(names):
             yield self._commit(unit, names[unit])
 
+    def find(self, unit: int) -> Commit | None:
+        """The commit of one unit; None if it is not done."""
+        name = f"_commits/{unit}.json"
+        return self._commit(unit, name) if self.place.exists(name) else None
+
     def _commit(self, unit: int, name: str) -> Commit:
         try:
             found = Commit.model_validate(self.place.read_json(name))

@@ -8,16 +8,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import psutil
-
 from tracer.errors import JobError
 from tracer.jobs import Job
 from tracer.pools import LocalPool, visible_gpus
 from tracer.work import Pool
 
 _MOST = 8  # processes on the cores of one machine, unless more are asked for
-_SPARE = 0.8  # of the memory that is free
-_PROCESS = 2**30  # bytes: an interpreter with its libraries and a small model
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,13 @@ class Placing:
 
 
 def place(
-    job: Job, ray: str | None, workers: int | None, gpus_per_worker: float | None, n_units: int, pool: Pool | None
+    job: Job,
+    ray: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    n_units: int,
+    pool: Pool | None,
+    most: int | None = None,
 ) -> Placing:
     """Choose where a job runs.
 
@@ -40,6 +42,7 @@ def place(
         workers, gpus_per_worker: as asked for; None for what the machines offer.
         n_units: more workers than this would have nothing to do.
         pool: taken as it is, if given.
+        most: workers that fit in this machine's memory, as planned; matters where their number was not asked for.
 
     Raises:
         JobError: numbers that cannot be. RunError: a cluster that cannot be reached.
@@ -75,15 +78,6 @@ def place(
             f"gpus_per_worker={each:g}", f"this machine has {gpus:g} GPUs", "use fewer, or --ray with a cluster"
         )
     if workers is None:
-        workers = _fitting(cpus, gpus, each, local=ray is None)
+        workers = int(gpus / each) if each else int(cpus) if ray else min(int(cpus), _MOST)
+        workers = min(workers, workers if most is None else most)
     return Placing(made, max(1, min(workers, n_units)), 1.0, each)
-
-
-def _fitting(cpus: float, gpus: float, each: float, local: bool) -> int:
-    """As many workers as the machines hold."""
-    if each:
-        return max(1, int(gpus / each))
-    if not local:
-        return max(1, int(cpus))
-    room = int(psutil.virtual_memory().available * _SPARE / _PROCESS)
-    return max(1, min(int(cpus), _MOST, room))

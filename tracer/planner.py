@@ -173,11 +173,10 @@ class _Room:
 
     def most(self, length: int) -> int:
         """Prompts of a length that fit together; 0 where not one does."""
-        limit = min([MOST_PROMPTS, *(one.batch for one in self.demands if one.batch is not None)])
         low, high = 0, 1
-        while high <= limit and self.holds(length, high):
+        while high <= MOST_PROMPTS and self.holds(length, high):
             low, high = high, 2 * high
-        high = min(high, limit + 1)
+        high = min(high, MOST_PROMPTS + 1)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.holds(length, middle) else (low, middle)
@@ -289,9 +288,10 @@ def _batches(room: _Room, marks: Sequence[int]) -> tuple[int, tuple[Row, ...]]:
     memory = min(max(1, most[length]) * each[length] for length in marks)
     if limit is not None:
         memory = min(memory, limit)
+    asked = min((one.batch for one in room.demands if one.batch is not None), default=MOST_PROMPTS)
     rows = []
     for length in marks:
-        prompts = min(most[length], max(1, memory // each[length]))
+        prompts = min(most[length], asked, max(1, memory // each[length]))
         rows.append(Row(length, prompts, room.memory(length, 1), room.memory(length, max(1, prompts))))
     return memory, tuple(rows)
 
@@ -320,7 +320,10 @@ def _advice(made: Plan, room: _Room) -> list[str]:
         if any(one.nodes is None for one in made.demands):
             lines.append("how many nodes a threshold or mass keeps is not known before: 2,000 are counted; set nodes")
     else:
-        what = f"one prompt of {made.longest} tokens needs {gib(need.peak)}, most of it in {need.phase}"
+        where = f"{gib(need.peak)}, most of it in {need.phase}"
+        if made.device is not None:
+            where = f"{gib(need.device)} on GPUs and {gib(need.host)} of host memory"
+        what = f"one prompt of {made.longest} tokens needs {where}"
         lines += [what, *_remedies(made, room, need)]
     if made.longest > shape.context_length:
         lines.append(f"the longest prompt has {made.longest} tokens, the model reads {shape.context_length}")
@@ -339,8 +342,9 @@ def _remedies(made: Plan, room: _Room, need: Memory) -> list[str]:
     plain = tuple(replace(one, edges=False) for one in made.demands)
     if any(one.edges for one in made.demands) and replace(room, demands=plain).holds(made.longest, 1):
         lines.append("edges: false fits")
-    if any((one.nodes or 2000) > 200 for one in made.demands) and need.phase == "edges":
-        lines.append("fewer nodes make smaller edge matrices")
+    fewer = tuple(replace(one, nodes=min(200, one.nodes or 200)) for one in made.demands)
+    if fewer != made.demands and replace(room, demands=fewer).holds(made.longest, 1):
+        lines.append("nodes: 200 fits")
     if room.most(1):
         fitting = max(length for length in _lengths_below(made.longest) if room.holds(length, 1))
         lines.append(f"prompts of up to {fitting} tokens fit")
@@ -361,7 +365,9 @@ def check(made: Plan) -> None:
     """
     if made.fits:
         return
-    where = f"{gib(made.host)} of memory" if made.device is None else f"{made.n_devices} x {gib(made.device)} of GPU"
+    where = f"{gib(made.host)} of memory"
+    if made.device is not None:
+        where = f"{made.n_devices} x {gib(made.device)} of GPU and {where}"
     first, *rest = made.advice
     raise ModelError(
         f"model {made.shape.name} with a prompt of {made.longest} tokens",

@@ -12,13 +12,15 @@ from tracer.planner import Plan, gib
 def plan_table(made: Plan) -> RenderableType:
     """The predicted memory by length of prompt, then what follows from it."""
     shape, gpu = made.shape, made.device is not None
-    table = Table(title=f"{shape.name}: {gib(shape.weight_bytes)} of weights, predicted peak of one worker")
-    for name in ("tokens", "one prompt", "prompts in a batch", "a batch", *(["of it on GPU"] if gpu else [])):
+    table = Table(title=f"{shape.name}: {gib(shape.weight_bytes)} of weights; predicted memory of one worker")
+    parts = ("one prompt: GPU", "host", "batch", "batch: GPU", "host") if gpu else ("one prompt", "batch", "a batch")
+    for name in ("tokens", *parts):
         table.add_column(name, justify="right")
     table.add_column("most in")
     for row in made.rows:
-        cells = [str(row.length), gib(row.one.peak), str(row.prompts), gib(row.batch.peak)]
-        table.add_row(*cells, *([gib(row.batch.device)] if gpu else []), row.batch.phase)
+        one, batch = ((memory.device, memory.host) if gpu else (memory.peak,) for memory in (row.one, row.batch))
+        cells = [str(row.length), *map(gib, one), str(row.prompts), *map(gib, batch)]
+        table.add_row(*(cells if row.prompts else [*cells[: 2 + len(one)], *["-"] * len(batch)]), row.batch.phase)
     return Group(table, *(Text(line) for line in _lines(made)))
 
 

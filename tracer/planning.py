@@ -55,11 +55,11 @@ def plan_job(job: Job, workers: int | None = None) -> Plan:
     return replace(made, advice=(*made.advice, told + "they will fail"))
 
 
-def notes(job: Job, workers: int | None, there: bool) -> tuple[str, ...]:
-    """What a user should know before a run; nothing where all is well.
+def before(job: Job, workers: int | None, here: bool) -> Plan | None:
+    """The plan of a run that is about to start; None where workers run elsewhere and only they can see the model.
 
     Args:
-        there: whether workers run on this machine. If not, only what the job itself says is checked.
+        here: whether workers run on this machine.
 
     Raises:
         ModelError: on this machine not even one prompt fits. JobError: the job's data.
@@ -67,12 +67,12 @@ def notes(job: Job, workers: int | None, there: bool) -> tuple[str, ...]:
     try:
         made = plan_job(job, workers)
     except TracerError:
-        if there:
+        if here:
             raise
-        return ()  # the cluster may reach what this machine cannot
-    if there:
+        return None
+    if here:
         check(made)
-    return made.advice
+    return made
 
 
 def _lengths(job: Job) -> Iterator[int]:

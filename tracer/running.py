@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from tracer import dataset, store
+from tracer import dataset, planning, store
 from tracer.circuit import provenance
 from tracer.errors import RunError, TracerError, quoted
 from tracer.folder import Commit, RunFolder
@@ -36,6 +36,7 @@ Watch = Callable[[Status], None]
 
 _PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight")
 """Those whose version decides numbers."""
+_WORKER = "tracer.worker:Worker"
 _WRITE_EVERY = 2.0  # seconds between two writings of progress.json
 _FEW = 20  # prompts before a share of failures says anything
 
@@ -101,8 +102,9 @@ def run(
     overwrite: bool = False,
     start_timeout: float = 600.0,
     watch: Watch | None = None,
+    note: Callable[[str], None] | None = None,
     pool: Pool | None = None,
-    factory: str = "tracer.worker:Worker",
+    factory: str = _WORKER,
 ) -> Run:
     """Run a job into a folder; a folder that holds a part of the same job is gone on with.
 
@@ -122,6 +124,7 @@ def run(
         overwrite: replace another job's run.
         start_timeout: seconds to wait for the first worker.
         watch: told how far the run is, about every second.
+        note: told what the planner has to say, e.g. that some prompts are too long.
         pool, factory: other workers, for tests.
 
     Raises:
@@ -140,7 +143,15 @@ def run(
         if driver.is_done:
             driver.show("done", force=True)
         else:
-            made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool)
+            real = pool is None and factory == _WORKER
+            planned = planning.before(chosen, workers, ray in (None, "local")) if real else None
+            for advice in () if planned is None or note is None else planned.advice:
+                note(advice)
+            if ray not in (None, "local"):
+                planned = None  # this machine's memory is not theirs
+            most = None if planned is None else planned.workers
+            made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
+            driver.room = None if planned is None else planned.memory
             stack.callback(made.pool.close)
             number = stack.enter_context(_signals())
             setup = Setup(
@@ -180,6 +191,7 @@ class _Driver:
         self._session = Tally()
         self._state: State = "starting"
         self._rate: float | None = None
+        self.room: int | None = None  # bytes that a batch may use here, as planned
 
     # -------------------------------------------------------------------------------------- planning
 
@@ -319,7 +331,7 @@ class _Driver:
         """The first worker settles the model and the memory of a batch; every other must have the same model."""
         model = event.model.model_dump(mode="json")
         if "model" not in self.record:
-            batch = {"model": model, "memory": event.budget}
+            batch = {"model": model, "memory": min(event.budget, self.room or event.budget)}
             self.record |= batch
             self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
         elif self.record["model"] != model:

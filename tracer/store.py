@@ -103,7 +103,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     Raises:
         RunError: no run there, another schema version, or a file that is missing or damaged.
     """
-    record = _read_record(folder)
+    record = read_record(folder)
     tables: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
     commits = sorted((folder / "_commits").glob("*.json"), key=lambda path: (len(path.stem), path.stem))
     if not commits:
@@ -136,7 +136,7 @@ def _clear(folder: Path, fingerprint_of_job: str, overwrite: bool) -> None:
     """Make way for a run: remove the same job's run, refuse anything else."""
     if not _check_ours(folder):
         return
-    if not overwrite and _read_record(folder).get("fingerprint") != fingerprint_of_job:
+    if not overwrite and read_record(folder).get("fingerprint") != fingerprint_of_job:
         raise RunError(
             f"folder {quoted(str(folder), 300)}",
             "holds another run",
@@ -209,7 +209,12 @@ def _as_input(prompts: pa.Table) -> pa.Table:
     return pa.table({name: prompts[name] if name in given else nulls for name, nulls in empty.items()}, INPUT)
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """What run.json holds.
+
+    Raises:
+        RunError: no run there, or another schema version.
+    """
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(

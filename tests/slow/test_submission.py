@@ -240,7 +240,7 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("kind", ["gcs", "client", "auto"])
+@pytest.mark.parametrize("kind", ["client", "auto"])
 def test_pools_attach_one_after_another(head: Head, kind: str, tmp_path: Path) -> None:
     environment = os.environ | AUTH | {"PYTHONPATH": str(TESTS), "RAY_ADDRESS": head.gcs}
     address = kind if kind == "auto" else getattr(head, kind)

@@ -45,9 +45,11 @@ def connect(address: str, options: dict[str, Any]) -> None:
         quiet |= {"include_dashboard": False, "object_store_memory": STORE}
     else:
         address = _reached(address)
+    ray = load_ray()
     try:
-        load_ray().init(address=address, **(quiet | options))
+        ray.init(address=address, **(quiet | options))
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
+        ray.shutdown()  # what it had started of a local cluster
         raise RunError(
             f"--ray {address}", f"Ray did not start: {last_line(error)}", "see --help for addresses"
         ) from None

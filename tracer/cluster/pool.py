@@ -6,6 +6,7 @@ know what a worker does.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import time
@@ -21,7 +22,7 @@ from tracer.work import Began, Broke, Died, Done, Event, Order, Refused, Report,
 
 POLL = 0.1
 """Seconds between two looks at the journal, at least."""
-ANSWER = 5.0
+ANSWER = 15.0
 """Seconds the journal has to answer after a death."""
 GRACE = 30.0
 """Seconds until a worker that neither answers nor is known to be dead counts as lost; Ray takes 12 for a node."""
@@ -136,8 +137,9 @@ class RayPool:
         """End the pool's actors, and the connection if it is the pool's own."""
         if not self._ray.is_initialized():
             return
-        for actor in [*(held.actor for held in self._workers.values()), self._journal]:
-            self._ray.kill(actor, no_restart=True)
+        with contextlib.suppress(ConnectionError):  # the cluster may be gone before its workers
+            for actor in [*(held.actor for held in self._workers.values()), self._journal]:
+                self._ray.kill(actor, no_restart=True)
         self._workers.clear()
         if self._own:
             self._ray.shutdown()

@@ -196,7 +196,7 @@ def _check_job(job: Path) -> None:
 
 
 def _relative(content: Any, key: str = "") -> Iterator[str]:
-    """Paths in a job that depend on the current folder: of `path` keys, and of a model that is a folder."""
+    """Paths in a job that depend on the current folder: of `path` keys, and of a model or data set that is a folder."""
     if isinstance(content, dict):
         for name, value in content.items():
             yield from _relative(value, str(name))
@@ -204,8 +204,8 @@ def _relative(content: Any, key: str = "") -> Iterator[str]:
         for value in content:
             yield from _relative(value, key)
     elif isinstance(content, str) and not content.startswith(_SHARED):
-        local_model = key == "model" and (content.startswith((".", "~")) or ("/" in content and Path(content).is_dir()))
-        if key == "path" or local_model:
+        folder = content.startswith((".", "~")) or ("/" in content and Path(content).is_dir())
+        if key == "path" or (key in ("model", "dataset") and folder):
             yield content
 
 
@@ -227,6 +227,7 @@ def _client(address: str | None) -> tuple[Any, str]:
         with urllib.request.urlopen(f"{address}/api/version", timeout=REACH) as answer:
             _ = json.load(answer)["ray_version"]
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code not in (401, 403):
             raise RunError(f"--address {address}", f"is no Ray job server (HTTP {error.code})", step) from None
         headers = _token()
@@ -266,7 +267,7 @@ def _told(address: str) -> Iterator[None]:
         text = str(error)
         if "already exists" in text:
             raise RunError("--id", "that job has been submitted before", "leave --id out: the run resumes") from None
-        if "404" in text or "does not exist" in text:
+        if "status code 404" in text or "does not exist" in text:
             raise RunError(f"--address {address}", "knows no such job", "look at: ray job list") from None
         raise RunError(f"--address {address}", f"refuses ({last_line(text)})", "look at the head node's logs") from None
 
