@@ -211,7 +211,7 @@ def test_folders_that_are_not_runs_and_damage_are_refused(tmp_path: Path) -> Non
     out = tmp_path / "out"
     run_benchmark(tiny("methods=random"), out)
     (out / "_commits" / "0.json").write_text('{"shard": "a"')
-    with refused(RunError, "0.json", "cannot be read"):
+    with refused(RunError, "0.json", "delete it"):
         run_benchmark(tiny("methods=random"), out)
 
 

@@ -145,8 +145,9 @@ def run(
         else:
             real = pool is None and factory == _WORKER
             planned = planning.before(chosen, workers, ray in (None, "local")) if real else None
-            for advice in () if planned is None or note is None else planned.advice:
-                note(advice)
+            if planned is not None and note is not None:
+                for advice in planned.advice:
+                    note(advice)
             if ray not in (None, "local"):
                 planned = None  # this machine's memory is not theirs
             most = None if planned is None else planned.workers
