@@ -192,7 +192,8 @@ def main() -> None:
     planned = plan(Shape.of_model(model), wanted, LENGTHS, host=host if gpu else 4 * 2**30,
                    device=gpu.total_memory if gpu else None, n_devices=1 if gpu else 0)  # fmt: skip
     print(
-        f"Llama of {planned.shape.weight_bytes / 2**30:.2f} GiB of random {model.dtype} weights on {place}; {NODES}-node graphs"
+        f"Llama of {planned.shape.weight_bytes / 2**30:.2f} GiB of random {model.dtype} weights on {place}; "
+        f"{NODES}-node graphs"
     )
     print(f"{'tokens':>7}{'fwd+bwd s':>11}{'nodes s':>9}{'ratio':>7}{'graph s':>9}{'ratio':>7}{'batch':>7}"
           f"{'nodes/h':>10}{'graphs/h':>10}{'peak MiB':>10}{'predicted':>11}")  # fmt: skip

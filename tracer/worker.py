@@ -35,10 +35,12 @@ class Worker:
     def __init__(self, setup: Setup) -> None:
         import torch
 
+        from tracer import memory
         from tracer.folder import RunFolder
         from tracer.jobs import BenchmarkJob, load_job
         from tracer.model import load
 
+        memory.steady()
         torch.set_num_threads(setup.threads)
         job = load_job(setup.job)
         options = job.loading()

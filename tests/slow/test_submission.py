@@ -38,6 +38,7 @@ eval "$(sed -n 's/^does: //p' "$4")"
 
 TOKEN = "of-these-tests-alone-and-long-enough"
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+SLOW = {"RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120"}  # two cores that are shared
 
 
 @dataclass
@@ -71,7 +72,7 @@ def running(stub: Path) -> Iterator[Head]:
         *f"--object-store-memory={75 * 2**20} --min-worker-port=0 --max-worker-port=0".split(),
     ]
     path = f"{stub.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | AUTH | {"PATH": path, "PYTHONPATH": str(TESTS)}
+    environment = os.environ | AUTH | SLOW | {"PATH": path, "PYTHONPATH": str(TESTS)}
     said = Path(folder) / "said"
     with said.open("wb") as output:
         process = subprocess.Popen(
@@ -79,8 +80,8 @@ def running(stub: Path) -> Iterator[Head]:
         )
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        end = time.monotonic() + 60
-        while not answers(f"{address}/api/version"):
+        end = time.monotonic() + 120
+        while not (answers(f"{address}/api/version") and listens(client)):
             assert process.poll() is None, said.read_text()
             assert time.monotonic() < end, said.read_text()
             time.sleep(0.3)
@@ -112,6 +113,11 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def head(stub: Path) -> Iterator[Head]:
     with running(stub) as one:
         yield one
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def answers(url: str) -> bool:

@@ -50,9 +50,8 @@ def connect(address: str, options: dict[str, Any]) -> None:
         ray.init(address=address, **(quiet | options))
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
         ray.shutdown()  # what it had started of a local cluster
-        raise RunError(
-            f"--ray {address}", f"Ray did not start: {last_line(error)}", "see --help for addresses"
-        ) from None
+        step = "mend that, or run without --ray" if address == "local" else "is it the version of Ray that runs there?"
+        raise RunError(f"--ray {address}", f"Ray did not start: {last_line(error)}", step) from None
 
 
 def _reached(address: str) -> str:
