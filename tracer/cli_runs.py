@@ -39,7 +39,9 @@ Change = Annotated[
 ]
 Ray = Annotated[
     str | None,
-    typer.Option(help="local: a Ray of its own on this machine. auto, or ray://HOST:10001: a running cluster."),
+    typer.Option(
+        help="local: a Ray of its own on this machine. auto, or HOST:6379: a running cluster this machine is part of."
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option(help="Processes that hold a model. Default: one per GPU, or per core as memory allows.")

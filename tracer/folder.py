@@ -58,7 +58,7 @@ class Commit(BaseModel):
     `files` and `rows` are as in the folder of a single prompt.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     shard: int
     files: dict[str, str] = {}

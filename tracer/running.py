@@ -153,6 +153,8 @@ def run(
             most = None if planned is None else planned.workers
             made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
             driver.room = None if planned is None else planned.memory
+            if note is not None and ray not in (None, "local") and not made.gpus and chosen.device is None:
+                note("the cluster shows no GPU now, so workers run on CPUs; if it grows, use --gpus-per-worker 1")
             stack.callback(made.pool.close)
             number = stack.enter_context(_signals())
             setup = Setup(

@@ -16,7 +16,8 @@ from tracer.config import ModelRecord
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A number that is none stays one on its way: JSON's null would be another thing.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Setup(_Record):

@@ -101,18 +101,19 @@ def whole(_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 class Sabotage:
-    """A pool that kills the process of a busy worker every now and then."""
+    """A pool that kills the process of a busy worker every now and then, for each unit once: a prompt that two
+    processes died on would be left out."""
 
     def __init__(self, pool: Any, seed: int, kills: int, number: int = signal.SIGKILL) -> None:
         self.pool, self.dice, self.left, self.number = pool, random.Random(seed), kills, number
-        self.processes, self.busy, self.next = dict[str, int](), set[str](), 0.0
+        self.processes, self.busy, self.next, self.hit = dict[str, int](), dict[str, int](), 0.0, set[int]()
 
     def start(self, worker: str, setup: Setup) -> None:
         self.pool.start(worker, setup)
 
     def give(self, worker: str, order: Order) -> None:
         self.pool.give(worker, order)
-        self.busy.add(worker)
+        self.busy[worker] = order.unit
 
     def kill(self, worker: str) -> None:
         self.pool.kill(worker)
@@ -127,11 +128,14 @@ class Sabotage:
                 self.processes[event.worker] = int(pid[1])
                 self.next = self.next or now + self.dice.random() * 0.8
             elif type(event).__name__ in ("Done", "Died"):
-                self.busy.discard(event.worker)
-        if self.left and self.next and now > self.next and self.busy:
+                self.busy.pop(event.worker, None)
+        there = sorted(worker for worker, unit in self.busy.items() if unit not in self.hit)
+        if self.left and self.next and now > self.next and there:
             self.left, self.next = self.left - 1, now + self.dice.random()
+            worker = self.dice.choice(there)
+            self.hit.add(self.busy[worker])
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.processes[self.dice.choice(sorted(self.busy))], self.number)
+                os.kill(self.processes[worker], self.number)
         return found
 
     def describe(self) -> str:
