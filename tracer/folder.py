@@ -320,6 +320,21 @@ class RunFolder:
             return f"cannot be read ({error.strerror or error})"
         return None if found == wanted else "has other content than was committed"
 
+    def made(self) -> dict[str, str]:
+        """SHA-256 of every file that is made of the whole run."""
+        there = [name for name in MADE if self.place.exists(name)]
+        return {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
+
+    def unmade(self) -> list[str]:
+        """What is wrong with those files of a run that ended: missing, or of other content than when it ended."""
+        if not self.place.exists("_SUCCESS.json"):
+            return []
+        now, then = self.made(), self.place.read_json("_SUCCESS.json").get("files", {})
+        missing = [f"{name} is missing" for name in then if name not in now]
+        return missing + [
+            f"{name} has other content than when the run ended" for name in now if now[name] != then.get(name)
+        ]
+
     def sweep(self, named: Iterable[str]) -> int:
         """Remove table files that no commit names, and what interrupted writes left; how many there were."""
         keep, removed = set(named), 0

@@ -109,7 +109,9 @@ def run(
     """Run a job into a folder; a folder that holds a part of the same job is gone on with.
 
     Every prompt of the input gets exactly one row, ``ok``, ``failed`` or ``quarantined``; the tables are the same,
-    bit for bit, however many workers there were and however often the run was stopped.
+    bit for bit, however many workers there were, wherever, and however often the run was stopped. Only what takes a
+    batch apart changes last bits: two processes that die on it, memory that runs out, `retry_failed`; with ``batch: 1``
+    in the job not even that does.
 
     Args:
         job: a job file, its content, or a record of jobs.py. set: changes to it, ``key=value``.
@@ -287,7 +289,7 @@ class _Driver:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.n_left and self.folder.place.exists("_SUCCESS.json")
+        return not self.n_left and self.folder.place.exists("_SUCCESS.json") and not self.folder.unmade()
 
     # --------------------------------------------------------------------------------------- running
 
@@ -393,6 +395,7 @@ class _Driver:
         finish_run(self.job, self.folder, commits, self.record, lambda: self._asked(signal_number))
         if not signal_number():
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
+            done["files"] = self.folder.made()
             self.folder.place.write_json("_SUCCESS.json", done)
 
     def _asked(self, signal_number: Callable[[], int]) -> dict[str, Any] | None:

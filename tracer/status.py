@@ -133,6 +133,7 @@ def condition(address: Any, contents: bool = True) -> Condition:
     for commit in folder.commits():
         tally.add(commit)
         problems += folder.problems(commit, contents)
+    problems += folder.unmade() if contents else []
     try:
         written = Status.model_validate(folder.place.read_json("progress.json"))
     except (RunError, ValidationError):  # a driver that died before it wrote any

@@ -302,7 +302,7 @@ def mounted(path: Path, options: str) -> Iterator[Path]:
 
 def test_a_disk_that_is_full_can_be_given_room(tmp_path: Path, whole: Run) -> None:
     made = job(tmp_path, prompts(SLOW))
-    with mounted(tmp_path / "disk", "size=400k") as disk:
+    with mounted(tmp_path / "disk", "size=200k") as disk:
         with refused(RunError, "No space left on device", "repeat the command"):
             run(made, disk / "run", workers=1, factory=FAULTY)
         before = status.condition(disk / "run")
