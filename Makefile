@@ -27,6 +27,9 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/edges.py --large
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/swap.py
+	$(BIN)/python benchmarks/scale.py --ray
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planner.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py
 
 # torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
 $(READY): pyproject.toml constraints.txt

@@ -380,7 +380,7 @@ def test_run_of_a_small_job_and_its_table(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "within_rc" in result.stdout
     again = run("run", job, "--out", str(tmp_path / "run"), *words)
-    assert "1 combinations were there already" in " ".join(again.stdout.split())
+    assert "1 of 1 units were there already" in " ".join(again.stdout.split())
 
 
 @pytest.mark.parametrize(

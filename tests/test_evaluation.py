@@ -215,11 +215,11 @@ def test_random_nodes_are_as_many_in_each_layer() -> None:
     model = tracer.load("demo")
     circuit = tracer.trace(model, sva_prompts()[0], nodes=100, edges=False)
     ranks = evaluation._ranks(model, circuit, 6, True)
-    random = evaluation._shuffled(ranks, 0)
+    random = evaluation.shuffled(ranks, 0)
     for size in (1, 10, 100):
         assert torch.equal((ranks < size).sum((1, 2)), (random < size).sum((1, 2)))
     assert not torch.equal(ranks, random)
-    assert torch.equal(random, evaluation._shuffled(ranks, 0))
+    assert torch.equal(random, evaluation.shuffled(ranks, 0))
 
 
 def test_two_evaluations_and_any_memory_agree() -> None:

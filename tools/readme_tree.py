@@ -29,7 +29,7 @@ def tree() -> str:
         for name in layer.split(" | "):
             module, package = ROOT / "tracer" / f"{name}.py", ROOT / "tracer" / name / "__init__.py"
             shown, source = (f"{name}.py", module) if module.exists() else (f"{name}/", package)
-            lines.append(f"  {shown:<16}{first_clause(source)}")
+            lines.append(f"  {shown:<20}{first_clause(source)}")
     return "\n".join([*lines, "```"])
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tracer.quality import estimate_quality as estimate_quality
     from tracer.remote import load as load
     from tracer.report import view as view
+    from tracer.running import Run as Run
+    from tracer.running import run as run
     from tracer.steering import Steering as Steering
     from tracer.steering import steer as steer
     from tracer.tracing import trace as trace
@@ -50,6 +52,7 @@ _HOME = {
     "Prompt": "prompts",
     "Pruning": "pruning",
     "RemoteError": "errors",
+    "Run": "running",
     "RunError": "errors",
     "TracerError": "errors",
     "Steering": "steering",
@@ -60,6 +63,7 @@ _HOME = {
     "import_graph": "exchange",
     "load": "remote",
     "minimality": "evaluation",
+    "run": "running",
     "steer": "steering",
     "trace": "tracing",
     "view": "report",
@@ -75,6 +79,7 @@ __all__ = [
     "Prompt",
     "Pruning",
     "RemoteError",
+    "Run",
     "RunError",
     "Steering",
     "TracerError",
@@ -85,6 +90,7 @@ __all__ = [
     "import_graph",
     "load",
     "minimality",
+    "run",
     "steer",
     "trace",
     "view",

@@ -210,12 +210,13 @@ class Graph(_Record):
     def _record(self) -> dict[str, Any]:
         """What run.json holds."""
         content = self.model_dump(mode="json", exclude={"nodes", "links"})
-        return {"kind": "graph", "fingerprint": store.fingerprint(content), **_provenance(), "graph": content}
+        return {"kind": "graph", "fingerprint": store.fingerprint(content), **provenance(), "graph": content}
 
     def _prompts(self) -> pa.Table:
         """The one row of the prompts table."""
         ids = [row["neuron"] for row in self.rows("embedding")]
-        return _prompt_row(text=self.text, token_ids=ids, n_nodes=self.n_nodes, n_edges=self.n_edges)
+        row = _prompt_row(text=self.text, token_ids=ids, n_nodes=self.n_nodes, n_edges=self.n_edges)
+        return pa.Table.from_pylist([row], schema=store.PROMPTS)
 
 
 class Circuit(Graph):
@@ -281,9 +282,10 @@ class Circuit(Graph):
     def _record(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
         content["settings"] = self.settings.record()
-        return {"kind": "trace", "fingerprint": self.fingerprint, **_provenance(), "circuit": content}
+        return {"kind": "trace", "fingerprint": self.fingerprint, **provenance(), "circuit": content}
 
-    def _prompts(self) -> pa.Table:
+    def prompt_row(self) -> dict[str, Any]:
+        """The row of `schemas.PROMPTS` that says what was asked and how it went."""
         return _prompt_row(
             user_id=self.user_id,
             text=self.text,
@@ -296,6 +298,9 @@ class Circuit(Graph):
             n_edges=self.n_edges,
             seconds=self.seconds,
         )
+
+    def _prompts(self) -> pa.Table:
+        return pa.Table.from_pylist([self.prompt_row()], schema=store.PROMPTS)
 
     @classmethod
     def load(cls, folder: str | Path) -> Circuit:
@@ -316,10 +321,10 @@ def load_graph(folder: str | Path) -> Graph:
     Raises:
         RunError: neither is there, or it is damaged.
     """
-    record, tables = store.read_run(Path(folder))
     classes: dict[str, tuple[str, type[Graph]]] = {"trace": ("circuit", Circuit), "graph": ("graph", Graph)}
-    if record.get("kind") not in classes:
-        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "give a folder of 'tracer trace --out'")
+    if store.read_record(Path(folder)).get("kind") not in classes:
+        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "name one of its prompts: --prompt 0")
+    record, tables = store.read_run(Path(folder))
     name, kind = classes[record["kind"]]
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
         raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")
@@ -331,7 +336,8 @@ def load_graph(folder: str | Path) -> Graph:
         ) from error
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
+    """When and with which versions a record is written."""
     return {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
@@ -339,10 +345,9 @@ def _provenance() -> dict[str, Any]:
     }
 
 
-def _prompt_row(**columns: Any) -> pa.Table:
-    """The prompts table of one prompt that went well; columns left out are null."""
-    row = {"prompt_id": 0, "target_ids": [], "foil_ids": [], "status": "ok", "attempts": 1, **columns}
-    return pa.Table.from_pylist([row], schema=store.PROMPTS)
+def _prompt_row(**columns: Any) -> dict[str, Any]:
+    """The prompts table's row of a prompt that went well; columns left out are null."""
+    return {"prompt_id": 0, "target_ids": [], "foil_ids": [], "status": "ok", "attempts": 1, **columns}
 
 
 def edges_table(columns: dict[str, Any]) -> pa.Table:
@@ -367,3 +372,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+_provenance = provenance

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
 from enum import StrEnum
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracer.errors import JobError, TracerError
+from tracer import cli_runs, terminal
+from tracer.errors import JobError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tracer.circuit import Circuit, Graph
     from tracer.methods import Progress
     from tracer.pruning import Pruning
@@ -64,21 +61,8 @@ class Format(StrEnum):
     csv = "csv"
 
 
-def told(verb: Callable[..., None]) -> Callable[..., None]:
-    """Print a user's error as one line on standard error, and end with code 2."""
-
-    @wraps(verb)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            verb(*args, **kwargs)
-        except TracerError as error:
-            _complain(str(error))
-            raise typer.Exit(2) from None
-
-    return run
-
-
 Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
+OfRun = Annotated[int | None, typer.Option("--prompt", help="Of a run over many: the prompt's number (prompt_id).")]
 Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
 
 Remote = Annotated[
@@ -92,7 +76,7 @@ LocalWeights = Annotated[
 
 
 @app.command()
-@told
+@terminal.told
 def trace(
     text: Annotated[str | None, typer.Argument(help="The prompt; or give --token-ids.", show_default=False)] = None,
     target: Annotated[
@@ -209,9 +193,9 @@ def trace(
     excluded = [_neuron(one) for one in exclude or ()]
     if out is not None:
         store.check_place(out)
-    _quiet()
+    terminal.quiet()
     loaded = _loaded(model, remote, local_weights, revision=revision, device=device, device_map=device_map, dtype=dtype)
-    with _Bar(f"{method} on {model}") as bar:
+    with terminal.Bar(f"{method} on {model}") as bar:
         circuit = tracer.trace(
             loaded,
             prompt,
@@ -240,31 +224,33 @@ def trace(
 
 
 @app.command()
-@told
+@terminal.told
 def show(
     folder: Annotated[
         Path, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
     ],
     rows: Rows = 20,
     style: Style = Format.table,
+    prompt: OfRun = None,
 ) -> None:
-    """Print a saved circuit again."""
+    """Print a saved circuit again, or one prompt's graph of a run."""
     from tracer.circuit import load_graph
 
-    _show(load_graph(folder), style, rows)
+    _show(load_graph(folder) if prompt is None else _graph(folder, prompt), style, rows)
 
 
 @app.command()
-@told
+@terminal.told
 def view(
     source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
     out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    prompt: OfRun = None,
 ) -> None:
     """Write the graph page: one HTML file that opens from disk and needs no network."""
     from tracer import report
 
-    graph = _graph(source)
+    graph = _graph(source, prompt)
     page = report.view(graph, out or (source / "graph.html" if source.is_dir() else source.with_suffix(".html")))
     typer.echo(f"wrote {page} ({_size(page)}); open it in a browser")
     if open_page:
@@ -272,7 +258,7 @@ def view(
 
 
 @app.command()
-@told
+@terminal.told
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
     form: Annotated[str, typer.Option("--format", help="neuronpedia, mib, graphml, csv.")] = "neuronpedia",
@@ -280,11 +266,12 @@ def export(
         Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
     ] = None,
     groups: Annotated[Path | None, typer.Option(help="Groups saved from the page, exported as supernodes.")] = None,
+    prompt: OfRun = None,
 ) -> None:
     """Write a circuit for another tool, and say what its format cannot hold."""
     from tracer import exchange
 
-    graph = _graph(source)
+    graph = _graph(source, prompt)
     if groups is not None:
         if form != "neuronpedia":
             raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
@@ -297,7 +284,7 @@ def export(
 
 
 @app.command("import")
-@told
+@terminal.told
 def import_(
     file: Annotated[Path, typer.Argument(help="A Neuronpedia or circuit-tracer graph file (JSON).")],
     out: Annotated[Path | None, typer.Option(help="Save it as a run folder here.")] = None,
@@ -317,7 +304,7 @@ def import_(
 
 
 @app.command()
-@told
+@terminal.told
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
     pairs: Annotated[
@@ -352,7 +339,7 @@ def evaluate(
     if style is Format.csv:
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
     circuit = tracer.Circuit.load(folder)
-    _quiet()
+    terminal.quiet()
     model = _loaded(
         circuit.model.name,
         remote,
@@ -364,9 +351,9 @@ def evaluate(
     found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")
     tests = [pair.to_prompt() for pair in found]
-    with _Bar("ablating") as bar:
+    with terminal.Bar("ablating") as bar:
         result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
-    with _Bar("checking the estimate") as bar:
+    with terminal.Bar("checking the estimate") as bar:
         qualities = _qualities(model, circuit, [pair.counterfactual for pair in found], seed, bar)
     others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
     constant = quality.always_on(model, circuit, others) if others else None
@@ -379,7 +366,7 @@ def evaluate(
     if style is Format.json:
         typer.echo(content)
         return
-    _console().print(report.evaluation_table(result, qualities, constant))
+    terminal.console().print(report.evaluation_table(result, qualities, constant))
     typer.echo(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
 
 
@@ -415,7 +402,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @app.command()
-@told
+@terminal.told
 def steer(
     text: Annotated[str, typer.Argument(help="The prompt.")],
     nodes: Annotated[
@@ -455,7 +442,7 @@ def steer(
     import tracer
     from tracer import report, steering
 
-    _quiet()
+    terminal.quiet()
     prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
     loaded = _loaded(model, remote, local_weights, device=device, dtype=dtype)
     chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
@@ -474,7 +461,7 @@ def steer(
         random=random,
         seed=seed,
     )
-    _console().print(report.steering_table(found))
+    terminal.console().print(report.steering_table(found))
 
 
 def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
@@ -488,28 +475,7 @@ def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
 
 
 @app.command()
-@told
-def run(
-    job: Annotated[Path, typer.Argument(help="A job file, such as jobs/sva.yaml.")],
-    out: Annotated[Path, typer.Option(help="The run folder; the same job is continued there.")],
-    change: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key of the job: --set test=20. Repeatable.")
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
-) -> None:
-    """Run a job file: the agreement benchmark over methods, bases and baselines, with curves, plots and a table."""
-    from tracer import run as runner
-
-    _quiet()
-    chosen = runner.load_job(job, change or ())
-    with _Bar(str(job)) as bar:
-        result = runner.run_benchmark(chosen, out, bar, overwrite=overwrite)
-    _console().print(runner.benchmark_table(result))
-    typer.echo(f"saved to {out} in {result.seconds:.0f} s, {result.resumed} combinations were there already")
-
-
-@app.command()
-@told
+@terminal.told
 def doctor(
     model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
     remote: Annotated[bool, typer.Option("--remote", help="What NDIF grants, and the identities there.")] = False,
@@ -523,8 +489,8 @@ def doctor(
 
     from tracer import doctor as checkup
 
-    _quiet()
-    console = _console()
+    terminal.quiet()
+    console = terminal.console()
     for title, found in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, value in found.items():
@@ -543,11 +509,17 @@ def doctor(
         table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
     console.print(table)
     if remote and not all(check.holds for check in checks):
-        _complain("what FAILED above is not granted, or wrong there: without gradients use --local-weights")
+        terminal.complain("what FAILED above is not granted, or wrong there: without gradients use --local-weights")
         raise typer.Exit(1)
     if not all(check.holds for check in checks):
-        _complain("an identity fails: numbers from this installation cannot be trusted; run it on 'demo' and report it")
+        terminal.complain(
+            "an identity fails: numbers from this installation cannot be trusted; run it on 'demo' and report it"
+        )
         raise typer.Exit(1)
+
+
+for verb in cli_runs.VERBS:
+    app.command()(verb)
 
 
 def main() -> None:
@@ -561,10 +533,10 @@ def main() -> None:
             error.show()  # type: ignore[attr-defined]
             sys.exit(2)
         message = " ".join(error.format_message().split()).rstrip(".?")  # type: ignore[attr-defined]
-        _complain(f"{message}; see --help for what is possible")
+        terminal.complain(f"{message}; see --help for what is possible")
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
-        _complain("interrupted; nothing was saved")
+        terminal.complain("interrupted; nothing was saved")
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -585,28 +557,14 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _complain(message: str) -> None:
-    """One line on standard error, however narrow the terminal; coloured where that is wanted."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"error: {message}", style="red", markup=False)
-
-
-def _console() -> Console:
-    """Standard output for tables: no text of a user's is taken for an emoji, and no number is ever cut."""
-    from rich.console import Console
-
-    console = Console(emoji=False, highlight=False)
-    console.width = max(console.width, 110) if console.is_terminal else 140
-    return console
-
-
-def _graph(source: Path) -> Graph:
-    """What a run folder or a graph file holds."""
+def _graph(source: Path, prompt: int | None) -> Graph:
+    """What a run folder or a graph file holds; of a run over many prompts, one prompt's graph."""
     from tracer.circuit import load_graph
     from tracer.exchange import import_graph
+    from tracer.run_graph import graph_of
 
+    if prompt is not None:
+        return graph_of(source, prompt)
     return import_graph(source) if source.is_file() else load_graph(source)
 
 
@@ -625,40 +583,7 @@ def _show(graph: Graph, style: Format, rows: int) -> None:
         typer.echo(report.graph_json(graph))
         return
     table = report.circuit_table(graph, rows) if isinstance(graph, Circuit) else report.graph_table(graph, rows)
-    _console().print(table)
-
-
-class _Bar:
-    """A progress bar on standard error for methods of many passes; nothing where there is no terminal."""
-
-    def __init__(self, name: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task(name, total=None)
-
-    def __enter__(self) -> Progress:
-        self.bar.__enter__()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-
-def _quiet() -> None:
-    """Keep the terminal for our own output: the libraries' warnings and bars tell a user nothing here."""
-    import logging
-    import os
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    terminal.console().print(table)
 
 
 def _numbers(value: str | None, option: str) -> list[int] | None:

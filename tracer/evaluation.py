@@ -65,8 +65,12 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class _Test:
-    """Test prompts of one length, what their nodes are ablated to, and how their metric is read."""
+class AblationTest:
+    """Test prompts of one length, what their nodes are ablated to, and how their metric is read.
+
+    Attributes:
+        values: what each node of each prompt is ablated to. memory: bytes one batch may use.
+    """
 
     model: Model
     prompts: tuple[Encoded, ...]
@@ -147,7 +151,7 @@ def evaluate(
     test = _test(model, circuit, prompts, ablation, reference, train, aligned, seed, memory or model.budget())
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
     chosen = _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes)
-    random = _shuffled(ranks, seed)
+    random = shuffled(ranks, seed)
     n_prompts = len(test.prompts)
     jobs = _whole_and_empty(ranks, n_prompts)
     for ranking, stays in ((ranks, True), (ranks, False), (random, True)):
@@ -210,27 +214,35 @@ def _test(
     aligned: bool,
     seed: int,
     memory: int,
-) -> _Test:
+) -> AblationTest:
     """Check the prompts and work out what their nodes are ablated to."""
     if circuit.model.fingerprint != model.fingerprint:
         raise JobError(f"circuit of {quoted(circuit.text)}", "was traced on another model", "load that model")
-    if len(prompts) < 2:
-        raise JobError(f"{len(prompts)} test prompts", "intervals need at least 2", "give more test prompts")
     encoded = [encode(prompt, model) for prompt in prompts]
+    check_test(encoded, [encode(prompt, model) for prompt in train], len(circuit.token_ids) if aligned else None)
     metric = circuit.settings.metric
     with_metric(
         settings(metric=metric, top_k=circuit.settings.top_k) if metric == "topk" else settings(metric=metric), encoded
     )
-    _check_prompts(encoded, [encode(prompt, model) for prompt in train], circuit, aligned)
-    values = _values(model, encoded, ablation, reference, circuit.settings.basis, seed)
-    return _Test(model, tuple(encoded), metric, values, circuit.settings.basis, memory)
+    values = ablation_values(model, encoded, ablation, reference, circuit.settings.basis, seed)
+    return AblationTest(model, tuple(encoded), metric, values, circuit.settings.basis, memory)
 
 
-def _check_prompts(encoded: Sequence[Encoded], train: Sequence[Encoded], circuit: Circuit, aligned: bool) -> None:
+def check_test(encoded: Sequence[Encoded], train: Sequence[Encoded] = (), length: int | None = None) -> None:
+    """Refuse test prompts that cannot be measured together.
+
+    Args:
+        train: prompts that the circuit was found on. length: in tokens, that the test prompts must have.
+
+    Raises:
+        JobError: fewer than 2, one without a target or of another length, one that was trained on.
+    """
+    if len(encoded) < 2:
+        raise JobError(f"{len(encoded)} test prompts", "intervals need at least 2", "give more test prompts")
     if missing := [one for one in encoded if not one.target_ids]:
         raise JobError(f"prompt {quoted(missing[0].text)}", "has no target to measure", "give every test prompt one")
     lengths = {len(one.token_ids) for one in encoded}
-    wanted = len(circuit.token_ids) if aligned else min(lengths)
+    wanted = min(lengths) if length is None else length
     if lengths != {wanted}:
         other = next(one for one in encoded if len(one.token_ids) != wanted)
         raise JobError(
@@ -243,7 +255,7 @@ def _check_prompts(encoded: Sequence[Encoded], train: Sequence[Encoded], circuit
         raise JobError(f"prompt {quoted(both[0].text)}", "is both a train and a test prompt", "hold it out of one")
 
 
-def _values(
+def ablation_values(
     model: Model,
     encoded: Sequence[Encoded],
     ablation: str,
@@ -251,7 +263,15 @@ def _values(
     basis: str,
     seed: int,
 ) -> Float[Tensor, "prompt layer pos neuron"]:
-    """What each prompt's nodes are ablated to."""
+    """What each prompt's nodes are ablated to.
+
+    Args:
+        encoded: test prompts of one length. reference: behind ``mean`` and ``resample``, as in `evaluate`.
+        seed: of the prompts that ``resample`` draws.
+
+    Raises:
+        JobError: a prompt without its counterfactual, a reference of another length or without effect.
+    """
     length = len(encoded[0].token_ids)
     if reference is not None and ablation in ("zero", "counterfactual"):
         raise JobError("reference", f"has no effect with ablation {ablation!r}", "leave it out")
@@ -291,7 +311,7 @@ def _ranks(model: Model, circuit: Circuit, length: int, aligned: bool) -> Ranks:
     return ranks
 
 
-def _shuffled(ranks: Ranks, seed: int) -> Ranks:
+def shuffled(ranks: Ranks, seed: int) -> Ranks:
     """The same ranks at random places of their layers: at every size as many nodes in each layer as the circuit."""
     generator = torch.Generator().manual_seed(seed)
     layers = [layer.flatten()[torch.randperm(layer.numel(), generator=generator)].view_as(layer) for layer in ranks]

@@ -247,9 +247,24 @@ class Model:
         and kernels hold workspace of their own.
         """
         heads = int(getattr(self.config, "num_attention_heads", 1))
-        inside = 6 * self.d_mlp + 16 * self.d_model + 2 * heads * min(self.context_length, length)
-        kept = inside * self.n_layers if gradient else 2 * inside + self.d_mlp * self.n_layers
-        return kept * self.dtype.itemsize + 8 * self.d_mlp * self.n_layers + 8 * self.vocab_size
+        return bytes_per_token(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            patterns=heads * min(self.context_length, length),
+            vocab_size=self.vocab_size,
+            itemsize=self.dtype.itemsize,
+            gradient=gradient,
+        )
+
+
+def bytes_per_token(
+    *, n_layers: int, d_model: int, d_mlp: int, patterns: int, vocab_size: int, itemsize: int, gradient: bool
+) -> int:
+    """`Model.bytes_per_token` where only a model's sizes are known; `patterns`: attention weights of a token."""
+    inside = 6 * d_mlp + 16 * d_model + 2 * patterns
+    kept = inside * n_layers if gradient else 2 * inside + d_mlp * n_layers
+    return kept * itemsize + 8 * d_mlp * n_layers + 8 * vocab_size
 
 
 def load(
@@ -509,6 +524,22 @@ def _from_pretrained(source: str, revision: str | None, **options: Any) -> tuple
     return module, tokenizer
 
 
+def read_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model that is not loaded.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    source = _source(name, revision)
+    try:
+        with _silence():
+            return AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable(source, error) from error
+
+
 def _check_architecture(config: Any, attention: str | None) -> None:
     """Build the model without its weights: every module needs a rule, and the attention kernel support."""
     from transformers import AutoModelForCausalLM
@@ -529,7 +560,7 @@ def _reason(error: Exception) -> str:
     return said.splitlines()[0][:160].rstrip(".") if said else type(error).__name__
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out; torch tells a failed allocation on the CPU by its text alone."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     said = str(error).lower()
@@ -539,7 +570,7 @@ def _out_of_memory(error: Exception) -> bool:
 def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
     """What went wrong with a folder or an id, told apart: memory, a package, the device map, files, the network."""
     name = f"model folder {quoted(source)}" if os.path.isdir(source) else f"model {quoted(source)}"
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return ModelError(
             name, f"does not fit in memory ({_reason(error)})", "use a smaller dtype, or device_map='auto'"
         )

@@ -25,58 +25,14 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.fs import LocalFileSystem
 from pydantic import BaseModel, Field, ValidationError
 
+from tracer import aggregation
 from tracer.errors import RunError, quoted
+from tracer.schemas import EDGES, INPUT, NODES, PROMPTS, SCHEMA_VERSION, SCHEMAS
 
-SCHEMA_VERSION = "1"
-
-PROMPTS = pa.schema(
-    [
-        ("prompt_id", pa.int64()),
-        ("user_id", pa.string()),
-        ("text", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("target_ids", pa.list_(pa.int32())),
-        ("foil_ids", pa.list_(pa.int32())),
-        ("metric", pa.float32()),
-        ("residual", pa.float32()),
-        ("n_nodes", pa.int32()),
-        ("n_edges", pa.int32()),
-        ("status", pa.string()),
-        ("error_type", pa.string()),
-        ("error", pa.string()),
-        ("attempts", pa.int32()),
-        ("seconds", pa.float32()),
-    ]
-)
-NODES = pa.schema(
-    [
-        ("prompt_id", pa.int64()),
-        ("node_id", pa.int32()),
-        ("kind", pa.string()),
-        ("layer", pa.int16()),
-        ("position", pa.int32()),
-        ("neuron", pa.int32()),
-        ("token", pa.string()),
-        ("activation", pa.float32()),
-        ("attribution", pa.float32()),
-        ("explained", pa.float32()),
-        ("influence", pa.float32()),
-        ("remainder", pa.float32()),
-    ]
-)
-EDGES = pa.schema(
-    [
-        ("prompt_id", pa.int64()),
-        ("source", pa.int32()),
-        ("target", pa.int32()),
-        ("weight", pa.float32()),
-        ("share", pa.float32()),
-        ("attribution", pa.float32()),
-    ]
-)
-SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
+__all__ = ["EDGES", "INPUT", "NODES", "PROMPTS", "SCHEMAS", "SCHEMA_VERSION"]
 
 
 def fingerprint(job: Mapping[str, Any]) -> str:
@@ -104,7 +60,7 @@ def write_run(folder: Path, record: Mapping[str, Any], tables: Mapping[str, pa.T
         _write_json(folder / "run.json", {"schema_version": SCHEMA_VERSION, **record})
         files = {name: _write_shard(folder, name, table) for name, table in tables.items()}
         _write_table(folder / "input.parquet", _as_input(tables["prompts"]))
-        _write_table(folder / "neurons.parquet", aggregate(tables["nodes"]))
+        _write_neurons(folder, files["nodes"], tables["nodes"])
         rows = {name: table.num_rows for name, table in tables.items()}
         (folder / "_commits").mkdir(exist_ok=True)
         _write_json(folder / "_commits" / "0.json", {"shard": 0, "files": files, "rows": rows})
@@ -147,7 +103,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, pa.Table]]:
     Raises:
         RunError: no run there, another schema version, or a file that is missing or damaged.
     """
-    record = _read_record(folder)
+    record = read_record(folder)
     tables: dict[str, list[pa.Table]] = {name: [] for name in SCHEMAS}
     commits = sorted((folder / "_commits").glob("*.json"), key=lambda path: (len(path.stem), path.stem))
     if not commits:
@@ -161,30 +117,6 @@ def read_run(folder: Path) -> tuple[dict[str, Any], dict[str, pa.Table]]:
                 raise RunError(f"file {quoted(file)}", rule, "it is damaged: run it again")
             tables[name].append(table)
     return record, {name: pa.concat_tables(parts) for name, parts in tables.items() if parts}
-
-
-def aggregate(nodes: pa.Table) -> pa.Table:
-    """Neuron nodes per (layer, neuron), over all prompts and positions where they were kept.
-
-    Columns: layer, neuron, n_prompts, n_occurrences, mean_attribution, mean_abs_attribution, std, max_abs,
-    mean_activation; means are over occurrences.
-    """
-    neurons = nodes.filter(pc.field("kind") == "neuron")
-    neurons = neurons.append_column("strength", pc.call_function("abs", [neurons["attribution"]]))
-    population = pc.VarianceOptions(ddof=0)
-    grouped = neurons.group_by(["layer", "neuron"], use_threads=False).aggregate(
-        [
-            ("prompt_id", "count_distinct"),
-            ("prompt_id", "count"),
-            ("attribution", "mean"),
-            ("strength", "mean"),
-            ("attribution", "stddev", population),
-            ("strength", "max"),
-            ("activation", "mean"),
-        ]
-    )
-    names = "layer neuron n_prompts n_occurrences mean_attribution mean_abs_attribution std max_abs mean_activation"
-    return grouped.rename_columns(names.split()).sort_by([("layer", "ascending"), ("neuron", "ascending")])
 
 
 def _check_ours(folder: Path) -> bool:
@@ -204,7 +136,7 @@ def _clear(folder: Path, fingerprint_of_job: str, overwrite: bool) -> None:
     """Make way for a run: remove the same job's run, refuse anything else."""
     if not _check_ours(folder):
         return
-    if not overwrite and _read_record(folder).get("fingerprint") != fingerprint_of_job:
+    if not overwrite and read_record(folder).get("fingerprint") != fingerprint_of_job:
         raise RunError(
             f"folder {quoted(str(folder), 300)}",
             "holds another run",
@@ -225,19 +157,31 @@ def _write_shard(folder: Path, name: str, table: pa.Table) -> str:
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
-    """Zstandard Parquet, dictionaries on keys and byte-stream split on floats: the smallest of the layouts we tried."""
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-    keys = [field.name for field in table.schema if field.name not in floats and not pa.types.is_nested(field.type)]
-    schema = table.schema.with_metadata({"schema_version": SCHEMA_VERSION})
     with _whole(path) as temporary:
-        pq.write_table(
-            table.cast(schema),
-            temporary,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=keys,  # pyright: ignore[reportArgumentType]
-            use_byte_stream_split=floats or False,  # pyright: ignore[reportArgumentType]
-        )
+        temporary.write_bytes(encoded(table))
+
+
+def encoded(table: pa.Table) -> bytes:
+    """A table as a Parquet file: Zstandard, dictionaries on keys and byte-stream split on floats, the smallest and
+    fastest to read of the layouts we tried."""
+    sink = pa.BufferOutputStream()
+    with writer(sink, table.schema) as parquet:
+        parquet.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet writer in the layout of `encoded`, for tables that are written in parts."""
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    keys = [field.name for field in schema if field.name not in floats and not pa.types.is_nested(field.type)]
+    return pq.ParquetWriter(
+        sink,
+        schema.with_metadata({"schema_version": SCHEMA_VERSION}),
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=keys,  # pyright: ignore[reportArgumentType]
+        use_byte_stream_split=floats or False,  # pyright: ignore[reportArgumentType]
+    )
 
 
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -250,11 +194,27 @@ def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return table.replace_schema_metadata(None)
 
 
+def _write_neurons(folder: Path, file: str, nodes: pa.Table) -> None:
+    """neurons.parquet; an imported graph whose neurons have no numbers has none."""
+    mine = nodes.filter(pc.field("kind") == "neuron")
+    if not mine["attribution"].null_count and not mine["activation"].null_count:
+        found = aggregation.neurons([str((folder / file).absolute())], LocalFileSystem())
+        _write_table(folder / "neurons.parquet", found)
+
+
 def _as_input(prompts: pa.Table) -> pa.Table:
-    return prompts.select(["prompt_id", "user_id", "text", "token_ids", "target_ids", "foil_ids"])
+    """The prompts as they were given, as far as the prompts table tells."""
+    given = {"prompt_id", "user_id", "text", "token_ids", "target_ids", "foil_ids"}
+    empty = {field.name: pa.nulls(prompts.num_rows, field.type) for field in INPUT}
+    return pa.table({name: prompts[name] if name in given else nulls for name, nulls in empty.items()}, INPUT)
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
+    """What run.json holds.
+
+    Raises:
+        RunError: no run there, or another schema version.
+    """
     path = folder / "run.json"
     if not path.is_file():
         raise RunError(

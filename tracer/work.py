@@ -8,7 +8,7 @@ processes of this machine (pools.py) or actors of a Ray cluster (cluster.py). Kn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -16,7 +16,8 @@ from tracer.config import ModelRecord
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A number that is none stays one on its way: JSON's null would be another thing.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
 class Setup(_Record):
@@ -34,8 +35,8 @@ class Setup(_Record):
     job: dict[str, Any]
     factory: str = "tracer.worker:Worker"
     threads: int = 1
-    cpus: float = 1
-    gpus: float = 0
+    cpus: float = 1.0
+    gpus: float = 0.0
 
 
 class Order(_Record):
@@ -152,6 +153,7 @@ class Died(_Record):
 Event = Started | Began | Done | Refused | Broke | Died
 
 
+@runtime_checkable
 class Pool(Protocol):
     """Where workers live. Names are the driver's; no call blocks for longer than a message takes, `events` apart."""
 
@@ -166,9 +168,11 @@ class Pool(Protocol):
 
     def events(self, timeout: float) -> Sequence[Event]:
         """What happened, in order for each worker; empty after `timeout` seconds without news."""
+        ...
 
     def describe(self) -> str:
         """What there is to run on, for the message when no worker starts."""
+        ...
 
     def close(self) -> None:
         """End all workers."""

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tracer.run import BenchmarkResult, load_job, run_benchmark
+import tracer
+from tracer import stages
+from tracer.benchmark_report import BenchmarkResult
+from tracer.jobs import BenchmarkJob, load_job
 
 pytestmark = pytest.mark.slow
 
@@ -16,13 +19,15 @@ DEFAULT = Path(__file__).parents[2] / "jobs" / "sva.yaml"
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
     job = load_job(DEFAULT, ["train=40", "test=20", "steps=3"])
-    return run_benchmark(job, tmp_path_factory.mktemp("sva") / "out")
+    assert isinstance(job, BenchmarkJob)
+    run = tracer.run(job, tmp_path_factory.mktemp("sva") / "out", workers=2)
+    return stages.benchmark_result(job, run.folder, list(run.folder.commits()), run.folder.record() or {})
 
 
 def test_every_combination_ends(result: BenchmarkResult) -> None:
     assert [one.combination for one in result.outcomes] == result.job.combinations()
-    assert len(list((result.folder / "plots").glob("*.png"))) == 8
-    assert (result.folder / "_SUCCESS.json").is_file()
+    assert len(list((Path(result.folder) / "plots").glob("*.png"))) == 8
+    assert (Path(result.folder) / "_SUCCESS.json").is_file()
     for outcome in result.outcomes:
         assert not outcome.skipped
         for curves in outcome.rankings.values():

@@ -1,4 +1,4 @@
-"""The agreement benchmark as a job: its record, its folder, resuming, and its numbers against `evaluate`'s."""
+"""The agreement benchmark: its numbers against `evaluate`'s, its folder, resuming, and what cannot be measured."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ import functools
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 from helpers import refused
+from inline import InlinePool
 from rich.console import Console
 
 import tracer
-from tracer import run, tasks
+from tracer import benchmark, stages, tasks
+from tracer.benchmark import Benchmark
+from tracer.benchmark_report import BenchmarkResult, Outcome, benchmark_table, files
 from tracer.circuit import Circuit
+from tracer.curves import ordered
 from tracer.errors import JobError, RunError
-from tracer.evaluation import evaluate
-from tracer.run import Job, benchmark_table, load_job, ordered, read_results, run_benchmark
+from tracer.evaluation import AblationTest, evaluate
+from tracer.jobs import BenchmarkJob, load_job
 from tracer.tasks import Pair
 
 DEFAULT = Path(__file__).parents[1] / "jobs" / "sva.yaml"
@@ -35,89 +40,27 @@ TINY = (
 )
 
 
-def tiny(*more: str) -> Job:
-    return load_job(DEFAULT, [*TINY, *more])
+def tiny(*more: str) -> BenchmarkJob:
+    job = load_job(DEFAULT, [*TINY, *more])
+    assert isinstance(job, BenchmarkJob)
+    return job
+
+
+def run_benchmark(job: BenchmarkJob, out: Path, **options: Any) -> BenchmarkResult:
+    """The benchmark by the runner that every job has, its worker in this process."""
+    found = tracer.run(job, out, pool=InlinePool(), **options)
+    return stages.benchmark_result(
+        job, found.folder, list(found.folder.commits()), found.folder.record(), found.resumed
+    )
+
+
+def outcomes(out: Path) -> list[Outcome]:
+    return [Outcome.model_validate(one) for one in json.loads((out / "results.json").read_text())["outcomes"]]
 
 
 @functools.cache
 def demo() -> tracer.Model:
     return tracer.load("demo")
-
-
-# ------------------------------------------------------------------------------------------------ job files
-
-
-def test_the_default_job_is_the_benchmark_of_the_paper() -> None:
-    job = load_job(DEFAULT)
-    assert (job.train, job.test, job.ablation) == (300, 40, "mean")
-    assert job.structures == ("simple", "nounpp", "rc", "within_rc")
-    # 5 methods on 3 baselines and random once, in 2 bases, on 4 structures
-    assert len(job.combinations()) == len(set(job.combinations())) == 4 * 2 * (5 * 3 + 1)
-    assert ("rc", "random", "output", "none") in job.combinations()
-
-
-def test_overrides_are_yaml_values_and_win() -> None:
-    job = load_job(DEFAULT, ["train=7", "methods=[relp, delta]", "baselines=mean", "train=8", " seed =3", "model=a b"])
-    assert (job.train, job.methods, job.baselines, job.seed) == (8, ("relp", "delta"), ("mean",), 3)
-    assert job.model == "a b"
-    assert load_job(DEFAULT) == load_job(str(DEFAULT), [])
-
-
-@pytest.mark.parametrize(
-    ("override", "part"),
-    [
-        ("train", "key=value"),
-        ("trian=3", "structures, train"),
-        ("=3", "not known"),
-        ("train=[", "not YAML"),
-        ("train=0", "greater than or equal to 1"),
-        ("test=1", "greater than or equal to 2"),
-        ("methods=[relp, magic]", "relp"),
-        ("methods=[]", "at least one"),
-        ("methods=[relp, relp]", "each once"),
-        ("bases=logits", "activation"),
-        ("sizes=[5, 3]", "rise"),
-        ("sizes=[0, 3]", "rise"),
-        ("rankings=weird", "absolute"),
-        ("task=capitals", "sva"),
-        ("kind=trace", "benchmark"),
-        ("train=", "integer"),
-    ],
-)
-def test_bad_overrides_are_refused(override: str, part: str) -> None:
-    with refused(JobError, part):
-        load_job(DEFAULT, [override])
-
-
-def test_settings_without_effect_are_refused() -> None:
-    with refused(JobError, "steps"):
-        load_job(DEFAULT, ["methods=relp", "steps=5"])
-    with refused(JobError, "conductance"):
-        load_job(DEFAULT, ["methods=conductance", "baselines=mean"])
-
-
-def test_bad_files_are_refused(tmp_path: Path) -> None:
-    def file(text: str | bytes) -> Path:
-        path = tmp_path / "job.yaml"
-        path.write_bytes(text.encode() if isinstance(text, str) else text)
-        return path
-
-    with refused(JobError, "check the path"):
-        load_job(tmp_path / "none.yaml")
-    with refused(JobError, "not YAML"):
-        load_job(file("a: [1"))
-    with refused(JobError, "not YAML"):
-        load_job(file(b"\xff\xfe\x00"))
-    with refused(JobError, "not YAML"):
-        load_job(file("a: !!python/object/apply:os.system ['true']"))
-    with refused(JobError, "holds a list"):
-        load_job(file("- 1"))
-    with refused(JobError, "holds a NoneType"):
-        load_job(file(""))
-    with refused(JobError, "has no"):
-        load_job(file("kind: benchmark"))
-    with refused(JobError, "'colour'", "not known"):
-        load_job(file(DEFAULT.read_text() + "\ncolour: red\n"))
 
 
 # ---------------------------------------------------------------------------------------------- its numbers
@@ -166,33 +109,14 @@ def test_numbers_equal_evaluates_on_the_same_ranking(tmp_path: Path, structure: 
     assert outcome.empty == pytest.approx(float(found.empty.mean()), abs=1e-5)
 
 
-def test_areas_are_over_mibs_sizes(tmp_path: Path) -> None:
-    outcome = run_benchmark(tiny("methods=relp"), tmp_path / "out").outcomes[0]
-    for curves in outcome.rankings.values():
-        areas = [round(share * outcome.n_total) for share in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)]
-        value = torch.tensor(
-            [curves.faithfulness.estimate[curves.sizes.index(size)] for size in areas], dtype=torch.double
-        )
-        at = torch.tensor(areas).double() / outcome.n_total
-        assert curves.cpr.estimate == pytest.approx(float(torch.trapezoid(value, at)))
-        assert curves.cmd.estimate == pytest.approx(float(torch.trapezoid((1 - value).abs(), at)))
-        assert (curves.faithfulness.estimate[-1], curves.completeness.estimate[-1]) == (1.0, 0.0)
-
-
-def test_a_ranking_is_of_places() -> None:
-    given = torch.tensor([[[0.5, -2.0, 0.0]], [[2.0, 0.5, -0.1]]])
-    assert ordered(given, "absolute").flatten().tolist() == [2, 0, 5, 1, 3, 4]
-    assert ordered(given, "signed").flatten().tolist() == [1, 5, 3, 0, 2, 4]
-
-
 def test_attributions_do_not_depend_on_how_prompts_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     job = tiny()
     pairs = tasks.load("sva", structure="nounpp", split="train", count=7)
     for baseline in ("counterfactual", "mean"):
-        whole = run.mean_attribution(job, demo(), pairs, "grad", "activation", baseline)
+        whole = benchmark.mean_attribution(job, demo(), pairs, "grad", "activation", baseline)
         with monkeypatch.context() as patch:
-            patch.setattr(run, "_ATTRIBUTED", 1)
-            one_by_one = run.mean_attribution(job, demo(), pairs, "grad", "activation", baseline)
+            patch.setattr(benchmark, "_ATTRIBUTED", 1)
+            one_by_one = benchmark.mean_attribution(job, demo(), pairs, "grad", "activation", baseline)
         assert torch.allclose(whole, one_by_one, atol=1e-5)
 
 
@@ -201,16 +125,17 @@ def test_attributions_do_not_depend_on_how_prompts_are_split(monkeypatch: pytest
 
 def test_the_folder_holds_job_results_curves_table_and_plots(tmp_path: Path) -> None:
     job, out, seen = tiny("rankings=absolute"), tmp_path / "deep" / "out", []
-    result = run_benchmark(job, out, lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 2), (2, 2)]
-    assert sorted(path.name for path in out.iterdir()) == [
-        "_SUCCESS.json", "curves.csv", "plots", "results.json", "run.json", "table.csv"]  # fmt: skip
+    result = run_benchmark(job, out, watch=lambda status: seen.append((status.done, status.n_prompts)))
+    assert seen[-1] == (2, 2)
+    assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
+        "_SUCCESS.json", "_commits", "curves.csv", "plots", "progress.json", "results.json", "run.json",
+        "table.csv"]  # fmt: skip
     record = json.loads((out / "run.json").read_text())
-    assert Job.model_validate(record["job"]) == job
+    assert BenchmarkJob.model_validate(record["job"]) == job
     assert record["kind"] == "benchmark"
     assert record["packages"]["torch"]
     assert record["model"]["fingerprint"] == demo().fingerprint
-    assert read_results(out).outcomes == result.outcomes
+    assert tuple(outcomes(out)) == result.outcomes
     assert (out / "plots" / "nounpp-activation.png").read_bytes().startswith(b"\x89PNG")
     with (out / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -232,25 +157,25 @@ def test_the_table_says_what_was_run(tmp_path: Path) -> None:
 
 def test_a_finished_run_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run_benchmark(tiny(), tmp_path)
-    monkeypatch.setattr(run, "_outcome", None)
+    monkeypatch.setattr(Benchmark, "outcome", None)
     again = run_benchmark(tiny(), tmp_path)
     assert again.outcomes == first.outcomes
     assert (first.resumed, again.resumed) == (0, 2)
 
 
 def test_what_was_done_before_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, asked = run.mean_attribution, []
+    real, asked = benchmark.mean_attribution, []
 
-    def failing(job: Job, model: object, pairs: object, method: str, *rest: str) -> torch.Tensor:
+    def failing(job: BenchmarkJob, model: object, pairs: object, method: str, *rest: str) -> torch.Tensor:
         asked.append(method)
         if method == "random" and asked.count("random") == 1:
             raise JobError("power", "is cut", "plug it in")
         return real(job, model, pairs, method, *rest)  # pyright: ignore
 
-    monkeypatch.setattr(run, "mean_attribution", failing)
+    monkeypatch.setattr(benchmark, "mean_attribution", failing)
     with refused(JobError, "nounpp/random/activation/none: power", "plug it in"):
         run_benchmark(tiny(), tmp_path)
-    assert [one.method for one in read_results(tmp_path).outcomes] == ["relp"]
+    assert [path.name for path in (tmp_path / "_commits").iterdir()] == ["0.json"]
     assert not (tmp_path / "_SUCCESS.json").exists()
     result = run_benchmark(tiny(), tmp_path)
     assert asked == ["relp", "random", "random"]
@@ -258,19 +183,21 @@ def test_what_was_done_before_an_error_is_kept(tmp_path: Path, monkeypatch: pyte
     assert [one.method for one in result.outcomes] == ["relp", "random"]
 
 
-def test_results_of_other_packages_are_computed_again(tmp_path: Path) -> None:
-    run_benchmark(tiny(), tmp_path)
-    path = tmp_path / "results.json"
+def test_a_run_of_other_packages_is_not_gone_on_with(tmp_path: Path) -> None:
+    run_benchmark(tiny("methods=random"), tmp_path)
+    path = tmp_path / "run.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"packages": {"torch": "0.1"}}))
-    assert run_benchmark(tiny(), tmp_path).resumed == 0
+    path.write_text(json.dumps(content | {"packages": content["packages"] | {"torch": "0.1"}}))
+    with refused(RunError, "torch 0.1, now", "--overwrite"):
+        run_benchmark(tiny("methods=random"), tmp_path)
+    assert run_benchmark(tiny("methods=random"), tmp_path, overwrite=True).resumed == 0
 
 
 def test_another_jobs_folder_is_refused_and_can_be_replaced(tmp_path: Path) -> None:
     run_benchmark(tiny("structures=simple"), tmp_path)
     with refused(RunError, "holds another run"):
         run_benchmark(tiny(), tmp_path)
-    assert read_results(tmp_path).outcomes[0].structure == "simple"
+    assert outcomes(tmp_path)[0].structure == "simple"
     assert run_benchmark(tiny(), tmp_path, overwrite=True).resumed == 0
     assert [path.name for path in (tmp_path / "plots").iterdir()] == ["nounpp-activation.png"]
 
@@ -281,13 +208,33 @@ def test_folders_that_are_not_runs_and_damage_are_refused(tmp_path: Path) -> Non
         run_benchmark(tiny(), tmp_path)
     with refused(RunError, "is a file"):
         run_benchmark(tiny(), tmp_path / "notes.txt")
-    with refused(RunError, "cannot be read"):
-        read_results(tmp_path)
     out = tmp_path / "out"
     run_benchmark(tiny("methods=random"), out)
-    (out / "results.json").write_text('{"fingerprint": "a"')
-    with refused(RunError, "damaged", "delete it"):
+    (out / "_commits" / "0.json").write_text('{"shard": "a"')
+    with refused(RunError, "0.json", "delete it"):
         run_benchmark(tiny("methods=random"), out)
+
+
+def test_a_combination_alone_is_as_in_the_run(tmp_path: Path) -> None:
+    """What a worker process computes does not depend on the combinations before it."""
+    job = tiny("structures=[simple, nounpp]", "bases=[activation, output]")
+    run = run_benchmark(job, tmp_path)
+    measured = ("rankings", "whole", "empty", "n_total", "skipped", "n_train", "n_test")
+    one = Benchmark(job, demo())
+    for combination in reversed(job.combinations()):  # every bench is made anew
+        wanted = next(outcome for outcome in run.outcomes if outcome.combination == combination)
+        found = one.outcome(combination)
+        assert all(getattr(found, name) == getattr(wanted, name) for name in measured)
+    last = job.combinations()[0]
+    bench = one._bench(last[0], last[2])
+    one.outcome(job.combinations()[1])
+    assert one._bench(last[0], last[2]) is bench
+
+
+def test_the_end_writes_outcomes_in_the_jobs_order(tmp_path: Path) -> None:
+    result = run_benchmark(tiny(), tmp_path)
+    assert [one.combination for one in result.outcomes] == tiny().combinations()
+    assert dict(files(result))["table.csv"] == (tmp_path / "table.csv").read_bytes()
 
 
 # --------------------------------------------------------------------------------- what cannot be measured
@@ -331,9 +278,7 @@ def test_some_skipped_pairs_are_counted(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_ablation_that_changes_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = demo()
-    monkeypatch.setattr(run, "load", lambda name: model)
-    monkeypatch.setattr(run.evaluation._Test, "measure", lambda self, jobs, progress=None: torch.ones(len(jobs)))
+    monkeypatch.setattr(AblationTest, "measure", lambda self, jobs, progress=None: torch.ones(len(jobs)))
     with refused(JobError, "nounpp/relp/activation/counterfactual", "F(model) - F(empty)"):
         run_benchmark(tiny(), tmp_path)
 

@@ -1,0 +1,126 @@
+"""Workers for tests of whole runs, named to `run(..., factory="fake_runs:Tiny")`; prompts misbehave by their id.
+
+`Tiny` has no model: it writes a few rows for each prompt, which are a function of its text alone. `Faulty` is the real
+worker. An id that begins with one of these makes its prompt so: raise, kill (SIGKILL, every time), hang, slow
+(50 ms each), once-kill and once-hang (the first time only: FAKE_RUNS_STATE is a folder that remembers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from faulty import MODEL
+
+from tracer import schemas
+from tracer.folder import RunFolder
+from tracer.work import Order, Report, Setup
+
+
+def misbehave(user_id: str | None) -> None:
+    """Do as the id says."""
+    how = (user_id or "").split("/")[0]
+    if how.startswith("once-"):
+        mark = Path(os.environ["FAKE_RUNS_STATE"]) / (user_id or "").replace("/", "-")
+        if mark.exists():
+            return
+        mark.touch()
+        how = how.removeprefix("once-")
+    if how == "raise" and not os.environ.get("FAKE_RUNS_MENDED"):
+        raise ValueError("raised by a prompt")
+    if how == "kill" and not os.environ.get("FAKE_RUNS_MENDED"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hang" and not os.environ.get("FAKE_RUNS_MENDED"):
+        time.sleep(3600)
+    if how == "slow":
+        time.sleep(0.05)
+
+
+class Faulty:
+    """The real worker, in which `trace_all` misbehaves first."""
+
+    def __init__(self, setup: Setup) -> None:
+        from tracer import shards, worker
+
+        plain = shards.trace_all
+
+        def trace_all(model: Any, prompts: Sequence[Any], **options: Any) -> Any:
+            for prompt in prompts:
+                misbehave(prompt.id)
+            return plain(model, prompts, **options)
+
+        shards.trace_all = trace_all
+        self._worker = worker.Worker(setup)
+        self.model, self.budget = self._worker.model, self._worker.budget
+
+    def work(self, order: Order, began: Callable[[Sequence[int], int], None]) -> Report:
+        return self._worker.work(order, began)
+
+
+class Tiny:
+    """A worker without a model, one prompt after the other."""
+
+    model = MODEL
+    budget = 1 << 20
+
+    def __init__(self, setup: Setup) -> None:
+        self.folder, self.edges = RunFolder(setup.folder), setup.job["edges"]
+
+    def work(self, order: Order, began: Callable[[Sequence[int], int], None]) -> Report:
+        if order.finish:
+            return Report(unit=order.unit, outcome={"quality": [{"prompt_id": 0}]})
+        rows, kept = self.folder.read_input(order.unit), {name: list[Any]() for name in ("prompts", "nodes", "edges")}
+        if order.only is not None:
+            rows = [row for row in rows if row["prompt_id"] in order.only]
+            for name, file in order.files.items():
+                table = self.folder.read_table(file).to_pylist()
+                kept[name] = [row for row in table if row["prompt_id"] not in order.only]
+        for row in rows:
+            number, why = row["prompt_id"], order.quarantined.get(row["prompt_id"])
+            status, error = ("ok", (None, None)) if why is None else ("quarantined", why)
+            if why is None:
+                began((number,), len(kept["prompts"]))
+                try:
+                    misbehave(row["user_id"])
+                except ValueError as caught:
+                    status, error = "failed", ("ValueError", str(caught))
+            nodes, edges = graph(number, row["text"]) if status == "ok" else ([], [])
+            kept["nodes"] += nodes
+            kept["edges"] += edges
+            empty = dict.fromkeys(schemas.PROMPTS.names)
+            told = {"status": status, "error_type": error[0], "error": error[1], "attempts": order.attempt}
+            same = {name: row[name] for name in ("prompt_id", "user_id", "text", "labels")}
+            kept["prompts"].append(empty | same | told | {"n_nodes": len(nodes), "n_edges": len(edges), "metric": 1.0})
+        began((), len(kept["prompts"]))
+        return self._written(order, kept)
+
+    def _written(self, order: Order, kept: dict[str, list[Any]]) -> Report:
+        files = {}
+        for name, rows in kept.items():
+            if name != "edges" or self.edges:
+                rows.sort(key=lambda row: row["prompt_id"])
+                table = pa.Table.from_pylist(rows, schemas.SCHEMAS[name])
+                files[name] = self.folder.write_shard(name, order.unit, table, schemas.SCHEMAS[name])
+        statuses = Counter(row["status"] for row in kept["prompts"])
+        errors = Counter(row["error_type"] for row in kept["prompts"] if row["error_type"])
+        return Report(unit=order.unit, files=files, statuses=dict(statuses), errors=dict(errors))
+
+
+def graph(number: int, text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A neuron, another one, and an edge between them."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    nodes = [
+        dict.fromkeys(schemas.NODES.names)
+        | {"prompt_id": number, "node_id": node, "kind": "neuron", "layer": node, "position": 0}
+        | {"neuron": seed % 7 + node, "token": "x", "activation": 1.0, "attribution": (seed % 1000) / 999}
+        for node in range(2)
+    ]
+    edge = {"prompt_id": number, "source": 0, "target": 1, "weight": 0.5, "share": 0.5, "attribution": seed / 2**33}
+    return nodes, [edge]

@@ -1,0 +1,49 @@
+"""A pool of one worker in the test's own process: what is monkeypatched there is patched in the worker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tracer.errors import TracerError
+from tracer.work import Began, Done, Event, Order, Setup, Started
+from tracer.worker import broke, make, refused
+
+
+class InlinePool:
+    """Does its work where events are asked for."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._orders: list[tuple[str, Order]] = []
+
+    def start(self, worker: str, setup: Setup) -> None:
+        self._worker = make(setup)
+        self._events.append(Started(worker=worker, model=self._worker.model, budget=self._worker.budget, where="here"))
+
+    def give(self, worker: str, order: Order) -> None:
+        self._orders.append((worker, order))
+
+    def kill(self, worker: str) -> None:
+        raise AssertionError("nothing to kill")
+
+    def events(self, timeout: float) -> Sequence[Event]:
+        if self._orders:
+            worker, order = self._orders.pop(0)
+
+            def began(prompts: Sequence[int], done: int) -> None:
+                self._events.append(Began(worker=worker, prompts=tuple(prompts), done=done))
+
+            try:
+                self._events.append(Done(worker=worker, report=self._worker.work(order, began)))
+            except TracerError as error:
+                self._events.append(refused(worker, error))
+            except Exception as error:  # noqa: BLE001  as the real worker does
+                self._events.append(broke(worker, error))
+        found, self._events = self._events, []
+        return found
+
+    def describe(self) -> str:
+        return "this process"
+
+    def close(self) -> None:
+        pass

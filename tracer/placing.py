@@ -1,0 +1,83 @@
+"""Where workers go: processes of this machine or actors of a Ray cluster, how many, and what each is given.
+
+Knows cores, GPUs and memory. Refuses to know what workers do.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from tracer.errors import JobError
+from tracer.jobs import Job
+from tracer.pools import LocalPool, visible_gpus
+from tracer.work import Pool
+
+_MOST = 8  # processes on the cores of one machine, unless more are asked for
+
+
+@dataclass(frozen=True)
+class Placing:
+    """A pool, how many workers it is asked for, and what each is given."""
+
+    pool: Pool
+    workers: int
+    cpus: float
+    gpus: float
+
+
+def place(
+    job: Job,
+    ray: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    n_units: int,
+    pool: Pool | None,
+    most: int | None = None,
+) -> Placing:
+    """Choose where a job runs.
+
+    Args:
+        ray: None for processes here, ``local``, ``auto``, or a cluster's address.
+        workers, gpus_per_worker: as asked for; None for what the machines offer.
+        n_units: more workers than this would have nothing to do.
+        pool: taken as it is, if given.
+        most: workers that fit in this machine's memory, as planned; matters where their number was not asked for.
+
+    Raises:
+        JobError: numbers that cannot be. RunError: a cluster that cannot be reached.
+    """
+    if workers is not None and workers < 1:
+        raise JobError(f"workers={workers}", "must be 1 or more", "leave it out for as many as fit")
+    if gpus_per_worker is not None:
+        whole = gpus_per_worker == int(gpus_per_worker)
+        if gpus_per_worker < 0 or (gpus_per_worker > 1 and not whole):
+            raise JobError(
+                f"gpus_per_worker={gpus_per_worker:g}", "must be a part of one GPU or a whole number", "use .5, 1 or 2"
+            )
+        if gpus_per_worker > 1 and job.device_map is None:
+            raise JobError(
+                f"gpus_per_worker={gpus_per_worker:g}",
+                "has no effect on a model that sits on one GPU",
+                "spread it with --set device_map=auto",
+            )
+    if pool is not None:
+        return Placing(pool, workers or 1, 1.0, float(gpus_per_worker or 0))
+    if ray is None:
+        cpus, gpus, made = float(os.cpu_count() or 1), float(visible_gpus()), LocalPool()
+    else:
+        from tracer.cluster import RayPool
+
+        made = RayPool(ray)
+        cpus, gpus = made.capacity()
+    wants_gpu = not (job.device or "").startswith("cpu")
+    each = gpus_per_worker if gpus_per_worker is not None else float(bool(gpus) and wants_gpu)
+    if ray is None and each > gpus:
+        made.close()
+        raise JobError(
+            f"gpus_per_worker={each:g}", f"this machine has {gpus:g} GPUs", "use fewer, or --ray with a cluster"
+        )
+    if workers is None:
+        workers = int(gpus / each) if each else int(cpus) if ray else min(int(cpus), _MOST)
+        workers = min(workers, workers if most is None else most)
+    return Placing(made, max(1, min(workers, n_units)), 1.0, each)

@@ -1,0 +1,95 @@
+"""The columns of every table that a run leaves behind, as Arrow schemas.
+
+Narrow tables, one row per prompt, node or edge; `prompt_id` is an integer key, the user's own id a column of the
+prompts. Knows names and types only.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = "2"
+
+_IDS = pa.list_(pa.int32())
+_TEXTS = pa.list_(pa.string())
+LABELS = pa.map_(pa.string(), pa.string())
+
+INPUT = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("user_id", pa.string()),
+        ("text", pa.string()),
+        ("token_ids", _IDS),
+        ("target", _TEXTS),
+        ("target_ids", _IDS),
+        ("foil", _TEXTS),
+        ("foil_ids", _IDS),
+        ("counterfactual", pa.string()),
+        ("counterfactual_ids", _IDS),
+        ("positions", _IDS),
+        ("labels", LABELS),
+        ("error", pa.string()),
+    ]
+)
+"""The prompts as given: texts and ids, whichever there were; `error` is what is wrong with a row as data."""
+
+PROMPTS = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("user_id", pa.string()),
+        ("text", pa.string()),
+        ("token_ids", _IDS),
+        ("target_ids", _IDS),
+        ("foil_ids", _IDS),
+        ("metric", pa.float32()),
+        ("residual", pa.float32()),
+        ("n_nodes", pa.int32()),
+        ("n_edges", pa.int32()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("error", pa.string()),
+        ("attempts", pa.int32()),
+        ("seconds", pa.float32()),
+        ("labels", LABELS),
+    ]
+)
+NODES = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("node_id", pa.int32()),
+        ("kind", pa.string()),
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("token", pa.string()),
+        ("activation", pa.float32()),
+        ("attribution", pa.float32()),
+        ("explained", pa.float32()),
+        ("influence", pa.float32()),
+        ("remainder", pa.float32()),
+    ]
+)
+EDGES = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("source", pa.int32()),
+        ("target", pa.int32()),
+        ("weight", pa.float32()),
+        ("share", pa.float32()),
+        ("attribution", pa.float32()),
+    ]
+)
+MEANS = pa.schema(
+    [
+        ("length", pa.int32()),
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("n_prompts", pa.int64()),
+        ("sums", pa.list_(pa.float64())),
+    ]
+)
+"""A shard's part of a dataset's circuit: attributions of every neuron of a layer at a position, summed over the prompts
+of one length; length and position are -1 where both are summed over."""
+
+SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
+"""The tables that are there whatever was asked."""

@@ -1,0 +1,393 @@
+"""One shard of prompts: read, traced in batches of like length, written as tables; every prompt gets its row.
+
+Knows what may happen to a prompt and what becomes of it: its circuit, or a row that says why there is none. Memory
+that runs out halves the batch; what can pass is tried again; what a prompt alone raises is that prompt's failure.
+Refuses to know other shards, processes and who gives the orders.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from tracer import dataset, schemas
+from tracer.attributing import Reference
+from tracer.attribution import Attribution
+from tracer.circuit import Circuit
+from tracer.errors import RemoteError, RunError, TracerError
+from tracer.folder import RunFolder
+from tracer.jobs import DatasetJob
+from tracer.model import Model, out_of_memory
+from tracer.prompts import Encoded, Prompt, batches, encode
+from tracer.tracing import trace_all
+from tracer.work import File, Order, Report
+
+Beat = Callable[[Sequence[int], int], None]
+
+STICKY = 70  # exit code of a process whose device can compute no more
+PASSING = (ConnectionError, TimeoutError, RemoteError)
+"""What may go well if it is tried again."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A prompt on its way: its row of the input, and what it became."""
+
+    row: dict[str, Any]
+    prompt: Prompt
+    encoded: Encoded
+
+    @property
+    def id(self) -> int:
+        return int(self.row["prompt_id"])
+
+
+@dataclass
+class _Sums:
+    """Attributions of all nodes summed over prompts, by their length; -1 where positions are summed as well."""
+
+    kind: str
+    skip_first: bool
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def add(self, nodes: Tensor, length: int) -> None:
+        """Add one prompt's [layer, pos, neuron]."""
+        mine = nodes[:, :length].double()
+        if self.kind == "free":
+            mine, length = mine[:, int(self.skip_first) :].sum(1, keepdim=True), -1
+        self.sums[length] = self.sums[length] + mine if length in self.sums else mine
+        self.counts[length] += 1
+
+    def table(self) -> pa.Table:
+        """The rows of `schemas.MEANS`."""
+        rows = [
+            {
+                "length": length,
+                "layer": layer,
+                "position": -1 if length < 0 else position,
+                "n_prompts": self.counts[length],
+                "sums": self.sums[length][layer, position].numpy(),
+            }
+            for length in sorted(self.sums)
+            for layer in range(self.sums[length].shape[0])
+            for position in range(self.sums[length].shape[1])
+        ]
+        return pa.Table.from_pylist(rows, schemas.MEANS)
+
+
+class ShardWork:
+    """The shards of a dataset job, on one model.
+
+    Args:
+        model, job, folder: what is traced, how, and where the input is and the tables go.
+    """
+
+    def __init__(self, model: Model, job: DatasetJob, folder: RunFolder) -> None:
+        self.model, self.job, self.folder = model, job, folder
+        self._options = options(job)
+
+    def run(self, order: Order, began: Beat) -> Report:
+        """Trace one shard and write its tables.
+
+        Args:
+            began: told (prompts, prompts that are done) before each batch.
+
+        Raises:
+            RunError: the folder cannot be written or read.
+        """
+        started = time.perf_counter()
+        shard = _Shard(self.model, self.job, order, began, self._options)
+        rows = self.folder.read_input(order.unit)
+        if order.only is not None:
+            shard.keep({name: self.folder.read_table(file) for name, file in order.files.items()}, order.only)
+            rows = [row for row in rows if row["prompt_id"] in order.only]
+        shard.trace(rows)
+        began((), len(shard.rows))  # a process that dies while it writes dies through no prompt's fault
+        statuses: Counter[str] = Counter(row["status"] for row in shard.rows)
+        errors: Counter[str] = Counter(row["error_type"] for row in shard.rows if row.get("error_type"))
+        return Report(
+            unit=order.unit,
+            files=self._written(order.unit, shard),
+            statuses=dict(statuses),
+            errors=dict(errors),
+            seconds=time.perf_counter() - started,
+            halved=shard.halved,
+        )
+
+    def _written(self, unit: int, shard: _Shard) -> dict[str, File]:
+        tables = {"prompts": (shard.prompts(), schemas.PROMPTS), "nodes": (shard.nodes(), schemas.NODES)}
+        if self._options["edges"]:
+            tables["edges"] = shard.edges(), schemas.EDGES
+        if shard.sums is not None:
+            tables["means"] = shard.sums.table(), schemas.MEANS
+        try:
+            return {name: self.folder.write_shard(name, unit, *content) for name, content in tables.items()}
+        except OSError as error:
+            raise RunError(
+                f"folder {self.folder.place}",
+                f"cannot be written ({error.strerror or error})",
+                "make room or choose another --out; what is committed is kept, repeat the command to go on",
+            ) from error
+
+
+def options(job: DatasetJob) -> dict[str, Any]:
+    """The arguments of `trace_all` that a job settles."""
+    chosen = job.settings()
+    made: dict[str, Any] = chosen.model_dump(
+        include={"method", "baseline", "basis", "metric", "steps", "top_k", "seed"}
+    )
+    made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
+    made |= {"pruning": job.pruning_rules(), **job.selection()}
+    if job.reference is not None:
+        made["reference"] = Reference([_prompt_of(row) for row in dataset.read(job.reference)])
+    return made
+
+
+def _prompt_of(row: dataset.Row) -> Prompt:
+    if row.error is not None:
+        raise dataset.row_error(row)
+    return Prompt(row.text, token_ids=row.token_ids)
+
+
+class _Shard:
+    """One shard being traced."""
+
+    def __init__(self, model: Model, job: DatasetJob, order: Order, began: Beat, chosen: dict[str, Any]) -> None:
+        self.model, self.job, self.order, self.began, self.options = model, job, order, began, chosen
+        self.rows: list[dict[str, Any]] = []
+        self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
+        self._tables: dict[str, list[tuple[int, pa.Table]]] = {"nodes": [], "edges": []}
+        self._told = 0.0
+
+    def trace(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Every prompt of the shard, in batches of like length."""
+        items = []
+        for row in rows:
+            try:
+                items.append(self._item(row))
+            except TracerError as error:
+                self._lost(row, "failed", type(error).__name__, str(error))
+        for batch in self._batches(items):
+            self._batch(batch)
+
+    def keep(self, tables: dict[str, pa.Table], only: Sequence[int]) -> None:
+        """Take over what was committed, but for the prompts that are done again."""
+        for name, table in tables.items():
+            if name == "prompts":
+                self.rows = [row for row in table.to_pylist() if row["prompt_id"] not in only]
+            elif name in self._tables:
+                ids = table["prompt_id"].to_numpy()
+                for prompt_id in sorted({*ids.tolist()} - {*only}):
+                    self._tables[name].append((prompt_id, table.filter(pa.array(ids == prompt_id))))
+            elif self.sums is not None:
+                for row in table.to_pylist():
+                    self._take_over(row)
+
+    def _take_over(self, row: dict[str, Any]) -> None:
+        assert self.sums is not None
+        length, kept = row["length"], torch.tensor(row["sums"], dtype=torch.float64)
+        if length not in self.sums.sums:
+            shape = (self.model.n_layers, max(1, length), len(kept))
+            self.sums.sums[length], self.sums.counts[length] = torch.zeros(shape, dtype=torch.float64), row["n_prompts"]
+        self.sums.sums[length][row["layer"], max(0, row["position"])] = kept
+
+    def prompts(self) -> pa.Table:
+        """The prompts table, in order."""
+        return pa.Table.from_pylist(sorted(self.rows, key=lambda row: row["prompt_id"]), schemas.PROMPTS)
+
+    def nodes(self) -> pa.Table:
+        """The nodes table, in order of prompts."""
+        return _joined(self._tables["nodes"], schemas.NODES)
+
+    def edges(self) -> pa.Table:
+        """The edges table, in order of prompts."""
+        return _joined(self._tables["edges"], schemas.EDGES)
+
+    # ----------------------------------------------------------------------------------------- batches
+
+    def _item(self, row: dict[str, Any]) -> _Item:
+        prompt = as_prompt(row, self.job.metric, paired=self.job.baseline == "counterfactual")
+        return _Item(row, prompt, encode(prompt, self.model))
+
+    def _batches(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
+        """Prompts of like length together. What is in a batch does not depend on who died before, but that the
+        batches of those who did are taken apart: their numbers stay the same to the last bit."""
+        apart = {*self.order.alone, *self.order.quarantined, *(self.order.only or ())}
+        with_foil = [item for item in items if item.encoded.foil_ids]
+        without = [item for item in items if not item.encoded.foil_ids]
+        for some in (without, with_foil):  # their metrics differ, and a batch has one
+            yield from self._of_like_length(some, apart)
+
+    def _of_like_length(self, items: Sequence[_Item], apart: set[int]) -> Iterator[list[_Item]]:
+        ordered = sorted(items, key=lambda item: (len(item.encoded.token_ids), item.id))
+        lengths = [len(item.encoded.token_ids) for item in ordered]
+        each = self.model.bytes_per_token(length=max(lengths, default=1))
+        for part in batches(lengths, each, self.order.memory or self.model.budget()):
+            most = self.job.batch or len(part)
+            for first in range(part.start, part.stop, most):
+                batch = ordered[first : min(first + most, part.stop)]
+                if any(item.id in apart for item in batch):
+                    yield from ([item] for item in batch)
+                else:
+                    yield batch
+
+    def _batch(self, items: list[_Item]) -> None:
+        if len(items) == 1 and items[0].id in self.order.quarantined:
+            self._lost(items[0].row, "quarantined", *self.order.quarantined[items[0].id])
+            return
+        self._tell(items)
+        for attempt in range(1, self.job.retries + 2):
+            try:
+                self._traced(items, attempt)
+            except PASSING as error:
+                if attempt > self.job.retries:
+                    self._raised(items, error, attempt)
+                    return
+                time.sleep(min(60.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
+            except Exception as error:  # noqa: BLE001  a prompt's failure is a row, the others go on
+                self._raised(items, error, attempt)
+                return
+            else:
+                return
+
+    def _raised(self, items: list[_Item], error: Exception, attempt: int) -> None:
+        """What was raised on several is tried on fewer; on one it is that one's failure."""
+        if _sticky(error):
+            os._exit(STICKY)
+        memory = out_of_memory(error)
+        if memory:
+            _release()
+        if len(items) == 1:
+            name = "OutOfMemory" if memory else type(error).__name__
+            self._lost(items[0].row, "failed", name, str(error), attempt)
+            return
+        half = (len(items) + 1) // 2 if memory else 1
+        self.halved += memory
+        for first in range(0, len(items), half):
+            self._batch(items[first : first + half])
+
+    def _traced(self, items: list[_Item], attempt: int) -> None:
+        found: list[Attribution] = []
+        each = self.model.bytes_per_token(length=max(len(item.encoded.token_ids) for item in items))
+        room = len(items) * max(len(item.encoded.token_ids) for item in items) * each  # it was split before: one batch
+        circuits = []
+        for circuit in trace_all(
+            self.model,
+            [item.prompt for item in items],
+            **self.options,
+            memory=max(room, self.order.memory or self.model.budget()),
+            attributed=found.append,
+            progress=lambda _done, _total: self._alive(items),
+        ):
+            circuits.append(circuit)
+            self._alive(items)
+        for row, (item, circuit) in enumerate(zip(items, circuits, strict=True)):
+            self._found(item, circuit, attempt)
+            if self.sums is not None:
+                self.sums.add(found[0].nodes[row], len(circuit.token_ids))
+
+    def _alive(self, items: list[_Item]) -> None:
+        """Tell the driver, now and then, that this batch is no hung one."""
+        if time.monotonic() - self._told > 1.0:
+            self._tell(items)
+
+    def _tell(self, items: list[_Item]) -> None:
+        self._told = time.monotonic()
+        self.began([item.id for item in items], len(self.rows))
+
+    # -------------------------------------------------------------------------------------------- rows
+
+    def _found(self, item: _Item, circuit: Circuit, attempt: int) -> None:
+        self._tables["nodes"].append((item.id, _numbered(circuit.nodes, item.id)))
+        if circuit.links is not None:
+            self._tables["edges"].append((item.id, _numbered(circuit.links, item.id)))
+        row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.order.deaths.get(item.id, 0)}
+        self.rows.append(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]})
+
+    def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> None:
+        attempts = self.order.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
+        kept = {name: row[name] for name in ("prompt_id", "user_id", "text", "token_ids", "labels")}
+        ids = {name: row[name] or [] for name in ("target_ids", "foil_ids")}
+        told = {"status": status, "error_type": error_type, "error": error[:2000], "attempts": attempts}
+        self.rows.append(kept | ids | told | {"n_nodes": 0, "n_edges": 0})
+
+
+def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
+    """The prompt of a row of the input: of what the row has, only what the job has a use for. A foil is used by the
+    metrics ``difference`` and ``auto``, a target by all but ``topk``, a counterfactual where prompts are `paired`.
+
+    Raises:
+        JobError: what is wrong with the row as data.
+    """
+    if row["error"] is not None:
+        raise dataset.row_error(row)
+
+    def either(name: str) -> Any:
+        return [*(row[name] or ()), *(row[f"{name}_ids"] or ())] or None
+
+    other = row["counterfactual"] if row["counterfactual"] is not None else row["counterfactual_ids"]
+    return Prompt(
+        row["text"],
+        target=None if metric == "topk" else either("target"),
+        foil=either("foil") if metric in ("auto", "difference") else None,
+        counterfactual=other if paired else None,
+        token_ids=row["token_ids"],
+        positions=row["positions"],
+        id=row["user_id"],
+    )
+
+
+def input_row(row: dataset.Row) -> dict[str, Any]:
+    """A row of the dataset as a row of input.parquet."""
+
+    def texts(values: Sequence[str | int] | None) -> list[str] | None:
+        return [one for one in values if isinstance(one, str)] if values is not None else None
+
+    def ids(values: Sequence[str | int] | None) -> list[int] | None:
+        return [one for one in values if isinstance(one, int)] if values is not None else None
+
+    other = row.counterfactual
+    return {
+        "user_id": row.user_id,
+        "text": row.text,
+        "token_ids": None if row.token_ids is None else list(row.token_ids),
+        "target": texts(row.target),
+        "target_ids": ids(row.target),
+        "foil": texts(row.foil),
+        "foil_ids": ids(row.foil),
+        "counterfactual": other if isinstance(other, str) else None,
+        "counterfactual_ids": None if other is None or isinstance(other, str) else list(other),
+        "positions": None if row.positions is None else list(row.positions),
+        "labels": list(row.labels.items()),
+        "error": row.error,
+    }
+
+
+def _numbered(table: pa.Table, prompt_id: int) -> pa.Table:
+    return table.set_column(0, "prompt_id", pa.array([prompt_id] * table.num_rows, pa.int64()))
+
+
+def _joined(parts: list[tuple[int, pa.Table]], schema: pa.Schema) -> pa.Table:
+    parts.sort(key=lambda part: part[0])
+    return pa.concat_tables([part for _, part in parts]).combine_chunks() if parts else schema.empty_table()
+
+
+def _sticky(error: Exception) -> bool:
+    """Whether a device can compute no more until its process ends."""
+    broken = getattr(torch, "AcceleratorError", None)
+    return (broken is not None and isinstance(error, broken)) and not out_of_memory(error)
+
+
+def _release() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

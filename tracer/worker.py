@@ -1,0 +1,144 @@
+"""What runs in a process of its own: a model loaded once, then one unit of a run after another.
+
+    python -m tracer.worker NAME      speaks JSON lines: its setup and orders in, events out (pools.py)
+
+Knows which kind of unit a job has. A user's error goes back as data, anything else as text. Refuses to know what other
+workers do, and to write anything but its units' tables.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tracer.config import ModelRecord
+from tracer.errors import TracerError
+from tracer.work import Began, Broke, Done, Order, Refused, Report, Setup, Started
+
+Beat = Callable[[Sequence[int], int], None]
+
+
+class Worker:
+    """A job's model, and the work that is done on it.
+
+    Attributes:
+        model: its record. budget: bytes one batch may use by default on its device.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        import torch
+
+        from tracer import memory
+        from tracer.folder import RunFolder
+        from tracer.jobs import BenchmarkJob, load_job
+        from tracer.model import load
+
+        memory.steady()
+        torch.set_num_threads(setup.threads)
+        job = load_job(setup.job)
+        options = job.loading()
+        if not setup.gpus and not {"device", "device_map"} & options.keys():
+            options["device"] = "cpu"  # a worker that was given no GPU still sees them
+        loaded = load(job.model, **options)
+        self.model: ModelRecord = loaded.record()
+        self.budget: int = loaded.budget()
+        folder = RunFolder(setup.folder)
+        if isinstance(job, BenchmarkJob):
+            from tracer.benchmark import Benchmark
+
+            self._benchmark: Any = Benchmark(job, loaded)
+            self._work = self._combination
+        else:
+            from tracer.dataset_circuit import judge
+            from tracer.shards import ShardWork
+
+            self._work = ShardWork(loaded, job, folder).run
+            self._finish = lambda: judge(loaded, job, folder)
+
+    def work(self, order: Order, began: Beat) -> Report:
+        """Do one unit.
+
+        Args:
+            began: told (prompts, how many of the unit are done) before each batch.
+
+        Raises:
+            TracerError: what the user must mend, which ends the run.
+        """
+        if order.finish:
+            return Report(unit=order.unit, outcome=self._finish())
+        return self._work(order, began)
+
+    def _combination(self, order: Order, began: Beat) -> Report:
+        began((order.unit,), 0)
+        combination = self._benchmark.job.combinations()[order.unit]
+        outcome = self._benchmark.outcome(combination)
+        return Report(unit=order.unit, statuses={"ok": 1}, outcome=outcome.model_dump(mode="json"))
+
+
+def make(setup: Setup) -> Any:
+    """The worker that a setup names."""
+    module, _, name = setup.factory.partition(":")
+    return getattr(importlib.import_module(module), name)(setup)
+
+
+def refused(worker: str, error: TracerError) -> Refused:
+    """A user's error as data."""
+    kind = type(error).__name__
+    return Refused(worker=worker, kind=kind, value=error.value, rule=error.rule, next_step=error.next_step)
+
+
+def broke(worker: str, error: BaseException) -> Broke:
+    """Any other error as text: some do not travel as they are."""
+    said = " ".join(str(error).split())[:500]
+    where = traceback.extract_tb(error.__traceback__)
+    at = f" at {os.path.basename(where[-1].filename)}:{where[-1].lineno}" if where else ""
+    return Broke(worker=worker, error=f"{type(error).__name__}: {said}{at}")
+
+
+def main(name: str) -> None:
+    """Serve orders from standard input until it ends, which is when the driver does."""
+    with os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8") as out:
+        os.dup2(2, 1)  # whatever a library prints is no event
+        orders: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+
+        def say(event: Any) -> None:
+            out.write(json.dumps({"kind_of_event": type(event).__name__, **event.model_dump(mode="json")}) + "\n")
+
+        try:
+            worker = make(Setup.model_validate_json(orders.get()))
+        except TracerError as error:
+            say(refused(name, error))
+            return
+        say(Started(worker=name, model=worker.model, budget=worker.budget, where=f"process {os.getpid()}"))
+        while True:
+            order = Order.model_validate_json(orders.get())
+
+            def began(prompts: Sequence[int], done: int) -> None:
+                say(Began(worker=name, prompts=tuple(prompts), done=done))
+
+            try:
+                say(Done(worker=name, report=worker.work(order, began)))
+            except TracerError as error:
+                say(refused(name, error))
+            except Exception as error:  # noqa: BLE001  the driver decides what becomes of a unit that broke
+                traceback.print_exc()
+                say(broke(name, error))
+
+
+def _listen(orders: queue.Queue[str]) -> None:
+    """Orders as they come; without a driver there is nobody to work for, in the middle of a unit too."""
+    for line in sys.stdin:
+        orders.put(line)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
