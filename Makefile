@@ -1,10 +1,11 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
+# test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/remote.md).
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check slow bench clean
+.PHONY: demo test check slow bench test-ndif clean
 
 demo: $(READY)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
@@ -28,6 +29,9 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/swap.py
 
+test-ndif: $(READY)
+	$(BIN)/python tools/ndif/serve.py -- $(BIN)/python -m pytest tests/ndif -m ndif
+
 # torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -40,4 +44,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .ndif runs .pytest_cache .ruff_cache .hypothesis
