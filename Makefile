@@ -29,8 +29,11 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/swap.py
 
+# Without the type checker of other tests: it wraps the functions that travel, and a server does not have it.
 test-ndif: $(READY)
-	$(BIN)/python tools/ndif/serve.py -- $(BIN)/python -m pytest tests/ndif -m ndif
+	$(BIN)/python tests/ndif/models.py .ndif/models
+	$(BIN)/python tools/ndif/serve.py demo=tracer/demo/model .ndif/models/gemma2 .ndif/models/gpt2 -- \
+		$(BIN)/python -m pytest tests/ndif -m ndif -o addopts=-q
 
 # torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
 $(READY): pyproject.toml constraints.txt

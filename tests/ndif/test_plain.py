@@ -162,11 +162,18 @@ def test_sandboxed_keys_run_forwards_only(model: TransformersModel, ids: torch.T
     """The public service may run a key so: what fails there is what the probe of tracer must find."""
     with model.trace(ids, backend=remote("NDIF_SANDBOXED_KEY")):
         logits = nnsight.save(model.lm_head.output[:, -1])
-        weight = nnsight.save(str(model.lm_head.weight.device))
+        weight = model.lm_head.weight
+        place = nnsight.save(str(weight.device))
     with model.trace(ids):
         local = nnsight.save(model.lm_head.output[:, -1])
     torch.testing.assert_close(logits, local)
-    assert weight == "meta"
+    assert place == "meta"
+    # Torch multiplies a real matrix by a hidden one without a word, into a CPU tensor of whatever the memory held:
+    # only the weight's own device tells, never the result's.
+    with model.trace(ids, backend=remote("NDIF_SANDBOXED_KEY")):
+        garbage = nnsight.save(model.lm_head.input[0, -1:] @ model.lm_head.weight.T)
+    assert garbage.device.type == "cpu"
+    assert not torch.allclose(garbage, local, rtol=0.1, atol=0.1)
     with pytest.raises(RemoteError), model.trace(ids, backend=remote("NDIF_SANDBOXED_KEY")):
         start = model.model.embed_tokens.output.requires_grad_(True)
         (slope,) = torch.autograd.grad(model.lm_head.output[0, -1, 3], start)

@@ -1,10 +1,11 @@
 """Run a real NDIF server on this machine, run a command against it, and end all of it.
 
-python tools/ndif/serve.py [ID=FOLDER ...] [-- COMMAND ...]
+python tools/ndif/serve.py [ID=FOLDER | FOLDER ...] [-- COMMAND ...]
 
 The server is PyPI's ndif in an environment of its own under .ndif/ (made at the first run; tracer is not in it), with
 redis, moto for S3, Ray and one actor per model on the CPU. The command sees NDIF_HOST, NDIF_API_KEY (a trusted key) and
-NDIF_SANDBOXED_KEY; without a command the server stays until Ctrl-C. Without models it serves tracer's as `demo`.
+NDIF_SANDBOXED_KEY; without a command the server stays until Ctrl-C. Models are folders in Hugging Face format, known
+to clients by the ID or by their absolute path; without any, tracer's own is served as `demo`.
 
 Made to share a machine: every port is free, asked for and on 127.0.0.1, Ray has its own address and folder, and only
 processes that descend from this one are ended. `ndif stop` and `ray stop` end every Ray of the machine by name instead.
@@ -185,6 +186,8 @@ def served(models: dict[str, str]) -> Iterator[dict[str, str]]:
     work = temporary / "work"
     work.mkdir()
     for name, folder in models.items():
+        if Path(name).is_absolute():
+            continue
         # The server finds a model by a path relative to where it runs; the client says the name alone.
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).symlink_to(Path(folder).resolve(strict=True), target_is_directory=True)
@@ -276,10 +279,10 @@ def served(models: dict[str, str]) -> Iterator[dict[str, str]]:
 def main(arguments: list[str]) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     command = arguments[split + 1 :]
-    try:
-        models = dict(argument.split("=", 1) for argument in arguments[:split])
-    except ValueError:
-        raise fail("models are given as ID=FOLDER", "see the head of this file") from None
+    models = {}
+    for argument in arguments[:split]:
+        name, _, folder = argument.rpartition("=")
+        models[name or str(Path(folder).resolve())] = folder
     models = models or {"demo": str(ROOT / "tracer" / "demo" / "model")}
     for folder in models.values():
         if not (Path(folder) / "config.json").is_file():
