@@ -1,6 +1,6 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
-# test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/remote.md).
+# test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready

@@ -98,7 +98,7 @@ def test_exact_effects_are_the_local_ones(server: Real, name: str) -> None:
     asked = [tracer.Prompt(token_ids=[1, 44], target=7, foil=8)]
     got, wanted = (tracer.attribute(model, asked, "exact").nodes for model in (there, here))
     step = torch.finfo(torch.float32).eps * float(passes.logits(here, Batch(((1, 44),))).abs().max())
-    assert float((got - wanted).abs().max()) < 4 * step
+    assert float((got - wanted).abs().max()) < 16 * step
 
 
 def test_a_model_that_is_not_deployed(server: Real, tmp_path: Path) -> None:

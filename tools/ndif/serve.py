@@ -50,14 +50,14 @@ def fail(what: str, step: str) -> SystemExit:
 
 
 def interpreter() -> str:
-    """A Python that ndif 0.1.2 installs on: 3.12 or 3.13."""
-    pyenv = sorted(Path.home().glob(".pyenv/versions/3.1[23].*/bin/python"))
-    for candidate in (os.environ.get("NDIF_PYTHON"), "python3.12", "python3.13", *map(str, pyenv)):
-        check = "import ensurepip, sys; sys.exit(not (3, 12) <= sys.version_info < (3, 14))"
+    """A Python for the server. ndif 0.1.2 asks for 3.12 or 3.13; it was seen to run on 3.11."""
+    pyenv = map(str, sorted(Path.home().glob(".pyenv/versions/3.1[23].*/bin/python")))
+    for candidate in (os.environ.get("NDIF_PYTHON"), "python3.12", "python3.13", *pyenv, "python3.11"):
+        check = "import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))"
         with contextlib.suppress(OSError):
             if candidate and subprocess.run([candidate, "-c", check], capture_output=True, check=False).returncode == 0:
                 return candidate
-    raise fail("ndif needs Python 3.12 or 3.13 with venv", "install one, or name one in NDIF_PYTHON")
+    raise fail("no Python 3.11 to 3.13 with venv was found", "install one, or name one in NDIF_PYTHON")
 
 
 def install() -> None:
@@ -66,15 +66,21 @@ def install() -> None:
     if not marker.is_file() or marker.read_text() != wanted:
         python = interpreter()
         print(
-            f"making .ndif/venv with {Path(python).name} (1.5 GB, or 6 GB where pip brings torch for CUDA)", flush=True
+            f"making .ndif/venv with {Path(python).name} (1.7 GB, or 6 GB where pip brings torch for CUDA)", flush=True
         )
         marker.unlink(missing_ok=True)
         HOME.mkdir(exist_ok=True)
         pip = [str(BIN / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        # The exact version of torch lets pip take a CPU wheel where its settings know of one.
-        steps = [[python, "-m", "venv", "--clear", str(HOME / "venv")], [*pip, "torch==2.13.0"]]
+        steps = [
+            [python, "-m", "venv", "--clear", str(HOME / "venv")],
+            # Its exact version lets pip take a CPU wheel where its settings know of one.
+            [*pip, "torch==2.13.0"],
+            # Its dependencies are in requirements.txt; the version of Python that it asks for is not needed.
+            [*pip, "--no-deps", "--ignore-requires-python", "ndif==0.1.2"],
+            [*pip, "torch==2.13.0", "-r", str(HERE / "requirements.txt")],
+        ]
         with (HOME / "install.log").open("w") as log:
-            for step in [*steps, [*pip, "torch==2.13.0", "-r", str(HERE / "requirements.txt")]]:
+            for step in steps:
                 if subprocess.run(step, stdout=log, stderr=log, check=False).returncode:
                     raise fail(f"{' '.join(step[:4])} ... failed", "read .ndif/install.log")
         marker.write_text(wanted)
@@ -292,7 +298,10 @@ def main(arguments: list[str]) -> int:
     install()
     started = time.monotonic()
     with served(models) as settings:
-        print(f"serving {', '.join(models)} after {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            f"serving {', '.join(Path(name).name for name in models)} after {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
         try:
             if command:
                 return subprocess.run(command, env=os.environ | settings, check=False).returncode
