@@ -1,10 +1,11 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
+# test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check slow bench clean
+.PHONY: demo test check slow bench test-ndif clean
 
 demo: $(READY)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
@@ -31,6 +32,12 @@ bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planner.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py
 
+# Without the type checker of other tests: it wraps the functions that travel, and a server does not have it.
+test-ndif: $(READY)
+	$(BIN)/python tests/ndif/models.py .ndif/models
+	$(BIN)/python tools/ndif/serve.py demo=tracer/demo/model .ndif/models/gemma2 .ndif/models/gpt2 -- \
+		$(BIN)/python -m pytest tests/ndif -m ndif -o addopts=-q
+
 # torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -43,4 +50,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .ndif runs .pytest_cache .ruff_cache .hypothesis
