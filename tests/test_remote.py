@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,17 @@ import pytest
 import tiny as t
 import torch
 from helpers import error, refused
+from inline import InlinePool
 from typer.testing import CliRunner
 
 import tracer
 from tracer import demo, ndif, passes, remote
 from tracer.cli import app
 from tracer.edges import direct_edges
-from tracer.errors import ModelError, RemoteError
+from tracer.errors import JobError, ModelError, RemoteError, RunError
+from tracer.jobs import load_job
 from tracer.prompts import Batch
+from tracer.status import condition
 
 FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
 LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
@@ -626,3 +630,52 @@ def test_commands_refuse_in_one_line(server: Loopback) -> None:
     assert "nnsight" in result.stderr
     assert result.stderr.count("\n") == 1
     assert CliRunner().invoke(app, ["trace", "The parents", "--local-weights"]).exit_code == 2
+
+
+# ---------------------------------------------------------------------------------------- runs over many prompts
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    source = {"task": "sva", "structure": "simple", "count": 8}
+    made = {"kind": "dataset", "input": source, "shard_size": 2, "nodes": 20, "pruning": {"share": 0.05}}
+    return made | {"baseline": "counterfactual"} | changes
+
+
+def test_a_run_through_a_server_equals_the_local_one_and_goes_on(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NDIF_API_KEY", KEY)
+    monkeypatch.setattr(ndif, "Limits", partial(ndif.Limits, wait=30.0, patience=1.0, lost=0.6))
+    here = tracer.run(job(), tmp_path / "here", pool=InlinePool())
+
+    def cut(status: Any) -> None:
+        server.mode(**({"keys": ["another-key"]} if 2 <= status.done < 8 else {}))
+
+    # The server refuses everything from some moment on: what was committed stays, and the run says what is wrong.
+    with refused(RemoteError, "refused the key", "NDIF_API_KEY"):
+        tracer.run(job(remote=True), tmp_path / "there", pool=InlinePool(), watch=cut)
+    done = len(list((tmp_path / "there" / "_commits").iterdir()))
+    assert 0 < done < 4
+    server.mode()
+    there = tracer.run(job(remote=True), tmp_path / "there", pool=InlinePool())
+    assert (there.resumed, there.status.statuses) == (done, {"ok": 8})
+    for name, number in (("nodes", "attribution"), ("edges", "weight")):
+        got, wanted = (one.table(name).to_pandas() for one in (there, here))
+        keys = [column for column in ("prompt_id", "node_id", "source", "target") if column in wanted]
+        got, wanted = (one.sort_values(keys).reset_index(drop=True) for one in (got, wanted))
+        assert (got[keys] == wanted[keys]).all(None)
+        assert same(torch.tensor(got[number].to_numpy()), torch.tensor(wanted[number].to_numpy()))
+    content = b"".join(path.read_bytes() for path in (tmp_path / "there").rglob("*") if path.is_file())
+    assert KEY.encode() not in content
+
+
+def test_what_fails_on_the_server_for_one_prompt_is_that_prompts_failure(server: Loopback, tmp_path: Path) -> None:
+    with refused(RunError, "all 8 prompts", "JobError"):
+        tracer.run(job(remote=True, nodes=None, threshold=1e9), tmp_path / "run", pool=InlinePool())
+    assert condition(tmp_path / "run").status.statuses == {"failed": 8}
+
+
+@pytest.mark.parametrize("changes", [{"host": "http://x"}, {"weights": "local"}, {"wire": "bfloat16"}])
+def test_settings_of_remote_models_need_one(changes: dict[str, Any]) -> None:
+    with refused(JobError, "remote: true"):
+        load_job(job(**changes))

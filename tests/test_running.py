@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
 import s3
 from helpers import refused
 from inline import InlinePool
 
+import runs
 import tracer
 from tracer import places, running, status
 from tracer.errors import JobError, RunError

@@ -65,6 +65,9 @@ def run(
     limit: Limit = None,
     shard_size: ShardSize = None,
     dtype: Dtype = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="On an NDIF server (NDIF_HOST, NDIF_API_KEY): no weights here.")
+    ] = False,
     change: Change = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any prompt failed.")] = False,
     retry_failed: Annotated[
@@ -85,7 +88,7 @@ def run(
     terminal.quiet()
     if resume:
         _must_be_there(out)
-    changes = _changes(change, limit=limit, shard_size=shard_size, dtype=dtype)
+    changes = _changes(change, limit=limit, shard_size=shard_size, dtype=dtype, remote="true" if remote else None)
     chosen = jobs.load_job(job, changes)
     watch = _Watch(job)
     try:

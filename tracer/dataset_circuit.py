@@ -60,24 +60,25 @@ class Mean:
 def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
     """The means over all shards, added in their order; of an aligned circuit over the prompts of the length that is
     most frequent (the shorter of two that are equally so). None if no prompt has an attribution."""
-    sums: dict[int, Tensor] = {}
+    tables = [commit.files["means"] for commit in commits if "means" in commit.files]
     counts: dict[int, int] = {}
-    for commit in commits:
-        if "means" not in commit.files:
-            continue
-        table = folder.read_table(commit.files["means"])
-        for length in sorted(set(table["length"].to_pylist())):
-            part = table.filter(pc.field("length") == length)
-            shape = (max(part["layer"].to_pylist()) + 1, max(1, length), -1)
-            values = part["sums"].combine_chunks().values.to_numpy(zero_copy_only=False)
-            tensor = torch.from_numpy(values.copy()).view(*shape)
-            sums[length] = sums[length] + tensor if length in sums else tensor
-            counts[length] = counts.get(length, 0) + int(part["n_prompts"][0].as_py())
+    for file in tables:
+        shown = folder.read_table(file, ["length", "n_prompts"]).group_by("length").aggregate([("n_prompts", "max")])
+        for row in shown.to_pylist():
+            counts[row["length"]] = counts.get(row["length"], 0) + row["n_prompts_max"]
     if not counts:
         return None
     length = min(counts, key=lambda one: (-counts[one], one))
-    n_prompts = counts[length]
-    return Mean((sums[length] / n_prompts).float(), length, n_prompts, sum(counts.values()) - n_prompts)
+    total: Tensor | None = None
+    for file in tables:
+        part = folder.read_table(file).filter(pc.field("length") == length)
+        if part.num_rows:
+            shape = (max(part["layer"].to_pylist()) + 1, max(1, length), -1)
+            values = part["sums"].combine_chunks().values.to_numpy(zero_copy_only=False)
+            tensor = torch.from_numpy(values.copy()).view(*shape)
+            total = tensor if total is None else total + tensor
+    assert total is not None
+    return Mean((total / counts[length]).float(), length, counts[length], sum(counts.values()) - counts[length])
 
 
 def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
@@ -126,7 +127,7 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     _check_apart(folder, test)
     reference = None if asked.reference is None else list(_prompts(job, asked.reference))
     bench = Bench.of(model, test, asked.ablation, job.basis, asked.seed, reference, metric=job.metric)
-    ranks = ordered(mean.values, "absolute").expand(-1, lengths[0], -1)
+    ranks = ordered(_eligible(job, mean), "absolute").expand(-1, lengths[0], -1)
     made = curves(bench, ranks, asked.sizes, asked.seed)
     return {
         "curves": made.model_dump(mode="json"),
@@ -139,6 +140,16 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
         "empty": float(bench.empty.double().mean()),
         "seed": asked.seed,
     }
+
+
+def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
+    """The means with nothing where the job's selection takes no node: those come last in the ranking."""
+    values = mean.values.clone()
+    if job.skip_first and mean.length >= 0:
+        values[:, 0] = 0
+    for layer, neuron in job.exclude:
+        values[layer, :, neuron] = 0
+    return values
 
 
 def _prompts(job: DatasetJob, source: Source) -> Iterable[Prompt]:
@@ -177,10 +188,12 @@ def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dic
             return
 
 
-def mean_metric(prompts: Iterable[pa.Table]) -> float:
-    """The mean metric over prompts that went well, added in their order."""
+def mean_metric(prompts: Iterable[pa.Table], length: int) -> float:
+    """The mean metric over prompts that went well and are of that length (-1: of any), added in their order."""
     total, count = 0.0, 0
     for table in prompts:
-        for value in table.filter(pc.field("status") == "ok")["metric"].to_pylist():
-            total, count = total + value, count + 1
+        good = table.filter(pc.field("status") == "ok")
+        for value, ids in zip(good["metric"].to_pylist(), good["token_ids"].to_pylist(), strict=True):
+            if length in (-1, len(ids)):
+                total, count = total + value, count + 1
     return total / count if count else 0.0

@@ -51,6 +51,11 @@ class RemoteError(TracerError):
     """The remote service did not do what the request needs."""
 
 
+def kind_of(error: TracerError) -> type[TracerError]:
+    """The public class of an error: what it is to whoever is told."""
+    return next(kind for kind in (JobError, ModelError, RunError, RemoteError, TracerError) if isinstance(error, kind))
+
+
 def quoted(value: object, limit: int = 60) -> str:
     """`value` as it goes into a message: its repr on one line, spaces kept, shortened to `limit` characters."""
     text = _CONTROL.sub(" ", repr(value))

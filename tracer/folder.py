@@ -17,10 +17,11 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import json
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -253,15 +254,15 @@ class RunFolder:
         self.place.write(name, data)
         return File(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), rows=content.num_rows)
 
-    def read_table(self, name: str) -> pa.Table:
-        """A table file.
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A table file, or some of its columns.
 
         Raises:
             RunError: it is missing or damaged.
         """
         try:
             with self.place.fs.open_input_file(self.place.path(name)) as file:
-                return pq.read_table(file).replace_schema_metadata(None)
+                return pq.read_table(file, columns=columns).replace_schema_metadata(None)
         except (OSError, pa.ArrowException) as error:
             raise RunError(f"file {quoted(name)}", "is missing or damaged", "repeat the run command") from error
 
@@ -270,17 +271,36 @@ class RunFolder:
     def commit(self, commit: Commit) -> None:
         """Say that a unit is done; the files it names were written before."""
         content = commit.model_dump(mode="json", exclude_defaults=True) | {"shard": commit.shard}
-        self.place.write_json(f"_commits/{commit.shard}.json", content)
+        # Numbers that are none stay so: an outcome may hold some.
+        self.place.write(f"_commits/{commit.shard}.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def commits(self) -> Iterator[Commit]:
+    def commits(self, leave_out: Sequence[int] = ()) -> Iterator[Commit]:
         """Every unit that is done, in order; read as they are asked for.
+
+        Args:
+            leave_out: units whose commits are not read.
 
         Raises:
             RunError: a commit is damaged.
         """
         names = {int(stem): name for name, _ in self.place.files("_commits") if (stem := _stem(name)).isdecimal()}
-        for unit in sorted(names):
+        for unit in sorted(names.keys() - {*leave_out}):
             yield self._commit(unit, names[unit])
+
+    def has_commits(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.place.files("_commits"))
+
+    def unreadable_commits(self) -> list[int]:
+        """Units whose commits are damaged: they are to be done again."""
+        found = []
+        for name, _ in self.place.files("_commits"):
+            if (stem := _stem(name)).isdecimal():
+                try:
+                    self._commit(int(stem), name)
+                except RunError:
+                    found.append(int(stem))
+        return found
 
     def find(self, unit: int) -> Commit | None:
         """The commit of one unit; None if it is not done."""
@@ -329,7 +349,11 @@ class RunFolder:
         """What is wrong with those files of a run that ended: missing, or of other content than when it ended."""
         if not self.place.exists("_SUCCESS.json"):
             return []
-        now, then = self.made(), self.place.read_json("_SUCCESS.json").get("files", {})
+        try:
+            then = self.place.read_json("_SUCCESS.json").get("files", {})
+        except RunError:
+            return ["_SUCCESS.json is damaged"]
+        now = self.made()
         missing = [f"{name} is missing" for name in then if name not in now]
         return missing + [
             f"{name} has other content than when the run ended" for name in now if now[name] != then.get(name)

@@ -45,7 +45,7 @@ ROW_FIELDS: tuple[str, ...] = get_args(RowField)
 NO_BASELINE = "none"
 """How a method without a baseline, `random`, is listed; it runs once."""
 
-WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device"})
+WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host"})
 """Keys of a job that do not decide its numbers."""
 
 # ------------------------------------------------------------------------------------------- kinds of values
@@ -100,7 +100,8 @@ class _Record(BaseModel):
 
 
 class _ModelOptions(_Record):
-    """Which model, and how it is loaded: as in `tracer.load`."""
+    """Which model, and how it is loaded: as in `tracer.load`. `host` of a remote one holds no key; keys are in the
+    workers' environment."""
 
     model: Name = "demo"
     revision: Name | None = None
@@ -108,17 +109,27 @@ class _ModelOptions(_Record):
     device: Name | None = None
     device_map: Name | None = None
     attention: Literal["eager", "sdpa"] | None = None
+    remote: bool = False
+    host: Name | None = None
+    weights: Literal["local"] | None = None
+    wire: Literal["float32", "bfloat16"] | None = None
 
     @model_validator(mode="after")
     def _placed_once(self) -> _ModelOptions:
+        given = [name for name in ("host", "weights", "wire") if getattr(self, name) is not None]
+        if given and not self.remote:
+            raise ValueError(f"{given[0]} has no effect without remote: true")
+        if self.remote and self.weights is None and (self.device or self.device_map):
+            raise ValueError("device and device_map have no effect on a remote model without weights: local")
         if self.device is not None and self.device_map is not None:
             raise ValueError("device has no effect together with device_map")
         return self
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `tracer.load` beside the name, those that are set."""
-        names = ("revision", "dtype", "device", "device_map", "attention")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = ("revision", "dtype", "device", "device_map", "attention", "host", "weights", "wire")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return given | {"remote": True} if self.remote else given
 
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""

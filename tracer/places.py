@@ -132,7 +132,7 @@ class Place:
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON object."""
-        self.write(name, json.dumps(content, indent=1, sort_keys=True).encode())
+        self.write(name, json.dumps(content, indent=1, sort_keys=True, allow_nan=False).encode())
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Any]:

@@ -13,6 +13,7 @@ from tracer.jobs import Job
 from tracer.pools import LocalPool, visible_gpus
 from tracer.work import Pool
 
+_REQUESTS = 4  # workers of a remote model, each with a request in flight
 _MOST = 8  # processes on the cores of one machine, unless more are asked for
 
 
@@ -24,6 +25,33 @@ class Placing:
     workers: int
     cpus: float
     gpus: float
+
+
+def seats(gpus: float, each: float) -> int:
+    """Workers that so many GPUs hold: shared ones are not split between two workers."""
+    return int(int(gpus) * (1 // each)) if each < 1 else int(gpus / each)
+
+
+def check_asked(job: Job, workers: int | None, gpus_per_worker: float | None) -> None:
+    """Refuse numbers that cannot be.
+
+    Raises:
+        JobError: which, and what can.
+    """
+    if workers is not None and workers < 1:
+        raise JobError(f"workers={workers}", "must be 1 or more", "leave it out for as many as fit")
+    if gpus_per_worker is not None:
+        whole = gpus_per_worker == int(gpus_per_worker)
+        if gpus_per_worker < 0 or (gpus_per_worker > 1 and not whole):
+            raise JobError(
+                f"gpus_per_worker={gpus_per_worker:g}", "must be a part of one GPU or a whole number", "use .5, 1 or 2"
+            )
+        if gpus_per_worker > 1 and job.device_map is None:
+            raise JobError(
+                f"gpus_per_worker={gpus_per_worker:g}",
+                "has no effect on a model that sits on one GPU",
+                "spread it with --set device_map=auto",
+            )
 
 
 def place(
@@ -45,22 +73,8 @@ def place(
         most: workers that fit in this machine's memory, as planned; matters where their number was not asked for.
 
     Raises:
-        JobError: numbers that cannot be. RunError: a cluster that cannot be reached.
+        JobError: GPUs that this machine has not. RunError: a cluster that cannot be reached.
     """
-    if workers is not None and workers < 1:
-        raise JobError(f"workers={workers}", "must be 1 or more", "leave it out for as many as fit")
-    if gpus_per_worker is not None:
-        whole = gpus_per_worker == int(gpus_per_worker)
-        if gpus_per_worker < 0 or (gpus_per_worker > 1 and not whole):
-            raise JobError(
-                f"gpus_per_worker={gpus_per_worker:g}", "must be a part of one GPU or a whole number", "use .5, 1 or 2"
-            )
-        if gpus_per_worker > 1 and job.device_map is None:
-            raise JobError(
-                f"gpus_per_worker={gpus_per_worker:g}",
-                "has no effect on a model that sits on one GPU",
-                "spread it with --set device_map=auto",
-            )
     if pool is not None:
         return Placing(pool, workers or 1, 1.0, float(gpus_per_worker or 0))
     if ray is None:
@@ -70,7 +84,7 @@ def place(
 
         made = RayPool(ray)
         cpus, gpus = made.capacity()
-    wants_gpu = not (job.device or "").startswith("cpu")
+    wants_gpu = not (job.device or "").startswith("cpu") and (not job.remote or job.weights == "local")
     each = gpus_per_worker if gpus_per_worker is not None else float(bool(gpus) and wants_gpu)
     if ray is None and each > gpus:
         made.close()
@@ -78,6 +92,8 @@ def place(
             f"gpus_per_worker={each:g}", f"this machine has {gpus:g} GPUs", "use fewer, or --ray with a cluster"
         )
     if workers is None:
-        workers = int(gpus / each) if each else int(cpus) if ray else min(int(cpus), _MOST)
+        elsewhere = job.remote and job.weights is None
+        workers = _REQUESTS if elsewhere else seats(gpus, each) if each else int(cpus) if ray else min(int(cpus), _MOST)
         workers = min(workers, workers if most is None else most)
-    return Placing(made, max(1, min(workers, n_units)), 1.0, each)
+    # Workers that wait for a server take no core for themselves.
+    return Placing(made, max(1, min(workers, n_units)), 0.1 if job.remote else 1.0, each)

@@ -9,26 +9,42 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import psutil
 
 from tracer import dataset, tasks
 from tracer.errors import TracerError
 from tracer.jobs import BenchmarkJob, Job
-from tracer.model import read_tokenizer
-from tracer.planner import Plan, check, demands, plan
+from tracer.model import BUDGET_WITHOUT_GPU, read_tokenizer
+from tracer.planner import Plan, check, demands, gib, plan
 from tracer.sizes import Shape
 
 SAMPLE = 256
 """Prompts whose lengths are looked at: the first ones."""
 
 
-def plan_job(job: Job, workers: int | None = None) -> Plan:
+@dataclass(frozen=True)
+class Start:
+    """What the planner says to a run that is about to start.
+
+    Attributes:
+        workers: that fit on this machine with batches as they are always cut; at least 1.
+        room: bytes that a batch may use; None for the model's own default, which depends on no machine's free memory,
+            so that the same job is cut in the same way everywhere.
+        advice: what a user should know.
+    """
+
+    workers: int
+    room: int | None
+    advice: tuple[str, ...]
+
+
+def plan_job(job: Job, workers: int | None = None, gpus_per_worker: float | None = None) -> Plan:
     """What a job needs, and how much of it this machine has.
 
     Args:
-        workers: as asked for; as many as fit if None.
+        workers: as asked for; as many as fit if None. gpus_per_worker: a part of a GPU, if workers share one.
 
     Raises:
         JobError: the job's data. ModelError: no such model.
@@ -37,26 +53,39 @@ def plan_job(job: Job, workers: int | None = None) -> Plan:
 
     shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention)
     lengths = list(_lengths(job))
+    fitting = [length for length in lengths if length <= shape.context_length]
     on_gpu = torch.cuda.is_available() and not (job.device or "").startswith("cpu")
     gpus = torch.cuda.device_count() if on_gpu else 0
+    part = min(1.0, gpus_per_worker or 1.0)
     made = plan(
         shape,
         demands(job),
-        lengths or [1],
+        fitting or [1],
         host=psutil.virtual_memory().available,
-        device=torch.cuda.get_device_properties(0).total_memory if gpus else None,
-        n_devices=gpus,
+        device=int(part * torch.cuda.get_device_properties(0).total_memory) if gpus else None,
+        n_devices=int(gpus * (1 // part)),
         cpus=workers or os.cpu_count() or 1,
     )
-    if max(lengths, default=0) <= shape.context_length:
-        return made
-    long = sum(length > shape.context_length for length in lengths)
-    told = f"{long} of {len(lengths)} prompts sampled are longer than the {shape.context_length} tokens that fit: "
-    return replace(made, advice=(*made.advice, told + "they will fail"))
+    told = list(made.advice)
+    if long := len(lengths) - len(fitting):
+        told.append(
+            f"{long} of {len(lengths)} prompts sampled are longer than the {shape.context_length} tokens that "
+            "the model reads: they will fail"
+        )
+    if getattr(job, "circuit", "none") != "none":
+        positions = made.longest if getattr(job, "circuit", "none") == "aligned" else 1
+        size = shape.n_layers * shape.n_neurons(demands(job)[0].basis) * positions * 8
+        if size > 2**26:
+            told.append(
+                f"the circuit of the dataset takes {gib(size)} of memory for each length of prompt in a shard, and as "
+                "much disk for each shard: use larger shards, or circuit: none"
+            )
+    return replace(made, advice=tuple(told))
 
 
-def before(job: Job, workers: int | None, here: bool) -> Plan | None:
-    """The plan of a run that is about to start; None where workers run elsewhere and only they can see the model.
+def before(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:
+    """The plan of a run that is about to start; None where workers run elsewhere and only they can see the model, or
+    the model itself is elsewhere.
 
     Args:
         here: whether workers run on this machine.
@@ -64,15 +93,34 @@ def before(job: Job, workers: int | None, here: bool) -> Plan | None:
     Raises:
         ModelError: on this machine not even one prompt fits. JobError: the job's data.
     """
+    if job.remote and job.weights is None:
+        return None
     try:
-        made = plan_job(job, workers)
+        made = plan_job(job, workers, gpus_per_worker)
     except TracerError:
         if here:
             raise
         return None
-    if here:
-        check(made)
-    return made
+    if not here:
+        return Start(1, None, made.advice)
+    check(made)
+    if made.device is not None:
+        return Start(made.workers, None, made.advice)
+    asked, fits = workers or os.cpu_count() or 1, made
+    while fits.memory < BUDGET_WITHOUT_GPU and fits.workers > 1:
+        fits = plan_job(job, fits.workers - 1)
+    told = list(made.advice)
+    if workers is not None and fits.workers < asked:
+        told.append(
+            f"memory is planned for {fits.workers} workers, {asked} are asked for: some may die and be replaced"
+        )
+    if fits.memory >= BUDGET_WITHOUT_GPU:
+        return Start(fits.workers, None, tuple(told))
+    told.append(
+        f"memory is short: batches may use {gib(fits.memory)}, not {gib(BUDGET_WITHOUT_GPU)}, and last bits may differ "
+        "from those of a machine with more; batch: 1 in the job rules that out"
+    )
+    return Start(fits.workers, fits.memory, tuple(told))
 
 
 def _lengths(job: Job) -> Iterator[int]:

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from tracer.circuit import provenance
 from tracer.errors import RunError, TracerError, quoted
 from tracer.folder import Commit, RunFolder
 from tracer.jobs import BenchmarkJob, Job, load_job
-from tracer.placing import Placing, place
+from tracer.placing import Placing, check_asked, place
 from tracer.scheduling import Limits, Runner
 from tracer.shards import input_row
 from tracer.stages import finish_run
@@ -134,31 +134,34 @@ def run(
             with `strict` any. Stopped: SIGINT or SIGTERM came.
     """
     chosen, started = load_job(job, set), time.perf_counter()
+    check_asked(chosen, workers, gpus_per_worker)
     folder = RunFolder(out)
     with ExitStack() as stack:
         stack.enter_context(_as_run_error(folder))
         folder.check()
         lease = stack.enter_context(folder.place.locked())
-        driver = _Driver(chosen, folder, watch, lease.renew)
+        signals = stack.enter_context(_Signals())
+        driver = _Driver(chosen, folder, watch, lease.renew, signals)
+        here, real = ray in (None, "local"), pool is None and factory == _WORKER
+        # A new run is planned before it claims the folder, so that what is wrong with it leaves nothing behind.
+        early = real and folder.is_empty()
+        planned = planning.before(chosen, workers, gpus_per_worker, here) if early else None
         driver.plan(threads, overwrite, retry_failed)
         resumed = driver.tally.committed
         if driver.is_done:
             driver.show("done", force=True)
         else:
-            real = pool is None and factory == _WORKER
-            planned = planning.before(chosen, workers, ray in (None, "local")) if real else None
+            if real and not early:
+                planned = planning.before(chosen, workers, gpus_per_worker, here)
             if planned is not None and note is not None:
                 for advice in planned.advice:
                     note(advice)
-            if ray not in (None, "local"):
-                planned = None  # this machine's memory is not theirs
-            most = None if planned is None else planned.workers
+            most, driver.room = (planned.workers, planned.room) if planned is not None and here else (None, None)
             made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
-            driver.room = None if planned is None else planned.memory
-            if note is not None and ray not in (None, "local") and not made.gpus and chosen.device is None:
-                note("the cluster shows no GPU now, so workers run on CPUs; if it grows, use --gpus-per-worker 1")
             stack.callback(made.pool.close)
-            number = stack.enter_context(_signals())
+            signals.install()  # Ray has put its own in place
+            if note is not None and not here and not made.gpus and not chosen.remote and chosen.device is None:
+                note("the cluster shows no GPU now, so workers run on CPUs; if it grows, use --gpus-per-worker 1")
             setup = Setup(
                 folder=str(out) if folder.place.local is None else str(folder.place.local.absolute()),
                 job=chosen.model_dump(mode="json"),
@@ -167,7 +170,7 @@ def run(
                 cpus=made.cpus,
                 gpus=made.gpus,
             )
-            driver.drive(made, setup, start_timeout, number)
+            driver.drive(made, setup, start_timeout)
     result = Run(chosen, str(out), driver.status("done"), resumed, time.perf_counter() - started)
     if strict and result.status.failed:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(result.status.errors.items()))
@@ -176,14 +179,23 @@ def run(
             f"failed ({counts}), and the run is strict",
             f"see {folder.place}/failed.parquet; --retry-failed does them again",
         )
+    if result.status.done and not result.status.statuses.get("ok"):
+        name, count = max(result.status.errors.items(), key=lambda item: item[1])
+        raise RunError(
+            f"all {result.status.done} prompts",
+            f"failed (most often {name}, {count} times)",
+            f"see {folder.place}/failed.parquet and mend the job or its input; --retry-failed does them again",
+        )
     return result
 
 
 class _Driver:
     """What a driver keeps while it runs."""
 
-    def __init__(self, job: Job, folder: RunFolder, watch: Watch | None, renew: Callable[[], None]) -> None:
-        self.job, self.folder, self.watch, self.renew = job, folder, watch, renew
+    def __init__(
+        self, job: Job, folder: RunFolder, watch: Watch | None, renew: Callable[[], None], signals: _Signals
+    ) -> None:
+        self.job, self.folder, self.watch, self.renew, self.signals = job, folder, watch, renew, signals
         self.kind = job.kind
         self.tally, self.record = Tally(), dict[str, Any]()
         self.runner: Runner | None = None
@@ -204,10 +216,10 @@ class _Driver:
         """Find out what is to be done: all of it, or what an earlier run left."""
         there = None if self.folder.is_empty() else self._there(overwrite)
         content = _digest(self.job)
-        if there is not None and not overwrite:
+        if there is not None and not overwrite and self.folder.has_commits():
             _check_same(self.folder, there, self.job, content)
         mine = there is not None and there.get("fingerprint") == _fingerprint(self.job, content)
-        if mine and there is not None and not (overwrite and not _resumable(there)):
+        if mine and there is not None and not overwrite and _resumable(there):
             self.record = there
         else:
             self._begin(content, threads)
@@ -235,7 +247,7 @@ class _Driver:
             n_prompts = n_units = len(self.job.combinations())
         else:
             rows = dataset.read(self.job.source)
-            n_prompts = self.folder.write_input((input_row(row) for row in rows), self.job.shard_size)
+            n_prompts = self.folder.write_input((input_row(row) for row in self._counted(rows)), self.job.shard_size)
             n_units = -(-n_prompts // self.job.shard_size)
         self.record = {
             "kind": self.kind,
@@ -251,15 +263,33 @@ class _Driver:
         }
         self.folder.begin(self.record)
 
+    def _counted(self, rows: Iterator[dataset.Row]) -> Iterator[dataset.Row]:
+        """The rows, as they are planned."""
+        for count, row in enumerate(rows, 1):
+            if self.signals.number:
+                raise self._stopped()
+            if not count % 1000:
+                self.record["n_prompts"] = count
+                self.show("planning")
+            yield row
+
+    def _stopped(self) -> Stopped:
+        self.show("stopped", force=True, message=f"stopped by {signal.Signals(self.signals.number).name}")
+        return Stopped(self.status("stopped"), self.signals.number)
+
     def _resume(self, retry_failed: bool) -> None:
         """Trust what is committed and intact; sweep away what is not."""
         if self.kind == "dataset":
             planned = (*self.folder.count_input(), self.folder.digest_input())
             if planned != (self.record["n_prompts"], self.n_units, self.record.get("plan")):
                 raise RunError("file 'input.parquet'", "is not the one that was planned", "use --overwrite")
-        if self.folder.place.exists("_journal/deaths.json"):
-            self._journal = self.folder.place.read_json("_journal/deaths.json")
+        with suppress(RunError, KeyError):  # a journal that cannot be read costs some attempts, no result
+            found = self.folder.place.read_json("_journal/deaths.json")
+            self._journal = {"deaths": found["deaths"], "quarantined": found["quarantined"]}
         kept: list[str] = []
+        for unit in self.folder.unreadable_commits():
+            self.folder.uncommit(unit)
+            self.folder.unfinish()
         for commit in self.folder.commits():
             if self.folder.problems(commit) or commit.shard >= self.n_units:
                 self.folder.uncommit(commit.shard)
@@ -293,7 +323,7 @@ class _Driver:
 
     # --------------------------------------------------------------------------------------- running
 
-    def drive(self, made: Placing, setup: Setup, start_timeout: float, signal_number: Callable[[], int]) -> None:
+    def drive(self, made: Placing, setup: Setup, start_timeout: float) -> None:
         """Do every unit, then what comes after all of them."""
         limits = Limits(start=start_timeout, prompt=getattr(self.job, "prompt_timeout", None))
         self.runner = Runner(
@@ -304,21 +334,20 @@ class _Driver:
             started=self._on_start,
             heard=lambda: self.show(self._state),
             died=self._on_death,
-            stop=lambda: bool(signal_number()),
+            stop=lambda: bool(self.signals.number),
             deaths={int(prompt): count for prompt, count in self._journal["deaths"].items()},
             quarantined={int(prompt): tuple(why) for prompt, why in self._journal["quarantined"].items()},
         )
         try:
             for report in self.runner.map(self._orders()):
                 self._commit(Commit.of(report))
-            if not signal_number():
-                self._finish(signal_number)
+            if not self.signals.number:
+                self._finish()
         except TracerError as error:
             self.show("failed", force=True, message=str(error))
             raise
-        if number := signal_number():
-            self.show("stopped", force=True, message=f"stopped by {signal.Signals(number).name}")
-            raise Stopped(self.status("stopped"), number)
+        if self.signals.number:
+            raise self._stopped()
         self.show("done", force=True)
 
     def _orders(self) -> Iterator[Order]:
@@ -385,24 +414,24 @@ class _Driver:
             )
         self.show(self._state)
 
-    def _finish(self, signal_number: Callable[[], int]) -> None:
+    def _finish(self) -> None:
         """Everything that is made of all units; the mark that the run is whole comes last."""
         assert self.runner is not None
         self._state = "finishing"
         self.show(self._state, force=True)
         commits = list(self.folder.commits())
         self.folder.sweep(name for commit in commits for name in commit.files.values())
-        finish_run(self.job, self.folder, commits, self.record, lambda: self._asked(signal_number))
-        if not signal_number():
+        finish_run(self.job, self.folder, commits, self.record, self._asked)
+        if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
             done["files"] = self.folder.made()
             self.folder.place.write_json("_SUCCESS.json", done)
 
-    def _asked(self, signal_number: Callable[[], int]) -> dict[str, Any] | None:
+    def _asked(self) -> dict[str, Any] | None:
         """What a worker says of the whole run; None if the run was stopped meanwhile."""
         assert self.runner is not None
         found = [one.outcome for one in self.runner.map([Order(unit=self.n_units, finish=True)])]
-        return None if signal_number() else found[0]
+        return None if self.signals.number else found[0]
 
     # ------------------------------------------------------------------------------------ being watched
 
@@ -490,25 +519,31 @@ def _as_run_error(folder: RunFolder) -> Iterator[None]:
         raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, step) from error
 
 
-@contextmanager
-def _signals() -> Iterator[Callable[[], int]]:
+class _Signals:
     """SIGINT and SIGTERM as a number that is asked for; the second one acts at once. Elsewhere than in the main thread
     nothing is caught."""
-    caught: list[int] = []
-    before: dict[int, Any] = {}
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
-        return
 
-    def catch(number: int, _frame: FrameType | None) -> None:
-        if caught:
-            signal.signal(number, before[number])
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Catch them from now on, also where something else has begun to."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                found = signal.signal(number, self._catch)
+                self._before.setdefault(int(number), found)
+
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)
-        caught.append(number)
+        self.number = number
 
-    before |= {int(number): signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: caught[0] if caught else 0
-    finally:
-        for number, handler in before.items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)

@@ -23,10 +23,11 @@ from tracer import dataset, schemas
 from tracer.attributing import Reference
 from tracer.attribution import Attribution
 from tracer.circuit import Circuit
-from tracer.errors import RemoteError, RunError, TracerError
+from tracer.errors import JobError, RemoteError, RunError, TracerError
 from tracer.folder import RunFolder
 from tracer.jobs import DatasetJob
 from tracer.model import Model, out_of_memory
+from tracer.ndif import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, batches, encode
 from tracer.tracing import trace_all
 from tracer.work import File, Order, Report
@@ -34,7 +35,7 @@ from tracer.work import File, Order, Report
 Beat = Callable[[Sequence[int], int], None]
 
 STICKY = 70  # exit code of a process whose device can compute no more
-PASSING = (ConnectionError, TimeoutError, RemoteError)
+PASSING = (ConnectionError, TimeoutError)
 """What may go well if it is tried again."""
 
 
@@ -95,6 +96,10 @@ class ShardWork:
     def __init__(self, model: Model, job: DatasetJob, folder: RunFolder) -> None:
         self.model, self.job, self.folder = model, job, folder
         self._options = options(job)
+        for layer, neuron in job.exclude:
+            if layer >= model.n_layers or neuron >= model.n_neurons(job.basis):
+                rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
+                raise JobError(f"exclude {layer}/{neuron}", rule, "name neurons of this model")
 
     def run(self, order: Order, began: Beat) -> Report:
         """Trace one shard and write its tables.
@@ -249,11 +254,18 @@ class _Shard:
         for attempt in range(1, self.job.retries + 2):
             try:
                 self._traced(items, attempt)
+            except RemoteError as error:
+                # A server that is gone or says no to everything is no prompt's failure: the run ends, and can go on.
+                if not isinstance(error, JobFailedError | TooLargeError):
+                    raise
+                self._raised(items, error, attempt)
+                return
             except PASSING as error:
                 if attempt > self.job.retries:
                     self._raised(items, error, attempt)
                     return
                 time.sleep(min(60.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
+                self._tell(items)  # waiting is not hanging
             except Exception as error:  # noqa: BLE001  a prompt's failure is a row, the others go on
                 self._raised(items, error, attempt)
                 return
@@ -264,7 +276,7 @@ class _Shard:
         """What was raised on several is tried on fewer; on one it is that one's failure."""
         if _sticky(error):
             os._exit(STICKY)
-        memory = out_of_memory(error)
+        memory = out_of_memory(error) or isinstance(error, TooLargeError)
         if memory:
             _release()
         if len(items) == 1:

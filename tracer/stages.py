@@ -55,7 +55,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         with place.writing("edges_mean.parquet") as file:
             edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
     if job.circuit != "none" and (mean := mean_of(folder, commits)) is not None:
-        metric = mean_metric(folder.read_table(one.files["prompts"]) for one in commits)
+        metric = mean_metric((folder.read_table(one.files["prompts"]) for one in commits), mean.length)
         folder.write_table("circuit.parquet", circuit_table(job, mean, metric))
     if job.evaluate is None and not job.quality:
         return

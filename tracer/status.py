@@ -110,6 +110,13 @@ class Condition(BaseModel):
     record: dict[str, Any]
 
 
+def _plan(folder: RunFolder) -> str | None:
+    try:
+        return folder.digest_input()
+    except RunError:
+        return None
+
+
 def condition(address: Any, contents: bool = True) -> Condition:
     """Look at a run, finished or not, without touching it.
 
@@ -130,10 +137,15 @@ def condition(address: Any, contents: bool = True) -> Condition:
             f"run {quoted(str(folder.place), 300)}", "is the run of one prompt", "print it with 'tracer show'"
         )
     tally, problems = Tally(), []
-    for commit in folder.commits():
+    bad = folder.unreadable_commits()
+    problems += [f"_commits/{unit}.json is damaged" for unit in bad]
+    for commit in folder.commits(leave_out=bad):
         tally.add(commit)
         problems += folder.problems(commit, contents)
-    problems += folder.unmade() if contents else []
+    if contents:
+        problems += folder.unmade()
+        if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
+            problems.append("input.parquet is missing or not the one that was planned (begin anew with --overwrite)")
     try:
         written = Status.model_validate(folder.place.read_json("progress.json"))
     except (RunError, ValidationError):  # a driver that died before it wrote any

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracer.config import ModelRecord
-from tracer.errors import TracerError
+from tracer.errors import TracerError, kind_of
 from tracer.work import Began, Broke, Done, Order, Refused, Report, Setup, Started
 
 Beat = Callable[[Sequence[int], int], None]
@@ -38,14 +38,18 @@ class Worker:
         from tracer import memory
         from tracer.folder import RunFolder
         from tracer.jobs import BenchmarkJob, load_job
-        from tracer.model import load
+        from tracer.ndif import Limits
+        from tracer.remote import load
 
         memory.steady()
         torch.set_num_threads(setup.threads)
         job = load_job(setup.job)
         options = job.loading()
-        if not setup.gpus and not {"device", "device_map"} & options.keys():
+        here = not job.remote or job.weights == "local"
+        if here and not setup.gpus and not {"device", "device_map"} & options.keys():
             options["device"] = "cpu"  # a worker that was given no GPU still sees them
+        if job.remote:
+            options["limits"] = Limits(in_flight=1)  # a worker's; a key has as many in flight as the run has workers
         loaded = load(job.model, **options)
         self.model: ModelRecord = loaded.record()
         self.budget: int = loaded.budget()
@@ -90,7 +94,7 @@ def make(setup: Setup) -> Any:
 
 def refused(worker: str, error: TracerError) -> Refused:
     """A user's error as data."""
-    kind = type(error).__name__
+    kind = kind_of(error).__name__
     return Refused(worker=worker, kind=kind, value=error.value, rule=error.rule, next_step=error.next_step)
 
 

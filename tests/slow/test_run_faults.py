@@ -18,10 +18,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-import runs
 import yaml
 from helpers import refused
 
+import runs
 import tracer
 from tracer import dataset, status
 from tracer.errors import RunError

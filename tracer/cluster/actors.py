@@ -15,7 +15,7 @@ from typing import Any
 
 from tracer import __version__
 from tracer.cluster.connection import last_line, load_ray
-from tracer.errors import TracerError
+from tracer.errors import TracerError, kind_of
 from tracer.work import Order, Setup, Started
 
 WRITE = 60.0
@@ -99,4 +99,4 @@ def describe_error(error: BaseException) -> str:
 
 
 def _refusal(error: TracerError) -> tuple[str, ...]:
-    return ("refused", type(error).__name__, error.value, error.rule, error.next_step)
+    return ("refused", kind_of(error).__name__, error.value, error.rule, error.next_step)
