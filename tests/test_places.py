@@ -234,8 +234,11 @@ def test_a_lease_is_renewed_while_its_driver_is_busy_and_noticed_when_it_is_lost
         time.sleep(0.6)
         assert place.read_json(LEASE_FILE)["time"] > first + 0.2
         lease.renew()
-        _lease(place, 0)
-        time.sleep(0.6)
+        for _ in range(5):  # a renewal that is on its way may come after it
+            _lease(place, 0)
+            time.sleep(0.6)
+            if not lease.mine():
+                break
         assert not lease.mine()
         with refused(RunError, "process 12 on elsewhere"):
             lease.renew()

@@ -159,9 +159,9 @@ def test_a_run_that_is_told_to_stop_keeps_what_is_done_and_goes_on(
 
 
 def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
-    with running._signals() as number:
+    with running._Signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
-        assert number() == signal.SIGINT
+        assert signals.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 

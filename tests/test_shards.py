@@ -209,7 +209,7 @@ def test_every_misfortune_is_a_row_and_nobody_elses(tmp_path: Path, monkeypatch:
     assert (row["user_id"], row["labels"], row["n_nodes"], row["metric"]) == ("eight", [("a", "b")], 0, None)
     assert {*shard.table("nodes")["prompt_id"].to_pylist()} == {0, 5, 9, 11}
     assert shard.table("means")["n_prompts"].to_pylist() == [4] * demo().n_layers
-    alone = Shard(tmp_path / "good", good, batch=1)
+    alone = Shard(tmp_path / "good", good)
     alone.run()
     for name in ("nodes", "edges"):
         mine, other = (table.drop_columns(["prompt_id"]) for table in (shard.table(name), alone.table(name)))
@@ -284,13 +284,22 @@ def test_what_does_not_pass_is_a_failure_in_the_end(tmp_path: Path, monkeypatch:
     slept = list[float]()
     monkeypatch.setattr(shards.time, "sleep", slept.append)
     bad = sentences()[3].text
-    error = RemoteError("service", "is busy", "wait")
+    error = ConnectionError("is busy")
     sizes = raising(monkeypatch, lambda prompts: error if any(prompt.text == bad for prompt in prompts) else None)
     shard = Shard(tmp_path, sentences(), retries=2)
-    assert shard.run().errors == {"RemoteError": 1}
+    assert shard.run().errors == {"ConnectionError": 1}
     assert (shard.column("status")[3], shard.column("attempts")[3]) == ("failed", 3)
     assert sizes == [6] * 3 + [1] * 3 + [1] * 3 + [1] * 2  # as a batch, then one by one
     assert len(slept) == 4
+
+
+def test_a_service_that_is_gone_ends_the_unit_and_is_no_prompts_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = raising(monkeypatch, lambda _prompts: RemoteError("service", "is gone", "wait"))
+    with refused(RemoteError, "is gone"):
+        Shard(tmp_path, sentences()).run()
+    assert sizes == [6]
 
 
 def test_a_device_that_can_compute_no_more_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

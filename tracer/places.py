@@ -186,7 +186,7 @@ class Place:
         self.local.mkdir(parents=True, exist_ok=True)
         with (self.local / LOCK).open("a+b") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _flock(file)
             except BlockingIOError:
                 file.seek(0)
                 raise self._held(file.read()) from None
@@ -236,6 +236,20 @@ class Place:
         except (ValueError, KeyError, TypeError):
             who = "another process"
         return RunError(f"run {quoted(str(self), 300)}", f"is being written by {who}", step)
+
+
+def _flock(file: Any) -> None:
+    """Take a lock, or say that another has it. A driver that was killed while it started a process has left its lock to
+    that for a moment."""
+    for patience in (0.05, 0.1, 0.15, 0.0):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not patience:
+                raise
+            time.sleep(patience)
+        else:
+            return
 
 
 class Lease:
