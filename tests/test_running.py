@@ -305,8 +305,8 @@ def test_too_many_failures_end_the_run_and_what_is_done_stays(tmp_path: Path) ->
 
 
 def test_a_second_driver_is_refused_at_once_and_the_first_is_unharmed(tmp_path: Path) -> None:
-    slow = {number: f"slow/{number}" for number in range(24)}
-    made = job(tmp_path, 24, slow)
+    slow = {number: f"slow/{number}" for number in range(80)}
+    made = job(tmp_path, 80, slow)
     first = runs.Driver(made, tmp_path / "run", workers=1, factory=TINY)
     first.committed(4)
     started = time.monotonic()
