@@ -191,7 +191,6 @@ QUICK = (
     Case("llama-34M", "relp", 256, 8, shortest=128),
     Case("llama-34M", "relp", 256, 1, edges=True, nodes=2000),
     Case("gemma2-27M", "grad", 512, 2),
-    Case("gpt2-124M", "delta", 1024, 2),
     Case("llama-tiny", "exact", 32, 1, edges=True, budget=2**28),
 )
 

@@ -18,7 +18,7 @@ DEFAULT = Path(__file__).parents[2] / "jobs" / "sva.yaml"
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
-    job = load_job(DEFAULT, ["train=40", "test=20", "steps=3"])
+    job = load_job(DEFAULT, ["train=30", "test=12", "steps=2"])
     assert isinstance(job, BenchmarkJob)
     run = tracer.run(job, tmp_path_factory.mktemp("sva") / "out", workers=2)
     return stages.benchmark_result(job, run.folder, list(run.folder.commits()), run.folder.record() or {})

@@ -184,7 +184,7 @@ def test_batches_change_no_bit_however_they_are_worked_on(tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------ killed and resumed
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(1))
 def test_workers_that_are_killed_change_nothing(tmp_path: Path, whole: Run, made_pool: Any, seed: int) -> None:
     pool = Sabotage(made_pool, seed, 2)
     found = run(job(tmp_path, prompts(SLOW)), tmp_path / "run", workers=2, pool=pool, factory=FAULTY)
@@ -201,7 +201,7 @@ def test_a_worker_that_is_stopped_counts_as_hung(tmp_path: Path, whole: Run) -> 
     runs.same(tmp_path / "run", whole.address)
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("local", 0), ("local", 1), ("ray", 2)])
+@pytest.mark.parametrize(("kind", "seed"), [("local", 0), ("ray", 2)])
 def test_a_driver_that_is_killed_is_followed(tmp_path: Path, whole: Run, kind: str, seed: int) -> None:
     if kind == "ray":
         pytest.importorskip("ray")
