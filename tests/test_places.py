@@ -245,6 +245,14 @@ def test_a_lease_is_renewed_while_its_driver_is_busy_and_noticed_when_it_is_lost
     assert place.read_json(LEASE_FILE)["owner"] == "x"
 
 
+def test_whether_a_driver_is_there_can_be_seen_without_disturbing_it(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    assert place.is_held() is None
+    with place.locked():
+        assert place.is_held() is True
+    assert place.is_held() is False
+
+
 def test_a_damaged_lease_is_told(store: s3.Store) -> None:
     place = Place(store.address())
     place.write(LEASE_FILE, b"not json")

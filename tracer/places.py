@@ -171,6 +171,19 @@ class Place:
             if self.exists(name):
                 raise
 
+    def is_held(self) -> bool | None:
+        """Whether a driver holds the place now; None where only a lease tells, and not at once."""
+        if self.local is None or not (self.local / LOCK).exists():
+            return None
+        with (self.local / LOCK).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return None
+            return False
+
     @contextmanager
     def locked(self) -> Iterator[Lease]:
         """Hold the place alone.

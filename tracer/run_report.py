@@ -86,8 +86,8 @@ def _state(found: Condition) -> str:
     ago = f"{duration(found.age)} ago"
     if status.state in ("stopped", "failed"):
         return f"{status.state}, {ago}" + (f": {status.message}" if status.message else "")
-    if found.age > 60:
-        return f"its driver last wrote {ago} ({status.state}) and is probably gone: repeat the run command to go on"
+    if found.held is False or (found.held is None and found.age > 60):
+        return f"its driver last wrote {ago} ({status.state}) and is gone: repeat the run command to go on"
     return f"{status.state}, written {ago}"
 
 

@@ -99,6 +99,7 @@ class Condition(BaseModel):
         status: what its driver wrote last, with what the commits themselves add up to.
         problems: committed files that are missing or damaged.
         age: seconds since the driver last wrote; a running driver writes every few seconds.
+        held: whether a driver is there now; None where that cannot be told.
         model, job: from run.json.
     """
 
@@ -107,6 +108,7 @@ class Condition(BaseModel):
     status: Status
     problems: tuple[str, ...]
     age: float
+    held: bool | None
     record: dict[str, Any]
 
 
@@ -153,4 +155,5 @@ def condition(address: Any, contents: bool = True) -> Condition:
         written = Status(kind=record["kind"], state="stopped", started=now, updated=now)
     planned = {"n_units": record.get("n_units", 0), "n_prompts": record.get("n_prompts", 0)}
     now = written.model_copy(update={**planned, **tally.record()})
-    return Condition(status=now, problems=tuple(problems), age=time.time() - written.updated, record=record)
+    age, held = time.time() - written.updated, folder.place.is_held()
+    return Condition(status=now, problems=tuple(problems), age=age, held=held, record=record)
