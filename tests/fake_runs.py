@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from faulty import MODEL
 
+from faulty import MODEL
 from tracer import schemas
 from tracer.folder import RunFolder
 from tracer.work import Order, Report, Setup

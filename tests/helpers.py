@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import pytest
-import reference as ref
-import tiny as t
 import torch
 from torch import Tensor
 
+import reference as ref
+import tiny as t
 import tracer
 from tracer.errors import TracerError
 from tracer.prompts import Batch

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import refused
 from torch import Tensor
 
+from helpers import refused
 from tracer.attribution import (
     CONSERVATION_TOLERANCE,
     Attribution,

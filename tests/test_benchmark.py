@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
-from helpers import refused
-from inline import InlinePool
 from rich.console import Console
 
 import tracer
+from helpers import refused
+from inline import InlinePool
 from tracer import benchmark, stages, tasks
 from tracer.benchmark import Benchmark
 from tracer.benchmark_report import BenchmarkResult, Outcome, benchmark_table, files

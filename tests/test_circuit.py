@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import load, refused
 from pydantic import ValidationError
 
 import tracer
+from helpers import load, refused
 from tracer import Circuit, Prompt, RunError
 from tracer.circuit import nodes_table, versions
 from tracer.errors import JobError

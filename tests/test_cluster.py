@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from helpers import refused
 
+from helpers import refused
 from tracer.cluster import RayPool, connection, pool, status, submission, submit
 from tracer.cluster.actors import Journal, describe_error
 from tracer.errors import JobError, RunError

@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 
 import pytest
-from helpers import refused
 from pydantic import ValidationError
 
+from helpers import refused
 from tracer.config import (
     BASELINES,
     BASES,

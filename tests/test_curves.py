@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import refused
 
 import tracer
+from helpers import refused
 from tracer import evaluation, statistics, tasks
 from tracer.curves import Bench, Curves, curves, ordered
 from tracer.errors import JobError

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import refused
 from tracer import dataset, tasks
 from tracer.dataset import Row
 from tracer.errors import JobError

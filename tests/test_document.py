@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import refused
 
 import tracer
+from helpers import refused
 from tracer.circuit import Circuit
 from tracer.document import EDGES, NODES, PATHS, document, write_document
 from tracer.errors import RunError

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import reference
-import tiny
 import torch
 from torch import Tensor
 
+import reference
+import tiny
 import tracer
 from tracer.edges import Edges, direct_edges
 from tracer.errors import JobError, ModelError

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import tiny
 import torch
-from helpers import refused
 from torch import Tensor
 
+import tiny
 import tracer
+from helpers import refused
 from tracer import passes
 from tracer.circuit import Circuit
 from tracer.errors import JobError

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import reference as ref
-import tiny as t
 import torch
-from helpers import load, refused
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import reference as ref
+import tiny as t
 import tracer
+from helpers import load, refused
 from tracer import ModelError
 from tracer.families import FAMILIES, family_of
 from tracer.linearize import RULE_OF

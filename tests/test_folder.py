@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 import s3
 from helpers import refused
-
 from tracer import folder as module
 from tracer import schemas, status
 from tracer.errors import RunError

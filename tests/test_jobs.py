@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import refused
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from helpers import refused
 from tracer.config import METRICS, RULES, SUMS_OF_LOGITS, settings
 from tracer.errors import JobError
 from tracer.jobs import ROW_FIELDS, WITHOUT_EFFECT, BenchmarkJob, DatasetJob, Source, load_job

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import reference as ref
 import torch
-from helpers import error, load
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers.activations import ACT2FN
 
+import reference as ref
+from helpers import error, load
 from tracer import families, linearize
 from tracer.config import RULES
 from tracer.linearize import FACTORS

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
+
 import reference as ref
 import tiny as t
-import torch
-from helpers import FOILS, KERNELS, TARGETS, Question, aligned, compare, error, fresh, load, padded
-
 import tracer
+from helpers import FOILS, KERNELS, TARGETS, Question, aligned, compare, error, fresh, load, padded
 from tracer import config
 from tracer.config import METRICS, PATH_METHODS, RULES
 from tracer.methods import METHODS

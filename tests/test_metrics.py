@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import error
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import error
 from tracer.metrics import Metric, entries
 
 LINEAR = ("logit", "difference", "topk")

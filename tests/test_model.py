@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny as t
 import torch
-from helpers import Question, direct_logits, error, fresh, load, refused
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import tiny as t
 import tracer
+from helpers import Question, direct_logits, error, fresh, load, refused
 from tracer import ModelError, demo
 from tracer.model import Model
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import reference as ref
-import tiny as t
 import torch
-from helpers import KERNELS, Question, direct_logits, error, fresh, load, padded
 from torch import Tensor
 
+import reference as ref
+import tiny as t
 import tracer
+from helpers import KERNELS, Question, direct_logits, error, fresh, load, padded
 from tracer import linearize, passes
 from tracer.config import RULES
 from tracer.metrics import Metric

@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 import s3
 from helpers import refused
-
 from tracer import places
 from tracer.errors import RunError
 from tracer.places import LEASE_FILE, LOCK, Found, Place, is_remote

@@ -7,12 +7,12 @@ import io
 import re
 
 import pytest
-import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import tiny
 import tracer
 from tracer.config import BASELINES, BASES, METHODS
 from tracer.errors import JobError, ModelError

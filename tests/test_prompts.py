@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny as t
 import torch
-from helpers import aligned, padded, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import tiny as t
+from helpers import aligned, padded, refused
 from tracer.errors import JobError
 from tracer.prompts import Batch, Prompt, batches, decode, encode
 

@@ -6,10 +6,10 @@ import json
 
 import pytest
 import torch
-from helpers import fresh, load, refused
 from torch import Tensor
 
 import tracer
+from helpers import fresh, load, refused
 from tracer.circuit import Circuit
 from tracer.errors import JobError
 from tracer.model import Model

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import reference as ref
-import tiny as t
 import torch
-from reference import ALL, Metric, Node
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import reference as ref
+import tiny as t
+from reference import ALL, Metric, Node
 
 torch.set_num_threads(1)
 LENGTHS = (9, 6, 1)

@@ -21,13 +21,13 @@ from typing import Any
 
 import httpx
 import pytest
-import tiny as t
 import torch
-from helpers import error, refused
-from inline import InlinePool
 from typer.testing import CliRunner
 
+import tiny as t
 import tracer
+from helpers import error, refused
+from inline import InlinePool
 from tracer import demo, ndif, passes, remote
 from tracer.cli import app
 from tracer.edges import direct_edges

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import tiny as t
 import torch
-from helpers import Question, error, load
 
+import tiny as t
+from helpers import Question, error, load
 from tracer import passes, replay
 from tracer.attributing import metric_of, with_metric
 from tracer.config import RULES, settings

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import s3
-from helpers import refused
-from inline import InlinePool
 
 import runs
+import s3
 import tracer
+from helpers import refused
+from inline import InlinePool
 from tracer import places, running, status
 from tracer.errors import JobError, RunError
 from tracer.folder import Commit, RunFolder

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
-from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers import refused
 from tracer import scheduling
 from tracer.config import ModelRecord
 from tracer.errors import JobError, RunError

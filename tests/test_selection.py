@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import refused
 from tracer.errors import JobError
 from tracer.selection import check_selection, select
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import torch
-from helpers import refused
 
 import tracer
+from helpers import refused
 from tracer import dataset, places, schemas, shards
 from tracer.dataset_circuit import mean_of
 from tracer.errors import RemoteError, RunError

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers import refused
 from tracer import statistics as s
 from tracer.errors import JobError
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import load, refused
 from torch import Tensor
 
 import tracer
+from helpers import load, refused
 from tracer.circuit import Circuit
 from tracer.errors import JobError, RunError
 from tracer.model import Model

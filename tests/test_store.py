@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tracer
+from helpers import refused
 from tracer import RunError, store
 from tracer.store import EDGES, NODES, PROMPTS, SCHEMAS, fingerprint, read_run, write_run
 

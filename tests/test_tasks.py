@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny as t
-from helpers import refused
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny as t
 import tracer
+from helpers import refused
 from tracer import tasks
 from tracer.demo import data
 from tracer.errors import JobError

@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pytest
+import torch
+
 import reference as ref
 import tiny as t
-import torch
-from helpers import KERNELS, Question, aligned, direct_logits, error, fresh, load, padded, refused
-
 import tracer
+from helpers import KERNELS, Question, aligned, direct_logits, error, fresh, load, padded, refused
 from tracer import JobError, ModelError, Prompt, linearize
 from tracer.attribution import Attribution
 from tracer.config import LINEAR_METRICS, METHODS, PATH_METHODS, RULES

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import refused
 
+from helpers import refused
 from tracer.errors import JobError
 from tracer.yamlfile import check_keys, override, parsed
 

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer import dataset
+from tracer import dataset, statistics
 from tracer.curves import Bench, curves, ordered
 from tracer.errors import JobError, quoted
+from tracer.evaluation import NEVER, Ranks
 from tracer.folder import Commit, RunFolder
 from tracer.jobs import DatasetJob, Source
 from tracer.model import Model
@@ -131,6 +132,9 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     made = curves(bench, ranks, asked.sizes, asked.seed)
     return {
         "curves": made.model_dump(mode="json"),
+        "minimality": None
+        if asked.minimality is None
+        else _minimality(bench, ranks, asked.minimality, mean.length < 0),
         "ablation": asked.ablation,
         "circuit": job.circuit,
         "n_prompts": mean.n_prompts,
@@ -140,6 +144,20 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
         "empty": float(bench.empty.double().mean()),
         "seed": asked.seed,
     }
+
+
+def _minimality(bench: Bench, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
+    """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
+    rows = range(len(bench.whole))
+    found = []
+    for one in [ranks, *(torch.where(ranks == index, NEVER, ranks) for index in range(size))]:
+        found.append(bench.test.measure([(row, one, size, True) for row in rows]))
+    kept = statistics.faithfulness(torch.stack(found, -1), bench.empty, bench.whole)
+    places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
+    return [
+        {"layer": layer, "position": -1 if free else position, "neuron": neuron, "change": float(change)}
+        for (layer, position, neuron), change in zip(places, kept[0] - kept[1:], strict=True)
+    ]
 
 
 def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:

@@ -225,12 +225,14 @@ class Evaluate(_Record):
     Attributes:
         test: held-out prompts, all of one length. reference: prompts behind the ablations ``mean`` and ``resample``.
         sizes: nodes of the circuits (neurons, of a position-free circuit), rising.
+        minimality: of a circuit of so many nodes, how much faithfulness each of them holds alone; not measured if None.
         seed: of the random control, the resampled prompts and the intervals.
     """
 
     test: Source
     ablation: Ablation = "mean"
     sizes: Sizes
+    minimality: Count | None = None
     reference: Source | None = None
     seed: Natural = 0
 

@@ -15,9 +15,11 @@ import pytest
 
 pytest.importorskip("test_remote")
 import httpx
+import torch
+
 import test_remote
 import tiny as t
-import torch
+import tracer
 from helpers import refused
 from test_remote import (  # noqa: F401  collected here, with the fixtures below
     FAMILIES,
@@ -36,8 +38,6 @@ from test_remote import (  # noqa: F401  collected here, with the fixtures below
     test_steering_is_the_local_one,
     test_the_package_is_not_on_the_server,
 )
-
-import tracer
 from tracer import ndif, passes, remote
 from tracer.errors import RemoteError
 from tracer.prompts import Batch

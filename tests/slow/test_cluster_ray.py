@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import faulty
 import pytest
 
+import faulty
 from tracer.cluster import RayPool
 from tracer.errors import JobError, RunError
 from tracer.work import Began, Broke, Died, Done, Event, Order, Refused, Setup, Started

@@ -19,10 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import yaml
-from helpers import refused
 
 import runs
 import tracer
+from helpers import refused
 from tracer import dataset, status
 from tracer.errors import RunError
 from tracer.jobs import Source

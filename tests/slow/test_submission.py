@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import refused
 
+from helpers import refused
 from tracer.cluster import RayPool, status, stop, submit
 from tracer.errors import RunError
 
