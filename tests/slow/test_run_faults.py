@@ -208,10 +208,11 @@ def test_a_driver_that_is_killed_is_followed(tmp_path: Path, whole: Run, kind: s
     dice, made = random.Random(seed), job(tmp_path, prompts(SLOW))
     ray = "local" if kind == "ray" else None
     driver = runs.Driver(made, tmp_path / "run", workers=2, factory=FAULTY, ray=ray)
-    driver.committed(dice.choice([4, 8, 12]))
-    time.sleep(dice.random() * 0.3)
+    driver.committed(dice.choice([4, 8]))
+    time.sleep(dice.random() * 0.1)
     driver.end(signal.SIGKILL)
-    assert 4 <= status.condition(tmp_path / "run").status.done < COUNT
+    # On a fast machine it may have been about to finish: that must be gone on with as well.
+    assert 4 <= status.condition(tmp_path / "run").status.done <= COUNT
     again = runs.Driver(made, tmp_path / "run", workers=2, factory=FAULTY, ray=ray)
     assert again.end() == 0, again.said
     runs.same(tmp_path / "run", whole.address)
