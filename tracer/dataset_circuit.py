@@ -178,7 +178,7 @@ def _check_apart(folder: RunFolder, test: Sequence[Encoded]) -> None:
     """A prompt that the circuit was found on says nothing of how it does on others."""
     asked = {one.token_ids: one for one in test}
     for commit in folder.commits():
-        for ids in folder.read_table(commit.files["prompts"])["token_ids"].to_pylist():
+        for ids in folder.read_table(commit.files["prompts"], ["token_ids"])["token_ids"].to_pylist():
             if ids is not None and tuple(ids) in asked:
                 text = quoted(asked[tuple(ids)].text)
                 raise JobError(f"prompt {text}", "is both in the run and among its test prompts", "hold it out of one")
@@ -190,7 +190,7 @@ def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dic
     for commit in folder.commits():
         good = {
             row["prompt_id"]
-            for row in folder.read_table(commit.files["prompts"]).select(["prompt_id", "status"]).to_pylist()
+            for row in folder.read_table(commit.files["prompts"], ["prompt_id", "status"]).to_pylist()
             if row["status"] == "ok"
         }
         for row in folder.read_input(commit.shard):

@@ -21,7 +21,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -274,33 +274,29 @@ class RunFolder:
         # Numbers that are none stay so: an outcome may hold some.
         self.place.write(f"_commits/{commit.shard}.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def commits(self, leave_out: Sequence[int] = ()) -> Iterator[Commit]:
+    def commits(self, damaged: list[int] | None = None) -> Iterator[Commit]:
         """Every unit that is done, in order; read as they are asked for.
 
         Args:
-            leave_out: units whose commits are not read.
+            damaged: takes the units whose commits cannot be read, which are then left out.
 
         Raises:
-            RunError: a commit is damaged.
+            RunError: a commit is damaged, and nothing takes it.
         """
         names = {int(stem): name for name, _ in self.place.files("_commits") if (stem := _stem(name)).isdecimal()}
-        for unit in sorted(names.keys() - {*leave_out}):
-            yield self._commit(unit, names[unit])
+        for unit in sorted(names):
+            try:
+                found = self._commit(unit, names[unit])
+            except RunError:
+                if damaged is None:
+                    raise
+                damaged.append(unit)
+            else:
+                yield found
 
     def has_commits(self) -> bool:
         """Whether anything is done."""
         return bool(self.place.files("_commits"))
-
-    def unreadable_commits(self) -> list[int]:
-        """Units whose commits are damaged: they are to be done again."""
-        found = []
-        for name, _ in self.place.files("_commits"):
-            if (stem := _stem(name)).isdecimal():
-                try:
-                    self._commit(int(stem), name)
-                except RunError:
-                    found.append(int(stem))
-        return found
 
     def find(self, unit: int) -> Commit | None:
         """The commit of one unit; None if it is not done."""

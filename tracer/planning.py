@@ -10,6 +10,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import psutil
 
@@ -17,6 +18,7 @@ from tracer import dataset, tasks
 from tracer.errors import TracerError
 from tracer.jobs import BenchmarkJob, Job
 from tracer.model import BUDGET_WITHOUT_GPU, read_tokenizer
+from tracer.placing import seats
 from tracer.planner import Plan, check, demands, gib, plan
 from tracer.sizes import Shape
 
@@ -40,11 +42,14 @@ class Start:
     advice: tuple[str, ...]
 
 
-def plan_job(job: Job, workers: int | None = None, gpus_per_worker: float | None = None) -> Plan:
+def plan_job(
+    job: Job, workers: int | None = None, gpus_per_worker: float | None = None, least: int | None = None
+) -> Plan:
     """What a job needs, and how much of it this machine has.
 
     Args:
         workers: as asked for; as many as fit if None. gpus_per_worker: a part of a GPU, if workers share one.
+        least: bytes that a batch shall have on a CPU, with fewer workers if need be.
 
     Raises:
         JobError: the job's data. ModelError: no such model.
@@ -57,16 +62,19 @@ def plan_job(job: Job, workers: int | None = None, gpus_per_worker: float | None
     on_gpu = torch.cuda.is_available() and not (job.device or "").startswith("cpu")
     gpus = torch.cuda.device_count() if on_gpu else 0
     part = min(1.0, gpus_per_worker or 1.0)
-    made = plan(
+    ask = partial(
+        plan,
         shape,
         demands(job),
         fitting or [1],
         host=psutil.virtual_memory().available,
         device=int(part * torch.cuda.get_device_properties(0).total_memory) if gpus else None,
-        n_devices=int(gpus * (1 // part)),
-        cpus=workers or os.cpu_count() or 1,
+        n_devices=seats(float(gpus), part),
     )
-    told = list(made.advice)
+    made = first = ask(cpus=workers or os.cpu_count() or 1)
+    while least is not None and made.device is None and made.memory < least and made.workers > 1:
+        made = ask(cpus=made.workers - 1)
+    told = list(first.advice)
     if long := len(lengths) - len(fitting):
         told.append(
             f"{long} of {len(lengths)} prompts sampled are longer than the {shape.context_length} tokens that "
@@ -96,7 +104,7 @@ def before(job: Job, workers: int | None, gpus_per_worker: float | None, here: b
     if job.remote and job.weights is None:
         return None
     try:
-        made = plan_job(job, workers, gpus_per_worker)
+        made = plan_job(job, workers, gpus_per_worker, least=BUDGET_WITHOUT_GPU if here else None)
     except TracerError:
         if here:
             raise
@@ -106,21 +114,18 @@ def before(job: Job, workers: int | None, gpus_per_worker: float | None, here: b
     check(made)
     if made.device is not None:
         return Start(made.workers, None, made.advice)
-    asked, fits = workers or os.cpu_count() or 1, made
-    while fits.memory < BUDGET_WITHOUT_GPU and fits.workers > 1:
-        fits = plan_job(job, fits.workers - 1)
     told = list(made.advice)
-    if workers is not None and fits.workers < asked:
+    if workers is not None and made.workers < workers:
         told.append(
-            f"memory is planned for {fits.workers} workers, {asked} are asked for: some may die and be replaced"
+            f"memory is planned for {made.workers} workers, {workers} are asked for: some may die and be replaced"
         )
-    if fits.memory >= BUDGET_WITHOUT_GPU:
-        return Start(fits.workers, None, tuple(told))
+    if made.memory >= BUDGET_WITHOUT_GPU:
+        return Start(made.workers, None, tuple(told))
     told.append(
-        f"memory is short: batches may use {gib(fits.memory)}, not {gib(BUDGET_WITHOUT_GPU)}, and last bits may differ "
+        f"memory is short: batches may use {gib(made.memory)}, not {gib(BUDGET_WITHOUT_GPU)}, and last bits may differ "
         "from those of a machine with more; batch: 1 in the job rules that out"
     )
-    return Start(fits.workers, fits.memory, tuple(told))
+    return Start(made.workers, made.memory, tuple(told))
 
 
 def _lengths(job: Job) -> Iterator[int]:

@@ -287,21 +287,21 @@ class _Driver:
             found = self.folder.place.read_json("_journal/deaths.json")
             self._journal = {"deaths": found["deaths"], "quarantined": found["quarantined"]}
         kept: list[str] = []
-        for unit in self.folder.unreadable_commits():
-            self.folder.uncommit(unit)
-            self.folder.unfinish()
-        for commit in self.folder.commits():
+        damaged: list[int] = []
+        for commit in self.folder.commits(damaged):
             if self.folder.problems(commit) or commit.shard >= self.n_units:
-                self.folder.uncommit(commit.shard)
-                self.folder.unfinish()
+                damaged.append(commit.shard)
                 continue
             kept += commit.files.values()
             self.tally.add(commit)
             self._committed[commit.shard] = 1
             if retry_failed and commit.n_prompts > commit.statuses.get("ok", 0):
                 self._redo[commit.shard] = commit
-        if self._redo:
+        for unit in damaged:
+            self.folder.uncommit(unit)
+        if damaged or self._redo:
             self.folder.unfinish()
+        if self._redo:
             self._journal = {"deaths": {}, "quarantined": {}}
             self._write_journal()
         self.folder.sweep(kept)
@@ -358,7 +358,7 @@ class _Driver:
             yield Order(unit=unit, files=commit.files, only=self._failed_of(commit))
 
     def _failed_of(self, commit: Commit) -> tuple[int, ...]:
-        prompts = self.folder.read_table(commit.files["prompts"]).select(["prompt_id", "status"]).to_pylist()
+        prompts = self.folder.read_table(commit.files["prompts"], ["prompt_id", "status"]).to_pylist()
         return tuple(row["prompt_id"] for row in prompts if row["status"] != "ok")
 
     def _on_start(self, event: Started) -> int | None:

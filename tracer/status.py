@@ -139,11 +139,11 @@ def condition(address: Any, contents: bool = True) -> Condition:
             f"run {quoted(str(folder.place), 300)}", "is the run of one prompt", "print it with 'tracer show'"
         )
     tally, problems = Tally(), []
-    bad = folder.unreadable_commits()
-    problems += [f"_commits/{unit}.json is damaged" for unit in bad]
-    for commit in folder.commits(leave_out=bad):
+    damaged: list[int] = []
+    for commit in folder.commits(damaged):
         tally.add(commit)
         problems += folder.problems(commit, contents)
+    problems += [f"_commits/{unit}.json is damaged" for unit in damaged]
     if contents:
         problems += folder.unmade()
         if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
