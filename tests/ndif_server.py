@@ -233,7 +233,9 @@ class Server:
         model._remoteable_set_env(envelope["env"])
         with kept_caches(), limits(self.mode):
             tracer = RequestModel.deserialize(blob, model._remoteable_persistent_objects(), envelope["compress"])
-            rows = [value.shape[0] for value in tracer.kwargs.values() if isinstance(value, torch.Tensor)]
+            rows = [
+                value.shape[0] for value in getattr(tracer, "kwargs", {}).values() if isinstance(value, torch.Tensor)
+            ]
             if self.mode["oom_rows"] and rows and max(rows) > self.mode["oom_rows"]:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
             inc()

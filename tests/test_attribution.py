@@ -13,7 +13,6 @@ from tracer.attribution import (
     CONSERVATION_TOLERANCE,
     Attribution,
     check_conservation,
-    check_finite,
     noise,
 )
 from tracer.config import settings
@@ -45,30 +44,34 @@ def test_residual_is_the_metric_minus_all_embeddings() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_number_that_is_not_finite_is_refused_by_prompt(name: str, bad: float) -> None:
     good = result([[1.0, 2.0, -4.0], [0.5, 0.25, 0.0]], [-1.0, 0.75])
-    check_finite(good)
+    good.check_finite()
     tensor: Tensor = getattr(good, name).clone()
     tensor[1].view(-1)[-1] = bad
     with refused(ModelError, "prompt 1", "not finite", "float32"):
-        check_finite(replace(good, **{name: tensor}))
+        replace(good, **{name: tensor}).check_finite()
+
+
+def check_conserved(one: Attribution) -> None:
+    check_conservation(one.metric, one.embeddings)
 
 
 def test_conservation_is_refused_above_its_tolerance_only() -> None:
     edge = CONSERVATION_TOLERANCE * 2.0
-    check_conservation(result([[1.0, -1.0]], [0.9 * edge]))
-    check_conservation(result([[1.0, -1.0]], [-0.9 * edge]))
+    check_conserved(result([[1.0, -1.0]], [0.9 * edge]))
+    check_conserved(result([[1.0, -1.0]], [-0.9 * edge]))
     for metric in (1.1 * edge, -1.1 * edge):
         with refused(ModelError, "prompt 0", "conservation", "tracer doctor"):
-            check_conservation(result([[1.0, -1.0]], [metric]))
+            check_conserved(result([[1.0, -1.0]], [metric]))
 
 
 def test_conservation_names_the_worst_prompt() -> None:
     with refused(ModelError, "prompt 2", "off by 2"):
-        check_conservation(result([[1.0, 1.0]] * 3, [2.0, 2.5, 4.0]))
+        check_conserved(result([[1.0, 1.0]] * 3, [2.0, 2.5, 4.0]))
 
 
 def test_conservation_is_refused_where_nothing_reaches_the_embeddings() -> None:
     with refused(ModelError, "prompt 0", "conservation"):
-        check_conservation(result([[0.0, 0.0]], [1.0]))
+        check_conserved(result([[0.0, 0.0]], [1.0]))
 
 
 def test_noise_depends_on_prompt_and_seed_alone() -> None:

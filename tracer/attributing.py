@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tracer import methods, passes
-from tracer.attribution import Attribution, check_conservation, check_finite
+from tracer.attribution import Attribution, check_conservation
 from tracer.config import Settings, settings
 from tracer.errors import JobError, quoted
 from tracer.methods import Progress, Work
@@ -118,11 +118,7 @@ def attribute(
         top_k=top_k,
         seed=seed,
     )
-    if isinstance(prompts, Prompt | str) or not all(isinstance(prompt, Prompt) for prompt in prompts):
-        raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
-    encoded = [encode(prompt, model) for prompt in prompts]
-    chosen = with_metric(chosen, encoded)
-    _check_pairs(chosen, encoded, reference)
+    chosen, encoded = prepared(model, prompts, chosen, reference)
     lengths = [len(prompt.token_ids) for prompt in encoded]
     means = None
     if chosen.baseline == "mean":
@@ -135,11 +131,27 @@ def attribute(
         some = [encoded[i] for i in part]
         return _attribute_batch(model, some, chosen, means, memory or model.budget(), progress)
 
-    result = _joined(model.each(batch, list(_split(model, lengths, memory))), chosen)
-    check_finite(result)
+    result = _joined(model.each(batch, list(split(model, lengths, memory))), chosen)
+    result.check_finite()
     if chosen.conserves and model.conserves:
-        check_conservation(result)
+        check_conservation(result.metric, result.embeddings)
     return result
+
+
+def prepared(
+    model: Model, prompts: Sequence[Prompt], chosen: Settings, reference: Sequence[Prompt] | Reference | None = None
+) -> tuple[Settings, list[Encoded]]:
+    """The settings with their metric settled, and the prompts as tokens.
+
+    Raises:
+        JobError: what `attribute` refuses before it computes.
+    """
+    if isinstance(prompts, Prompt | str) or not all(isinstance(prompt, Prompt) for prompt in prompts):
+        raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
+    encoded = [encode(prompt, model) for prompt in prompts]
+    chosen = with_metric(chosen, encoded)
+    _check_pairs(chosen, encoded, reference)
+    return chosen, encoded
 
 
 def with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
@@ -188,7 +200,8 @@ def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequen
         )
 
 
-def _split(model: Model, lengths: Sequence[int], memory: int | None) -> Iterable[range]:
+def split(model: Model, lengths: Sequence[int], memory: int | None) -> Iterable[range]:
+    """Batches of prompts of these lengths, by the bytes that one may use."""
     if memory is not None and memory < 1:
         raise JobError(f"memory={memory}", "must be a positive number of bytes", "leave it out for the default")
     return batches(lengths, model.bytes_per_token(length=max(lengths, default=1)), memory or model.budget())
@@ -210,7 +223,7 @@ def mean_values(
         found = some.aligned(passes.values(model, some, basis=basis)[0], 2)
         return (found * some.real()[:, None, :, None]).double().sum(0), some.real().sum(0)
 
-    for summed, counted in model.each(batch, list(_split(model, [len(ids) for ids in token_ids], memory))):
+    for summed, counted in model.each(batch, list(split(model, [len(ids) for ids in token_ids], memory))):
         reach = min(longest, len(counted))
         total[:, :reach] += summed[:, :reach]
         count[:reach] += counted[:reach]
@@ -236,7 +249,7 @@ def _attribute_batch(
     report: Progress | None,
 ) -> Attribution:
     batch = Batch(tuple(prompt.token_ids for prompt in prompts))
-    prompts = _with_targets(model, batch, prompts, chosen)
+    prompts = with_targets(model, batch, prompts, chosen)
     paired = None
     if chosen.baseline == "counterfactual":
         paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in prompts))
@@ -257,17 +270,17 @@ def _attribute_batch(
     )
 
 
-def _with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen: Settings) -> list[Encoded]:
+def with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen: Settings) -> list[Encoded]:
     """Give prompts without a target the model's own top token(s), which stay fixed over all passes."""
     wanted = chosen.top_k if chosen.metric == "topk" else 1
     if wanted > model.vocab_size:
         raise JobError(f"top_k={wanted}", f"the vocabulary has {model.vocab_size} tokens", "use fewer")
     if all(prompt.target_ids for prompt in prompts):
         return list(prompts)
-    kept = max(len(prompt.token_ids) - min(prompt.positions) for prompt in prompts)
-    logits = passes.logits(model, batch, kept)
+    columns = [min(prompt.positions) - len(prompt.token_ids) for prompt in prompts]
+    likeliest = passes.top_tokens(model, batch, columns, wanted)
     found = []
-    for row, prompt in enumerate(prompts):
+    for prompt, tokens in zip(prompts, likeliest.tolist(), strict=True):
         if prompt.target_ids:
             found.append(prompt)
             continue
@@ -277,8 +290,7 @@ def _with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen
                 "the model's top tokens differ between positions",
                 "give a target",
             )
-        column = min(prompt.positions) - len(prompt.token_ids)
-        found.append(replace(prompt, target_ids=tuple(logits[row, column].topk(wanted).indices.tolist())))
+        found.append(replace(prompt, target_ids=tuple(tokens)))
     return found
 
 

@@ -7,7 +7,7 @@ a number wrong (method.md sections 2 and 8). Where values and gradients come fro
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,26 +61,36 @@ class Attribution:
 
     def relative_residual(self) -> PerPrompt:
         """``|residual|`` as a share of the summed absolute embedding attributions."""
-        scale = self.embeddings.abs().sum(-1)
-        return self.residual.abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+        return relative_residual(self.metric, self.embeddings)
+
+    def check_finite(self) -> None:
+        """Refuse a result with a NaN or an infinity in it; raises as `check_finite`."""
+        check_finite(
+            {
+                "metric": self.metric,
+                "embedding attribution": self.embeddings,
+                "attribution": self.nodes,
+                "value": self.activations,
+            }
+        )
 
 
-def check_finite(result: Attribution) -> None:
-    """Refuse a result with a NaN or an infinity in it.
+def relative_residual(metric: PerPrompt, embeddings: PerToken) -> PerPrompt:
+    """What conservation leaves over, as a share of the summed absolute embedding attributions."""
+    scale = embeddings.abs().sum(-1)
+    return (metric - embeddings.sum(-1)).abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+
+
+def check_finite(named: Mapping[str, Tensor]) -> None:
+    """Refuse tensors, prompts first, with a NaN or an infinity in them.
 
     Raises:
         ModelError: which prompt, and what to do.
     """
-    tensors = {
-        "metric": result.metric,
-        "embedding attribution": result.embeddings,
-        "attribution": result.nodes,
-        "value": result.activations,
-    }
-    for name, tensor in tensors.items():
+    for name, tensor in named.items():
         if bool(tensor.sum().isfinite()):  # a NaN or an infinity would show in the sum, at a tenth of the cost
             continue
-        bad = ~tensor.isfinite().reshape(len(result.metric), -1).all(-1)
+        bad = ~tensor.isfinite().reshape(len(tensor), -1).all(-1)
         if bad.any():
             raise ModelError(
                 f"prompt {int(bad.nonzero()[0])}",
@@ -89,18 +99,21 @@ def check_finite(result: Attribution) -> None:
             )
 
 
-def check_conservation(result: Attribution) -> None:
+def check_conservation(metric: PerPrompt, embeddings: PerToken) -> None:
     """Refuse a result that breaks conservation (method.md section 8, identity 2).
+
+    Args:
+        metric: of each prompt. embeddings: attribution of each token's, zeros after a prompt's end.
 
     Raises:
         ModelError: the residual is above a thousandth of the summed absolute embedding attributions.
     """
-    relative = result.relative_residual()
+    relative = relative_residual(metric, embeddings)
     worst = int(relative.argmax())
     if float(relative[worst]) > CONSERVATION_TOLERANCE:
         raise ModelError(
-            f"prompt {worst}: conservation off by {float(result.residual[worst]):.3g} "
-            f"(metric {float(result.metric[worst]):.3g})",
+            f"prompt {worst}: conservation off by {float((metric - embeddings.sum(-1))[worst]):.3g} "
+            f"(metric {float(metric[worst]):.3g})",
             f"RelP on a bias-free float32 model must stay within {CONSERVATION_TOLERANCE:g} of the summed "
             "|embedding attributions|",
             "these attributions are wrong: run 'tracer doctor' and report the model",
@@ -111,3 +124,74 @@ def noise(token_ids: Sequence[int], shape: tuple[int, ...], seed: int) -> Tensor
     """Standard normal control attributions that depend on the prompt and the seed, not on the batch."""
     key = zlib.crc32(repr((seed, tuple(token_ids))).encode())
     return torch.randn(shape, generator=torch.Generator().manual_seed(key))
+
+
+def noises(token_ids: Sequence[Sequence[int]], shape: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+    """`noise` of a padded batch: of nodes, in the shape [prompt, layer, column, neuron], and of embeddings."""
+    nodes, embeddings = torch.zeros(*shape), torch.zeros(shape[0], shape[2])
+    for row, ids in enumerate(token_ids):
+        first = shape[2] - len(ids)
+        drawn = noise(ids, (shape[1] + 1, len(ids), shape[3]), seed)
+        nodes[row, :, first:], embeddings[row, first:] = drawn[:-1], drawn[-1, :, 0]
+    return nodes, embeddings
+
+
+def along_path(
+    reading: Callable[[Tensor], Sequence[Tensor]],
+    start: Tensor,
+    end: Tensor,
+    values: tuple[Tensor, Tensor],
+    baseline: Tensor,
+    steps: int,
+    conductance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ig and conductance: attributions of nodes and embeddings, and the metric at the path's end (method.md section 2).
+
+    It may travel to a server, and knows nothing but tensors.
+
+    Args:
+        reading: values of all nodes and the metric's gradients to them, the embedding and the gradient to it, and the
+            metric, with the embedding put at a point of the path.
+        start, end: of the path, embeddings. values: of all nodes there.
+        baseline: what ig compares nodes with. steps: of equal length.
+    """
+    total, slope = torch.zeros_like(values[1]), torch.zeros_like(end)
+    previous, score = values[0], torch.empty(0)
+    for step in range(1, steps + 1):
+        at = start + (end - start) * (step / steps) if step < steps else end
+        found, gradients, _, to_embedding, score = reading(at)
+        total += gradients * (found - previous) if conductance else gradients / steps
+        previous = found
+        slope += to_embedding / steps
+    if not conductance:
+        total *= values[1] - baseline
+    return total, ((end - start) * slope).sum(-1), score
+
+
+def along_activations(
+    slope: Callable[[int, Tensor], Tensor],
+    reading: Callable[[Tensor], Sequence[Tensor]],
+    values: Tensor,
+    away: Tensor,
+    embedding: Tensor,
+    back: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ig-activation: one layer's neurons at a time move from their values towards the baseline; the embeddings are one
+    more such layer. Returns what `along_path` does, and may travel as well.
+
+    Args:
+        slope: the metric's gradients to one layer's neurons, set to a tensor [prompt, column, neuron].
+        reading: as in `along_path`.
+        values, embedding: as they are. away, back: how far they are from their baselines.
+    """
+    total, to_embedding, score = torch.zeros_like(values), torch.zeros_like(embedding), torch.empty(0)
+    fractions = [step / steps for step in range(steps)]
+    for layer in range(values.shape[1]):
+        for alpha in fractions:
+            total[:, layer] += slope(layer, values[:, layer] - away[:, layer] * alpha) / steps
+    for alpha in reversed(fractions):  # the last is the whole model, whose metric is kept
+        found = reading(embedding - back * alpha)
+        to_embedding += found[3] / steps
+        score = found[4]
+    return total * away, (back * to_embedding).sum(-1), score

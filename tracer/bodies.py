@@ -30,14 +30,8 @@ def enter(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: bool) 
     return entered
 
 
-def through_blocks(
-    nn: Any,
-    plan: SimpleNamespace,
-    rules: frozenset[str],
-    basis: str,
-    edit: Callable[[int, Tensor], Tensor] | None = None,
-) -> list[Tensor]:
-    """Walk the blocks, linearise their modules, set what `edit` changes, and return each layer's neurons."""
+def walk(nn: Any, plan: SimpleNamespace, rules: frozenset[str], visit: Callable[[Any, int], Any]) -> list[Any]:
+    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection."""
     found = []
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, plan.steps)
@@ -45,10 +39,21 @@ def through_blocks(
         for kind, path in plan.steps:
             module = block.get(path)
             if kind == "neurons":
-                found.append(neurons(module, layer, basis, edit))
+                found.append(visit(module, layer))
             else:
                 linearize.apply(kind, module, rules)
     return found
+
+
+def through_blocks(
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    basis: str,
+    edit: Callable[[int, Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """Walk the blocks, set what `edit` changes, and return each layer's neurons."""
+    return walk(nn, plan, rules, lambda down, layer: neurons(down, layer, basis, edit))
 
 
 def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
@@ -71,6 +76,95 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     if plan.soft_cap is None or "activation" not in rules:
         return out
     return linearize.soft_cap(out, uncapped, plan.soft_cap)
+
+
+def cut(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Cut one MLP where it writes, so that no path runs through it: its neurons before the cut, then as a leaf and the
+    output that this leaf has (None in the basis ``output``), and the output that goes on, a leaf too.
+
+    Leaves are as wide as the residual stream: gradients to all layers' neurons would be several times larger.
+    """
+    if basis == "output":
+        before, inner, inside = down.output, None, None
+    else:
+        before = down.input
+        inner = before.detach().clone().requires_grad_(True)
+        down.input = inner
+        inside = down.output
+    leaf = down.output.detach().clone().requires_grad_(True)
+    down.output = leaf
+    return before, inner, inside, leaf
+
+
+def picked(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
+    """The values of one prompt's nodes, rows of (layer, column, neuron), from each layer's [prompt, column, neuron]."""
+    order = torch.argsort(nodes[:, 0], stable=True)
+    parts = [layers[0].new_empty(0)]
+    for layer, tensor in enumerate(layers):
+        at = nodes[nodes[:, 0] == layer].to(tensor.device)
+        parts.append(tensor[row, at[:, 1], at[:, 2]].to(layers[0].device))
+    return torch.cat(parts)[torch.argsort(order).to(layers[0].device)]
+
+
+def aims(layers: Sequence[Tensor], nodes: Sequence[Tensor], out: Tensor, logits_at: Sequence[Tensor]) -> list[Tensor]:
+    """Each prompt's targets: its nodes, then its logits, rows of (column of `out`, token)."""
+    return [
+        torch.cat([picked(layers, row, mine).to(out.device), out[row, at[:, 0], at[:, 1]]])
+        for row, (mine, at) in enumerate(zip(nodes, logits_at, strict=True))
+    ]
+
+
+def direct_weights(
+    cuts: Sequence[tuple[Tensor, Tensor | None, Tensor | None, Tensor]],
+    entered: Tensor,
+    targets: Sequence[Tensor],
+    nodes: Sequence[Tensor],
+    room: int,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each prompt, what `cut` blocks say of the direct edges into its targets: weights from its nodes
+    [target, node], from each column's embedding [target, column], and from everything there is [target].
+
+    Prompts do not meet, so that one backward serves a target of each. What is not asked for is summed at once.
+
+    Args:
+        room: bytes of gradients held at a time.
+    """
+    most = max(len(one) for one in targets)
+    summed = torch.stack([torch.nn.functional.pad(one, (0, most - len(one))) for one in targets]).sum(0)
+    leaves, tall = [one[3] for one in cuts], sum(one[3].numel() for one in cuts)
+    widest = max(one[0].numel() for one in cuts)
+    step = max(1, min(64, room // (4 * (tall + 2 * widest))))
+    unit = torch.eye(most, device=summed.device, dtype=summed.dtype)
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in targets]
+    for first in range(0, most, step):
+        slopes = torch.autograd.grad(
+            summed,
+            [*leaves, entered],
+            unit[first : first + step],
+            is_grads_batched=True,
+            allow_unused=True,
+            materialize_grads=True,
+            retain_graph=True,
+        )
+        weights, total = [], torch.zeros(len(unit[first : first + step]), len(targets))
+        for layer, ((_, inner, inside, leaf), slope) in enumerate(zip(cuts, slopes, strict=False)):
+            weight, source = slope, leaf
+            if inner is not None and inside is not None:
+                source = inner
+                (weight,) = torch.autograd.grad(inside, inner, slope, is_grads_batched=True, retain_graph=True)
+            weight = weight.float() * source.detach().float()
+            total += weight.sum((2, 3)).cpu()
+            mine = [one[one[:, 0] == layer, 1:].to(weight.device).unbind(-1) for one in nodes]
+            weights.append([weight[:, row, column, neuron].cpu() for row, (column, neuron) in enumerate(mine)])
+        embedded = (slopes[-1].float() * entered.detach().float()).sum(-1).cpu()
+        total += embedded.sum(-1)
+        for row, one in enumerate(targets):
+            left = max(0, min(step, len(one) - first))
+            joined = torch.cat([layer[row] for layer in weights], -1)[:left]
+            found[row].append((joined, embedded[:left, row], total[:left, row]))
+    back = [torch.argsort(torch.argsort(one[:, 0], stable=True)) for one in nodes]
+    whole = [[torch.cat(part) for part in zip(*parts, strict=True)] for parts in found]
+    return [(one[0][:, order], one[1], one[2]) for one, order in zip(whole, back, strict=True)]
 
 
 def frozen_block(block: Any, plan: SimpleNamespace, nodes: Tensor | None, basis: str) -> tuple[Any, ...]:
@@ -127,6 +221,11 @@ def edited(edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], 
             )
             value = torch.where(mask.to(value.device), value * scale + shift, value)
     return value
+
+
+def swapped(value: Tensor, other: Tensor, here: bool) -> Tensor:
+    """A layer's neurons, or the others in their place."""
+    return other.to(value.device, value.dtype) if here else value
 
 
 def put(value: Tensor, where: tuple[Tensor, Tensor, Tensor], to: Tensor) -> Tensor:

@@ -85,11 +85,11 @@ def direct_edges(
         weight, incoming = replay.run(direction)
         found = Edges(weight, incoming, replay.values, torch.cat([replay.values, replay.frozen.logits.cpu()]))
     if rules == RULES and not model.has_biases:
-        _check_sum(model, found)
+        check_sum(model, found)
     return found
 
 
-def _check_sum(model: Model, found: Edges) -> None:
+def check_sum(model: Model, found: Edges) -> None:
     """Refuse edges whose incoming weights do not add up to their target's value, where they must."""
     scale = float(found.target_values.abs().max()) if len(found.target_values) else 0.0
     worst = float((found.incoming - found.target_values).abs().max()) if scale else 0.0
@@ -127,43 +127,13 @@ def _check(
 
 def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
     """Batched vector-Jacobian products through the linearised model, MLPs cut."""
-    by_layer = graph.by_layer(model.n_layers)
-    order = torch.cat([graph.in_layer(layer) for layer in range(model.n_layers)])
-    n_neurons, n_logits, length = len(graph.neurons), len(graph.logits), len(graph.token_ids)
-    weight = torch.zeros(n_neurons + n_logits, n_neurons + length)
-    incoming = torch.zeros(n_neurons + n_logits)
-    rows = torch.cat([order, n_neurons + torch.arange(n_logits)])
-    # A chunk's gradients are as large as all activations, once per target.
-    each = 4 * length * model.n_layers * model.n_neurons(graph.basis)
-    chunk = max(1, min(64, AUTOGRAD_WORKSPACE // each))
-
-    def some(part: range) -> tuple[range, tuple[list[Tensor], Tensor, Tensor]]:
-        return part, passes.direct_weights(
-            model, graph.token_ids, by_layer, graph.logits, part, basis=graph.basis, rules=rules
-        )
-
-    total = n_neurons + n_logits
-    parts = [range(start, min(start + chunk, total)) for start in range(0, total, chunk)]
-    for part, (weights, embedded, whole) in model.each(some, parts):
-        mine = rows[part.start : part.stop]
-        weight[mine[:, None], order[None]] = torch.cat(weights, dim=1)
-        weight[mine, n_neurons:] = embedded
-        incoming[mine] = whole
-    values = _values(model, graph)
-    return Edges(weight, incoming, values, torch.cat([values, _logit_values(model, graph)]))
-
-
-def _values(model: Model, graph: Graph) -> Tensor:
-    """Of the neurons."""
-    values = passes.values(model, passes.Batch((graph.token_ids,)), basis=graph.basis)[0][0]
-    layer, position, neuron = graph.neurons.unbind(-1)
-    return values[layer, position, neuron]
-
-
-def _logit_values(model: Model, graph: Graph) -> Tensor:
-    if not len(graph.logits):
-        return torch.empty(0)
-    length = len(graph.token_ids)
-    kept = length - int(graph.logits[:, 0].min())
-    logits = passes.logits(model, passes.Batch((graph.token_ids,)), kept)[0]
-    return logits[graph.logits[:, 0] - length, graph.logits[:, 1]]
+    values, weight, embedded, incoming = passes.direct_weights(
+        model,
+        graph.token_ids,
+        graph.neurons,
+        graph.logits,
+        basis=graph.basis,
+        rules=rules,
+        room=AUTOGRAD_WORKSPACE,
+    )
+    return Edges(torch.cat([weight, embedded], -1), incoming, values[: len(graph.neurons)], values)

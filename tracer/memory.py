@@ -242,15 +242,17 @@ class _Case:
         ]
 
     def _by_autograd(self, host: int) -> _Phase:
-        """Batched backwards through the linearised model: gradients of every node, once per target of a chunk."""
-        chunk = max(1, min(64, AUTOGRAD_WORKSPACE // self.one))
-        shape, size = self.shape, self.shape.itemsize
-        slopes = chunk * self.nodes_of_token * self.length * size
-        work = chunk * self.length * size * (3 * shape.d_mlp + 4 * shape.d_model)
-        saved = self.length * shape.n_layers * self.saved()
-        return _Phase(
-            "edges", host + self.one + (0 if size == 4 and not self.cuda else chunk * self.one), saved + slopes + work
-        )
+        """Batched backwards through the linearised model, MLPs cut: gradients of what every MLP writes, once per target
+        of a chunk, and of one layer's neurons at a time."""
+        shape, size, length = self.shape, self.shape.itemsize, self.length
+        written, widest = length * shape.n_layers * shape.d_model, length * shape.n_neurons(self.basis)
+        chunk = max(1, min(64, AUTOGRAD_WORKSPACE // (4 * (written + 2 * widest))))
+        slopes = chunk * (written + length * shape.d_model) * size
+        layer = chunk * widest * (size + 4)
+        work = chunk * length * size * 4 * shape.d_model
+        leaves = size * (written + length * self.nodes_of_token)
+        saved = length * shape.n_layers * self.saved()
+        return _Phase("edges", host, saved + leaves + slopes + max(layer, work))
 
 
 def predict(

@@ -6,8 +6,9 @@ nnsight (passes.py), prompts beyond their token ids, and what is done with the r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer import passes, replay
-from tracer.attribution import noise
+from tracer.attribution import along_activations, along_path, noises
 from tracer.config import RULES, Settings
 from tracer.metrics import Metric
 from tracer.model import Model
@@ -88,23 +89,29 @@ def _along_path(work: Work) -> Result:
     """ig and conductance: the embedding moves from e' (zero, or the counterfactual's) to e in equal steps."""
     chosen, model = work.settings, work.model
     start_values, end_values, start, end = _path_ends(work)
-    total = torch.zeros_like(end_values)
-    slope = torch.zeros_like(end)
-    previous, score = start_values, torch.zeros(work.metric.n_prompts)
-    for step in range(1, chosen.steps + 1):
-        at = start + (end - start) * (step / chosen.steps) if step < chosen.steps else end
-        reading = passes.gradients(model, work.batch, work.metric, basis=chosen.basis, embedding=at)
-        if chosen.method == "ig":
-            total += reading.gradients / chosen.steps
-        else:
-            total += reading.gradients * (reading.values - previous)
-        previous, score = reading.values, reading.metric
-        slope += reading.embedding_gradient / chosen.steps
-        work.report(step, chosen.steps)
-    if chosen.method == "ig":
-        total *= end_values - (start_values if chosen.baseline == "zero" else work.baseline)
+    baseline = work.baseline if isinstance(work.baseline, Tensor) else start_values
+    nodes, embeddings, score = along_path(
+        _readings(work, count(1), chosen.steps),
+        start,
+        end,
+        (start_values, end_values),
+        baseline,
+        chosen.steps,
+        chosen.method == "conductance",
+    )
     begin = passes.from_embedding(model, work.batch, work.metric, start)
-    return Result(total, end_values, ((end - start) * slope).sum(-1), score, begin)
+    return Result(nodes, end_values, embeddings, score, begin)
+
+
+def _readings(work: Work, done: Iterator[int], total: int) -> Callable[[Tensor], Sequence[Tensor]]:
+    """What a path's arithmetic asks for: a pass with the embedding at a point of the path."""
+
+    def reading(at: Tensor) -> Sequence[Tensor]:
+        found = passes.gradients(work.model, work.batch, work.metric, basis=work.settings.basis, embedding=at)
+        work.report(next(done), total)
+        return found.values, found.gradients, found.embedding, found.embedding_gradient, found.metric
+
+    return reading
 
 
 def _path_ends(work: Work) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -120,30 +127,22 @@ def _path_ends(work: Work) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _along_activations(work: Work) -> Result:
-    """ig-activation: one layer's neurons at a time move from their values towards the baseline; the embeddings are
-    one more such layer."""
-    chosen, model = work.settings, work.model
+    """ig-activation: one layer's neurons at a time, then the embeddings, move towards their baselines."""
+    chosen, model, done = work.settings, work.model, count(1)
+    total = (model.n_layers + 1) * chosen.steps
     values, embedding = passes.values(model, work.batch, basis=chosen.basis)
-    away, total = values - work.baseline, torch.zeros_like(values)
-    fractions = [step / chosen.steps for step in range(chosen.steps)]
-    n_passes = (model.n_layers + 1) * chosen.steps
-    for layer in range(model.n_layers):
-        for step, alpha in enumerate(fractions):
-            at = values[:, layer] - away[:, layer] * alpha
-            slope, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
-            total[:, layer] += slope / chosen.steps
-            work.report(layer * chosen.steps + step + 1, n_passes)
-    back, slope = embedding - _start(work, embedding), torch.zeros_like(embedding)
-    score = torch.zeros(work.metric.n_prompts)
-    for step, alpha in reversed(list(enumerate(fractions))):
-        reading = passes.gradients(
-            model, work.batch, work.metric, basis=chosen.basis, embedding=embedding - back * alpha
-        )
-        slope += reading.embedding_gradient / chosen.steps
-        score = reading.metric
-        work.report(n_passes - step, n_passes)
+    back = embedding - _start(work, embedding)
+
+    def slope(layer: int, at: Tensor) -> Tensor:
+        found, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
+        work.report(next(done), total)
+        return found
+
+    nodes, embeddings, score = along_activations(
+        slope, _readings(work, done, total), values, values - work.baseline, embedding, back, chosen.steps
+    )
     begin = passes.from_embedding(model, work.batch, work.metric, embedding - back)
-    return Result(total * away, values, (back * slope).sum(-1), score, begin)
+    return Result(nodes, values, embeddings, score, begin)
 
 
 def _start(work: Work, embedding: Tensor) -> Tensor:
@@ -216,11 +215,7 @@ def _control(work: Work) -> Result:
         return Result(
             (values - work.baseline).abs(), values, (embedding - _start(work, embedding)).abs().sum(-1), score
         )
-    nodes, embeddings = torch.zeros_like(values), torch.zeros(embedding.shape[:2])
-    for row, ids in enumerate(work.batch.token_ids):
-        first, (_, n_layers, _, n_neurons) = work.batch.width - len(ids), values.shape
-        drawn = noise(ids, (n_layers + 1, len(ids), n_neurons), work.settings.seed)
-        nodes[row, :, first:], embeddings[row, first:] = drawn[:-1], drawn[-1, :, 0]
+    nodes, embeddings = noises(work.batch.token_ids, values.shape, work.settings.seed)
     return Result(nodes, values, embeddings, score)
 
 

@@ -83,3 +83,11 @@ def entries(
     if kind == "difference":
         terms += [(token, -1.0 / len(foils)) for token in foils]
     return [(pos, token, weight / len(positions)) for pos in positions for token, weight in terms]
+
+
+def told(logits: Tensor, at: Tensor, last: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a circuit says of one prompt's logits [column, vocab]: value and probability of each (column, token) in
+    `at`; ids and probabilities of the `count` likeliest tokens at the column `last`. It may travel to a server."""
+    chances, (column, token) = torch.softmax(logits.double(), -1), at.to(logits.device).unbind(-1)
+    top = chances[last].topk(min(count, chances.shape[-1]))
+    return logits[column, token], chances[column, token], top.indices, top.values

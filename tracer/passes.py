@@ -12,20 +12,22 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import nnsight
 import torch
 from torch import Tensor
 
-from tracer import bodies, linearize, metrics
+from tracer import bodies, linearize, metrics, sessions, traces
+from tracer.config import Settings
 from tracer.errors import RemoteError
 from tracer.metrics import Metric
 from tracer.model import Model
 from tracer.prompts import Batch
 from tracer.shapes import Embedded, Logits, PaddedNodes, PerPrompt
 
-NO_RULES: frozenset[str] = frozenset()
+NO_RULES = traces.NO_RULES
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,8 @@ class Reading:
 
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
-    nn, plan = model.nn, model.plan
-    with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
-            if rules:
-                bodies.through_blocks(nn, plan, rules, "activation")
-            saved = nnsight.save(bodies.to_cpu(bodies.logits(nn, plan, rules)))
-    return saved[0]
+    with model.lock:
+        return traces.logits(model.nn, model.plan, batch.inputs(model.device, kept), rules, model.backend())
 
 
 def gradients(
@@ -73,29 +70,19 @@ def gradients(
         rules: the RelP rules in force; none is the plain gradient.
         embedding: put in place of the embedding's output.
     """
-    nn, plan, read = model.nn, model.plan, _differentiable(model, metric)
-    with model.lock, torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
-            entered = bodies.enter(nn, plan, embedding, True)
-            neurons = bodies.through_blocks(nn, plan, rules, basis)
-            score = read(bodies.logits(nn, plan, rules))
-            slopes = torch.autograd.grad(score.sum(), [entered, *neurons])
-            both = bodies.stack(plan, neurons), bodies.stack(plan, slopes[1:])
-            saved = nnsight.save((*both, *bodies.to_cpu(entered, slopes[0], score)))
-    return Reading(saved[0].float(), saved[1].float(), *saved[2:])
+    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    with model.lock:
+        found = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
+    return Reading(found[0].float(), found[1].float(), *found[2:])
 
 
 def values(
     model: Model, batch: Batch, *, basis: str = "activation", embedding: Embedded | None = None
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and what left the embedding. One forward."""
-    nn, plan, rules = model.nn, model.plan, NO_RULES
-    with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
-            entered = bodies.enter(nn, plan, embedding, False)
-            neurons = bodies.through_blocks(nn, plan, rules, basis)
-            saved = nnsight.save((bodies.stack(plan, neurons), *bodies.to_cpu(entered)))
-    return saved[0].float(), saved[1]
+    with model.lock:
+        found = traces.values(model.nn, model.plan, batch.inputs(model.device), basis, embedding, model.backend())
+    return found[0].float(), found[1]
 
 
 def replaced(
@@ -111,18 +98,10 @@ def replaced(
 
     One forward, one backward that ends at that layer.
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, _differentiable(model, metric)
-    given = neurons.to(model.device, model.dtype)
-    with model.lock, torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
-            leaf = given.detach().clone().requires_grad_(True)
-            bodies.through_blocks(
-                nn, plan, rules, basis, lambda at, value: leaf.to(value.device) if at == layer else value
-            )
-            score = read(bodies.logits(nn, plan, rules))
-            (slope,) = torch.autograd.grad(score.sum(), [leaf])
-            saved = nnsight.save(bodies.to_cpu(slope, score))
-    return saved
+    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    with model.lock:
+        found = traces.replaced(model.nn, model.plan, inputs, read, layer, neurons, basis, model.backend())
+    return found[0], found[1]
 
 
 def ablated(
@@ -153,12 +132,9 @@ def ablated(
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, _reader(model, metric)
-    with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
-            bodies.enter(nn, plan, embedding, False)
-            saved = nnsight.save(bodies.to_cpu(read(bodies.logits(nn, plan, rules))))
-    return saved[0]
+    read, inputs = _reader(model, metric), batch.inputs(model.device, metric.kept)
+    with model.lock:
+        return traces.from_embedding(model.nn, model.plan, inputs, read, embedding, model.backend())
 
 
 @dataclass(frozen=True)
@@ -320,63 +296,103 @@ def coefficients(
 def direct_weights(
     model: Model,
     token_ids: Sequence[int],
-    nodes: Sequence[Tensor],
+    nodes: Tensor,
     logits_at: Tensor,
-    part: range,
     *,
     basis: str = "activation",
     rules: frozenset[str] = NO_RULES,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Weights of the direct edges from every node and embedding into some targets, over direct paths only.
+    room: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of the direct edges from every node and embedding into every node and logit, over direct paths only.
 
-    One forward, and one batched backward. Every MLP is cut: its neurons (its output, in the basis ``output``) are
-    leaves, so that no path runs through one. What is not asked for is summed where it is computed.
+    One forward, and batched backwards. Every MLP is cut, so that no path runs through one. What is not asked for is
+    summed where it is computed.
 
     Args:
-        nodes: for each layer, the (position, neuron) pairs of its nodes [node, 2], which are sources and targets.
-        logits_at: (position, token) pairs [target, 2].
-        part: which targets: the nodes layer by layer, then the logits.
+        nodes: rows of (layer, position, neuron), sources and targets. logits_at: rows of (position, token), targets.
+        room: bytes of gradients held at a time.
 
     Returns:
-        Weights from each layer's nodes [target, node]; from each embedding [target, pos]; and from everything there
-        is, nodes or not [target].
+        The targets' values, nodes then logits [target]; weights into them from the nodes [target, node], from each
+        embedding [target, pos], and from everything there is, nodes or not [target].
     """
-    batch = Batch((tuple(token_ids),))
-    kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
-    nn, plan, columns = model.nn, model.plan, logits_at[:, 0] - len(token_ids) + kept
-    first, last = part.start, part.stop
     _needs_gradients(model)
-    with model.lock, torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
-            entered = bodies.enter(nn, plan, None, True)
-            whole, leaves = [], []
+    kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
+    inputs = Batch((tuple(token_ids),)).inputs(model.device, kept)
+    at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
+    with model.lock:
+        (found,) = traces.direct_weights(
+            model.nn, model.plan, inputs, [nodes], [at], rules, basis, room, model.backend()
+        )
+    return found[0], found[1], found[2], found[3]
 
-            def cut(at: int, value: Tensor) -> Tensor:
-                whole.append(value)
-                leaves.append(value.detach().clone().requires_grad_(True))
-                return leaves[at]
 
-            bodies.through_blocks(nn, plan, rules, basis, cut)
-            picked = [layer[0, where[:, 0], where[:, 1]] for layer, where in zip(whole, nodes, strict=True)]
-            logits = bodies.logits(nn, plan, rules)
-            picked.append(logits[0, columns, logits_at[:, 1]])
-            aims = torch.cat([one.to(logits.device) for one in picked])[first:last]
-            slopes = torch.autograd.grad(
-                aims,
-                [*leaves, entered],
-                torch.eye(len(aims), device=aims.device, dtype=aims.dtype),
-                is_grads_batched=True,
-                allow_unused=True,
-                materialize_grads=True,
-            )
-            weights = [
-                slope[:, 0].float() * leaf[0].detach().float() for slope, leaf in zip(slopes[:-1], leaves, strict=True)
-            ]
-            embedded = (slopes[-1][:, 0].float() * entered[0].detach().float()).sum(-1)
-            total = torch.stack(list(bodies.to_cpu(*[one.sum((1, 2)) for one in weights], embedded.sum(-1)))).sum(0)
-            chosen = [one[:, where[:, 0], where[:, 1]] for one, where in zip(weights, nodes, strict=True)]
-            saved = nnsight.save((bodies.to_cpu(*chosen), bodies.to_cpu(embedded)[0], total))
-    return list(saved[0]), saved[1], saved[2]
+def circuits(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    chosen: Settings,
+    paired: Batch | None,
+    selection: tuple[Any, ...],
+    logits_at: Sequence[Tensor],
+    last: Sequence[int],
+    *,
+    edge_rules: frozenset[str] | None,
+    room: int,
+    top: int,
+) -> list[dict[str, Any]]:
+    """What the circuit of each prompt of a batch is made of, worked out where the model is: one request to a server.
+
+    Args:
+        chosen: any method but ``exact``, and a baseline of zero or the counterfactual.
+        paired: the counterfactual batch, if that is the baseline.
+        selection: what `selection.strongest` takes after the metric.
+        logits_at: for each prompt, (position, token) pairs, from its end (negative). last: for each prompt, the
+            position of the predictions, from its end; `top` of them.
+        edge_rules: of the linearisation in which edges among what is selected are traced; None for no edges.
+        room: bytes of gradients that edges may hold at a time.
+
+    Returns:
+        For each prompt, by name: nodes [node, 3], attributions [node], activations [node]; the largest |attribution|,
+        and their total, over all nodes; embeddings [pos]; metric, start; logits and chances of `logits_at`; top and
+        top_chances; and edges, a tuple of weight [target, source], incoming [target] and the targets' values.
+    """
+    kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-one for one in last))
+    _needs_gradients(model)
+    nn, plan = model.nn, model.plan
+    ask = SimpleNamespace(
+        inputs=batch.inputs(model.device, kept),
+        paired=None if paired is None else paired.inputs(model.device),
+        token_ids=batch.token_ids,
+        lengths=[len(ids) for ids in batch.token_ids],
+        read=_reader(model, metric),
+        rules=frozenset(chosen.rules),
+        basis=chosen.basis,
+        method=chosen.method,
+        steps=chosen.steps,
+        seed=chosen.seed,
+        selection=selection,
+        logits_at=[at + torch.tensor([kept, 0]) for at in logits_at],
+        last=[one + kept for one in last],
+        edge_rules=edge_rules,
+        room=room,
+        top=top,
+    )
+    with model.lock:
+        with nn.session(backend=model.backend()):
+            found = nnsight.save(sessions.circuits(nn, plan, ask))
+    return found
+
+
+def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
+    """The `count` likeliest tokens at each prompt's column, counted from the end [prompt, count]. One forward."""
+    nn, plan, inputs = model.nn, model.plan, batch.inputs(model.device, -min(columns))
+    with model.lock, torch.no_grad():
+        with nn.trace(**inputs, backend=model.backend()):
+            out = bodies.logits(nn, plan, NO_RULES).float()
+            at = torch.stack([one[column] for one, column in zip(out, columns, strict=True)])
+            saved = nnsight.save(at.topk(count).indices.cpu())
+    return saved
 
 
 def probe(

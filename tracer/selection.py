@@ -6,7 +6,7 @@ set that holds a share of the total. All rank by absolute attribution; ties keep
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -44,11 +44,27 @@ def select(
         JobError: a rule out of range.
     """
     check_selection(nodes, threshold, mass)
+    exclude = list(exclude)
+    for layer, neuron in exclude:
+        check_excluded(attributions.shape, layer, neuron)
+    limit = node_limit(nodes, threshold, mass)
+    return strongest(attributions, metric, limit, threshold, mass, skip_first, exclude)
+
+
+def strongest(
+    attributions: Tensor,
+    metric: float,
+    limit: int | None,
+    threshold: float | None,
+    mass: float | None,
+    skip_first: bool,
+    exclude: Iterable[tuple[int, int]],
+) -> Tensor:
+    """`select` with the rules as they apply; it may travel to a server, and knows nothing but tensors."""
     strength = attributions.abs().clone()
     if skip_first:
         strength[:, 0] = 0
     for layer, neuron in exclude:
-        _check_excluded(strength, layer, neuron)
         strength[layer, :, neuron] = 0
     values, order = strength.flatten().sort(descending=True, stable=True)
     keep = int((values > 0).sum())
@@ -57,7 +73,6 @@ def select(
     if mass is not None:
         share = values.double().cumsum(0) / values.double().sum().clamp_min(torch.finfo(torch.double).tiny)
         keep = min(keep, int((share < mass).sum()) + 1)
-    limit = node_limit(nodes, threshold, mass)
     if limit is not None:
         keep = min(keep, limit)
     return torch.stack(torch.unravel_index(order[:keep], strength.shape), dim=-1)
@@ -78,8 +93,9 @@ def check_selection(nodes: int | None, threshold: float | None, mass: float | No
         raise JobError(f"mass={mass}", "must be above 0 and at most 1", "0.9 keeps nine tenths of the total")
 
 
-def _check_excluded(strength: Tensor, layer: int, neuron: int) -> None:
-    n_layers, _, n_neurons = strength.shape
+def check_excluded(shape: Sequence[int], layer: int, neuron: int) -> None:
+    """Refuse a neuron outside a model of this many [layer, pos, neuron]."""
+    n_layers, _, n_neurons = shape
     if not (0 <= layer < n_layers and 0 <= neuron < n_neurons):
         raise JobError(
             f"exclude={quoted((layer, neuron))}",

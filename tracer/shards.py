@@ -298,7 +298,7 @@ class _Shard:
             [item.prompt for item in items],
             **self.options,
             memory=max(room, self.order.memory or self.model.budget()),
-            attributed=found.append,
+            attributed=None if self.sums is None else found.append,  # all nodes, where they are asked for
             progress=lambda _done, _total: self._alive(items),
         ):
             circuits.append(circuit)

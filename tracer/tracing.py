@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tracer import passes
-from tracer.attributing import Reference, attribute
+from tracer.attributing import Reference, attribute, prepared
 from tracer.attribution import Attribution
 from tracer.circuit import Circuit, Prediction, edges_table, nodes_table
-from tracer.config import RULES, SUMS_OF_LOGITS, Settings
+from tracer.config import RULES, SUMS_OF_LOGITS, Settings, settings
 from tracer.edges import direct_edges
 from tracer.errors import JobError, quoted
+from tracer.findings import Found, Rules, here, is_reduced_there, there
 from tracer.methods import Progress
-from tracer.metrics import entries
 from tracer.model import Model
-from tracer.prompts import Batch, Encoded, Prompt, decode, encode
+from tracer.prompts import Prompt, decode
 from tracer.pruning import EdgeColumns, Pruning, prune
-from tracer.selection import check_selection, node_limit, select
+from tracer.selection import check_excluded, check_selection, node_limit
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -144,75 +143,55 @@ def trace_all(
     pruning = pruning or Pruning()
     if isinstance(reference, Sequence):
         reference = Reference(reference)
-    result = attribute(
-        model,
-        prompts,
-        method,
-        baseline,
-        basis,
-        rules,
-        steps,
-        metric=metric,
-        top_k=top_k,
-        seed=seed,
-        reference=reference,
-        memory=memory,
-        progress=progress,
-    )
-    if attributed is not None:
-        attributed(result)
+    asked: dict[str, Any] = {"method": method, "baseline": baseline, "basis": basis, "rules": rules, "steps": steps}
+    asked |= {"metric": metric, "top_k": top_k, "seed": seed}
+    chosen, encoded = prepared(model, prompts, settings(**asked), reference)
+    for layer, neuron in exclude:
+        check_excluded((model.n_layers, 1, model.n_neurons(chosen.basis)), layer, neuron)
+    limits: Rules = (node_limit(nodes, threshold, mass), threshold, mass, skip_first, exclude)
+    every: Iterable[Found]
+    if attributed is None and is_reduced_there(model, chosen):
+        every = there(model, encoded, chosen, limits, edges=edges, memory=memory, progress=progress)
+    else:
+        result = attribute(model, prompts, **asked, reference=reference, memory=memory, progress=progress)
+        if attributed is not None:
+            attributed(result)
+        every = here(model, encoded, result, limits)
     selection = {
         "nodes": node_limit(nodes, threshold, mass),
         **choice,
         "exclude": [list(pair) for pair in exclude],
         "pruning": asdict(pruning) | {"share": pruning.least_share} if edges else None,
     }
-    each = (time.perf_counter() - started) / len(prompts)
-    for row, prompt in enumerate(prompts):
-        begun = time.perf_counter()
-        encoded = encode(prompt, model)
-        kept = select(
-            result.nodes[row, :, : len(encoded.token_ids)],
-            float(result.metric[row]),
-            nodes=nodes,
-            exclude=exclude,
-            **choice,
-        )
-        if not len(kept):
-            raise _nothing(encoded, result, row, threshold)
-        circuit = _circuit(model, encoded, result, row, kept, pruning if edges else None, selection)
+    each, begun = (time.perf_counter() - started) / len(prompts), time.perf_counter()
+    for found in every:
+        if not len(found.nodes):
+            raise _nothing(found, threshold)
+        circuit = _circuit(model, found, chosen, pruning if edges else None, selection)
         told = None if reference is None else reference.hash(model)
-        took = each + time.perf_counter() - begun
-        yield circuit.model_copy(update={"reference": told, "seconds": took})
+        yield circuit.model_copy(update={"reference": told, "seconds": each + time.perf_counter() - begun})
+        begun = time.perf_counter()
 
 
-def _nothing(encoded: Encoded, result: Attribution, row: int, threshold: float | None) -> JobError:
+def _nothing(found: Found, threshold: float | None) -> JobError:
     """What to say where no node is kept."""
-    top, value = float(result.nodes[row].abs().max()), float(result.metric[row])
+    top, value = found.largest, found.metric
     return JobError(
-        f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(encoded.text)}",
+        f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(found.encoded.text)}",
         f"no node is kept: the strongest has |attribution| {top:.3g}, the metric is {value:.3g}",
         "lower the threshold" if threshold is not None and top else "choose another baseline or prompt",
     )
 
 
 def _circuit(
-    model: Model,
-    encoded: Encoded,
-    result: Attribution,
-    row: int,
-    kept: Tensor,
-    pruning: Pruning | None,
-    selection: dict[str, Any],
+    model: Model, found: Found, chosen: Settings, pruning: Pruning | None, selection: dict[str, Any]
 ) -> Circuit:
-    """One prompt's circuit from its attributions, row `row` of `result`; with edges where there is a pruning."""
-    length = len(encoded.token_ids)
-    back = length - min(encoded.positions)
-    logits = passes.logits(model, Batch((encoded.token_ids,)), back)[0]
-    columns, weights = _node_columns(model, encoded, result, row, kept, logits)
+    """One prompt's circuit; with edges where there is a pruning."""
+    encoded = found.encoded
+    columns, weights = _node_columns(model, found, chosen)
     table, links, n_links = nodes_table(columns), None, 0
     if pruning is not None:
-        table, links, n_links = _graph(model, encoded, columns, weights, result.settings, pruning)
+        table, links, n_links = _graph(model, found, columns, weights, chosen, pruning)
     return Circuit(
         nodes=table,
         links=links,
@@ -221,20 +200,23 @@ def _circuit(
         token_ids=encoded.token_ids,
         tokens=tuple(decode(model, token) for token in encoded.token_ids),
         n_layers=model.n_layers,
-        target_ids=result.target_ids[row],
-        foil_ids=result.foil_ids[row],
+        target_ids=encoded.target_ids,
+        foil_ids=encoded.foil_ids,
         positions=encoded.positions,
         counterfactual_ids=encoded.counterfactual_ids,
-        metric=float(result.metric[row]),
-        residual=float(result.residual[row]),
-        start_metric=None if result.start_metric is None else float(result.start_metric[row]),
-        kept_mass=_mass(result.nodes[row], table),
-        n_total=result.nodes[row, :, :length].numel(),
-        n_selected=len(kept),
-        conserves=result.settings.conserves and model.conserves,
-        predictions=_predictions(model, logits[max(encoded.positions) - length]),
-        probabilities=_probabilities(table, logits, length),
-        settings=result.settings,
+        metric=found.metric,
+        residual=found.residual,
+        start_metric=found.start,
+        kept_mass=_mass(found.total, table),
+        n_total=found.n_total,
+        n_selected=len(found.nodes),
+        conserves=chosen.conserves and model.conserves,
+        predictions=tuple(
+            Prediction(token=decode(model, token), token_id=token, probability=probability)
+            for token, probability in zip(*(part.tolist() for part in found.top), strict=True)
+        ),
+        probabilities=_probabilities(table, found),
+        settings=chosen,
         selection=selection,
         model=model.record(),
         user_id=encoded.id,
@@ -243,7 +225,7 @@ def _circuit(
 
 def _graph(
     model: Model,
-    encoded: Encoded,
+    found: Found,
     columns: dict[str, list[Any]],
     weights: list[float],
     chosen: Settings,
@@ -255,9 +237,9 @@ def _graph(
     is_logit = torch.tensor([kind == "logit" for kind in kinds])
     is_embedding = ~(is_neuron | is_logit)
     place = torch.tensor([columns["layer"], columns["position"], columns["neuron"]]).T
-    found = direct_edges(
+    direct = found.edges or direct_edges(
         model,
-        encoded.token_ids,
+        found.encoded.token_ids,
         place[is_neuron],
         place[is_logit][:, 1:],
         basis=chosen.basis,
@@ -265,8 +247,8 @@ def _graph(
     )
     # Sources are neurons then embeddings, in the order of the table; targets are neurons then logits.
     sources, targets = (~is_logit).nonzero()[:, 0], (is_neuron | is_logit).nonzero()[:, 0]
-    row, column = found.weight.nonzero(as_tuple=True)
-    weight = found.weight[row, column]
+    row, column = direct.weight.nonzero(as_tuple=True)
+    weight = direct.weight[row, column]
     # Of the activation in the table, so that share = weight / activation holds to the bit for whoever reads it.
     value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])[targets][row]
     share = torch.where(value == 0, torch.nan, weight / value)
@@ -274,7 +256,7 @@ def _graph(
         sources[column], targets[row], weight, share, share * torch.tensor(columns["attribution"])[targets[row]]
     )
     logit_weight, incoming = torch.zeros(n_nodes), torch.zeros(n_nodes)
-    logit_weight[is_logit], incoming[targets] = torch.tensor(weights), found.incoming
+    logit_weight[is_logit], incoming[targets] = torch.tensor(weights), direct.incoming
     left = prune(whole, is_neuron, logit_weight, incoming, pruning)
     kept = {name: [values[i] for i in left.nodes.tolist()] for name, values in columns.items()}
     kept["explained"] = [None if math.isnan(value) else value for value in left.explained.tolist()]
@@ -287,28 +269,25 @@ def _graph(
     return nodes_table(kept), edges_table(links), len(whole)
 
 
-def _node_columns(
-    model: Model, encoded: Encoded, result: Attribution, row: int, kept: Tensor, logits: Tensor
-) -> tuple[dict[str, list[Any]], list[float]]:
+def _node_columns(model: Model, found: Found, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
     """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
     of each logit in the metric."""
-    layer, position, neuron = kept.unbind(-1)
-    length = len(encoded.token_ids)
-    terms = entries(encoded.positions, result.target_ids[row], result.foil_ids[row], result.settings.metric)
-    places, tokens, weights = (list(part) for part in zip(*terms, strict=True))
-    value = logits[torch.tensor(places) - length, torch.tensor(tokens)]
-    at = [*position.tolist(), *range(length)]
-    size = len(at) + len(terms)
+    layer, position, neuron = (part.tolist() for part in found.nodes.unbind(-1))
+    token_ids, n_kept = found.encoded.token_ids, len(found.nodes)
+    places, tokens, weights = (list(part) for part in zip(*found.terms, strict=True))
+    length, n_terms = len(token_ids), len(found.terms)
+    at = [*position, *range(length)]
+    size = len(at) + n_terms
     columns: dict[str, list[Any]] = {
-        "kind": ["neuron"] * len(kept) + ["embedding"] * length + ["logit"] * len(terms),
-        "layer": layer.tolist() + [-1] * length + [model.n_layers] * len(terms),
+        "kind": ["neuron"] * n_kept + ["embedding"] * length + ["logit"] * n_terms,
+        "layer": layer + [-1] * length + [model.n_layers] * n_terms,
         "position": at + places,
-        "neuron": [*neuron.tolist(), *encoded.token_ids, *tokens],
-        "token": [decode(model, one) for one in [*(encoded.token_ids[pos] for pos in at), *tokens]],
-        "activation": result.activations[row][layer, position, neuron].tolist() + [None] * length + value.tolist(),
-        "attribution": result.nodes[row][layer, position, neuron].tolist()
-        + result.embeddings[row, :length].tolist()
-        + _logit_attributions(value * torch.tensor(weights), result.settings),
+        "neuron": [*neuron, *token_ids, *tokens],
+        "token": [decode(model, one) for one in [*(token_ids[pos] for pos in at), *tokens]],
+        "activation": found.activations.tolist() + [None] * length + found.logits.tolist(),
+        "attribution": found.attributions.tolist()
+        + found.embeddings.tolist()
+        + _logit_attributions(found.logits * torch.tensor(weights), chosen),
         "explained": [None] * size,
         "influence": [None] * size,
         "remainder": [None] * size,
@@ -321,9 +300,8 @@ def _logit_attributions(parts: Tensor, chosen: Settings) -> list[float | None]:
     return parts.tolist() if chosen.metric in SUMS_OF_LOGITS else [None] * len(parts)
 
 
-def _mass(nodes: Tensor, table: pa.Table) -> float:
+def _mass(total: float, table: pa.Table) -> float:
     """Share of the summed |attribution| of all neuron nodes that the kept ones hold."""
-    total = float(nodes.abs().double().sum())
     kept = sum(
         abs(attribution)
         for kind, attribution in zip(table["kind"].to_pylist(), table["attribution"].to_pylist(), strict=True)
@@ -332,21 +310,10 @@ def _mass(nodes: Tensor, table: pa.Table) -> float:
     return kept / total if total else 0.0
 
 
-def _probabilities(table: pa.Table, logits: Tensor, length: int) -> tuple[float, ...]:
+def _probabilities(table: pa.Table, found: Found) -> tuple[float, ...]:
     """The probability of each logit node's token at its position."""
-    at = [
-        (position - length, token)
-        for kind, position, token in zip(
-            *(table[name].to_pylist() for name in ("kind", "position", "neuron")), strict=True
-        )
-        if kind == "logit"
-    ]
-    return tuple(float(torch.softmax(logits[column].double(), -1)[token]) for column, token in at)
-
-
-def _predictions(model: Model, logits: Tensor, count: int = 5) -> tuple[Prediction, ...]:
-    top = torch.softmax(logits.double(), -1).topk(min(count, logits.numel()))
-    return tuple(
-        Prediction(token=decode(model, token), token_id=token, probability=probability)
-        for token, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    )
+    known = {
+        (place, token): chance for (place, token, _), chance in zip(found.terms, found.chances.tolist(), strict=True)
+    }
+    columns = (table[name].to_pylist() for name in ("kind", "position", "neuron"))
+    return tuple(known[place, token] for kind, place, token in zip(*columns, strict=True) if kind == "logit")

@@ -1,0 +1,212 @@
+"""What is found about one prompt: its selected nodes and the numbers that its circuit says beside them.
+
+Worked out here from the attributions of all nodes, or on a server, which sends nothing else. Knows which settings a
+server can reduce by itself. Refuses to know nnsight (passes.py), pruning and circuits (tracing.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer import passes
+from tracer.attributing import metric_of, split, with_targets
+from tracer.attribution import Attribution, check_conservation, check_finite
+from tracer.config import RULES, Settings
+from tracer.edges import AUTOGRAD_WORKSPACE, Edges, check_sum
+from tracer.methods import Progress
+from tracer.metrics import entries, told
+from tracer.model import Model
+from tracer.prompts import Batch, Encoded
+from tracer.selection import NodeIndex, strongest
+
+TOP = 5
+"""Predictions that are kept."""
+Rules = tuple[int | None, float | None, float | None, bool, Sequence[tuple[int, int]]]
+"""What `selection.strongest` takes after the metric."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prompt's selected nodes, and what else its circuit says.
+
+    Attributes:
+        encoded: the prompt, its targets resolved.
+        nodes: selected, strongest first; attributions and activations are theirs.
+        embeddings: attribution of each token's embedding, in metric units.
+        metric, residual, start: as in `Attribution`, numbers.
+        largest, total: the largest |attribution| of all nodes, and their sum. n_total: how many there are.
+        terms: the (position, token, weight) of each logit in the metric; logits and chances are their values and
+            probabilities.
+        top: the likeliest tokens where the metric is read, and their probabilities.
+        edges: among what is selected, if they were found with it.
+    """
+
+    encoded: Encoded
+    nodes: NodeIndex
+    attributions: Float[Tensor, " node"]
+    activations: Float[Tensor, " node"]
+    embeddings: Float[Tensor, " pos"]
+    metric: float
+    residual: float
+    start: float | None
+    largest: float
+    total: float
+    n_total: int
+    terms: list[tuple[int, int, float]]
+    logits: Float[Tensor, " term"]
+    chances: Float[Tensor, " term"]
+    top: tuple[Tensor, Tensor]
+    edges: Edges | None = None
+
+
+def here(model: Model, encoded: Sequence[Encoded], result: Attribution, rules: Rules) -> Iterator[Found]:
+    """From the attributions of all nodes of these prompts. One forward each, for the logits."""
+    for row, prompt in enumerate(encoded):
+        asked = replace(prompt, target_ids=result.target_ids[row])
+        yield _selected(model, asked, result, row, rules)
+
+
+def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rules: Rules) -> Found:
+    length = len(encoded.token_ids)
+    nodes, metric = result.nodes[row, :, :length], float(result.metric[row])
+    kept = strongest(nodes, metric, *rules)
+    layer, position, neuron = kept.unbind(-1)
+    terms = entries(encoded.positions, encoded.target_ids, encoded.foil_ids, result.settings.metric)
+    back = length - min(encoded.positions)
+    at = torch.tensor([(place - length + back, token) for place, token, _ in terms])
+    logits = passes.logits(model, Batch((encoded.token_ids,)), back)[0]
+    value, chance, *top = told(logits, at, max(encoded.positions) - length + back, TOP)
+    strength = nodes.abs()
+    return Found(
+        encoded=encoded,
+        nodes=kept,
+        attributions=nodes[layer, position, neuron],
+        activations=result.activations[row][layer, position, neuron],
+        embeddings=result.embeddings[row, :length],
+        metric=metric,
+        residual=float(result.residual[row]),
+        start=None if result.start_metric is None else float(result.start_metric[row]),
+        largest=float(strength.max()),
+        total=float(strength.double().sum()),
+        n_total=nodes.numel(),
+        terms=terms,
+        logits=value,
+        chances=chance,
+        top=(top[0], top[1]),
+    )
+
+
+def is_reduced_there(model: Model, chosen: Settings) -> bool:
+    """Whether a server can work out circuits by itself: it takes gradients, and needs nothing large from here. (The
+    method ``exact`` is more passes than one request should hold.)"""
+    return (
+        model.remote is not None
+        and model.remote.grants.gradients
+        and chosen.method != "exact"
+        and chosen.baseline in ("zero", "counterfactual")
+    )
+
+
+def there(
+    model: Model,
+    encoded: Sequence[Encoded],
+    chosen: Settings,
+    rules: Rules,
+    *,
+    edges: bool,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Found]:
+    """From a server, one request for each batch of prompts.
+
+    Raises:
+        JobError: as `attribute`.
+        ModelError: a number is not finite, or what must be conserved is not.
+        RemoteError: as any pass.
+    """
+    linear = frozenset(chosen.rules) if chosen.method == "relp" else RULES
+
+    def batch(part: range) -> list[Found]:
+        found = _asked(model, [encoded[i] for i in part], chosen, rules, linear if edges else None)
+        if progress is not None:
+            progress(part.stop, len(encoded))
+        return found
+
+    lengths = [len(one.token_ids) for one in encoded]
+    for found in model.each(batch, list(split(model, lengths, memory))):
+        _check(model, found, chosen)
+        for one in found:
+            if one.edges is not None and linear == RULES and not model.has_biases:
+                check_sum(model, one.edges)
+        yield from found
+
+
+def _asked(
+    model: Model, encoded: Sequence[Encoded], chosen: Settings, rules: Rules, edge_rules: frozenset[str] | None
+) -> list[Found]:
+    """One batch."""
+    batch, paired = Batch(tuple(one.token_ids for one in encoded)), None
+    if chosen.baseline == "counterfactual":
+        paired = Batch(tuple(one.counterfactual_ids or () for one in encoded))
+    encoded = with_targets(model, batch, encoded, chosen)
+    terms = [entries(one.positions, one.target_ids, one.foil_ids, chosen.metric) for one in encoded]
+    lengths = [len(one.token_ids) for one in encoded]
+    answers = passes.circuits(
+        model,
+        batch,
+        metric_of(encoded, chosen),
+        chosen,
+        paired,
+        rules,
+        [
+            torch.tensor([(place - length, token) for place, token, _ in mine])
+            for mine, length in zip(terms, lengths, strict=True)
+        ],
+        [max(one.positions) - length for one, length in zip(encoded, lengths, strict=True)],
+        edge_rules=edge_rules,
+        room=AUTOGRAD_WORKSPACE,
+        top=TOP,
+    )
+    per_token = model.n_layers * model.n_neurons(chosen.basis)
+    return [_read(one, answer, mine, per_token) for one, answer, mine in zip(encoded, answers, terms, strict=True)]
+
+
+def _read(encoded: Encoded, answer: dict[str, Any], terms: list[tuple[int, int, float]], per_token: int) -> Found:
+    edges = None
+    if "edges" in answer:
+        weight, incoming, values = answer["edges"]
+        edges = Edges(weight, incoming, values[: len(answer["nodes"])], values)
+    return Found(
+        encoded=encoded,
+        nodes=answer["nodes"].long(),
+        attributions=answer["attributions"],
+        activations=answer["activations"],
+        embeddings=answer["embeddings"],
+        metric=answer["metric"],
+        residual=answer["metric"] - float(answer["embeddings"].sum()),
+        start=answer["start"],
+        largest=answer["largest"],
+        total=answer["total"],
+        n_total=per_token * len(encoded.token_ids),
+        terms=terms,
+        logits=answer["logits"],
+        chances=answer["chances"],
+        top=(answer["top"], answer["top_chances"]),
+        edges=edges,
+    )
+
+
+def _check(model: Model, found: Sequence[Found], chosen: Settings) -> None:
+    """What `attribute` checks of its result. The total holds every node's attribution, and so its value."""
+    metric = torch.tensor([one.metric for one in found])
+    embeddings = torch.nn.utils.rnn.pad_sequence([one.embeddings for one in found], batch_first=True)
+    total = torch.tensor([one.total for one in found], dtype=torch.float64)
+    check_finite({"metric": metric, "embedding attribution": embeddings, "attribution": total})
+    if chosen.conserves and model.conserves:
+        check_conservation(metric, embeddings)
