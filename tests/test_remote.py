@@ -28,13 +28,16 @@ import tiny as t
 import tracer
 from helpers import error, refused
 from inline import InlinePool
-from tracer import demo, ndif, passes, remote
+from tracer import demo, findings, ndif, passes, remote
+from tracer.attributing import prepared
 from tracer.cli import app
+from tracer.config import settings
 from tracer.edges import direct_edges
 from tracer.errors import JobError, ModelError, RemoteError, RunError
 from tracer.jobs import load_job
 from tracer.prompts import Batch
 from tracer.status import condition
+from tracer.tracing import trace_all
 
 FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
 LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
@@ -187,6 +190,123 @@ def test_edges_are_the_local_ones(server: Loopback, name: str) -> None:
     for part in ("weight", "incoming", "source_values", "target_values"):
         assert same(getattr(one, part), getattr(other, part)), part
         assert error(getattr(one, part), getattr(replayed, part)) < 1e-5
+
+
+def weights_of(circuit: tracer.Circuit) -> dict[tuple[int, int], float]:
+    assert circuit.links is not None
+    return {(row["source"], row["target"]): row["weight"] for row in circuit.links.to_pylist()}
+
+
+def assert_same_circuit(got: tracer.Circuit, wanted: tracer.Circuit) -> None:
+    """Everything but what rounding decides: an edge at the border of the pruning."""
+    for column in ("kind", "layer", "position", "neuron", "token"):
+        assert got.nodes[column] == wanted.nodes[column], column
+    for column in ("activation", "attribution"):
+        one, other = (
+            torch.tensor([value or 0.0 for value in circuit.nodes[column].to_pylist()]) for circuit in (got, wanted)
+        )
+        assert same(one, other), column
+    one, other = weights_of(got), weights_of(wanted)
+    assert len(one.keys() ^ other.keys()) <= 0.001 * len(other)
+    both = one.keys() & other.keys()  # to the rounding of the replay, which is what edges come from here
+    assert error(torch.tensor([one[key] for key in both]), torch.tensor([other[key] for key in both])) < 1e-5
+    for name in ("metric", "kept_mass", "start_metric"):
+        assert (getattr(got, name) or 0.0) == pytest.approx(getattr(wanted, name) or 0.0, rel=2e-6), name
+    assert abs(got.residual - wanted.residual) < 1e-5 * abs(wanted.metric)
+    assert got.probabilities == pytest.approx(wanted.probabilities, rel=1e-5)
+    for name in ("n_total", "n_selected", "settings", "selection", "target_ids", "foil_ids", "conserves", "model"):
+        assert getattr(got, name) == getattr(wanted, name), name
+    assert [one.token_id for one in got.predictions] == [one.token_id for one in wanted.predictions]
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "exact"])
+@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+def test_a_batch_of_circuits_is_one_request(server: Loopback, name: str, method: str) -> None:
+    there, here = server.pair(name)
+    assert there.remote is not None
+    tally = there.remote.server.tally
+    for baseline in ("zero",) if method == "random" else ("zero", "counterfactual"):
+        how = {"method": method, "baseline": baseline, "nodes": 25, "pruning": tracer.Pruning(share=0.0)}
+        how |= SHORT.get(method, {})
+        before = tally.requests
+        got = list(trace_all(there, prompts(name), **how))
+        assert tally.requests == before + 1
+        for one, other in zip(got, trace_all(here, prompts(name), **how), strict=True):
+            assert_same_circuit(one, other)
+
+
+@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+@pytest.mark.parametrize("basis", ["activation", "output"])
+def test_edges_of_a_batch_are_those_of_each_prompt(server: Loopback, name: str, basis: str) -> None:
+    """Found in one backward for all prompts, beside each other; few at a time where there is little room."""
+    there, here = server.pair(name)
+    chosen, encoded = prepared(there, prompts(name), settings(metric="difference", basis=basis))
+    batch = list(findings.there(there, encoded, chosen, (15, None, None, False, ()), edges=True))
+    assert len({len(one.encoded.token_ids) for one in batch}) == 2
+    for found in batch:
+        assert found.edges is not None
+        at = torch.tensor([(place, token) for place, token, _ in found.terms])
+        wanted = direct_edges(here, found.encoded.token_ids, found.nodes, at, basis=basis, engine="autograd")
+        for part in ("weight", "incoming", "source_values", "target_values"):
+            assert same(getattr(found.edges, part), getattr(wanted, part)), part
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"threshold": 0.02, "skip_first": True},
+        {"mass": 0.4, "exclude": [(1, 5)]},
+        {"nodes": 12, "basis": "output", "metric": "difference"},
+        {"nodes": 12, "rules": ["norm", "attention"]},
+    ],
+)
+def test_nodes_are_selected_there_by_the_same_rules(server: Loopback, rules: dict[str, Any]) -> None:
+    there, here = server.pair("gemma2")
+    both = [
+        list(trace_all(model, prompts("gemma2"), pruning=tracer.Pruning(share=0.0), **rules)) for model in (there, here)
+    ]
+    for got, wanted in zip(*both, strict=True):
+        assert_same_circuit(got, wanted)
+
+
+def test_only_what_a_circuit_says_comes_back(server: Loopback) -> None:
+    """Whatever the width of the model: what all neurons' values and gradients would weigh is many times as much."""
+    there, here = server.pair("demo")
+    assert there.remote is not None
+    tally, asked = there.remote.server.tally, prompts("demo")[0]
+    circuit = tracer.trace(there, asked, nodes=200, edges=False)
+    before = tally.received
+    tracer.trace(there, asked, nodes=20, edges=False)
+    few = tally.received - before
+    tracer.trace(there, asked, nodes=20)
+    linked = tally.received - before - few
+    assert few < 0.1 * 2 * 4 * circuit.n_total
+    assert linked < few + 4 * 22 * 26 + 2000
+    assert here.n_layers * here.d_mlp * len(circuit.token_ids) == circuit.n_total
+
+
+def test_a_prompt_without_target_asks_for_the_top_token_alone(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    assert there.remote is not None
+    tally = there.remote.server.tally
+    before = tally.requests, tally.received
+    got, wanted = (tracer.trace(model, tracer.Prompt("The parents"), nodes=5) for model in (there, here))
+    assert got.target_ids == wanted.target_ids
+    assert tally.requests == before[0] + 2
+    assert tally.received - before[1] < 10_000
+
+
+def test_a_selection_that_keeps_nothing_is_refused_as_locally(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    said = []
+    for model in (there, here):
+        with pytest.raises(JobError) as caught:
+            tracer.trace(model, prompts("demo")[0], threshold=1e6)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "no node is kept" in said[0]
+    with refused(JobError, "the model has layers"):
+        tracer.trace(there, prompts("demo")[0], exclude=[(99, 0)])
 
 
 def test_evaluation_is_the_local_one(server: Loopback) -> None:
@@ -380,6 +500,15 @@ def test_wrong_numbers_of_a_later_request_are_detected(server: Loopback) -> None
     server.mode(scramble=True)
     with refused(ModelError, "conservation"):
         tracer.attribute(there, prompts("demo"))
+
+
+@pytest.mark.parametrize("method", ["relp", "grad"])
+def test_a_circuit_of_wrong_gradients_is_refused(server: Loopback, method: str) -> None:
+    """relp by what it conserves, and any by its edges, which must add up to their targets."""
+    there, _ = server.pair("demo")
+    server.mode(scramble=True)
+    with refused(ModelError, "conservation" if method == "relp" else "edges"):
+        tracer.trace(there, prompts("demo")[0], nodes=5, method=method)
 
 
 def test_a_refused_key(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def _along_activations(work: Work) -> Result:
     chosen, model, done = work.settings, work.model, count(1)
     total = (model.n_layers + 1) * chosen.steps
     values, embedding = passes.values(model, work.batch, basis=chosen.basis)
-    back = embedding - _start(work, embedding)
+    start = _start(work, embedding)
 
     def slope(layer: int, at: Tensor) -> Tensor:
         found, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
@@ -139,9 +139,9 @@ def _along_activations(work: Work) -> Result:
         return found
 
     nodes, embeddings, score = along_activations(
-        slope, _readings(work, done, total), values, values - work.baseline, embedding, back, chosen.steps
+        slope, _readings(work, done, total), values, values - work.baseline, embedding, embedding - start, chosen.steps
     )
-    begin = passes.from_embedding(model, work.batch, work.metric, embedding - back)
+    begin = passes.from_embedding(model, work.batch, work.metric, start)
     return Result(nodes, values, embeddings, score, begin)
 
 
