@@ -579,6 +579,7 @@ def test_out_of_memory_halves_the_batch(server: Loopback) -> None:
     server.mode(oom_rows=1)
     got, wanted = (tracer.attribute(model, asked) for model in (there, here))
     assert same(got.nodes, wanted.nodes)
+    assert server.seen()["requests"] > len(asked)  # refused ones, and then one of each row
     server.mode(oom=1000)
     with refused(RemoteError, "ran out of memory", "fewer or shorter prompts"):
         tracer.attribute(there, asked)
