@@ -1,11 +1,15 @@
 """A loop-back server that speaks nnsight 0.8's NDIF protocol, to test the remote path against; not a security boundary.
 
-Run in a process of its own, in which ``tracer`` cannot be imported: python tests/ndif_server.py ID=FOLDER[@DTYPE] ...
-It prints its port. POST /_mode {"name": value, ...} sets how it behaves; see `MODES`.
+Run in a process of its own, in which nothing can be imported that a real server does not have (absent.py): neither
+``tracer`` nor what it is typed and tested with. python tests/ndif_server.py ID=FOLDER[@DTYPE] ... prints its port.
+POST /_mode {"name": value, ...} sets how it behaves; see `MODES`.
 """
 
 from __future__ import annotations
 
+import absent  # noqa: F401  before all that looks for optional packages
+
+# isort: split
 import asyncio
 import contextlib
 import importlib.metadata
@@ -27,11 +31,14 @@ import torch
 import zstandard
 from greenlet import getcurrent
 from nnsight import TransformersModel
+from nnsight.intervention.batching import Batcher
 from nnsight.intervention.interleaver import Mediator
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from nnsight.tracing.tracer import _saves, dec, inc
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODES: dict[str, Any] = {
@@ -43,7 +50,7 @@ MODES: dict[str, Any] = {
     "slow": 0.0,  # seconds a job runs before it computes
     "versions": {},  # packages that /env lists with another version
     "oom": 0,  # so many jobs run out of memory
-    "oom_rows": 0,  # jobs of more rows than this run out of memory
+    "oom_rows": 0,  # forwards of more rows than this run out of memory, each of a session's too
     "ignore": False,  # interventions are ignored
     "lose": 0,  # so many jobs are forgotten once accepted
     "cut": 0,  # cut the connection of so many polls
@@ -55,14 +62,6 @@ MODES: dict[str, Any] = {
 }
 INLINE = 8 * 2**20
 KEY = "nnsight.modeling.transformers.TransformersModel:"
-
-
-class NoTracer:
-    """What a server has: nnsight, torch and transformers, but not the package of its users."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name.partition(".")[0] in ("tracer", "tiny", "helpers", "reference"):
-            raise ModuleNotFoundError(f"No module named {name!r} on this server", name=name)
 
 
 class Evil:
@@ -87,7 +86,7 @@ class Server:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.results: dict[str, bytes] = {}
         self.sockets: dict[str, web.WebSocketResponse] = {}
-        self.seen = {"requests": 0, "bytes": 0, "largest": 0, "running": 0, "most_open": 0}
+        self.seen = {"requests": 0, "bytes": 0, "largest": 0, "running": 0, "most_open": 0, "garbage": 0}
         self.waiting: queue.Queue[tuple[str, dict[str, Any], bytes]] = queue.Queue()
         self.loop: asyncio.AbstractEventLoop | None = None
         threading.Thread(target=self.work, daemon=True).start()
@@ -231,13 +230,8 @@ class Server:
         name = json.loads(envelope["model_key"].removeprefix(KEY))["repo_id"]
         model = self.models[name]
         model._remoteable_set_env(envelope["env"])
-        with kept_caches(), limits(self.mode):
+        with kept_caches(), limits(self.mode, self.seen):
             tracer = RequestModel.deserialize(blob, model._remoteable_persistent_objects(), envelope["compress"])
-            rows = [
-                value.shape[0] for value in getattr(tracer, "kwargs", {}).values() if isinstance(value, torch.Tensor)
-            ]
-            if self.mode["oom_rows"] and rows and max(rows) > self.mode["oom_rows"]:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
             inc()
             try:
                 tracer.execute(tracer.info.code)
@@ -269,10 +263,36 @@ def _no_gradient(*args: Any, **kwargs: Any) -> Any:
     raise RuntimeError("element 0 of tensors does not require grad and does not have a grad_fn")
 
 
+class Garbage(TorchFunctionMode):
+    """Counts what computes with a hidden weight and comes back as if it were a number, as torch lets it."""
+
+    def __init__(self, seen: dict[str, int]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given, made = (
+            [leaf.is_meta for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+            for tree in ((args, kwargs), out)
+        )
+        self.seen["garbage"] += any(given) and not all(made)
+        return out
+
+
 @contextlib.contextmanager
-def limits(mode: dict[str, Any]) -> Iterator[None]:
-    """What the mode takes from a job: gradients and weights (a sandbox), or the truth."""
+def limits(mode: dict[str, Any], counts: dict[str, int]) -> Iterator[None]:
+    """What the mode takes from a job: gradients and weights (a sandbox), memory, or the truth."""
     get, grad, swap, named = nn.Module.__getattr__, torch.autograd.grad, Mediator.swap, nn.Module.named_parameters
+    assemble = Batcher.assemble
+
+    def assembled(self: Batcher, fn: Any) -> tuple[Any, ...]:
+        """What any forward is called with: a trace's own, a session's, or that of several invokes."""
+        given = assemble(self, fn)
+        rows = [leaf.shape[0] for leaf in tree_leaves(given) if isinstance(leaf, torch.Tensor) and leaf.ndim]
+        if max(rows, default=0) > mode["oom_rows"]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return given
 
     def seen(value: Any) -> Any:
         in_body = getcurrent().parent is not None
@@ -282,6 +302,8 @@ def limits(mode: dict[str, Any]) -> Iterator[None]:
         return tuple(2 * slope for slope in grad(*args, **kwargs))
 
     try:
+        if mode["oom_rows"]:
+            Batcher.assemble = assembled  # type: ignore[method-assign]
         if mode["sandboxed"]:
             nn.Module.__getattr__ = lambda self, name: seen(get(self, name))  # type: ignore[method-assign]
             nn.Module.named_parameters = lambda self, *a, **k: (  # type: ignore[method-assign]
@@ -292,8 +314,10 @@ def limits(mode: dict[str, Any]) -> Iterator[None]:
             torch.autograd.grad = doubled  # type: ignore[assignment]
         if mode["ignore"]:
             Mediator.swap = classmethod(lambda cls, location, value: None)  # type: ignore[assignment]
-        yield
+        with Garbage(counts) if mode["sandboxed"] else contextlib.nullcontext():
+            yield
     finally:
+        Batcher.assemble = assemble  # type: ignore[method-assign]
         nn.Module.__getattr__, torch.autograd.grad = get, grad  # type: ignore[method-assign]
         Mediator.swap, nn.Module.named_parameters = swap, named  # type: ignore[method-assign]
 
@@ -325,6 +349,4 @@ async def main(models: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, NoTracer())  # type: ignore[arg-type]
-    sys.path[:] = [path for path in sys.path if not path.endswith("/tests")]
     asyncio.run(main(dict(argument.split("=", 1) for argument in sys.argv[1:])))

@@ -1,10 +1,12 @@
 """Remote equals local; what a server does wrong is one line, never a wrong number; a key is written nowhere.
 
-The server is another process (ndif_server.py), in which tracer cannot be imported.
+The server is another process (ndif_server.py), in which nothing can be imported that a real one does not have.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import logging
 import os
@@ -14,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -413,6 +415,56 @@ def imports(model: tracer.Model) -> None:
         _saved = nn.output.logits.save() if package else None
 
 
+@pytest.mark.parametrize(
+    "package", ["jaxtyping", "beartype", "hypothesis", "pytest", "matplotlib", "sklearn", "pyarrow"]
+)
+def test_what_we_use_besides_torch_is_not_on_the_server(server: Loopback, package: str) -> None:
+    there, _ = server.pair("demo")
+    assert not has(there, package)  # who only asks gets an answer, no error
+    assert has(there, "transformers")
+    with refused(RemoteError, f"No module named '{package}'"):
+        needs(there, package)
+
+
+def has(model: tracer.Model, package: str) -> bool:
+    import nnsight
+
+    nn, find = model.nn, importlib.util.find_spec
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+        found = nnsight.save([find(package) is not None])
+    return found[0]
+
+
+def needs(model: tracer.Model, package: str) -> None:
+    nn, get = model.nn, importlib.import_module
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+        _saved = nn.output.logits.save() if get(package) else None
+
+
+def test_a_session_is_served_and_its_forwards_need_memory_one_by_one(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    batches = [Batch(((1, 2),)), Batch(((1, 2), (1, 44)))]
+    server.mode(oom_rows=2)
+    for got, batch in zip(in_a_session(there, batches), batches, strict=True):
+        assert torch.equal(got[:, -1:], passes.logits(here, batch))
+    server.mode(oom_rows=1)
+    for work in (in_a_session, lambda model, asked: passes.generated(model, asked[1], [], max_new_tokens=1)):
+        with refused(RemoteError, "ran out of memory"):
+            work(there, batches)
+
+
+def in_a_session(model: tracer.Model, batches: list[Batch]) -> list[torch.Tensor]:
+    import nnsight
+
+    nn, inputs = model.nn, [batch.inputs("cpu") for batch in batches]
+    with nn.session(backend=model.backend()):
+        found = nnsight.save([])
+        for given in inputs:
+            with nn.trace(**given):
+                found.append(nn.output.logits)
+    return found
+
+
 # --------------------------------------------------------------------------------------- a sandbox
 
 
@@ -456,20 +508,93 @@ def test_forward_only_work_needs_no_permission(server: Loopback) -> None:
     assert same(got.nodes, wanted.nodes)
 
 
-def test_a_hidden_weight_never_becomes_a_number(server: Loopback) -> None:
+@pytest.mark.parametrize("method", ["exact", "delta", "random"])
+@pytest.mark.parametrize("name", ["demo", "gpt2"])
+def test_every_forward_only_method_is_right_where_weights_are_hidden(server: Loopback, name: str, method: str) -> None:
+    _, here = server.pair(name)
     server.mode(sandboxed=True)
-    there = server.load("gpt2")
-    with refused(RemoteError, "hidden"):
-        multiplied(there)
+    there = server.load(name, attention="eager")
+    asked = [tracer.Prompt(token_ids=[1, 44], target=7, foil=8, counterfactual=[1, 30])]
+    for basis in ("activation", "output") if method == "delta" else ("activation",):
+        got, wanted = (tracer.attribute(model, asked, method, basis=basis) for model in (there, here))
+        for part in ("nodes", "activations", "embeddings", "metric"):
+            assert same(getattr(got, part), getattr(wanted, part)), part
+    assert server.seen()["garbage"] == 0
 
 
-def multiplied(model: tracer.Model) -> None:
+def test_a_circuit_of_here_is_used_in_a_sandbox_where_the_weights_are_here(server: Loopback) -> None:
+    _, here = server.pair("demo")
+    from tracer.tasks import sva
+
+    tests = [pair.to_prompt() for pair in sva.generate("simple", "test", 3)]
+    circuit = tracer.trace(here, tests[0], nodes=20, edges=False)
+    server.mode(sandboxed=True)
+    there = server.load("demo", weights="local", attention="eager")
+    assert there.fingerprint == here.fingerprint == circuit.model.fingerprint
+    got, wanted = (tracer.evaluate(model, circuit, tests, "mean", [5, 20]) for model in (there, here))
+    for part in ("whole", "empty", "inside", "outside", "control"):
+        assert same(getattr(got, part), getattr(wanted, part)), part
+    got, wanted = (
+        tracer.steer(model, circuit, tests[0], top=5, factor=-1.0, everywhere=True, max_new_tokens=2, random=1)
+        for model in (there, here)
+    )
+    assert (got.steered, got.unsteered) == (wanted.steered, wanted.unsteered)
+    # Without the weights here nothing says that those there are the circuit's.
+    with refused(JobError, "was traced on another model"):
+        tracer.steer(server.load("demo"), circuit, tests[0], top=5, factor=-1.0)
+
+
+def multiplied(model: tracer.Model) -> torch.Tensor:
+    """A product with hidden weights, which torch answers with memory's garbage."""
     from tracer import bodies
 
     nn, plan = model.nn, model.plan
     with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
-        out = nn.get(plan.head).input @ nn.get(plan.head)._module.weight.T
-        _saved = bodies.to_cpu(out).save()
+        out = nn.get(plan.head).input[0] @ nn.get(plan.head)._module.weight.T
+        saved = bodies.to_cpu(out).save()
+    return saved[0]
+
+
+def summed(model: tracer.Model) -> None:
+    """Of hidden weights alone: what comes out is hidden too."""
+    from tracer import bodies
+
+    nn, plan = model.nn, model.plan
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+        _saved = bodies.to_cpu(nn.get(plan.head)._module.weight.sum()).save()
+
+
+def invoked(model: tracer.Model) -> None:
+    nn, plan, inputs = model.nn, model.plan, Batch(((1, 2),)).inputs("cpu")
+    with nn.trace(backend=model.backend()) as block:  # noqa: SIM117  each body is a block of its own
+        with block.invoke(inputs):
+            _saved = torch.nn.functional.linear(nn.get(plan.head).input[0], nn.get(plan.head)._module.weight).save()
+
+
+def in_a_sessions_trace(model: tracer.Model) -> None:
+    nn, plan, inputs = model.nn, model.plan, Batch(((1, 2),)).inputs("cpu")
+    with nn.session(backend=model.backend()):
+        with nn.trace(**inputs):
+            out = nn.get(plan.head).input[0] @ nn.get(plan.head)._module.weight.T
+        _saved = out.save()
+
+
+def test_a_hidden_weight_never_becomes_a_number(server: Loopback) -> None:
+    server.mode(sandboxed=True)
+    there = server.load("gpt2")
+    for block in (multiplied, summed, invoked, in_a_sessions_trace):
+        with refused(RemoteError, "hidden"):
+            block(there)
+    assert torch.isfinite(passes.logits(there, Batch(((1, 2),)))).all()  # nothing of the guard is left there
+
+
+def test_without_the_guard_it_would(server: Loopback) -> None:
+    server.mode(sandboxed=True)
+    there = server.load("gpt2")
+    assert there.remote is not None
+    found = multiplied(replace(there, remote=replace(there.remote, guard=None)))
+    assert found.device.type == "cpu"
+    assert server.seen()["garbage"] == 1
 
 
 # --------------------------------------------------------------------------------------- what a server does wrong
@@ -583,6 +708,7 @@ def test_out_of_memory_halves_the_batch(server: Loopback) -> None:
     server.mode(oom_rows=1)
     got, wanted = (tracer.attribute(model, asked) for model in (there, here))
     assert same(got.nodes, wanted.nodes)
+    assert server.seen()["requests"] > len(asked)  # refused ones, and then one of each row
     server.mode(oom=1000)
     with refused(RemoteError, "ran out of memory", "fewer or shorter prompts"):
         tracer.attribute(there, asked)
@@ -702,7 +828,7 @@ def test_a_key_does_not_travel_in_a_block(server: Loopback, monkeypatch: pytest.
     monkeypatch.setenv("NDIF_API_KEY", KEY)
     sent: list[bytes] = []
     serialized = ndif.serialized
-    monkeypatch.setattr(ndif, "serialized", lambda block: sent.append(serialized(block)) or sent[-1])
+    monkeypatch.setattr(ndif, "serialized", lambda *block: sent.append(serialized(*block)) or sent[-1])
     tracer.attribute(server.load("demo"), prompts("demo"))
     plain = [zstandard.ZstdDecompressor().stream_reader(io.BytesIO(one)).read() for one in sent]
     assert plain

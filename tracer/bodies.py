@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from tracer import linearize
 
@@ -237,6 +238,19 @@ def put(value: Tensor, where: tuple[Tensor, Tensor, Tensor], to: Tensor) -> Tens
 def stack(plan: SimpleNamespace, layers: Any) -> Tensor:
     """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU: float32, or what the wire takes."""
     return torch.stack([layer.to(plan.wire) for layer in to_cpu(*layers)], dim=1)
+
+
+class Guard(TorchFunctionMode):
+    """Refuses to compute with numbers and a hidden weight: torch multiplies by one without an error, and what comes out
+    is memory's garbage, on the numbers' device. In force around every block where weights are hidden (ndif.py)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        parts = [one for part in given for one in (part if isinstance(part, (tuple, list)) else (part,))]
+        hidden = [one.is_meta for one in parts if isinstance(one, torch.Tensor)]
+        if any(hidden) and not all(hidden):
+            raise RuntimeError("this computes with weights that are hidden here")
+        return func(*args, **(kwargs or {}))
 
 
 def to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:

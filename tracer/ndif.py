@@ -9,6 +9,8 @@ the key anywhere: it is in no representation, message or file.
 
 from __future__ import annotations
 
+import ast
+import copy
 import inspect
 import io
 import math
@@ -119,6 +121,7 @@ class Remote:
         environment: what nnsight has the server set for a request: the attention kernel.
         grants: what was measured there.
         wire: the dtype in which nodes' values and gradients come back.
+        guard: a context in which every block runs there, unless it can read the weights.
     """
 
     server: Server
@@ -126,10 +129,11 @@ class Remote:
     environment: dict[str, Any]
     grants: Grants
     wire: torch.dtype = torch.float32
+    guard: Callable[[], Any] | None = None
 
     def backend(self) -> Request:
         """What sends the next traced block."""
-        return Request(self.server, self.deployment, self.environment)
+        return Request(self.server, self.deployment, self.environment, None if self.grants.weights else self.guard)
 
 
 class _Key(httpx.Auth):
@@ -509,9 +513,10 @@ class Request(Backend):
     server: Server
     deployment: str
     environment: dict[str, Any] = field(default_factory=dict)
+    guard: Callable[[], Any] | None = None
 
     def __call__(self, tracer: Any = None) -> None:
-        blob = serialized(tracer)
+        blob = serialized(tracer, self.guard)
         found = self.server.run(self.deployment, self.environment, blob, compressed=True)
         for value in found.values():
             mark(value)
@@ -536,14 +541,37 @@ class _Pickler(CustomCloudPickler):
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.ModuleType) and obj.__name__.partition(".")[0] == "tracer":
             contents = {name: value for name, value in vars(obj).items() if not name.startswith("__")}
+            contents.pop("jaxtyping", None)  # put there by a type checker's import hook
             return types.ModuleType, (obj.__name__,), contents
         return super().reducer_override(obj)
 
 
-def serialized(tracer: Any) -> bytes:
-    """A traced block, its values and the functions it calls, as `RequestModel.serialize` writes them."""
-    frame = tracer.info.frame
-    block = reduce_block(tracer.node, frame.f_globals, dict(frame.f_locals))
+class _Guarding(ast.NodeTransformer):
+    """Puts the body of every ``with`` into one more: an invoke's runs when the block around it has ended."""
+
+    NAME = "_guard_of_hidden_weights"
+
+    def visit_With(self, node: ast.With) -> ast.With:
+        self.generic_visit(node)
+        made = ast.Call(ast.Name(self.NAME, ast.Load()), [], [])
+        guarded = ast.copy_location(ast.With([ast.withitem(made)], node.body), node.body[0])
+        guarded.lineno -= 1  # so that the body's lines keep their numbers
+        node.body = [ast.fix_missing_locations(guarded)]
+        return node
+
+
+def serialized(tracer: Any, guard: Callable[[], Any] | None = None) -> bytes:
+    """A traced block, its values and the functions it calls, as `RequestModel.serialize` writes them.
+
+    Args:
+        guard: makes a context in which the block is to run.
+    """
+    frame, node = tracer.info.frame, tracer.node
+    variables = dict(frame.f_locals)
+    if guard is not None:
+        node = _Guarding().visit(copy.deepcopy(node))  # nnsight keeps its own for the next time
+        variables[_Guarding.NAME] = guard
+    block = reduce_block(node, frame.f_globals, variables)
     buffer = io.BytesIO()
     _Pickler(buffer, protocol=4).dump((tracer, block))
     return zstandard.ZstdCompressor(level=6).compress(buffer.getvalue())

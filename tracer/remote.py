@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracer import demo, passes
+from tracer import bodies, demo, passes
 from tracer.errors import ModelError, RemoteError, quoted
 from tracer.model import DTYPES, Model, skeleton
 from tracer.model import load as load_here
@@ -150,7 +150,9 @@ def connect(
     _check_versions(server, here, there)
     unknown = Grants(True, "", False, "", client.dtype, False)
     environment = client.nn._remoteable_get_env()
-    asked = replace(client, remote=Remote(server, deployment, environment, unknown), lock=nullcontext())
+    asked = replace(
+        client, remote=Remote(server, deployment, environment, unknown, guard=bodies.Guard), lock=nullcontext()
+    )
     measured = _Measured(asked, server)
     grants = measured.grants()
     if dtype is not None and str(dtype).removeprefix("torch.") != str(grants.dtype).removeprefix("torch."):

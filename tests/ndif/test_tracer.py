@@ -26,6 +26,8 @@ from test_remote import (  # noqa: F401  collected here, with the fixtures below
     LIMITS,
     METHODS,
     Loopback,
+    test_a_circuit_of_here_is_used_in_a_sandbox_where_the_weights_are_here,
+    test_a_hidden_weight_never_becomes_a_number,
     test_a_model_without_weights_holds_none,
     test_a_sandbox_gives_the_same_numbers_where_the_weights_are_here,
     test_a_sandbox_is_detected_and_refused_by_permission,
@@ -37,6 +39,7 @@ from test_remote import (  # noqa: F401  collected here, with the fixtures below
     test_metrics_bases_and_baselines_are_the_local_ones,
     test_steering_is_the_local_one,
     test_the_package_is_not_on_the_server,
+    test_what_we_use_besides_torch_is_not_on_the_server,
 )
 from tracer import ndif, passes, remote
 from tracer.errors import RemoteError
