@@ -714,6 +714,18 @@ def test_out_of_memory_halves_the_batch(server: Loopback) -> None:
         tracer.attribute(there, asked)
 
 
+def test_out_of_memory_halves_a_session(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    asked = prompts("demo") * 2
+    server.mode(oom_rows=2)
+    for got, wanted in zip(*(trace_all(model, asked, nodes=9) for model in (there, here)), strict=True):
+        assert same(*(torch.tensor(one.neurons["attribution"].to_pylist()) for one in (got, wanted)))
+    assert server.seen()["requests"] == 3  # one that is refused, and its halves
+    server.mode(oom=1000)
+    with refused(RemoteError, "ran out of memory", "fewer or shorter prompts"):
+        tracer.trace(there, asked[0])
+
+
 def test_requests_and_results_have_bounds(server: Loopback) -> None:
     _, here = server.pair("demo")
     fresh = server.load("demo").remote
@@ -725,9 +737,9 @@ def test_requests_and_results_have_bounds(server: Loopback) -> None:
     got, wanted = (tracer.attribute(model, asked, "ig", steps=1, memory=2**30) for model in (there, here))
     assert error(got.nodes, wanted.nodes) < 1e-5  # other batch sizes than here
     assert base < server.seen()["largest"] <= base + 9_000
-    small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, result=60_000))
+    small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, result=100_000))
     with refused(RemoteError, "a result of", "is more than"):
-        tracer.attribute(small, asked[:1])
+        tracer.attribute(small, [tracer.Prompt(token_ids=list(range(10, 26)), target=7)])
     tiny = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, request=base + 100))
     with refused(RemoteError, "a request of", "are sent at a time"):
         tracer.attribute(tiny, [tracer.Prompt(token_ids=list(range(10, 40)), target=7)], "ig", steps=1)

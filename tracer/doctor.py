@@ -95,8 +95,9 @@ def remote(name: str = "demo", host: str | None = None, report: Report | None = 
     gradient = (
         f"{probe.derivative:.6g}, finite difference {probe.difference:.6g}" if grants.gradients else grants.reason
     )
+    asked = "a circuit with its edges" if grants.gradients else "one forward"
     found = [
-        Check(f"server {probe.host} answers", f"{probe.seconds:.2f} s for one forward", True),
+        Check(f"server {probe.host} answers", f"{probe.seconds:.2f} s for {asked}", True),
         Check("the key is accepted", "NDIF_API_KEY or nnsight's" if server.has_key else "none is set or needed", True),
         Check("the model is deployed", f"among {', '.join(probe.deployed)}"[:200], True),
         Check("versions fit, here (there)", versions, True),

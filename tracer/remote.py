@@ -22,11 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from tracer import bodies, demo, passes
+from tracer.config import RULES, settings
 from tracer.errors import ModelError, RemoteError, quoted
+from tracer.metrics import Metric
 from tracer.model import DTYPES, Model, skeleton
 from tracer.model import load as load_here
 from tracer.ndif import Grants, JobFailedError, Limits, Remote, Report, Server
 from tracer.prompts import Batch
+from tracer.selection import DEFAULT_NODES
 
 COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
 """How many leading numbers of each package's version must be the same here and there."""
@@ -35,6 +38,8 @@ STEPS = {torch.float32: 0.03, torch.float64: 0.03}
 COARSE = 0.25
 """Of the finite difference, relative to the embedding; by the activations' dtype, coarse where rounding would show."""
 TOKENS = 4
+ROOM = 2**24
+"""Bytes of gradients that the probe's edges may hold there."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Probe:
         effect: how far the intervention moved the first block's output, relative to it.
         derivative, difference: the gradient and the finite difference; the gradient is NaN where there is none.
         logits_gap: between the server's logits and the client's, relative; None without weights on the client.
-        request, result: bytes of a request that holds no tensors, for all nodes' values, and of what came back.
-        seconds: that it took.
+        request, result: bytes of a typical request (a circuit of 200 nodes with its edges; all nodes' values where no
+            gradients are granted), and of what came back. seconds: that it took.
     """
 
     host: str
@@ -249,9 +254,21 @@ class _Measured:
         self.difference, self.effect = self._difference(read, unit)
         self.derivative, self.reason = self._gradient(direction, projection)
         before, started = replace(server.tally), time.perf_counter()
-        passes.values(model, Batch((self.ids,)))
+        self._typical()
         self.seconds = time.perf_counter() - started
         self.request, self.result = server.tally.sent - before.sent, server.tally.received - before.received
+
+    def _typical(self) -> None:
+        """What a trace asks for: a circuit with its edges, or, without gradients, all values."""
+        batch, last = Batch((self.ids,)), torch.tensor([[-1, self.ids[0]]])
+        if self.reason:
+            passes.values(self.model, batch)
+            return
+        metric = Metric("logit", torch.tensor([0]), last[:, 0], last[:, 1], torch.ones(1), 1)
+        chosen, rules = settings(metric="logit"), (DEFAULT_NODES, None, None, False, ())
+        passes.circuits(
+            self.model, batch, metric, chosen, None, rules, [last], [-1], edge_rules=RULES, room=ROOM, top=1
+        )
 
     def grants(self) -> Grants:
         readable, floating, found = self.weights
