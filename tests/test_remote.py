@@ -9,19 +9,15 @@ import importlib
 import importlib.util
 import io
 import logging
-import os
 import pickle
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -30,6 +26,7 @@ import tiny as t
 import tracer
 from helpers import error, refused
 from inline import InlinePool
+from loopback import LIMITS, Loopback, start, stop
 from tracer import demo, findings, ndif, passes, remote
 from tracer.attributing import prepared
 from tracer.cli import app
@@ -42,7 +39,6 @@ from tracer.status import condition
 from tracer.tracing import trace_all
 
 FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
-LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
 KEY = "0badc0de-5ec2-4e70-8a11-5ec2e7a11cee"
 FAILING = {"refused": {"keys": ["another-key"]}, "oom": {"keys": [KEY], "oom": 99}, "busy": {"keys": [KEY], "busy": 99}}
 SHORT = {"ig": {"steps": 2}, "conductance": {"steps": 2}, "ig-activation": {"steps": 2}}
@@ -51,60 +47,6 @@ METHODS = ("relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta
 
 def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
     return error(got, wanted) < 1e-6
-
-
-@dataclass
-class Loopback:
-    """The server's process, how it is told to behave, and the models it serves."""
-
-    host: str
-    process: subprocess.Popen[str]
-    folders: dict[str, str]
-    local: dict[str, tracer.Model] = field(default_factory=dict)
-    there: dict[tuple[str, str | None], tracer.Model] = field(default_factory=dict)
-
-    def mode(self, **how: Any) -> None:
-        httpx.post(f"{self.host}/_mode", json=how).raise_for_status()
-
-    def seen(self) -> dict[str, int]:
-        return httpx.get(f"{self.host}/_seen").json()
-
-    def load(self, name: str = "demo", limits: ndif.Limits = LIMITS, **options: Any) -> tracer.Model:
-        return tracer.load(self.folders.get(name, name), remote=True, host=self.host, limits=limits, **options)
-
-    def pair(self, name: str, weights: str | None = None) -> tuple[tracer.Model, tracer.Model]:
-        """A model there and here, loaded once."""
-        if name not in self.local:
-            self.local[name] = tracer.load(self.folders.get(name, name), device="cpu", attention="eager")
-        if (name, weights) not in self.there:
-            self.there[name, weights] = self.load(name, attention="eager", weights=weights)
-        return self.there[name, weights], self.local[name]
-
-
-def start(models: dict[str, str], cwd: Path) -> Loopback:
-    script = Path(__file__).with_name("ndif_server.py")
-    given = [f"{name}={folder}" for name, folder in models.items()]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "NDIF"))}
-    with (cwd / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(script), *given],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=cwd,
-            env=clean,
-        )
-    assert process.stdout is not None
-    port = process.stdout.readline().strip()
-    assert port, (cwd / "server.log").read_text()
-    return Loopback(f"http://127.0.0.1:{port}", process, {})
-
-
-def stop(server: Loopback) -> None:
-    server.process.kill()
-    server.process.wait()
-    assert server.process.stdout is not None
-    server.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -942,7 +884,9 @@ def test_what_fails_on_the_server_for_one_prompt_is_that_prompts_failure(server:
     assert condition(tmp_path / "run").status.statuses == {"failed": 8}
 
 
-@pytest.mark.parametrize("changes", [{"host": "http://x"}, {"weights": "local"}, {"wire": "bfloat16"}])
+@pytest.mark.parametrize(
+    "changes", [{"host": "http://x"}, {"weights": "local"}, {"wire": "bfloat16"}, {"in_flight": 2}]
+)
 def test_settings_of_remote_models_need_one(changes: dict[str, Any]) -> None:
     with refused(JobError, "remote: true"):
         load_job(job(**changes))

@@ -7,6 +7,7 @@ method computes (methods.py), and which nodes matter (selection.py).
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -35,6 +36,7 @@ class Reference:
         self.prompts = tuple(prompts)
         self._kept: dict[tuple[int, str], MeanValues] = {}
         self._hashes: dict[int, str] = {}
+        self._computing = threading.Lock()  # prompts of a remote model are traced in several threads
 
     def means(self, model: Model, longest: int, basis: str, memory: int | None) -> MeanValues:
         """Mean value of every node per position, up to `longest` positions.
@@ -43,9 +45,10 @@ class Reference:
             JobError: no prompt is that long.
         """
         key = id(model), basis
-        if key not in self._kept:
-            ids = self._ids(model)
-            self._kept[key] = mean_values(model, ids, max(map(len, ids), default=0), basis, memory)
+        with self._computing:
+            if key not in self._kept:
+                ids = self._ids(model)
+                self._kept[key] = mean_values(model, ids, max(map(len, ids), default=0), basis, memory)
         reach = self._kept[key].shape[1]
         if reach < longest:
             raise _too_short(reach, longest)

@@ -44,7 +44,7 @@ Ray = Annotated[
     ),
 ]
 Workers = Annotated[
-    int | None, typer.Option(help="Processes that hold a model. Default: one per GPU, or per core as memory allows.")
+    int | None, typer.Option(help="Processes. Default: one per GPU, or per core as memory allows; one with --remote.")
 ]
 Gpus = Annotated[float | None, typer.Option(help="Of each worker: a part of a GPU (0.5), or several with device_map.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.", min=1)]
@@ -68,6 +68,10 @@ def run(
     remote: Annotated[
         bool, typer.Option("--remote", help="On an NDIF server (NDIF_HOST, NDIF_API_KEY): no weights here.")
     ] = False,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(help="With --remote: requests at the server at a time, over all workers. Default: 4.", min=1),
+    ] = None,
     change: Change = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any prompt failed.")] = False,
     retry_failed: Annotated[
@@ -88,7 +92,8 @@ def run(
     terminal.quiet()
     if resume:
         _must_be_there(out)
-    changes = _changes(change, limit=limit, shard_size=shard_size, dtype=dtype, remote="true" if remote else None)
+    given = {"limit": limit, "shard_size": shard_size, "dtype": dtype, "in_flight": in_flight}
+    changes = _changes(change, **given, remote="true" if remote else None)
     chosen = jobs.load_job(job, changes)
     watch = _Watch(job)
     try:

@@ -1,7 +1,7 @@
 """The settings of one attribution as a frozen, validated record.
 
-Knows the names of methods, baselines, bases, metrics and RelP rules, and which of them go together; a setting
-that would have no effect is refused. Refuses to know any model, prompt or file.
+Knows the names of methods, baselines, bases, metrics and RelP rules, which of them go together, and defaults that
+several modules share; a setting that would have no effect is refused. Refuses to know any model, prompt or file.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ RULES: frozenset[str] = frozenset(get_args(Rule))
 PATH_METHODS = frozenset({"ig", "conductance", "ig-activation"})
 DEFAULT_STEPS = 10
 DEFAULT_TOP_K = 5
+IN_FLIGHT = 4
+"""Requests at a service at a time, by default."""
 
 # Metrics that are linear in the logits: only for these does a linearised model conserve relevance.
 LINEAR_METRICS = frozenset({"logit", "difference", "topk", "centred"})

@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tracer.config import (
     DEFAULT_STEPS,
     DEFAULT_TOP_K,
+    IN_FLIGHT,
     PATH_METHODS,
     SUMS_OF_LOGITS,
     Baseline,
@@ -45,7 +46,7 @@ ROW_FIELDS: tuple[str, ...] = get_args(RowField)
 NO_BASELINE = "none"
 """How a method without a baseline, `random`, is listed; it runs once."""
 
-WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host"})
+WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host", "in_flight"})
 """Keys of a job that do not decide its numbers."""
 
 # ------------------------------------------------------------------------------------------- kinds of values
@@ -101,7 +102,7 @@ class _Record(BaseModel):
 
 class _ModelOptions(_Record):
     """Which model, and how it is loaded: as in `tracer.load`. `host` of a remote one holds no key; keys are in the
-    workers' environment."""
+    workers' environment. `in_flight`: requests that the run has at the service at a time, over all its workers."""
 
     model: Name = "demo"
     revision: Name | None = None
@@ -113,10 +114,11 @@ class _ModelOptions(_Record):
     host: Name | None = None
     weights: Literal["local"] | None = None
     wire: Literal["float32", "bfloat16"] | None = None
+    in_flight: Count | None = None
 
     @model_validator(mode="after")
     def _placed_once(self) -> _ModelOptions:
-        given = [name for name in ("host", "weights", "wire") if getattr(self, name) is not None]
+        given = [name for name in ("host", "weights", "wire", "in_flight") if getattr(self, name) is not None]
         if given and not self.remote:
             raise ValueError(f"{given[0]} has no effect without remote: true")
         if self.remote and self.weights is None and (self.device or self.device_map):
@@ -130,6 +132,11 @@ class _ModelOptions(_Record):
         names = ("revision", "dtype", "device", "device_map", "attention", "host", "weights", "wire")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return given | {"remote": True} if self.remote else given
+
+    @property
+    def requests(self) -> int:
+        """How many of a remote run are in flight at a time: `in_flight`, or as many as by default."""
+        return self.in_flight or IN_FLIGHT
 
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""

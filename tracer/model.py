@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -104,6 +105,17 @@ class Model:
         if self.remote is None:
             return [function(part) for part in parts]
         return self.remote.server.each(function, parts)
+
+    def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
+        """`each` without halves, and every answer as soon as it is its turn."""
+        return map(function, parts) if self.remote is None else self.remote.server.stream(function, parts)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; in a thread of `each` or `stream` no longer than there is work."""
+        if self.remote is None:
+            time.sleep(seconds)
+        else:
+            self.remote.server.sleep(seconds)
 
     @cached_property
     def plan(self) -> SimpleNamespace:

@@ -22,8 +22,9 @@ import threading
 import time
 import types
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -42,6 +43,7 @@ from nnsight.tracing.tracer import mark
 from nnsight.tracing.util import push
 from pydantic import ValidationError
 
+from tracer.config import IN_FLIGHT
 from tracer.errors import RemoteError, quoted
 
 MIB = 2**20
@@ -87,7 +89,7 @@ class Limits:
     patience: float = 120.0
     lost: float = 60.0
     attempts: int = 4
-    in_flight: int = 4
+    in_flight: int = IN_FLIGHT
     quiet: float = 3.0
     request: int = 64 * MIB
     result: int = 4096 * MIB
@@ -163,6 +165,30 @@ class Tally:
     retries: int = 0
 
 
+class _Stop:
+    """Says that the work of some threads has ended, and so has what these gave to other threads in turn."""
+
+    def __init__(self, outer: _Stop | None) -> None:
+        self._outer, self._set = outer, False
+        # One for all that hang together, so that who waits for an inner one hears of the outer one too.
+        self._news: threading.Condition = threading.Condition() if outer is None else outer._news
+
+    def set(self) -> None:
+        """It has ended."""
+        with self._news:
+            self._set = True
+            self._news.notify_all()
+
+    def is_set(self) -> bool:
+        """Whether it has ended, or what it is a part of."""
+        return self._set or (self._outer is not None and self._outer.is_set())
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it has ended, no longer than that; whether it has."""
+        with self._news:
+            return self._news.wait_for(self.is_set, seconds)
+
+
 class Server:
     """One NDIF service and one key for it.
 
@@ -184,8 +210,11 @@ class Server:
         self.limits, self.report, self.tally = limits or Limits(), report, Tally()
         self._key = _Key((os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip())
         timeout = httpx.Timeout(min(10.0, self.limits.patience), read=min(600.0, 2 * self.limits.patience))
-        self._client = httpx.Client(base_url=given.rstrip("/"), auth=self._key, timeout=timeout)
-        self._plain = httpx.Client(timeout=timeout)  # result stores are other hosts: they never see the key
+        # As many connections as there are requests in flight, where httpx would let those beyond 100 time out.
+        pool = httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.in_flight)
+        self._client = httpx.Client(base_url=given.rstrip("/"), auth=self._key, timeout=timeout, limits=pool)
+        # Result stores are other hosts: they never see the key.
+        self._plain = httpx.Client(timeout=timeout, limits=pool)
         for client in (self._client, self._plain):
             weakref.finalize(self, client.close)
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
@@ -246,17 +275,43 @@ class Server:
             middle = len(part) // 2
             return halved(part[:middle]) + halved(part[middle:])  # type: ignore[arg-type]
 
-        if len(parts) == 1:
-            return halved(parts[0])
-        stop = threading.Event()
+        return [answer for answers in self.stream(halved, parts) for answer in answers]
+
+    def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
+        """`each` without halves, and every answer as soon as it is its turn. Of those that wait for theirs there are
+        never more than twice as many as may be in flight."""
+        count = min(len(parts), self.limits.in_flight)
+        if count <= 1:
+            yield from map(function, parts)
+            return
+        stop, failed = _Stop(getattr(self._thread, "stop", None)), list[BaseException]()
 
         def begin() -> None:
             self._thread.stop = stop
 
-        with ThreadPoolExecutor(max(1, min(len(parts), self.limits.in_flight)), initializer=begin) as pool:
-            waiting = [pool.submit(halved, part) for part in parts]
+        def done(part: Part) -> Answer:
             try:
-                return [answer for one in waiting for answer in one.result()]
+                self.sleep(0.0)
+                return function(part)
+            except BaseException as error:
+                failed.append(error)
+                stop.set()
+                raise
+
+        def taken(one: Future[Answer]) -> Answer:
+            if one.exception() is not None:
+                raise failed[0]  # the others only say that they were stopped
+            return one.result()
+
+        with ThreadPoolExecutor(count, initializer=begin) as pool:
+            waiting: deque[Future[Answer]] = deque()
+            try:
+                for part in parts:
+                    if len(waiting) == 2 * count:
+                        yield taken(waiting.popleft())
+                    waiting.append(pool.submit(done, part))
+                while waiting:
+                    yield taken(waiting.popleft())
             finally:
                 stop.set()
                 for one in waiting:
@@ -272,6 +327,7 @@ class Server:
             rule = f"at most {_size(self.limits.request)} are sent at a time"
             raise TooLargeError(f"a request of {_size(len(blob))}", rule, "use fewer prompts")
         with self._slots:
+            self.sleep(0.0)  # while it waited for a slot, its work may have ended
             started, attempt = time.monotonic(), 0
             while True:
                 attempt += 1
@@ -285,6 +341,18 @@ class Server:
                     told = "the server lost it" if job is None else self._reason(job.description)
                     raise self._error(f"gave up after {attempt} submissions ({told})", "try again later")
                 self._again("submitting a job again", attempt, started)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, unless the work that this thread is part of has ended.
+
+        Raises:
+            RemoteError: it has.
+        """
+        stop: _Stop | None = getattr(self._thread, "stop", None)
+        if stop is None:
+            time.sleep(seconds)
+        elif stop.wait(seconds):
+            raise self._error("a job is no longer waited for", "see the error before this one")
 
     # The parts of a job's way.
 
@@ -323,7 +391,7 @@ class Server:
                     f"a job was not done after {now - started:.0f} s ({state})",
                     "try again later, or use fewer prompts at a time",
                 )
-            self._sleep(pause * (0.5 + random.random()))
+            self.sleep(pause * (0.5 + random.random()))
             pause = min(1.5 * pause, 2.0)
 
     def _tell(self, job: ResponseModel, seconds: float, before: tuple[str, float]) -> tuple[str, float]:
@@ -434,15 +502,7 @@ class Server:
         pause = min(longest, 0.25 * 2 ** min(attempt - 1, 20)) * (0.5 + random.random())
         if self.report is not None:
             self.report(f"{self.host}, {time.monotonic() - started:.0f} s, {why}; again in {math.ceil(pause)} s")
-        self._sleep(pause)
-
-    def _sleep(self, seconds: float) -> None:
-        """Wait, unless the work that this thread is part of has ended."""
-        stop = getattr(self._thread, "stop", None)
-        if stop is None:
-            time.sleep(seconds)
-        elif stop.wait(seconds):
-            raise self._error("a job is no longer waited for", "see the error before this one")
+        self.sleep(pause)
 
     def _said(self, answer: httpx.Response) -> str:
         """A refusal's own words; the real server repeats a malformed key in them."""

@@ -1,6 +1,6 @@
 """Where workers go: processes of this machine or actors of a Ray cluster, how many, and what each is given.
 
-Knows cores, GPUs and memory. Refuses to know what workers do.
+Knows cores, GPUs, memory and how many requests a key may have in flight. Refuses to know what workers do.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from tracer.jobs import Job
 from tracer.pools import LocalPool, visible_gpus
 from tracer.work import Pool
 
-_REQUESTS = 4  # workers of a remote model, each with a request in flight
 _MOST = 8  # processes on the cores of one machine, unless more are asked for
 
 
 @dataclass(frozen=True)
 class Placing:
-    """A pool, how many workers it is asked for, and what each is given."""
+    """A pool, how many workers it is asked for, and what each is given; `in_flight`: requests to a service."""
 
     pool: Pool
     workers: int
     cpus: float
     gpus: float
+    in_flight: int
 
 
 def seats(gpus: float, each: float) -> int:
@@ -40,6 +40,12 @@ def check_asked(job: Job, workers: int | None, gpus_per_worker: float | None) ->
     """
     if workers is not None and workers < 1:
         raise JobError(f"workers={workers}", "must be 1 or more", "leave it out for as many as fit")
+    if job.remote and workers is not None and workers > job.requests:
+        raise JobError(
+            f"workers={workers}",
+            f"are more than the {job.requests} requests that the run may have in flight",
+            "use fewer, one is enough without local weights, or raise in_flight",
+        )
     if gpus_per_worker is not None:
         whole = gpus_per_worker == int(gpus_per_worker)
         if gpus_per_worker < 0 or (gpus_per_worker > 1 and not whole):
@@ -76,7 +82,7 @@ def place(
         JobError: GPUs that this machine has not. RunError: a cluster that cannot be reached.
     """
     if pool is not None:
-        return Placing(pool, workers or 1, 1.0, float(gpus_per_worker or 0))
+        return Placing(pool, workers or 1, 1.0, float(gpus_per_worker or 0), _share(job, workers or 1))
     if ray is None:
         cpus, gpus, made = float(os.cpu_count() or 1), float(visible_gpus()), LocalPool()
     else:
@@ -93,7 +99,14 @@ def place(
         )
     if workers is None:
         elsewhere = job.remote and job.weights is None
-        workers = _REQUESTS if elsewhere else seats(gpus, each) if each else int(cpus) if ray else min(int(cpus), _MOST)
-        workers = min(workers, workers if most is None else most)
+        workers = 1 if elsewhere else seats(gpus, each) if each else int(cpus) if ray else min(int(cpus), _MOST)
+        workers = min(workers, workers if most is None else most, job.requests if job.remote else workers)
+    workers = max(1, min(workers, n_units))
     # Workers that wait for a server take no core for themselves.
-    return Placing(made, max(1, min(workers, n_units)), 0.1 if job.remote else 1.0, each)
+    return Placing(made, workers, 0.1 if job.remote else 1.0, each, _share(job, workers))
+
+
+def _share(job: Job, workers: int) -> int:
+    """Requests that each worker may have in flight: equal shares, so that it does not matter which of them is
+    replaced, and together never more than the key's limit."""
+    return max(1, job.requests // workers)

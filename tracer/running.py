@@ -118,7 +118,8 @@ def run(
         out: the run folder: a path, or ``s3://`` or ``gs://``.
         ray: None for processes of this machine; ``local`` for a Ray of its own here; ``auto`` or an address for a
             running cluster.
-        workers: how many processes hold a model; by default one for every GPU, or for every core as memory allows.
+        workers: how many processes hold a model; by default one for every GPU, or for every core as memory allows, and
+            one where the model is remote. Requests to a service are shared out among them (the job's `in_flight`).
         gpus_per_worker: a part of a GPU, or several for a model with ``device_map``.
         threads: of torch, of each worker on a CPU; a resumed run keeps those it was begun with.
         strict: raise at the end if a prompt failed.
@@ -169,6 +170,7 @@ def run(
                 threads=driver.record["threads"],
                 cpus=made.cpus,
                 gpus=made.gpus,
+                in_flight=made.in_flight,
             )
             driver.drive(made, setup, start_timeout)
     result = Run(chosen, str(out), driver.status("done"), resumed, time.perf_counter() - started)

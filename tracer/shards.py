@@ -1,18 +1,22 @@
 """One shard of prompts: read, traced in batches of like length, written as tables; every prompt gets its row.
 
 Knows what may happen to a prompt and what becomes of it: its circuit, or a row that says why there is none. Memory
-that runs out halves the batch; what can pass is tried again; what a prompt alone raises is that prompt's failure.
-Refuses to know other shards, processes and who gives the orders.
+that runs out halves the batch; what can pass is tried again; what a prompt alone raises is that prompt's failure. Of a
+model that is elsewhere several batches are under way at a time; what is written does not depend on how many. Refuses to
+know other shards, processes and who gives the orders.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -52,6 +56,23 @@ class _Item:
         return int(self.row["prompt_id"])
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What a prompt became: its row and tables, and its attributions with their length where these are summed."""
+
+    row: dict[str, Any]
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    part: tuple[Tensor, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A batch that went well: its circuits, and its attributions [prompt, layer, pos, neuron] where they are summed."""
+
+    circuits: list[Circuit]
+    nodes: Tensor | None
+
+
 @dataclass
 class _Sums:
     """Attributions of all nodes summed over prompts, by their length; -1 where positions are summed as well."""
@@ -61,11 +82,16 @@ class _Sums:
     sums: dict[int, Tensor] = field(default_factory=dict)
     counts: Counter[int] = field(default_factory=Counter)
 
-    def add(self, nodes: Tensor, length: int) -> None:
-        """Add one prompt's [layer, pos, neuron]."""
-        mine = nodes[:, :length].double()
+    def part(self, nodes: Tensor, length: int) -> tuple[Tensor, int]:
+        """What is added of one prompt's [layer, pos, neuron]: little, where it is summed over positions."""
+        mine = nodes[:, :length]
         if self.kind == "free":
-            mine, length = mine[:, int(self.skip_first) :].sum(1, keepdim=True), -1
+            mine, length = mine.double()[:, int(self.skip_first) :].sum(1, keepdim=True), -1
+        return mine, length
+
+    def add(self, part: Tensor, length: int) -> None:
+        """Add one prompt's part; sums depend, in their last bits, on the order of this."""
+        mine = part.double()
         self.sums[length] = self.sums[length] + mine if length in self.sums else mine
         self.counts[length] += 1
 
@@ -84,6 +110,43 @@ class _Sums:
             for position in range(self.sums[length].shape[1])
         ]
         return pa.Table.from_pylist(rows, schemas.MEANS)
+
+
+class _Pulse:
+    """What the driver is told of a shard: the prompts under way, in however many threads, and how many are done.
+
+    A process's death is held against those under way, so they are told whenever they change.
+    """
+
+    def __init__(self, began: Beat) -> None:
+        self._began, self._done = began, 0
+        self._under_way: dict[int, None] = {}  # a set that keeps its order
+        self._told, self._lock = 0.0, threading.Lock()
+
+    def begin(self, ids: Iterable[int]) -> None:
+        """Prompts are under way."""
+        with self._lock:
+            self._under_way |= dict.fromkeys(ids)
+            self._tell()
+
+    def alive(self) -> None:
+        """Say, now and then, that this is no hung shard."""
+        with self._lock:
+            if time.monotonic() - self._told > 1.0:
+                self._tell()
+
+    def end(self, ids: Iterable[int], done: int) -> None:
+        """Prompts are under way no more, and so many of them done."""
+        with self._lock:
+            for one in ids:
+                self._under_way.pop(one, None)
+            self._done += done
+            if self._under_way:  # else what begins next is told at once
+                self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        self._began([*self._under_way], self._done)
 
 
 class ShardWork:
@@ -168,11 +231,11 @@ class _Shard:
     """One shard being traced."""
 
     def __init__(self, model: Model, job: DatasetJob, order: Order, began: Beat, chosen: dict[str, Any]) -> None:
-        self.model, self.job, self.order, self.began, self.options = model, job, order, began, chosen
+        self.model, self.job, self.order, self.options = model, job, order, chosen
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
         self._tables: dict[str, list[tuple[int, pa.Table]]] = {"nodes": [], "edges": []}
-        self._told = 0.0
+        self._pulse, self._counting = _Pulse(began), threading.Lock()
 
     def trace(self, rows: Sequence[dict[str, Any]]) -> None:
         """Every prompt of the shard, in batches of like length."""
@@ -181,9 +244,11 @@ class _Shard:
             try:
                 items.append(self._item(row))
             except TracerError as error:
-                self._lost(row, "failed", type(error).__name__, str(error))
-        for batch in self._batches(items):
-            self._batch(batch)
+                self._record(self._lost(row, "failed", type(error).__name__, str(error)))
+        self._pulse.end((), len(self.rows))
+        with closing(self._outcomes(self._batches(items))) as outcomes:
+            for made in outcomes:
+                self._record(made)
 
     def keep(self, tables: dict[str, pa.Table], only: Sequence[int]) -> None:
         """Take over what was committed, but for the prompts that are done again."""
@@ -246,49 +311,77 @@ class _Shard:
                 else:
                     yield batch
 
-    def _batch(self, items: list[_Item]) -> None:
-        if len(items) == 1 and items[0].id in self.order.quarantined:
-            self._lost(items[0].row, "quarantined", *self.order.quarantined[items[0].id])
+    def _outcomes(self, batches: Iterable[list[_Item]]) -> Generator[_Made, None, None]:
+        """What becomes of every prompt, in the order of the batches, whichever is done first."""
+        for alone, some in groupby(batches, self._is_alone):
+            if alone:
+                for batch in some:
+                    yield from self._batch(batch)
+            else:
+                for made in self.model.stream(lambda batch: list(self._batch(batch)), list(some)):
+                    yield from made
+
+    def _is_alone(self, batch: list[_Item]) -> bool:
+        """Whether nothing else may be under way: what is computed here fills the memory that was planned for it, and
+        of a prompt that processes died on, among others, it must now be known whether it is the reason."""
+        here = self.model.remote is None or self.job.weights is not None
+        return here or any(item.id in self.order.alone for item in batch)
+
+    def _batch(self, items: list[_Item]) -> Iterator[_Made]:
+        """What becomes of a batch. Runs in several threads at a time: it leaves nothing behind but its outcome."""
+        ids = [item.id for item in items]
+        if len(items) == 1 and ids[0] in self.order.quarantined:
+            self._pulse.end((), 1)
+            yield self._lost(items[0].row, "quarantined", *self.order.quarantined[ids[0]])
             return
-        self._tell(items)
-        for attempt in range(1, self.job.retries + 2):
+        self._pulse.begin(ids)
+        found, attempt = self._tried(items)
+        if isinstance(found, _Traced):
+            self._pulse.end(ids, len(ids))
+            for row, (item, circuit) in enumerate(zip(items, found.circuits, strict=True)):
+                yield self._found(item, circuit, None if found.nodes is None else found.nodes[row], attempt)
+            return
+        if _sticky(found):
+            os._exit(STICKY)
+        self._pulse.end(ids, int(len(ids) == 1))
+        yield from self._raised(items, found, attempt)
+
+    def _tried(self, items: list[_Item]) -> tuple[_Traced | Exception, int]:
+        """What a batch came to, or what it raised, and in which attempt: what can pass is tried again."""
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                self._traced(items, attempt)
+                return self._traced(items), attempt
             except RemoteError as error:
                 # A server that is gone or says no to everything is no prompt's failure: the run ends, and can go on.
                 if not isinstance(error, JobFailedError | TooLargeError):
                     raise
-                self._raised(items, error, attempt)
-                return
+                return error, attempt
             except PASSING as error:
                 if attempt > self.job.retries:
-                    self._raised(items, error, attempt)
-                    return
-                time.sleep(min(60.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
-                self._tell(items)  # waiting is not hanging
+                    return error, attempt
+                self.model.sleep(min(60.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
+                self._pulse.begin(item.id for item in items)  # waiting is not hanging
             except Exception as error:  # noqa: BLE001  a prompt's failure is a row, the others go on
-                self._raised(items, error, attempt)
-                return
-            else:
-                return
+                return error, attempt
 
-    def _raised(self, items: list[_Item], error: Exception, attempt: int) -> None:
+    def _raised(self, items: list[_Item], error: Exception, attempt: int) -> Iterator[_Made]:
         """What was raised on several is tried on fewer; on one it is that one's failure."""
-        if _sticky(error):
-            os._exit(STICKY)
         memory = out_of_memory(error) or isinstance(error, TooLargeError)
         if memory:
             _release()
         if len(items) == 1:
             name = "OutOfMemory" if memory else type(error).__name__
-            self._lost(items[0].row, "failed", name, str(error), attempt)
+            yield self._lost(items[0].row, "failed", name, str(error), attempt)
             return
         half = (len(items) + 1) // 2 if memory else 1
-        self.halved += memory
+        with self._counting:
+            self.halved += memory
         for first in range(0, len(items), half):
-            self._batch(items[first : first + half])
+            yield from self._batch(items[first : first + half])
 
-    def _traced(self, items: list[_Item], attempt: int) -> None:
+    def _traced(self, items: list[_Item]) -> _Traced:
         found: list[Attribution] = []
         each = self.model.bytes_per_token(length=max(len(item.encoded.token_ids) for item in items))
         room = len(items) * max(len(item.encoded.token_ids) for item in items) * each  # it was split before: one batch
@@ -299,39 +392,37 @@ class _Shard:
             **self.options,
             memory=max(room, self.order.memory or self.model.budget()),
             attributed=None if self.sums is None else found.append,  # all nodes, where they are asked for
-            progress=lambda _done, _total: self._alive(items),
+            progress=lambda _done, _total: self._pulse.alive(),
         ):
             circuits.append(circuit)
-            self._alive(items)
-        for row, (item, circuit) in enumerate(zip(items, circuits, strict=True)):
-            self._found(item, circuit, attempt)
-            if self.sums is not None:
-                self.sums.add(found[0].nodes[row], len(circuit.token_ids))
-
-    def _alive(self, items: list[_Item]) -> None:
-        """Tell the driver, now and then, that this batch is no hung one."""
-        if time.monotonic() - self._told > 1.0:
-            self._tell(items)
-
-    def _tell(self, items: list[_Item]) -> None:
-        self._told = time.monotonic()
-        self.began([item.id for item in items], len(self.rows))
+            self._pulse.alive()
+        return _Traced(circuits, None if self.sums is None else found[0].nodes)
 
     # -------------------------------------------------------------------------------------------- rows
 
-    def _found(self, item: _Item, circuit: Circuit, attempt: int) -> None:
-        self._tables["nodes"].append((item.id, _numbered(circuit.nodes, item.id)))
+    def _found(self, item: _Item, circuit: Circuit, nodes: Tensor | None, attempt: int) -> _Made:
+        tables = {"nodes": _numbered(circuit.nodes, item.id)}
         if circuit.links is not None:
-            self._tables["edges"].append((item.id, _numbered(circuit.links, item.id)))
+            tables["edges"] = _numbered(circuit.links, item.id)
         row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.order.deaths.get(item.id, 0)}
-        self.rows.append(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]})
+        part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
+        return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part)
 
-    def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> None:
+    def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> _Made:
         attempts = self.order.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
         kept = {name: row[name] for name in ("prompt_id", "user_id", "text", "token_ids", "labels")}
         ids = {name: row[name] or [] for name in ("target_ids", "foil_ids")}
         told = {"status": status, "error_type": error_type, "error": error[:2000], "attempts": attempts}
-        self.rows.append(kept | ids | told | {"n_nodes": 0, "n_edges": 0})
+        return _Made(kept | ids | told | {"n_nodes": 0, "n_edges": 0})
+
+    def _record(self, made: _Made) -> None:
+        """Keep what is written; called in one thread, in the order of the batches."""
+        self.rows.append(made.row)
+        for name, table in made.tables.items():
+            self._tables[name].append((made.row["prompt_id"], table))
+        if made.part is not None:
+            assert self.sums is not None
+            self.sums.add(*made.part)
 
 
 def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:

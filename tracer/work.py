@@ -29,6 +29,7 @@ class Setup(_Record):
         factory: ``module:callable`` that makes the worker from this record.
         threads: of torch, in the worker; the last bits of a number depend on it.
         cpus, gpus: what it is given (Ray counts them; fractions of a GPU are shared).
+        in_flight: requests that it may have at a service at a time: its share of what the run may.
     """
 
     folder: str
@@ -37,6 +38,7 @@ class Setup(_Record):
     threads: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
+    in_flight: int = 1
 
 
 class Order(_Record):

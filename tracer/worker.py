@@ -49,7 +49,7 @@ class Worker:
         if here and not setup.gpus and not {"device", "device_map"} & options.keys():
             options["device"] = "cpu"  # a worker that was given no GPU still sees them
         if job.remote:
-            options["limits"] = Limits(in_flight=1)  # a worker's; a key has as many in flight as the run has workers
+            options["limits"] = Limits(in_flight=setup.in_flight)
         loaded = load(job.model, **options)
         self.model: ModelRecord = loaded.record()
         self.budget: int = loaded.budget()

@@ -1,0 +1,71 @@
+"""The loop-back server (ndif_server.py) as tests hold it: its process, how it is told to behave, models it serves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import tracer
+from tracer import ndif
+
+LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
+
+
+@dataclass
+class Loopback:
+    """The server's process, how it is told to behave, and the models it serves."""
+
+    host: str
+    process: subprocess.Popen[str]
+    folders: dict[str, str]
+    local: dict[str, tracer.Model] = field(default_factory=dict)
+    there: dict[tuple[str, str | None], tracer.Model] = field(default_factory=dict)
+
+    def mode(self, **how: Any) -> None:
+        httpx.post(f"{self.host}/_mode", json=how).raise_for_status()
+
+    def seen(self) -> dict[str, int]:
+        return httpx.get(f"{self.host}/_seen").json()
+
+    def load(self, name: str = "demo", limits: ndif.Limits = LIMITS, **options: Any) -> tracer.Model:
+        return tracer.load(self.folders.get(name, name), remote=True, host=self.host, limits=limits, **options)
+
+    def pair(self, name: str, weights: str | None = None) -> tuple[tracer.Model, tracer.Model]:
+        """A model there and here, loaded once."""
+        if name not in self.local:
+            self.local[name] = tracer.load(self.folders.get(name, name), device="cpu", attention="eager")
+        if (name, weights) not in self.there:
+            self.there[name, weights] = self.load(name, attention="eager", weights=weights)
+        return self.there[name, weights], self.local[name]
+
+
+def start(models: dict[str, str], cwd: Path) -> Loopback:
+    script = Path(__file__).with_name("ndif_server.py")
+    given = [f"{name}={folder}" for name, folder in models.items()]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "NDIF"))}
+    with (cwd / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(script), *given],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            cwd=cwd,
+            env=clean,
+        )
+    assert process.stdout is not None
+    port = process.stdout.readline().strip()
+    assert port, (cwd / "server.log").read_text()
+    return Loopback(f"http://127.0.0.1:{port}", process, {})
+
+
+def stop(server: Loopback) -> None:
+    server.process.kill()
+    server.process.wait()
+    assert server.process.stdout is not None
+    server.process.stdout.close()
