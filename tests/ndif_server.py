@@ -43,6 +43,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODES: dict[str, Any] = {
     "keys": [],  # accepted; none: everyone is let in
+    "locked_after": None,  # after so many requests every key is refused
     "sandboxed": False,  # every gradient fails, the body sees weights on meta
     "busy": 0,  # answer so many requests with 503
     "limited": 0,  # answer so many requests with 429
@@ -103,6 +104,9 @@ class Server:
     def check_key(self, request: web.Request) -> None:
         """As the real server, which repeats a malformed key in its answer."""
         keys, given = self.mode["keys"], request.headers.get("ndif-api-key")
+        last = self.mode["locked_after"]
+        if last is not None and self.seen["requests"] >= last:
+            raise web.HTTPForbidden(text=json.dumps({"detail": "Invalid API key."}))
         if not keys:
             return
         if not given:

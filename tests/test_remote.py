@@ -857,12 +857,10 @@ def test_a_run_through_a_server_equals_the_local_one_and_goes_on(
     monkeypatch.setattr(ndif, "Limits", partial(ndif.Limits, wait=30.0, patience=1.0, lost=0.6))
     here = tracer.run(job(), tmp_path / "here", pool=InlinePool())
 
-    def cut(status: Any) -> None:
-        server.mode(**({"keys": ["another-key"]} if 2 <= status.done < 8 else {}))
-
     # The server refuses everything from some moment on: what was committed stays, and the run says what is wrong.
+    server.mode(locked_after=5)  # the probe's three, and those of two shards
     with refused(RemoteError, "refused the key", "NDIF_API_KEY"):
-        tracer.run(job(remote=True), tmp_path / "there", pool=InlinePool(), watch=cut)
+        tracer.run(job(remote=True), tmp_path / "there", pool=InlinePool())
     done = len(list((tmp_path / "there" / "_commits").iterdir()))
     assert 0 < done < 4
     server.mode()
