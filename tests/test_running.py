@@ -158,12 +158,16 @@ def test_a_run_that_is_told_to_stop_keeps_what_is_done_and_goes_on(
     runs.same(tmp_path / "run", undisturbed.address)
 
 
-def test_a_second_signal_acts_at_once(tmp_path: Path) -> None:
-    with running._Signals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals.number == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
+def test_a_second_signal_acts_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with running._Signals() as signals:
             os.kill(os.getpid(), signal.SIGINT)
+            assert signals.number == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("seed", range(3))
