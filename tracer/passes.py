@@ -1,9 +1,10 @@
-"""One function per nnsight trace: the only file with ``with model.nn.trace(...)``.
+"""One function per pass over a model: a batch in, plain tensors out.
 
-Each pass is one forward, and one backward where it says so, over a left-padded batch, and returns plain tensors.
-Nothing is left on the model. A remote model's pass is the same function: its block travels to the server, with the
-plain values that it names, and its result comes back (ndif.py). What a pass means (attribution, ablation) is decided
-by its callers; what runs inside a trace is bodies.py; where modules are is families.py.
+Each pass is one forward, and one backward where it says so, over a left-padded batch. Nothing is left on the model. A
+remote model's pass is the same function: its block travels to the server, with the plain values that it names, and its
+result comes back (ndif.py). `with model.nn.trace(...)` stands here, and in traces.py where sessions on a server run it
+too. What a pass means (attribution, ablation) is decided by its callers; what runs inside a trace is bodies.py; where
+modules are is families.py.
 """
 
 from __future__ import annotations
