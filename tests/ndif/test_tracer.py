@@ -21,22 +21,28 @@ import test_remote
 import tiny as t
 import tracer
 from helpers import refused
+from inline import InlinePool
 from test_remote import (  # noqa: F401  collected here, with the fixtures below
     FAMILIES,
     LIMITS,
     METHODS,
     Loopback,
+    test_a_batch_of_circuits_is_one_request,
     test_a_circuit_of_here_is_used_in_a_sandbox_where_the_weights_are_here,
     test_a_hidden_weight_never_becomes_a_number,
     test_a_model_without_weights_holds_none,
+    test_a_prompt_without_target_asks_for_the_top_token_alone,
     test_a_sandbox_gives_the_same_numbers_where_the_weights_are_here,
     test_a_sandbox_is_detected_and_refused_by_permission,
     test_commands_run_remotely,
     test_doctor_remote,
     test_edges_are_the_local_ones,
+    test_edges_of_a_batch_are_those_of_each_prompt,
     test_evaluation_is_the_local_one,
     test_forward_only_work_needs_no_permission,
     test_metrics_bases_and_baselines_are_the_local_ones,
+    test_nodes_are_selected_there_by_the_same_rules,
+    test_only_what_a_circuit_says_comes_back,
     test_steering_is_the_local_one,
     test_the_package_is_not_on_the_server,
     test_what_we_use_besides_torch_is_not_on_the_server,
@@ -114,6 +120,19 @@ def test_the_probe_says_what_a_request_weighs(server: Real) -> None:
     _, probe = remote.connect(remote.skeleton("demo"), ndif.Server(server.host))
     assert 1000 < probe.request < 10**6
     assert probe.there["nnsight"].rpartition(".")[0] == probe.here["nnsight"].rpartition(".")[0]
+
+
+def test_a_run_of_many_prompts_is_the_local_one(server: Real, tmp_path: Path) -> None:
+    """48 prompts in 12 requests, 4 of them at the server at a time."""
+    asked = {"input": {"task": "sva", "structure": "simple", "count": 48}, "shard_size": 16, "batch": 4}
+    here = tracer.run(test_remote.job(**asked), tmp_path / "here", pool=InlinePool())
+    there = tracer.run(test_remote.job(**asked, remote=True, in_flight=4), tmp_path / "there", pool=InlinePool())
+    assert there.status.statuses == {"ok": 48}
+    nodes = [run.table("nodes").to_pandas() for run in (there, here)]
+    keys = ["prompt_id", "kind", "layer", "position", "neuron"]
+    got, wanted = (one.sort_values(keys).reset_index(drop=True) for one in nodes)
+    assert (got[keys] == wanted[keys]).to_numpy().all()
+    assert test_remote.same(*(torch.tensor(one["attribution"].to_numpy()) for one in (got, wanted)))
 
 
 def test_an_interactive_wait_is_short(server: Real) -> None:
