@@ -231,13 +231,8 @@ class Server:
         name = json.loads(envelope["model_key"].removeprefix(KEY))["repo_id"]
         model = self.models[name]
         model._remoteable_set_env(envelope["env"])
-        with kept_caches(), limits(self.mode):
+        with kept_caches(), limits(self.mode), memory(model._module, self.mode["oom_rows"]):
             tracer = RequestModel.deserialize(blob, model._remoteable_persistent_objects(), envelope["compress"])
-            rows = [
-                value.shape[0] for value in getattr(tracer, "kwargs", {}).values() if isinstance(value, torch.Tensor)
-            ]
-            if self.mode["oom_rows"] and rows and max(rows) > self.mode["oom_rows"]:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
             inc()
             try:
                 tracer.execute(tracer.info.code)
@@ -263,6 +258,21 @@ def kept_caches() -> Iterator[None]:
         for cache, before in kept:
             cache.clear()  # type: ignore[attr-defined]
             cache.update(before)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def memory(module: nn.Module, rows: int) -> Iterator[None]:
+    """Forwards of more rows than these run out of memory, also those of a session; 0 is no limit."""
+
+    def check(_: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+        if rows and len(given["input_ids"]) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    hook = module.register_forward_pre_hook(check, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _no_gradient(*args: Any, **kwargs: Any) -> Any:

@@ -7,19 +7,13 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import pickle
-import subprocess
-import sys
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -28,6 +22,7 @@ import tiny as t
 import tracer
 from helpers import error, refused
 from inline import InlinePool
+from loopback import FAMILIES, LIMITS, Loopback, prompts, same, start, stop
 from tracer import demo, ndif, passes, remote
 from tracer.cli import app
 from tracer.edges import direct_edges
@@ -36,108 +31,10 @@ from tracer.jobs import load_job
 from tracer.prompts import Batch
 from tracer.status import condition
 
-FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
-LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
 KEY = "0badc0de-5ec2-4e70-8a11-5ec2e7a11cee"
 FAILING = {"refused": {"keys": ["another-key"]}, "oom": {"keys": [KEY], "oom": 99}, "busy": {"keys": [KEY], "busy": 99}}
 SHORT = {"ig": {"steps": 2}, "conductance": {"steps": 2}, "ig-activation": {"steps": 2}}
 METHODS = ("relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random")
-
-
-def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return error(got, wanted) < 1e-6
-
-
-@dataclass
-class Loopback:
-    """The server's process, how it is told to behave, and the models it serves."""
-
-    host: str
-    process: subprocess.Popen[str]
-    folders: dict[str, str]
-    local: dict[str, tracer.Model] = field(default_factory=dict)
-    there: dict[tuple[str, str | None], tracer.Model] = field(default_factory=dict)
-
-    def mode(self, **how: Any) -> None:
-        httpx.post(f"{self.host}/_mode", json=how).raise_for_status()
-
-    def seen(self) -> dict[str, int]:
-        return httpx.get(f"{self.host}/_seen").json()
-
-    def load(self, name: str = "demo", limits: ndif.Limits = LIMITS, **options: Any) -> tracer.Model:
-        return tracer.load(self.folders.get(name, name), remote=True, host=self.host, limits=limits, **options)
-
-    def pair(self, name: str, weights: str | None = None) -> tuple[tracer.Model, tracer.Model]:
-        """A model there and here, loaded once."""
-        if name not in self.local:
-            self.local[name] = tracer.load(self.folders.get(name, name), device="cpu", attention="eager")
-        if (name, weights) not in self.there:
-            self.there[name, weights] = self.load(name, attention="eager", weights=weights)
-        return self.there[name, weights], self.local[name]
-
-
-def start(models: dict[str, str], cwd: Path) -> Loopback:
-    script = Path(__file__).with_name("ndif_server.py")
-    given = [f"{name}={folder}" for name, folder in models.items()]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "NDIF"))}
-    with (cwd / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(script), *given],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=cwd,
-            env=clean,
-        )
-    assert process.stdout is not None
-    port = process.stdout.readline().strip()
-    assert port, (cwd / "server.log").read_text()
-    return Loopback(f"http://127.0.0.1:{port}", process, {})
-
-
-def stop(server: Loopback) -> None:
-    server.process.kill()
-    server.process.wait()
-    assert server.process.stdout is not None
-    server.process.stdout.close()
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    place = tmp_path_factory.mktemp("ndif")
-    folders = {family: str(t.save(t.tiny(family, n_layers=2), place / family)) for family in FAMILIES}
-    other = str(t.save(t.tiny("llama", seed=1), place / "other"))
-    folders["changed"] = str(t.save(t.tiny("llama", seed=2), place / "changed"))
-    half = folders["half"] = str(t.save(t.tiny("qwen3"), place / "half"))
-    served = {
-        "demo": str(demo.path()),
-        half: f"{half}@bfloat16",
-        **{folders[family]: folders[family] for family in FAMILIES},
-    }
-    server = start(served | {folders["changed"]: other}, place)
-    server.folders = folders
-    yield server
-    stop(server)
-
-
-@pytest.fixture
-def server(running: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
-    monkeypatch.delenv("NDIF_API_KEY", raising=False)
-    monkeypatch.setenv("NDIF_HOST", running.host)
-    running.mode()
-    return running
-
-
-def prompts(name: str) -> list[tracer.Prompt]:
-    """Of different lengths, so that a batch is padded."""
-    if name == "demo":
-        texts = ("The secretaries near the car", "The key near the cabinet"), ("The parents", "The parent")
-        return [tracer.Prompt(a, target=" are", foil=" is", counterfactual=b) for a, b in texts]
-    rows, others = ([1, 30, 45, 52, 60], [1, 44, 36]), ([1, 31, 46, 53, 61], [1, 45, 37])
-    return [
-        tracer.Prompt(token_ids=row, target=7, foil=8, counterfactual=other)
-        for row, other in zip(rows, others, strict=True)
-    ]
 
 
 # --------------------------------------------------------------------------------------- remote equals local

@@ -21,11 +21,9 @@ import test_remote
 import tiny as t
 import tracer
 from helpers import refused
+from loopback import FAMILIES, LIMITS, Loopback
 from test_remote import (  # noqa: F401  collected here, with the fixtures below
-    FAMILIES,
-    LIMITS,
     METHODS,
-    Loopback,
     test_a_model_without_weights_holds_none,
     test_a_sandbox_gives_the_same_numbers_where_the_weights_are_here,
     test_a_sandbox_is_detected_and_refused_by_permission,
