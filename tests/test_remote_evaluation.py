@@ -63,8 +63,11 @@ def traffic(model: tracer.Model, work: Callable[[], Any]) -> ndif.Tally:
     tally = model.remote.server.tally
     before = replace(tally)
     work()
-    return ndif.Tally(
-        tally.requests - before.requests, tally.sent - before.sent, tally.received - before.received, tally.largest
+    return replace(
+        tally,
+        requests=tally.requests - before.requests,
+        sent=tally.sent - before.sent,
+        received=tally.received - before.received,
     )
 
 
@@ -92,7 +95,7 @@ def test_an_evaluation_is_the_local_one(server: Loopback, ablation: str) -> None
         assert same(getattr(got, part), getattr(wanted, part)), part
     assert got.sizes == wanted.sizes
     changes = [minimality(model, circuit, questions("demo"), ablation) for model in (there, here)]
-    assert same(*changes)
+    assert float((changes[0] - changes[1]).abs().max()) < 1e-6  # of a faithfulness, which is about 1
 
 
 def test_rankings_of_all_nodes_are_measured_as_here(server: Loopback) -> None:
@@ -127,8 +130,8 @@ def test_exact_effects_of_single_nodes_are_the_local_ones(server: Loopback, name
         assert torch.equal(got.neuron, wanted.neuron)
         # Differences of a metric: right to the rounding of the logits that it is made of.
         assert float((got.exact - wanted.exact).abs().max() / logits) < 1e-6, ablation
-    with refused(JobError, "at most 3 tokens"):
-        estimate_quality(there, circuit, prompt, ablation="mean", reference=others[1:2])
+    with refused(JobError, "at most 2 tokens"):
+        estimate_quality(there, circuit, prompt, ablation="mean", reference=[Prompt(token_ids=(5, 6))])
 
 
 def test_always_on_neurons_are_the_local_ones(server: Loopback) -> None:
@@ -242,9 +245,9 @@ def test_a_small_server_takes_halves(server: Loopback) -> None:
     server.mode(oom_rows=3)
     exact = [
         estimate_quality(model, circuit, n_each=8, ablation="mean", reference=questions("demo")).sample.exact
-        for model in (server.load("demo", attention="eager"), here)
+        for model in (there, here)
     ]
-    assert error(*exact) < 1e-5
+    assert float((exact[0] - exact[1]).abs().max()) < 1e-5  # of logits of about 10
     server.mode(oom=1000)
     with refused(RemoteError, "ran out of memory"):
         measured(there, circuit, "demo", "mean", True)
@@ -298,7 +301,7 @@ def test_a_set_of_nodes_survives_its_way(share: float) -> None:
 def test_requests_hold_enough_rows_for_their_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a large one at most doubles the work, however small a forward is."""
     model, sizes = fresh("gpt2"), []
-    rows = [ablations.AblatedRow(encode(questions("gpt2")[0], model), ablations.NO_NODES)] * 300
+    rows = [ablations.AblatedRow(encode(questions("gpt2")[0], model), ablations.NO_NODES)] * 320
 
     def request(_: Any, groups: list[Any], to: Replacement, *rest: Any) -> list[Tensor]:
         sizes.append((len(groups), [len(group) for group in groups], rest[-1]))
@@ -307,6 +310,5 @@ def test_requests_hold_enough_rows_for_their_reference(monkeypatch: pytest.Monke
     monkeypatch.setattr(ablations, "_request", request)
     two = 2 * 5 * model.bytes_per_token(gradient=False, length=5)
     to = Replacement(tuple((1, 2, 3, 4, 5 + i) for i in range(40)))
-    assert len(ablations.there(model, rows, to, "logit", "activation", two)) == 300
-    assert len(sizes) == 8
-    assert all(abs(n - 20) <= 1 and max(groups) <= few == 2 for n, groups, few in sizes)
+    assert len(ablations.there(model, rows, to, "logit", "activation", two)) == 320
+    assert sizes == [(20, [2] * 20, 2)] * 8

@@ -196,7 +196,7 @@ def there(
 
     def some(part: range) -> Tensor:
         mine = [rows[i] for i in part]
-        few = max(1, step * len(part) // size)  # a request that was halved has half as large forwards
+        few = ceil(step * len(part) / size)  # a request that was halved has half as large forwards
         groups = list(_against_whole(mine, few) if falls else _chunks(mine, few))
         found = _request(model, groups, to, metric, basis, few)
         if progress is not None:

@@ -620,10 +620,10 @@ def _swap_there(
     swaps, zeros, sizes = [], [], []
     for k in ks:
         unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
-        controls = [_indices(_drawn(nodes.tolist(), model.n_neurons(), generator)) for nodes in unions]
+        controls = [_drawn([(*node,) for node in nodes.tolist()], model.n_neurons(), generator) for nodes in unions]
         swaps += [
             AblatedRow(one, nodes.int(), other=pair)
-            for sets in (unions, controls)
+            for sets in (unions, [torch.tensor(places, dtype=torch.int32).view(-1, 3) for places in controls])
             for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
         ]
         zeros += [AblatedRow(one, nodes[:k].int()) for one, nodes in zip(encoded, ours, strict=True)]
@@ -640,10 +640,6 @@ def _swap_there(
     wanted = [one.target_ids[0] for one in encoded] + [one.foil_ids[0] for one in encoded]
     rightly = (plain == torch.tensor(wanted)).view(2, len(encoded)).all(0)
     return found.permute(1, 2, 0), torch.stack(sizes, -1), rightly
-
-
-def _indices(places: Sequence[_Place]) -> Int[Tensor, "_ 3"]:
-    return torch.tensor(places, dtype=torch.long).view(-1, 3)
 
 
 def _ranked(

@@ -1,4 +1,4 @@
-"""The remote tests of test_remote.py, against a real NDIF server: those that need nothing but a server.
+"""The tests of test_remote.py and test_remote_evaluation.py that need nothing but a server, against a real NDIF one.
 
 What a server does wrong (busy, lying, dying) only the loop-back server can be told to do.
 """
@@ -35,6 +35,13 @@ from test_remote import (  # noqa: F401  collected here, with the fixtures below
     test_metrics_bases_and_baselines_are_the_local_ones,
     test_steering_is_the_local_one,
     test_the_package_is_not_on_the_server,
+)
+from test_remote_evaluation import (  # noqa: F401
+    test_a_sandboxed_key_is_enough,
+    test_an_evaluation_is_one_small_request,
+    test_every_ablation_measures_what_it_does_here,
+    test_exact_effects_of_single_nodes_are_the_local_ones,
+    test_swapped_states_are_the_local_ones,
 )
 from tracer import ndif, passes, remote
 from tracer.errors import RemoteError
