@@ -152,7 +152,7 @@ def test_always_on_neurons_are_the_local_ones(server: Loopback) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_swapped_states_are_the_local_ones(server: Loopback, name: str, sandboxed: bool) -> None:
     _, here = server.pair(name)
-    server.mode(sandboxed=sandboxed)
+    server.mode(**({"sandboxed": True} if sandboxed else {}))
     there = server.load(name, attention="eager", weights="local" if sandboxed else None)
     if name == "demo":
         pairs = capitals.pairs("test", 6, vocabulary=here)

@@ -173,12 +173,12 @@ def there(
 ) -> Tensor:
     """The metric of each row [row], from a server; several requests at a time, and only this number comes back.
 
-    Every request brings the prompts behind a mean. So that they cost no more than what they are for, it holds at least
-    as many rows as it needs forwards for them.
+    Every request brings the prompts behind a mean. So that they cost no more than what they are for, it holds as many
+    forwards of its own as they need, or more, where there is work for as many.
 
     Args:
         metric: as in `Settings`, settled; None for the greedy next token.
-        memory: bytes one forward may use.
+        memory: bytes one forward may use, and a request's replacement values for each of its forwards.
         falls: how far the metric falls from that of the prompt as it is, in the same forward: a difference of
             rows that went through the same kernels.
 
@@ -186,10 +186,11 @@ def there(
         JobError: a mean over prompts that are all shorter than a row's.
         RemoteError: as any pass.
     """
-    longest = max((len(row.prompt.token_ids) for row in rows), default=1)
+    lengths = [len(row.prompt.token_ids) for row in rows]
     mean = to.drawn is None and bool(to.others)
     if mean:
-        check_reach(to.others, longest)
+        check_reach(to.others, max(lengths, default=1))
+    longest = max([1, *lengths, *map(len, to.others)])
     step = max(1, min(len(rows), memory // (model.bytes_per_token(gradient=False, length=longest) * longest)))
     forwards = max(FORWARDS, ceil(len(to.others) / step)) if mean else FORWARDS
     size = max(1, ceil(len(rows) / max(1, ceil(len(rows) / (step * forwards)))))

@@ -407,7 +407,8 @@ def _falls(
     progress: Progress | None,
 ) -> Float[Tensor, " node"]:
     """How far the metric of each prompt falls when each of its nodes alone is ablated on a server, in order."""
-    rows = [AblatedRow(one, node[None]) for one, nodes in asked for node in nodes.int()]
+    # Cloned, since a part of a tensor travels with all of it.
+    rows = [AblatedRow(one, node[None].clone()) for one, nodes in asked for node in nodes.int()]
     chosen, budget = circuit.settings, memory or model.budget()
     return ablations.there(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
 

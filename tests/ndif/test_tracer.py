@@ -40,7 +40,6 @@ from test_remote_evaluation import (  # noqa: F401
     test_a_sandboxed_key_is_enough,
     test_an_evaluation_is_one_small_request,
     test_every_ablation_measures_what_it_does_here,
-    test_exact_effects_of_single_nodes_are_the_local_ones,
     test_swapped_states_are_the_local_ones,
 )
 from tracer import ndif, passes, remote
