@@ -1,12 +1,15 @@
-"""Settings of every test process: offline, one thread, reproducible hypothesis."""
+"""Settings of every test process: offline, one thread, reproducible hypothesis; and the loop-back server."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -19,3 +22,20 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("tracer")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A `loopback.Loopback`: imported here, since tracer is to be imported after its type checks are on."""
+    import loopback
+
+    yield from loopback.served(tmp_path_factory.mktemp("ndif"))
+
+
+@pytest.fixture
+def server(running: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The server, as it behaves by default."""
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    monkeypatch.setenv("NDIF_HOST", running.host)
+    running.mode()
+    return running

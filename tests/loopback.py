@@ -1,20 +1,30 @@
-"""The loop-back server (ndif_server.py) as tests hold it: its process, how it is told to behave, models it serves."""
+"""The loop-back server as tests hold it: its process, the models it serves, and prompts for them (see conftest.py)."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
+import tiny as t
 import tracer
-from tracer import ndif
+from helpers import error
+from tracer import demo, ndif
 
+FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
 LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
+
+
+def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether two results are equal but for the last bits."""
+    return error(got, wanted) < 1e-6
 
 
 @dataclass
@@ -69,3 +79,32 @@ def stop(server: Loopback) -> None:
     server.process.wait()
     assert server.process.stdout is not None
     server.process.stdout.close()
+
+
+def served(place: Path) -> Iterator[Loopback]:
+    """A server of the demo model and of tiny models, saved below `place`; it ends with the generator."""
+    folders = {family: str(t.save(t.tiny(family, n_layers=2), place / family)) for family in FAMILIES}
+    other = str(t.save(t.tiny("llama", seed=1), place / "other"))
+    folders["changed"] = str(t.save(t.tiny("llama", seed=2), place / "changed"))
+    half = folders["half"] = str(t.save(t.tiny("qwen3"), place / "half"))
+    served = {
+        "demo": str(demo.path()),
+        half: f"{half}@bfloat16",
+        **{folders[family]: folders[family] for family in FAMILIES},
+    }
+    server = start(served | {folders["changed"]: other}, place)
+    server.folders = folders
+    yield server
+    stop(server)
+
+
+def prompts(name: str) -> list[tracer.Prompt]:
+    """Of different lengths, so that a batch is padded."""
+    if name == "demo":
+        texts = ("The secretaries near the car", "The key near the cabinet"), ("The parents", "The parent")
+        return [tracer.Prompt(a, target=" are", foil=" is", counterfactual=b) for a, b in texts]
+    rows, others = ([1, 30, 45, 52, 60], [1, 44, 36]), ([1, 31, 46, 53, 61], [1, 45, 37])
+    return [
+        tracer.Prompt(token_ids=row, target=7, foil=8, counterfactual=other)
+        for row, other in zip(rows, others, strict=True)
+    ]

@@ -11,6 +11,7 @@ import torch
 import tracer
 from helpers import refused
 from tracer import evaluation, statistics, tasks
+from tracer.ablations import Job
 from tracer.curves import Bench, Curves, curves, ordered
 from tracer.errors import JobError
 from tracer.prompts import Encoded, Prompt, encode
@@ -88,7 +89,7 @@ def test_a_position_free_circuit_is_its_neurons_at_every_position() -> None:
     rows = range(len(bench().whole))
     span = (bench().whole - bench().empty).double().mean()
     for stays, curve, start in ((True, found.faithfulness, bench().empty), (False, found.completeness, bench().empty)):
-        measured = bench().test.measure([(row, by_hand, 5, stays) for row in rows])
+        measured = bench().test.measure([Job(row, by_hand, 5, stays) for row in rows])
         value = (measured - start).double().mean() / span
         assert curve.estimate[found.sizes.index(7)] == pytest.approx(float(value), abs=1e-5)
     assert found.n_neurons == found.sizes  # a node of such a circuit is a neuron

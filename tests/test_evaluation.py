@@ -12,6 +12,7 @@ import tiny
 import tracer
 from helpers import refused
 from tracer import passes
+from tracer.ablations import Job
 from tracer.circuit import Circuit
 from tracer.errors import JobError
 from tracer.evaluation import Evaluation, evaluate, minimality
@@ -186,9 +187,9 @@ def _measured(model: Model, circuit: Circuit, prompts: list[Prompt], sizes: tupl
     test = evaluation._test(model, circuit, prompts, "zero", None, (), True, 0, 2**30)
     ranks = evaluation._ranks(model, circuit, 5, True)
     rows = range(len(prompts))
-    whole, empty = (test.measure([(row, ranks, 0, stays) for row in rows]) for stays in (False, True))
+    whole, empty = (test.measure([Job(row, ranks, 0, stays) for row in rows]) for stays in (False, True))
     inside, outside = (
-        test.measure([(row, ranks, size, stays) for row in rows for size in sizes]).view(len(prompts), -1)
+        test.measure([Job(row, ranks, size, stays) for row in rows for size in sizes]).view(len(prompts), -1)
         for stays in (True, False)
     )
     return whole, empty, inside, outside

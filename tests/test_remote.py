@@ -12,7 +12,6 @@ import logging
 import pickle
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ import tiny as t
 import tracer
 from helpers import error, refused
 from inline import InlinePool
-from loopback import LIMITS, Loopback, start, stop
+from loopback import FAMILIES, LIMITS, Loopback, prompts, same, start, stop
 from tracer import demo, findings, ndif, passes, remote
 from tracer.attributing import prepared
 from tracer.cli import app
@@ -38,53 +37,10 @@ from tracer.prompts import Batch
 from tracer.status import condition
 from tracer.tracing import trace_all
 
-FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
 KEY = "0badc0de-5ec2-4e70-8a11-5ec2e7a11cee"
 FAILING = {"refused": {"keys": ["another-key"]}, "oom": {"keys": [KEY], "oom": 99}, "busy": {"keys": [KEY], "busy": 99}}
 SHORT = {"ig": {"steps": 2}, "conductance": {"steps": 2}, "ig-activation": {"steps": 2}}
 METHODS = ("relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random")
-
-
-def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return error(got, wanted) < 1e-6
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    place = tmp_path_factory.mktemp("ndif")
-    folders = {family: str(t.save(t.tiny(family, n_layers=2), place / family)) for family in FAMILIES}
-    other = str(t.save(t.tiny("llama", seed=1), place / "other"))
-    folders["changed"] = str(t.save(t.tiny("llama", seed=2), place / "changed"))
-    half = folders["half"] = str(t.save(t.tiny("qwen3"), place / "half"))
-    served = {
-        "demo": str(demo.path()),
-        half: f"{half}@bfloat16",
-        **{folders[family]: folders[family] for family in FAMILIES},
-    }
-    server = start(served | {folders["changed"]: other}, place)
-    server.folders = folders
-    yield server
-    stop(server)
-
-
-@pytest.fixture
-def server(running: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
-    monkeypatch.delenv("NDIF_API_KEY", raising=False)
-    monkeypatch.setenv("NDIF_HOST", running.host)
-    running.mode()
-    return running
-
-
-def prompts(name: str) -> list[tracer.Prompt]:
-    """Of different lengths, so that a batch is padded."""
-    if name == "demo":
-        texts = ("The secretaries near the car", "The key near the cabinet"), ("The parents", "The parent")
-        return [tracer.Prompt(a, target=" are", foil=" is", counterfactual=b) for a, b in texts]
-    rows, others = ([1, 30, 45, 52, 60], [1, 44, 36]), ([1, 31, 46, 53, 61], [1, 45, 37])
-    return [
-        tracer.Prompt(token_ids=row, target=7, foil=8, counterfactual=other)
-        for row, other in zip(rows, others, strict=True)
-    ]
 
 
 # --------------------------------------------------------------------------------------- remote equals local

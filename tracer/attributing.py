@@ -218,6 +218,7 @@ def mean_values(
     Raises:
         JobError: a position that no reference prompt reaches.
     """
+    check_reach(token_ids, longest)
     total = torch.zeros(model.n_layers, longest, model.n_neurons(basis), dtype=torch.float64)
     count = torch.zeros(longest)
 
@@ -230,9 +231,14 @@ def mean_values(
         reach = min(longest, len(counted))
         total[:, :reach] += summed[:, :reach]
         count[:reach] += counted[:reach]
-    if bool((count == 0).any()):
-        raise _too_short(int((count > 0).sum()), longest)
     return (total / count[None, :, None]).float()
+
+
+def check_reach(token_ids: Sequence[tuple[int, ...]], longest: int) -> None:
+    """Refuse reference prompts that all end before `longest` positions."""
+    reach = max(map(len, token_ids), default=0)
+    if reach < longest:
+        raise _too_short(reach, longest)
 
 
 def _too_short(reach: int, longest: int) -> JobError:

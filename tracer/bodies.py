@@ -224,6 +224,37 @@ def edited(edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], 
     return value
 
 
+def ablated(
+    value: Tensor, layer: int, rows: Sequence[tuple[Tensor, bool, int, int]], to: Sequence[Tensor] | None
+) -> Tensor:
+    """A layer's neurons with a set of nodes of each row replaced, or all but that set. Padding stays as it is.
+
+    Args:
+        rows: of each its set (see `members`), whether the set is what stays, which of `to` is its replacement, and
+            the column at which its prompt begins.
+        to: replacements [layer, position, neuron], as long as their rows' prompts or longer; None for zero.
+    """
+    changed = value.clone()
+    new = {at: to[at][layer].to(value.device, value.dtype) for at in {row[2] for row in rows}} if to else {}
+    for mine, (nodes, stays, source, first) in zip(changed, rows, strict=True):
+        real = mine[first:]
+        gone = members(nodes, layer, real.shape).to(value.device) != stays
+        mine[first:] = torch.where(gone, new[source][: len(real)] if to else torch.zeros_like(real), real)
+    return changed
+
+
+def members(nodes: Tensor, layer: int, shape: Sequence[int]) -> Tensor:
+    """Which of a layer's nodes [position, neuron] are in a set: rows of (layer, position, neuron), or as bytes
+    [layer, byte] a bit for each node."""
+    if nodes.dtype == torch.uint8:
+        bits = (nodes[layer][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+        return bits.flatten()[: shape[0] * shape[1]].view(shape[0], shape[1]).bool()
+    found = torch.zeros(shape[0], shape[1], dtype=torch.bool)
+    mine = nodes[nodes[:, 0] == layer].long()
+    found[mine[:, 1], mine[:, 2]] = True
+    return found
+
+
 def swapped(value: Tensor, other: Tensor, here: bool) -> Tensor:
     """A layer's neurons, or the others in their place."""
     return other.to(value.device, value.dtype) if here else value

@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from tracer import statistics
+from tracer.ablations import NEVER, AblationTest, Job, Ranks
 from tracer.attributing import with_metric
 from tracer.config import settings
 from tracer.errors import JobError
-from tracer.evaluation import LEVELS, NEVER, AblationTest, Ranks, ablation_values, check_test, shuffled
+from tracer.evaluation import LEVELS, ablation_values, check_test, shuffled
 from tracer.model import Model
 from tracer.prompts import Encoded, Prompt
 
@@ -109,8 +110,9 @@ class Bench:
         length = len(test[0].token_ids)
         most = _ROWS * model.bytes_per_token(gradient=False, length=length) * length
         made = AblationTest(model, tuple(test), metric, values, basis, min(most, memory or model.budget()))
-        ranks = torch.full(values.shape[1:], NEVER, dtype=torch.int32)
-        whole, empty = (made.measure([(row, ranks, 0, stays) for row in range(len(test))]) for stays in (False, True))
+        ranks = torch.full(made.shape, NEVER, dtype=torch.int32)
+        rows = range(len(test))
+        whole, empty = made.measure_apart([[Job(row, ranks, 0, stays) for row in rows] for stays in (False, True)])
         # Refuses an ablation that changes nothing, before anything else is measured.
         statistics.faithfulness(whole[:, None], empty, whole)
         return Bench(made, whole, empty)
@@ -145,7 +147,7 @@ def curves(bench: Bench, ranks: Ranks, sizes: Sequence[int], seed: int) -> Curve
     areas = sorted({max(1, round(share * total)) for share in statistics.MIB_SIZES})
     sizes = sorted({*(size for size in sizes if size <= total), *areas})
     kinds = ((ranks, True), (ranks, False), (_control(ranks, seed), True))
-    jobs = [(row, one, size, stays) for one, stays in kinds for row in range(n_prompts) for size in sizes]
+    jobs = [Job(row, one, size, stays) for one, stays in kinds for row in range(n_prompts) for size in sizes]
     measured = bench.test.measure(jobs).view(3, n_prompts, len(sizes))
     table = torch.cat([bench.empty[:, None], bench.whole[:, None], *measured], -1)
     found = statistics.resample(
@@ -170,7 +172,7 @@ def curves(bench: Bench, ranks: Ranks, sizes: Sequence[int], seed: int) -> Curve
 
 def _n_ranked(bench: Bench, ranks: Ranks) -> int:
     """How many are ranked: all nodes, or all neurons where a neuron has one place at every position."""
-    nodes = tuple(bench.test.values.shape[1:])
+    nodes = bench.test.shape
     if tuple(ranks.shape) != nodes:
         shapes = f"[layer, pos, neuron] is {list(ranks.shape)}, of the test prompts {list(nodes)}"
         raise JobError("ranking", shapes, "test on prompts of the same length, on the same model and basis")

@@ -17,9 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer import dataset, statistics
+from tracer.ablations import Job, Ranks
 from tracer.curves import Bench, curves, ordered
 from tracer.errors import JobError, quoted
-from tracer.evaluation import NEVER, Ranks
 from tracer.folder import Commit, RunFolder
 from tracer.jobs import DatasetJob, Source
 from tracer.model import Model
@@ -149,10 +149,10 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
 def _minimality(bench: Bench, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
     """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
     rows = range(len(bench.whole))
-    found = []
-    for one in [ranks, *(torch.where(ranks == index, NEVER, ranks) for index in range(size))]:
-        found.append(bench.test.measure([(row, one, size, True) for row in rows]))
-    kept = statistics.faithfulness(torch.stack(found, -1), bench.empty, bench.whole)
+    found = bench.test.measure_apart(
+        [[Job(row, ranks, size, True, without) for row in rows] for without in range(-1, size)]
+    )
+    kept = statistics.faithfulness(found.T.contiguous(), bench.empty, bench.whole)
     places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
     return [
         {"layer": layer, "position": -1 if free else position, "neuron": neuron, "change": float(change)}

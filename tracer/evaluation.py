@@ -1,7 +1,7 @@
 """Does a circuit hold: the metric with everything else ablated, and with it ablated, at many sizes (method.md 5).
 
-Knows how node sets become interventions, and batches sizes and prompts together. Refuses to know how the circuit was
-found, how resampling works (statistics.py) and nnsight (passes.py).
+Knows which sets of nodes are measured on which prompts. Refuses to know how the circuit was found, how a set is ablated
+(ablations.py) and how resampling works (statistics.py).
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tracer import passes, statistics
-from tracer.attributing import mean_values, metric_of, with_metric
+from tracer import statistics
+from tracer.ablations import NEVER, AblationTest, Job, Ranks, Replacement
+from tracer.attributing import check_reach, with_metric
 from tracer.circuit import Circuit
 from tracer.config import settings
 from tracer.errors import JobError, quoted
 from tracer.methods import Progress
 from tracer.model import Model
-from tracer.prompts import Batch, Encoded, Prompt, encode
+from tracer.prompts import Encoded, Prompt, encode
 
 ABLATIONS = ("zero", "mean", "counterfactual", "resample")
 LEVELS = (0.5, 0.8, 0.9, 0.95)
-NEVER = torch.iinfo(torch.int32).max
-
-Ranks = Int[Tensor, "layer pos neuron"]
 
 
 @dataclass(frozen=True)
@@ -62,53 +60,6 @@ class Evaluation:
     sizes_for: dict[float, statistics.Size]
     ablation: str
     seed: int
-
-
-@dataclass(frozen=True)
-class AblationTest:
-    """Test prompts of one length, what their nodes are ablated to, and how their metric is read.
-
-    Attributes:
-        values: what each node of each prompt is ablated to. memory: bytes one batch may use.
-    """
-
-    model: Model
-    prompts: tuple[Encoded, ...]
-    metric: str
-    values: Float[Tensor, "prompt layer pos neuron"]
-    basis: str
-    memory: int
-
-    def measure(self, jobs: Sequence[tuple[int, Ranks, int, bool]], progress: Progress | None = None) -> Tensor:
-        """The metric of each job: (prompt, ranks, size, whether the first `size` ranks are the ones that stay)."""
-        length = len(self.prompts[0].token_ids)
-        each = self.model.bytes_per_token(gradient=False, length=length) * length
-        size = max(1, self.memory // each)
-
-        def some(part: range) -> Tensor:
-            found = self._measure([jobs[i] for i in part])
-            if progress is not None:
-                progress(part.stop, len(jobs))
-            return found
-
-        parts = [range(start, min(start + size, len(jobs))) for start in range(0, len(jobs), size)]
-        return torch.cat(self.model.each(some, parts))
-
-    def _measure(self, jobs: Sequence[tuple[int, Ranks, int, bool]]) -> Tensor:
-        rows = torch.tensor([job[0] for job in jobs])
-        ranks = torch.stack([job[1] for job in jobs])
-        size = torch.tensor([job[2] for job in jobs])[:, None, None, None]
-        stays = torch.tensor([job[3] for job in jobs])[:, None, None, None]
-        ablated = (ranks < size) != stays
-        edits = [
-            passes.Edit(layer, ablated[:, layer], 0.0, self.values[rows, layer])
-            for layer in range(self.model.n_layers)
-            if bool(ablated[:, layer].any())
-        ]
-        prompts = [self.prompts[row] for row in rows.tolist()]
-        metric = metric_of(prompts, settings(metric=self.metric))
-        batch = Batch(tuple(prompt.token_ids for prompt in prompts))
-        return metric.read(passes.intervened(self.model, batch, edits, basis=self.basis, kept=metric.kept))
 
 
 def evaluate(
@@ -155,7 +106,7 @@ def evaluate(
     n_prompts = len(test.prompts)
     jobs = _whole_and_empty(ranks, n_prompts)
     for ranking, stays in ((ranks, True), (ranks, False), (random, True)):
-        jobs += [(row, ranking, size, stays) for row in range(n_prompts) for size in chosen]
+        jobs += [Job(row, ranking, size, stays) for row in range(n_prompts) for size in chosen]
     found = test.measure(jobs, progress)
     whole, empty, rest = found[:n_prompts], found[n_prompts : 2 * n_prompts], found[2 * n_prompts :]
     inside, outside, control = rest.view(3, n_prompts, len(chosen))
@@ -186,22 +137,17 @@ def minimality(
     test = _test(model, circuit, prompts, ablation, reference, (), True, seed, memory or model.budget())
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
     size, n_prompts = circuit.n_nodes, len(test.prompts)
-    without = []
-    for index in range(size):
-        fewer = ranks.clone()
-        fewer[ranks == index] = NEVER
-        without.append(fewer)
     jobs = _whole_and_empty(ranks, n_prompts)
-    jobs += [(row, one, size, True) for row in range(n_prompts) for one in (ranks, *without)]
+    jobs += [Job(row, ranks, size, True, without) for row in range(n_prompts) for without in range(-1, size)]
     found = test.measure(jobs, progress)
     whole, empty, rest = found[:n_prompts], found[n_prompts : 2 * n_prompts], found[2 * n_prompts :]
     curve = statistics.faithfulness(rest.view(n_prompts, size + 1), empty, whole)
     return (curve[0] - curve[1:]).float()
 
 
-def _whole_and_empty(ranks: Ranks, n_prompts: int) -> list[tuple[int, Ranks, int, bool]]:
+def _whole_and_empty(ranks: Ranks, n_prompts: int) -> list[Job]:
     """The jobs that measure every prompt whole, then with every node ablated."""
-    return [(row, ranks, 0, stays) for stays in (False, True) for row in range(n_prompts)]
+    return [Job(row, ranks, 0, stays) for stays in (False, True) for row in range(n_prompts)]
 
 
 def _test(
@@ -262,8 +208,8 @@ def ablation_values(
     reference: Sequence[Prompt] | None,
     basis: str,
     seed: int,
-) -> Float[Tensor, "prompt layer pos neuron"]:
-    """What each prompt's nodes are ablated to.
+) -> Float[Tensor, "prompt layer pos neuron"] | Replacement:
+    """What each prompt's nodes are ablated to; of a remote model where that comes from.
 
     Args:
         encoded: test prompts of one length. reference: behind ``mean`` and ``resample``, as in `evaluate`.
@@ -272,18 +218,27 @@ def ablation_values(
     Raises:
         JobError: a prompt without its counterfactual, a reference of another length or without effect.
     """
+    found = _replacement(model, encoded, ablation, reference, seed)
+    if model.remote is not None:
+        return found
+    return found.values(model, len(encoded), len(encoded[0].token_ids), basis)
+
+
+def _replacement(
+    model: Model, encoded: Sequence[Encoded], ablation: str, reference: Sequence[Prompt] | None, seed: int
+) -> Replacement:
     length = len(encoded[0].token_ids)
     if reference is not None and ablation in ("zero", "counterfactual"):
         raise JobError("reference", f"has no effect with ablation {ablation!r}", "leave it out")
     if ablation == "zero":
-        return torch.zeros(1, 1, 1, 1).expand(len(encoded), model.n_layers, length, model.n_neurons(basis))
+        return Replacement()
     paired = [one.counterfactual_ids for one in encoded if one.counterfactual_ids is not None]
     if ablation == "counterfactual":
         if len(paired) < len(encoded):
             raise JobError(
                 "ablation='counterfactual'", "a test prompt has no counterfactual", "give every one its pair"
             )
-        return passes.values(model, Batch(tuple(paired)), basis=basis)[0]
+        return Replacement(tuple(paired), tuple(range(len(paired))))
     if reference is not None:
         others = [encode(prompt, model).token_ids for prompt in reference]
     else:
@@ -292,10 +247,11 @@ def ablation_values(
         raise JobError(
             f"a reference prompt of {len(bad[0])} tokens", f"the test prompts have {length}", "give equally long ones"
         )
+    check_reach(others, length)
     if ablation == "mean":
-        return mean_values(model, others, length, basis).expand(len(encoded), -1, -1, -1)
+        return Replacement(tuple(others))
     drawn = torch.randint(len(others), (len(encoded),), generator=torch.Generator().manual_seed(seed))
-    return passes.values(model, Batch(tuple(others)), basis=basis)[0][drawn]
+    return Replacement(tuple(others), tuple(drawn.tolist()))
 
 
 def _ranks(model: Model, circuit: Circuit, length: int, aligned: bool) -> Ranks:

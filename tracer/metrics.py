@@ -71,6 +71,11 @@ def read(
     return total.index_add(0, row.to(at.device), picked * weight.to(at.device))
 
 
+def greedy(logits: Tensor) -> Tensor:
+    """The likeliest next token [prompt]: what a trace reads where no metric is asked for. It may travel to a server."""
+    return logits[:, -1].argmax(-1)
+
+
 def entries(
     positions: Sequence[int], targets: Sequence[int], foils: Sequence[int], kind: str
 ) -> list[tuple[int, int, float]]:

@@ -25,7 +25,7 @@ from tracer.config import Settings
 from tracer.errors import RemoteError
 from tracer.metrics import Metric
 from tracer.model import Model
-from tracer.prompts import Batch
+from tracer.prompts import Batch, Encoded
 from tracer.shapes import Embedded, Logits, PaddedNodes, PerPrompt
 
 NO_RULES = traces.NO_RULES
@@ -326,6 +326,62 @@ def direct_weights(
             model.nn, model.plan, inputs, [nodes], [at], rules, basis, room, model.backend()
         )
     return found[0], found[1], found[2], found[3]
+
+
+@dataclass(frozen=True)
+class AblatedRow:
+    """A prompt whose metric is wanted with some of its nodes ablated.
+
+    Attributes:
+        nodes: a set, as `bodies.members` takes it: rows of (layer, position, neuron), or a bit for each node.
+        stays: whether everything but this set is ablated.
+        other: which of the other prompts its nodes' values come from.
+    """
+
+    prompt: Encoded
+    nodes: Tensor
+    stays: bool = False
+    other: int = 0
+
+
+def ablated_sets(
+    model: Model,
+    forwards: Sequence[tuple[Sequence[AblatedRow], Metric | None]],
+    others: Sequence[Batch],
+    *,
+    mean: bool,
+    basis: str = "activation",
+) -> list[PerPrompt]:
+    """What is read of rows with sets of their nodes ablated, of several forwards: one request to a server, which works
+    out the values that nodes are set to and sends one number for each row.
+
+    Args:
+        forwards: of each its rows, and their metric; None for the greedy next token.
+        others: prompts whose values are put in place, one forward each; none for zero.
+        mean: whether their mean per position is; else each row's own of them.
+    """
+    longest = max(len(row.prompt.token_ids) for rows, _ in forwards for row in rows)
+    asked = []
+    for rows, metric in forwards:
+        batch = Batch(tuple(row.prompt.token_ids for row in rows))
+        asked.append(
+            SimpleNamespace(
+                inputs=batch.inputs(model.device, 1 if metric is None else metric.kept),
+                read=metrics.greedy if metric is None else _reader(model, metric),
+                rows=[
+                    (row.nodes, row.stays, 0 if mean else row.other, int(first))
+                    for row, first in zip(rows, batch.padding, strict=True)
+                ],
+            )
+        )
+    behind = [(batch.inputs(model.device), [len(ids) for ids in batch.token_ids]) for batch in others]
+    ask = SimpleNamespace(forwards=asked, others=behind, mean=mean, longest=longest, basis=basis)
+    # No value comes back, and so none has to be as short as the wire takes it.
+    nn, plan = model.nn, SimpleNamespace(**{**vars(model.plan), "wire": torch.float32})
+    with model.lock:
+        with nn.session(backend=model.backend()):
+            found = nnsight.save(sessions.ablated(nn, plan, ask))
+    return found
 
 
 def circuits(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer import passes, statistics
+from tracer import ablations, passes, statistics
 from tracer.attributing import Reference, attribute, mean_values, metric_of
 from tracer.attribution import Attribution
 from tracer.circuit import Circuit
@@ -24,6 +24,7 @@ from tracer.errors import JobError, quoted
 from tracer.methods import EXACT_ROWS, Progress
 from tracer.metrics import Metric
 from tracer.model import Model
+from tracer.passes import AblatedRow
 from tracer.prompts import Batch, Encoded, Prompt, encode
 
 ABLATIONS = ("zero", "mean", "counterfactual")
@@ -188,9 +189,7 @@ def estimate_quality(
         raise JobError(f"circuit of {quoted(circuit.text)}", "has other top tokens here", "trace it again")
     picked, stratum = _sampled(found.nodes[0], circuit, n_each, seed)
     layer, position, neuron = picked.unbind(-1)
-    to = _baseline(model, mine, ablation, reference, circuit.settings.basis, memory)[layer, position, neuron]
-    metric, budget = metric_of([mine], circuit.settings), memory or model.budget()
-    exact = _ablated(model, mine.token_ids, metric, picked, to, circuit.settings.basis, budget, progress)
+    exact = _alone(model, circuit, mine, picked, _replacement(model, mine, ablation, reference), memory, progress)
     sample = Sample(layer, position, neuron, found.nodes[0][layer, position, neuron], exact, stratum)
     return _judged(circuit, sample, float(found.metric[0]), ablation, seed)
 
@@ -370,21 +369,48 @@ def _sampled(
     return places[torch.cat(parts)], stratum
 
 
-def _baseline(
-    model: Model,
-    prompt: Encoded,
-    ablation: str,
-    reference: Sequence[Prompt] | None,
-    basis: str,
-    memory: int | None,
-) -> Float[Tensor, "layer pos neuron"]:
+def _replacement(
+    model: Model, prompt: Encoded, ablation: str, reference: Sequence[Prompt] | None
+) -> ablations.Replacement:
     """What each node of the prompt is ablated to."""
-    length = len(prompt.token_ids)
     if ablation == "mean":
-        return mean_values(model, [encode(one, model).token_ids for one in reference or ()], length, basis, memory)
+        return ablations.Replacement(tuple(encode(one, model).token_ids for one in reference or ()))
     if ablation == "counterfactual" and prompt.counterfactual_ids is not None:
-        return passes.values(model, Batch((prompt.counterfactual_ids,)), basis=basis)[0][0]
-    return torch.zeros(1, 1, 1).expand(model.n_layers, length, model.n_neurons(basis))
+        return ablations.Replacement((prompt.counterfactual_ids,), (0,))
+    return ablations.Replacement()
+
+
+def _alone(
+    model: Model,
+    circuit: Circuit,
+    prompt: Encoded,
+    nodes: Int[Tensor, "node 3"],
+    to: ablations.Replacement,
+    memory: int | None,
+    progress: Progress | None,
+) -> Float[Tensor, " node"]:
+    """How far the prompt's metric falls when each node alone is ablated."""
+    if model.remote is not None:
+        return _falls(model, circuit, [(prompt, nodes)], to, memory, progress)
+    basis, ids = circuit.settings.basis, prompt.token_ids
+    values = to.values(model, 1, len(ids), basis, memory)[0]
+    mine, budget = values[nodes.unbind(-1)], memory or model.budget()
+    return _ablated(model, ids, metric_of([prompt], circuit.settings), nodes, mine, basis, budget, progress)
+
+
+def _falls(
+    model: Model,
+    circuit: Circuit,
+    asked: Sequence[tuple[Encoded, Int[Tensor, "_ 3"]]],
+    to: ablations.Replacement,
+    memory: int | None,
+    progress: Progress | None,
+) -> Float[Tensor, " node"]:
+    """How far the metric of each prompt falls when each of its nodes alone is ablated on a server, in order."""
+    # Cloned, since a part of a tensor travels with all of it.
+    rows = [AblatedRow(one, node[None].clone()) for one, nodes in asked for node in nodes.int()]
+    chosen, budget = circuit.settings, memory or model.budget()
+    return ablations.there(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
 
 
 def _ablated(
@@ -496,6 +522,15 @@ def _to_the_mean(
     basis = circuit.settings.basis
     effects = torch.zeros(candidates.shape)
     if not bool(candidates.any()):
+        return effects
+    if model.remote is not None:
+        at = [one.nonzero().unbind(-1) for one in candidates]
+        asked = [
+            (one, torch.stack([layer, position[row, layer, neuron], neuron], -1))
+            for row, (one, (layer, neuron)) in enumerate(zip(prompts, at, strict=True))
+        ]
+        to = ablations.Replacement(tuple(one.token_ids for one in prompts))
+        effects[candidates] = _falls(model, circuit, asked, to, memory, progress).abs()
         return effects
     longest = max(len(one.token_ids) for one in prompts)
     means = mean_values(model, [one.token_ids for one in prompts], longest, basis, memory)

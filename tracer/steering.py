@@ -20,13 +20,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tracer import passes
-from tracer.attributing import attribute
+from tracer import ablations, findings, passes
+from tracer.attributing import attribute, prepared
 from tracer.attribution import Attribution
 from tracer.circuit import Circuit, Graph, load_graph
+from tracer.config import settings
 from tracer.errors import JobError, quoted
 from tracer.model import Model
+from tracer.passes import AblatedRow
 from tracer.prompts import Batch, Encoded, Prompt, Target, batches, decode, encode
+from tracer.selection import strongest
 from tracer.statistics import Interval
 from tracer.tasks.pairs import Pair
 
@@ -315,10 +318,13 @@ def swap_states(
     _check_ks(ks, model.n_layers * min(lengths) * model.n_neurons())
     generator = torch.Generator().manual_seed(seed)
     budget = model.budget() if memory is None else memory
-    parts = [
-        _swap_batch(model, [encoded[i] for i in part], ks, generator, method)
-        for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget)
-    ]
+    if model.remote is not None:
+        parts = [_swap_there(model, encoded, ks, generator, method, budget)]
+    else:
+        parts = [
+            _swap_batch(model, [encoded[i] for i in part], ks, generator, method)
+            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget)
+        ]
     answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
     source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
     other = torch.tensor([one.foil_ids[0] for one in encoded])[:, None]
@@ -604,8 +610,59 @@ def _swap_batch(
     return torch.stack(found, dim=-1), torch.stack(sizes, dim=-1), rightly
 
 
+def _swap_there(
+    model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str, memory: int
+) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
+    """`_swap_batch` of all pairs on a server, which is told sets of nodes and answers with tokens."""
+    paired = [replace(one, token_ids=one.counterfactual_ids or ()) for one in encoded]
+    ours = _ranked(model, [(one.token_ids, one.target_ids) for one in encoded], int(ks[-1]), method, memory)
+    theirs = _ranked(model, [(one.token_ids, one.foil_ids) for one in paired], int(ks[-1]), method, memory)
+    swaps, zeros, sizes = [], [], []
+    for k in ks:
+        unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
+        controls = [_drawn([(*node,) for node in nodes.tolist()], model.n_neurons(), generator) for nodes in unions]
+        swaps += [
+            AblatedRow(one, nodes.int(), other=pair)
+            for sets in (unions, [torch.tensor(places, dtype=torch.int32).view(-1, 3) for places in controls])
+            for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
+        ]
+        zeros += [AblatedRow(one, nodes[:k].int()) for one, nodes in zip(encoded, ours, strict=True)]
+        sizes.append(torch.tensor([len(nodes) for nodes in unions]))
+    untouched = [AblatedRow(one, ablations.NO_NODES) for one in (*encoded, *paired)]
+
+    def answers(rows: list[AblatedRow], to: ablations.Replacement) -> Tensor:
+        return ablations.there(model, rows, to, None, "activation", memory).long()
+
+    values = ablations.Replacement(tuple(one.token_ids for one in paired), tuple(range(len(paired))))
+    swapped = answers(swaps, values).view(len(ks), 2, len(encoded))
+    zeroed, plain = answers([*zeros, *untouched], ablations.Replacement()).split([len(zeros), len(untouched)])
+    found = torch.cat([swapped, zeroed.view(len(ks), 1, len(encoded))], 1)
+    wanted = [one.target_ids[0] for one in encoded] + [one.foil_ids[0] for one in encoded]
+    rightly = (plain == torch.tensor(wanted)).view(2, len(encoded)).all(0)
+    return found.permute(1, 2, 0), torch.stack(sizes, -1), rightly
+
+
+def _ranked(
+    model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], count: int, method: str, memory: int
+) -> list[Int[Tensor, "_ 3"]]:
+    """Each prompt's strongest nodes, strongest first: worked out on the server where it can, without `Attribution`."""
+    rules = (count, None, None, False, ())
+    chosen = settings(method=method, metric="logit")
+    if not findings.is_reduced_there(model, chosen):
+        found = _attributed(model, asked, method)
+        return [
+            strongest(nodes[:, :length], 0.0, *rules) for nodes, length in zip(found.nodes, found.lengths, strict=True)
+        ]
+    chosen, encoded = prepared(model, _prompts(asked), chosen)
+    return [one.nodes for one in findings.there(model, encoded, chosen, rules, edges=False, memory=memory)]
+
+
 def _attributed(model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], method: str) -> Attribution:
-    return attribute(model, [Prompt(token_ids=ids, target=target) for ids, target in asked], method, metric="logit")
+    return attribute(model, _prompts(asked), method, metric="logit")
+
+
+def _prompts(asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Prompt]:
+    return [Prompt(token_ids=ids, target=target) for ids, target in asked]
 
 
 def _strongest(found: Attribution, k: int) -> Bool[Tensor, "pair layer pos neuron"]:

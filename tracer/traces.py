@@ -110,6 +110,24 @@ def from_embedding(
     return saved[0]
 
 
+def ablated(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    read: Callable[[Tensor], Tensor],
+    rows: Sequence[tuple[Tensor, bool, int, int]],
+    to: Sequence[Tensor] | None,
+    basis: str,
+    backend: Any = None,
+) -> Tensor:
+    """What is read [prompt] with sets of nodes replaced, as `bodies.ablated` takes them."""
+    with torch.no_grad():
+        with nn.trace(**inputs, backend=backend):
+            bodies.through_blocks(nn, plan, NO_RULES, basis, lambda at, value: bodies.ablated(value, at, rows, to))
+            saved = nnsight.save(bodies.to_cpu(read(bodies.logits(nn, plan, NO_RULES))))
+    return saved[0]
+
+
 def direct_weights(
     nn: Any,
     plan: SimpleNamespace,

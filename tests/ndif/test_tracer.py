@@ -1,4 +1,4 @@
-"""The remote tests of test_remote.py, against a real NDIF server: those that need nothing but a server.
+"""The tests of test_remote.py and test_remote_evaluation.py that need nothing but a server, against a real NDIF one.
 
 What a server does wrong (busy, lying, dying) only the loop-back server can be told to do.
 """
@@ -22,11 +22,9 @@ import tiny as t
 import tracer
 from helpers import refused
 from inline import InlinePool
+from loopback import FAMILIES, LIMITS, Loopback
 from test_remote import (  # noqa: F401  collected here, with the fixtures below
-    FAMILIES,
-    LIMITS,
     METHODS,
-    Loopback,
     test_a_batch_of_circuits_is_one_request,
     test_a_circuit_of_here_is_used_in_a_sandbox_where_the_weights_are_here,
     test_a_hidden_weight_never_becomes_a_number,
@@ -46,6 +44,12 @@ from test_remote import (  # noqa: F401  collected here, with the fixtures below
     test_steering_is_the_local_one,
     test_the_package_is_not_on_the_server,
     test_what_we_use_besides_torch_is_not_on_the_server,
+)
+from test_remote_evaluation import (  # noqa: F401
+    test_a_sandboxed_key_is_enough,
+    test_an_evaluation_is_one_small_request,
+    test_every_ablation_measures_what_it_does_here,
+    test_swapped_states_are_the_local_ones,
 )
 from tracer import ndif, passes, remote
 from tracer.errors import RemoteError
