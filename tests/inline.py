@@ -30,8 +30,8 @@ class InlinePool:
         if self._orders:
             worker, order = self._orders.pop(0)
 
-            def began(prompts: Sequence[int], done: int) -> None:
-                self._events.append(Began(worker=worker, prompts=tuple(prompts), done=done))
+            def began(prompts: Sequence[int], done: int, note: str = "") -> None:
+                self._events.append(Began(worker=worker, prompts=tuple(prompts), done=done, note=note))
 
             try:
                 self._events.append(Done(worker=worker, report=self._worker.work(order, began)))

@@ -17,7 +17,7 @@ import tracer
 from helpers import refused
 from inline import InlinePool
 from loopback import LIMITS, Loopback, start, stop
-from tracer import dataset, demo, ndif, shards
+from tracer import dataset, demo, ndif, run_report, shards
 from tracer.cli import app
 from tracer.errors import JobError, RemoteError
 from tracer.folder import Commit, RunFolder
@@ -25,7 +25,7 @@ from tracer.jobs import DatasetJob, load_job
 from tracer.placing import check_asked, place
 from tracer.pools import LocalPool
 from tracer.shards import ShardWork, input_row
-from tracer.work import Order
+from tracer.work import Began, Order
 
 PATIENCE = 30.0  # seconds until a thread that should have been heard of was not
 
@@ -231,6 +231,28 @@ def test_the_tables_are_the_same_bytes(
                 (tmp_path / run / made.files[name]).read_bytes() for run, made in (("one", one), ("four", four))
             )
             assert got == wanted, name
+
+
+def test_a_queue_is_heard_of(server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run says what it waits for, and waiting does not count as hanging: the driver hears of it in time."""
+    monkeypatch.setattr(ndif, "Limits", partial(ndif.Limits, wait=60.0, quiet=0.1))
+    server.mode(queued=0.5)
+    heard, plain = list[Any](), InlinePool.events
+
+    def events(pool: InlinePool, timeout: float) -> Any:
+        found = plain(pool, timeout)
+        heard.extend(one for one in found if isinstance(one, Began) and one.note)
+        return found
+
+    monkeypatch.setattr(InlinePool, "events", events)
+    found = inline(job(2), tmp_path / "run")
+    assert found.status.statuses == {"ok": 2}
+    assert heard
+    assert all(one.prompts for one in heard)
+    assert any("queued: Your job is 1st in the queue" in one.note for one in heard)
+    line = run_report.line(found.status.model_copy(update={"waiting": heard[0].note}))
+    assert f"waiting for {heard[0].note}" in line
+    assert found.status.waiting is None
 
 
 def test_where_weights_are_here_one_batch_fills_the_memory(server: Loopback, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ class Fake:
         for kind, value in self.script(self, worker, order):
             if kind == "began":
                 queue.append(Began(worker=worker, prompts=value, done=0))
+            elif kind == "waits":
+                queue.append(Began(worker=worker, prompts=value, done=0, note="a.host, 3 s, queued: 2nd"))
             elif kind == "silent":  # begun, but the word of it was lost with the process
                 queue.append(Died(worker=worker, prompts=value, reason="killed"))
                 break
@@ -351,6 +353,26 @@ def test_a_prompt_that_hangs_is_killed_and_left_out(batch: int, monkeypatch: pyt
     assert one.quarantined[2] == ("PromptTimeout", "no answer within 5 s, 2 times")
     assert len(pool.killed) == 2
     assert 10 < pool.now < 20
+
+
+def test_who_waits_in_a_services_queue_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece of news comes before the limit, all of them together long after it."""
+    notes = list[str]()
+
+    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        yield "began", (order.unit,)
+        for _ in range(4):
+            yield "wait", 4.0
+            yield "waits", (order.unit,)
+        yield "done", None
+
+    pool = Fake(script)
+    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0), heard=lambda: notes.append(one.waiting))
+    assert finished(one, 1) == [0]
+    assert pool.now > 16
+    assert not pool.killed
+    assert {*notes} == {"", "a.host, 3 s, queued: 2nd"}
+    assert one.waiting == ""
 
 
 def test_without_a_limit_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

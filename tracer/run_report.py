@@ -36,6 +36,8 @@ def line(status: Status) -> str:
         parts.append(f"{status.failed:,} failed")
     if status.deaths:
         parts.append(f"{status.deaths:,} workers died")
+    if status.waiting:
+        parts.append(f"waiting for {status.waiting}")
     return ", ".join(parts)
 
 

@@ -456,6 +456,7 @@ class _Driver:
             started=self._started,
             updated=time.time(),
             message=message,
+            waiting=runner.waiting or None if runner is not None and state == "running" else None,
             **self.tally.record(),
         )
 

@@ -46,6 +46,7 @@ class _Busy:
     since: float
     prompts: tuple[int, ...] = ()
     done: int = 0
+    note: str = ""
     late: bool = False
 
 
@@ -94,6 +95,11 @@ class Runner:
     def in_flight(self) -> int:
         """Prompts of unfinished units that workers have done."""
         return sum(one.done for one in self._busy.values())
+
+    @property
+    def waiting(self) -> str:
+        """What a worker waits for, if one waits for a service."""
+        return next((one.note for one in self._busy.values() if one.note), "")
 
     def map(self, orders: Iterable[Order]) -> Iterator[Report]:
         """Every order's report, in the order they end.
@@ -151,7 +157,8 @@ class Runner:
                 self._ready.add(event.worker)
                 self._failures, self._idle_since = 0, time.monotonic()
             case Began() if busy is not None:
-                busy.prompts, busy.done, busy.since = event.prompts, event.done, time.monotonic()
+                busy.prompts, busy.done, busy.note = event.prompts, event.done, event.note
+                busy.since = time.monotonic()
             case Done() if busy is not None and busy.order.unit == event.report.unit:
                 del self._busy[event.worker]
                 self._alone.pop(event.report.unit, None)

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -34,9 +34,7 @@ from tracer.model import Model, out_of_memory
 from tracer.ndif import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, batches, encode
 from tracer.tracing import trace_all
-from tracer.work import File, Order, Report
-
-Beat = Callable[[Sequence[int], int], None]
+from tracer.work import Beat, File, Order, Report
 
 STICKY = 70  # exit code of a process whose device can compute no more
 PASSING = (ConnectionError, TimeoutError)

@@ -30,6 +30,7 @@ class Status(BaseModel):
         rate: prompts per second since the first worker was ready; None before there is one.
         started, updated: Unix time.
         message: why it ended, where it did not end well.
+        waiting: what a worker waits for, if it waits for a service.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -49,6 +50,7 @@ class Status(BaseModel):
     started: float
     updated: float
     message: str | None = None
+    waiting: str | None = None
 
     @property
     def done(self) -> int:

@@ -106,11 +106,20 @@ class Started(_Record):
 
 
 class Began(_Record):
-    """A worker began prompts (a batch is begun at once). `done`: prompts of the unit that it has finished."""
+    """A worker began prompts (a batch is begun at once), or still has them under way. `done`: prompts of the unit that
+    it has finished. `note`: what it waits for, if it waits for a service."""
 
     worker: str
     prompts: tuple[int, ...]
     done: int
+    note: str = ""
+
+
+@runtime_checkable
+class Beat(Protocol):
+    """How a worker says what `Began` holds, while it works; from any thread."""
+
+    def __call__(self, prompts: Sequence[int], done: int, note: str = "") -> None: ...
 
 
 class Done(_Record):

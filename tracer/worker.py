@@ -20,9 +20,7 @@ from typing import Any
 
 from tracer.config import ModelRecord
 from tracer.errors import TracerError, kind_of
-from tracer.work import Began, Broke, Done, Order, Refused, Report, Setup, Started
-
-Beat = Callable[[Sequence[int], int], None]
+from tracer.work import Beat, Began, Broke, Done, Order, Refused, Report, Setup, Started
 
 
 class Worker:
@@ -41,6 +39,7 @@ class Worker:
         from tracer.ndif import Limits
         from tracer.remote import load
 
+        self._beat: Callable[[str], None] | None = None
         memory.steady()
         torch.set_num_threads(setup.threads)
         job = load_job(setup.job)
@@ -49,7 +48,7 @@ class Worker:
         if here and not setup.gpus and not {"device", "device_map"} & options.keys():
             options["device"] = "cpu"  # a worker that was given no GPU still sees them
         if job.remote:
-            options["limits"] = Limits(in_flight=setup.in_flight)
+            options |= {"limits": Limits(in_flight=setup.in_flight), "report": self._waits}
         loaded = load(job.model, **options)
         self.model: ModelRecord = loaded.record()
         self.budget: int = loaded.budget()
@@ -70,14 +69,27 @@ class Worker:
         """Do one unit.
 
         Args:
-            began: told (prompts, how many of the unit are done) before each batch.
+            began: told (prompts, how many of the unit are done) before each batch, and what a service lets it wait for.
 
         Raises:
             TracerError: what the user must mend, which ends the run.
         """
+        last: tuple[Sequence[int], int] = (), 0
+
+        def heard(prompts: Sequence[int], done: int, note: str = "") -> None:
+            nonlocal last
+            last = prompts, done
+            began(prompts, done, note)
+
+        self._beat = lambda note: heard(last[0], last[1], note)
         if order.finish:
             return Report(unit=order.unit, outcome=self._finish())
-        return self._work(order, began)
+        return self._work(order, heard)
+
+    def _waits(self, line: str) -> None:
+        """A service tells of a request: to wait in its queue is not to hang."""
+        if self._beat is not None:
+            self._beat(line)
 
     def _combination(self, order: Order, began: Beat) -> Report:
         began((order.unit,), 0)
@@ -113,8 +125,12 @@ def main(name: str) -> None:
         orders: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_listen, args=(orders,), daemon=True).start()
 
+        saying = threading.Lock()
+
         def say(event: Any) -> None:
-            out.write(json.dumps({"kind_of_event": type(event).__name__, **event.model_dump(mode="json")}) + "\n")
+            text = json.dumps({"kind_of_event": type(event).__name__, **event.model_dump(mode="json")})
+            with saying:  # a service's news come from other threads
+                out.write(text + "\n")
 
         try:
             worker = make(Setup.model_validate_json(orders.get()))
@@ -125,8 +141,8 @@ def main(name: str) -> None:
         while True:
             order = Order.model_validate_json(orders.get())
 
-            def began(prompts: Sequence[int], done: int) -> None:
-                say(Began(worker=name, prompts=tuple(prompts), done=done))
+            def began(prompts: Sequence[int], done: int, note: str = "") -> None:
+                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note))
 
             try:
                 say(Done(worker=name, report=worker.work(order, began)))

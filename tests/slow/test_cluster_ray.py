@@ -156,6 +156,14 @@ def test_a_worker_that_cannot_be_made(pool: RayPool, how: str) -> None:
         assert how != "raise" or event.reason.startswith("did not start: ValueError: a worker's bug")
 
 
+def test_the_same_again_is_news(pool: RayPool) -> None:
+    """A long batch says now and then that it lives: else it would count as hanging."""
+    started(pool, "a", ["ok"], job={"repeats": 6})
+    pool.give("a", Order(unit=0))
+    found = until(pool, Done)
+    assert found.count(Began(worker="a", prompts=(0,), done=0)) >= 3
+
+
 def test_two_workers_at_once(pool: RayPool) -> None:
     for name in "ab":
         pool.start(name, setup(["slow:0.5"], ["kill"]))

@@ -7,6 +7,7 @@ they are given and answer is JSON text or plain numbers. Refuses to know any mod
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import socket
 import traceback
@@ -22,19 +23,25 @@ WRITE = 60.0
 """Seconds a worker waits for the journal before it gives its unit back."""
 
 
+Entry = tuple[tuple[int, ...], int, str, int]
+"""Prompts under way, how many of the unit are done, what is waited for, and how often the worker was heard of: saying
+the same again is news too."""
+NOTHING: Entry = ((), 0, "", 0)
+
+
 class Journal:
     """What each worker began last; an actor beside the driver, so that it outlasts the workers."""
 
     def __init__(self) -> None:
-        self._entries: dict[str, tuple[int, list[int], int]] = {}
+        self._entries: dict[str, tuple[int, Entry]] = {}
 
-    def write(self, worker: str, turn: int, prompts: list[int], done: int) -> None:
-        """`worker` began `prompts` in its `turn`, with `done` of the unit's behind it."""
-        self._entries[worker] = (turn, prompts, done)
+    def write(self, worker: str, turn: int, entry: Entry) -> None:
+        """What `worker` says in its `turn`."""
+        self._entries[worker] = (turn, entry)
 
-    def read(self, turns: list[int]) -> dict[int, tuple[list[int], int]]:
+    def read(self, turns: list[int]) -> dict[int, Entry]:
         """The entries of those turns."""
-        return {turn: (prompts, done) for turn, prompts, done in self._entries.values() if turn in turns}
+        return {turn: entry for turn, entry in self._entries.values() if turn in turns}
 
 
 class JournalLostError(BaseException):
@@ -47,6 +54,7 @@ class Actor:
     def __init__(self, worker: str, version: str, setup: str, journal: Any) -> None:
         self._worker, self._version, self._setup, self._journal = worker, version, setup, journal
         self._made: Any = None
+        self._beats = itertools.count(1)
 
     def ping(self) -> tuple[str]:
         """Whether anyone is there."""
@@ -75,10 +83,10 @@ class Actor:
         """Do a unit: ``done``, ``refused`` or ``broke``."""
         ray = load_ray()
 
-        def began(prompts: Sequence[int], done: int) -> None:
-            entry = self._journal.write.remote(self._worker, turn, [int(one) for one in prompts], int(done))
+        def began(prompts: Sequence[int], done: int, note: str = "") -> None:
+            entry = (tuple(int(one) for one in prompts), int(done), note, next(self._beats))
             try:
-                ray.get(entry, timeout=WRITE)
+                ray.get(self._journal.write.remote(self._worker, turn, entry), timeout=WRITE)
             except ray.exceptions.RayError as error:
                 raise JournalLostError(f"the driver's journal does not answer: {last_line(error)}") from None
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracer import __version__
-from tracer.cluster.actors import Actor, Journal
+from tracer.cluster.actors import NOTHING, Actor, Entry, Journal
 from tracer.cluster.connection import check_same, connect, last_line, load_ray
 from tracer.errors import JobError, RunError
 from tracer.work import Began, Broke, Died, Done, Event, Order, Refused, Report, Setup, Started
@@ -95,7 +95,7 @@ class RayPool:
         if held.call is not None:
             raise ValueError(f"worker {worker!r} has not answered yet")
         self._turn += 1
-        held.turn, held.began = self._turn, ((), 0)
+        held.turn, held.began = self._turn, NOTHING
         held.call = held.actor.work.remote(self._turn, order.model_dump_json())
 
     def kill(self, worker: str) -> None:
@@ -180,11 +180,10 @@ class RayPool:
             return []
         found: list[Event] = []
         for name, held in self._workers.items():
-            prompts, done = entries.get(held.turn, ((), 0))
-            entry = (tuple(prompts), done)
-            if held.turn in entries and entry != held.began:
+            entry = entries.get(held.turn, NOTHING)
+            if entry not in (NOTHING, held.began):
                 held.began = entry
-                found.append(Began(worker=name, prompts=entry[0], done=done))
+                found.append(Began(worker=name, prompts=entry[0], done=entry[1], note=entry[2]))
         return found
 
     def _answer(self, name: str, held: _Held) -> list[Event]:
@@ -262,7 +261,7 @@ class _Held:
     actor: Any
     call: Any
     turn: int = 0
-    began: tuple[tuple[int, ...], int] = ((), 0)
+    began: Entry = NOTHING
     node: str = ""
     killed: bool = False
     limit: float = 0.0
