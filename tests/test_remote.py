@@ -26,7 +26,7 @@ import tracer
 from helpers import error, refused
 from inline import InlinePool
 from loopback import FAMILIES, LIMITS, Loopback, prompts, same, start, stop
-from tracer import demo, findings, ndif, passes, remote
+from tracer import demo, findings, ndif, passes, payload, remote
 from tracer.attributing import prepared
 from tracer.cli import app
 from tracer.config import settings
@@ -737,8 +737,8 @@ def test_a_key_does_not_travel_in_a_block(server: Loopback, monkeypatch: pytest.
 
     monkeypatch.setenv("NDIF_API_KEY", KEY)
     sent: list[bytes] = []
-    serialized = ndif.serialized
-    monkeypatch.setattr(ndif, "serialized", lambda *block: sent.append(serialized(*block)) or sent[-1])
+    serialized = payload.serialized
+    monkeypatch.setattr(payload, "serialized", lambda *block: sent.append(serialized(*block)) or sent[-1])
     tracer.attribute(server.load("demo"), prompts("demo"))
     plain = [zstandard.ZstdDecompressor().stream_reader(io.BytesIO(one)).read() for one in sent]
     assert plain

@@ -9,9 +9,6 @@ the key anywhere: it is in no representation, message or file.
 
 from __future__ import annotations
 
-import ast
-import copy
-import inspect
 import io
 import math
 import os
@@ -20,13 +17,10 @@ import re
 import sys
 import threading
 import time
-import types
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -34,7 +28,6 @@ import nnsight
 import torch
 import zstandard
 from nnsight.intervention.backends import remote as wire
-from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
 from nnsight.schema.config import CONFIG
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
@@ -43,6 +36,8 @@ from nnsight.tracing.tracer import mark
 from nnsight.tracing.util import push
 from pydantic import ValidationError
 
+from tracer import payload
+from tracer.abreast import Abreast, EndedError
 from tracer.config import IN_FLIGHT
 from tracer.errors import RemoteError, quoted
 
@@ -165,30 +160,6 @@ class Tally:
     retries: int = 0
 
 
-class _Stop:
-    """Says that the work of some threads has ended, and so has what these gave to other threads in turn."""
-
-    def __init__(self, outer: _Stop | None) -> None:
-        self._outer, self._set = outer, False
-        # One for all that hang together, so that who waits for an inner one hears of the outer one too.
-        self._news: threading.Condition = threading.Condition() if outer is None else outer._news
-
-    def set(self) -> None:
-        """It has ended."""
-        with self._news:
-            self._set = True
-            self._news.notify_all()
-
-    def is_set(self) -> bool:
-        """Whether it has ended, or what it is a part of."""
-        return self._set or (self._outer is not None and self._outer.is_set())
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until it has ended, no longer than that; whether it has."""
-        with self._news:
-            return self._news.wait_for(self.is_set, seconds)
-
-
 class Server:
     """One NDIF service and one key for it.
 
@@ -219,7 +190,7 @@ class Server:
             weakref.finalize(self, client.close)
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
         self._count = threading.Lock()
-        self._thread = threading.local()
+        self._abreast = Abreast(self.limits.in_flight)
 
     def __repr__(self) -> str:
         return f"Server({self.host})"
@@ -278,44 +249,8 @@ class Server:
         return [answer for answers in self.stream(halved, parts) for answer in answers]
 
     def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
-        """`each` without halves, and every answer as soon as it is its turn. Of those that wait for theirs there are
-        never more than twice as many as may be in flight."""
-        count = min(len(parts), self.limits.in_flight)
-        if count <= 1:
-            yield from map(function, parts)
-            return
-        stop, failed = _Stop(getattr(self._thread, "stop", None)), list[BaseException]()
-
-        def begin() -> None:
-            self._thread.stop = stop
-
-        def done(part: Part) -> Answer:
-            try:
-                self.sleep(0.0)
-                return function(part)
-            except BaseException as error:
-                failed.append(error)
-                stop.set()
-                raise
-
-        def taken(one: Future[Answer]) -> Answer:
-            if one.exception() is not None:
-                raise failed[0]  # the others only say that they were stopped
-            return one.result()
-
-        with ThreadPoolExecutor(count, initializer=begin) as pool:
-            waiting: deque[Future[Answer]] = deque()
-            try:
-                for part in parts:
-                    if len(waiting) == 2 * count:
-                        yield taken(waiting.popleft())
-                    waiting.append(pool.submit(done, part))
-                while waiting:
-                    yield taken(waiting.popleft())
-            finally:
-                stop.set()
-                for one in waiting:
-                    one.cancel()
+        """`each` without halves, and every answer as soon as it is its turn; see `Abreast.stream`."""
+        return self._abreast.stream(function, parts)
 
     def run(self, deployment: str, environment: dict[str, Any], blob: bytes, compressed: bool) -> dict[str, Any]:
         """Submit a block, wait for it, and return what it saved.
@@ -348,11 +283,10 @@ class Server:
         Raises:
             RemoteError: it has.
         """
-        stop: _Stop | None = getattr(self._thread, "stop", None)
-        if stop is None:
-            time.sleep(seconds)
-        elif stop.wait(seconds):
-            raise self._error("a job is no longer waited for", "see the error before this one")
+        try:
+            self._abreast.sleep(seconds)
+        except EndedError:
+            raise self._error("a job is no longer waited for", "see the error before this one") from None
 
     # The parts of a job's way.
 
@@ -576,62 +510,8 @@ class Request(Backend):
     guard: Callable[[], Any] | None = None
 
     def __call__(self, tracer: Any = None) -> None:
-        blob = serialized(tracer, self.guard)
+        blob = payload.serialized(tracer, self.guard)
         found = self.server.run(self.deployment, self.environment, blob, compressed=True)
         for value in found.values():
             mark(value)
         push(tracer.info.frame, found)
-
-
-class _Pickler(CustomCloudPickler):
-    """nnsight's pickler, for functions and modules of ours as they are on disk: not wrapped by a type checker, and
-    without what a module knows of its loading."""
-
-    _kept: ClassVar[dict[types.FunctionType, tuple[Any, ...]]] = {}
-
-    def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
-        plain: Any = inspect.unwrap(func)
-        if plain.__closure__ is not None or "<locals>" in plain.__qualname__:
-            return super()._dynamic_function_reduce(plain)
-        # Finding a function's source takes longer than all the rest of a request.
-        if plain not in self._kept:
-            self._kept[plain] = super()._dynamic_function_reduce(plain)
-        return self._kept[plain]
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, types.ModuleType) and obj.__name__.partition(".")[0] == "tracer":
-            contents = {name: value for name, value in vars(obj).items() if not name.startswith("__")}
-            contents.pop("jaxtyping", None)  # put there by a type checker's import hook
-            return types.ModuleType, (obj.__name__,), contents
-        return super().reducer_override(obj)
-
-
-class _Guarding(ast.NodeTransformer):
-    """Puts the body of every ``with`` into one more: an invoke's runs when the block around it has ended."""
-
-    NAME = "_guard_of_hidden_weights"
-
-    def visit_With(self, node: ast.With) -> ast.With:
-        self.generic_visit(node)
-        made = ast.Call(ast.Name(self.NAME, ast.Load()), [], [])
-        guarded = ast.copy_location(ast.With([ast.withitem(made)], node.body), node.body[0])
-        guarded.lineno -= 1  # so that the body's lines keep their numbers
-        node.body = [ast.fix_missing_locations(guarded)]
-        return node
-
-
-def serialized(tracer: Any, guard: Callable[[], Any] | None = None) -> bytes:
-    """A traced block, its values and the functions it calls, as `RequestModel.serialize` writes them.
-
-    Args:
-        guard: makes a context in which the block is to run.
-    """
-    frame, node = tracer.info.frame, tracer.node
-    variables = dict(frame.f_locals)
-    if guard is not None:
-        node = _Guarding().visit(copy.deepcopy(node))  # nnsight keeps its own for the next time
-        variables[_Guarding.NAME] = guard
-    block = reduce_block(node, frame.f_globals, variables)
-    buffer = io.BytesIO()
-    _Pickler(buffer, protocol=4).dump((tracer, block))
-    return zstandard.ZstdCompressor(level=6).compress(buffer.getvalue())
