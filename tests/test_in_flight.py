@@ -37,14 +37,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
     stop(server)
 
 
-@pytest.fixture
-def server(running: Loopback, monkeypatch: pytest.MonkeyPatch) -> Loopback:
-    monkeypatch.delenv("NDIF_API_KEY", raising=False)
-    monkeypatch.setenv("NDIF_HOST", running.host)
-    running.mode()
-    return running
-
-
 def job(count: int = 8, **changes: Any) -> dict[str, Any]:
     """Every prompt is a batch, two shards."""
     source = {"task": "sva", "structure": "simple", "count": count}
