@@ -19,7 +19,7 @@ from helpers import error
 from tracer import demo, ndif
 
 FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
-LIMITS = ndif.Limits(wait=30.0, patience=5.0, lost=0.6, quiet=0.0)
+LIMITS = ndif.Limits(wait=30.0, patience=5.0, busy=5.0, lost=0.6, quiet=0.0)
 
 
 def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:

@@ -47,6 +47,7 @@ MODES: dict[str, Any] = {
     "sandboxed": False,  # every gradient fails, the body sees weights on meta
     "busy": 0,  # answer so many requests with 503
     "limited": 0,  # answer so many requests with 429
+    "retry_after": 0,  # seconds that it then asks for
     "queued": 0.0,  # seconds a job waits in the queue
     "slow": 0.0,  # seconds a job runs before it computes
     "versions": {},  # packages that /env lists with another version
@@ -120,7 +121,9 @@ class Server:
         self.check_key(request)
         for name, status in (("busy", 503), ("limited", 429)):
             if self.once(name):
-                return web.json_response({"detail": "Service temporarily unavailable."}, status=status)
+                asked = self.mode["retry_after"]
+                headers = {"Retry-After": str(asked)} if asked else {}
+                return web.json_response({"detail": "Service temporarily unavailable."}, status=status, headers=headers)
         form = await request.post()
         envelope, blob = json.loads(str(form["data"])), form["blob"].file.read()  # type: ignore[union-attr]
         self.seen["requests"] += 1

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import logging
 import pickle
+import signal
 import time
 import traceback
 from dataclasses import replace
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -26,7 +28,7 @@ import tracer
 from helpers import error, refused
 from inline import InlinePool
 from loopback import FAMILIES, LIMITS, Loopback, prompts, same, start, stop
-from tracer import demo, findings, ndif, passes, payload, remote
+from tracer import demo, findings, ndif, passes, payload, remote, replay
 from tracer.attributing import prepared
 from tracer.cli import app
 from tracer.config import settings
@@ -239,7 +241,7 @@ def test_steering_is_the_local_one(server: Loopback, name: str) -> None:
 
 def test_many_prompts_are_several_requests_at_a_time(server: Loopback) -> None:
     _, here = server.pair("demo")
-    there = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, in_flight=3), attention="eager")
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, in_flight=3), attention="eager")
     asked = prompts("demo") * 4
     small = here.bytes_per_token(length=6) * 7
     server.mode(queued=0.05)
@@ -260,6 +262,34 @@ def test_bfloat16_on_the_wire_halves_what_comes_back(server: Loopback) -> None:
         assert error(got.nodes, wanted.nodes) < (1e-6 if kind == "float32" else 0.02)
         assert same(got.embeddings, wanted.embeddings)
     assert received[1] < 0.6 * received[0]
+
+
+def test_circuits_are_not_rounded_on_the_wire(server: Loopback) -> None:
+    """They are little: what shortens all nodes' values must not change which nodes are strongest."""
+    _, here = server.pair("demo")
+    there = server.load("demo", wire="bfloat16", attention="eager")
+    got, wanted = (tracer.trace(model, prompts("demo")[0], nodes=40) for model in (there, here))
+    assert_same_circuit(got, wanted)
+
+
+def test_what_a_server_sends_goes_where_the_weights_are(server: Loopback) -> None:
+    """Of a client with a GPU, which is made up here: no more than where things are can be seen of it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._pytree import tree_leaves
+
+    server.mode(sandboxed=True)
+    there = server.load("demo", attention="eager", weights="local")
+    found = passes.coefficients(there, Batch(((1, 30, 45, 52),)), 1)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in there.module.modules():
+            for name, value in list(module._parameters.items()):
+                if value is not None:
+                    made = torch.nn.Parameter(torch.empty(value.shape, device="cuda"), requires_grad=False)
+                    module._parameters[name] = made
+        placed = passes.beside_weights(there, found)
+    flat = [one for one in tree_leaves(placed) if one is not None]
+    assert len(flat) > 4 * there.n_layers
+    assert {one.device.type for one in flat} == {"cuda"}
 
 
 def test_nnsights_own_client_is_served(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,6 +576,69 @@ def test_a_refused_key(server: Loopback, monkeypatch: pytest.MonkeyPatch) -> Non
         assert wrong not in str(caught.value)
 
 
+@pytest.mark.parametrize("bad", ["\n", "\r\n", " ", "\x01", "\x7f", "é"])
+def test_a_key_that_cannot_be_sent_is_refused_without_being_quoted(
+    server: Loopback, monkeypatch: pytest.MonkeyPatch, bad: str
+) -> None:
+    monkeypatch.setenv("NDIF_API_KEY", f"abc{bad}{KEY}")
+    with pytest.raises(RemoteError, match=r"NDIF_API_KEY.*no key has.*on one line") as caught:
+        server.load("demo")
+    assert KEY not in str(caught.value)
+    monkeypatch.setenv("NDIF_API_KEY", f" {KEY}\n")  # around it, space is no part of it
+    server.load("demo")
+
+
+def test_what_a_request_cannot_hold_is_not_quoted(server: Loopback) -> None:
+    """Should such a key get so far, the client's own error would quote it."""
+    there = ndif.Server(server.host, LIMITS)
+    there._client.headers = httpx.Headers([(b"x-other", f"abc\n{KEY}".encode())])
+    with pytest.raises(RemoteError, match="LocalProtocolError") as caught:
+        there.status()
+    assert KEY not in str(caught.value)
+    assert there.tally.retries == 0
+
+
+@pytest.mark.parametrize(
+    "host", ["http://[bad", "http://127.0.0.1:99999", "http://127.0.0.1:abc", "localhost:80", "", "ftp://a", "http://"]
+)
+def test_a_host_that_is_none(host: str) -> None:
+    with refused(RemoteError, "is no http:// or https:// address", "NDIF_HOST"):
+        ndif.Server(host)
+
+
+@pytest.mark.parametrize(
+    "limits", [{"in_flight": 0}, {"in_flight": -1}, {"attempts": 0}, {"wait": -1.0}, {"patience": float("nan")}]
+)
+def test_limits_have_bounds(limits: dict[str, Any]) -> None:
+    with refused(RemoteError, next(iter(limits)), "must be"):
+        ndif.Limits(**limits)
+
+
+def test_a_server_that_asks_for_time_is_given_it(server: Loopback) -> None:
+    """Too many requests are not the end of a server: there is more patience, and as long a pause as it asks for."""
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=0.1, busy=30.0))
+    assert there.remote is not None
+    server.mode(limited=3, retry_after=1)
+    started = time.monotonic()
+    passes.logits(there, Batch(((1, 2),)))
+    assert there.remote.server.tally.retries == 3
+    assert time.monotonic() - started >= 3.0
+
+
+def test_a_server_that_hangs_is_told_of_and_left(tmp_path: Path) -> None:
+    alone = start({"demo": str(demo.path())}, tmp_path)
+    said: list[str] = []
+    try:
+        there = alone.load("demo", ndif.Limits(wait=30.0, patience=3.0), report=said.append)
+        alone.process.send_signal(signal.SIGSTOP)
+        with refused(RemoteError, "did not answer in time"):
+            passes.logits(there, Batch(((1, 2),)))
+    finally:
+        alone.process.send_signal(signal.SIGCONT)
+        stop(alone)
+    assert any("did not answer in time" in line and "again in" in line for line in said)
+
+
 def test_a_model_that_is_not_deployed(server: Loopback) -> None:
     here = str(Path(server.folders["gpt2"]).parent / "other")
     with refused(RemoteError, "is not deployed", "demo"):
@@ -573,7 +666,7 @@ def test_a_busy_server_is_asked_again(server: Loopback) -> None:
 
 def test_a_queue_is_reported_and_ends_at_the_limit(server: Loopback) -> None:
     said: list[str] = []
-    there = server.load("demo", ndif.Limits(wait=0.8, patience=5.0, quiet=0.0), report=said.append)
+    there = server.load("demo", ndif.Limits(wait=0.8, patience=5.0, busy=5.0, quiet=0.0), report=said.append)
     server.mode(queued=2.0)
     with refused(RemoteError, "not done after", "queued"):
         passes.logits(there, Batch(((1, 2),)))
@@ -585,7 +678,7 @@ def test_a_queue_is_reported_and_ends_at_the_limit(server: Loopback) -> None:
 
 
 def test_a_server_that_stays_busy(server: Loopback) -> None:
-    there = server.load("demo", ndif.Limits(wait=30.0, patience=0.5))
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=0.5, busy=0.5))
     server.mode(busy=1000)
     started = time.monotonic()
     with refused(RemoteError, "busy or failing: 503"):
@@ -594,7 +687,7 @@ def test_a_server_that_stays_busy(server: Loopback) -> None:
 
 
 def test_a_job_that_is_lost_again_and_again(server: Loopback) -> None:
-    there = server.load("demo", ndif.Limits(wait=30.0, patience=1.0, lost=0.1, attempts=2))
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=1.0, busy=1.0, lost=0.1, attempts=2))
     server.mode(lose=1000)
     with refused(RemoteError, "gave up after 2 submissions", "lost"):
         passes.logits(there, Batch(((1, 2),)))
@@ -629,16 +722,16 @@ def test_requests_and_results_have_bounds(server: Loopback) -> None:
     fresh = server.load("demo").remote
     assert fresh is not None
     base = fresh.server.tally.largest
-    there = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, request=base + 9_000), attention="eager")
+    there = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, request=base + 9_000), attention="eager")
     server.mode()
     asked = [tracer.Prompt(token_ids=list(range(start, start + 6)), target=7) for start in range(10, 90, 10)]
     got, wanted = (tracer.attribute(model, asked, "ig", steps=1, memory=2**30) for model in (there, here))
     assert error(got.nodes, wanted.nodes) < 1e-5  # other batch sizes than here
     assert base < server.seen()["largest"] <= base + 9_000
-    small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, result=100_000))
+    small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, result=100_000))
     with refused(RemoteError, "a result of", "is more than"):
         tracer.attribute(small, [tracer.Prompt(token_ids=list(range(10, 26)), target=7)])
-    tiny = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, request=base + 100))
+    tiny = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, request=base + 100))
     with refused(RemoteError, "a request of", "are sent at a time"):
         tracer.attribute(tiny, [tracer.Prompt(token_ids=list(range(10, 40)), target=7)], "ig", steps=1)
 
@@ -682,7 +775,7 @@ def test_options_without_effect_are_refused(server: Loopback) -> None:
 def test_a_server_that_dies_in_a_request(tmp_path: Path) -> None:
     alone = start({"demo": str(demo.path())}, tmp_path)
     try:
-        there = alone.load("demo", ndif.Limits(wait=30.0, patience=1.0))
+        there = alone.load("demo", ndif.Limits(wait=30.0, patience=1.0, busy=1.0))
         arrived = tracer.attribute(there, prompts("demo"))
         alone.mode(die=True)
         started = time.monotonic()
@@ -716,7 +809,7 @@ def test_a_key_is_written_nowhere(
     for why in FAILING:  # no key among this function's own variables
         server.mode(**FAILING.get(why, {}))
         with pytest.raises(RemoteError) as caught:
-            tracer.attribute(server.load("demo", ndif.Limits(wait=5.0, patience=0.3)), prompts("demo"))
+            tracer.attribute(server.load("demo", ndif.Limits(wait=5.0, patience=0.3, busy=0.3)), prompts("demo"))
         lines = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
         texts += ["".join(lines), repr(caught.value), repr(vars(caught.value))]
     server.mode(keys=["another-key"])
@@ -810,7 +903,7 @@ def test_a_run_through_a_server_equals_the_local_one_and_goes_on(
     server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NDIF_API_KEY", KEY)
-    monkeypatch.setattr(ndif, "Limits", partial(ndif.Limits, wait=30.0, patience=1.0, lost=0.6))
+    monkeypatch.setattr(ndif, "Limits", partial(ndif.Limits, wait=30.0, patience=1.0, busy=1.0, lost=0.6))
     here = tracer.run(job(), tmp_path / "here", pool=InlinePool())
 
     # The server refuses everything from some moment on: what was committed stays, and the run says what is wrong.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer import cli_runs, terminal
-from tracer.errors import JobError
+from tracer.errors import JobError, quoted
 
 if TYPE_CHECKING:
     from tracer.circuit import Circuit, Graph
@@ -477,7 +477,9 @@ def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
 @app.command()
 @terminal.told
 def doctor(
-    model: Annotated[str, typer.Option(help="The model to measure the identities on.")] = "demo",
+    model: Annotated[
+        str | None, typer.Option(help="The model to measure the identities on: demo if none is given.")
+    ] = None,
     remote: Annotated[bool, typer.Option("--remote", help="What NDIF grants, and the identities there.")] = False,
     given: Annotated[
         str | None, typer.Argument(help="The model, instead of --model.", metavar="[MODEL]", show_default=False)
@@ -490,13 +492,15 @@ def doctor(
     from tracer import doctor as checkup
 
     terminal.quiet()
+    if given is not None and model is not None:
+        raise JobError(f"model {quoted(given)} and --model {quoted(model)}", "one is measured at a time", "give one")
+    model = given or model or "demo"
     console = terminal.console()
     for title, found in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, value in found.items():
             table.add_row(name, escape(value))
         console.print(table, "")
-    model = given or model
     checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
     table = Table(
         title=f"{'NDIF and identities' if remote else 'Identities'} on {escape(model)}",

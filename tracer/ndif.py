@@ -44,6 +44,12 @@ from tracer.errors import RemoteError, quoted
 MIB = 2**20
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP answers that another try may mend."""
+BUSY = frozenset({429, 503})
+"""Those of a server that is there, and asks for patience."""
+ANSWER = 20.0
+"""Seconds for an answer that needs no work."""
+TAKE = 60.0
+"""Seconds without a byte while a request is taken, or a result sent."""
 PASSING = ("try again", "evicted", "preempted", "temporarily", "restarting", "cached (warm)", "was cancelled")
 """What a failed job says where the server, not the job, was at fault."""
 
@@ -72,7 +78,8 @@ class Limits:
 
     Attributes:
         wait: seconds from a job's submission to its result.
-        patience: seconds without an answer from the server before it counts as down.
+        patience: seconds without an answer from the server before it counts as down. busy: seconds that it may turn
+            requests away as too many.
         lost: seconds after which a job that the server does not know is submitted again.
         attempts: submissions of one job.
         in_flight: jobs at a time, over all threads.
@@ -82,12 +89,21 @@ class Limits:
 
     wait: float = 3600.0
     patience: float = 120.0
+    busy: float = 1800.0
     lost: float = 60.0
     attempts: int = 4
     in_flight: int = IN_FLIGHT
     quiet: float = 3.0
     request: int = 64 * MIB
     result: int = 4096 * MIB
+
+    def __post_init__(self) -> None:
+        for name in ("attempts", "in_flight", "request", "result"):
+            if (value := getattr(self, name)) < 1 or value != int(value):
+                raise RemoteError(f"limits: {name}={value}", "must be a whole number, 1 or more", "change it")
+        for name in ("wait", "patience", "busy", "lost", "quiet"):
+            if not getattr(self, name) >= 0:
+                raise RemoteError(f"limits: {name}={getattr(self, name)}", "must be 0 seconds or more", "change it")
 
 
 @dataclass(frozen=True)
@@ -137,6 +153,10 @@ class _Key(httpx.Auth):
     """The key, which is put on requests to the server and can be read by nothing else."""
 
     def __init__(self, key: str) -> None:
+        if not re.fullmatch(r"[!-~]*", key):
+            # Not quoted: what is wrong with it is little, and the rest of it is secret.
+            rule = "holds a line break, a space or another character that no key has"
+            raise RemoteError("the key in NDIF_API_KEY or nnsight's configuration", rule, "copy it again, on one line")
         self._sign = lambda headers: headers.__setitem__("ndif-api-key", key) if key else None
         self.scrub = lambda text: text.replace(key, "<key>") if key else text
         self.given = bool(key)
@@ -172,20 +192,19 @@ class Server:
     """
 
     def __init__(self, host: str | None = None, limits: Limits | None = None, report: Report | None = None) -> None:
-        given = host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
-        parts = urlsplit(given)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise RemoteError(f"host {quoted(given)}", "is no http:// or https:// address", "set NDIF_HOST or --host")
+        given = (os.environ.get("NDIF_HOST") or CONFIG.API.HOST) if host is None else host
+        self.host = _address(given)
         nnsight.register("tracer")  # the server has none: our functions travel as their source
-        self.host = f"{parts.hostname}:{parts.port}" if parts.port else parts.hostname
         self.limits, self.report, self.tally = limits or Limits(), report, Tally()
         self._key = _Key((os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip())
-        timeout = httpx.Timeout(min(10.0, self.limits.patience), read=min(600.0, 2 * self.limits.patience))
+        timeout = httpx.Timeout(min(10.0, self.limits.patience), read=min(ANSWER, max(1.0, self.limits.patience / 4)))
+        take = min(TAKE, max(1.0, self.limits.patience / 2))
+        self._long = httpx.Timeout(min(10.0, self.limits.patience), read=take, write=take)
         # As many connections as there are requests in flight, where httpx would let those beyond 100 time out.
         pool = httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.in_flight)
         self._client = httpx.Client(base_url=given.rstrip("/"), auth=self._key, timeout=timeout, limits=pool)
         # Result stores are other hosts: they never see the key.
-        self._plain = httpx.Client(timeout=timeout, limits=pool)
+        self._plain = httpx.Client(timeout=self._long, limits=pool)
         for client in (self._client, self._plain):
             weakref.finalize(self, client.close)
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
@@ -299,6 +318,7 @@ class Server:
             data={"data": envelope},
             files={"blob": ("request", blob, "application/octet-stream")},
             headers=headers | {"ndif-timestamp": repr(time.time())},
+            timeout=self._long,
         )
         with self._count:
             self.tally.requests += 1
@@ -409,6 +429,7 @@ class Server:
         """Try until it works, patience ends, or another try would be useless."""
         started, attempt = time.monotonic(), 0
         while True:
+            limit, asked = self.limits.patience, 0.0
             try:
                 return once()
             except httpx.HTTPStatusError as error:
@@ -416,24 +437,29 @@ class Server:
                 problem = _RefusedError(status, *self._refusal(status, said))
                 if status not in RETRIED:
                     raise problem from None
+                if status in BUSY:
+                    limit, asked = max(limit, self.limits.busy), _seconds(error.response.headers.get("retry-after"))
             except (httpx.TransportError, httpx.StreamError) as error:
                 problem = self._unreachable(error)
+                if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+                    raise problem from None  # what was to be sent is wrong: so would be the next try
                 # No server at all: nothing of ours is there yet that patience could save.
                 if self.tally.requests == 0 and isinstance(error, httpx.ConnectError) and attempt >= 2:
                     raise problem from None
             except ValueError:
                 raise self._no_server(what) from None
             attempt += 1
-            if time.monotonic() - started > self.limits.patience:
+            if time.monotonic() - started + asked > limit:
                 raise problem
-            self._again(problem.rule, attempt, started)
+            self._again(problem.rule, attempt, started, asked)
 
-    def _again(self, why: str, attempt: int, started: float) -> None:
-        """Wait before the next try: twice as long each time, by a random factor, so that clients do not meet."""
+    def _again(self, why: str, attempt: int, started: float, asked: float = 0.0) -> None:
+        """Wait before the next try: twice as long each time, by a random factor, so that clients do not meet; and no
+        less than the server `asked` for."""
         with self._count:
             self.tally.retries += 1
         longest = min(30.0, self.limits.patience / 4)
-        pause = min(longest, 0.25 * 2 ** min(attempt - 1, 20)) * (0.5 + random.random())
+        pause = max(asked, min(longest, 0.25 * 2 ** min(attempt - 1, 20)) * (0.5 + random.random()))
         if self.report is not None:
             self.report(f"{self.host}, {time.monotonic() - started:.0f} s, {why}; again in {math.ceil(pause)} s")
         self.sleep(pause)
@@ -463,7 +489,9 @@ class Server:
 
     def _unreachable(self, error: Exception) -> RemoteError:
         rule = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "cannot be reached"
-        reason = self._key.scrub(str(error) or type(error).__name__)[:120]
+        # A protocol error quotes what was to be sent, the key among it.
+        quotes = isinstance(error, httpx.LocalProtocolError)
+        reason = type(error).__name__ if quotes else self._key.scrub(str(error) or type(error).__name__)[:120]
         return self._error(f"{rule} ({reason})", "check NDIF_HOST and the network, or try again later")
 
     def _no_server(self, what: str) -> RemoteError:
@@ -494,6 +522,29 @@ class _RefusedError(RemoteError):
 def _passing(description: str) -> bool:
     """Whether a job failed by what happened to the server, not by what it asked for."""
     return "Traceback" not in description and any(part in description.lower() for part in PASSING)
+
+
+def _address(given: str) -> str:
+    """The name, and the port, of the server at a URL.
+
+    Raises:
+        RemoteError: it is none.
+    """
+    try:
+        parts = urlsplit(given)
+        port, host = parts.port, parts.hostname if parts.scheme in ("http", "https") else None
+        httpx.URL(given)
+    except (ValueError, httpx.InvalidURL):
+        host = port = None
+    if not host:
+        rule = "is no http:// or https:// address"
+        raise RemoteError(f"host {quoted(given)}", rule, "set NDIF_HOST, or host= (host: in a job)")
+    return f"{host}:{port}" if port else host
+
+
+def _seconds(header: str | None) -> float:
+    """What a Retry-After asks for, as far as it is a number; no more than two minutes."""
+    return min(120.0, float(header)) if header is not None and header.strip().isdigit() else 0.0
 
 
 def _size(count: int) -> str:

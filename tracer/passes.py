@@ -291,7 +291,24 @@ def coefficients(
             final_scale = linearize.scale(plan.final_norm[0], nn.get(plan.final_norm[1]))
             uncapped, capped = nn.get(plan.head).output.float(), nn.output.logits.float()
             saved = nnsight.save((embedding, blocks, final_scale, capped, uncapped))
-    return saved
+    return saved if model.remote is None else beside_weights(model, saved)
+
+
+def beside_weights(model: Model, found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What `coefficients` had from a server, on the devices of the weights that it is multiplied with here."""
+    embedding, blocks, *last = found
+
+    def place(value: Any, device: torch.device) -> Any:
+        if isinstance(value, dict):
+            return {name: place(one, device) for name, one in value.items()}
+        return None if value is None else value.to(device)
+
+    down, head = model.family.down, model.module.get_output_embeddings().weight.device
+    if head.type == "meta":
+        return found
+    devices = [next(model.part(layer, down).parameters()).device for layer in range(len(blocks))]
+    placed = [tuple(place(one, device) for one in block) for block, device in zip(blocks, devices, strict=True)]
+    return place(embedding, devices[0]), placed, *(place(one, head) for one in last)
 
 
 def direct_weights(
@@ -376,8 +393,7 @@ def ablated_sets(
         )
     behind = [(batch.inputs(model.device), [len(ids) for ids in batch.token_ids]) for batch in others]
     ask = SimpleNamespace(forwards=asked, others=behind, mean=mean, longest=longest, basis=basis)
-    # No value comes back, and so none has to be as short as the wire takes it.
-    nn, plan = model.nn, SimpleNamespace(**{**vars(model.plan), "wire": torch.float32})
+    nn, plan = model.nn, _unrounded(model)
     with model.lock:
         with nn.session(backend=model.backend()):
             found = nnsight.save(sessions.ablated(nn, plan, ask))
@@ -416,7 +432,7 @@ def circuits(
     """
     kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-one for one in last))
     _needs_gradients(model)
-    nn, plan = model.nn, model.plan
+    nn, plan = model.nn, _unrounded(model)
     ask = SimpleNamespace(
         inputs=batch.inputs(model.device, kept),
         paired=None if paired is None else paired.inputs(model.device),
@@ -489,6 +505,11 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
             (slope,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
             saved = nnsight.save(bodies.to_cpu((slope[0].float() * direction.to(slope.device)).sum()))
     return float(saved[0])
+
+
+def _unrounded(model: Model) -> SimpleNamespace:
+    """The plan of a session: what it sends is little, and need not be as short as the wire takes all nodes' values."""
+    return SimpleNamespace(**{**vars(model.plan), "wire": torch.float32})
 
 
 def _reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:

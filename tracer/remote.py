@@ -25,7 +25,7 @@ from tracer import bodies, demo, passes
 from tracer.config import RULES, settings
 from tracer.errors import ModelError, RemoteError, quoted
 from tracer.metrics import Metric
-from tracer.model import DTYPES, Model, skeleton
+from tracer.model import DTYPES, QUANTIZED, Model, skeleton
 from tracer.model import load as load_here
 from tracer.ndif import Grants, JobFailedError, Limits, Remote, Report, Server
 from tracer.prompts import Batch
@@ -111,7 +111,7 @@ def load(
     """
     here: dict[str, Any] = {"device": device, "device_map": device_map, "tokenizer": tokenizer}
     if not remote:
-        _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits)
+        _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits, report=report)
         return load_here(name, dtype=dtype, revision=revision, attention=attention, seed=seed, **here)
     if isinstance(name, nn.Module):
         raise ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
@@ -119,8 +119,12 @@ def load(
         raise ModelError(f"weights={quoted(weights)}", "must be 'local', or left out", "leave it out")
     if wire not in (None, *WIRES):
         raise ModelError(f"wire={quoted(wire)}", f"must be one of {', '.join(WIRES)}", "leave it out")
+    if limits is not None and not isinstance(limits, Limits):
+        raise ModelError(f"limits={quoted(limits)}", "must be a tracer.ndif.Limits", "leave them out for the defaults")
+    if isinstance(dtype, str) and dtype not in (*DTYPES, *QUANTIZED):
+        raise ModelError(f"dtype={dtype!r}", f"must be one of {', '.join((*DTYPES, *QUANTIZED))}", "choose one")
     if weights is None:
-        _refuse("a remote model without local weights", **here)
+        _refuse("a remote model without local weights", **here, seed=seed or None)
     client = skeleton(name, revision=revision, attention=attention)
     server = Server(host, limits, report)
     found, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)

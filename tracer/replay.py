@@ -403,14 +403,14 @@ def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activat
         (slope,) = torch.autograd.grad(score.sum(), [leaf])
     if model.soft_cap is not None:
         slope = slope * torch.where(uncapped == 0, 1.0, capped / uncapped)
-    values = torch.stack([block[4] for block in blocks], 1)
+    values, embedding = torch.stack([block[4].cpu() for block in blocks], 1), embedding.cpu()
     slopes, to_embedding = torch.zeros_like(values), torch.zeros_like(embedding)
     for row, first in enumerate(batch.padding.tolist()):
         mine = [_of_prompt(block, row, first) for block in blocks]
         back = _Backward(model, basis).run(slope[row, -(batch.width - first) :], mine, final_scale[row, first:])
         slopes[row, :, first:], to_embedding[row, first:] = back
         values[row, :, :first] = 0.0
-    return passes.Reading(values, slopes, embedding, to_embedding, score.detach())
+    return passes.Reading(values, slopes, embedding, to_embedding, score.detach().cpu())
 
 
 def _of_prompt(block: tuple[Any, ...], row: int, first: int) -> passes.FrozenBlock:
@@ -434,7 +434,7 @@ class _Backward(LinearMap):
         self.basis = basis
 
     def run(self, slope: Tensor, blocks: list[passes.FrozenBlock], final_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients to every neuron [layer, pos, neuron] and to the embedding [pos, d_model].
+        """Gradients to every neuron [layer, pos, neuron] and to the embedding [pos, d_model], on the CPU.
 
         Args:
             slope: of the metric to the logits of the last columns [kept, vocab].
@@ -442,18 +442,19 @@ class _Backward(LinearMap):
         kept, final = len(slope), self.model.family.final_norm
         rows = slope @ self.model.module.get_output_embeddings().weight.float()
         norm = self.model.module.get_submodule(final.path)
-        state = torch.zeros(1, len(final_scale), self.model.d_model)
+        state = torch.zeros(1, len(final_scale), self.model.d_model, device=rows.device)
         state[0, -kept:] = self._scaled(final.kind, norm, final_scale[-kept:, None], rows, True)
         found = []
         for layer, block in reversed(list(enumerate(blocks))):
+            state = state.to(block.output.device)
             written = self._through_norm(layer, self.wiring.mlp_out, block, state, transposed=True)
             to_neurons = written @ self._matrix(layer, Weight(self.model.family.down))
-            found.append((to_neurons if self.basis == "activation" else written)[0])
+            found.append((to_neurons if self.basis == "activation" else written)[0].cpu())
             read = self._through_mlp(layer, block, to_neurons)
             read = self._through_norm(layer, self.wiring.mlp_in, block, read, transposed=True)
             before = state if self.model.parallel else state + read
             state = state + read + self._attend(layer, block, before, 0, transposed=True)
-        return torch.stack(found[::-1]), state[0]
+        return torch.stack(found[::-1]), state[0].cpu()
 
     def _through_mlp(self, layer: int, block: passes.FrozenBlock, slope: Tensor) -> Tensor:
         """From the neurons' gradient to that of the MLP's input, by rules 3 and 4."""

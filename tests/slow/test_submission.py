@@ -176,7 +176,8 @@ def test_a_running_job_is_asked_about_and_stopped(head: Head, tmp_path: Path) ->
 
 
 FOLLOW = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from pathlib import Path
 from tracer.cluster import submit
 done = submit(Path(sys.argv[1]), sys.argv[2], out="/o", stop_on_interrupt=sys.argv[3] == "stop",
