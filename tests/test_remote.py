@@ -28,7 +28,7 @@ import tracer
 from helpers import error, refused
 from inline import InlinePool
 from loopback import FAMILIES, LIMITS, Loopback, prompts, same, start, stop
-from tracer import demo, findings, ndif, passes, payload, remote, replay
+from tracer import demo, findings, ndif, passes, payload, remote
 from tracer.attributing import prepared
 from tracer.cli import app
 from tracer.config import settings

@@ -81,7 +81,10 @@ def run(
         bool, typer.Option("--resume", help="Nothing but a reminder: the same command always goes on.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
-    start_timeout: Annotated[float, typer.Option(help="Seconds to wait for the first worker.", min=1)] = 600.0,
+    start_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds to wait for the first worker. Default: 600; 3600 with --remote.", min=1),
+    ] = None,
 ) -> None:
     """Run a job over many prompts: a dataset's circuits, or the agreement benchmark. Stop it, repeat it: it goes on.
 

@@ -37,6 +37,7 @@ Watch = Callable[[Status], None]
 _PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight")
 """Those whose version decides numbers."""
 _WORKER = "tracer.worker:Worker"
+START, START_REMOTE = 600.0, 3600.0
 _WRITE_EVERY = 2.0  # seconds between two writings of progress.json
 _FEW = 20  # prompts before a share of failures says anything
 
@@ -100,7 +101,7 @@ def run(
     strict: bool = False,
     retry_failed: bool = False,
     overwrite: bool = False,
-    start_timeout: float = 600.0,
+    start_timeout: float | None = None,
     watch: Watch | None = None,
     note: Callable[[str], None] | None = None,
     pool: Pool | None = None,
@@ -125,7 +126,8 @@ def run(
         strict: raise at the end if a prompt failed.
         retry_failed: do the prompts again that failed or were quarantined.
         overwrite: replace another job's run.
-        start_timeout: seconds to wait for the first worker.
+        start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
+            pass first.
         watch: told how far the run is, about every second.
         note: told what the planner has to say, e.g. that some prompts are too long.
         pool, factory: other workers, for tests.
@@ -172,6 +174,8 @@ def run(
                 gpus=made.gpus,
                 in_flight=made.in_flight,
             )
+            if start_timeout is None:
+                start_timeout = START_REMOTE if chosen.remote else START
             driver.drive(made, setup, start_timeout)
     result = Run(chosen, str(out), driver.status("done"), resumed, time.perf_counter() - started)
     if strict and result.status.failed:
