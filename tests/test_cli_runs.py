@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from tracer import running
 from tracer.cli import app
+from tracer.errors import RemoteError
+from tracer.status import Status
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -159,3 +163,19 @@ def test_bad_input_is_one_line(given: list[str], expected: str, tmp_path: Path) 
     assert result.exit_code == 2, result.output
     assert result.stderr.splitlines()[-1].count(expected) >= 1, result.stderr
     assert "secret" not in result.stderr
+
+
+def test_a_service_that_goes_away_is_told_with_what_is_kept(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = Status(kind="dataset", state="running", statuses={"ok": 48}, started=0.0, updated=0.0)
+
+    def gone(*_: object, watch: Callable[[Status], None], **__: object) -> None:
+        watch(status)
+        raise RemoteError("server a.host", "cannot be reached", "try again later")
+
+    monkeypatch.setattr(running, "run", gone)
+    result = run(*words(lines, tmp_path / "run"))
+    assert result.exit_code == 2
+    said = "cannot be reached; try again later; 48 prompts are committed, repeat the command to go on"
+    assert said in " ".join(result.stderr.split())

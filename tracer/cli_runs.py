@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer import terminal
-from tracer.errors import JobError, RunError
+from tracer.errors import JobError, RemoteError, RunError
 
 if TYPE_CHECKING:
     from tracer.status import Status
@@ -118,6 +118,11 @@ def run(
     except running.Stopped as stopped:
         terminal.complain(f"stopped: {stopped} and committed; repeat the command to go on")
         raise typer.Exit(stopped.code) from None
+    except RemoteError as error:
+        if not watch.done:
+            raise
+        step = f"{error.next_step}; {watch.done:,} prompts are committed, repeat the command to go on"
+        raise RemoteError(error.value, error.rule, step) from error
     if isinstance(chosen, jobs.BenchmarkJob):
         folder = result.folder
         found = stages.benchmark_result(chosen, folder, list(folder.commits()), folder.record() or {}, result.resumed)
@@ -326,12 +331,12 @@ class _Watch:
         )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(Path(name).name, total=None, line="")
-        self.said, self.state = -LOG_EVERY, ""
+        self.said, self.state, self.done = -LOG_EVERY, "", 0
 
     def __call__(self, status: Status) -> None:
         from tracer import run_report
 
-        text = run_report.line(status)
+        text, self.done = run_report.line(status), status.done
         if self.console.is_terminal:
             total = status.n_prompts or None
             self.bar.update(self.task, completed=status.done + status.in_flight, total=total, line=text)
