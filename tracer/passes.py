@@ -131,6 +131,23 @@ def ablated(
     return saved[0]
 
 
+def embeddings_ablated(
+    model: Model, batch: Batch, metric: Metric, *, where: tuple[Tensor, Tensor], to: Tensor
+) -> PerPrompt:
+    """The metric after setting what leaves the embedding at single tokens. One forward.
+
+    Args:
+        where: (row, column) index tensors, one entry per token that is set.
+        to: the vector of each [token, d_model].
+    """
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, _reader(model, metric)
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            nn.get(plan.embedding).output = bodies.put(nn.get(plan.embedding).output, where, to)
+            saved = nnsight.save(bodies.to_cpu(read(bodies.logits(nn, plan, rules))))
+    return saved[0]
+
+
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
     read, inputs = _reader(model, metric), batch.inputs(model.device, metric.kept)
