@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tracer import passes, replay
 from tracer.attribution import along_activations, along_path, noises
-from tracer.config import RULES, Settings
+from tracer.config import Settings
 from tracer.metrics import Metric
 from tracer.model import Model
 from tracer.prompts import Batch
@@ -28,6 +28,8 @@ Progress = Callable[[int, int], None]
 
 # Rows of one batch of ablations: more gain nothing on a CPU and little on a GPU.
 EXACT_ROWS = 512
+FORWARD_ONLY = frozenset({"exact", "delta", "random"})
+"""Methods without gradients; the replay of relp takes none either."""
 
 
 class Result(NamedTuple):
@@ -66,6 +68,16 @@ class Work:
             self.progress(done, total)
 
 
+def check_permitted(model: Model, chosen: Settings) -> None:
+    """Refuse a method that needs gradients where it can have none, before anything is computed.
+
+    Raises:
+        RemoteError: the server takes none, and the linearised model cannot be replayed here.
+    """
+    if chosen.method not in FORWARD_ONLY and not model.replays(frozenset(chosen.rules)):
+        passes.needs_gradients(model, f"method {chosen.method}")
+
+
 def run(work: Work) -> Result:
     """Attribute one batch by the method its settings name."""
     return METHODS[work.settings.method](work)
@@ -77,7 +89,7 @@ def _by_gradient(work: Work) -> Result:
     Where a server takes no gradients, RelP is replayed here if the weights are here.
     """
     model, rules, basis = work.model, frozenset(work.settings.rules), work.settings.basis
-    if model.remote and not model.remote.grants.gradients and rules == RULES and model.weights_readable:
+    if model.remote and not model.remote.grants.gradients and model.replays(rules):
         reading = replay.reading(model, work.batch, work.metric, basis=basis)
     else:
         reading = passes.gradients(model, work.batch, work.metric, rules=rules, basis=basis)
