@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,3 +152,22 @@ def test_a_circuit_of_another_dtype_says_so(server: Loopback) -> None:
     circuit = tracer.trace(whole, asked, nodes=5, edges=False)
     with refused(JobError, "was traced in float32", "in bfloat16", "trace it again"):
         tracer.steer(there, circuit, asked, factor=-1.0, max_new_tokens=1)
+
+
+def test_only_a_dtype_that_was_given_is_compared_with_the_servers(
+    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tracer.Prompt(token_ids=[1, 44], target=7)
+    whole = tracer.load(server.folders["half"], device="cpu")
+    tracer.trace(whole, asked, nodes=5, edges=False).save(tmp_path / "run")
+    loaded: dict[str, Any] = {}
+    load = tracer.load
+    monkeypatch.setattr(tracer, "load", lambda *name, **options: loaded.update(options) or load(*name, **options))
+    command = ["evaluate", str(tmp_path / "run"), "--structure", "simple", "--count", "2"]
+    told = CliRunner().invoke(app, [*command, "--remote"])
+    assert loaded["dtype"] is None
+    assert "dtype=" not in told.output
+    told = CliRunner().invoke(app, [*command, "--remote", "--dtype", "float32"])
+    assert "dtype=float32" in told.stderr
+    CliRunner().invoke(app, command)
+    assert loaded["dtype"] == "float32"
