@@ -108,6 +108,7 @@ def attribute(
     Raises:
         JobError: a prompt or setting is wrong.
         ModelError: a number is not finite, or conservation fails where it must hold.
+        RemoteError: a server does not do what is asked, or does not let this key.
 
     Source: Arora et al. 2026, section 3; method.md sections 2 and 3.
     """
@@ -147,13 +148,14 @@ def prepared(
     """The settings with their metric settled, and the prompts as tokens.
 
     Raises:
-        JobError: what `attribute` refuses before it computes.
+        JobError, RemoteError: what `attribute` refuses before it computes.
     """
     if isinstance(prompts, Prompt | str) or not all(isinstance(prompt, Prompt) for prompt in prompts):
         raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
     encoded = [encode(prompt, model) for prompt in prompts]
     chosen = with_metric(chosen, encoded)
     _check_pairs(chosen, encoded, reference)
+    methods.check_permitted(model, chosen)
     return chosen, encoded
 
 

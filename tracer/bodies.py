@@ -260,8 +260,8 @@ def swapped(value: Tensor, other: Tensor, here: bool) -> Tensor:
     return other.to(value.device, value.dtype) if here else value
 
 
-def put(value: Tensor, where: tuple[Tensor, Tensor, Tensor], to: Tensor) -> Tensor:
-    """Neurons with those at (row, column, neuron) set to `to`."""
+def put(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
+    """Neurons with those at (row, column, neuron) set to `to`; or embeddings with those at (row, column)."""
     index = tuple(part.to(value.device) for part in where)
     return value.clone().index_put(index, to.to(value.device, value.dtype))
 

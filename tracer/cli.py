@@ -318,7 +318,7 @@ def evaluate(
     sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None,
     aligned: Annotated[bool, typer.Option(help="Nodes at their positions, or their neurons at every position.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own; with --remote, the server's.")] = None,
     unrelated: Annotated[
         Path | None, typer.Option(help="Text file, a prompt a line: neurons that are strong there too are named.")
     ] = None,
@@ -346,7 +346,7 @@ def evaluate(
         local_weights,
         revision=circuit.model.revision,
         device=device,
-        dtype=dtype or circuit.model.dtype,
+        dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
     )
     found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")

@@ -87,6 +87,11 @@ class Settings(BaseModel):
         """Whether relevance must be conserved on a bias-free model (method.md section 8, identity 2)."""
         return self.method == "relp" and self.rules == RULES and self.metric in LINEAR_METRICS
 
+    @property
+    def edge_rules(self) -> frozenset[str]:
+        """The rules of the linearisation that edges are traced in, whatever the method."""
+        return frozenset(self.rules) if self.method == "relp" else RULES
+
 
 class ModelRecord(BaseModel):
     """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights."""

@@ -73,7 +73,7 @@ def direct_edges(
     """
     _check(model, token_ids, neurons, logits, basis, engine, direction)
     graph = Graph(tuple(token_ids), neurons, logits, basis)
-    possible = rules == RULES and model.weights_readable
+    possible = model.replays(rules)
     if engine == "replay" and not possible:
         raise ModelError(
             "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
@@ -87,6 +87,18 @@ def direct_edges(
     if rules == RULES and not model.has_biases:
         check_sum(model, found)
     return found
+
+
+def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
+    """Refuse edges where neither gradients nor the weights can be had, before anything is computed.
+
+    Raises:
+        RemoteError: the server takes no gradients, and the replay does not apply.
+    """
+    if not model.replays(rules):
+        instead = "use edges=False (--no-edges)"
+        more = "ask its operator for the tag 'trusted'" if model.has_weights else "weights='local' (--local-weights)"
+        passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
 
 
 def check_sum(model: Model, found: Edges) -> None:

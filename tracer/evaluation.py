@@ -162,8 +162,7 @@ def _test(
     memory: int,
 ) -> AblationTest:
     """Check the prompts and work out what their nodes are ablated to."""
-    if circuit.model.fingerprint != model.fingerprint:
-        raise JobError(f"circuit of {quoted(circuit.text)}", "was traced on another model", "load that model")
+    model.check_traced(circuit.model, circuit.text)
     encoded = [encode(prompt, model) for prompt in prompts]
     check_test(encoded, [encode(prompt, model) for prompt in train], len(circuit.token_ids) if aligned else None)
     metric = circuit.settings.metric

@@ -130,7 +130,7 @@ def there(
         ModelError: a number is not finite, or what must be conserved is not.
         RemoteError: as any pass.
     """
-    linear = frozenset(chosen.rules) if chosen.method == "relp" else RULES
+    linear = chosen.edge_rules
 
     def batch(part: range) -> list[Found]:
         found = _asked(model, [encoded[i] for i in part], chosen, rules, linear if edges else None)

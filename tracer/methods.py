@@ -6,6 +6,7 @@ nnsight (passes.py), prompts beyond their token ids, and what is done with the r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from tracer import passes, replay
 from tracer.attribution import along_activations, along_path, noises
-from tracer.config import RULES, Settings
+from tracer.config import Settings
 from tracer.metrics import Metric
 from tracer.model import Model
 from tracer.prompts import Batch
@@ -27,6 +28,8 @@ Progress = Callable[[int, int], None]
 
 # Rows of one batch of ablations: more gain nothing on a CPU and little on a GPU.
 EXACT_ROWS = 512
+FORWARD_ONLY = frozenset({"exact", "delta", "random"})
+"""Methods without gradients; the replay of relp takes none either."""
 
 
 class Result(NamedTuple):
@@ -65,6 +68,16 @@ class Work:
             self.progress(done, total)
 
 
+def check_permitted(model: Model, chosen: Settings) -> None:
+    """Refuse a method that needs gradients where it can have none, before anything is computed.
+
+    Raises:
+        RemoteError: the server takes none, and the linearised model cannot be replayed here.
+    """
+    if chosen.method not in FORWARD_ONLY and not model.replays(frozenset(chosen.rules)):
+        passes.needs_gradients(model, f"method {chosen.method}")
+
+
 def run(work: Work) -> Result:
     """Attribute one batch by the method its settings name."""
     return METHODS[work.settings.method](work)
@@ -76,7 +89,7 @@ def _by_gradient(work: Work) -> Result:
     Where a server takes no gradients, RelP is replayed here if the weights are here.
     """
     model, rules, basis = work.model, frozenset(work.settings.rules), work.settings.basis
-    if model.remote and not model.remote.grants.gradients and rules == RULES and model.weights_readable:
+    if model.remote and not model.remote.grants.gradients and model.replays(rules):
         reading = replay.reading(model, work.batch, work.metric, basis=basis)
     else:
         reading = passes.gradients(model, work.batch, work.metric, rules=rules, basis=basis)
@@ -158,52 +171,78 @@ def _by_ablation(work: Work) -> Result:
     start = _start(work, embedding)
     baseline = work.baseline if isinstance(work.baseline, Tensor) else torch.zeros_like(values)
     nodes, embeddings, scores = torch.zeros_like(values), torch.zeros(embedding.shape[:2]), []
-    total = sum(len(ids) for ids in work.batch.token_ids) * work.model.n_layers * values.shape[-1]
-    done = 0
+    more = _counter(work, sum(len(ids) for ids in work.batch.token_ids) * work.model.n_layers * values.shape[-1])
     for row, ids in enumerate(work.batch.token_ids):
         first = work.batch.width - len(ids)
-        for layer in range(work.model.n_layers):
-            effects = _ablate_layer(work, row, layer, baseline[row, layer, first:])
-            nodes[row, layer, first:] = effects
-            done += effects.numel()
-            work.report(done, total)
-        effects, score = _ablate_embeddings(work, row, embedding[row, first:], start[row, first:])
-        embeddings[row, first:] = effects
+        nodes[row, :, first:] = _ablate_nodes(work, row, baseline[row, :, first:], more)
+        embeddings[row, first:], score = _ablate_embeddings(work, row, start[row, first:])
         scores.append(score)
     return Result(nodes, values, embeddings, torch.stack(scores))
 
 
-def _ablate_layer(work: Work, row: int, layer: int, baseline: Tensor) -> Tensor:
-    """Effects of one prompt's nodes in one layer [pos, neuron]. Row 0 of each batch is left whole: the difference
-    is then between rows that went through the same kernels."""
-    ids = work.batch.token_ids[row]
-    flat = torch.arange(baseline.numel())
-    effects = torch.empty(baseline.numel())
-    rows = max(1, work.budget // (work.model.bytes_per_token(gradient=False, length=len(ids)) * len(ids)) - 1)
-    for part in flat.split(min(rows, EXACT_ROWS)):
-        count = len(part)
-        where = (torch.arange(1, count + 1), part // baseline.shape[1], part % baseline.shape[1])
+def _counter(work: Work, total: int) -> Callable[[int], None]:
+    """What reports that so many more are done; on a server parts are done in several threads."""
+    done, lock = 0, threading.Lock()
+
+    def more(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            work.report(done, total)
+
+    return more
+
+
+def _ablate_nodes(work: Work, row: int, baseline: Tensor, more: Callable[[int], None]) -> Tensor:
+    """Effects of one prompt's nodes [layer, pos, neuron]. Row 0 of each batch is left whole: the difference is then
+    between rows that went through the same kernels."""
+    flat, size, width = baseline.flatten(), baseline[0].numel(), baseline.shape[-1]
+
+    def effects(part: range) -> Tensor:
+        at = torch.arange(part.start, part.stop)
+        batch, metric = _copies(work, row, len(part) + 1)
         score = passes.ablated(
             work.model,
-            Batch((ids,) * (count + 1)),
-            work.metric.repeat(row, count + 1),
-            layer=layer,
-            where=where,
-            to=baseline.flatten()[part],
+            batch,
+            metric,
+            layer=part.start // size,
+            where=(torch.arange(1, len(part) + 1), at % size // width, at % width),
+            to=flat[at],  # a copy: a slice would travel with the whole
             basis=work.settings.basis,
         )
-        effects[part] = score[0] - score[1:]
-    return effects.view_as(baseline)
+        more(len(part))
+        return score[0] - score[1:]
+
+    layers = [range(start, start + size) for start in range(0, len(flat), size)]
+    parts = [part for layer in layers for part in _parts(work, row, layer)]
+    return torch.cat(work.model.each(effects, parts)).view_as(baseline)
 
 
-def _ablate_embeddings(work: Work, row: int, embedding: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+def _ablate_embeddings(work: Work, row: int, start: Tensor) -> tuple[Tensor, Tensor]:
     """Effect of each token's embedding going to zero (or to the counterfactual's), and the metric itself."""
-    length = len(embedding)
-    stacked = embedding.expand(length + 1, -1, -1).clone()
-    stacked[torch.arange(1, length + 1), torch.arange(length)] = start
-    batch = Batch((work.batch.token_ids[row],) * (length + 1))
-    score = passes.from_embedding(work.model, batch, work.metric.repeat(row, length + 1), stacked)
-    return score[0] - score[1:], score[0]
+
+    def effects(part: range) -> tuple[Tensor, Tensor]:
+        at = torch.arange(part.start, part.stop)
+        batch, metric = _copies(work, row, len(part) + 1)
+        where = torch.arange(1, len(part) + 1), at
+        score = passes.embeddings_ablated(work.model, batch, metric, where=where, to=start[at])
+        return score[0] - score[1:], score[0]
+
+    found = work.model.each(effects, _parts(work, row, range(len(start))))
+    return torch.cat([part for part, _ in found]), found[0][1]
+
+
+def _copies(work: Work, row: int, count: int) -> tuple[Batch, Metric]:
+    """One prompt so many times, and its metric."""
+    return Batch((work.batch.token_ids[row],) * count), work.metric.repeat(row, count)
+
+
+def _parts(work: Work, row: int, whole: range) -> list[range]:
+    """What is ablated of one prompt, in parts of as many rows as the budget has room for beside the whole one."""
+    length = len(work.batch.token_ids[row])
+    room = work.budget // (work.model.bytes_per_token(gradient=False, length=length) * length) - 1
+    step = min(max(1, room), EXACT_ROWS)
+    return [whole[at : at + step] for at in range(0, len(whole), step)]
 
 
 def _control(work: Work) -> Result:

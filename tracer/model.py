@@ -11,6 +11,7 @@ import errno
 import http.client
 import importlib.metadata
 import os
+import re
 import ssl
 import threading
 import time
@@ -30,8 +31,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tracer import bodies, demo
-from tracer.config import ModelRecord
-from tracer.errors import ModelError, quoted
+from tracer.config import RULES, ModelRecord
+from tracer.errors import JobError, ModelError, RemoteError, quoted
 from tracer.families import Family, family_of
 from tracer.ndif import Remote, Request
 
@@ -46,6 +47,8 @@ BUDGET_WITHOUT_GPU = 2**30
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """How accelerate can spread a model over devices."""
 KERNELS = ("eager", "sdpa")
+_HASH = re.compile(r"[0-9a-f]{64}")
+"""What a fingerprint is, but for that of hidden weights."""
 
 Part = TypeVar("Part", bound=Sequence[Any])
 Answer = TypeVar("Answer")
@@ -182,6 +185,15 @@ class Model:
         """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
         return all(value.is_floating_point() and value.device.type != "meta" for value in self.module.parameters())
 
+    def replays(self, rules: frozenset[str]) -> bool:
+        """Whether its linearisation under these rules can be worked out here, without gradients."""
+        return rules == RULES and self.weights_readable
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights are here, readable or not: a remote model's are elsewhere unless they were asked for."""
+        return any(value.device.type != "meta" for value in self.module.parameters())
+
     @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
@@ -241,6 +253,30 @@ class Model:
             parallel=self.parallel,
         )
 
+    def check_traced(self, traced: ModelRecord, text: str) -> None:
+        """Refuse the circuit of the prompt `text` if it was not traced on this model.
+
+        Raises:
+            JobError: it was traced on another, or in another dtype.
+            RemoteError: nothing says that it was, since a server hides the weights.
+        """
+        if traced.fingerprint == self.fingerprint:
+            return
+        value, mine = f"circuit of {quoted(text)}", self.record()
+        may_be = _shape_of(traced) == _shape_of(mine)
+        if may_be and not _HASH.fullmatch(traced.fingerprint):
+            rule = "was traced where weights are hidden, so that they cannot be compared"
+            raise RemoteError(
+                value, rule, "use it with that key, or trace it again with weights='local' (--local-weights)"
+            )
+        if may_be and self.remote and not _HASH.fullmatch(mine.fingerprint):
+            rule = f"weights on {self.remote.server.host} are hidden and cannot be compared with those it was traced on"
+            raise RemoteError(value, rule, "compare them here with weights='local' (--local-weights)")
+        if may_be and traced.dtype != mine.dtype:
+            rule = f"was traced in {traced.dtype}, this model is in {mine.dtype}"
+            raise JobError(value, rule, "trace it again on this model, or load the model in that dtype")
+        raise JobError(value, "was traced on another model", "load that model")
+
     def budget(self) -> int:
         """Bytes one batch may use by default: a GiB, or a quarter of a GPU. Never what happens to be free,
         so that the same call is split in the same way; for a server, four times what one request may hold."""
@@ -268,6 +304,11 @@ class Model:
             itemsize=self.dtype.itemsize,
             gradient=gradient,
         )
+
+
+def _shape_of(record: ModelRecord) -> dict[str, Any]:
+    """What two names, or two dtypes, of one model have in common."""
+    return record.model_dump(exclude={"name", "revision", "fingerprint", "dtype"})
 
 
 def bytes_per_token(

@@ -131,6 +131,23 @@ def ablated(
     return saved[0]
 
 
+def embeddings_ablated(
+    model: Model, batch: Batch, metric: Metric, *, where: tuple[Tensor, Tensor], to: Tensor
+) -> PerPrompt:
+    """The metric after setting what leaves the embedding at single tokens. One forward.
+
+    Args:
+        where: (row, column) index tensors, one entry per token that is set.
+        to: the vector of each [token, d_model].
+    """
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, _reader(model, metric)
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            nn.get(plan.embedding).output = bodies.put(nn.get(plan.embedding).output, where, to)
+            saved = nnsight.save(bodies.to_cpu(read(bodies.logits(nn, plan, rules))))
+    return saved[0]
+
+
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
     read, inputs = _reader(model, metric), batch.inputs(model.device, metric.kept)
@@ -334,7 +351,7 @@ def direct_weights(
         The targets' values, nodes then logits [target]; weights into them from the nodes [target, node], from each
         embedding [target, pos], and from everything there is, nodes or not [target].
     """
-    _needs_gradients(model)
+    needs_gradients(model)
     kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
     inputs = Batch((tuple(token_ids),)).inputs(model.device, kept)
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
@@ -431,7 +448,7 @@ def circuits(
         top_chances; and edges, a tuple of weight [target, source], incoming [target] and the targets' values.
     """
     kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-one for one in last))
-    _needs_gradients(model)
+    needs_gradients(model)
     nn, plan = model.nn, _unrounded(model)
     ask = SimpleNamespace(
         inputs=batch.inputs(model.device, kept),
@@ -519,14 +536,33 @@ def _reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
 
 def _differentiable(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
     """As `_reader`, where gradients are to be taken."""
-    _needs_gradients(model)
+    needs_gradients(model)
     return _reader(model, metric)
 
 
-def _needs_gradients(model: Model) -> None:
-    if model.remote is not None and not model.remote.grants.gradients:
-        raise RemoteError(
-            f"model {model.name!r} on {model.remote.server.host}",
-            f"this needs gradients, which the server does not grant this key ({model.remote.grants.reason})",
-            "ask its operator for the tag 'trusted', or use method relp with weights='local'",
-        )
+def needs_gradients(model: Model, what: str = "this", instead: str | None = None) -> None:
+    """Refuse what cannot be done where a server takes no gradients.
+
+    Args:
+        what: needs them. instead: what works without; by default, of attributions.
+
+    Raises:
+        RemoteError: the server takes none.
+    """
+    if model.remote is None or model.remote.grants.gradients:
+        return
+    raise RemoteError(
+        f"model {model.name!r} on {model.remote.server.host}",
+        f"{what} needs gradients, which the server does not grant this key ({model.remote.grants.reason})",
+        instead or _without_gradients(model),
+    )
+
+
+def _without_gradients(model: Model) -> str:
+    """What to do instead of taking gradients on a server."""
+    trusted = "ask its operator for the tag 'trusted'"
+    if not model.has_weights:
+        return f"use method relp with all its rules and weights='local' (--local-weights), or {trusted}"
+    if not model.weights_readable:
+        return f"{trusted}: weights here that are quantised or offloaded do not replace them"
+    return f"only method relp with all its rules works without: use that, or {trusted}"

@@ -290,8 +290,7 @@ def _check(
 
 def _own_prompt(model: Model, circuit: Circuit, prompt: Prompt | None) -> Encoded:
     """What the circuit was asked, with the counterfactual of `prompt` if it has none itself."""
-    if circuit.model.fingerprint != model.fingerprint:
-        raise JobError(f"circuit of {quoted(circuit.text)}", "was traced on another model", "load that model")
+    model.check_traced(circuit.model, circuit.text)
     paired = circuit.counterfactual_ids
     if prompt is not None:
         given = encode(prompt, model)
@@ -479,8 +478,7 @@ def _correlated(sample: Sample, part: Tensor, rounding: float, seed: int) -> Cor
 
 def _unrelated(model: Model, circuit: Circuit, prompts: Sequence[Prompt]) -> list[Encoded]:
     """The unrelated prompts, checked."""
-    if circuit.model.fingerprint != model.fingerprint:
-        raise JobError(f"circuit of {quoted(circuit.text)}", "was traced on another model", "load that model")
+    model.check_traced(circuit.model, circuit.text)
     if isinstance(prompts, Prompt | str) or not all(isinstance(one, Prompt) for one in prompts):
         raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
     if len(prompts) < 2:

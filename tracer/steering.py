@@ -374,8 +374,7 @@ def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
         raise JobError(f"basis={quoted(basis)}", "must be activation or output", "choose one")
     if not isinstance(nodes, Circuit):
         return basis or "activation"
-    if nodes.model.fingerprint != model.fingerprint:
-        raise JobError(f"circuit of {quoted(nodes.text)}", "was traced on another model", "load that model")
+    model.check_traced(nodes.model, nodes.text)
     if basis not in (None, nodes.settings.basis):
         raise JobError(f"basis={basis!r}", f"the circuit's is {nodes.settings.basis!r}", "leave it out")
     return nodes.settings.basis

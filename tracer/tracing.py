@@ -18,8 +18,8 @@ from torch import Tensor
 from tracer.attributing import Reference, attribute, prepared
 from tracer.attribution import Attribution
 from tracer.circuit import Circuit, Prediction, edges_table, nodes_table
-from tracer.config import RULES, SUMS_OF_LOGITS, Settings, settings
-from tracer.edges import direct_edges
+from tracer.config import SUMS_OF_LOGITS, Settings, settings
+from tracer.edges import check_permitted, direct_edges
 from tracer.errors import JobError, quoted
 from tracer.findings import Found, Rules, here, is_reduced_there, there
 from tracer.methods import Progress
@@ -66,7 +66,7 @@ def trace(
         pruning: which edges to keep; shares of .01 and more if None.
 
     Raises:
-        JobError, ModelError: as `attribute`.
+        JobError, ModelError, RemoteError: as `attribute`; edges need gradients too, or weights here.
 
     Source: method.md sections 2, 4 and 5.
     """
@@ -129,7 +129,7 @@ def trace_all(
         attributed: called once with the attributions of all nodes of all prompts, before the first circuit.
 
     Raises:
-        JobError, ModelError: as `trace`; nothing is returned for the prompts after one that raises.
+        JobError, ModelError, RemoteError: as `trace`; nothing is returned for the prompts after one that raises.
     """
     started = time.perf_counter()
     exclude = sorted(exclude)
@@ -146,6 +146,8 @@ def trace_all(
     asked: dict[str, Any] = {"method": method, "baseline": baseline, "basis": basis, "rules": rules, "steps": steps}
     asked |= {"metric": metric, "top_k": top_k, "seed": seed}
     chosen, encoded = prepared(model, prompts, settings(**asked), reference)
+    if edges:
+        check_permitted(model, chosen.edge_rules)
     for layer, neuron in exclude:
         check_excluded((model.n_layers, 1, model.n_neurons(chosen.basis)), layer, neuron)
     limits: Rules = (node_limit(nodes, threshold, mass), threshold, mass, skip_first, exclude)
@@ -243,7 +245,7 @@ def _graph(
         place[is_neuron],
         place[is_logit][:, 1:],
         basis=chosen.basis,
-        rules=frozenset(chosen.rules) if chosen.method == "relp" else RULES,
+        rules=chosen.edge_rules,
     )
     # Sources are neurons then embeddings, in the order of the table; targets are neurons then logits.
     sources, targets = (~is_logit).nonzero()[:, 0], (is_neuron | is_logit).nonzero()[:, 0]
