@@ -18,7 +18,7 @@ from tracer import passes
 from tracer.attributing import metric_of, split, with_targets
 from tracer.attribution import Attribution, check_conservation, check_finite
 from tracer.config import RULES, Settings
-from tracer.edges import AUTOGRAD_WORKSPACE, Edges, check_sum
+from tracer.edges import Edges, check_sum
 from tracer.methods import Progress
 from tracer.metrics import entries, told
 from tracer.model import Model
@@ -27,6 +27,8 @@ from tracer.selection import NodeIndex, strongest
 
 TOP = 5
 """Predictions that are kept."""
+ROOM = 2**30
+"""Bytes of gradients that edges may hold on a server: of a 70B model, those of some twenty targets at a time."""
 Rules = tuple[int | None, float | None, float | None, bool, Sequence[tuple[int, int]]]
 """What `selection.strongest` takes after the metric."""
 
@@ -170,7 +172,7 @@ def _asked(
         ],
         [max(one.positions) - length for one, length in zip(encoded, lengths, strict=True)],
         edge_rules=edge_rules,
-        room=AUTOGRAD_WORKSPACE,
+        room=ROOM,
         top=TOP,
     )
     per_token = model.n_layers * model.n_neurons(chosen.basis)
