@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+SLOW ?= slow
 
 .PHONY: demo test check slow bench test-ndif clean
 
@@ -14,7 +15,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "$(SLOW)"
 
 check: $(READY)
 	$(BIN)/ruff check .

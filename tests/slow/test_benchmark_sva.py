@@ -11,7 +11,7 @@ from tracer import stages
 from tracer.benchmark_report import BenchmarkResult
 from tracer.jobs import BenchmarkJob, load_job
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 DEFAULT = Path(__file__).parents[2] / "jobs" / "sva.yaml"
 

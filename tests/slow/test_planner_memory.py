@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's high-water mark"),
 ]

@@ -402,6 +402,7 @@ def ids_only(path: Path, count: int) -> dict[str, Any]:
     return {"kind": "dataset", "input": {"path": str(file)}, "shard_size": 1000}
 
 
+@pytest.mark.long
 def test_a_million_prompts_are_planned_in_memory_that_does_not_grow(tmp_path: Path) -> None:
     small = memory("plan", ids_only(tmp_path, 10**3), tmp_path / "small")
     for shard_size in (1000, 64):
