@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
-from tracer import running
+from tracer import running, status
 from tracer.cli import app
 from tracer.errors import RemoteError
 from tracer.status import Status
@@ -168,10 +168,10 @@ def test_bad_input_is_one_line(given: list[str], expected: str, tmp_path: Path) 
 def test_a_service_that_goes_away_is_told_with_what_is_kept(
     lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    status = Status(kind="dataset", state="running", statuses={"ok": 48}, started=0.0, updated=0.0)
+    seen = Status(kind="dataset", state="running", statuses={"ok": 48}, started=0.0, updated=0.0)
 
     def gone(*_: object, watch: Callable[[Status], None], **__: object) -> None:
-        watch(status)
+        watch(seen)
         raise RemoteError("server a.host", "cannot be reached", "try again later")
 
     monkeypatch.setattr(running, "run", gone)
@@ -179,3 +179,11 @@ def test_a_service_that_goes_away_is_told_with_what_is_kept(
     assert result.exit_code == 2
     said = "cannot be reached; try again later; 48 prompts are committed, repeat the command to go on"
     assert said in " ".join(result.stderr.split())
+
+
+def test_status_says_what_is_waited_for(done: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = status.condition(done[0])
+    waits = found.status.model_copy(update={"state": "running", "waiting": "a.host, 12 s, queued: 3rd in the queue"})
+    monkeypatch.setattr(status, "condition", lambda *_, **__: found.model_copy(update={"status": waits}))
+    said = " ".join(run("status", str(done[0])).stdout.split())
+    assert "waiting for a.host, 12 s, queued: 3rd in the queue" in said

@@ -75,6 +75,8 @@ def condition_table(found: Condition) -> RenderableType:
     if status.state == "running" and status.rate:
         eta = "" if status.eta is None else f", {duration(status.eta)} to go"
         table.add_row("speed", f"{status.rate:,.1f} {what}/s with {status.workers} workers{eta}")
+    if status.waiting:
+        table.add_row("waiting for", status.waiting)
     if status.deaths:
         table.add_row("workers died", f"{status.deaths:,}")
     table.add_row("committed files", _files(found))
