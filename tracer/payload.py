@@ -9,12 +9,17 @@ import ast
 import copy
 import inspect
 import io
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import zstandard
 from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
+
+_PARSING = threading.Lock()
+"""Held while source is parsed: Python 3.11 counts the depth of syntax trees over all threads at once, and raises
+SystemError where two are in the middle of theirs."""
 
 
 class _Pickler(CustomCloudPickler):
@@ -65,7 +70,8 @@ def serialized(tracer: Any, guard: Callable[[], Any] | None = None) -> bytes:
     if guard is not None:
         node = _Guarding().visit(copy.deepcopy(node))  # nnsight keeps its own for the next time
         variables[_Guarding.NAME] = guard
-    block = reduce_block(node, frame.f_globals, variables)
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=4).dump((tracer, block))
+    with _PARSING:
+        block = reduce_block(node, frame.f_globals, variables)
+        _Pickler(buffer, protocol=4).dump((tracer, block))
     return zstandard.ZstdCompressor(level=6).compress(buffer.getvalue())
