@@ -84,8 +84,7 @@ def direct_edges(
         replay = Replay(model, graph, workspace)
         weight, incoming = replay.run(direction)
         found = Edges(weight, incoming, replay.values, torch.cat([replay.values, replay.frozen.logits.cpu()]))
-    if rules == RULES and not model.has_biases:
-        check_sum(model, found)
+    check_sum(model, found, rules)
     return found
 
 
@@ -101,8 +100,11 @@ def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
         passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
 
 
-def check_sum(model: Model, found: Edges) -> None:
-    """Refuse edges whose incoming weights do not add up to their target's value, where they must."""
+def check_sum(model: Model, found: Edges, rules: frozenset[str]) -> None:
+    """Refuse edges whose incoming weights do not add up to their target's value, where they must: under all rules,
+    without biases."""
+    if rules != RULES or model.has_biases:
+        return
     scale = float(found.target_values.abs().max()) if len(found.target_values) else 0.0
     worst = float((found.incoming - found.target_values).abs().max()) if scale else 0.0
     if worst > (1e-3 if model.conserves else 0.2) * scale:

@@ -14,16 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer import passes
+from tracer import passes, sessions
 from tracer.attributing import metric_of, split, with_targets
 from tracer.attribution import Attribution, check_conservation, check_finite
-from tracer.config import RULES, Settings
+from tracer.config import Settings
 from tracer.edges import Edges, check_sum
 from tracer.methods import Progress
 from tracer.metrics import entries, told
 from tracer.model import Model
 from tracer.prompts import Batch, Encoded
-from tracer.selection import NodeIndex, strongest
+from tracer.selection import NodeIndex
 
 TOP = 5
 """Predictions that are kept."""
@@ -76,32 +76,20 @@ def here(model: Model, encoded: Sequence[Encoded], result: Attribution, rules: R
 
 def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rules: Rules) -> Found:
     length = len(encoded.token_ids)
-    nodes, metric = result.nodes[row, :, :length], float(result.metric[row])
-    kept = strongest(nodes, metric, *rules)
-    layer, position, neuron = kept.unbind(-1)
     terms = entries(encoded.positions, encoded.target_ids, encoded.foil_ids, result.settings.metric)
     back = length - min(encoded.positions)
     at = torch.tensor([(place - length + back, token) for place, token, _ in terms])
     logits = passes.logits(model, Batch((encoded.token_ids,)), back)[0]
-    value, chance, *top = told(logits, at, max(encoded.positions) - length + back, TOP)
-    strength = nodes.abs()
-    return Found(
-        encoded=encoded,
-        nodes=kept,
-        attributions=nodes[layer, position, neuron],
-        activations=result.activations[row][layer, position, neuron],
-        embeddings=result.embeddings[row, :length],
-        metric=metric,
-        residual=float(result.residual[row]),
-        start=None if result.start_metric is None else float(result.start_metric[row]),
-        largest=float(strength.max()),
-        total=float(strength.double().sum()),
-        n_total=nodes.numel(),
-        terms=terms,
-        logits=value,
-        chances=chance,
-        top=(top[0], top[1]),
+    answer = sessions.reduced(
+        result.nodes[row, :, :length],
+        result.activations[row, :, :length],
+        result.embeddings[row, :length],
+        float(result.metric[row]),
+        None if result.start_metric is None else float(result.start_metric[row]),
+        rules,
+        told(logits, at, max(encoded.positions) - length + back, TOP),
     )
+    return _read(model, encoded, answer, terms, result.settings, float(result.residual[row]))
 
 
 def is_reduced_there(model: Model, chosen: Settings) -> bool:
@@ -144,8 +132,8 @@ def there(
     for found in model.each(batch, list(split(model, lengths, memory))):
         _check(model, found, chosen)
         for one in found:
-            if one.edges is not None and linear == RULES and not model.has_biases:
-                check_sum(model, one.edges)
+            if one.edges is not None:
+                check_sum(model, one.edges, linear)
         yield from found
 
 
@@ -175,11 +163,21 @@ def _asked(
         room=ROOM,
         top=TOP,
     )
-    per_token = model.n_layers * model.n_neurons(chosen.basis)
-    return [_read(one, answer, mine, per_token) for one, answer, mine in zip(encoded, answers, terms, strict=True)]
+    return [
+        _read(model, one, answer, mine, chosen, answer["metric"] - float(answer["embeddings"].sum()))
+        for one, answer, mine in zip(encoded, answers, terms, strict=True)
+    ]
 
 
-def _read(encoded: Encoded, answer: dict[str, Any], terms: list[tuple[int, int, float]], per_token: int) -> Found:
+def _read(
+    model: Model,
+    encoded: Encoded,
+    answer: dict[str, Any],
+    terms: list[tuple[int, int, float]],
+    chosen: Settings,
+    residual: float,
+) -> Found:
+    """What `sessions.reduced` says of one prompt, from here or a server."""
     edges = None
     if "edges" in answer:
         weight, incoming, values = answer["edges"]
@@ -191,11 +189,11 @@ def _read(encoded: Encoded, answer: dict[str, Any], terms: list[tuple[int, int, 
         activations=answer["activations"],
         embeddings=answer["embeddings"],
         metric=answer["metric"],
-        residual=answer["metric"] - float(answer["embeddings"].sum()),
+        residual=residual,
         start=answer["start"],
         largest=answer["largest"],
         total=answer["total"],
-        n_total=per_token * len(encoded.token_ids),
+        n_total=model.n_layers * model.n_neurons(chosen.basis) * len(encoded.token_ids),
         terms=terms,
         logits=answer["logits"],
         chances=answer["chances"],

@@ -454,7 +454,6 @@ def circuits(
         inputs=batch.inputs(model.device, kept),
         paired=None if paired is None else paired.inputs(model.device),
         token_ids=batch.token_ids,
-        lengths=[len(ids) for ids in batch.token_ids],
         read=_reader(model, metric),
         rules=frozenset(chosen.rules),
         basis=chosen.basis,

@@ -23,39 +23,51 @@ def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[
     """What the circuit of each prompt of a batch is made of: see `passes.circuits`."""
     nodes, values, embeddings, metric, start = attributions(nn, plan, ask)
     logits = traces.logits(nn, plan, ask.inputs)
+    shift = [nodes.shape[2] - len(ids) for ids in ask.token_ids]
     found = []
-    for row, length in enumerate(ask.lengths):
-        first = nodes.shape[2] - length
-        mine, total = nodes[row, :, first:], nodes[row, :, first:].abs().double().sum()
-        kept = strongest(mine, float(metric[row]), *ask.selection)
-        layer, position, neuron = kept.unbind(-1)
-        value, chance, top, top_chance = told(logits[row], ask.logits_at[row], ask.last[row], ask.top)
-        found.append(
-            {
-                "nodes": kept.int(),
-                "attributions": mine[layer, position, neuron],
-                "activations": values[row, :, first:][layer, position, neuron],
-                "largest": float(mine.abs().max()),
-                "total": float(total),
-                "embeddings": embeddings[row, first:].clone(),
-                "metric": float(metric[row]),
-                "start": None if start is None else float(start[row]),
-                "logits": value,
-                "chances": chance,
-                "top": top,
-                "top_chances": top_chance,
-            }
-        )
+    for row, first in enumerate(shift):
+        begin = None if start is None else float(start[row])
+        of_prompt = nodes[row, :, first:], values[row, :, first:], embeddings[row, first:].clone()
+        asked = logits[row], ask.logits_at[row], ask.last[row], ask.top
+        found.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, told(*asked)))
     del nodes, values, logits  # the edges need the room
     if ask.edge_rules is None:
         return found
-    shift = [ask.inputs["input_ids"].shape[1] - length for length in ask.lengths]
     columns = [one["nodes"].long() + torch.tensor([0, by, 0]) for one, by in zip(found, shift, strict=True)]
     rules, basis = ask.edge_rules, ask.basis
     linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.room)
     for one, by, (aims, weight, embedded, incoming) in zip(found, shift, linked, strict=True):
         one["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, aims)
     return found
+
+
+def reduced(
+    nodes: Tensor,
+    values: Tensor,
+    embeddings: Tensor,
+    metric: float,
+    start: float | None,
+    selection: Any,
+    said: tuple[Tensor, ...],
+) -> dict[str, Any]:
+    """What a circuit keeps of one prompt's attributions and values of all nodes [layer, pos, neuron], attributions of
+    embeddings [pos], metric, and what is `told` of its logits: see `passes.circuits`."""
+    kept, strength = strongest(nodes, metric, *selection), nodes.abs()
+    layer, position, neuron = kept.unbind(-1)
+    return {
+        "nodes": kept.int(),
+        "attributions": nodes[layer, position, neuron],
+        "activations": values[layer, position, neuron],
+        "largest": float(strength.max()),
+        "total": float(strength.double().sum()),
+        "embeddings": embeddings,
+        "metric": metric,
+        "start": start,
+        "logits": said[0],
+        "chances": said[1],
+        "top": said[2],
+        "top_chances": said[3],
+    }
 
 
 def attributions(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Any, ...]:
