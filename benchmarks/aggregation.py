@@ -25,12 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import LocalFileSystem
 
-from tracer.aggregation import neurons, top_prompts
-from tracer.compaction import compact, lookup
-from tracer.edge_means import write_edges_mean
-from tracer.places import Place
-from tracer.querying import query
-from tracer.schemas import EDGES, NODES
+from tracer.store.aggregation import neurons, top_prompts
+from tracer.store.compaction import compact, lookup
+from tracer.store.edge_means import write_edges_mean
+from tracer.store.query import query
+from tracer.store.schemas import EDGES, NODES
+from tracer.store.storage import Place
 
 LAYERS, D_MLP, PER_PROMPT, PER_SHARD, LENGTH = 32, 14_336, 512, 64, 32
 FS = LocalFileSystem()

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 import tracer
-from tracer.edges import direct_edges
-from tracer.selection import select
+from tracer.attribution.edges import direct_edges
+from tracer.attribution.selection import select
 
 SIZES = (100, 400, 800)
 LENGTHS = (16, 64)

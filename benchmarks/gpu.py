@@ -27,10 +27,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 import tracer
-from tracer.memory import steady
-from tracer.planner import Demand, Plan, plan
-from tracer.sizes import Shape
-from tracer.tracing import trace_all
+from tracer.attribution.trace import trace_all
+from tracer.model.sizes import Shape
+from tracer.runs.plan.planner import Demand, Plan, plan
+from tracer.runs.worker import limit_malloc_retention
 
 LLAMA_8B: dict[str, Any] = {
     "vocab_size": 128256,
@@ -182,7 +182,7 @@ def main() -> None:
     arguments.add_argument("--json", type=Path, help="also write the figures here")
     options = arguments.parse_args()
     on_gpu = torch.cuda.is_available()
-    steady()
+    limit_malloc_retention()
     torch.set_num_threads(1)
     model = build(TOY if options.toy or not on_gpu else LLAMA_8B, "cuda" if on_gpu else "cpu")
     gpu = torch.cuda.get_device_properties(0) if on_gpu else None

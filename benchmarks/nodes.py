@@ -24,8 +24,8 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tracer
-from tracer import passes
 from tracer.metrics import Metric
+from tracer.model import passes
 from tracer.prompts import Batch
 
 TARGET, FOIL, VOCABULARY = 7, 8, 1000

@@ -1,8 +1,8 @@
 """The planner's prediction beside the measured peak memory of a worker, on seeded random models.
 
-Every measurement is a process of its own: it does what a worker does (`memory.steady`, load, trace a short prompt, then
-one batch) and reads the kernel's high-water mark of its resident set. "grown" is that over what it held before the
-batch, the part that depends on the prompts.
+Every measurement is a process of its own: it does what a worker does (`limit_malloc_retention`, load, trace a short
+prompt, then one batch) and reads the kernel's high-water mark of its resident set. "grown" is that over what it held
+before the batch, the part that depends on the prompts.
 
     python benchmarks/planner.py [--quick] [--json FILE]
 """
@@ -20,9 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tracer.config import DEFAULT_STEPS, PATH_METHODS
-from tracer.memory import Memory, predict, steady
-from tracer.sizes import Shape
+from tracer.model.sizes import Shape
+from tracer.runs.plan.memory import Memory, predict
+from tracer.runs.worker import limit_malloc_retention
+from tracer.settings import DEFAULT_STEPS, PATH_METHODS
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama-34M": {
@@ -213,9 +214,9 @@ def run_case(case: Case) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     import tracer
-    from tracer.tracing import trace_all
+    from tracer.attribution.trace import trace_all
 
-    steady()
+    limit_malloc_retention()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     settings = dict(MODELS[case.model])

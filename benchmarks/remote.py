@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import tracer
-from tracer.ndif import Tally
-from tracer.tasks import sva
-from tracer.tracing import trace_all
+from tracer.attribution.trace import trace_all
+from tracer.data.tasks import sva
+from tracer.ndif.server import Tally
 
 Numbers = Callable[[tracer.Model], torch.Tensor]
 PROMPTS = [pair.to_prompt() for pair in sva.generate("nounpp", "test", 8)]

@@ -37,7 +37,7 @@ def loop(prompts: int) -> tuple[float, float]:
     import torch
 
     import tracer
-    from tracer import tasks
+    from tracer.data import tasks
 
     torch.set_num_threads(1)
     started = time.perf_counter()

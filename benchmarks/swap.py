@@ -14,8 +14,8 @@ import argparse
 import torch
 
 import tracer
-from tracer.steering import swap_states
-from tracer.tasks import capitals
+from tracer.data.tasks import capitals
+from tracer.evaluation.steering import swap_states
 
 
 def main() -> None:

@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow as pa
 
 from faulty import MODEL
-from tracer import schemas
-from tracer.folder import RunFolder
-from tracer.work import Order, Report, Setup
+from tracer.runs.workers.messages import Order, Report, Setup
+from tracer.store import schemas
+from tracer.store.run_folder import RunFolder
 
 
 def misbehave(user_id: str | None) -> None:
@@ -47,7 +47,8 @@ class Faulty:
     """The real worker, in which `trace_all` misbehaves first."""
 
     def __init__(self, setup: Setup) -> None:
-        from tracer import shards, worker
+        from tracer.runs import worker
+        from tracer.runs.units import shards
 
         plain = shards.trace_all
 

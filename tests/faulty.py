@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from tracer.config import ModelRecord
 from tracer.errors import JobError
-from tracer.work import Order, Report, Setup
+from tracer.runs.workers.messages import Order, Report, Setup
+from tracer.settings import ModelRecord
 
 MODEL = ModelRecord(
     name="faulty",

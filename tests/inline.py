@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tracer.errors import TracerError
-from tracer.work import Began, Done, Event, Order, Setup, Started
-from tracer.worker import broke, make, refused
+from tracer.runs.worker import broke, make, refused
+from tracer.runs.workers.messages import Began, Done, Event, Order, Setup, Started
 
 
 class InlinePool:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracer.folder import RunFolder
+from tracer.store.run_folder import RunFolder
 
 TESTS = Path(__file__).parent
 DERIVED = ("neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "failed.parquet", "circuit.parquet")
@@ -90,7 +90,7 @@ def orphans(path: Path) -> set[str]:
 
 _DRIVER = """
 import json, sys
-from tracer import running
+from tracer.runs import driver as running
 job, out, options = json.loads(sys.argv[1])
 print("begun", flush=True)
 try:

@@ -9,18 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from helpers import refused
-from tracer.config import (
-    BASELINES,
-    BASES,
-    LINEAR_METRICS,
-    METHODS,
-    METRICS,
-    PATH_METHODS,
-    RULES,
-    Settings,
-    settings,
-)
 from tracer.errors import JobError
+from tracer.settings import BASELINES, BASES, LINEAR_METRICS, METHODS, METRICS, PATH_METHODS, RULES, Settings, settings
 
 WRONG: list[tuple[dict[str, object], tuple[str, ...]]] = [
     ({"method": "attnlrp"}, ("method='attnlrp'", *METHODS)),

@@ -1,6 +1,7 @@
 """The README's tree is the package: check it, or write it with --write.
 
-Every module of tracer/ has a line with its docstring's first clause, in the order of the import contract.
+Every room and module directly in tracer/ has a line with its docstring's first clause, in the order of the import
+contract; what is inside a room is said at its door (its ``__init__.py``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
+LONGEST = 25
 
 
 def first_clause(module: Path) -> str:
@@ -29,7 +31,8 @@ def tree() -> str:
         for name in layer.split(" | "):
             module, package = ROOT / "tracer" / f"{name}.py", ROOT / "tracer" / name / "__init__.py"
             shown, source = (f"{name}.py", module) if module.exists() else (f"{name}/", package)
-            lines.append(f"  {shown:<20}{first_clause(source)}")
+            lines.append(f"  {shown:<14}{first_clause(source)}")
+    assert len(lines) < LONGEST, "a tree that nobody reads: gather modules into rooms"
     return "\n".join([*lines, "```"])
 
 

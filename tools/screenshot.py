@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import tracer
-from tracer.circuit import load_graph
+from tracer.circuit.circuit import load_graph
 
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 FLAGS += "--disable-component-update --disable-sync --hide-scrollbars --window-size=1440,860 --virtual-time-budget=3000"

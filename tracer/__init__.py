@@ -12,61 +12,63 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from tracer.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
-    from tracer.attributing import attribute as attribute
-    from tracer.attribution import Attribution as Attribution
-    from tracer.circuit import Circuit as Circuit
-    from tracer.circuit import Graph as Graph
+    from tracer.attribution.attribute import attribute as attribute
+    from tracer.attribution.pruning import Pruning as Pruning
+    from tracer.attribution.result import Attribution as Attribution
+    from tracer.attribution.trace import trace as trace
+    from tracer.circuit.circuit import Circuit as Circuit
+    from tracer.circuit.circuit import Graph as Graph
+    from tracer.circuit.exchange import export as export
+    from tracer.circuit.exchange import import_graph as import_graph
     from tracer.errors import JobError as JobError
     from tracer.errors import ModelError as ModelError
     from tracer.errors import RemoteError as RemoteError
     from tracer.errors import RunError as RunError
     from tracer.errors import TracerError as TracerError
-    from tracer.evaluation import Evaluation as Evaluation
-    from tracer.evaluation import evaluate as evaluate
-    from tracer.evaluation import minimality as minimality
-    from tracer.exchange import export as export
-    from tracer.exchange import import_graph as import_graph
-    from tracer.model import Model as Model
+    from tracer.evaluation.faithfulness import Evaluation as Evaluation
+    from tracer.evaluation.faithfulness import evaluate as evaluate
+    from tracer.evaluation.faithfulness import minimality as minimality
+    from tracer.evaluation.quality import estimate_quality as estimate_quality
+    from tracer.evaluation.steering import Steering as Steering
+    from tracer.evaluation.steering import steer as steer
+    from tracer.model.model import Model as Model
+    from tracer.ndif.probe import load as load
     from tracer.prompts import Prompt as Prompt
-    from tracer.pruning import Pruning as Pruning
-    from tracer.quality import estimate_quality as estimate_quality
-    from tracer.remote import load as load
-    from tracer.report import view as view
-    from tracer.running import Run as Run
-    from tracer.running import run as run
-    from tracer.steering import Steering as Steering
-    from tracer.steering import steer as steer
-    from tracer.tracing import trace as trace
+    from tracer.reports.tables import view as view
+    from tracer.runs.driver import Run as Run
+    from tracer.runs.driver import run as run
 
 _HOME = {
-    "Attribution": "attribution",
-    "Circuit": "circuit",
-    "Evaluation": "evaluation",
-    "Graph": "circuit",
+    "Attribution": "attribution.result",
+    "Circuit": "circuit.circuit",
+    "Evaluation": "evaluation.faithfulness",
+    "Graph": "circuit.circuit",
     "JobError": "errors",
-    "Model": "model",
+    "Model": "model.model",
     "ModelError": "errors",
     "Prompt": "prompts",
-    "Pruning": "pruning",
+    "Pruning": "attribution.pruning",
     "RemoteError": "errors",
-    "Run": "running",
+    "Run": "runs.driver",
     "RunError": "errors",
     "TracerError": "errors",
-    "Steering": "steering",
-    "attribute": "attributing",
-    "estimate_quality": "quality",
-    "evaluate": "evaluation",
-    "export": "exchange",
-    "import_graph": "exchange",
-    "load": "remote",
-    "minimality": "evaluation",
-    "run": "running",
-    "steer": "steering",
-    "trace": "tracing",
-    "view": "report",
+    "Steering": "evaluation.steering",
+    "attribute": "attribution.attribute",
+    "estimate_quality": "evaluation.quality",
+    "evaluate": "evaluation.faithfulness",
+    "export": "circuit.exchange",
+    "import_graph": "circuit.exchange",
+    "load": "ndif.probe",
+    "minimality": "evaluation.faithfulness",
+    "run": "runs.driver",
+    "steer": "evaluation.steering",
+    "trace": "attribution.trace",
+    "view": "reports.tables",
 }
 __all__ = [
     "Attribution",

@@ -15,14 +15,8 @@ import pytest
 
 pytest.importorskip("test_remote")
 import httpx
-import torch
-
 import test_remote
-import tiny as t
-import tracer
-from helpers import refused
-from inline import InlinePool
-from loopback import FAMILIES, LIMITS, Loopback
+import torch
 from test_remote import (  # noqa: F401  collected here, with the fixtures below
     METHODS,
     test_a_batch_of_circuits_is_one_request,
@@ -51,8 +45,16 @@ from test_remote_evaluation import (  # noqa: F401
     test_every_ablation_measures_what_it_does_here,
     test_swapped_states_are_the_local_ones,
 )
-from tracer import ndif, passes, remote
+
+import tiny as t
+import tracer
+from helpers import refused
+from inline import InlinePool
+from loopback import FAMILIES, LIMITS, Loopback
 from tracer.errors import RemoteError
+from tracer.model import passes
+from tracer.ndif import probe as remote
+from tracer.ndif import server as ndif
 from tracer.prompts import Batch
 
 pytestmark = [

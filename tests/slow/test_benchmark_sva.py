@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import tracer
-from tracer import stages
-from tracer.benchmark_report import BenchmarkResult
-from tracer.jobs import BenchmarkJob, load_job
+from tracer.runs import finish
+from tracer.runs.jobs import BenchmarkJob, load_job
+from tracer.runs.units.benchmark_report import BenchmarkResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -21,7 +21,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkResult:
     job = load_job(DEFAULT, ["train=30", "test=12", "steps=2"])
     assert isinstance(job, BenchmarkJob)
     run = tracer.run(job, tmp_path_factory.mktemp("sva") / "out", workers=2)
-    return stages.benchmark_result(job, run.folder, list(run.folder.commits()), run.folder.record() or {})
+    return finish.benchmark_result(job, run.folder, list(run.folder.commits()), run.folder.record() or {})
 
 
 def test_every_combination_ends(result: BenchmarkResult) -> None:

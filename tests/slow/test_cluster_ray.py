@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import faulty
-from tracer.cluster import RayPool
 from tracer.errors import JobError, RunError
-from tracer.work import Began, Broke, Died, Done, Event, Order, Refused, Setup, Started
+from tracer.runs.workers.cluster import RayPool
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Setup, Started
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -204,8 +204,8 @@ def test_misuse(pool: RayPool) -> None:
 
 TWICE = """
 import sys, time
-from tracer.cluster import RayPool
-from tracer.work import Order, Setup
+from tracer.runs.workers.cluster import RayPool
+from tracer.runs.workers.messages import Order, Setup
 for _ in range(2):
     pool = RayPool(sys.argv[1], **({"num_cpus": 1} if sys.argv[1] == "local" else {}))
     pool.start("a", Setup(folder="", job={"units": [["ok"], ["hang"], ["kill"]]}, factory="faulty:Worker"))

@@ -23,12 +23,13 @@ import yaml
 import runs
 import tracer
 from helpers import refused
-from tracer import dataset, status
+from tracer import data
 from tracer.errors import RunError
-from tracer.jobs import Source
-from tracer.pools import LocalPool
-from tracer.running import Run, run
-from tracer.work import Event, Order, Setup, Started
+from tracer.runs import status
+from tracer.runs.driver import Run, run
+from tracer.runs.jobs import Source
+from tracer.runs.workers.messages import Event, Order, Setup, Started
+from tracer.runs.workers.processes import LocalPool
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def ray_here(_environment: None) -> Iterator[None]:
     """One Ray for all tests that need no node to be lost; each run's pool finds it and leaves it open."""
     ray = pytest.importorskip("ray")
-    from tracer.cluster import RayPool
+    from tracer.runs.workers.cluster import RayPool
 
     RayPool("local", num_cpus=2)
     yield
@@ -65,7 +66,7 @@ def made_pool(request: pytest.FixtureRequest) -> Any:
     if request.param == "local":
         return LocalPool()
     request.getfixturevalue("ray_here")
-    from tracer.cluster import RayPool
+    from tracer.runs.workers.cluster import RayPool
 
     return RayPool("local")
 
@@ -74,7 +75,7 @@ def prompts(ids: dict[int, str] | None = None, more: Sequence[dict[str, Any]] = 
     """Sentences of two lengths; some of them with an id that misbehaves."""
     rows = []
     for structure in ("nounpp", "simple"):
-        for row in dataset.read(Source(task="sva", structure=structure, count=COUNT // 2)):
+        for row in data.read(Source(task="sva", structure=structure, count=COUNT // 2)):
             assert row.target is not None
             assert row.foil is not None
             rows.append({"id": row.user_id, "text": row.text, "target": row.target[0], "foil": row.foil[0]})
@@ -362,11 +363,11 @@ def test_two_nodes_of_which_one_is_lost(tmp_path: Path, whole: Run) -> None:
 _MEMORY = """
 import json, sys, time
 from tracer import dataset
-from tracer.folder import RunFolder
-from tracer.jobs import load_job
-from tracer.pools import LocalPool
-from tracer.running import run
-from tracer.shards import input_row
+from tracer.store.run_folder import RunFolder
+from tracer.runs.jobs import load_job
+from tracer.runs.workers.processes import LocalPool
+from tracer.runs.driver import run
+from tracer.runs.units.shards import input_row
 
 what, job, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 started = time.perf_counter()

@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 from helpers import refused
-from tracer.cluster import RayPool, status, stop, submit
 from tracer.errors import RunError
+from tracer.runs.workers.cluster import RayPool, status, stop, submit
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -179,7 +179,7 @@ FOLLOW = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from pathlib import Path
-from tracer.cluster import submit
+from tracer.runs.workers.cluster import submit
 done = submit(Path(sys.argv[1]), sys.argv[2], out="/o", stop_on_interrupt=sys.argv[3] == "stop",
               log=lambda line: print(line, flush=True))
 print(done.state, done.id, flush=True)
@@ -228,8 +228,8 @@ def test_other_ports_of_ray_are_told_from_the_right_one(head: Head, tmp_path: Pa
 TWICE = """
 import sys
 import faulty
-from tracer.cluster import RayPool
-from tracer.work import Order, Setup
+from tracer.runs.workers.cluster import RayPool
+from tracer.runs.workers.messages import Order, Setup
 def until(kind):
     while not (found := [one for one in pool.events(60) if type(one).__name__ == kind]):
         pass

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracer import viewer
+from tracer.reports import viewer
 
 sys.path.append(str(Path(__file__).parents[1]))
 from test_viewer import MALICIOUS, changed, foreign, payload

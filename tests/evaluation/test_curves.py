@@ -1,0 +1,181 @@
+"""Curves of one ranking: areas, rankings, position-free rankings, and what a bench refuses."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+
+import tracer
+from helpers import refused
+from tracer.attribution import attribute
+from tracer.data import tasks
+from tracer.errors import JobError
+from tracer.evaluation import faithfulness, statistics
+from tracer.evaluation.ablations import Job
+from tracer.evaluation.curves import Bench, Curves, curves, ordered
+from tracer.prompts import Encoded, Prompt, encode
+
+
+@functools.cache
+def demo() -> tracer.Model:
+    return tracer.load("demo")
+
+
+def pairs(split: str = "test", count: int = 5, structure: str = "nounpp") -> list[Prompt]:
+    return [one.to_prompt() for one in tasks.load("sva", structure=structure, split=split, count=count)]
+
+
+def encoded(prompts: list[Prompt]) -> list[Encoded]:
+    return [encode(one, demo()) for one in prompts]
+
+
+@functools.cache
+def bench() -> Bench:
+    return Bench.of(demo(), encoded(pairs()), "mean", "activation", 0)
+
+
+@functools.cache
+def mean() -> torch.Tensor:
+    found = tracer.attribute(demo(), pairs("train", 8), baseline="counterfactual")
+    return found.nodes.double().mean(0).float()
+
+
+@functools.cache
+def aligned() -> Curves:
+    return curves(bench(), ordered(mean(), "absolute"), [10, 100], 0)
+
+
+@functools.cache
+def free_ranks() -> torch.Tensor:
+    return ordered(mean().sum(1, keepdim=True), "absolute").expand_as(mean())
+
+
+def test_a_ranking_is_of_places() -> None:
+    given = torch.tensor([[[0.5, -2.0, 0.0]], [[2.0, 0.5, -0.1]]])
+    assert ordered(given, "absolute").flatten().tolist() == [2, 0, 5, 1, 3, 4]
+    assert ordered(given, "signed").flatten().tolist() == [1, 5, 3, 0, 2, 4]
+
+
+def test_areas_are_over_mibs_sizes() -> None:
+    for found, total in ((aligned(), mean().numel()), (free(), free_ranks()[:, 0].numel())):
+        areas = sorted({max(1, round(share * total)) for share in statistics.MIB_SIZES})
+        value = torch.tensor([found.faithfulness.estimate[found.sizes.index(size)] for size in areas]).double()
+        at = torch.tensor(areas).double() / total
+        assert found.cpr.estimate == pytest.approx(float(torch.trapezoid(value, at)), abs=1e-6)
+        assert found.cmd.estimate == pytest.approx(float(torch.trapezoid((1 - value).abs(), at)), abs=1e-6)
+        assert found.sizes[-1] == total
+        assert (found.faithfulness.estimate[-1], found.completeness.estimate[-1]) == (1.0, 0.0)
+
+
+@functools.cache
+def free() -> Curves:
+    return curves(bench(), free_ranks(), [7, 70, 10**9], 0)
+
+
+def test_sizes_are_those_asked_for_and_mibs() -> None:
+    total = mean().numel()
+    assert set(aligned().sizes) == {10, 100} | {max(1, round(share * total)) for share in statistics.MIB_SIZES}
+    assert list(aligned().sizes) == sorted(aligned().sizes)
+
+
+def test_a_position_free_circuit_is_its_neurons_at_every_position() -> None:
+    """Against the bench's own measurement of masks made by hand."""
+    ranks, found = free_ranks(), free()
+    first = set(ranks[:, 0].flatten().argsort()[:7].tolist())
+    n_layers, length, n_neurons = ranks.shape
+    mask = torch.tensor([place in first for place in range(n_layers * n_neurons)]).view(n_layers, 1, n_neurons)
+    by_hand = torch.where(mask.expand(-1, length, -1), 0, 9).int()
+    rows = range(len(bench().whole))
+    span = (bench().whole - bench().empty).double().mean()
+    for stays, curve, start in ((True, found.faithfulness, bench().empty), (False, found.completeness, bench().empty)):
+        measured = bench().test.measure([Job(row, by_hand, 5, stays) for row in rows])
+        value = (measured - start).double().mean() / span
+        assert curve.estimate[found.sizes.index(7)] == pytest.approx(float(value), abs=1e-5)
+    assert found.n_neurons == found.sizes  # a node of such a circuit is a neuron
+
+
+def test_the_control_of_a_position_free_circuit_is_position_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = faithfulness.AblationTest.measure
+
+    def measure(self: Any, jobs: Any, progress: Any = None) -> torch.Tensor:
+        seen.extend(jobs)
+        return real(self, jobs, progress)
+
+    monkeypatch.setattr(faithfulness.AblationTest, "measure", measure)
+    curves(bench(), free_ranks(), [7], 3)
+    control = seen[-1][1]
+    assert torch.equal(control, control[:, :1].expand_as(control))
+    assert not torch.equal(control, free_ranks())
+    for size in (1, 7, 70):
+        assert torch.equal((control < size).sum((1, 2)), (free_ranks() < size).sum((1, 2)))
+
+
+def test_seeds_decide_control_and_intervals_alone() -> None:
+    again = curves(bench(), ordered(mean(), "absolute"), [10, 100], 0)
+    other = curves(bench(), ordered(mean(), "absolute"), [10, 100], 1)
+    assert again == aligned()
+    assert other.faithfulness.estimate == aligned().faithfulness.estimate
+    assert other.control.estimate != aligned().control.estimate
+
+
+def test_a_bench_with_little_memory_measures_the_same() -> None:
+    small = Bench.of(demo(), encoded(pairs()), "mean", "activation", 0, memory=1)
+    assert torch.allclose(small.whole, bench().whole, atol=1e-5)
+    found = curves(small, ordered(mean(), "absolute"), [10], 0)
+    at = [aligned().sizes.index(size) for size in found.sizes]
+    wanted = [aligned().faithfulness.estimate[i] for i in at]
+    assert found.faithfulness.estimate == pytest.approx(wanted, abs=1e-4)
+
+
+def test_a_reference_is_what_nodes_are_ablated_to() -> None:
+    others = pairs("train", 4)
+    found = Bench.of(demo(), encoded(pairs()), "mean", "activation", 0, reference=others)
+    wanted = attribute.mean_values(demo(), [one.token_ids for one in encoded(others)], 6, "activation")
+    assert torch.allclose(found.test.values[0], wanted)
+    assert not torch.allclose(found.empty, bench().empty)
+
+
+def test_the_metric_is_settled_by_the_prompts() -> None:
+    plain = [Prompt(one.text, target=one.target, counterfactual=one.counterfactual) for one in pairs()]
+    assert bench().test.metric == "difference"
+    assert Bench.of(demo(), encoded(plain), "mean", "activation", 0).test.metric == "logit"
+    asked = Bench.of(demo(), encoded(plain), "mean", "activation", 0, metric="logprob")
+    assert asked.test.metric == "logprob"
+    assert bool((asked.whole < 0).all())
+
+
+def test_what_cannot_be_tested_is_refused() -> None:
+    def made(prompts: list[Prompt], ablation: str = "mean", **more: Any) -> Bench:
+        return Bench.of(demo(), encoded(prompts), ablation, "activation", 0, **more)
+
+    with refused(JobError, "at least 2"):
+        made(pairs(count=1))
+    with refused(JobError, "no target"):
+        made([*pairs(), Prompt("The keys near the cabinet")])
+    with refused(JobError, "tokens"):
+        made([*pairs(), Prompt("The keys", target=" are", foil=" is")])
+    with refused(JobError, "both a train and a test"):
+        made(pairs(), train=encoded(pairs()))
+    with refused(JobError, "no effect"):
+        made(pairs(), "zero", reference=pairs())
+    with refused(JobError, "a foil has no effect"):
+        made(pairs(), metric="logit")
+    same = [Prompt(one.text, target=one.target, foil=one.foil, counterfactual=one.text) for one in pairs()]
+    with refused(JobError, "F(model) - F(empty)"):
+        made(same, "counterfactual")
+
+
+def test_rankings_that_do_not_fit_are_refused() -> None:
+    ranks = ordered(mean(), "absolute")
+    with refused(JobError, "same length"):
+        curves(bench(), ranks[:, :-1], [3], 0)
+    with refused(JobError, "every place"):
+        curves(bench(), ranks + 1, [3], 0)
+    with refused(JobError, "every place"):
+        curves(bench(), torch.where(ranks < 10, ranks, faithfulness.NEVER), [3], 0)
+    with refused(JobError, "every place"):
+        curves(bench(), torch.zeros_like(ranks), [3], 0)

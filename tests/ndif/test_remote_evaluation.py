@@ -1,0 +1,318 @@
+"""Evaluating a circuit on a server: the local numbers, and neither masks nor values nor logits on the wire."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tracer
+from helpers import error, fresh, load, refused
+from loopback import LIMITS, Loopback, same
+from tracer.attribution.attribute import mean_values
+from tracer.circuit.circuit import Circuit
+from tracer.data.tasks import capitals, sva
+from tracer.data.tasks.pairs import Pair
+from tracer.errors import JobError, RemoteError
+from tracer.evaluation import ablations, faithfulness, on_server
+from tracer.evaluation.ablations import Job, Replacement, listed
+from tracer.evaluation.curves import Bench, curves, ordered
+from tracer.evaluation.faithfulness import ABLATIONS, minimality
+from tracer.evaluation.quality import always_on, estimate_quality
+from tracer.evaluation.steering import swap_states
+from tracer.model import interventions
+from tracer.ndif import server as ndif
+from tracer.prompts import Batch, Prompt, encode
+
+PARTS = ("whole", "empty", "inside", "outside", "control")
+NAMES = ("demo", "gpt2")
+
+
+@functools.cache
+def questions(name: str, count: int = 8) -> list[Prompt]:
+    """Of one length, each with its counterfactual."""
+    if name == "demo":
+        return [pair.to_prompt() for pair in sva.generate("simple", "test", count)]
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(10, 90, (count, 2, 5), generator=draw).tolist()
+    return [Prompt(token_ids=one, target=7, foil=8, counterfactual=other) for one, other in ids]
+
+
+def circuit_of(model: tracer.Model, name: str, **how: Any) -> Circuit:
+    return tracer.trace(model, questions(name)[0], nodes=20, edges=False, **how)
+
+
+def measured(model: tracer.Model, circuit: Circuit, name: str, ablation: str, aligned: bool) -> Tensor:
+    """What an evaluation and a minimality measure, without their ratios: a random model's may have no interval."""
+    tests = questions(name, 4)
+    test = faithfulness._test(model, circuit, tests, ablation, None, (), aligned, 0, model.budget())
+    ranks = faithfulness._ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
+    jobs = faithfulness._whole_and_empty(ranks, len(tests))
+    for ranking in (ranks, faithfulness.shuffled(ranks, 0)):
+        jobs += [Job(row, ranking, size, stays) for row in range(4) for size in (3, 15) for stays in (True, False)]
+    return test.measure([*jobs, *(Job(row, ranks, 15, True, 2) for row in range(4))])
+
+
+def traffic(model: tracer.Model, work: Callable[[], Any]) -> ndif.Tally:
+    """Requests and bytes of some work."""
+    assert model.remote is not None
+    tally = model.remote.server.tally
+    before = replace(tally)
+    work()
+    return replace(
+        tally,
+        requests=tally.requests - before.requests,
+        sent=tally.sent - before.sent,
+        received=tally.received - before.received,
+    )
+
+
+# ------------------------------------------------------------------------------------------- the same numbers
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("basis", ["activation", "output"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_ablation_measures_what_it_does_here(server: Loopback, name: str, basis: str, aligned: bool) -> None:
+    there, here = server.pair(name)
+    circuit = circuit_of(here, name, basis=basis)
+    for ablation in ABLATIONS:
+        got, wanted = (measured(model, circuit, name, ablation, aligned) for model in (there, here))
+        assert same(got, wanted), ablation
+        assert len(set(wanted.tolist())) > 20, ablation
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_an_evaluation_is_the_local_one(server: Loopback, ablation: str) -> None:
+    there, here = server.pair("demo")
+    circuit = circuit_of(here, "demo")
+    got, wanted = (tracer.evaluate(model, circuit, questions("demo"), ablation) for model in (there, here))
+    for part in PARTS:
+        assert same(getattr(got, part), getattr(wanted, part)), part
+    assert got.sizes == wanted.sizes
+    changes = [minimality(model, circuit, questions("demo"), ablation) for model in (there, here)]
+    assert float((changes[0] - changes[1]).abs().max()) < 1e-6  # of a faithfulness, which is about 1
+
+
+def test_rankings_of_all_nodes_are_measured_as_here(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    ranks = ordered(tracer.attribute(here, questions("demo")).nodes.mean(0), "absolute")
+    found = []
+    for model in (there, here):
+        bench = Bench.of(model, [encode(one, model) for one in questions("demo")], "mean", "activation", 0)
+        found.append((bench, curves(bench, ranks, [10, 100], 0)))
+    (there_bench, got), (here_bench, wanted) = found
+    assert same(there_bench.whole, here_bench.whole)
+    assert same(there_bench.empty, here_bench.empty)
+    for part in ("faithfulness", "completeness", "control"):
+        estimates = [torch.tensor(getattr(one, part).estimate) for one in (got, wanted)]
+        assert error(*estimates) < 1e-5, part
+    groups = [[Job(row, ranks, 9, True, without) for row in range(8)] for without in (-1, 0, 8)]
+    assert same(there_bench.test.measure_apart(groups), here_bench.test.measure_apart(groups))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_effects_of_single_nodes_are_the_local_ones(server: Loopback, name: str) -> None:
+    there, here = server.pair(name)
+    circuit, prompt = circuit_of(here, name), questions(name)[0]
+    others = [Prompt(token_ids=one) for one in ((5, 6, 7, 8, 9, 10, 11), (12, 13, 14), (15, 16, 17, 18, 19, 20))]
+    logits = torch.tensor([abs(row["activation"]) for row in circuit.rows("logit")]).max()
+    for ablation in ("zero", "mean", "counterfactual"):
+        reference = others if ablation == "mean" else None
+        got, wanted = (
+            estimate_quality(model, circuit, prompt, n_each=20, ablation=ablation, reference=reference).sample
+            for model in (there, here)
+        )
+        assert torch.equal(got.neuron, wanted.neuron)
+        # Differences of a metric: right to the rounding of the logits that it is made of.
+        assert float((got.exact - wanted.exact).abs().max() / logits) < 1e-6, ablation
+    with refused(JobError, "at most 2 tokens"):
+        estimate_quality(there, circuit, prompt, ablation="mean", reference=[Prompt(token_ids=(5, 6))])
+
+
+def test_always_on_neurons_are_the_local_ones(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    circuit = circuit_of(here, "demo")
+    others = [*questions("demo")[1:], Prompt("The key near the cabinet", target=" is", foil=" are")]
+    how: dict[str, Any] = {"share": 0.0, "threshold": 0.01, "exact_below": 0.999}
+    found: list[list[Any]] = []
+    work = traffic(there, lambda: found.append(always_on(there, circuit, others, **how)))
+    got, wanted = found[0], always_on(here, circuit, others, **how)
+    assert [(one.layer, one.neuron) for one in got] == [(one.layer, one.neuron) for one in wanted] != []
+    for one, other in zip(got, wanted, strict=True):
+        assert one.exact == pytest.approx(other.exact, rel=1e-4, abs=1e-5)
+    assert work.requests == 2
+
+
+@pytest.mark.parametrize("sandboxed", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_swapped_states_are_the_local_ones(server: Loopback, name: str, sandboxed: bool) -> None:
+    _, here = server.pair(name)
+    server.mode(**({"sandboxed": True} if sandboxed else {}))
+    there = server.load(name, attention="eager", weights="local" if sandboxed else None)
+    if name == "demo":
+        pairs = capitals.pairs("test", 6, vocabulary=here)
+    else:  # of two lengths, so that the batch is padded
+        texts = [("the car near", "the key near"), ("the capital of state near car", "the cabinet of state near man")]
+        pairs = [Pair(str(i), one, two, " is", " are", "") for i, (one, two) in enumerate(texts)]
+    found: list[Any] = []
+    work = traffic(there, lambda: found.append(swap_states(there, pairs, (2, 5, 20), 3)))
+    got, wanted = found[0], swap_states(here, pairs, (2, 5, 20), 3)
+    for arm in ("swapped", "random", "zeroed"):
+        assert torch.equal(getattr(got, arm).answers, getattr(wanted, arm).answers), arm
+    assert torch.equal(got.n_nodes, wanted.n_nodes)
+    assert torch.equal(got.answered.estimate, wanted.answered.estimate)
+    assert work.requests == 4
+    if not sandboxed:
+        assert work.received < 20_000
+
+
+# ------------------------------------------------------------------------------------------- what travels
+
+
+def test_an_evaluation_is_one_small_request(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    circuit, tests = circuit_of(here, "demo"), questions("demo")
+    dense = 4 * here.n_layers * here.d_mlp * len(circuit.token_ids) * len(tests)
+    for ablation in ABLATIONS:
+        work = traffic(there, lambda ablation=ablation: tracer.evaluate(there, circuit, tests, ablation))
+        assert work.requests == 1
+        assert work.received < 4_000 < dense // 20  # a number for each row
+        assert work.sent < 25_000 < dense // 4
+    work = traffic(there, lambda: minimality(there, circuit, tests))
+    assert (work.requests, work.received < 4_000, work.sent < 25_000) == (1, True, True)
+
+
+def test_what_is_sent_grows_with_the_circuit_and_not_with_the_model(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    sent = {}
+    for basis in ("activation", "output"):  # four times as many nodes, and a few
+        for nodes in (20, 100):
+            circuit = tracer.trace(here, questions("demo")[0], nodes=nodes, edges=False, basis=basis)
+            work = traffic(
+                there, lambda one=circuit, n=nodes: tracer.evaluate(there, one, questions("demo"), "mean", [n // 2, n])
+            )
+            sent[basis, nodes] = work.sent
+    assert here.d_mlp >= 2 * here.d_model
+    assert abs(sent["activation", 20] - sent["output", 20]) < 500
+    assert 0 < sent["activation", 100] - sent["activation", 20] < 2 * 2 * 12 * 80
+
+
+def test_the_wires_precision_does_not_touch_an_evaluation(server: Loopback) -> None:
+    _, here = server.pair("demo")
+    there = server.load("demo", wire="bfloat16", attention="eager")
+    circuit = circuit_of(here, "demo")
+    got, wanted = (measured(model, circuit, "demo", "mean", True) for model in (there, here))
+    assert same(got, wanted)
+
+
+# ------------------------------------------------------------------------------------------- sandboxes, small servers
+
+
+def test_a_sandboxed_key_is_enough(server: Loopback) -> None:
+    """Without the weights, and so without a circuit of the same fingerprint; and with them."""
+    _, here = server.pair("demo")
+    server.mode(sandboxed=True)
+    there = server.load("demo", attention="eager")
+    for ablation in ABLATIONS:
+        got, wanted = (
+            Bench.of(model, [encode(one, model) for one in questions("demo")], ablation, "activation", 0)
+            for model in (there, here)
+        )
+        assert same(got.empty, wanted.empty), ablation
+        assert same(got.whole, wanted.whole), ablation
+    both = server.load("demo", attention="eager", weights="local")
+    circuit = circuit_of(here, "demo")
+    for ablation in ABLATIONS:
+        assert same(*(measured(model, circuit, "demo", ablation, True) for model in (both, here))), ablation
+
+
+def test_a_small_server_takes_halves(server: Loopback) -> None:
+    there, here = server.pair("demo")
+    circuit = circuit_of(here, "demo")
+    for rows in (7, 1):
+        server.mode(oom_rows=rows)
+        for ablation in ("mean", "resample"):
+            wanted = measured(here, circuit, "demo", ablation, True)
+            found: list[Tensor] = []
+            work = traffic(there, lambda one=ablation, to=found: to.append(measured(there, circuit, "demo", one, True)))
+            assert same(found[0], wanted)
+            assert work.requests > 2
+    server.mode(oom_rows=3)
+    exact = [
+        estimate_quality(model, circuit, n_each=8, ablation="mean", reference=questions("demo")).sample.exact
+        for model in (there, here)
+    ]
+    assert float((exact[0] - exact[1]).abs().max()) < 1e-5  # of logits of about 10
+    server.mode(oom=1000)
+    with refused(RemoteError, "ran out of memory"):
+        measured(there, circuit, "demo", "mean", True)
+
+
+def test_requests_stay_under_their_bound_and_several_are_in_flight(server: Loopback) -> None:
+    _, here = server.pair("demo")
+    there = server.load("demo", replace(LIMITS, in_flight=3), attention="eager")
+    circuit, tests = circuit_of(here, "demo"), questions("demo")
+    small = here.bytes_per_token(gradient=False, length=6) * 6 * 2  # two rows a forward, a few forwards a request
+    server.mode(queued=0.05)
+    got, wanted = (tracer.evaluate(model, circuit, tests, "mean", memory=small) for model in (there, here))
+    for part in PARTS:
+        assert same(getattr(got, part), getattr(wanted, part)), part
+    assert 1 < server.seen()["most_open"] <= 3
+    server.mode()
+    large = tracer.trace(here, tests[0], nodes=1000, edges=False)  # its sets outweigh the source that travels with them
+    wanted, whole = tracer.evaluate(here, large, tests, "mean"), []
+    sent = traffic(there, lambda: whole.append(tracer.evaluate(there, large, tests, "mean"))).sent
+    assert same(whole[0].inside, wanted.inside)
+    bound = server.load("demo", replace(LIMITS, request=sent * 9 // 10), attention="eager")
+    server.mode()
+    assert same(tracer.evaluate(bound, large, tests, "mean").inside, wanted.inside)
+    assert 0 < server.seen()["largest"] <= sent * 9 // 10
+
+
+# ------------------------------------------------------------------------------------------- the parts
+
+
+def test_a_mean_over_prompts_is_the_one_worked_out_here() -> None:
+    """Of different lengths, in several forwards, up to fewer positions than the longest has."""
+    model = load("gemma2")
+    ids = [(1, 2, 3, 4, 5), (6, 7), (8, 9, 10), (11, 12, 13, 14)]
+    behind = [
+        (batch.inputs("cpu"), [len(one) for one in batch.token_ids])
+        for batch in (Batch(tuple(ids[:3])), Batch(tuple(ids[3:])))
+    ]
+    for basis in ("activation", "output"):
+        ask = SimpleNamespace(others=behind, mean=True, longest=4, basis=basis)
+        (got,) = on_server.replacements(model.nn, model.plan, ask)
+        assert same(got, mean_values(model, ids, 4, basis))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.3, 1.0])
+def test_a_set_of_nodes_survives_its_way(share: float) -> None:
+    mask = torch.rand(3, 5, 77, generator=torch.Generator().manual_seed(0)) < share
+    sent = listed(mask)
+    assert sent.numel() * sent.itemsize <= max(mask.numel() // 8 + 16, 12 * int(mask.sum()))
+    for layer in range(3):
+        assert torch.equal(interventions.members(sent, layer, mask.shape[1:]), mask[layer])
+
+
+def test_requests_hold_enough_rows_for_their_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a large one at most doubles the work, however small a forward is."""
+    model, sizes = fresh("gpt2"), []
+    rows = [ablations.AblatedRow(encode(questions("gpt2")[0], model), ablations.NO_NODES)] * 320
+
+    def request(_: Any, groups: list[Any], to: Replacement, *rest: Any) -> list[Tensor]:
+        sizes.append((len(groups), [len(group) for group in groups], rest[-1]))
+        return [torch.ones(len(group)) for group in groups]
+
+    monkeypatch.setattr(ablations, "_request", request)
+    two = 2 * 5 * model.bytes_per_token(gradient=False, length=5)
+    to = Replacement(tuple((1, 2, 3, 4, 5 + i) for i in range(40)))
+    assert len(ablations.there(model, rows, to, "logit", "activation", two)) == 320
+    assert sizes == [(20, [2] * 20, 2)] * 8

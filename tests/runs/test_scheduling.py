@@ -1,0 +1,528 @@
+"""Scheduling: every unit is reported exactly once or the run ends, and a prompt is left out by the rule, never else."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import refused
+from tracer.errors import JobError, RunError
+from tracer.runs.workers import scheduler
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Report, Setup, Started
+from tracer.runs.workers.scheduler import Limits, Runner
+from tracer.settings import ModelRecord
+
+SETUP = Setup(folder="none", job={})
+MODEL = ModelRecord(
+    name="fake",
+    revision=None,
+    family="none",
+    fingerprint="0" * 16,
+    dtype="float32",
+    n_layers=1,
+    d_model=1,
+    d_mlp=1,
+    n_heads=1,
+    parallel=False,
+)
+
+Step = tuple[str, object]
+Script = Callable[["Fake", str, Order], Iterator[Step]]
+
+
+@dataclass
+class Fake:
+    """A pool without processes. `script` says what an order leads to: ("began", prompts), ("wait", seconds),
+    ("done", None), ("broke", text), ("died", blame), ("silent", prompts), ("refused", None), ("hang", None).
+    """
+
+    script: Script
+    starts: Callable[[int], str] = lambda _number: "ready"
+    now: float = 0.0
+    queues: dict[str, deque[Event | float]] = field(default_factory=dict)
+    alive: set[str] = field(default_factory=set)
+    begun: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    orders: list[Order] = field(default_factory=list)
+    deaths: list[tuple[tuple[int, ...], bool]] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+    number: int = 0
+
+    def start(self, worker: str, setup: Setup) -> None:
+        assert worker not in self.queues
+        how, self.number = self.starts(self.number), self.number + 1
+        self.queues[worker] = deque()
+        if how == "ready":
+            self.alive.add(worker)
+            self.queues[worker].append(Started(worker=worker, model=MODEL, budget=7, where="here"))
+        elif how in ("dies", "lost"):
+            self.queues[worker].append(Died(worker=worker, reason="no memory", blame=how == "dies"))
+
+    def give(self, worker: str, order: Order) -> None:
+        assert worker in self.alive, "an order to a worker that is gone"
+        assert not self.queues[worker], "an order to a worker that has one"
+        self.orders.append(order.model_copy(deep=True))
+        self.begun[worker] = ()
+        queue = self.queues[worker]
+        for kind, value in self.script(self, worker, order):
+            if kind == "began":
+                queue.append(Began(worker=worker, prompts=value, done=0))
+            elif kind == "waits":
+                queue.append(Began(worker=worker, prompts=value, done=0, note="a.host, 3 s, queued: 2nd"))
+            elif kind == "silent":  # begun, but the word of it was lost with the process
+                queue.append(Died(worker=worker, prompts=value, reason="killed"))
+                break
+            elif kind == "wait":
+                queue.append(value)
+            elif kind == "done":
+                queue.append(Done(worker=worker, report=Report(unit=order.unit)))
+            elif kind == "broke":
+                queue.append(Broke(worker=worker, error=value))
+            elif kind == "refused":
+                queue.append(Refused(worker=worker, kind="JobError", value="v", rule="r", next_step="n"))
+            elif kind == "died":
+                queue.append(Died(worker=worker, reason="killed", blame=value))
+                break
+            else:
+                break
+
+    def kill(self, worker: str) -> None:
+        self.killed.append(worker)
+        self.queues[worker] = deque([Died(worker=worker, reason="killed by the driver")])
+
+    def events(self, timeout: float) -> list[Event]:
+        found = []
+        for worker, queue in list(self.queues.items()):
+            if queue and isinstance(queue[0], float):
+                self.now += queue.popleft()
+                continue
+            if queue:
+                found.append(self._said(worker, queue.popleft()))
+        self.now += 0.0 if found else timeout
+        return found
+
+    def _said(self, worker: str, event: Event | float) -> Event:
+        assert not isinstance(event, float)
+        if isinstance(event, Began):
+            self.begun[worker] = event.prompts
+        elif isinstance(event, Died):
+            self.alive.discard(worker)
+            if not event.prompts:
+                event = event.model_copy(update={"prompts": self.begun.get(worker, ())})
+            self.deaths.append((event.prompts, event.blame))
+        elif not isinstance(event, Started):
+            self.begun[worker] = ()
+        return event
+
+    def describe(self) -> str:
+        return "nothing at all"
+
+    def close(self) -> None:
+        pass
+
+
+def runner(pool: Fake, monkeypatch: pytest.MonkeyPatch, workers: int = 1, **more: object) -> Runner:
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: pool.now))
+    return Runner(pool=pool, setup=SETUP, workers=workers, **more)  # type: ignore[arg-type]
+
+
+def finished(one: Runner, units: int) -> list[int]:
+    return [report.unit for report in one.map(Order(unit=unit) for unit in range(units))]
+
+
+def well(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    yield "began", (order.unit,)
+    yield "done", None
+
+
+def shard(size: int, batch: int, bad: dict[int, str]) -> Script:
+    """Units of `size` prompts in batches; a bad one kills or hangs its process, always or once."""
+    seen: Counter[int] = Counter()
+
+    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        prompts = list(range(order.unit * size, (order.unit + 1) * size))
+        for first in range(0, size, batch):
+            part = prompts[first : first + batch]
+            apart = set(part) & {*order.alone, *order.quarantined}
+            for some in [[one] for one in part] if apart else [part]:
+                if len(some) == 1 and some[0] in order.quarantined:
+                    continue
+                yield "began", tuple(some)
+                for one in some:
+                    how = bad.get(one, "ok")
+                    if how.startswith("once-"):
+                        seen[one] += 1
+                        how = how.removeprefix("once-") if seen[one] == 1 else "ok"
+                    if how == "kill":
+                        yield "died", True
+                    elif how == "hang":
+                        yield "hang", None
+        yield "done", None
+
+    return script
+
+
+# ------------------------------------------------------------------------------------------------- all is well
+
+
+@pytest.mark.parametrize("workers", [1, 3, 9])
+def test_units_are_given_to_all_workers_and_reported_once(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well)
+    one = runner(pool, monkeypatch, workers)
+    assert sorted(finished(one, 6)) == list(range(6))
+    assert pool.number <= workers
+    assert one.n_ready == min(workers, pool.number)
+    assert one.broken == 0
+
+
+def test_workers_live_on_for_the_next_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well)
+    one = runner(pool, monkeypatch)
+    assert finished(one, 2) == [0, 1]
+    assert [report.unit for report in one.map([Order(unit=2, finish=True)])] == [2]
+    assert pool.number == 1
+
+
+def test_no_worker_is_started_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well)
+    assert finished(runner(pool, monkeypatch), 0) == []
+    assert pool.number == 0
+
+
+def test_orders_carry_the_memory_that_the_driver_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well)
+    finished(runner(pool, monkeypatch, started=lambda _event: 123), 2)
+    assert [order.memory for order in pool.orders] == [123, 123]
+
+
+def test_orders_are_drawn_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def source() -> Iterator[Order]:
+        for unit in range(100):
+            drawn.append(unit)
+            yield Order(unit=unit)
+
+    pool = Fake(well)
+    for number, _ in enumerate(runner(pool, monkeypatch, 2).map(source())):
+        assert len(drawn) <= number + 4
+
+
+def test_stop_reports_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, got = Fake(well), list[int]()
+    one = runner(pool, monkeypatch, stop=lambda: len(got) >= 2)
+    for report in one.map(Order(unit=unit) for unit in range(10)):
+        got.append(report.unit)
+    assert got == [0, 1]
+
+
+# ------------------------------------------------------------------------------------------ processes that die
+
+
+def test_a_prompt_that_kills_once_is_tried_again_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(shard(4, 4, {5: "once-kill"}))
+    one = runner(pool, monkeypatch)
+    assert sorted(finished(one, 3)) == [0, 1, 2]
+    assert one.quarantined == {}
+    assert one.deaths == {4: 1, 5: 1, 6: 1, 7: 1}
+    again = next(order for order in pool.orders if order.attempt == 2)
+    assert (again.unit, again.alone) == (1, ())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_prompt_that_kills_always_is_found_and_left_out(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(shard(4, batch, {6: "kill"}))
+    one = runner(pool, monkeypatch, 2)
+    assert sorted(finished(one, 4)) == [0, 1, 2, 3]
+    assert list(one.quarantined) == [6]
+    kind, said = one.quarantined[6]
+    assert kind == "ProcessDied"
+    assert f"{one.deaths[6]} processes died" in said
+    assert len(pool.deaths) == (2 if batch == 1 else 3)
+
+
+def test_two_that_kill_in_one_batch_are_both_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = runner(Fake(shard(8, 8, {1: "kill", 6: "kill"})), monkeypatch)
+    assert finished(one, 1) == [0]
+    assert sorted(one.quarantined) == [1, 6]
+
+
+def test_what_an_earlier_driver_knew_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = runner(Fake(shard(2, 1, {1: "kill"})), monkeypatch, deaths={1: 1}, quarantined={0: ("ProcessDied", "x")})
+    assert finished(one, 1) == [0]
+    assert sorted(one.quarantined) == [0, 1]
+    assert one.broken == 1
+
+
+def test_what_a_dead_worker_had_begun_comes_from_the_pool_or_else_from_what_it_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def script(pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        if len(pool.orders) <= 2 and order.unit == 0:
+            yield "began", (1,)
+            yield "silent", (2,)
+        yield "done", None
+
+    told: list[tuple[int, ...]] = []
+    one = runner(Fake(script), monkeypatch, died=lambda event: told.append(event.prompts))
+    assert finished(one, 1) == [0]
+    assert told == [(2,), (2,)]
+    assert list(one.quarantined) == [2]
+
+
+def test_a_lost_machine_is_no_prompts_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        yield "began", (order.unit,)
+        yield ("died", False) if len(pool.orders) <= 5 else ("done", None)
+
+    told: list[Died] = []
+    one = runner(Fake(script), monkeypatch, died=told.append)
+    assert finished(one, 1) == [0]
+    assert (one.deaths, one.quarantined, one.broken) == ({}, {}, 5)
+    assert all(event.prompts == () for event in told)
+
+
+def test_machines_that_are_lost_again_and_again_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(lambda _pool, _worker, _order: iter([("died", False)]))
+    with refused(RunError, "unit 0", "9 times"):
+        finished(runner(pool, monkeypatch), 1)
+
+
+def test_lost_machines_are_counted_apart_from_units_that_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter([("died", False), ("broke", "x"), ("died", False), ("broke", "x"), ("died", False), ("done", None)])
+    pool = Fake(lambda _pool, _worker, _order: iter([next(steps)]))
+    assert finished(runner(pool, monkeypatch), 1) == [0]
+
+
+@pytest.mark.parametrize("how", ["broke", "died"])
+def test_a_unit_that_fails_through_no_prompts_fault_ends_the_run(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(lambda _pool, _worker, _order: iter([(how, "OSError: no" if how == "broke" else True)]))
+    with refused(RunError, "unit 0", "3 times"):
+        finished(runner(pool, monkeypatch), 2)
+
+
+def test_a_unit_that_breaks_twice_goes_on_with_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(pool: Fake, _worker: str, _order: Order) -> Iterator[Step]:
+        yield ("broke", "x") if len(pool.orders) <= 2 else ("done", None)
+
+    pool = Fake(script)
+    assert finished(runner(pool, monkeypatch), 1) == [0]
+    assert pool.number == 1
+    assert [order.attempt for order in pool.orders] == [1, 2, 3]
+
+
+def test_what_the_user_must_mend_ends_the_run_as_it_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(lambda _pool, _worker, _order: iter([("refused", None)]))
+    with pytest.raises(JobError, match="v: r; n"):
+        finished(runner(pool, monkeypatch), 1)
+
+
+def test_an_idle_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well)
+    one = runner(pool, monkeypatch)
+    assert finished(one, 1) == [0]
+    pool.queues["w0"].append(Died(worker="w0", reason="killed"))
+    pool.events(0)
+    assert one._handle(Died(worker="w0", reason="killed")) is None
+    assert finished(one, 1) == [0]
+    assert (pool.number, one.deaths) == (2, {})
+
+
+def test_a_report_of_a_unit_that_was_given_to_another_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well)
+    one = runner(pool, monkeypatch)
+    assert finished(one, 1) == [0]
+    assert one._handle(Done(worker="w0", report=Report(unit=0))) is None
+    assert one._handle(Done(worker="a zombie", report=Report(unit=0))) is None
+
+
+# ---------------------------------------------------------------------------------------------------- the clock
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_prompt_that_hangs_is_killed_and_left_out(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(shard(4, batch, {2: "hang"}))
+    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0))
+    assert sorted(finished(one, 2)) == [0, 1]
+    assert list(one.quarantined) == [2]
+    assert one.quarantined[2] == ("PromptTimeout", "no answer within 5 s, 2 times")
+    assert len(pool.killed) == 2
+    assert 10 < pool.now < 20
+
+
+def test_who_waits_in_a_services_queue_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each piece of news comes before the limit, all of them together long after it."""
+    notes = list[str]()
+
+    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        yield "began", (order.unit,)
+        for _ in range(4):
+            yield "wait", 4.0
+            yield "waits", (order.unit,)
+        yield "done", None
+
+    pool = Fake(script)
+    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0), heard=lambda: notes.append(one.waiting))
+    assert finished(one, 1) == [0]
+    assert pool.now > 16
+    assert not pool.killed
+    assert {*notes} == {"", "a.host, 3 s, queued: 2nd"}
+    assert one.waiting == ""
+
+
+def test_without_a_limit_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        yield "began", (order.unit,)
+        yield "wait", 1e6
+        yield "done", None
+
+    pool = Fake(script)
+    assert finished(runner(pool, monkeypatch, limits=Limits(prompt=None)), 1) == [0]
+    assert pool.killed == []
+
+
+def test_news_of_a_batch_keep_it_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        for _ in range(20):
+            yield "began", (order.unit,)
+            yield "wait", 4.0
+        yield "done", None
+
+    pool = Fake(script)
+    assert finished(runner(pool, monkeypatch, limits=Limits(prompt=5.0)), 1) == [0]
+    assert pool.killed == []
+
+
+def test_the_stage_after_all_units_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(_pool: Fake, _worker: str, _order: Order) -> Iterator[Step]:
+        yield "wait", 1e5
+        yield "done", None
+
+    pool = Fake(script)
+    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0))
+    assert [report.unit for report in one.map([Order(unit=0, finish=True)])] == [0]
+
+
+def test_a_worker_that_answers_as_it_is_killed_gets_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Late(Fake):
+        def kill(self, worker: str) -> None:
+            self.killed.append(worker)
+            unit = self.orders[-1].unit
+            self.queues[worker] = deque([Done(worker=worker, report=Report(unit=unit)), 0.1, 0.1])
+            self.queues[worker].append(Died(worker=worker, reason="killed by the driver"))
+            self.alive.discard(worker)
+
+    def script(pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+        yield "began", (order.unit,)
+        yield ("hang", None) if len(pool.orders) == 1 else ("done", None)
+
+    pool = Late(script)
+    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0))
+    assert finished(one, 3) == [0, 1, 2]
+    assert pool.number == 2
+    assert (one.deaths, one._tries) == ({}, Counter())
+
+
+def test_without_any_worker_the_run_ends_and_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well, starts=lambda _number: "never")
+    with refused(RunError, "no worker started within 30 s", "nothing at all"):
+        finished(runner(pool, monkeypatch, 2, limits=Limits(start=30.0)), 1)
+    assert 30 < pool.now < 31
+
+
+def test_a_cluster_that_grows_later_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker of four is placed; the run goes on with it, however long the others take."""
+    pool = Fake(shard(1, 1, {}), starts=lambda number: "ready" if number == 0 else "never")
+    assert sorted(finished(runner(pool, monkeypatch, 4, limits=Limits(start=0.3)), 20)) == list(range(20))
+
+
+def test_workers_that_all_die_while_starting_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well, starts=lambda _number: "dies")
+    with refused(RunError, "workers in a row", "no memory", "tracer plan"):
+        finished(runner(pool, monkeypatch, 2), 4)
+    assert pool.number <= 5
+
+
+def test_lost_machines_while_starting_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well, starts=lambda number: "ready" if number > 6 else "lost")
+    assert finished(runner(pool, monkeypatch), 1) == [0]
+
+
+def test_the_run_goes_on_with_the_workers_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(well, starts=lambda number: "ready" if number == 0 else "dies")
+    one = runner(pool, monkeypatch, 4)
+    assert sorted(finished(one, 30)) == list(range(30))
+    assert one.n_ready == 1
+    assert pool.number < 8
+
+
+# -------------------------------------------------------------------------------------------------- at random
+
+FAULTS = st.lists(
+    st.tuples(st.sampled_from(["ok", "ok", "kill", "lost", "broke", "hang", "early", "silent"]), st.integers(0, 3)),
+    max_size=40,
+)
+
+
+@given(
+    faults=FAULTS,
+    workers=st.integers(1, 4),
+    batch=st.integers(1, 4),
+    poison=st.sets(st.integers(0, 15), max_size=3),
+    hangs=st.sets(st.integers(0, 15), max_size=2),
+)
+def test_whatever_happens_every_unit_is_reported_once_or_the_run_ends(
+    faults: list[tuple[str, int]], workers: int, batch: int, poison: set[int], hangs: set[int]
+) -> None:
+    size, units, left = 4, 4, deque(faults)
+    bad = dict.fromkeys(sorted(hangs), "hang") | dict.fromkeys(sorted(poison), "kill")
+    plain, failures = shard(size, batch, bad), Counter[tuple[int, str]]()
+
+    def script(pool: Fake, worker: str, order: Order) -> Iterator[Step]:
+        how, at = left.popleft() if left else ("ok", 0)
+        begun = 0
+        if how == "early":
+            failures[order.unit, "unit"] += 1
+            yield "died", True
+            return
+        for step in plain(pool, worker, order):
+            if step[0] == "began" and begun == at and how != "ok":
+                if how in ("broke", "lost"):
+                    failures[order.unit, "machine" if how == "lost" else "unit"] += 1
+                yield step
+                if how == "broke":
+                    yield "broke", "x"
+                elif how == "silent":
+                    yield "silent", step[1]
+                elif how == "hang":
+                    yield "hang", None
+                else:
+                    yield "died", how == "kill"
+                return
+            begun += step[0] == "began"
+            yield step
+
+    with pytest.MonkeyPatch.context() as patch:
+        pool = Fake(script)
+        one = runner(pool, patch, workers, limits=Limits(prompt=3.0))
+        try:
+            found = finished(one, units)
+        except RunError:
+            assert any(count >= (9 if kind == "machine" else 3) for (_, kind), count in failures.items())
+            return
+    assert sorted(found) == list(range(units))
+    seen, wanted = Counter[int](), set[int]()
+    for prompts, blame in pool.deaths:
+        if not blame or not prompts:
+            continue
+        seen.update(prompts)
+        if len(prompts) == 1 and seen[prompts[0]] >= 2:
+            wanted.add(prompts[0])
+    assert set(one.quarantined) == wanted
+    assert {*poison, *hangs} <= wanted
+    assert one.deaths == dict(seen)

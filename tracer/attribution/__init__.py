@@ -1,0 +1,8 @@
+"""From prompts to circuits: attributions of all nodes, the nodes selected, the edges between them.
+
+Knows the methods, baselines, selection and pruning rules, and the replay that edges come from. Refuses to know files,
+runs, the command line, and what ablating a circuit does (evaluation).
+
+Door: `attribute.attribute`, `trace.trace` and `trace_all`, `edges.direct_edges`, `result.Attribution`,
+`selection`, `pruning.Pruning`; `selected` and `methods` for whoever measures a server or plans a run.
+"""

@@ -1,0 +1,153 @@
+"""The graph engine: direct edges between nodes, from one forward (method.md section 4).
+
+*replay* (attribution/replay.py) is matrix products over the frozen linear map. *autograd* takes the same gradients
+through the linearised model itself, MLPs cut: it is the truth the replay is tested against, and serves where weights
+cannot be read (quantised, offloaded) or rules are switched off.
+
+Knows which engine applies and what an edge's numbers mean. Refuses to know nnsight, selection and files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tracer.attribution.replay import Graph, Replay
+from tracer.errors import JobError, ModelError
+from tracer.model import passes
+from tracer.model.model import Model
+from tracer.settings import BASES, RULES
+
+WORKSPACE = 16 * 2**20
+AUTOGRAD_WORKSPACE = 2**28
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Direct edges of one prompt, dense. Sources: the neurons as given, then every embedding by position. Targets:
+    the neurons as given, then the logits as given.
+
+    Attributes:
+        weight: of each edge, in units of the target's activation; 0 where no direct path exists.
+        incoming: of each target, summed over *all* neurons and embeddings of the model, kept or not.
+        source_values: of the neurons. target_values: of the neurons and logits.
+    """
+
+    weight: Float[Tensor, "target source"]
+    incoming: Float[Tensor, " target"]
+    source_values: Float[Tensor, " neuron"]
+    target_values: Float[Tensor, " target"]
+
+
+def direct_edges(
+    model: Model,
+    token_ids: tuple[int, ...],
+    neurons: Int[Tensor, "neuron 3"],
+    logits: Int[Tensor, "logit 2"],
+    *,
+    basis: str = "activation",
+    rules: frozenset[str] = RULES,
+    engine: str = "auto",
+    direction: str = "auto",
+    workspace: int = WORKSPACE,
+) -> Edges:
+    """All direct edges among neurons, embeddings and logits of one prompt.
+
+    Without biases the incoming weights of a target add up to its value over all sources (method.md section 8, 3-4).
+
+    Args:
+        neurons: (layer, position, neuron) rows; `neuron` indexes the basis.
+        logits: (position, token) rows.
+        rules: of the linearisation; the replay needs all of them.
+        engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
+        direction: of the replay, ``up``, ``down``, or ``auto`` for the cheaper one.
+        workspace: bytes of cotangents the replay may hold at a time, beside the edges themselves and, where the model
+            is not float32, a float32 copy of one matrix.
+
+    Raises:
+        JobError: a node outside the model or the prompt, or an unknown basis, engine or direction.
+        ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
+    """
+    _check(model, token_ids, neurons, logits, basis, engine, direction)
+    graph = Graph(tuple(token_ids), neurons, logits, basis)
+    possible = model.replays(rules)
+    if engine == "replay" and not possible:
+        raise ModelError(
+            "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
+        )
+    if engine == "autograd" or not possible:
+        found = _by_autograd(model, graph, rules)
+    else:
+        replay = Replay(model, graph, workspace)
+        weight, incoming = replay.run(direction)
+        found = Edges(weight, incoming, replay.values, torch.cat([replay.values, replay.frozen.logits.cpu()]))
+    check_sum(model, found, rules)
+    return found
+
+
+def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
+    """Refuse edges where neither gradients nor the weights can be had, before anything is computed.
+
+    Raises:
+        RemoteError: the server takes no gradients, and the replay does not apply.
+    """
+    if not model.replays(rules):
+        instead = "use edges=False (--no-edges)"
+        more = "ask its operator for the tag 'trusted'" if model.has_weights else "weights='local' (--local-weights)"
+        passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
+
+
+def check_sum(model: Model, found: Edges, rules: frozenset[str]) -> None:
+    """Refuse edges whose incoming weights do not add up to their target's value, where they must: under all rules,
+    without biases."""
+    if rules != RULES or model.has_biases:
+        return
+    scale = float(found.target_values.abs().max()) if len(found.target_values) else 0.0
+    worst = float((found.incoming - found.target_values).abs().max()) if scale else 0.0
+    if worst > (1e-3 if model.conserves else 0.2) * scale:
+        raise ModelError(
+            f"edges: incoming weights miss their target's value by {worst:.3g} of {scale:.3g}",
+            "without biases they must add up to it",
+            "these edges are wrong: run 'tracer doctor' and report the model",
+        )
+
+
+def _check(
+    model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str, direction: str
+) -> None:
+    """Refuse what indexing would answer with an error, or with another node's number."""
+    allowed = {
+        "basis": (basis, BASES),
+        "engine": (engine, ("auto", "replay", "autograd")),
+        "direction": (direction, ("auto", "up", "down")),
+    }
+    for name, (value, known) in allowed.items():
+        if value not in known:
+            raise JobError(f"{name}={value!r}", f"must be one of {', '.join(known)}", "choose one")
+    length = len(token_ids)
+    bounds = torch.tensor([model.n_layers, length, model.n_neurons(basis)])
+    for what, rows, limit in (("node", neurons, bounds), ("logit", logits, torch.tensor([length, model.vocab_size]))):
+        outside = ((rows < 0) | (rows >= limit)).any(-1)
+        if bool(outside.any()):
+            bad = tuple(rows[outside][0].tolist())
+            inside = "x".join(f"0..{size - 1}" for size in limit.tolist())
+            raise JobError(
+                f"{what} {bad}", f"lies outside the model on this prompt ({inside})", "check where it came from"
+            )
+
+
+def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
+    """Batched vector-Jacobian products through the linearised model, MLPs cut."""
+    values, weight, embedded, incoming = passes.direct_weights(
+        model,
+        graph.token_ids,
+        graph.neurons,
+        graph.logits,
+        basis=graph.basis,
+        rules=rules,
+        room=AUTOGRAD_WORKSPACE,
+    )
+    return Edges(torch.cat([weight, embedded], -1), incoming, values[: len(graph.neurons)], values)

@@ -1,0 +1,271 @@
+"""Which passes each attribution method needs, and how they combine, for one batch (method.md section 2).
+
+Knows the methods as arithmetic over passes: every tensor here is left-padded, as passes see it. Refuses to know
+nnsight (model/passes.py), prompts beyond their token ids, and what is done with the result (attribution/attribute.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer.attribution import replay
+from tracer.attribution.result import along_activations, along_path, noises
+from tracer.metrics import Metric
+from tracer.model import passes
+from tracer.model.model import Model
+from tracer.prompts import Batch
+from tracer.settings import Settings
+from tracer.shapes import PaddedNodes, PerPrompt
+
+Progress = Callable[[int, int], None]
+
+# Rows of one batch of ablations: more gain nothing on a CPU and little on a GPU.
+EXACT_ROWS = 512
+FORWARD_ONLY = frozenset({"exact", "delta", "random"})
+"""Methods without gradients; the replay of relp takes none either."""
+
+
+class Result(NamedTuple):
+    """What a method finds: padded, float32 on the CPU, not yet cleared of padding. `start` is the metric where a path
+    begins."""
+
+    nodes: PaddedNodes
+    activations: PaddedNodes
+    embeddings: Float[Tensor, "prompt column"]
+    metric: PerPrompt
+    start: PerPrompt | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """One batch on its way through a method.
+
+    Attributes:
+        paired: the counterfactual batch, where the baseline is ``counterfactual``.
+        baseline: of every node, padded; zero where it is a number.
+        budget: bytes a pass may use.
+    """
+
+    model: Model
+    batch: Batch
+    paired: Batch | None
+    metric: Metric
+    settings: Settings
+    baseline: Tensor | float
+    budget: int
+    progress: Progress | None
+
+    def report(self, done: int, total: int) -> None:
+        """Tell the caller how far the method is."""
+        if self.progress is not None:
+            self.progress(done, total)
+
+
+def check_permitted(model: Model, chosen: Settings) -> None:
+    """Refuse a method that needs gradients where it can have none, before anything is computed.
+
+    Raises:
+        RemoteError: the server takes none, and the linearised model cannot be replayed here.
+    """
+    if chosen.method not in FORWARD_ONLY and not model.replays(frozenset(chosen.rules)):
+        passes.needs_gradients(model, f"method {chosen.method}")
+
+
+def run(work: Work) -> Result:
+    """Attribute one batch by the method its settings name."""
+    return METHODS[work.settings.method](work)
+
+
+def _by_gradient(work: Work) -> Result:
+    """relp and grad: one pass. The embedding's own baseline is zero, so that RelP's conservation shows.
+
+    Where a server takes no gradients, RelP is replayed here if the weights are here.
+    """
+    model, rules, basis = work.model, frozenset(work.settings.rules), work.settings.basis
+    if model.remote and not model.remote.grants.gradients and model.replays(rules):
+        reading = replay.reading(model, work.batch, work.metric, basis=basis)
+    else:
+        reading = passes.gradients(model, work.batch, work.metric, rules=rules, basis=basis)
+    work.report(1, 1)
+    nodes = (reading.values - work.baseline) * reading.gradients
+    return Result(nodes, reading.values, (reading.embedding * reading.embedding_gradient).sum(-1), reading.metric)
+
+
+def _along_path(work: Work) -> Result:
+    """ig and conductance: the embedding moves from e' (zero, or the counterfactual's) to e in equal steps."""
+    chosen, model = work.settings, work.model
+    start_values, end_values, start, end = _path_ends(work)
+    baseline = work.baseline if isinstance(work.baseline, Tensor) else start_values
+    nodes, embeddings, score = along_path(
+        _readings(work, count(1), chosen.steps),
+        start,
+        end,
+        (start_values, end_values),
+        baseline,
+        chosen.steps,
+        chosen.method == "conductance",
+    )
+    begin = passes.from_embedding(model, work.batch, work.metric, start)
+    return Result(nodes, end_values, embeddings, score, begin)
+
+
+def _readings(work: Work, done: Iterator[int], total: int) -> Callable[[Tensor], Sequence[Tensor]]:
+    """What a path's arithmetic asks for: a pass with the embedding at a point of the path."""
+
+    def reading(at: Tensor) -> Sequence[Tensor]:
+        found = passes.gradients(work.model, work.batch, work.metric, basis=work.settings.basis, embedding=at)
+        work.report(next(done), total)
+        return found.values, found.gradients, found.embedding, found.embedding_gradient, found.metric
+
+    return reading
+
+
+def _path_ends(work: Work) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Node values and embeddings at both ends of the path."""
+    basis = work.settings.basis
+    end_values, end = passes.values(work.model, work.batch, basis=basis)
+    if work.paired is not None:
+        start_values, start = passes.values(work.model, work.paired, basis=basis)
+    else:
+        start = torch.zeros_like(end)
+        start_values, _ = passes.values(work.model, work.batch, basis=basis, embedding=start)
+    return start_values, end_values, start, end
+
+
+def _along_activations(work: Work) -> Result:
+    """ig-activation: one layer's neurons at a time, then the embeddings, move towards their baselines."""
+    chosen, model, done = work.settings, work.model, count(1)
+    total = (model.n_layers + 1) * chosen.steps
+    values, embedding = passes.values(model, work.batch, basis=chosen.basis)
+    start = _start(work, embedding)
+
+    def slope(layer: int, at: Tensor) -> Tensor:
+        found, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
+        work.report(next(done), total)
+        return found
+
+    nodes, embeddings, score = along_activations(
+        slope, _readings(work, done, total), values, values - work.baseline, embedding, embedding - start, chosen.steps
+    )
+    begin = passes.from_embedding(model, work.batch, work.metric, start)
+    return Result(nodes, values, embeddings, score, begin)
+
+
+def _start(work: Work, embedding: Tensor) -> Tensor:
+    """What embeddings are compared with: zero, or the counterfactual's."""
+    if work.paired is None:
+        return torch.zeros_like(embedding)
+    return passes.values(work.model, work.paired, basis=work.settings.basis)[1]
+
+
+def _by_ablation(work: Work) -> Result:
+    """exact: the metric's true change when one node goes to its baseline, many nodes to a batch."""
+    values, embedding = passes.values(work.model, work.batch, basis=work.settings.basis)
+    start = _start(work, embedding)
+    baseline = work.baseline if isinstance(work.baseline, Tensor) else torch.zeros_like(values)
+    nodes, embeddings, scores = torch.zeros_like(values), torch.zeros(embedding.shape[:2]), []
+    more = _counter(work, sum(len(ids) for ids in work.batch.token_ids) * work.model.n_layers * values.shape[-1])
+    for row, ids in enumerate(work.batch.token_ids):
+        first = work.batch.width - len(ids)
+        nodes[row, :, first:] = _ablate_nodes(work, row, baseline[row, :, first:], more)
+        embeddings[row, first:], score = _ablate_embeddings(work, row, start[row, first:])
+        scores.append(score)
+    return Result(nodes, values, embeddings, torch.stack(scores))
+
+
+def _counter(work: Work, total: int) -> Callable[[int], None]:
+    """What reports that so many more are done; on a server parts are done in several threads."""
+    done, lock = 0, threading.Lock()
+
+    def more(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            work.report(done, total)
+
+    return more
+
+
+def _ablate_nodes(work: Work, row: int, baseline: Tensor, more: Callable[[int], None]) -> Tensor:
+    """Effects of one prompt's nodes [layer, pos, neuron]. Row 0 of each batch is left whole: the difference is then
+    between rows that went through the same kernels."""
+    flat, size, width = baseline.flatten(), baseline[0].numel(), baseline.shape[-1]
+
+    def effects(part: range) -> Tensor:
+        at = torch.arange(part.start, part.stop)
+        batch, metric = _copies(work, row, len(part) + 1)
+        score = passes.ablated(
+            work.model,
+            batch,
+            metric,
+            layer=part.start // size,
+            where=(torch.arange(1, len(part) + 1), at % size // width, at % width),
+            to=flat[at],  # a copy: a slice would travel with the whole
+            basis=work.settings.basis,
+        )
+        more(len(part))
+        return score[0] - score[1:]
+
+    layers = [range(start, start + size) for start in range(0, len(flat), size)]
+    parts = [part for layer in layers for part in _parts(work, row, layer)]
+    return torch.cat(work.model.each(effects, parts)).view_as(baseline)
+
+
+def _ablate_embeddings(work: Work, row: int, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Effect of each token's embedding going to zero (or to the counterfactual's), and the metric itself."""
+
+    def effects(part: range) -> tuple[Tensor, Tensor]:
+        at = torch.arange(part.start, part.stop)
+        batch, metric = _copies(work, row, len(part) + 1)
+        where = torch.arange(1, len(part) + 1), at
+        score = passes.embeddings_ablated(work.model, batch, metric, where=where, to=start[at])
+        return score[0] - score[1:], score[0]
+
+    found = work.model.each(effects, _parts(work, row, range(len(start))))
+    return torch.cat([part for part, _ in found]), found[0][1]
+
+
+def _copies(work: Work, row: int, count: int) -> tuple[Batch, Metric]:
+    """One prompt so many times, and its metric."""
+    return Batch((work.batch.token_ids[row],) * count), work.metric.repeat(row, count)
+
+
+def _parts(work: Work, row: int, whole: range) -> list[range]:
+    """What is ablated of one prompt, in parts of as many rows as the budget has room for beside the whole one."""
+    length = len(work.batch.token_ids[row])
+    room = work.budget // (work.model.bytes_per_token(gradient=False, length=length) * length) - 1
+    step = min(max(1, room), EXACT_ROWS)
+    return [whole[at : at + step] for at in range(0, len(whole), step)]
+
+
+def _control(work: Work) -> Result:
+    """delta and random: how far values are from their baseline, and noise. One forward for the metric."""
+    values, embedding = passes.values(work.model, work.batch, basis=work.settings.basis)
+    score = passes.from_embedding(work.model, work.batch, work.metric, embedding)
+    work.report(1, 1)
+    if work.settings.method == "delta":
+        return Result(
+            (values - work.baseline).abs(), values, (embedding - _start(work, embedding)).abs().sum(-1), score
+        )
+    nodes, embeddings = noises(work.batch.token_ids, values.shape, work.settings.seed)
+    return Result(nodes, values, embeddings, score)
+
+
+METHODS: dict[str, Callable[[Work], Result]] = {
+    "relp": _by_gradient,
+    "grad": _by_gradient,
+    "ig": _along_path,
+    "conductance": _along_path,
+    "ig-activation": _along_activations,
+    "exact": _by_ablation,
+    "delta": _control,
+    "random": _control,
+}

@@ -1,0 +1,116 @@
+"""What one session on a server does: several traces, and the arithmetic that reduces them before anything comes back.
+
+All nodes' values and gradients of a large model are gigabytes; what a circuit says of them is kilobytes. So the server
+attributes, selects and finds the edges in one request, with the functions that do the same here. They travel as their
+source: what is asked for is plain values (see `passes.circuits`), and so is what comes back.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer.attribution.result import along_activations, along_path, noises
+from tracer.attribution.selection import strongest
+from tracer.metrics import told
+from tracer.model import traces
+
+
+def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
+    """What the circuit of each prompt of a batch is made of: see `passes.circuits`."""
+    nodes, values, embeddings, metric, start = attributions(nn, plan, ask)
+    logits = traces.logits(nn, plan, ask.inputs)
+    shift = [nodes.shape[2] - len(ids) for ids in ask.token_ids]
+    found = []
+    for row, first in enumerate(shift):
+        begin = None if start is None else float(start[row])
+        of_prompt = nodes[row, :, first:], values[row, :, first:], embeddings[row, first:].clone()
+        asked = logits[row], ask.logits_at[row], ask.last[row], ask.top
+        found.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, told(*asked)))
+    del nodes, values, logits  # the edges need the room
+    if ask.edge_rules is None:
+        return found
+    columns = [one["nodes"].long() + torch.tensor([0, by, 0]) for one, by in zip(found, shift, strict=True)]
+    rules, basis = ask.edge_rules, ask.basis
+    linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.room)
+    for one, by, (aims, weight, embedded, incoming) in zip(found, shift, linked, strict=True):
+        one["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, aims)
+    return found
+
+
+def reduced(
+    nodes: Tensor,
+    values: Tensor,
+    embeddings: Tensor,
+    metric: float,
+    start: float | None,
+    selection: Any,
+    said: tuple[Tensor, ...],
+) -> dict[str, Any]:
+    """What a circuit keeps of one prompt's attributions and values of all nodes [layer, pos, neuron], attributions of
+    embeddings [pos], metric, and what is `told` of its logits: see `passes.circuits`."""
+    kept, strength = strongest(nodes, metric, *selection), nodes.abs()
+    layer, position, neuron = kept.unbind(-1)
+    return {
+        "nodes": kept.int(),
+        "attributions": nodes[layer, position, neuron],
+        "activations": values[layer, position, neuron],
+        "largest": float(strength.max()),
+        "total": float(strength.double().sum()),
+        "embeddings": embeddings,
+        "metric": metric,
+        "start": start,
+        "logits": said[0],
+        "chances": said[1],
+        "top": said[2],
+        "top_chances": said[3],
+    }
+
+
+def attributions(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Any, ...]:
+    """Attributions and values of all nodes [prompt, layer, column, neuron], attributions of embeddings
+    [prompt, column], the metric [prompt], and the metric where a path begins or None."""
+    if ask.method in ("relp", "grad"):
+        values, slopes, embedding, slope, metric = traces.gradients(
+            nn, plan, ask.inputs, ask.read, ask.rules, ask.basis
+        )
+        baseline = torch.zeros(()) if ask.paired is None else traces.values(nn, plan, ask.paired, ask.basis)[0]
+        return (values - baseline) * slopes, values, (embedding * slope).sum(-1), metric, None
+    values, embedding = traces.values(nn, plan, ask.inputs, ask.basis)
+    before, start = torch.zeros_like(values), torch.zeros_like(embedding)
+    if ask.paired is not None:
+        before, start = traces.values(nn, plan, ask.paired, ask.basis)
+    elif ask.method in ("ig", "conductance"):
+        before, start = traces.values(nn, plan, ask.inputs, ask.basis, start)
+    if ask.method in ("delta", "random"):
+        metric = traces.from_embedding(nn, plan, ask.inputs, ask.read, embedding)
+        if ask.method == "delta":
+            return (values - before).abs(), values, (embedding - start).abs().sum(-1), metric, None
+        nodes, embeddings = noises(ask.token_ids, values.shape, ask.seed)
+        return nodes, values, embeddings, metric, None
+    nodes, embeddings, metric = along(nn, plan, ask, (before, values), (start, embedding))
+    return nodes, values, embeddings, metric, traces.from_embedding(nn, plan, ask.inputs, ask.read, start)
+
+
+def along(
+    nn: Any,
+    plan: SimpleNamespace,
+    ask: SimpleNamespace,
+    values: tuple[Tensor, Tensor],
+    embeddings: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The path methods, from values and embeddings at both ends of the path."""
+
+    def reading(at: Tensor) -> tuple[Tensor, ...]:
+        return traces.gradients(nn, plan, ask.inputs, ask.read, ask.rules, ask.basis, at)
+
+    def slope(layer: int, at: Tensor) -> Tensor:
+        return traces.replaced(nn, plan, ask.inputs, ask.read, layer, at, ask.basis)[0]
+
+    (before, after), (start, end) = values, embeddings
+    if ask.method == "ig-activation":
+        return along_activations(slope, reading, after, after - before, end, end - start, ask.steps)
+    return along_path(reading, start, end, values, before, ask.steps, ask.method == "conductance")

@@ -1,0 +1,197 @@
+"""The result of an attribution, and its arithmetic on plain tensors: no nnsight, no model, no files.
+
+Knows that attribution is (value - baseline) times a gradient, what the controls are, and when a residual proves
+a number wrong (method.md sections 2 and 8). Where values and gradients come from is not known here.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tracer.errors import ModelError
+from tracer.settings import Settings
+from tracer.shapes import Nodes, PerPrompt, PerToken
+
+# Above this share of the summed |embedding attributions|, a conserved quantity was not conserved.
+CONSERVATION_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Every node of every prompt. Positions are token indices: a shorter prompt has zeros after its end.
+
+    Attributes:
+        nodes: attribution in metric units, signed.
+        activations: the nodes' values, in the chosen basis.
+        embeddings: attribution of each token's embedding, in metric units.
+        metric: of each prompt.
+        residual: ``metric - embeddings.sum(-1)``: what the method leaves unexplained. It vanishes for RelP with
+            all rules, a logit metric and a bias-free model; it is not small for the controls delta and random.
+        token_ids: of each prompt, without padding.
+        target_ids, foil_ids: of each prompt, resolved.
+        settings: how it was computed.
+        start_metric: the metric at the start of a path method's path (zero embeddings, or the counterfactual), which
+            its embedding attributions do not account for; None for other methods.
+    """
+
+    nodes: Nodes
+    activations: Nodes
+    embeddings: PerToken
+    metric: PerPrompt
+    token_ids: tuple[tuple[int, ...], ...]
+    target_ids: tuple[tuple[int, ...], ...]
+    foil_ids: tuple[tuple[int, ...], ...]
+    settings: Settings
+    start_metric: PerPrompt | None = None
+
+    @property
+    def residual(self) -> PerPrompt:
+        """What conservation leaves over, per prompt, in metric units."""
+        return self.metric - self.embeddings.sum(-1)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each prompt."""
+        return tuple(len(ids) for ids in self.token_ids)
+
+    def relative_residual(self) -> PerPrompt:
+        """``|residual|`` as a share of the summed absolute embedding attributions."""
+        return relative_residual(self.metric, self.embeddings)
+
+    def check_finite(self) -> None:
+        """Refuse a result with a NaN or an infinity in it; raises as `check_finite`."""
+        check_finite(
+            {
+                "metric": self.metric,
+                "embedding attribution": self.embeddings,
+                "attribution": self.nodes,
+                "value": self.activations,
+            }
+        )
+
+
+def relative_residual(metric: PerPrompt, embeddings: PerToken) -> PerPrompt:
+    """What conservation leaves over, as a share of the summed absolute embedding attributions."""
+    scale = embeddings.abs().sum(-1)
+    return (metric - embeddings.sum(-1)).abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
+
+
+def check_finite(named: Mapping[str, Tensor]) -> None:
+    """Refuse tensors, prompts first, with a NaN or an infinity in them.
+
+    Raises:
+        ModelError: which prompt, and what to do.
+    """
+    for name, tensor in named.items():
+        if bool(tensor.sum().isfinite()):  # a NaN or an infinity would show in the sum, at a tenth of the cost
+            continue
+        bad = ~tensor.isfinite().reshape(len(tensor), -1).all(-1)
+        if bad.any():
+            raise ModelError(
+                f"prompt {int(bad.nonzero()[0])}",
+                f"its {name} is not finite",
+                "load the model with dtype='float32', or check its weights",
+            )
+
+
+def check_conservation(metric: PerPrompt, embeddings: PerToken) -> None:
+    """Refuse a result that breaks conservation (method.md section 8, identity 2).
+
+    Args:
+        metric: of each prompt. embeddings: attribution of each token's, zeros after a prompt's end.
+
+    Raises:
+        ModelError: the residual is above a thousandth of the summed absolute embedding attributions.
+    """
+    relative = relative_residual(metric, embeddings)
+    worst = int(relative.argmax())
+    if float(relative[worst]) > CONSERVATION_TOLERANCE:
+        raise ModelError(
+            f"prompt {worst}: conservation off by {float((metric - embeddings.sum(-1))[worst]):.3g} "
+            f"(metric {float(metric[worst]):.3g})",
+            f"RelP on a bias-free float32 model must stay within {CONSERVATION_TOLERANCE:g} of the summed "
+            "|embedding attributions|",
+            "these attributions are wrong: run 'tracer doctor' and report the model",
+        )
+
+
+def noise(token_ids: Sequence[int], shape: tuple[int, ...], seed: int) -> Tensor:
+    """Standard normal control attributions that depend on the prompt and the seed, not on the batch."""
+    key = zlib.crc32(repr((seed, tuple(token_ids))).encode())
+    return torch.randn(shape, generator=torch.Generator().manual_seed(key))
+
+
+def noises(token_ids: Sequence[Sequence[int]], shape: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+    """`noise` of a padded batch: of nodes, in the shape [prompt, layer, column, neuron], and of embeddings."""
+    nodes, embeddings = torch.zeros(*shape), torch.zeros(shape[0], shape[2])
+    for row, ids in enumerate(token_ids):
+        first = shape[2] - len(ids)
+        drawn = noise(ids, (shape[1] + 1, len(ids), shape[3]), seed)
+        nodes[row, :, first:], embeddings[row, first:] = drawn[:-1], drawn[-1, :, 0]
+    return nodes, embeddings
+
+
+def along_path(
+    reading: Callable[[Tensor], Sequence[Tensor]],
+    start: Tensor,
+    end: Tensor,
+    values: tuple[Tensor, Tensor],
+    baseline: Tensor,
+    steps: int,
+    conductance: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ig and conductance: attributions of nodes and embeddings, and the metric at the path's end (method.md section 2).
+
+    It may travel to a server, and knows nothing but tensors.
+
+    Args:
+        reading: values of all nodes and the metric's gradients to them, the embedding and the gradient to it, and the
+            metric, with the embedding put at a point of the path.
+        start, end: of the path, embeddings. values: of all nodes there.
+        baseline: what ig compares nodes with. steps: of equal length.
+    """
+    total, slope = torch.zeros_like(values[1]), torch.zeros_like(end)
+    previous, score = values[0], torch.empty(0)
+    for step in range(1, steps + 1):
+        at = start + (end - start) * (step / steps) if step < steps else end
+        found, gradients, _, to_embedding, score = reading(at)
+        total += gradients * (found - previous) if conductance else gradients / steps
+        previous = found
+        slope += to_embedding / steps
+    if not conductance:
+        total *= values[1] - baseline
+    return total, ((end - start) * slope).sum(-1), score
+
+
+def along_activations(
+    slope: Callable[[int, Tensor], Tensor],
+    reading: Callable[[Tensor], Sequence[Tensor]],
+    values: Tensor,
+    away: Tensor,
+    embedding: Tensor,
+    back: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """ig-activation: one layer's neurons at a time move from their values towards the baseline; the embeddings are one
+    more such layer. Returns what `along_path` does, and may travel as well.
+
+    Args:
+        slope: the metric's gradients to one layer's neurons, set to a tensor [prompt, column, neuron].
+        reading: as in `along_path`.
+        values, embedding: as they are. away, back: how far they are from their baselines.
+    """
+    total, to_embedding, score = torch.zeros_like(values), torch.zeros_like(embedding), torch.empty(0)
+    fractions = [step / steps for step in range(steps)]
+    for layer in range(values.shape[1]):
+        for alpha in fractions:
+            total[:, layer] += slope(layer, values[:, layer] - away[:, layer] * alpha) / steps
+    for alpha in reversed(fractions):  # the last is the whole model, whose metric is kept
+        found = reading(embedding - back * alpha)
+        to_embedding += found[3] / steps
+        score = found[4]
+    return total * away, (back * to_embedding).sum(-1), score

@@ -1,0 +1,266 @@
+"""What is found about one prompt: its selected nodes and the numbers that its circuit says beside them.
+
+Worked out here from the attributions of all nodes, or on a server, which sends nothing else. Knows which settings a
+server can reduce by itself. Refuses to know nnsight (model/passes.py), pruning and circuits (attribution/trace.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer.attribution import on_server
+from tracer.attribution.attribute import metric_of, split, with_targets
+from tracer.attribution.edges import Edges, check_sum
+from tracer.attribution.methods import Progress
+from tracer.attribution.result import Attribution, check_conservation, check_finite
+from tracer.attribution.selection import NodeIndex
+from tracer.metrics import Metric, entries, told
+from tracer.model import passes
+from tracer.model.model import Model
+from tracer.prompts import Batch, Encoded
+from tracer.settings import Settings
+
+TOP = 5
+"""Predictions that are kept."""
+ROOM = 2**30
+"""Bytes of gradients that edges may hold on a server: of a 70B model, those of some twenty targets at a time."""
+Rules = tuple[int | None, float | None, float | None, bool, Sequence[tuple[int, int]]]
+"""What `selection.strongest` takes after the metric."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prompt's selected nodes, and what else its circuit says.
+
+    Attributes:
+        encoded: the prompt, its targets resolved.
+        nodes: selected, strongest first; attributions and activations are theirs.
+        embeddings: attribution of each token's embedding, in metric units.
+        metric, residual, start: as in `Attribution`, numbers.
+        largest, total: the largest |attribution| of all nodes, and their sum. n_total: how many there are.
+        terms: the (position, token, weight) of each logit in the metric; logits and chances are their values and
+            probabilities.
+        top: the likeliest tokens where the metric is read, and their probabilities.
+        edges: among what is selected, if they were found with it.
+    """
+
+    encoded: Encoded
+    nodes: NodeIndex
+    attributions: Float[Tensor, " node"]
+    activations: Float[Tensor, " node"]
+    embeddings: Float[Tensor, " pos"]
+    metric: float
+    residual: float
+    start: float | None
+    largest: float
+    total: float
+    n_total: int
+    terms: list[tuple[int, int, float]]
+    logits: Float[Tensor, " term"]
+    chances: Float[Tensor, " term"]
+    top: tuple[Tensor, Tensor]
+    edges: Edges | None = None
+
+
+def here(model: Model, encoded: Sequence[Encoded], result: Attribution, rules: Rules) -> Iterator[Found]:
+    """From the attributions of all nodes of these prompts. One forward each, for the logits."""
+    for row, prompt in enumerate(encoded):
+        asked = replace(prompt, target_ids=result.target_ids[row])
+        yield _selected(model, asked, result, row, rules)
+
+
+def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rules: Rules) -> Found:
+    length = len(encoded.token_ids)
+    terms = entries(encoded.positions, encoded.target_ids, encoded.foil_ids, result.settings.metric)
+    back = length - min(encoded.positions)
+    at = torch.tensor([(place - length + back, token) for place, token, _ in terms])
+    logits = passes.logits(model, Batch((encoded.token_ids,)), back)[0]
+    answer = on_server.reduced(
+        result.nodes[row, :, :length],
+        result.activations[row, :, :length],
+        result.embeddings[row, :length],
+        float(result.metric[row]),
+        None if result.start_metric is None else float(result.start_metric[row]),
+        rules,
+        told(logits, at, max(encoded.positions) - length + back, TOP),
+    )
+    return _read(model, encoded, answer, terms, result.settings, float(result.residual[row]))
+
+
+def is_reduced_there(model: Model, chosen: Settings) -> bool:
+    """Whether a server can work out circuits by itself: it takes gradients, and needs nothing large from here. (The
+    method ``exact`` is more passes than one request should hold.)"""
+    return (
+        model.remote is not None
+        and model.remote.grants.gradients
+        and chosen.method != "exact"
+        and chosen.baseline in ("zero", "counterfactual")
+    )
+
+
+def there(
+    model: Model,
+    encoded: Sequence[Encoded],
+    chosen: Settings,
+    rules: Rules,
+    *,
+    edges: bool,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Found]:
+    """From a server, one request for each batch of prompts.
+
+    Raises:
+        JobError: as `attribute`.
+        ModelError: a number is not finite, or what must be conserved is not.
+        RemoteError: as any pass.
+    """
+    linear = chosen.edge_rules
+
+    def batch(part: range) -> list[Found]:
+        found = _asked(model, [encoded[i] for i in part], chosen, rules, linear if edges else None)
+        if progress is not None:
+            progress(part.stop, len(encoded))
+        return found
+
+    lengths = [len(one.token_ids) for one in encoded]
+    for found in model.each(batch, list(split(model, lengths, memory))):
+        _check(model, found, chosen)
+        for one in found:
+            if one.edges is not None:
+                check_sum(model, one.edges, linear)
+        yield from found
+
+
+def _asked(
+    model: Model, encoded: Sequence[Encoded], chosen: Settings, rules: Rules, edge_rules: frozenset[str] | None
+) -> list[Found]:
+    """One batch."""
+    batch, paired = Batch(tuple(one.token_ids for one in encoded)), None
+    if chosen.baseline == "counterfactual":
+        paired = Batch(tuple(one.counterfactual_ids or () for one in encoded))
+    encoded = with_targets(model, batch, encoded, chosen)
+    terms = [entries(one.positions, one.target_ids, one.foil_ids, chosen.metric) for one in encoded]
+    lengths = [len(one.token_ids) for one in encoded]
+    answers = circuits(
+        model,
+        batch,
+        metric_of(encoded, chosen),
+        chosen,
+        paired,
+        rules,
+        [
+            torch.tensor([(place - length, token) for place, token, _ in mine])
+            for mine, length in zip(terms, lengths, strict=True)
+        ],
+        [max(one.positions) - length for one, length in zip(encoded, lengths, strict=True)],
+        edge_rules=edge_rules,
+        room=ROOM,
+        top=TOP,
+    )
+    return [
+        _read(model, one, answer, mine, chosen, answer["metric"] - float(answer["embeddings"].sum()))
+        for one, answer, mine in zip(encoded, answers, terms, strict=True)
+    ]
+
+
+def circuits(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    chosen: Settings,
+    paired: Batch | None,
+    selection: tuple[Any, ...],
+    logits_at: Sequence[Tensor],
+    last: Sequence[int],
+    *,
+    edge_rules: frozenset[str] | None,
+    room: int,
+    top: int,
+) -> list[dict[str, Any]]:
+    """What the circuit of each prompt of a batch is made of, worked out where the model is: one request to a server.
+
+    Args:
+        chosen: any method but ``exact``, and a baseline of zero or the counterfactual.
+        paired: the counterfactual batch, if that is the baseline.
+        selection: what `selection.strongest` takes after the metric.
+        logits_at: for each prompt, (position, token) pairs, from its end (negative). last: for each prompt, the
+            position of the predictions, from its end; `top` of them.
+        edge_rules: of the linearisation in which edges among what is selected are traced; None for no edges.
+        room: bytes of gradients that edges may hold at a time.
+
+    Returns:
+        For each prompt, by name: nodes [node, 3], attributions [node], activations [node]; the largest |attribution|,
+        and their total, over all nodes; embeddings [pos]; metric, start; logits and chances of `logits_at`; top and
+        top_chances; and edges, a tuple of weight [target, source], incoming [target] and the targets' values.
+    """
+    kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-one for one in last))
+    passes.needs_gradients(model)
+    ask = SimpleNamespace(
+        inputs=batch.inputs(model.device, kept),
+        paired=None if paired is None else paired.inputs(model.device),
+        token_ids=batch.token_ids,
+        read=passes.reader(model, metric),
+        rules=frozenset(chosen.rules),
+        basis=chosen.basis,
+        method=chosen.method,
+        steps=chosen.steps,
+        seed=chosen.seed,
+        selection=selection,
+        logits_at=[at + torch.tensor([kept, 0]) for at in logits_at],
+        last=[one + kept for one in last],
+        edge_rules=edge_rules,
+        room=room,
+        top=top,
+    )
+    return passes.session(model, on_server.circuits, ask)
+
+
+def _read(
+    model: Model,
+    encoded: Encoded,
+    answer: dict[str, Any],
+    terms: list[tuple[int, int, float]],
+    chosen: Settings,
+    residual: float,
+) -> Found:
+    """What `sessions.reduced` says of one prompt, from here or a server."""
+    edges = None
+    if "edges" in answer:
+        weight, incoming, values = answer["edges"]
+        edges = Edges(weight, incoming, values[: len(answer["nodes"])], values)
+    return Found(
+        encoded=encoded,
+        nodes=answer["nodes"].long(),
+        attributions=answer["attributions"],
+        activations=answer["activations"],
+        embeddings=answer["embeddings"],
+        metric=answer["metric"],
+        residual=residual,
+        start=answer["start"],
+        largest=answer["largest"],
+        total=answer["total"],
+        n_total=model.n_layers * model.n_neurons(chosen.basis) * len(encoded.token_ids),
+        terms=terms,
+        logits=answer["logits"],
+        chances=answer["chances"],
+        top=(answer["top"], answer["top_chances"]),
+        edges=edges,
+    )
+
+
+def _check(model: Model, found: Sequence[Found], chosen: Settings) -> None:
+    """What `attribute` checks of its result. The total holds every node's attribution, and so its value."""
+    metric = torch.tensor([one.metric for one in found])
+    embeddings = torch.nn.utils.rnn.pad_sequence([one.embeddings for one in found], batch_first=True)
+    total = torch.tensor([one.total for one in found], dtype=torch.float64)
+    check_finite({"metric": metric, "embedding attribution": embeddings, "attribution": total})
+    if chosen.conserves and model.conserves:
+        check_conservation(metric, embeddings)

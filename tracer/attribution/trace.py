@@ -1,0 +1,321 @@
+"""Prompt in, circuit out: the nodes selected, the edges between them, and what a reader needs beside them.
+
+Knows how attributions, selection, edges and pruning make one `Circuit`. Refuses to know nnsight (model/passes.py), how
+attributions are computed (attribution/attribute.py) and files (store/parquet.py).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tracer.attribution.attribute import Reference, attribute, prepared
+from tracer.attribution.edges import check_permitted, direct_edges
+from tracer.attribution.methods import Progress
+from tracer.attribution.pruning import EdgeColumns, Pruning, prune
+from tracer.attribution.result import Attribution
+from tracer.attribution.selected import Found, Rules, here, is_reduced_there, there
+from tracer.attribution.selection import check_excluded, check_selection, node_limit
+from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
+from tracer.errors import JobError, quoted
+from tracer.model.model import Model
+from tracer.prompts import Prompt, decode
+from tracer.settings import SUMS_OF_LOGITS, Settings, settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def trace(
+    model: Model,
+    prompt: Prompt,
+    nodes: int | None = None,
+    method: str = "relp",
+    edges: bool | None = None,
+    *,
+    baseline: str = "zero",
+    basis: str = "activation",
+    rules: Iterable[str] | None = None,
+    steps: int = 10,
+    metric: str = "auto",
+    top_k: int = 5,
+    seed: int = 0,
+    reference: Sequence[Prompt] | Reference | None = None,
+    threshold: float | None = None,
+    mass: float | None = None,
+    skip_first: bool = False,
+    exclude: Iterable[tuple[int, int]] = (),
+    pruning: Pruning | None = None,
+    progress: Progress | None = None,
+) -> Circuit:
+    """One prompt's circuit: its strongest nodes and the direct edges between them, with the metric and the checks.
+
+    Args:
+        model, prompt: as in `attribute`, and so are method, baseline, basis, rules, steps, metric, top_k, seed,
+            reference and progress.
+        nodes, threshold, mass, skip_first, exclude: which nodes to keep; see `selection.select`.
+            Without any rule the 200 strongest.
+        edges: trace the direct edges among them; by default where the metric is a sum of logits, which edges can
+            lead into. They are edges of the RelP linearisation whatever the method.
+        pruning: which edges to keep; shares of .01 and more if None.
+
+    Raises:
+        JobError, ModelError, RemoteError: as `attribute`; edges need gradients too, or weights here.
+
+    Source: method.md sections 2, 4 and 5.
+    """
+    if not isinstance(prompt, Prompt):
+        raise JobError(f"prompt={quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
+    (circuit,) = trace_all(
+        model,
+        [prompt],
+        nodes,
+        method,
+        edges,
+        baseline=baseline,
+        basis=basis,
+        rules=rules,
+        steps=steps,
+        metric=metric,
+        top_k=top_k,
+        seed=seed,
+        reference=reference,
+        threshold=threshold,
+        mass=mass,
+        skip_first=skip_first,
+        exclude=exclude,
+        pruning=pruning,
+        progress=progress,
+    )
+    return circuit
+
+
+def trace_all(
+    model: Model,
+    prompts: Sequence[Prompt],
+    nodes: int | None = None,
+    method: str = "relp",
+    edges: bool | None = None,
+    *,
+    baseline: str = "zero",
+    basis: str = "activation",
+    rules: Iterable[str] | None = None,
+    steps: int = 10,
+    metric: str = "auto",
+    top_k: int = 5,
+    seed: int = 0,
+    reference: Sequence[Prompt] | Reference | None = None,
+    threshold: float | None = None,
+    mass: float | None = None,
+    skip_first: bool = False,
+    exclude: Iterable[tuple[int, int]] = (),
+    pruning: Pruning | None = None,
+    memory: int | None = None,
+    progress: Progress | None = None,
+    attributed: Callable[[Attribution], None] | None = None,
+) -> Iterator[Circuit]:
+    """The circuits of many prompts, attributed together in batches of at most `memory` bytes.
+
+    Arguments are those of `trace`. The circuits are those that `trace` gives for each prompt alone, up to the last
+    bits, which a batch's padding may change; the same call gives the same bits.
+
+    Args:
+        attributed: called once with the attributions of all nodes of all prompts, before the first circuit.
+
+    Raises:
+        JobError, ModelError, RemoteError: as `trace`; nothing is returned for the prompts after one that raises.
+    """
+    started = time.perf_counter()
+    exclude = sorted(exclude)
+    choice: dict[str, Any] = {"threshold": threshold, "mass": mass, "skip_first": skip_first}
+    check_selection(nodes, threshold, mass)
+    if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
+        raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")
+    edges = metric in SUMS_OF_LOGITS | {"auto"} if edges is None else edges
+    if pruning is not None and not edges:
+        raise JobError("pruning", "has no effect without edges", "leave one of them out")
+    pruning = pruning or Pruning()
+    if isinstance(reference, Sequence):
+        reference = Reference(reference)
+    asked: dict[str, Any] = {"method": method, "baseline": baseline, "basis": basis, "rules": rules, "steps": steps}
+    asked |= {"metric": metric, "top_k": top_k, "seed": seed}
+    chosen, encoded = prepared(model, prompts, settings(**asked), reference)
+    if edges:
+        check_permitted(model, chosen.edge_rules)
+    for layer, neuron in exclude:
+        check_excluded((model.n_layers, 1, model.n_neurons(chosen.basis)), layer, neuron)
+    limits: Rules = (node_limit(nodes, threshold, mass), threshold, mass, skip_first, exclude)
+    every: Iterable[Found]
+    if attributed is None and is_reduced_there(model, chosen):
+        every = there(model, encoded, chosen, limits, edges=edges, memory=memory, progress=progress)
+    else:
+        result = attribute(model, prompts, **asked, reference=reference, memory=memory, progress=progress)
+        if attributed is not None:
+            attributed(result)
+        every = here(model, encoded, result, limits)
+    selection = {
+        "nodes": node_limit(nodes, threshold, mass),
+        **choice,
+        "exclude": [list(pair) for pair in exclude],
+        "pruning": asdict(pruning) | {"share": pruning.least_share} if edges else None,
+    }
+    each, begun = (time.perf_counter() - started) / len(prompts), time.perf_counter()
+    for found in every:
+        if not len(found.nodes):
+            raise _nothing(found, threshold)
+        circuit = _circuit(model, found, chosen, pruning if edges else None, selection)
+        told = None if reference is None else reference.hash(model)
+        yield circuit.model_copy(update={"reference": told, "seconds": each + time.perf_counter() - begun})
+        begun = time.perf_counter()
+
+
+def _nothing(found: Found, threshold: float | None) -> JobError:
+    """What to say where no node is kept."""
+    top, value = found.largest, found.metric
+    return JobError(
+        f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(found.encoded.text)}",
+        f"no node is kept: the strongest has |attribution| {top:.3g}, the metric is {value:.3g}",
+        "lower the threshold" if threshold is not None and top else "choose another baseline or prompt",
+    )
+
+
+def _circuit(
+    model: Model, found: Found, chosen: Settings, pruning: Pruning | None, selection: dict[str, Any]
+) -> Circuit:
+    """One prompt's circuit; with edges where there is a pruning."""
+    encoded = found.encoded
+    columns, weights = _node_columns(model, found, chosen)
+    table, links, n_links = nodes_table(columns), None, 0
+    if pruning is not None:
+        table, links, n_links = _graph(model, found, columns, weights, chosen, pruning)
+    return Circuit(
+        nodes=table,
+        links=links,
+        n_links=n_links,
+        text=encoded.text,
+        token_ids=encoded.token_ids,
+        tokens=tuple(decode(model, token) for token in encoded.token_ids),
+        n_layers=model.n_layers,
+        target_ids=encoded.target_ids,
+        foil_ids=encoded.foil_ids,
+        positions=encoded.positions,
+        counterfactual_ids=encoded.counterfactual_ids,
+        metric=found.metric,
+        residual=found.residual,
+        start_metric=found.start,
+        kept_mass=_mass(found.total, table),
+        n_total=found.n_total,
+        n_selected=len(found.nodes),
+        conserves=chosen.conserves and model.conserves,
+        predictions=tuple(
+            Prediction(token=decode(model, token), token_id=token, probability=probability)
+            for token, probability in zip(*(part.tolist() for part in found.top), strict=True)
+        ),
+        probabilities=_probabilities(table, found),
+        settings=chosen,
+        selection=selection,
+        model=model.record(),
+        user_id=encoded.id,
+    )
+
+
+def _graph(
+    model: Model,
+    found: Found,
+    columns: dict[str, list[Any]],
+    weights: list[float],
+    chosen: Settings,
+    pruning: Pruning,
+) -> tuple[pa.Table, pa.Table, int]:
+    """The pruned graph: nodes table, edges table, and how many edges there were before pruning."""
+    kinds, n_nodes = columns["kind"], len(columns["kind"])
+    is_neuron = torch.tensor([kind == "neuron" for kind in kinds])
+    is_logit = torch.tensor([kind == "logit" for kind in kinds])
+    is_embedding = ~(is_neuron | is_logit)
+    place = torch.tensor([columns["layer"], columns["position"], columns["neuron"]]).T
+    direct = found.edges or direct_edges(
+        model,
+        found.encoded.token_ids,
+        place[is_neuron],
+        place[is_logit][:, 1:],
+        basis=chosen.basis,
+        rules=chosen.edge_rules,
+    )
+    # Sources are neurons then embeddings, in the order of the table; targets are neurons then logits.
+    sources, targets = (~is_logit).nonzero()[:, 0], (is_neuron | is_logit).nonzero()[:, 0]
+    row, column = direct.weight.nonzero(as_tuple=True)
+    weight = direct.weight[row, column]
+    # Of the activation in the table, so that share = weight / activation holds to the bit for whoever reads it.
+    value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])[targets][row]
+    share = torch.where(value == 0, torch.nan, weight / value)
+    whole = EdgeColumns(
+        sources[column], targets[row], weight, share, share * torch.tensor(columns["attribution"])[targets[row]]
+    )
+    logit_weight, incoming = torch.zeros(n_nodes), torch.zeros(n_nodes)
+    logit_weight[is_logit], incoming[targets] = torch.tensor(weights), direct.incoming
+    left = prune(whole, is_neuron, logit_weight, incoming, pruning)
+    kept = {name: [values[i] for i in left.nodes.tolist()] for name, values in columns.items()}
+    kept["explained"] = [None if math.isnan(value) else value for value in left.explained.tolist()]
+    kept["influence"] = left.influence.tolist()
+    value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])
+    remainder = torch.where((value == 0) | is_embedding, torch.nan, 1 - incoming / value)[left.nodes]
+    kept["remainder"] = [None if math.isnan(one) else one for one in remainder.tolist()]
+    edges = left.edges
+    links = {name: getattr(edges, name).numpy() for name in ("source", "target", "weight", "share", "attribution")}
+    return nodes_table(kept), edges_table(links), len(whole)
+
+
+def _node_columns(model: Model, found: Found, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
+    """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
+    of each logit in the metric."""
+    layer, position, neuron = (part.tolist() for part in found.nodes.unbind(-1))
+    token_ids, n_kept = found.encoded.token_ids, len(found.nodes)
+    places, tokens, weights = (list(part) for part in zip(*found.terms, strict=True))
+    length, n_terms = len(token_ids), len(found.terms)
+    at = [*position, *range(length)]
+    size = len(at) + n_terms
+    columns: dict[str, list[Any]] = {
+        "kind": ["neuron"] * n_kept + ["embedding"] * length + ["logit"] * n_terms,
+        "layer": layer + [-1] * length + [model.n_layers] * n_terms,
+        "position": at + places,
+        "neuron": [*neuron, *token_ids, *tokens],
+        "token": [decode(model, one) for one in [*(token_ids[pos] for pos in at), *tokens]],
+        "activation": found.activations.tolist() + [None] * length + found.logits.tolist(),
+        "attribution": found.attributions.tolist()
+        + found.embeddings.tolist()
+        + _logit_attributions(found.logits * torch.tensor(weights), chosen),
+        "explained": [None] * size,
+        "influence": [None] * size,
+        "remainder": [None] * size,
+    }
+    return columns, weights
+
+
+def _logit_attributions(parts: Tensor, chosen: Settings) -> list[float | None]:
+    """What each logit adds to the metric; null where the metric is no sum of logits."""
+    return parts.tolist() if chosen.metric in SUMS_OF_LOGITS else [None] * len(parts)
+
+
+def _mass(total: float, table: pa.Table) -> float:
+    """Share of the summed |attribution| of all neuron nodes that the kept ones hold."""
+    kept = sum(
+        abs(attribution)
+        for kind, attribution in zip(table["kind"].to_pylist(), table["attribution"].to_pylist(), strict=True)
+        if kind == "neuron"
+    )
+    return kept / total if total else 0.0
+
+
+def _probabilities(table: pa.Table, found: Found) -> tuple[float, ...]:
+    """The probability of each logit node's token at its position."""
+    known = {
+        (place, token): chance for (place, token, _), chance in zip(found.terms, found.chances.tolist(), strict=True)
+    }
+    columns = (table[name].to_pylist() for name in ("kind", "position", "neuron"))
+    return tuple(known[place, token] for kind, place, token in zip(*columns, strict=True) if kind == "logit")

@@ -1,0 +1,7 @@
+"""The result: the graph and circuit of one prompt, and the formats of other tools.
+
+Knows what a circuit holds, how it is saved, and Neuronpedia's, MIB's and GraphML's forms of it. Refuses to know models,
+how attributions are computed, and how a circuit is drawn (reports).
+
+Door: `circuit.Circuit` and `Graph`, `exchange.export` and `import_graph`, `from_run.graph_of`.
+"""

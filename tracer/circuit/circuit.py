@@ -1,0 +1,376 @@
+"""A circuit: the nodes and edges kept for one prompt, with everything needed to read them without the model.
+
+A `Graph` is nodes and edges over tokens, wherever they came from; a `Circuit` is one that tracer made, with its
+metric, checks and settings. Both are frozen records with Arrow tables. Knows how they are counted, walked, saved and
+loaded (through store/parquet.py). Refuses to know how attributions are computed.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib.metadata
+import math
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from tracer.errors import JobError, RunError
+from tracer.settings import ModelRecord, Settings
+from tracer.store import parquet
+
+PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Prediction(_Record):
+    """One of the model's top tokens where the metric is read."""
+
+    token: str
+    token_id: int
+    probability: float
+
+
+class Route(_Record):
+    """A way from an embedding to a logit: its nodes, the product of its edges' shares, and that product times the
+    logit's attribution (metric units); None in an imported graph that has no attributions."""
+
+    nodes: tuple[int, ...]
+    share: float
+    attribution: float | None
+
+
+class Graph(_Record):
+    """Nodes and direct edges over the tokens of one prompt.
+
+    Attributes:
+        nodes: Arrow table in `store.NODES`: neurons strongest first, then embeddings by position, then logits.
+            For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
+            is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
+            `influence` the part of the logits' |weight| that flows through it within this graph;
+            `remainder` the part of its activation that no source gives, which is the biases'; all are null without
+            edges. An imported graph may have nodes of kind ``error``.
+        links: Arrow table in `store.EDGES`, strongest first; None where edges were not traced. `edges` has both
+            ends spelt out.
+        text, tokens: the prompt.
+        n_layers: of the model; logits are in that layer.
+        groups: named sets of nodes (supernodes), by node id.
+        notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
+    """
+
+    nodes: pa.Table
+    links: pa.Table | None = None
+    text: str
+    tokens: tuple[str, ...]
+    n_layers: int
+    groups: dict[str, tuple[int, ...]] = {}
+    notes: dict[str, Any] = {}
+    original: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Graph:
+        """Tables and fields fit each other; what was read from a damaged file may not."""
+        if set(self.nodes["kind"].to_pylist()) - {"neuron", "embedding", "logit", "error"}:
+            raise ValueError("a node is of an unknown kind")
+        if self.nodes.num_rows and self.nodes["position"].to_numpy().max() >= len(self.tokens):
+            raise ValueError("a node lies beyond the tokens")
+        if self.nodes["node_id"].to_pylist() != list(range(self.nodes.num_rows)):
+            raise ValueError("nodes are missing or out of order")
+        ends = [] if self.links is None else [self.links[end].to_numpy() for end in ("source", "target")]
+        if any(len(end) and not 0 <= end.min() <= end.max() < self.nodes.num_rows for end in ends):
+            raise ValueError("an edge has an unknown end")
+        return self
+
+    @property
+    def neurons(self) -> pa.Table:
+        """The neuron nodes alone, strongest first."""
+        return self.nodes.filter(pc.field("kind") == "neuron")
+
+    @property
+    def n_nodes(self) -> int:
+        """Kept (position, neuron) pairs."""
+        return self.neurons.num_rows
+
+    @property
+    def n_neurons(self) -> int:
+        """Kept unique (layer, neuron) pairs."""
+        return self.neurons.group_by(["layer", "neuron"]).aggregate([]).num_rows
+
+    @property
+    def n_edges(self) -> int:
+        """Kept edges; 0 where edges were not traced."""
+        return 0 if self.links is None else self.links.num_rows
+
+    @property
+    def n_unconnected(self) -> int:
+        """Neurons that no kept edge leads into or out of."""
+        ends = set() if self.links is None else {*self.links["source"].to_pylist(), *self.links["target"].to_pylist()}
+        return sum(one not in ends for one in self.neurons["node_id"].to_pylist())
+
+    @property
+    def edges(self) -> pa.Table:
+        """The edges with kind, layer, position and neuron of both ends, strongest |attribution| first.
+
+        Raises:
+            JobError: the circuit was traced without edges.
+        """
+        table = self._links().drop_columns("prompt_id")
+        for end in ("source", "target"):
+            for name in ("kind", "layer", "position", "neuron"):
+                table = table.append_column(f"{end}_{name}", self.nodes[name].take(table[end]))
+        return table
+
+    def paths(self, count: int = 10) -> list[Route]:
+        """The strongest ways from an embedding to a logit: by the absolute product of shares times the logit's
+        attribution, so that paths to several logits compare in metric units; by the product alone without one.
+
+        Raises:
+            JobError: the circuit was traced without edges, or none into a logit has a share, or `count` is below 1.
+        """
+        if count < 1:
+            raise JobError(f"paths({count})", "at least one path must be asked for", "use 1 or more")
+        links = self._links().to_pydict()
+        kinds, layers = self.nodes["kind"].to_pylist(), self.nodes["layer"].to_pylist()
+        into: dict[int, list[tuple[int, float]]] = {}
+        for source, target, share in zip(links["source"], links["target"], links["share"], strict=True):
+            if share is not None and math.isfinite(share):
+                into.setdefault(target, []).append((source, share))
+        best: dict[int, list[tuple[float, tuple[int, ...]]]] = {}
+        for node in sorted(range(len(kinds)), key=lambda one: layers[one]):
+            start = [(1.0, (node,))] if kinds[node] == "embedding" else []
+            found = start + [
+                (share * product, (*nodes, node))
+                for source, share in into.get(node, ())
+                for product, nodes in best[source]
+            ]
+            best[node] = heapq.nlargest(count, found, key=lambda path: abs(path[0]))
+        attribution = self.nodes["attribution"].to_pylist()
+        ends = [
+            Route(
+                nodes=nodes, share=share, attribution=None if attribution[node] is None else share * attribution[node]
+            )
+            for node, kind in enumerate(kinds)
+            if kind == "logit"
+            for share, nodes in best[node]
+        ]
+        if not any(node in into for node, kind in enumerate(kinds) if kind == "logit") and self.n_edges:
+            raise JobError("graph", "no edge into a logit has a share, so paths cannot be compared", "use its weights")
+        return heapq.nlargest(
+            count, ends, key=lambda way: abs(way.share if way.attribution is None else way.attribution)
+        )
+
+    def to_networkx(self) -> Any:
+        """The circuit as a networkx DiGraph: node and edge columns as attributes.
+
+        Raises:
+            JobError: the circuit was traced without edges.
+        """
+        import networkx
+
+        graph = networkx.DiGraph(text=self.text)
+        for row in self.nodes.drop_columns("prompt_id").to_pylist():
+            graph.add_node(row.pop("node_id"), **{name: value for name, value in row.items() if value is not None})
+        for row in self._links().drop_columns("prompt_id").to_pylist():
+            ends = row.pop("source"), row.pop("target")
+            graph.add_edge(*ends, **{name: value for name, value in row.items() if value is not None})
+        return graph
+
+    def _links(self) -> pa.Table:
+        if self.links is None:
+            raise JobError("circuit", "was traced without edges", "trace it again with edges (the default)")
+        return self.links
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """The nodes of one kind (``neuron``, ``embedding``, ``logit``) as dictionaries."""
+        return self.nodes.filter(pc.field("kind") == kind).to_pylist()
+
+    def to_pandas(self) -> tuple[Any, Any]:
+        """Nodes and edges as pandas DataFrames; the edges are None where they were not traced."""
+        return self.nodes.to_pandas(), None if self.links is None else self.edges.to_pandas()
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write the graph as a run folder of one shard (store/parquet.py).
+
+        Raises:
+            RunError: the folder cannot be written, or holds something else.
+        """
+        tables = {"prompts": self._prompts(), "nodes": self.nodes}
+        if self.links is not None:
+            tables["edges"] = self.links
+        parquet.write_run(Path(folder), self._record(), tables, overwrite)
+        return Path(folder)
+
+    def _record(self) -> dict[str, Any]:
+        """What run.json holds."""
+        content = self.model_dump(mode="json", exclude={"nodes", "links"})
+        return {"kind": "graph", "fingerprint": parquet.fingerprint(content), **provenance(), "graph": content}
+
+    def _prompts(self) -> pa.Table:
+        """The one row of the prompts table."""
+        ids = [row["neuron"] for row in self.rows("embedding")]
+        row = _prompt_row(text=self.text, token_ids=ids, n_nodes=self.n_nodes, n_edges=self.n_edges)
+        return pa.Table.from_pylist([row], schema=parquet.PROMPTS)
+
+
+class Circuit(Graph):
+    """The nodes and edges kept for one prompt, and how they were found.
+
+    Attributes:
+        token_ids: of the prompt.
+        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
+        reference: hash of the prompts behind the baseline ``mean``.
+        metric: of the prompt. `residual`: metric minus the summed embedding attributions. `start_metric`: the metric
+            at the start of a path method's path, which is part of the residual.
+        kept_mass: share of the summed ``|attribution|`` of all neuron nodes that the kept ones hold.
+        n_total: neuron nodes the model has on this prompt.
+        n_selected: of them, how many were selected; pruning may have dropped some.
+        n_links: direct edges among the selected nodes before pruning.
+        conserves: whether the residual had to vanish, and was checked.
+        predictions: the model's top tokens at the last position read.
+        probabilities: of the logit nodes' tokens, in the order of the nodes.
+        settings, selection, model: how it was made, and from what.
+        seconds: it took.
+    """
+
+    token_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    foil_ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    counterfactual_ids: tuple[int, ...] | None = None
+    reference: str | None = None
+    metric: float
+    residual: float
+    start_metric: float | None = None
+    kept_mass: float
+    n_total: int
+    n_selected: int
+    n_links: int = 0
+    conserves: bool
+    predictions: tuple[Prediction, ...]
+    probabilities: tuple[float, ...]
+    settings: Settings
+    selection: dict[str, Any]
+    model: ModelRecord
+    user_id: str | None = None
+    seconds: float = 0.0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Circuit:
+        """The fields of a traced circuit agree with its tables."""
+        logits = {row["neuron"] for row in self.rows("logit")}
+        if logits != {*self.target_ids, *self.foil_ids}:
+            raise ValueError("the logits are not the targets and foils")
+        if len(self.token_ids) != len(self.tokens) or not all(pos < len(self.tokens) for pos in self.positions):
+            raise ValueError("positions or tokens do not fit the prompt")
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what decides the circuit's numbers: prompt, settings, selection and weights."""
+        asked = {"token_ids", "target_ids", "foil_ids", "positions", "counterfactual_ids", "reference", "selection"}
+        job = self.model_dump(mode="json", include=asked)
+        settings = self.settings.record()
+        return parquet.fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
+
+    def _record(self) -> dict[str, Any]:
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+        content["settings"] = self.settings.record()
+        return {"kind": "trace", "fingerprint": self.fingerprint, **provenance(), "circuit": content}
+
+    def prompt_row(self) -> dict[str, Any]:
+        """The row of `schemas.PROMPTS` that says what was asked and how it went."""
+        return _prompt_row(
+            user_id=self.user_id,
+            text=self.text,
+            token_ids=list(self.token_ids),
+            target_ids=list(self.target_ids),
+            foil_ids=list(self.foil_ids),
+            metric=self.metric,
+            residual=self.residual,
+            n_nodes=self.n_nodes,
+            n_edges=self.n_edges,
+            seconds=self.seconds,
+        )
+
+    def _prompts(self) -> pa.Table:
+        return pa.Table.from_pylist([self.prompt_row()], schema=parquet.PROMPTS)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Circuit:
+        """Read a circuit back, equal to the one saved.
+
+        Raises:
+            RunError: no circuit there, or a damaged one.
+        """
+        found = load_graph(folder)
+        if not isinstance(found, Circuit):
+            raise RunError(f"run {str(folder)!r}", "is an imported graph, no circuit of ours", "use circuit.load_graph")
+        return found
+
+
+def load_graph(folder: str | Path) -> Graph:
+    """Read what a run folder of one prompt holds: a `Circuit`, or an imported `Graph`.
+
+    Raises:
+        RunError: neither is there, or it is damaged.
+    """
+    classes: dict[str, tuple[str, type[Graph]]] = {"trace": ("circuit", Circuit), "graph": ("graph", Graph)}
+    if parquet.read_record(Path(folder)).get("kind") not in classes:
+        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "name one of its prompts: --prompt 0")
+    record, tables = parquet.read_run(Path(folder))
+    name, kind = classes[record["kind"]]
+    if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
+        raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")
+    try:
+        return kind.model_validate({**record[name], "nodes": tables["nodes"], "links": tables.get("edges")})
+    except (ValidationError, KeyError, TypeError) as error:
+        raise RunError(
+            f"run {str(folder)!r}", f"run.json is damaged ({type(error).__name__})", "run it again"
+        ) from error
+
+
+def provenance() -> dict[str, Any]:
+    """When and with which versions a record is written."""
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": versions(),
+    }
+
+
+def _prompt_row(**columns: Any) -> dict[str, Any]:
+    """The prompts table's row of a prompt that went well; columns left out are null."""
+    return {"prompt_id": 0, "target_ids": [], "foil_ids": [], "status": "ok", "attempts": 1, **columns}
+
+
+def edges_table(columns: dict[str, Any]) -> pa.Table:
+    """A table in `store.EDGES` for one prompt from its columns."""
+    numbered = {"prompt_id": [0] * len(columns["source"]), **columns}
+    return pa.table(
+        {field.name: pa.array(numbered[field.name], field.type, from_pandas=True) for field in parquet.EDGES}
+    )
+
+
+def nodes_table(columns: dict[str, Any]) -> pa.Table:
+    """A table in `store.NODES` for one prompt from its columns, numbered in their order."""
+    size = len(columns["kind"])
+    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), **columns}
+    return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in parquet.NODES})
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that decide numbers."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

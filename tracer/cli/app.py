@@ -1,0 +1,643 @@
+"""The command line: verbs, their options, and how errors are shown.
+
+Each verb imports what it needs inside itself, so that --help is instant. A `TracerError` is printed as one line and
+ends with code 2; anything else is a bug and keeps its traceback. Knows no method and no format.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracer.cli import runs, terminal
+from tracer.errors import JobError, quoted
+
+if TYPE_CHECKING:
+    from tracer.attribution.methods import Progress
+    from tracer.attribution.pruning import Pruning
+    from tracer.circuit.circuit import Circuit, Graph
+    from tracer.evaluation.quality import Quality
+
+# Of click's, or of the copy of it that newer typer carries: the base of every complaint about the words of a call.
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    help="Find circuits of MLP neurons in language models, and prove what was found.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        from tracer import __version__
+
+        typer.echo(f"tracer {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def root(
+    version: Annotated[  # its callback does the work
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find circuits of MLP neurons in language models, and prove what was found."""
+
+
+class Format(StrEnum):
+    """How a circuit is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
+OfRun = Annotated[int | None, typer.Option("--prompt", help="Of a run over many: the prompt's number (prompt_id).")]
+Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
+
+Remote = Annotated[
+    bool,
+    typer.Option("--remote", help="Run on NDIF (NDIF_API_KEY, NDIF_HOST); no weights are loaded here."),
+]
+LocalWeights = Annotated[
+    bool,
+    typer.Option("--local-weights", help="With --remote: load the weights here too, where NDIF takes no gradients."),
+]
+
+
+@app.command()
+@terminal.told
+def trace(
+    text: Annotated[str | None, typer.Argument(help="The prompt; or give --token-ids.", show_default=False)] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Token asked about, with its space: " are". Repeat for several. Default: the model\'s own top token.'
+        ),
+    ] = None,
+    foil: Annotated[
+        list[str] | None, typer.Option(help="Wrong token; the metric becomes the logit difference.")
+    ] = None,
+    counterfactual: Annotated[
+        str | None, typer.Option(help="Paired prompt of equal length; the baseline becomes 'counterfactual'.")
+    ] = None,
+    token_ids: Annotated[str | None, typer.Option(help="The prompt as ids: '1,351,95'.")] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="Where the logits are read: '-1' or '3,5'. Default: the last.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (the default), bfloat16, float16, float64, int8, nf4, fp4.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="relp, grad, ig, conductance, ig-activation, exact, delta, random.")
+    ] = "relp",
+    baseline: Annotated[str | None, typer.Option(help="zero, mean, counterfactual. Default: zero.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: the mean baseline is taken over it.")
+    ] = None,
+    basis: Annotated[str, typer.Option(help="activation (neurons) or output (of the MLP).")] = "activation",
+    metric: Annotated[str, typer.Option(help="auto, logit, difference, logprob, centred.")] = "auto",
+    top: Annotated[
+        int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.")
+    ] = None,
+    without_rule: Annotated[
+        list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of the method random.")] = 0,
+    nodes: Annotated[
+        int | None,
+        typer.Option(help="Nodes to keep, strongest first. Default: 200, unless --threshold or --mass is given."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep |attribution| >= this share of |metric| (paper: .005).")
+    ] = None,
+    mass: Annotated[
+        float | None, typer.Option(help="Keep the fewest nodes with this share of all |attribution|.")
+    ] = None,
+    skip_first: Annotated[bool, typer.Option("--skip-first", help="Leave out position 0 (BOS).")] = False,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="A neuron never taken, as LAYER/NEURON. Repeatable.")
+    ] = None,
+    edges: Annotated[
+        bool | None, typer.Option("--edges/--no-edges", help="Trace the direct edges between the nodes kept.")
+    ] = None,
+    edge_share: Annotated[
+        float | None, typer.Option(help="Keep edges with at least this |share| of their target. Default: .01.")
+    ] = None,
+    edge_attribution: Annotated[
+        float | None, typer.Option(help="Keep edges with at least this |attribution|, in logits.")
+    ] = None,
+    top_edges: Annotated[int | None, typer.Option(help="Keep at most this many edges.")] = None,
+    node_influence: Annotated[
+        float | None, typer.Option(help="Keep the fewest nodes with this share of all influence (usual: .8).")
+    ] = None,
+    edge_influence: Annotated[
+        float | None, typer.Option(help="Keep the fewest edges with this share of the influence (usual: .98).")
+    ] = None,
+    drop_dangling: Annotated[
+        bool, typer.Option("--drop-dangling", help="Drop nodes that no kept edge leads into, or none out of.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Save the run folder here (Parquet and run.json).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
+    rows: Rows = 20,
+    style: Style = Format.table,
+    remote: Remote = False,
+    local_weights: LocalWeights = False,
+) -> None:
+    """Trace one prompt: which MLP neurons, at which positions, make the model say that.
+
+    Example: tracer trace "The secretaries near the car" --target " are" --foil " is"
+    """
+    import tracer
+    from tracer.settings import RULES
+    from tracer.store import parquet
+
+    prompt = tracer.Prompt(
+        text=text,
+        token_ids=_numbers(token_ids, "--token-ids"),
+        target=target or None,
+        foil=foil or None,
+        counterfactual=counterfactual,
+        positions=_numbers(positions, "--positions"),
+    )
+    chosen = baseline or ("counterfactual" if counterfactual is not None else "zero")
+    if counterfactual is not None and chosen != "counterfactual":
+        raise JobError("--counterfactual", f"has no effect with baseline {chosen!r}", "leave one of them out")
+    if top is not None and metric != "auto":
+        raise JobError(f"--metric {metric}", "has no effect with --top", "leave one of them out")
+    others = _lines(reference) if reference is not None else None
+    rules = _rules(without_rule, method, RULES)
+    pruning = _pruning(
+        share=edge_share,
+        attribution=edge_attribution,
+        top=top_edges,
+        node_influence=node_influence,
+        edge_influence=edge_influence,
+        drop_dangling=drop_dangling or None,
+    )
+    excluded = [_neuron(one) for one in exclude or ()]
+    if out is not None:
+        parquet.check_place(out)
+    terminal.quiet()
+    loaded = _loaded(model, remote, local_weights, revision=revision, device=device, device_map=device_map, dtype=dtype)
+    with terminal.Bar(f"{method} on {model}") as bar:
+        circuit = tracer.trace(
+            loaded,
+            prompt,
+            nodes,
+            method,
+            baseline=chosen,
+            basis=basis,
+            rules=rules,
+            steps=steps,
+            metric="topk" if top is not None else metric,
+            top_k=top if top is not None else 5,
+            seed=seed,
+            reference=others,
+            threshold=threshold,
+            mass=mass,
+            skip_first=skip_first,
+            exclude=excluded,
+            edges=edges,
+            pruning=pruning,
+            progress=bar,
+        )
+    _show(circuit, style, rows)
+    if out is not None:
+        circuit.save(out, overwrite)
+        typer.echo(f"saved to {out}; 'tracer show {out}' prints it again", err=style is not Format.table)
+
+
+@app.command()
+@terminal.told
+def show(
+    folder: Annotated[
+        Path, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
+    ],
+    rows: Rows = 20,
+    style: Style = Format.table,
+    prompt: OfRun = None,
+) -> None:
+    """Print a saved circuit again, or one prompt's graph of a run."""
+    from tracer.circuit.circuit import load_graph
+
+    _show(load_graph(folder) if prompt is None else _graph(folder, prompt), style, rows)
+
+
+@app.command()
+@terminal.told
+def view(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
+    out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    prompt: OfRun = None,
+) -> None:
+    """Write the graph page: one HTML file that opens from disk and needs no network."""
+    from tracer.reports import tables
+
+    graph = _graph(source, prompt)
+    page = tables.view(graph, out or (source / "graph.html" if source.is_dir() else source.with_suffix(".html")))
+    typer.echo(f"wrote {page} ({_size(page)}); open it in a browser")
+    if open_page:
+        typer.launch(page.resolve().as_uri())
+
+
+@app.command()
+@terminal.told
+def export(
+    source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
+    form: Annotated[str, typer.Option("--format", help="neuronpedia, mib, graphml, csv.")] = "neuronpedia",
+    out: Annotated[
+        Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
+    ] = None,
+    groups: Annotated[Path | None, typer.Option(help="Groups saved from the page, exported as supernodes.")] = None,
+    prompt: OfRun = None,
+) -> None:
+    """Write a circuit for another tool, and say what its format cannot hold."""
+    from tracer.circuit import exchange
+
+    graph = _graph(source, prompt)
+    if groups is not None:
+        if form != "neuronpedia":
+            raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
+        graph = graph.model_copy(update={"groups": exchange.read_groups(groups, graph)})
+    ending = form if form in ("graphml", "csv") else "json"
+    done = exchange.export(graph, out or (source if source.is_dir() else source.parent) / f"{form}.{ending}", form)
+    for file in done.files:
+        typer.echo(f"wrote {file} ({_size(file)})")
+    typer.echo(f"left out: {'; '.join(done.lost)}")
+
+
+@app.command("import")
+@terminal.told
+def import_(
+    file: Annotated[Path, typer.Argument(help="A Neuronpedia or circuit-tracer graph file (JSON).")],
+    out: Annotated[Path | None, typer.Option(help="Save it as a run folder here.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
+    max_mib: Annotated[int, typer.Option(help="Refuse a larger file unread.", min=1)] = 256,
+    rows: Rows = 20,
+    style: Style = Format.table,
+) -> None:
+    """Read a graph file as data; one that tracer wrote comes back as the same circuit."""
+    from tracer.circuit import exchange
+
+    graph = exchange.import_graph(file, max_mib * 2**20)
+    _show(graph, style, rows)
+    if out is not None:
+        graph.save(out, overwrite)
+        typer.echo(f"saved to {out}; 'tracer view {out}' draws it", err=style is not Format.table)
+
+
+@app.command()
+@terminal.told
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
+    pairs: Annotated[
+        Path | None, typer.Option(help="Test pairs, JSON lines as Marks et al.: clean_prefix, patch_prefix, ...")
+    ] = None,
+    structure: Annotated[
+        str | None, typer.Option(help="Or built-in agreement pairs: simple, nounpp, rc, within_rc.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many built-in pairs.", min=2)] = 40,
+    ablation: Annotated[str, typer.Option(help="zero, mean, counterfactual, resample.")] = "mean",
+    sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None,
+    aligned: Annotated[bool, typer.Option(help="Nodes at their positions, or their neurons at every position.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own; with --remote, the server's.")] = None,
+    unrelated: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: neurons that are strong there too are named.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0)] = 0,
+    style: Style = Format.table,
+    remote: Remote = False,
+    local_weights: LocalWeights = False,
+) -> None:
+    """Does the circuit hold: faithfulness and completeness on test pairs, by ablation, with intervals.
+
+    Example: tracer evaluate runs/demo --structure nounpp
+    """
+    import tracer
+    from tracer.data import tasks
+    from tracer.evaluation import quality
+    from tracer.reports import document, tables
+
+    if (pairs is None) == (structure is None):
+        raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure")
+    if style is Format.csv:
+        raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
+    circuit = tracer.Circuit.load(folder)
+    terminal.quiet()
+    model = _loaded(
+        circuit.model.name,
+        remote,
+        local_weights,
+        revision=circuit.model.revision,
+        device=device,
+        dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
+    )
+    found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
+    chosen = _numbers(sizes, "--sizes")
+    tests = [pair.to_prompt() for pair in found]
+    with terminal.Bar("ablating") as bar:
+        result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
+    with terminal.Bar("checking the estimate") as bar:
+        qualities = _qualities(model, circuit, [pair.counterfactual for pair in found], seed, bar)
+    others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
+    constant = quality.always_on(model, circuit, others) if others else None
+    content = tables.evaluation_json(result, qualities, constant)
+    _write(folder / "evaluation.json", content)
+    tables.plot_evaluation(result, folder / "evaluation.png", circuit.text)
+    page = document.write_document(
+        circuit, result, qualities[0] if qualities else None, constant, path=folder / "report.html"
+    )
+    if style is Format.json:
+        typer.echo(content)
+        return
+    terminal.console().print(tables.evaluation_table(result, qualities, constant))
+    typer.echo(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
+
+
+def _qualities(model: Any, circuit: Circuit, counterfactuals: list[str], seed: int, bar: Progress) -> list[Quality]:
+    """How well the attributions follow single ablations: to the circuit's own baseline, and to the pairs' mean."""
+    import tracer
+
+    reference = [tracer.Prompt(text) for text in counterfactuals]
+    by_mean = tracer.estimate_quality(
+        model, circuit, ablation="mean", reference=reference, seed=seed, progress=bar
+    ) if circuit.settings.baseline != "mean" else None  # fmt: skip
+    own = tracer.estimate_quality(model, circuit, seed=seed, progress=bar) if by_mean is not None else None
+    return [one for one in (own, by_mean) if one is not None]
+
+
+def _unrelated(structure: str | None) -> list[Any]:
+    """Prompts that have nothing to do with agreement; none where the pairs are the user's own."""
+    import tracer
+    from tracer.data import tasks
+
+    if structure is None:
+        return []
+    return [tracer.Prompt(pair.prompt) for pair in tasks.capitals.pairs("test", 10)]
+
+
+def _write(path: Path, text: str) -> None:
+    from tracer.errors import RunError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"file '{path}'", f"cannot be written ({error.strerror})", "check the folder") from error
+
+
+@app.command()
+@terminal.told
+def steer(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    nodes: Annotated[
+        Path | None,
+        typer.Option(
+            help="A run folder, or a CSV or JSON-lines file of layer, neuron, position. Default: the prompt's own."
+        ),
+    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help='Token asked about: " are".')] = None,
+    foil: Annotated[list[str] | None, typer.Option(help="Wrong token.")] = None,
+    token: Annotated[
+        list[str] | None, typer.Option(help="Another token whose probability is shown. Repeatable.")
+    ] = None,
+    factor: Annotated[float | None, typer.Option(help="Multiply: 0 ablates, 2 amplifies, -1 inverts.")] = None,
+    set_to: Annotated[float | None, typer.Option(help="Set to this value.")] = None,
+    add: Annotated[float | None, typer.Option(help="Add this value.")] = None,
+    top: Annotated[int | None, typer.Option(help="Only the strongest this many nodes.", min=1)] = None,
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="At every position, new tokens included; else at the nodes' own.")
+    ] = False,
+    positions: Annotated[
+        str | None, typer.Option(help="Where instead of the nodes' own positions: '-1' or '2,5'.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0)] = 20,
+    random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0)] = 5,
+    seed: Annotated[int, typer.Option(help="Of the random draws.", min=0)] = 0,
+    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16, ...")] = None,
+    remote: Remote = False,
+    local_weights: LocalWeights = False,
+) -> None:
+    """Multiply, set or add to a circuit's neurons, and see what the model then says, beside random neurons.
+
+    Example: tracer steer "The secretaries near the car" --target " are" --foil " is" --top 10 --factor -1 --everywhere
+    """
+    import tracer
+    from tracer.evaluation import steering
+    from tracer.reports import tables
+
+    terminal.quiet()
+    prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
+    loaded = _loaded(model, remote, local_weights, device=device, dtype=dtype)
+    chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
+    found = tracer.steer(
+        loaded,
+        chosen,
+        prompt,
+        factor=factor,
+        set_to=set_to,
+        add=add,
+        everywhere=everywhere,
+        positions=_numbers(positions, "--positions"),
+        top=top,
+        tokens=token or (),
+        max_new_tokens=max_new_tokens,
+        random=random,
+        seed=seed,
+    )
+    terminal.console().print(tables.steering_table(found))
+
+
+def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
+    """The pairs of a file that fit the circuit's length; what was left out is said."""
+    from tracer.data import tasks
+
+    reading = tasks.sva.read(path, model, length=len(circuit.token_ids))
+    if reading.skipped:
+        typer.echo(reading.summary(), err=True)
+    return list(reading.pairs)
+
+
+@app.command()
+@terminal.told
+def doctor(
+    model: Annotated[
+        str | None, typer.Option(help="The model to measure the identities on: demo if none is given.")
+    ] = None,
+    remote: Annotated[bool, typer.Option("--remote", help="What NDIF grants, and the identities there.")] = False,
+    given: Annotated[
+        str | None, typer.Argument(help="The model, instead of --model.", metavar="[MODEL]", show_default=False)
+    ] = None,
+) -> None:
+    """Versions, devices, memory, and the method's identities measured on a model, here or on NDIF."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from tracer.cli import doctor as checkup
+
+    terminal.quiet()
+    if given is not None and model is not None:
+        raise JobError(f"model {quoted(given)} and --model {quoted(model)}", "one is measured at a time", "give one")
+    model = given or model or "demo"
+    console = terminal.console()
+    for title, found in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
+        table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        for name, value in found.items():
+            table.add_row(name, escape(value))
+        console.print(table, "")
+    checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
+    table = Table(
+        title=f"{'NDIF and identities' if remote else 'Identities'} on {escape(model)}",
+        title_justify="left",
+        box=None,
+        show_header=False,
+        padding=(0, 2, 0, 0),
+    )
+    for check in checks:
+        table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
+    console.print(table)
+    if remote and not all(check.holds for check in checks):
+        terminal.complain("what FAILED above is not granted, or wrong there: without gradients use --local-weights")
+        raise typer.Exit(1)
+    if not all(check.holds for check in checks):
+        terminal.complain(
+            "an identity fails: numbers from this installation cannot be trusted; run it on 'demo' and report it"
+        )
+        raise typer.Exit(1)
+
+
+for verb in runs.VERBS:
+    app.command()(verb)
+
+
+def main() -> None:
+    """The console script: every error a user can mend is one line on standard error, with exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a token's letters
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+            sys.exit(2)
+        message = " ".join(error.format_message().split()).rstrip(".?")  # type: ignore[attr-defined]
+        terminal.complain(f"{message}; see --help for what is possible")
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        terminal.complain("interrupted; nothing was saved")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _loaded(name: str, remote: bool, local_weights: bool, **options: Any) -> Any:
+    """A model here or on NDIF."""
+    import tracer
+
+    if not remote:
+        if local_weights:
+            raise JobError("--local-weights", "has no effect without --remote", "leave it out")
+        return tracer.load(name, **options)
+    return tracer.load(name, remote=True, weights="local" if local_weights else None, report=_report, **options)
+
+
+def _report(line: str) -> None:
+    """The state of a remote job."""
+    typer.echo(line, err=True)
+
+
+def _graph(source: Path, prompt: int | None) -> Graph:
+    """What a run folder or a graph file holds; of a run over many prompts, one prompt's graph."""
+    from tracer.circuit.circuit import load_graph
+    from tracer.circuit.exchange import import_graph
+    from tracer.circuit.from_run import graph_of
+
+    if prompt is not None:
+        return graph_of(source, prompt)
+    return import_graph(source) if source.is_file() else load_graph(source)
+
+
+def _size(file: Path) -> str:
+    return f"{max(0.1, file.stat().st_size / 1024):,.1f} KiB"
+
+
+def _show(graph: Graph, style: Format, rows: int) -> None:
+    from tracer.circuit.circuit import Circuit
+    from tracer.reports import tables
+
+    if style is Format.csv:
+        typer.echo(tables.graph_csv(graph).rstrip())
+        return
+    if style is Format.json:
+        typer.echo(tables.graph_json(graph))
+        return
+    table = tables.circuit_table(graph, rows) if isinstance(graph, Circuit) else tables.graph_table(graph, rows)
+    terminal.console().print(table)
+
+
+def _numbers(value: str | None, option: str) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        return [int(part) for part in value.replace(",", " ").split()]
+    except ValueError:
+        raise JobError(
+            f"{option} {value!r}", "must be whole numbers", "separate them by commas, as in '1,351,95'"
+        ) from None
+
+
+def _neuron(value: str) -> tuple[int, int]:
+    layer, slash, neuron = value.partition("/")
+    if not (slash and layer.isdecimal() and neuron.isdecimal()):
+        raise JobError(f"--exclude {value!r}", "must be LAYER/NEURON", "write it as in '3/120'")
+    return int(layer), int(neuron)
+
+
+def _pruning(**rules: Any) -> Pruning | None:
+    """The pruning rules that were given; None where none was, so that --no-edges can refuse them."""
+    from tracer.attribution.pruning import Pruning
+
+    given = {name: value for name, value in rules.items() if value is not None}
+    return Pruning(**given) if given else None
+
+
+def _rules(off: list[str] | None, method: str, rules: frozenset[str]) -> frozenset[str] | None:
+    if not off:
+        return None
+    if unknown := sorted(set(off) - rules):
+        raise JobError(f"--without-rule {unknown[0]}", f"must be one of {', '.join(sorted(rules))}", "choose one")
+    if method != "relp":
+        raise JobError(f"--without-rule {off[0]}", f"has no effect with method {method!r}", "leave it out")
+    return rules - frozenset(off)
+
+
+def _lines(path: Path) -> list[Any]:
+    import tracer
+
+    try:
+        lines = [line for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(
+            f"--reference {str(path)!r}", f"cannot be read ({error})", "give a text file, a prompt a line"
+        ) from None
+    if not lines:
+        raise JobError(f"prompts {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")
+    return [tracer.Prompt(line) for line in lines]

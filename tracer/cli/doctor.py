@@ -1,0 +1,211 @@
+"""Is this installation sound: versions, devices, memory, and the identities measured on a model.
+
+Every check is a number beside its bound, computed now; nothing is assumed from a version. Knows method.md section 8.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from tracer.attribution.attribute import attribute, metric_of
+from tracer.attribution.edges import direct_edges
+from tracer.attribution.trace import trace
+from tracer.circuit.circuit import versions
+from tracer.errors import TracerError
+from tracer.model import passes
+from tracer.model.model import Model, load, skeleton
+from tracer.ndif.probe import connect
+from tracer.ndif.server import Report, Server
+from tracer.prompts import Batch, Prompt, encode
+from tracer.settings import RULES, settings
+
+PROMPTS = (
+    Prompt("The secretaries near the car", target=" are", foil=" is"),
+    Prompt("The parents", target=" are", foil=" is"),
+)
+LARGEST_REQUEST = 10**6
+OPTIONAL = {
+    "bitsandbytes": "8- and 4-bit weights",
+    "ray": "runs over several GPUs or hosts",
+    "duckdb": "SQL on tables",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One identity: what was measured, and whether it is within its bound."""
+
+    name: str
+    measured: str
+    holds: bool
+
+
+def environment() -> dict[str, str]:
+    """Versions, devices and memory of this machine."""
+    found = {"python": platform.python_version(), **versions()}
+    memory = psutil.virtual_memory()
+    found["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    found["memory"] = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"
+    for index in range(torch.cuda.device_count()):
+        about = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        found[f"cuda:{index}"] = f"{about.name}, {free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"
+    if not torch.cuda.is_available():
+        found["cuda"] = "none: everything runs on the CPU"
+    return found
+
+
+def optional() -> dict[str, str]:
+    """What optional packages would add, and whether they are there."""
+    return {
+        name: f"{use}: {'yes' if importlib.util.find_spec(name) else 'not installed'}" for name, use in OPTIONAL.items()
+    }
+
+
+def identities(name: str = "demo") -> list[Check]:
+    """Measure the identities on a model.
+
+    Prompts are in English and need one-token " are" and " is"; models without them get token ids instead.
+
+    Raises:
+        ModelError: the model does not load.
+    """
+    return _identities(load(name), CHECKS)
+
+
+def remote(name: str = "demo", host: str | None = None, report: Report | None = None) -> list[Check]:
+    """What a server grants on a model, and the identities measured there, if it takes gradients.
+
+    Raises:
+        RemoteError: nothing can be measured, or what was measured says that the server cannot be trusted.
+        ModelError: the model's configuration or tokenizer does not load.
+    """
+    server = Server(host, report=report)
+    model, probe = connect(skeleton(name), server)
+    grants, there = probe.grants, probe.there
+    versions = ", ".join(f"{one} {probe.here[one]} ({there.get(one, 'not told')})" for one in probe.here)
+    small = probe.request < LARGEST_REQUEST
+    gradient = (
+        f"{probe.derivative:.6g}, finite difference {probe.difference:.6g}" if grants.gradients else grants.reason
+    )
+    asked = "a circuit with its edges" if grants.gradients else "one forward"
+    found = [
+        Check(f"server {probe.host} answers", f"{probe.seconds:.2f} s for {asked}", True),
+        Check("the key is accepted", "NDIF_API_KEY or nnsight's" if server.has_key else "none is set or needed", True),
+        Check("the model is deployed", f"among {', '.join(probe.deployed)}"[:200], True),
+        Check("versions fit, here (there)", versions, True),
+        Check("an intervention has an effect", f"{probe.effect:.2g} of the first block's output", True),
+        Check("gradients", gradient if grants.gradients else grants.reason, grants.gradients),
+        Check("weights are readable", "yes" if grants.weights else "no: hidden", grants.weights),
+        Check("activations", str(grants.dtype).removeprefix("torch."), True),
+        Check("a request without tensors < 1 MB", f"{probe.request:,} bytes, {probe.result:,} came back", small),
+    ]
+    return found + (_identities(model, CHECKS[1:]) if grants.gradients else [])
+
+
+def _identities(model: Model, checks: Sequence[Callable[[Model, list[Prompt]], Check]]) -> list[Check]:
+    prompts = [_suited(model, prompt) for prompt in PROMPTS]
+    return [_measured(check, model, prompts) for check in checks]
+
+
+def _measured(check: Callable[[Model, list[Prompt]], Check], model: Model, prompts: list[Prompt]) -> Check:
+    """A check; one that the library refuses to answer has failed, and says why."""
+    try:
+        return check(model, prompts)
+    except TracerError as error:
+        return Check((check.__doc__ or "").split(".")[0], str(error), False)
+
+
+def _suited(model: Model, prompt: Prompt) -> Prompt:
+    try:
+        encode(prompt, model)
+    except TracerError:
+        length = len(str(prompt.text).split()) + 1
+        return Prompt(token_ids=list(range(10, 10 + length)), target=5, foil=6)
+    return prompt
+
+
+def _same_forward(model: Model, prompts: list[Prompt]) -> Check:
+    """Linearised forward = the model's own."""
+    encoded = [encode(prompt, model) for prompt in prompts]
+    batch = Batch(tuple(prompt.token_ids for prompt in encoded))
+    with torch.no_grad():
+        own = model.module(**batch.inputs(model.device, batch.width)).logits.float().cpu()
+    linear = passes.logits(model, batch, batch.width, rules=RULES)
+    real = batch.padded(batch.real(), 1)
+    gap = _gap(linear[real], own[real])
+    return Check("linearised forward = the model's own, to the bit", f"{gap:.1e}", torch.equal(linear[real], own[real]))
+
+
+def _conserved(model: Model, prompts: list[Prompt]) -> Check:
+    """RelP conserves the metric."""
+    relative = float(attribute(model, prompts).relative_residual().max())
+    if not model.conserves:
+        return Check("conservation (biases or low precision: reported only)", f"residual {relative:.1e}", True)
+    return Check("RelP conserves the metric", f"residual {relative:.1e}", relative < 1e-4)
+
+
+def _padding(model: Model, prompts: list[Prompt]) -> Check:
+    """A prompt alone = padded in a batch."""
+    together = attribute(model, prompts).nodes
+    alone = [attribute(model, [prompt]).nodes[0] for prompt in prompts]
+    gap = max(_gap(mine, both[:, : mine.shape[1]]) for mine, both in zip(alone, together, strict=True))
+    return Check("a prompt alone = padded in a batch", f"{gap:.1e}", gap < 1e-4)
+
+
+def _repeatable(model: Model, prompts: list[Prompt]) -> Check:
+    """Two calls give the same bits."""
+    first, second = (attribute(model, prompts).nodes for _ in range(2))
+    return Check("two calls give the same bits", f"{_gap(first, second):.1e}", torch.equal(first, second))
+
+
+def _true_gradient(model: Model, prompts: list[Prompt]) -> Check:
+    """Gradient = finite difference.
+
+    Along one direction, by central differences of two steps extrapolated to none: curvature drops out. The larger of
+    three base steps are for flat models, the smaller for curved ones; the best of them is the measure.
+    """
+    encoded = [encode(prompts[0], model)]
+    batch = Batch((encoded[0].token_ids,))
+    metric = metric_of(encoded, settings(metric="difference"))
+    reading = passes.gradients(model, batch, metric)
+    direction = torch.randn(reading.embedding.shape, generator=torch.Generator().manual_seed(0))
+    unit = float(reading.embedding.norm() / direction.norm())
+
+    def slope(step: float) -> float:
+        ahead, behind = (
+            passes.from_embedding(model, batch, metric, reading.embedding + sign * step * unit * direction)
+            for sign in (1, -1)
+        )
+        return float(ahead - behind) / (2 * step * unit)
+
+    expected = float((reading.embedding_gradient * direction).sum())
+    extrapolated = [(4 * slope(step / 2) - slope(step)) / 3 for step in (1e-2, 3e-3, 1e-3)]
+    gap = min(abs(one - expected) for one in extrapolated) / max(abs(expected), 1e-6)
+    return Check("gradient = finite difference", f"{gap:.1e} relative", gap < 0.02)
+
+
+def _edges_add_up(model: Model, prompts: list[Prompt]) -> Check:
+    """Incoming edge weights add up to the logit."""
+    circuit = trace(model, prompts[0], nodes=50)
+    ids, logits = circuit.token_ids, circuit.rows("logit")
+    at = torch.tensor([[row["position"], row["neuron"]] for row in logits])
+    found = direct_edges(model, ids, torch.zeros(0, 3, dtype=torch.long), at)
+    gap = _gap(found.incoming, found.target_values)
+    if model.has_biases:
+        return Check("edges into a logit (biases: the remainder is reported only)", f"{gap:.1e}", True)
+    return Check("incoming edge weights add up to the logit", f"{gap:.1e}", gap < (1e-4 if model.conserves else 0.1))
+
+
+CHECKS = (_same_forward, _conserved, _padding, _repeatable, _true_gradient, _edges_add_up)
+
+
+def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))

@@ -1,0 +1,358 @@
+"""The verbs for runs over many prompts: run, status, plan, query, compact, submit.
+
+Knows their options and what they print. Each imports what it needs inside itself, as the verbs of cli/app.py do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracer.cli import terminal
+from tracer.errors import JobError, RemoteError, RunError
+
+if TYPE_CHECKING:
+    from tracer.runs.status import Status
+
+LOG_EVERY = 10.0  # seconds between two lines of a job's log
+
+
+class Rows(StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Job = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
+Out = Annotated[str, typer.Option(help="The run folder, or s3://bucket/folder, gs://...; the same job is continued.")]
+Place = Annotated[str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR")]
+Change = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a key of the job: --set nodes=500 --set input.path=x.jsonl. Repeatable."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="local: a Ray of its own on this machine. auto, or HOST:6379: a running cluster this machine is part of."
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes. Default: one per GPU, or per core as memory allows; one with --remote.")
+]
+Gpus = Annotated[float | None, typer.Option(help="Of each worker: a part of a GPU (0.5), or several with device_map.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.", min=1)]
+ShardSize = Annotated[int | None, typer.Option(help="Prompts in one unit of work and of commitment.", min=1)]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, int8, nf4, ...")]
+
+
+@terminal.told
+def run(
+    job: Job,
+    out: Out,
+    ray: Ray = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
+    threads: Annotated[
+        int, typer.Option(help="Of torch, in each worker on a CPU. The last bits depend on it.", min=1)
+    ] = 1,
+    limit: Limit = None,
+    shard_size: ShardSize = None,
+    dtype: Dtype = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="On an NDIF server (NDIF_HOST, NDIF_API_KEY): no weights here.")
+    ] = False,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(help="With --remote: requests at the server at a time, over all workers. Default: 4.", min=1),
+    ] = None,
+    change: Change = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any prompt failed.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do the prompts again that failed or were quarantined.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Nothing but a reminder: the same command always goes on.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
+    start_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds to wait for the first worker. Default: 600; 3600 with --remote.", min=1),
+    ] = None,
+) -> None:
+    """Run a job over many prompts: a dataset's circuits, or the agreement benchmark. Stop it, repeat it: it goes on.
+
+    Example: tracer run jobs/dataset.yaml --out runs/dataset        with --ray local, or --ray auto on a cluster
+    """
+    from tracer.runs import driver, finish, jobs, report
+    from tracer.runs.units import benchmark_report
+
+    terminal.quiet()
+    if resume:
+        _must_be_there(out)
+    given = {"limit": limit, "shard_size": shard_size, "dtype": dtype, "in_flight": in_flight}
+    changes = _changes(change, **given, remote="true" if remote else None)
+    chosen = jobs.load_job(job, changes)
+    watch = _Watch(job)
+    try:
+        with watch:
+            result = driver.run(
+                chosen,
+                out,
+                ray=ray,
+                workers=workers,
+                gpus_per_worker=gpus_per_worker,
+                threads=threads,
+                strict=strict,
+                retry_failed=retry_failed,
+                overwrite=overwrite,
+                start_timeout=start_timeout,
+                watch=watch,
+                note=terminal.note,
+            )
+    except driver.Stopped as stopped:
+        terminal.complain(f"stopped: {stopped} and committed; repeat the command to go on")
+        raise typer.Exit(stopped.code) from None
+    except RemoteError as error:
+        if not watch.done:
+            raise
+        step = f"{error.next_step}; {watch.done:,} prompts are committed, repeat the command to go on"
+        raise RemoteError(error.value, error.rule, step) from error
+    if isinstance(chosen, jobs.BenchmarkJob):
+        folder = result.folder
+        found = finish.benchmark_result(chosen, folder, list(folder.commits()), folder.record() or {}, result.resumed)
+        terminal.console().print(benchmark_report.benchmark_table(found))
+    else:
+        terminal.console().print(report.neurons_table(result.table("neurons")))
+    typer.echo(report.run_summary(result.status, out, result.seconds, result.resumed))
+    if result.status.failed:
+        typer.echo(f"{result.status.failed:,} prompts failed: see {out}/failed.parquet; --retry-failed does them again")
+
+
+@terminal.told
+def status(
+    folder: Place,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not read the committed files to check them.")] = False,
+    style: Annotated[Rows, typer.Option("--format", help="table for people, json for scripts.")] = Rows.table,
+) -> None:
+    """How far a run is, from any shell beside it, and whether what it committed is intact."""
+    from tracer.runs import report
+    from tracer.runs.status import condition
+
+    if style is Rows.csv:
+        raise JobError("--format csv", "a status is no table", "use table or json")
+    found = condition(folder, contents=not quick)
+    if style is Rows.json:
+        typer.echo(found.model_dump_json(indent=1, exclude={"record"}))
+    else:
+        terminal.console().print(report.condition_table(found))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+@terminal.told
+def query(
+    folder: Place,
+    sql: Annotated[str, typer.Argument(help="One SELECT over prompts, nodes, edges, neurons, ...", metavar="SQL")],
+    style: Annotated[Rows, typer.Option("--format", help="table for people, json or csv for scripts.")] = Rows.table,
+) -> None:
+    """Ask a run's tables in SQL, with DuckDB, which the extra 'query' installs.
+
+    Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
+    """
+    from tracer.runs import report
+    from tracer.runs.finish import tables_of
+    from tracer.store import query as querying
+    from tracer.store.run_folder import RunFolder
+
+    place = RunFolder(folder)
+    files = tables_of(place)
+    if not files:
+        raise JobError(f"folder {folder!r}", "holds no committed table", "give the --out of a run")
+    found = querying.query(files, place.place.fs, sql)
+    if style is Rows.table:
+        terminal.console().print(report.rows_table(found))
+    else:
+        typer.echo(report.rows_text(found, style.value).rstrip())
+
+
+@terminal.told
+def compact(
+    folder: Place,
+    neuron: Annotated[
+        str | None, typer.Option(help="Look one neuron up in the compacted tables: LAYER/NEURON.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows shown of a look-up.", min=1)] = 20,
+) -> None:
+    """Rewrite a run's nodes and edges sorted by (layer, neuron), so that one neuron is found in milliseconds.
+
+    Example: tracer compact runs/dataset      then      tracer compact runs/dataset --neuron 1/13
+    """
+    from tracer.runs import finish, report
+    from tracer.store import compaction
+    from tracer.store.run_folder import RunFolder
+
+    run_folder = RunFolder(folder)
+    place, files = run_folder.place, finish.tables_of(run_folder)
+    nodes, edges = files.get("nodes", []), files.get("edges", [])
+    started = time.perf_counter()
+    if neuron is None:
+        written = compaction.compact(nodes, edges, place.fs, place)
+        told = ", ".join(f"{count:,} {name}" for name, count in written.items())
+        typer.echo(f"{told} sorted by neuron in {time.perf_counter() - started:.1f} s: {folder}/compact")
+        return
+    layer, _, number = neuron.partition("/")
+    if not (layer.removeprefix("-").isdecimal() and number.isdecimal()):
+        raise JobError(f"--neuron {neuron!r}", "must be LAYER/NEURON", "write it as in 3/120")
+    if compaction.compacted(place) != compaction.digest(nodes, edges):
+        raise RunError(
+            f"{folder}/compact", "is not there, or not of the run as it is now", "run 'tracer compact' first"
+        )
+    started = time.perf_counter()
+    found = compaction.lookup(place, int(layer), int(number))
+    took = time.perf_counter() - started
+    terminal.console().print(report.rows_table(found, rows))
+    typer.echo(f"{found.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
+
+
+@terminal.told
+def plan(
+    job: Job,
+    workers: Workers = None,
+    limit: Limit = None,
+    dtype: Dtype = None,
+    change: Change = None,
+) -> None:
+    """What a job will need: memory of a worker by prompt length, batch, GPUs, disk; and what will not fit."""
+    from tracer.runs import jobs
+    from tracer.runs.plan import local, planner
+    from tracer.runs.plan import table as planner_report
+
+    terminal.quiet()
+    chosen = jobs.load_job(job, _changes(change, limit=limit, dtype=dtype))
+    made = local.plan_job(chosen, workers)
+    terminal.console().print(planner_report.plan_table(made))
+    planner.check(made)
+
+
+@terminal.told
+def submit(
+    job: Annotated[str | None, typer.Argument(help="A job file; none with --follow or --stop.", metavar="JOB")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The cluster's job server: http://HOST:8265. Default: RAY_API_SERVER_ADDRESS, or this machine."
+        ),
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="The run folder as the cluster sees it: a shared path, s3:// or gs://.")
+    ] = None,
+    follow: Annotated[str | None, typer.Option(help="Show the logs of a job that was submitted, by its id.")] = None,
+    state: Annotated[str | None, typer.Option("--status", help="How a submitted job is doing, by its id.")] = None,
+    stop: Annotated[str | None, typer.Option(help="Stop a job by its id; what it committed stays.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the logs, and end with its exit code.")] = True,
+    submission_id: Annotated[str | None, typer.Option(help="A name of your own for the submission.")] = None,
+    workers: Workers = None,
+    gpus_per_worker: Gpus = None,
+    limit: Limit = None,
+    shard_size: ShardSize = None,
+    dtype: Dtype = None,
+    change: Change = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail if any prompt failed.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed prompts again.")] = False,
+) -> None:
+    """Run a job on a Ray cluster from here: submit, follow its log, stop it, go on by submitting it again.
+
+    Example: tracer submit jobs/dataset.yaml --address http://HOST:8265 --out /shared/runs/dataset
+    """
+    from tracer.runs.workers import cluster
+
+    if sum(one is not None for one in (job, follow, stop, state)) != 1:
+        raise JobError("submit", "needs one of JOB, --follow, --status and --stop", "see tracer submit --help")
+    if stop is not None:
+        found = cluster.stop(address, stop)
+    elif follow is not None:
+        found = cluster.follow(address, follow, typer.echo)
+    elif state is not None:
+        found = cluster.status(address, state)
+    else:
+        found = None
+    if found is not None:
+        typer.echo(f"{found.id}: {found.state}" + (f" ({found.message})" if found.message else ""))
+        raise typer.Exit((found.exit_code or 0) if follow is not None else 0)
+    if out is None:
+        raise JobError("submit without --out", "the cluster must know where to write", "give --out")
+    assert job is not None
+    words = [
+        *(word for one in _changes(change, limit=limit, shard_size=shard_size, dtype=dtype) for word in ("--set", one)),
+        *(["--workers", str(workers)] if workers is not None else []),
+        *(["--gpus-per-worker", f"{gpus_per_worker:g}"] if gpus_per_worker is not None else []),
+        *(["--strict"] if strict else []),
+        *(["--retry-failed"] if retry_failed else []),
+    ]
+    found = cluster.submit(
+        Path(job), address, out=out, options=words, submission_id=submission_id, wait=wait, log=typer.echo
+    )
+    if not wait:
+        typer.echo(f"follow it with: tracer submit --address {found.address} --follow {found.id}")
+    elif found.state != "SUCCEEDED":
+        raise typer.Exit(found.exit_code or 1)
+
+
+VERBS: tuple[Callable[..., None], ...] = (run, status, plan, query, compact, submit)
+
+
+def _changes(change: list[str] | None, **options: Any) -> list[str]:
+    """``--set`` words, and the options that are short for some, which win."""
+    return [*(change or ()), *(f"{name}={value}" for name, value in options.items() if value is not None)]
+
+
+def _must_be_there(out: str) -> None:
+    from tracer.store.run_folder import RunFolder
+
+    if RunFolder(out).record() is None:
+        raise JobError(f"--resume with --out {out!r}", "there is no run to go on with", "leave out --resume")
+
+
+class _Watch:
+    """A run's progress: a bar on a terminal, else a line now and then, both on standard error."""
+
+    def __init__(self, name: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self.console = Console(stderr=True)
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[line]}"),
+        )
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task(Path(name).name, total=None, line="")
+        self.said, self.state, self.done = -LOG_EVERY, "", 0
+
+    def __call__(self, status: Status) -> None:
+        from tracer.runs import report
+
+        text, self.done = report.line(status), status.done
+        if self.console.is_terminal:
+            total = status.n_prompts or None
+            self.bar.update(self.task, completed=status.done + status.in_flight, total=total, line=text)
+            return
+        now = time.monotonic()
+        if now - self.said >= LOG_EVERY or status.state not in (self.state, "starting"):
+            self.said, self.state = now, status.state
+            typer.echo(f"{report.clock()} {text}", err=True)
+
+    def __enter__(self) -> None:
+        self.bar.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)

@@ -1,0 +1,90 @@
+"""What every verb shares with a terminal: errors in a line, tables that are never cut, a bar, and silence else.
+
+Knows standard output and error. Refuses to know any verb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from tracer.errors import TracerError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tracer.attribution.methods import Progress
+
+
+def told(verb: Callable[..., None]) -> Callable[..., None]:
+    """Print a user's error as one line on standard error, and end with code 2."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except TracerError as error:
+            complain(str(error))
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def complain(message: str) -> None:
+    """One line on standard error, however narrow the terminal; coloured where that is wanted."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+    console.print(f"error: {message}", style="red", markup=False)
+
+
+def note(message: str) -> None:
+    """One line on standard error that is no error."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"note: {message}", markup=False)
+
+
+def console() -> Console:
+    """Standard output for tables: no text of a user's is taken for an emoji, and no number is ever cut."""
+    from rich.console import Console
+
+    made = Console(emoji=False, highlight=False)
+    made.width = max(made.width, 110) if made.is_terminal else 140
+    return made
+
+
+class Bar:
+    """A progress bar on standard error for methods of many passes; nothing where there is no terminal."""
+
+    def __init__(self, name: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.task = self.bar.add_task(name, total=None)
+
+    def __enter__(self) -> Progress:
+        self.bar.__enter__()
+        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+
+def quiet() -> None:
+    """Keep the terminal for our own output: the libraries' warnings and bars tell a user nothing here."""
+    import logging
+    import os
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,0 +1,205 @@
+"""The formats of files of records: JSON lines, CSV and Parquet, one record at a time.
+
+Reads each in memory that does not grow with it. A line that is no record is an `Unreadable` in its place; a file that
+cannot be read on is an error. Refuses to know where a file is and what a record means.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracer.data.files import BLOCK, File, opened, reading
+from tracer.data.rows import Unreadable
+from tracer.errors import JobError, quoted
+
+Record = dict[str, Any] | Unreadable
+
+_HEAD = 1000  # lines of a JSON file whose keys are taken for its columns
+_BATCH = 1024  # rows of a Parquet file decoded at once
+_CELL = 1 << 24  # characters of a CSV cell: far beyond any prompt, and a bound on what an unclosed quote can take
+
+
+def columns(file: File, wanted: Iterable[str] = ()) -> list[str] | None:
+    """The names of a file's columns; None for one without any record.
+
+    Of JSON lines those of the first 1,000 records, or of as many as hold all that is `wanted`.
+    """
+    if file.kind == "json":
+        return _json_columns(file, set(wanted))
+    return _csv_heading(file) if file.kind == "csv" else _parquet_columns(file)
+
+
+def records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    """Every record's place, such as ``line 7 of 'a.csv'``, and its values of at least these columns."""
+    if file.kind == "json":
+        return _json_records(file)
+    return _csv_records(file, names) if file.kind == "csv" else _parquet_records(file, names)
+
+
+# --------------------------------------------------------------------------------------------- JSON lines
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless it has a key twice: the last would replace the others in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise _TwiceError(f"has the key {quoted(key)} twice")
+    return found
+
+
+class _TwiceError(ValueError):
+    """A key that an object has twice."""
+
+
+def _object(line: bytes) -> Record:
+    try:
+        found = json.loads(line.decode(), object_pairs_hook=_unique)
+    except _TwiceError as error:
+        return Unreadable(f"an object {error}")
+    except UnicodeDecodeError:
+        return Unreadable(f"{quoted(line, 40)} is not UTF-8 text")
+    except (ValueError, RecursionError):
+        return Unreadable(f"{quoted(line.decode().strip(), 40)} is not JSON")
+    return found if isinstance(found, dict) else Unreadable(f"{quoted(found, 40)} is not a JSON object")
+
+
+def _json_records(file: File) -> Generator[tuple[str, Record], None, None]:
+    shown = quoted(file.name, 100)
+    with opened(file) as stream:
+        if stream.peek(3)[:3] == b"\xef\xbb\xbf":
+            stream.read(3)
+        if stream.peek(1024)[:1024].lstrip()[:1] == b"[":
+            rule = "is a JSON array, which cannot be read piece by piece"
+            raise JobError(file.shown, rule, "write one object per line: jq -c '.[]' FILE > FILE.jsonl")
+        # Lines end at \n alone: a JSON string may hold other line separators, such as U+2028.
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield f"line {number} of {shown}", _object(line)
+
+
+def _json_columns(file: File, wanted: set[str]) -> list[str] | None:
+    found: dict[str, None] = {}
+    number = 0
+    with closing(_json_records(file)) as records:
+        for number, (_, record) in enumerate(records, start=1):
+            if isinstance(record, dict):
+                found.update(dict.fromkeys(record))
+            if number >= _HEAD and wanted <= set(found):
+                break
+    return list(found) if number else None
+
+
+# ---------------------------------------------------------------------------------------------------- CSV
+
+
+def _csv_lines(file: File) -> Generator[tuple[int, list[str] | Unreadable], None, None]:
+    """Number and cells of every row that is not blank, the heading first."""
+    csv.field_size_limit(max(csv.field_size_limit(), _CELL))
+    with opened(file) as stream:
+        # Bytes that are no UTF-8 become surrogates, which spoil their own cell and no other row.
+        text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+        reader = csv.reader(text, strict=True)
+        while True:
+            number = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                if any(part in str(error) for part in ("unexpected end", "field larger")):
+                    rule = "a quote is opened and never closed"
+                    raise JobError(
+                        f"line {number} of {file.shown}", rule, 'write a quote inside a cell as ""'
+                    ) from error
+                yield number, Unreadable(f"is not CSV: {error}")
+                continue
+            if cells is None:
+                return
+            if cells:
+                yield number, cells
+
+
+def _csv_heading(file: File) -> list[str] | None:
+    with closing(_csv_lines(file)) as lines:
+        number, names = next(lines, (0, None))
+    if isinstance(names, Unreadable):
+        raise JobError(f"line {number} of {file.shown}", names.problem, "give the names of the columns there")
+    return names
+
+
+def _csv_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    shown = quoted(file.name, 100)
+    heading = _csv_heading(file) or []
+    places = {name: heading.index(name) for name in names}
+    for number, cells in itertools.islice(_csv_lines(file), 1, None):
+        where = f"line {number} of {shown}"
+        if isinstance(cells, Unreadable):
+            yield where, cells
+        elif len(cells) != len(heading):
+            yield where, Unreadable(f"has {len(cells)} cells, the heading has {len(heading)}")
+        else:
+            yield where, {name: _cell(cells[place]) for name, place in places.items()}
+
+
+def _cell(text: str) -> str | Unreadable | None:
+    if text.isascii():
+        return text or None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Unreadable(f"{quoted(text, 40)} is not UTF-8 text")
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ Parquet
+
+
+@contextmanager
+def _parquet(file: File) -> Iterator[pq.ParquetFile]:
+    with (
+        reading(file),
+        file.filesystem.open_input_file(file.path) as stream,
+        # Buffered, or a row group's whole column would be in memory.
+        pq.ParquetFile(stream, buffer_size=BLOCK, pre_buffer=False) as found,
+    ):
+        yield found
+
+
+def _parquet_columns(file: File) -> list[str] | None:
+    with _parquet(file) as table:
+        return table.schema_arrow.names
+
+
+def _parquet_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    shown, number = quoted(file.name, 100), 0
+    with _parquet(file) as table:
+        for batch in table.iter_batches(_BATCH, columns=list(names), use_threads=False):
+            values = [_values(batch.column(name)) for name in names]
+            for cells in zip(*values, strict=True):
+                number += 1
+                yield f"row {number} of {shown}", dict(zip(names, cells, strict=True))
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_value(one) for one in column]
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return Unreadable("is not UTF-8 text")
+    except (ValueError, OverflowError) as error:
+        return Unreadable(f"cannot be read: {error}")

@@ -1,0 +1,270 @@
+"""Rows of prompts as data, before any tokenizer has seen them.
+
+Knows the fields of a prompt, which columns they come from and which values they may have; a value that cannot be is
+told in its row, never raised. Refuses to know files, networks and models.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tracer.data.source import ROW_FIELDS
+from tracer.errors import JobError, quoted
+
+_NUMBERS = frozenset({"token_ids", "counterfactual_ids", "positions"})
+_SHOWN = 20  # of the columns that an error names
+_LARGEST = 2**31 - 1  # of a token id or a position: far beyond any vocabulary, and kept by every integer column
+_SCALARS = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
+_WHOLE = re.compile(r"-?[0-9]{1,10}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt as its source has it: text or token ids, neither tokenized nor checked against a vocabulary.
+
+    Attributes:
+        user_id: the user's own name for it.
+        text, token_ids: the prompt; one of them, unless there is an `error`.
+        target, foil: tokens, each as text or as an id.
+        counterfactual: the paired prompt, as text or as token ids.
+        positions: token indices where the logits are read.
+        labels: the columns kept beside it, as text; a null has no entry.
+        error: what is wrong with the row as data, and where; it keeps its place and counts as a failed prompt.
+    """
+
+    user_id: str | None = None
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    target: tuple[str | int, ...] | None = None
+    foil: tuple[str | int, ...] | None = None
+    counterfactual: str | tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    error: str | None = None
+
+
+def row_error(row: Row | Mapping[str, Any]) -> JobError:
+    """What is wrong with a row, also one that a table gave back, as the error of its prompt."""
+    problem = row.error if isinstance(row, Row) else row["error"]
+    return JobError("row", str(problem), "mend it where the prompts come from")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A cell or a whole record that is there and cannot be read, and why: ``"is not UTF-8 text"``."""
+
+    problem: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where fields and labels come from: field to column, and the columns kept."""
+
+    fields: dict[str, str]
+    labels: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Every column that is read, once."""
+        return list(dict.fromkeys([*self.fields.values(), *self.labels]))
+
+    def row(self, record: Mapping[str, Any] | Unreadable, where: str, *, written: bool = False) -> Row:
+        """A record as a row.
+
+        Args:
+            where: the record's place, for its error.
+            written: cells are text as a CSV file has them: none is empty text, and ids are written out.
+        """
+        if isinstance(record, Unreadable):
+            return Row(error=f"{record.problem} ({where})")
+        problems: list[str] = []
+        values: dict[str, Any] = {}
+        labels: dict[str, str] = {}
+        for name, column in self.fields.items():
+            try:
+                values[name] = _field(name, record.get(column), written)
+            except ValueError as error:
+                problems.append(str(error))
+        for name in self.labels:
+            try:
+                value = _plain(f"label {quoted(name)}", record.get(name))
+                if value is not None:
+                    labels[name] = _scalar(f"label {quoted(name)}", value)
+            except ValueError as error:
+                problems.append(str(error))
+        problems.extend(_conflicts(values) if not problems else ())
+        paired = values.get("counterfactual")
+        return Row(
+            user_id=values.get("id"),
+            text=values.get("text"),
+            token_ids=values.get("token_ids"),
+            target=values.get("target"),
+            foil=values.get("foil"),
+            counterfactual=values.get("counterfactual_ids") if paired is None else paired,
+            positions=values.get("positions"),
+            labels=labels,
+            error=f"{problems[0]} ({where})" if problems else None,
+        )
+
+
+def columns(
+    given: Mapping[Any, str] | None, labels: Iterable[str], there: Sequence[str], where: str, *, may_grow: bool = False
+) -> Columns:
+    """Which columns are read, checked against those there are.
+
+    Args:
+        given: field to column; None or empty takes every column named like a field.
+        there: the columns there are.
+        where: the file or dataset, for errors.
+        may_grow: a record may have columns that `there` does not name, as JSON lines may.
+
+    Raises:
+        JobError: a column that is not there or there twice, no column of a prompt.
+    """
+    kept = tuple(labels)
+    shown = ", ".join(quoted(name) for name in there[:_SHOWN]) + (", ..." if len(there) > _SHOWN else "")
+    next_step = f"the columns there are: {shown or 'none'}"
+    for name in [*(given or {}).values(), *kept]:
+        if name not in there:
+            raise JobError(f"column {quoted(name)}", f"is not in {where}", next_step)
+    fields = dict(given) if given else {name: name for name in ROW_FIELDS if may_grow or name in there}
+    if not given:
+        _check_near(there, where)
+    if not {"text", "token_ids"} & (set(fields) if given else set(there)):
+        rule = "has no column for text or token_ids"
+        raise JobError(where, rule, f"name it under columns, such as text: COLUMN; {next_step}")
+    found = Columns(fields, kept)
+    if twice := [name for name in found.names if there.count(name) > 1]:
+        raise JobError(f"column {quoted(twice[0])}", f"is in {where} more than once", "give each column its own name")
+    return found
+
+
+def _check_near(there: Sequence[str], where: str) -> None:
+    """A target column that is passed over in silence would change the metric."""
+    for name in there:
+        near = name.strip().lower()
+        if near in ROW_FIELDS and near not in there and near != "id":
+            rule = f"of {where} is not named {near} exactly, and would not be read"
+            raise JobError(f"column {quoted(name)}", rule, "name it so, or list under columns all that are to be read")
+
+
+# ------------------------------------------------------------------------------------------------- values
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value with what other writers mean by a null as None, and bytes as text."""
+    if isinstance(value, Unreadable):
+        raise ValueError(f"{name} {value.problem}")
+    if isinstance(value, float) and math.isnan(value):  # pandas writes a null among numbers so
+        return None
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{name} {quoted(value, 40)} is not UTF-8 text") from None
+    return value
+
+
+def _field(name: str, value: Any, written: bool) -> Any:
+    """A field's value, whichever it is; None for none."""
+    value = _plain(name, value)
+    if written and name in _NUMBERS and value is not None:
+        value = _written(name, value)
+    return None if value is None else _READERS[name](name, value)
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {quoted(value)}, not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} {quoted(value)} holds a character that is no Unicode text") from None
+    return value
+
+
+def _scalar(name: str, value: Any) -> str:
+    """One value of any kind as text; truth values as JSON writes them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, _SCALARS):
+        raise ValueError(f"{name} is {quoted(value)}, not a single value")
+    return _text(name, str(value))
+
+
+def _whole(name: str, value: Any, lowest: int) -> int:
+    """A whole number; 1.0 is one, since pandas writes a column of ids with a null so."""
+    if isinstance(value, float | decimal.Decimal) and abs(value) <= _LARGEST and value == int(value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= _LARGEST:
+        kind = "a token id is a whole number from 0" if lowest == 0 else "a position is a whole number"
+        raise ValueError(f"{name} holds {quoted(value)}; {kind}")
+    return value
+
+
+def _list(name: str, value: Any) -> Sequence[Any]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {quoted(value)}, not a list of whole numbers")
+    if not value:
+        raise ValueError(f"{name} is an empty list")
+    return value
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    return tuple(_whole(name, one, 0) for one in _list(name, value))
+
+
+def _several(value: Any) -> Any:
+    """One value where a list may stand is a list of one."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _positions(name: str, value: Any) -> tuple[int, ...]:
+    return tuple(_whole(name, one, -_LARGEST) for one in _list(name, _several(value)))
+
+
+def _tokens(name: str, value: Any) -> tuple[str | int, ...]:
+    """One token or several, each as text or id."""
+    values = [_plain(name, one) for one in _list(name, _several(value))]
+    return tuple(_text(name, one) if isinstance(one, str) else _whole(name, one, 0) for one in values)
+
+
+def _written(name: str, value: str) -> list[int]:
+    """Whole numbers as a CSV cell has them: ``1 2 3``, ``1,2,3`` or ``[1, 2, 3]``."""
+    inner = value.strip()
+    if inner.startswith("[") and inner.endswith("]"):
+        inner = inner[1:-1].strip()
+    parts = re.split(r"\s*,\s*|\s+", inner) if inner else []
+    if not all(_WHOLE.fullmatch(part) for part in parts):
+        raise ValueError(f"{name} is {quoted(value)}, not whole numbers such as 1 2 3 or [1, 2, 3]")
+    return [int(part) for part in parts]
+
+
+def _conflicts(values: Mapping[str, Any]) -> Iterable[str]:
+    """What no prompt can have together."""
+    given = {name for name, value in values.items() if value is not None}
+    if {"text", "token_ids"} <= given:
+        yield f"text {quoted(values['text'])} and token_ids are both given; only one can be the prompt"
+    if not {"text", "token_ids"} & given:
+        yield "neither text nor token_ids is given"
+    if {"counterfactual", "counterfactual_ids"} <= given:
+        yield "counterfactual and counterfactual_ids are both given; only one can be the paired prompt"
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "text": _text,
+    "token_ids": _ids,
+    "target": _tokens,
+    "foil": _tokens,
+    "counterfactual": _text,
+    "counterfactual_ids": _ids,
+    "positions": _positions,
+    "id": _scalar,
+}

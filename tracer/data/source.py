@@ -1,0 +1,102 @@
+"""Where prompts come from: the record that a job, or a caller, gives to `data.read`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tracer.records import Count, Name, Names, Natural, Record, as_list, is_list
+
+Structure = Literal["simple", "nounpp", "rc", "within_rc"]
+
+RowField = Literal["text", "token_ids", "target", "foil", "counterfactual", "counterfactual_ids", "positions", "id"]
+
+ROW_FIELDS: tuple[str, ...] = get_args(RowField)
+"""What a row of a dataset may give of its prompt."""
+
+
+def _paths(value: Any) -> Any:
+    value = as_list(value)
+    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value] if is_list(value) else value
+
+
+class Source(Record):
+    """Where prompts come from: files, a Hugging Face dataset, or a built-in task.
+
+    Attributes:
+        path: files, folders or globs: JSON lines, JSON, Parquet, CSV, also compressed (.gz). Relative ones are relative
+            to the current directory.
+        dataset: a Hugging Face id or a local builder, with its `config` and `revision`.
+        split: of a dataset or a task (``train`` or ``test``).
+        task: ``sva`` or ``capitals``, with `count` pairs drawn with `seed`; sva has a `structure`.
+        columns: the column that each field of a prompt is read from, by field. By default every field that has a column
+            of its own name.
+        labels: columns that are kept as labels of the prompt.
+        limit: only so many rows, the first.
+    """
+
+    path: Annotated[tuple[Name, ...], BeforeValidator(_paths)] | None = None
+    dataset: Name | None = None
+    config: Name | None = None
+    split: Name = "train"
+    revision: Name | None = None
+    task: Literal["sva", "capitals"] | None = None
+    structure: Structure | None = None
+    count: Count | None = None
+    seed: Natural = 0
+    columns: dict[RowField, Name] = Field(default_factory=dict)
+    labels: Names = ()
+    limit: Count | None = None
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Source:
+        given = [name for name in ("path", "dataset", "task") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"prompts come from one of path, dataset and task, not from {found}")
+        takes = {
+            "path": {"columns", "labels"},
+            "dataset": {"config", "split", "revision", "columns", "labels"},
+            "task": {"split", "structure", "count", "seed"},
+        }
+        for name, default in _DEFAULTS_OF_SOURCE.items():
+            if name not in takes[given[0]] and getattr(self, name) != default:
+                raise ValueError(f"{name} has no effect with {given[0]}")
+        if self.path == ():
+            raise ValueError("path must name at least one file")
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels must name each column once")
+        if self.task is not None:
+            self._check_task()
+        return self
+
+    def _check_task(self) -> None:
+        if self.count is None:
+            raise ValueError(f"the task {self.task} needs a count of pairs")
+        if self.split not in ("train", "test"):
+            raise ValueError(f"the split of a task must be train or test, not {self.split!r}")
+        if (self.task == "sva") != (self.structure is not None):
+            has = f"needs a structure: {', '.join(get_args(Structure))}" if self.task == "sva" else "has no structure"
+            raise ValueError(f"the task {self.task} {has}")
+
+    @property
+    def origin(self) -> tuple[Any, ...]:
+        """What the rows are drawn from, whatever part of them is taken and how it is read."""
+        return (
+            (self.path, self.dataset, self.config, self.split, self.revision),
+            (self.task, self.structure, self.seed),
+        )
+
+    @property
+    def most(self) -> int | None:
+        """No more rows than this; None where that is not known."""
+        known = [one for one in (self.count, self.limit) if one is not None]
+        return min(known) if known else None
+
+
+_DEFAULTS_OF_SOURCE: dict[str, Any] = {
+    name: Source.model_fields[name].get_default(call_default_factory=True)
+    for name in ("config", "split", "revision", "structure", "count", "seed", "columns", "labels")
+}

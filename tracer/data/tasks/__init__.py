@@ -1,0 +1,43 @@
+"""Built-in tasks: sets of prompt pairs by name, and the reader and writer of such sets.
+
+Knows which tasks there are. Refuses to know models: a task gives text, and reads tokens only to leave out what a given
+tokenizer cannot be asked.
+
+    pairs = tasks.load("sva", structure="nounpp", split="train", count=300)
+    prompts = [pair.to_prompt() for pair in pairs]
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from tracer.data.tasks import capitals, sva
+from tracer.data.tasks.pairs import Pair as Pair
+from tracer.data.tasks.pairs import check_split as check_split
+from tracer.errors import JobError, quoted
+
+TASKS: dict[str, Callable[..., list[Pair]]] = {"sva": sva.generate, "capitals": capitals.pairs}
+"""Every built-in task: a function from options, split, count and seed to pairs."""
+
+
+def load(name: str, **options: Any) -> list[Pair]:
+    """The pairs of a built-in task.
+
+    Args:
+        name: ``sva`` or ``capitals``.
+        options: of `sva.generate` or `capitals.pairs`: split, count, seed, and the task's own.
+
+    Raises:
+        JobError: an unknown task, an unknown or missing option, or what the task itself refuses.
+    """
+    if name not in TASKS:
+        raise JobError(f"task {quoted(name)}", "is not known", f"use {', '.join(TASKS)}")
+    parameters = inspect.signature(TASKS[name]).parameters
+    if unknown := [option for option in options if option not in parameters]:
+        raise JobError(f"option {quoted(unknown[0])} of task {name}", "is not known", f"use {', '.join(parameters)}")
+    needed = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
+    if needed:
+        raise JobError(f"task {name}", f"needs {', '.join(needed)}", "give each a value")
+    return TASKS[name](**options)

@@ -1,0 +1,296 @@
+"""Ablations of sets of nodes: what they are set to, and the metric of many such sets, here or on a server.
+
+Here nodes are set to dense values, one for each node of each prompt. Those never travel: a server is told the prompts
+behind them, works the values out itself, and sends the metric alone. Refuses to know where sets of nodes come from, and
+nnsight (model/passes.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from math import ceil
+from types import SimpleNamespace
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tracer import metrics
+from tracer.attribution.attribute import check_reach, mean_values, metric_of
+from tracer.attribution.methods import Progress
+from tracer.evaluation import on_server
+from tracer.metrics import Metric
+from tracer.model import passes
+from tracer.model.model import Model
+from tracer.prompts import Batch, Encoded
+from tracer.settings import settings
+from tracer.shapes import Nodes, PerPrompt
+
+NEVER = torch.iinfo(torch.int32).max
+NO_NODES = torch.empty(0, 3, dtype=torch.int32)
+FORWARDS = 8
+"""Forwards of one request, where there is work for as many: a small one takes less than its way to the server."""
+
+Ranks = Int[Tensor, "layer pos neuron"]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class AblatedRow:
+    """A prompt whose metric is wanted with some of its nodes ablated.
+
+    Attributes:
+        nodes: a set, as `bodies.members` takes it: rows of (layer, position, neuron), or a bit for each node.
+        stays: whether everything but this set is ablated.
+        other: which of the other prompts its nodes' values come from.
+    """
+
+    prompt: Encoded
+    nodes: Tensor
+    stays: bool = False
+    other: int = 0
+
+
+class Job(NamedTuple):
+    """One number to measure.
+
+    Attributes:
+        row: the test prompt. ranks: of its nodes.
+        size: the set is the first `size` ranks. without: but for the node (or neuron) of this rank; -1 for none.
+        stays: whether the set is what stays, or what is ablated.
+    """
+
+    row: int
+    ranks: Ranks
+    size: int
+    stays: bool
+    without: int = -1
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What the nodes of some prompts are ablated to, told by the prompts that the values come from.
+
+    Attributes:
+        others: token ids of those prompts; none where nodes are set to zero.
+        drawn: which of `others` each prompt's values are of; None for the mean over all of them, per position.
+    """
+
+    others: tuple[tuple[int, ...], ...] = ()
+    drawn: tuple[int, ...] | None = None
+
+    def values(self, model: Model, n_prompts: int, length: int, basis: str, memory: int | None = None) -> Nodes:
+        """The values of every node of `n_prompts` prompts of one length.
+
+        Raises:
+            JobError: a mean over prompts that are all shorter.
+        """
+        if not self.others:
+            return torch.zeros(1, 1, 1, 1).expand(n_prompts, model.n_layers, length, model.n_neurons(basis))
+        if self.drawn is None:
+            return mean_values(model, self.others, length, basis, memory).expand(n_prompts, -1, -1, -1)
+        found = passes.values(model, Batch(self.others), basis=basis)[0]
+        return found if self.drawn == tuple(range(len(found))) else found[list(self.drawn)]
+
+
+@dataclass(frozen=True)
+class AblationTest:
+    """Test prompts of one length, what their nodes are ablated to, and how their metric is read.
+
+    Attributes:
+        values: what each node of each prompt is ablated to; of a remote model where that comes from.
+        memory: bytes one batch may use.
+    """
+
+    model: Model
+    prompts: tuple[Encoded, ...]
+    metric: str
+    values: Float[Tensor, "prompt layer pos neuron"] | Replacement
+    basis: str
+    memory: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Nodes of a prompt: (layers, positions, neurons)."""
+        return self.model.n_layers, len(self.prompts[0].token_ids), self.model.n_neurons(self.basis)
+
+    def measure(self, jobs: Sequence[Job], progress: Progress | None = None) -> Tensor:
+        """The metric of each job [job]."""
+        if isinstance(self.values, Replacement):
+            rows = self._rows(jobs, self.values)
+            return there(self.model, rows, self.values, self.metric, self.basis, self.memory, progress=progress)
+        values, length = self.values, len(self.prompts[0].token_ids)
+        each = self.model.bytes_per_token(gradient=False, length=length) * length
+        size = max(1, self.memory // each)
+
+        def some(part: range) -> Tensor:
+            found = self._measure([jobs[i] for i in part], values)
+            if progress is not None:
+                progress(part.stop, len(jobs))
+            return found
+
+        return torch.cat(self.model.each(some, _parts(len(jobs), size)))
+
+    def measure_apart(self, groups: Sequence[Sequence[Job]]) -> Float[Tensor, "group job"]:
+        """The metric of groups of as many jobs. Here they do not share batches, so that none depends on another; on a
+        server, where each batch is a request, they do."""
+        if self.model.remote is None:
+            return torch.stack([self.measure(group) for group in groups])
+        return self.measure([job for group in groups for job in group]).view(len(groups), -1)
+
+    def _rows(self, jobs: Sequence[Job], to: Replacement) -> list[AblatedRow]:
+        """The jobs as a server takes them; those of one ranking and size share one set, which travels once."""
+        sets = {(id(job.ranks), job.size, job.without): job for job in jobs}
+        found = {key: listed((job.ranks < job.size) & (job.ranks != job.without)) for key, job in sets.items()}
+        drawn = to.drawn or (0,) * len(self.prompts)
+        return [
+            AblatedRow(self.prompts[row], found[id(ranks), size, without], stays, drawn[row])
+            for row, ranks, size, stays, without in jobs
+        ]
+
+    def _measure(self, jobs: Sequence[Job], values: Tensor) -> Tensor:
+        rows = torch.tensor([job.row for job in jobs])
+        ranks = torch.stack([job.ranks for job in jobs])
+        size, stays, without = (
+            torch.tensor(part)[:, None, None, None]
+            for part in zip(*((job.size, job.stays, job.without) for job in jobs), strict=True)
+        )
+        ablated = ((ranks < size) & (ranks != without)) != stays
+        edits = [
+            passes.Edit(layer, ablated[:, layer], 0.0, values[rows, layer])
+            for layer in range(self.model.n_layers)
+            if bool(ablated[:, layer].any())
+        ]
+        prompts = [self.prompts[row] for row in rows.tolist()]
+        metric = metric_of(prompts, settings(metric=self.metric))
+        batch = Batch(tuple(prompt.token_ids for prompt in prompts))
+        return metric.read(passes.intervened(self.model, batch, edits, basis=self.basis, kept=metric.kept))
+
+
+def listed(mask: Bool[Tensor, "layer pos neuron"]) -> Tensor:
+    """A set of nodes as it travels: rows of (layer, position, neuron); or a bit for each node [layer, byte], where that
+    is less."""
+    if 96 * int(mask.sum()) <= mask.numel():
+        return mask.nonzero().int()
+    return torch.from_numpy(np.packbits(mask.flatten(1).numpy(), axis=1, bitorder="little"))
+
+
+def there(
+    model: Model,
+    rows: Sequence[AblatedRow],
+    to: Replacement,
+    metric: str | None,
+    basis: str,
+    memory: int,
+    *,
+    falls: bool = False,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The metric of each row [row], from a server; several requests at a time, and only this number comes back.
+
+    Every request brings the prompts behind a mean. So that they cost no more than what they are for, it holds as many
+    forwards of its own as they need, or more, where there is work for as many.
+
+    Args:
+        metric: as in `Settings`, settled; None for the greedy next token.
+        memory: bytes one forward may use, and a request's replacement values for each of its forwards.
+        falls: how far the metric falls from that of the prompt as it is, in the same forward: a difference of
+            rows that went through the same kernels.
+
+    Raises:
+        JobError: a mean over prompts that are all shorter than a row's.
+        RemoteError: as any pass.
+    """
+    lengths = [len(row.prompt.token_ids) for row in rows]
+    mean = to.drawn is None and bool(to.others)
+    if mean:
+        check_reach(to.others, max(lengths, default=1))
+    longest = max([1, *lengths, *map(len, to.others)])
+    step = max(1, min(len(rows), memory // (model.bytes_per_token(gradient=False, length=longest) * longest)))
+    forwards = max(FORWARDS, ceil(len(to.others) / step)) if mean else FORWARDS
+    size = max(1, ceil(len(rows) / max(1, ceil(len(rows) / (step * forwards)))))
+
+    def some(part: range) -> Tensor:
+        mine = [rows[i] for i in part]
+        few = ceil(step * len(part) / size)  # a request that was halved has half as large forwards
+        groups = list(_against_whole(mine, few) if falls else _chunks(mine, few))
+        found = _request(model, groups, to, metric, basis, few)
+        if progress is not None:
+            progress(part.stop, len(rows))
+        return torch.cat([one[0] - one[1:] for one in found] if falls else found)
+
+    parts = _parts(len(rows), size)
+    return torch.cat([torch.empty(0), *model.each(some, parts)])
+
+
+def _request(
+    model: Model, groups: list[list[AblatedRow]], to: Replacement, metric: str | None, basis: str, few: int
+) -> list[Tensor]:
+    """One request: a forward for each group of rows, and the others in forwards of a `few`."""
+    others = to.others
+    if to.drawn is not None:  # only those that this request's rows need
+        used = sorted({row.other for group in groups for row in group})
+        place, others = {other: at for at, other in enumerate(used)}, tuple(to.others[other] for other in used)
+        groups = [[replace(row, other=place[row.other]) for row in group] for group in groups]
+    reads = [
+        None if metric is None else metric_of([row.prompt for row in group], settings(metric=metric))
+        for group in groups
+    ]
+    asked = list(zip(groups, reads, strict=True))
+    batches = [Batch(tuple(part)) for part in _chunks(others, few)]
+    return ablated_sets(model, asked, batches, mean=to.drawn is None, basis=basis)
+
+
+def ablated_sets(
+    model: Model,
+    forwards: Sequence[tuple[Sequence[AblatedRow], Metric | None]],
+    others: Sequence[Batch],
+    *,
+    mean: bool,
+    basis: str = "activation",
+) -> list[PerPrompt]:
+    """What is read of rows with sets of their nodes ablated, of several forwards: one request to a server, which works
+    out the values that nodes are set to and sends one number for each row.
+
+    Args:
+        forwards: of each its rows, and their metric; None for the greedy next token.
+        others: prompts whose values are put in place, one forward each; none for zero.
+        mean: whether their mean per position is; else each row's own of them.
+    """
+    longest = max(len(row.prompt.token_ids) for rows, _ in forwards for row in rows)
+    asked = []
+    for rows, metric in forwards:
+        batch = Batch(tuple(row.prompt.token_ids for row in rows))
+        asked.append(
+            SimpleNamespace(
+                inputs=batch.inputs(model.device, 1 if metric is None else metric.kept),
+                read=metrics.greedy if metric is None else passes.reader(model, metric),
+                rows=[
+                    (row.nodes, row.stays, 0 if mean else row.other, int(first))
+                    for row, first in zip(rows, batch.padding, strict=True)
+                ],
+            )
+        )
+    behind = [(batch.inputs(model.device), [len(ids) for ids in batch.token_ids]) for batch in others]
+    ask = SimpleNamespace(forwards=asked, others=behind, mean=mean, longest=longest, basis=basis)
+    return passes.session(model, on_server.ablated, ask)
+
+
+def _against_whole(rows: Sequence[AblatedRow], few: int) -> Iterable[list[AblatedRow]]:
+    """Groups of a `few` rows of one prompt, each behind the prompt as it is."""
+    for _, mine in groupby(rows, key=lambda row: row.prompt):
+        for part in _chunks(list(mine), max(1, few - 1)):
+            yield [replace(part[0], nodes=NO_NODES, stays=False), *part]
+
+
+def _chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
+    return [list(items[part.start : part.stop]) for part in _parts(len(items), size)]
+
+
+def _parts(count: int, size: int) -> list[range]:
+    """Consecutive runs of at most `size`."""
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]

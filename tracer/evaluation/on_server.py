@@ -1,0 +1,37 @@
+"""What one request does for ablations: the values that nodes are set to, and the metric with each set in force."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer.model import traces
+
+
+def ablated(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor]:
+    """What is read [prompt] of each forward with its nodes ablated: see `passes.ablated_sets`."""
+    to = replacements(nn, plan, ask) if ask.others else None
+    return [traces.ablated(nn, plan, one.inputs, one.read, one.rows, to, ask.basis) for one in ask.forwards]
+
+
+def replacements(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor]:
+    """What nodes are set to: the values of each other prompt [layer, pos, neuron], or only their mean per position.
+
+    One forward for each part of the other prompts, in whose columns a prompt ends last.
+    """
+    found, total, count = [], torch.zeros(()), torch.zeros(ask.longest)
+    for inputs, lengths in ask.others:
+        values = traces.values(nn, plan, inputs, ask.basis)[0]
+        for row, length in zip(values, lengths, strict=True):
+            mine = row[:, row.shape[1] - length :]
+            if ask.mean:
+                reach = min(length, ask.longest)
+                total = total if total.dim() else row.new_zeros(len(row), ask.longest, row.shape[2]).double()
+                total[:, :reach] += mine[:, :reach].double()
+                count[:reach] += 1
+            else:
+                found.append(mine)
+    return [(total / count[None, :, None]).float()] if ask.mean else found

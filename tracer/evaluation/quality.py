@@ -1,0 +1,551 @@
+"""How good a circuit's estimate was: its attributions against exact ablation of single nodes (method.md 2 and 5).
+
+Knows which nodes are sampled, what ablating one alone does to the metric, and which neurons look strong on any prompt
+yet change nothing. Refuses to know how attributions are computed, how correlations are resampled (in
+evaluation/statistics.py), nnsight (model/passes.py), and files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tracer.attribution.attribute import Reference, attribute, mean_values, metric_of
+from tracer.attribution.methods import EXACT_ROWS, Progress
+from tracer.attribution.result import Attribution
+from tracer.circuit.circuit import Circuit
+from tracer.errors import JobError, quoted
+from tracer.evaluation import ablations, statistics
+from tracer.evaluation.ablations import AblatedRow
+from tracer.metrics import Metric
+from tracer.model import passes
+from tracer.model.model import Model
+from tracer.prompts import Batch, Encoded, Prompt, encode
+
+ABLATIONS = ("zero", "mean", "counterfactual")
+STRATA = ("strong", "middle", "random")
+
+_ROUNDING = 1e-6  # of the largest logit: changes of the metric below it are float32 rounding
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The nodes that were measured, stratum by stratum.
+
+    Attributes:
+        attribution: the circuit's estimate, in metric units.
+        exact: the metric's fall when the node alone is ablated.
+        stratum: index into `STRATA`.
+    """
+
+    layer: Int[Tensor, " node"]
+    position: Int[Tensor, " node"]
+    neuron: Int[Tensor, " node"]
+    attribution: Float[Tensor, " node"]
+    exact: Float[Tensor, " node"]
+    stratum: Int[Tensor, " node"]
+
+    def __len__(self) -> int:
+        return len(self.layer)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """How well the estimate follows the exact effects of `n` nodes, or why that cannot be said."""
+
+    n: int
+    agreement: statistics.Agreement | None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        if self.agreement is None:
+            return f"no correlation over {self.n} nodes: {self.reason}"
+        parts = [
+            f"{name} {float(one.estimate):.2f} [{float(one.low):.2f}, {float(one.high):.2f}]"
+            for name, one in (("Pearson", self.agreement.pearson), ("Spearman", self.agreement.spearman))
+        ]
+        return f"{', '.join(parts)} over {self.n} nodes"
+
+    def record(self) -> dict[str, Any]:
+        """The correlations as plain numbers, for JSON."""
+        found: dict[str, Any] = {"n": self.n, "reason": self.reason}
+        for name in ("pearson", "spearman"):
+            one = None if self.agreement is None else getattr(self.agreement, name)
+            ends = ("estimate", "low", "high")
+            found[name] = None if one is None else {end: float(getattr(one, end)) for end in ends}
+        return found
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A circuit's attributions against exact single-node ablation, on a stratified sample of nodes.
+
+    Attributes:
+        whole: over the whole sample, in which strong nodes are over-represented on purpose.
+        strata: within each of `STRATA`.
+        sample: the nodes and both numbers.
+        method, baseline: of the estimate. ablation: of the exact effects.
+        metric: of the prompt, unablated.
+        seed: of the sample and the intervals.
+    """
+
+    whole: Correlation
+    strata: dict[str, Correlation]
+    sample: Sample
+    method: str
+    baseline: str
+    ablation: str
+    metric: float
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method} from {self.baseline} against exact {self.ablation} ablation: {self.whole}"
+
+    def record(self) -> dict[str, Any]:
+        """Everything as plain numbers, names and lists, for JSON."""
+        columns = {name: getattr(self.sample, name).tolist() for name in Sample.__dataclass_fields__}
+        columns["stratum"] = [STRATA[i] for i in columns["stratum"]]
+        return {
+            "method": self.method,
+            "baseline": self.baseline,
+            "ablation": self.ablation,
+            "metric": self.metric,
+            "seed": self.seed,
+            "whole": self.whole.record(),
+            "strata": {name: one.record() for name, one in self.strata.items()},
+            "sample": columns,
+        }
+
+
+@dataclass(frozen=True)
+class AlwaysOn:
+    """A neuron with a strong attribution on unrelated prompts and next to no effect.
+
+    Attributes:
+        share: of the unrelated prompts, on how many it is strong.
+        attribution: mean, over those, of ``|attribution|`` of its strongest node.
+        exact: mean ``|change of the metric|`` when that node alone goes to its mean over the prompts.
+        n_nodes: of the circuit that are this neuron.
+    """
+
+    layer: int
+    neuron: int
+    share: float
+    attribution: float
+    exact: float
+    n_nodes: int
+
+    def __str__(self) -> str:
+        return (
+            f"layer {self.layer} neuron {self.neuron}: attribution {self.attribution:.3g} on {self.share:.0%} of the "
+            f"prompts, exact effect {self.exact:.3g}, {self.n_nodes} nodes of the circuit"
+        )
+
+
+def estimate_quality(
+    model: Model,
+    circuit: Circuit,
+    prompt: Prompt | None = None,
+    *,
+    n_each: int = 100,
+    ablation: str | None = None,
+    reference: Sequence[Prompt] | None = None,
+    seed: int = 0,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> Quality:
+    """Pearson's and Spearman's correlation of a circuit's attributions with exact single-node ablation.
+
+    Every node is attributed again as the circuit was; nodes that its selection left out (`skip_first`, `exclude`) are
+    not sampled. An ablation other than the circuit's baseline asks another question of the same estimate: zero-baseline
+    attributions follow mean ablation badly where a neuron is always on, and this shows it.
+
+    Args:
+        prompt: the circuit's own; needed only for a counterfactual that the circuit was traced without.
+        n_each: nodes per stratum (`statistics.stratified`).
+        ablation: what a node alone is set to, ``zero``, ``mean`` (per position over `reference`) or
+            ``counterfactual``; the circuit's baseline if None.
+        reference: prompts behind ``mean``; where the circuit's baseline is ``mean``, those it was traced with.
+        seed: of the sample and the intervals.
+        memory: bytes one batch may use.
+        progress: called with (done, total), of the attribution and then of the ablations.
+
+    Raises:
+        JobError: another model or prompt than the circuit's, a reference or counterfactual that is missing or has no
+            effect, settings out of range.
+
+    Source: method.md sections 2 and 5.
+    """
+    ablation = circuit.settings.baseline if ablation is None else ablation
+    mine = _own_prompt(model, circuit, prompt)
+    _check(model, circuit, ablation, reference, mine.counterfactual_ids, n_each, memory)
+    found = _attributed(model, circuit, [_as_prompt(mine, circuit)], reference, memory, progress)
+    if set(found.target_ids[0]) != set(circuit.target_ids):
+        raise JobError(f"circuit of {quoted(circuit.text)}", "has other top tokens here", "trace it again")
+    picked, stratum = _sampled(found.nodes[0], circuit, n_each, seed)
+    layer, position, neuron = picked.unbind(-1)
+    exact = _alone(model, circuit, mine, picked, _replacement(model, mine, ablation, reference), memory, progress)
+    sample = Sample(layer, position, neuron, found.nodes[0][layer, position, neuron], exact, stratum)
+    return _judged(circuit, sample, float(found.metric[0]), ablation, seed)
+
+
+def always_on(
+    model: Model,
+    circuit: Circuit,
+    prompts: Sequence[Prompt],
+    *,
+    share: float = 0.5,
+    threshold: float = 0.005,
+    exact_below: float = 0.1,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> list[AlwaysOn]:
+    """Neurons whose attribution is strong on unrelated prompts though ablating them to their mean does next to nothing.
+
+    A neuron is strong on a prompt where one of its nodes has ``|attribution| >= threshold * |metric|``, the metric
+    being the prompt's or the circuit's own, whichever is larger: a question that is foreign to a prompt may have an
+    answer near 0, of which every attribution is a large share. The neuron's strongest node is then ablated to its mean
+    over the prompts. Positions at which the prompts do not differ yet (BOS) are left out: all is constant there.
+
+    Args:
+        circuit: its method, baseline, basis and metric are used, and its question of prompts without a target.
+        prompts: unrelated to the circuit's; of any lengths. With the circuit's baseline ``counterfactual`` they need
+            one; with ``mean`` they are their own reference.
+        share: strong on more than this share of the prompts.
+        threshold: of ``|metric|``; the paper's threshold for circuits is .005.
+        exact_below: the exact effect is below this share of the attribution.
+        memory, progress: as for `estimate_quality`.
+
+    Returns:
+        Strongest attribution first.
+
+    Raises:
+        JobError: fewer than two prompts, the circuit's own or the same one twice, settings out of range.
+
+    Source: method.md section 5.
+    """
+    for name, value in (("share", share), ("threshold", threshold), ("exact_below", exact_below)):
+        if not 0 <= value < 1 or (name != "share" and value == 0):
+            raise JobError(f"{name}={value}", "must be a share between 0 and 1", "leave it out for the default")
+    encoded = _unrelated(model, circuit, prompts)
+    found = _attributed(model, circuit, [_as_prompt(one, circuit) for one in encoded], None, memory, progress)
+    encoded = [
+        replace(one, target_ids=target, foil_ids=foil)
+        for one, target, foil in zip(encoded, found.target_ids, found.foil_ids, strict=True)
+    ]
+    strength = found.nodes.abs() * _differing(found.token_ids, circuit)[:, None]
+    largest, position = strength.max(2)
+    scale = found.metric.abs().clamp_min(abs(circuit.metric))
+    strong = (largest >= threshold * scale[:, None, None]) & (largest > 0)
+    often = strong.double().mean(0)
+    candidates = strong & (often > share)
+    exact = _to_the_mean(model, circuit, encoded, candidates, position, memory, progress)
+    count = candidates.sum(0).clamp_min(1)
+    estimate, effect = (largest * candidates).sum(0) / count, exact.sum(0) / count
+    held = Counter((row["layer"], row["neuron"]) for row in circuit.rows("neuron"))
+    kept = (candidates.any(0) & (effect < exact_below * estimate)).nonzero().tolist()
+    listed = [
+        AlwaysOn(at, one, float(often[at, one]), float(estimate[at, one]), float(effect[at, one]), held[at, one])
+        for at, one in kept
+    ]
+    return sorted(listed, key=lambda one: -one.attribution)
+
+
+def _check(
+    model: Model,
+    circuit: Circuit,
+    ablation: str,
+    reference: Sequence[Prompt] | None,
+    paired: tuple[int, ...] | None,
+    n_each: int,
+    memory: int | None,
+) -> None:
+    """Refuse settings that cannot be meant, before anything is computed."""
+    baseline = circuit.settings.baseline
+    if ablation not in ABLATIONS:
+        raise JobError(f"ablation={ablation!r}", f"must be one of {', '.join(ABLATIONS)}", "choose one")
+    if n_each < 3:
+        raise JobError(f"n_each={n_each}", "a correlation needs at least three nodes", "use 3 or more; 100 is usual")
+    if memory is not None and memory < 1:
+        raise JobError(f"memory={memory}", "must be a positive number of bytes", "leave it out for the default")
+    needed = [
+        name for name, kind in ((f"ablation={ablation!r}", ablation), ("the circuit", baseline)) if kind == "mean"
+    ]
+    if needed and not reference:
+        raise JobError(needed[0], "a mean needs prompts to be over", "give reference= with more prompts")
+    if reference is not None and not needed:
+        raise JobError("reference", f"has no effect with ablation {ablation!r}", "leave it out")
+    if baseline == "mean" and Reference(reference or ()).hash(model) != circuit.reference:
+        raise JobError("reference", "is not what the circuit was traced with", "give the same prompts in their order")
+    if ablation == "counterfactual" and paired is None:
+        raise JobError("ablation='counterfactual'", "the prompt has no counterfactual", "give prompt= with one")
+    if ablation == "counterfactual" and paired == circuit.token_ids:
+        raise JobError("ablation='counterfactual'", "the counterfactual is the prompt itself", "give one that differs")
+
+
+def _own_prompt(model: Model, circuit: Circuit, prompt: Prompt | None) -> Encoded:
+    """What the circuit was asked, with the counterfactual of `prompt` if it has none itself."""
+    model.check_traced(circuit.model, circuit.text)
+    paired = circuit.counterfactual_ids
+    if prompt is not None:
+        given = encode(prompt, model)
+        same = given.token_ids == circuit.token_ids and given.positions == circuit.positions
+        asked = given.target_ids in ((), circuit.target_ids) and given.foil_ids == circuit.foil_ids
+        if not (same and asked):
+            raise JobError(
+                f"prompt {quoted(given.text)}",
+                f"is not what the circuit of {quoted(circuit.text)} asks",
+                "leave it out",
+            )
+        if None not in (paired, given.counterfactual_ids) and paired != given.counterfactual_ids:
+            raise JobError(
+                f"prompt {quoted(given.text)}", "has another counterfactual than the circuit", "leave it out"
+            )
+        paired = paired or given.counterfactual_ids
+    return Encoded(
+        circuit.token_ids, circuit.target_ids, circuit.foil_ids, paired, circuit.positions, circuit.text, None
+    )
+
+
+def _as_prompt(one: Encoded, circuit: Circuit) -> Prompt:
+    """Back to a prompt: without a target it gets the circuit's question, unless the metric finds its own tokens."""
+    own = circuit.settings.metric == "topk"
+    foils = one.foil_ids if one.target_ids else circuit.foil_ids
+    return Prompt(
+        token_ids=one.token_ids,
+        target=None if own else one.target_ids or circuit.target_ids,
+        foil=None if own else foils or None,
+        counterfactual=one.counterfactual_ids,
+        positions=one.positions,
+    )
+
+
+def _attributed(
+    model: Model,
+    circuit: Circuit,
+    prompts: Sequence[Prompt],
+    reference: Sequence[Prompt] | None,
+    memory: int | None,
+    progress: Progress | None,
+) -> Attribution:
+    """All nodes, attributed as the circuit's were."""
+    chosen = circuit.settings
+    return attribute(
+        model,
+        prompts,
+        chosen.method,
+        chosen.baseline,
+        chosen.basis,
+        chosen.rules,
+        chosen.steps,
+        metric=chosen.metric,
+        top_k=chosen.top_k,
+        seed=chosen.seed,
+        reference=reference if chosen.baseline == "mean" else None,
+        memory=memory,
+        progress=progress,
+    )
+
+
+def _sampled(
+    nodes: Float[Tensor, "layer pos neuron"], circuit: Circuit, n_each: int, seed: int
+) -> tuple[Int[Tensor, "node 3"], Int[Tensor, " node"]]:
+    """A stratified sample of what the circuit could have held, as (layer, position, neuron), and each one's stratum."""
+    allowed = torch.ones_like(nodes, dtype=torch.bool)
+    if circuit.selection.get("skip_first"):
+        allowed[:, 0] = False
+    for layer, neuron in circuit.selection.get("exclude") or ():
+        allowed[layer, :, neuron] = False
+    places = allowed.nonzero()
+    drawn = statistics.stratified(nodes[allowed], n_each, seed)
+    parts = [drawn.strong, drawn.middle, drawn.random]
+    stratum = torch.cat([torch.full_like(part, i) for i, part in enumerate(parts)])
+    return places[torch.cat(parts)], stratum
+
+
+def _replacement(
+    model: Model, prompt: Encoded, ablation: str, reference: Sequence[Prompt] | None
+) -> ablations.Replacement:
+    """What each node of the prompt is ablated to."""
+    if ablation == "mean":
+        return ablations.Replacement(tuple(encode(one, model).token_ids for one in reference or ()))
+    if ablation == "counterfactual" and prompt.counterfactual_ids is not None:
+        return ablations.Replacement((prompt.counterfactual_ids,), (0,))
+    return ablations.Replacement()
+
+
+def _alone(
+    model: Model,
+    circuit: Circuit,
+    prompt: Encoded,
+    nodes: Int[Tensor, "node 3"],
+    to: ablations.Replacement,
+    memory: int | None,
+    progress: Progress | None,
+) -> Float[Tensor, " node"]:
+    """How far the prompt's metric falls when each node alone is ablated."""
+    if model.remote is not None:
+        return _falls(model, circuit, [(prompt, nodes)], to, memory, progress)
+    basis, ids = circuit.settings.basis, prompt.token_ids
+    values = to.values(model, 1, len(ids), basis, memory)[0]
+    mine, budget = values[nodes.unbind(-1)], memory or model.budget()
+    return _ablated(model, ids, metric_of([prompt], circuit.settings), nodes, mine, basis, budget, progress)
+
+
+def _falls(
+    model: Model,
+    circuit: Circuit,
+    asked: Sequence[tuple[Encoded, Int[Tensor, "_ 3"]]],
+    to: ablations.Replacement,
+    memory: int | None,
+    progress: Progress | None,
+) -> Float[Tensor, " node"]:
+    """How far the metric of each prompt falls when each of its nodes alone is ablated on a server, in order."""
+    # Cloned, since a part of a tensor travels with all of it.
+    rows = [AblatedRow(one, node[None].clone()) for one, nodes in asked for node in nodes.int()]
+    chosen, budget = circuit.settings, memory or model.budget()
+    return ablations.there(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
+
+
+def _ablated(
+    model: Model,
+    token_ids: tuple[int, ...],
+    metric: Metric,
+    nodes: Int[Tensor, "node 3"],
+    to: Float[Tensor, " node"],
+    basis: str,
+    budget: int,
+    progress: Progress | None,
+) -> Float[Tensor, " node"]:
+    """How far the metric falls when each node alone is set to its value in `to`. Row 0 of each batch stays whole, so
+    that the difference is between rows that went through the same kernels."""
+    layer, position, neuron = nodes.unbind(-1)
+    each = model.bytes_per_token(gradient=False, length=len(token_ids)) * len(token_ids)
+    rows, done = max(1, min(EXACT_ROWS, budget // each - 1)), 0
+    effects = torch.empty(len(nodes))
+    for at in layer.unique().tolist():
+        for part in (layer == at).nonzero()[:, 0].split(rows):
+            count = len(part)
+            score = passes.ablated(
+                model,
+                Batch((token_ids,) * (count + 1)),
+                metric.repeat(0, count + 1),
+                layer=at,
+                where=(torch.arange(1, count + 1), position[part], neuron[part]),
+                to=to[part],
+                basis=basis,
+            )
+            effects[part] = score[0] - score[1:]
+            done += count
+            if progress is not None:
+                progress(done, len(nodes))
+    return effects
+
+
+def _judged(circuit: Circuit, sample: Sample, metric: float, ablation: str, seed: int) -> Quality:
+    """The correlations over the sample and each stratum."""
+    rounding = _ROUNDING * max(abs(row["activation"]) for row in circuit.rows("logit"))
+    everything = torch.ones(len(sample), dtype=torch.bool)
+    return Quality(
+        whole=_correlated(sample, everything, rounding, seed),
+        strata={name: _correlated(sample, sample.stratum == i, rounding, seed) for i, name in enumerate(STRATA)},
+        sample=sample,
+        method=circuit.settings.method,
+        baseline=circuit.settings.baseline,
+        ablation=ablation,
+        metric=metric,
+        seed=seed,
+    )
+
+
+def _correlated(sample: Sample, part: Tensor, rounding: float, seed: int) -> Correlation:
+    """The correlation over part of the sample; a side without variation has none."""
+    estimate, exact = sample.attribution[part], sample.exact[part]
+    count = len(exact)
+    if count < 3:
+        return Correlation(count, None, "a correlation needs at least three nodes")
+    if bool((estimate == estimate[0]).all()):
+        return Correlation(count, None, f"every attribution is {float(estimate[0]) + 0.0:.3g}")
+    if float(exact.max() - exact.min()) <= rounding:
+        return Correlation(count, None, f"exact effects differ by no more than rounding, {rounding:.1g}")
+    return Correlation(count, statistics.agreement(estimate, exact, seed))
+
+
+def _unrelated(model: Model, circuit: Circuit, prompts: Sequence[Prompt]) -> list[Encoded]:
+    """The unrelated prompts, checked."""
+    model.check_traced(circuit.model, circuit.text)
+    if isinstance(prompts, Prompt | str) or not all(isinstance(one, Prompt) for one in prompts):
+        raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
+    if len(prompts) < 2:
+        raise JobError(f"{len(prompts)} unrelated prompts", "at least 2 are needed", "give more; 20 is usual")
+    encoded = [encode(one, model) for one in prompts]
+    seen = {circuit.token_ids}
+    for one in encoded:
+        if one.token_ids in seen:
+            rule = "is the circuit's own" if one.token_ids == circuit.token_ids else "is given twice"
+            raise JobError(f"prompt {quoted(one.text)}", rule, "give different, unrelated prompts")
+        seen.add(one.token_ids)
+    return encoded
+
+
+def _differing(token_ids: Sequence[tuple[int, ...]], circuit: Circuit) -> Float[Tensor, "prompt pos 1"]:
+    """1 at the positions of each prompt where the prompts, up to there, are not all the same; 0 where they are, or
+    where only one is that long: a mean over them would be the prompt's own value."""
+    width = max(len(ids) for ids in token_ids)
+    differ = torch.zeros(len(token_ids), width, 1)
+    for position in range(1 if circuit.selection.get("skip_first") else 0, width):
+        longer = [row for row, ids in enumerate(token_ids) if len(ids) > position]
+        if len({token_ids[row][: position + 1] for row in longer}) > 1:
+            differ[longer, position] = 1.0
+    if not bool(differ.any()):
+        raise JobError("unrelated prompts", "do not differ at any common position", "give more prompts, as long")
+    return differ
+
+
+def _to_the_mean(
+    model: Model,
+    circuit: Circuit,
+    prompts: Sequence[Encoded],
+    candidates: Tensor,
+    position: Tensor,
+    memory: int | None,
+    progress: Progress | None,
+) -> Float[Tensor, "prompt layer neuron"]:
+    """|change of the metric| when each candidate's node at `position` alone goes to its mean; 0 elsewhere."""
+    basis = circuit.settings.basis
+    effects = torch.zeros(candidates.shape)
+    if not bool(candidates.any()):
+        return effects
+    if model.remote is not None:
+        at = [one.nonzero().unbind(-1) for one in candidates]
+        asked = [
+            (one, torch.stack([layer, position[row, layer, neuron], neuron], -1))
+            for row, (one, (layer, neuron)) in enumerate(zip(prompts, at, strict=True))
+        ]
+        to = ablations.Replacement(tuple(one.token_ids for one in prompts))
+        effects[candidates] = _falls(model, circuit, asked, to, memory, progress).abs()
+        return effects
+    longest = max(len(one.token_ids) for one in prompts)
+    means = mean_values(model, [one.token_ids for one in prompts], longest, basis, memory)
+    for row, one in enumerate(prompts):
+        layer, neuron = candidates[row].nonzero().unbind(-1)
+        at = position[row, layer, neuron]
+        effects[row, layer, neuron] = _ablated(
+            model,
+            one.token_ids,
+            metric_of([one], circuit.settings),
+            torch.stack([layer, at, neuron], -1),
+            means[layer, at, neuron],
+            basis,
+            memory or model.budget(),
+            None,
+        ).abs()
+        if progress is not None:
+            progress(row + 1, len(prompts))
+    return effects

@@ -1,0 +1,704 @@
+"""Steering: chosen nodes multiplied, set or added to, and one state's neurons put in another's place (method.md 6, 7).
+
+Knows which nodes are acted on and where, the random control, and what is said of the next token and of the text
+generated after it. Refuses to know how nodes were chosen, nnsight (model/passes.py), and how a result is printed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import operator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, SupportsIndex, TypeGuard
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from tracer.attribution import selected
+from tracer.attribution.attribute import attribute, prepared
+from tracer.attribution.result import Attribution
+from tracer.attribution.selection import strongest
+from tracer.circuit.circuit import Circuit, Graph, load_graph
+from tracer.data.tasks.pairs import Pair
+from tracer.errors import JobError, quoted
+from tracer.evaluation import ablations
+from tracer.evaluation.ablations import AblatedRow
+from tracer.evaluation.statistics import Interval
+from tracer.model import passes
+from tracer.model.model import Model
+from tracer.prompts import Batch, Encoded, Prompt, Target, batches, decode, encode
+from tracer.settings import settings
+
+TOP = 5
+"""How many of the unsteered model's own top tokens are reported next to those asked about."""
+
+Nodes = Graph | Sequence[Sequence[SupportsIndex]]
+"""A circuit or imported graph, (layer, position, neuron) triples, or (layer, neuron) pairs."""
+
+_Place = tuple[int, int | None, int]  # layer, position (None: every one), neuron
+
+
+@dataclass(frozen=True)
+class Action:
+    """What is done to a node's value: ``factor`` multiplies it, ``set`` replaces it, ``add`` is added to it."""
+
+    kind: str
+    amount: float
+
+    @property
+    def scale(self) -> float:
+        """What the value is multiplied by."""
+        return {"factor": self.amount, "set": 0.0, "add": 1.0}[self.kind]
+
+    @property
+    def shift(self) -> float:
+        """What is then added."""
+        return 0.0 if self.kind == "factor" else self.amount
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number under the random control: over its draws."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A number before and after steering, and under the random control; None without one."""
+
+    before: float
+    after: float
+    control: Spread | None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What steering did to one next token; its role is ``target``, ``foil``, ``asked`` or ``top``."""
+
+    token: str
+    token_id: int
+    role: str
+    probability: Shift
+    logit: Shift
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Greedily generated tokens after the prompt, an end token included, and their text without it."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What steering a set of nodes did to the next token and to the text generated after the prompt.
+
+    Attributes:
+        text, tokens: the prompt.
+        action: what was done to each node.
+        everywhere: whether at every position, generated ones included; else at the nodes' own.
+        n_nodes: (position, neuron) pairs of the prompt that were acted on. n_neurons: unique (layer, neuron) pairs.
+        per_layer: nodes acted on in each layer (neurons, where everywhere), in the control as well.
+        effects: the target, the foil, the tokens asked for, then the unsteered model's top ones; each token once.
+        before, after: the greedy next token, unsteered and steered.
+        control_changed: in how many of the `random` control draws the greedy next token changed.
+        unsteered, steered, control: generated text, the last of the first control draw; None where not asked for.
+        random, seed: draws of the control, and how they were drawn.
+    """
+
+    text: str
+    tokens: tuple[str, ...]
+    action: Action
+    everywhere: bool
+    n_nodes: int
+    n_neurons: int
+    per_layer: tuple[int, ...]
+    effects: tuple[Effect, ...]
+    before: str
+    after: str
+    changed: bool
+    control_changed: int
+    unsteered: Generated | None
+    steered: Generated | None
+    control: Generated | None
+    random: int
+    seed: int
+
+
+def steer(
+    model: Model,
+    nodes: Nodes,
+    prompt: Prompt,
+    *,
+    factor: float | int | None = None,
+    set_to: float | int | None = None,
+    add: float | int | None = None,
+    everywhere: bool = False,
+    positions: Sequence[SupportsIndex] | None = None,
+    top: int | None = None,
+    basis: str | None = None,
+    tokens: Target = (),
+    max_new_tokens: int = 20,
+    random: int = 5,
+    seed: int = 0,
+) -> Steering:
+    """Act on a set of nodes and compare with the unsteered model and with equally many random neurons.
+
+    A circuit's nodes and triples act at their own positions of the prompt; pairs act at every position, those of
+    generated tokens included.
+
+    Args:
+        nodes: whose values change; from `read_nodes`, a circuit, or a list.
+        prompt: its next token is reported; it need not be the one the circuit was traced on, but be long enough.
+        factor: multiplies: 0 ablates, 2 amplifies, a negative one inverts. Exactly one of these three is given.
+        set_to, add: replaces, or is added.
+        everywhere: the neurons of a circuit or of triples act at every position too.
+        positions: where the neurons act instead, as token indices (negative from the end).
+        top: only the first `top` nodes, which are a circuit's strongest.
+        basis: of nodes in a list; ``activation`` if None. A circuit knows its own.
+        tokens: reported besides the target, the foil and the unsteered model's own top tokens.
+        max_new_tokens: generated greedily; 0 for none.
+        random: control draws: as many neurons in each layer at the same positions; 0 for none.
+        seed: of the draws.
+
+    Raises:
+        JobError: none or several actions, nodes that the model or the prompt does not have, logits no longer finite.
+
+    Source: method.md section 6.
+    """
+    action = _action(factor=factor, set=set_to, add=add)
+    encoded = _encoded(model, prompt, max_new_tokens, random)
+    basis = _basis(model, nodes, basis)
+    places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
+    _check_places(places, model, encoded, basis)
+    generator = torch.Generator().manual_seed(seed)
+    draws = [_drawn(places, model.n_neurons(basis), generator) for _ in range(random)]
+    run = _Run(model, encoded, action, basis)
+    asked = _asked(model, encoded, prompt, tokens)
+    before, after, control = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
+    first, then = int(before.argmax()), int(after.argmax())
+    texts = [run.generate(one, max_new_tokens) for one in ([], places, *draws[:1])] if max_new_tokens else []
+    return Steering(
+        text=encoded.text,
+        tokens=tuple(decode(model, token) for token in encoded.token_ids),
+        action=action,
+        everywhere=places[0][1] is None,
+        n_nodes=len(places) * (len(encoded.token_ids) if places[0][1] is None else 1),
+        n_neurons=len({(layer, neuron) for layer, _, neuron in places}),
+        per_layer=tuple(sum(place[0] == layer for place in places) for layer in range(model.n_layers)),
+        effects=_effects(model, asked, before, after, control),
+        before=decode(model, first),
+        after=decode(model, then),
+        changed=first != then,
+        control_changed=int((control.argmax(-1) != first).sum()),
+        unsteered=texts[0] if texts else None,
+        steered=texts[1] if texts else None,
+        control=texts[2] if len(texts) > 2 else None,
+        random=random,
+        seed=seed,
+    )
+
+
+def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
+    """Nodes to steer from a file or a run folder.
+
+    Args:
+        path: a folder of ``tracer trace --out``; or JSON lines, or CSV with a header, with ``layer``, ``neuron`` and,
+            in every row or in none, ``position``. Other fields are left alone, but where there is a ``kind`` only
+            rows of the kind ``neuron`` count.
+
+    Returns:
+        The folder's circuit; triples in the file's order, or pairs where it has no positions.
+
+    Raises:
+        JobError: a file that cannot be read, or a row that is no node. RunError: a folder that is no run.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load_graph(path)
+    name = f"file {quoted(str(path), 300)}"
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise JobError(name, f"cannot be read ({reason})", "give JSON lines, CSV or a run folder") from error
+    rows = _json_rows(text, name) if text.lstrip()[:1] == "{" else _csv_rows(text, name)
+    found = [
+        (place, *(_whole(row.get(column), column, place) for column in ("layer", "neuron")), row.get("position"))
+        for place, row in rows
+        if row.get("kind", "neuron") == "neuron"
+    ]
+    if not found:
+        raise JobError(name, "holds no node", "give a row with layer, position and neuron for each")
+    without = [place for place, _, _, position in found if position in (None, "")]
+    if without and len(without) < len(found):
+        raise JobError(without[0], "has no position, others have one", "give every row a position, or none")
+    if without:
+        return [(layer, neuron) for _, layer, neuron, _ in found]
+    return [(layer, _whole(position, "position", place), neuron) for place, layer, neuron, position in found]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the answers of all pairs turned out under one intervention, at each size k.
+
+    Attributes:
+        answers: the greedy next token of each pair.
+        becomes: share of pairs that answer the other's capital. stays: the source's still. 95 % Wilson intervals.
+    """
+
+    answers: Int[Tensor, "pair k"]
+    becomes: Interval
+    stays: Interval
+
+
+@dataclass(frozen=True)
+class SwapResult:
+    """What swapping one state's neurons for another's did, at each size k.
+
+    Attributes:
+        ks: strongest nodes taken of each of a pair's two prompts. n_pairs: pairs measured.
+        n_nodes: mean size of the union of the two sets, which is what is set.
+        answered: share of pairs whose two prompts the untouched model answers rightly.
+        swapped: the union set to the values of the other prompt.
+        random: as many random neurons in each layer at the same positions, set to the values of the other prompt.
+        zeroed: the source's set alone, set to 0.
+        seed: of the random control.
+    """
+
+    ks: tuple[int, ...]
+    n_pairs: int
+    n_nodes: Float[Tensor, " k"]
+    answered: Interval
+    swapped: Outcome
+    random: Outcome
+    zeroed: Outcome
+    seed: int
+
+
+def swap_states(
+    model: Model,
+    pairs: Sequence[Pair],
+    ks: Sequence[int] = (5, 10, 20, 50),
+    seed: int = 0,
+    *,
+    method: str = "relp",
+    memory: int | None = None,
+) -> SwapResult:
+    """Take one state's neurons out of a prompt, put another's in, and count how often the answer follows.
+
+    Of both prompts of a pair the k nodes with the largest ``|attribution|`` to the logit of their own capital are
+    taken, and in the first prompt all of these are set to the values they have in the second.
+
+    Args:
+        pairs: from `tasks.capitals.pairs`: a city, and as counterfactual a city of another state.
+        ks: sizes, increasing.
+        seed: of the random control.
+        method: of `attribute`.
+        memory: bytes one batch may use.
+
+    Raises:
+        JobError: no pairs, a size the model does not have, prompts of a pair that differ in length.
+
+    Source: method.md section 7.
+    """
+    if not pairs:
+        raise JobError("pairs=[]", "there is nothing to swap", "give at least one pair")
+    prompts = [pair.to_prompt() for pair in pairs]
+    encoded = [encode(prompt, model) for prompt in prompts]
+    lengths = [len(one.token_ids) for one in encoded]
+    _check_ks(ks, model.n_layers * min(lengths) * model.n_neurons())
+    generator = torch.Generator().manual_seed(seed)
+    budget = model.budget() if memory is None else memory
+    if model.remote is not None:
+        parts = [_swap_there(model, encoded, ks, generator, method, budget)]
+    else:
+        parts = [
+            _swap_batch(model, [encoded[i] for i in part], ks, generator, method)
+            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget)
+        ]
+    answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
+    source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
+    other = torch.tensor([one.foil_ids[0] for one in encoded])[:, None]
+    swapped, random, zeroed = (Outcome(one, _wilson(one == other), _wilson(one == source)) for one in answers)
+    means = sizes.double().mean(0).float()
+    return SwapResult(tuple(ks), len(pairs), means, _wilson(rightly), swapped, random, zeroed, seed)
+
+
+# ------------------------------------------------------------------------------------------- what is steered
+
+
+def _action(**given: float | int | None) -> Action:
+    """The one action that was given."""
+    chosen = [(kind, amount) for kind, amount in given.items() if amount is not None]
+    if len(chosen) != 1:
+        names = " and ".join("set_to" if kind == "set" else kind for kind, _ in chosen) or "no action"
+        rule = "exactly one of factor, set_to and add is needed"
+        raise JobError(names, rule, "give one: factor=0 ablates, factor=2 amplifies, factor=-1 inverts")
+    kind, amount = chosen[0]
+    number = isinstance(amount, int | float) and not isinstance(amount, bool)
+    if not number or not abs(amount) <= sys.float_info.max:
+        raise JobError(f"{kind}={quoted(amount)}", "must be a finite number", "use one such as 0, 2 or -1")
+    return Action(kind, float(amount))
+
+
+def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> Encoded:
+    """The prompt, checked together with what is asked of it."""
+    if not isinstance(prompt, Prompt):
+        raise JobError(f"prompt {quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
+    for name, value in (("max_new_tokens", max_new_tokens), ("random", random)):
+        if not _is_index(value) or value < 0:
+            raise JobError(f"{name}={quoted(value)}", "must be a whole number, 0 or more", "use 0 for none")
+    encoded = encode(prompt, model)
+    length = len(encoded.token_ids)
+    if encoded.positions != (length - 1,):
+        rule = "steering reports the token after the prompt, nowhere else"
+        raise JobError(f"positions {list(encoded.positions)}", rule, "leave out the prompt's positions")
+    if length + max_new_tokens > model.context_length:
+        rule = f"the prompt's {length} tokens and these are more than the {model.context_length} the model reads"
+        raise JobError(f"max_new_tokens={max_new_tokens}", rule, f"use at most {model.context_length - length}")
+    return encoded
+
+
+def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
+    """What the nodes' numbers count; and a circuit must be the model's own."""
+    if basis not in (None, "activation", "output"):
+        raise JobError(f"basis={quoted(basis)}", "must be activation or output", "choose one")
+    if not isinstance(nodes, Circuit):
+        return basis or "activation"
+    model.check_traced(nodes.model, nodes.text)
+    if basis not in (None, nodes.settings.basis):
+        raise JobError(f"basis={basis!r}", f"the circuit's is {nodes.settings.basis!r}", "leave it out")
+    return nodes.settings.basis
+
+
+def _places(nodes: Nodes, top: int | None) -> list[_Place]:
+    """The nodes as (layer, position or None, neuron), the first `top` of them."""
+    if isinstance(nodes, Graph):
+        found = [(row["layer"], row["position"], row["neuron"]) for row in nodes.neurons.to_pylist()]
+    elif isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes):
+        found = [_place(node) for node in nodes]
+    else:
+        raise JobError(f"nodes {quoted(nodes)}", "is no circuit and no list", "give a circuit, or [(layer, neuron)]")
+    if not found:
+        raise JobError("nodes", "there is none to steer", "give at least one neuron")
+    if len({position is None for _, position, _ in found}) > 1:
+        raise JobError("nodes", "some have a position and some have none", "give all one, or none")
+    if top is not None and not (_is_index(top) and 1 <= top <= len(found)):
+        raise JobError(f"top={quoted(top)}", f"there are {len(found)} nodes", f"use 1 to {len(found)}")
+    return list(dict.fromkeys(found[:top]))
+
+
+def _place(node: Any) -> _Place:
+    if isinstance(node, Sequence) and len(node) in (2, 3) and all(_is_index(part) for part in node):
+        numbers = [operator.index(part) for part in node]
+        return numbers[0], numbers[1] if len(numbers) == 3 else None, numbers[-1]
+    rule = "is no (layer, position, neuron) and no (layer, neuron)"
+    raise JobError(f"node {quoted(node)}", rule, "give whole numbers, such as (1, 5, 13)")
+
+
+def _moved(
+    places: list[_Place], model: Model, encoded: Encoded, everywhere: bool, positions: Sequence[SupportsIndex] | None
+) -> list[_Place]:
+    """The same neurons at every position, or at those given."""
+    if everywhere and positions is not None:
+        raise JobError("everywhere=True", "and positions= contradict each other", "give one of them")
+    if positions is not None:
+        at: Sequence[int | None] = encode(Prompt(token_ids=encoded.token_ids, positions=positions), model).positions
+    elif everywhere:
+        at = (None,)
+    else:
+        return places
+    return list(dict.fromkeys((layer, position, neuron) for layer, _, neuron in places for position in at))
+
+
+def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded, basis: str) -> None:
+    length, width = len(encoded.token_ids), model.n_neurons(basis)
+    for layer, position, neuron in places:
+        if not 0 <= layer < model.n_layers:
+            rule, step = f"the model has {model.n_layers} layers", f"use 0 to {model.n_layers - 1}"
+            raise JobError(f"layer {layer}", rule, step)
+        if not 0 <= neuron < width:
+            raise JobError(f"neuron {neuron}", f"a layer has {width} in the basis {basis}", f"use 0 to {width - 1}")
+        if position is not None and not 0 <= position < length:
+            rule = f"the prompt {quoted(encoded.text)} has {length} tokens"
+            raise JobError(f"position {position}", rule, "give a longer prompt, positions=, or everywhere=True")
+
+
+def _drawn(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:
+    """As many random neurons in each layer at each position."""
+    counts = Counter((layer, position) for layer, position, _ in places)
+    return [
+        (layer, position, neuron)
+        for (layer, position), count in counts.items()
+        for neuron in torch.randperm(width, generator=generator)[:count].tolist()
+    ]
+
+
+# ---------------------------------------------------------------------------------------- what it does
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A prompt and an action, to be run on several sets of nodes."""
+
+    model: Model
+    prompt: Encoded
+    action: Action
+    basis: str
+
+    def logits(self, sets: Sequence[Sequence[_Place]]) -> Float[Tensor, "set vocab"]:
+        """Of the next token, with each set acted on."""
+        length = len(self.prompt.token_ids)
+        each = self.model.bytes_per_token(gradient=False, length=length) * length
+        step = max(1, self.model.budget() // each)
+
+        def some(part: range) -> Tensor:
+            batch = Batch((self.prompt.token_ids,) * len(part))
+            edits = self._edits([sets[i] for i in part])
+            return passes.intervened(self.model, batch, edits, basis=self.basis)[:, -1]
+
+        parts = [range(start, min(start + step, len(sets))) for start in range(0, len(sets), step)]
+        logits = torch.cat([torch.empty(0, self.model.vocab_size), *self.model.each(some, parts)])
+        if not bool(logits.isfinite().all()):
+            rule = "makes the logits infinite or NaN"
+            raise JobError(f"{self.action.kind}={self.action.amount:g}", rule, "use a smaller amount")
+        return logits
+
+    def generate(self, places: Sequence[_Place], max_new_tokens: int) -> Generated:
+        """What the model goes on with."""
+        batch, edits = Batch((self.prompt.token_ids,)), self._edits([places])
+        always = bool(places) and places[0][1] is None
+        ids = passes.generated(
+            self.model,
+            batch,
+            [] if always else edits,
+            everywhere=edits if always else (),
+            max_new_tokens=max_new_tokens,
+            basis=self.basis,
+        )[0].tolist()
+        text = self.model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Generated(tuple(ids), text)
+
+    def _edits(self, sets: Sequence[Sequence[_Place]]) -> list[passes.Edit]:
+        """One edit for each layer that a set has nodes in, one row for each set."""
+        length, width = len(self.prompt.token_ids), self.model.n_neurons(self.basis)
+        rows = [(layer, row, position, neuron) for row, one in enumerate(sets) for layer, position, neuron in one]
+        columns = 1 if rows and rows[0][2] is None else length
+        edits = []
+        for layer in sorted({row[0] for row in rows}):
+            mask = torch.zeros(len(sets), columns, width, dtype=torch.bool)
+            index = torch.tensor([(row, position or 0, neuron) for at, row, position, neuron in rows if at == layer])
+            mask[index.unbind(-1)] = True
+            edits.append(passes.Edit(layer, mask, self.action.scale, self.action.shift))
+        return edits
+
+
+def _asked(model: Model, encoded: Encoded, prompt: Prompt, tokens: Target) -> list[tuple[int, str]]:
+    """The tokens to report and their roles; the model's own top ones come later."""
+    empty = isinstance(tokens, Sequence) and not isinstance(tokens, str) and not tokens
+    more = () if empty else encode(replace(prompt, target=tokens, foil=None, counterfactual=None), model).target_ids
+    roles = (("target", encoded.target_ids), ("foil", encoded.foil_ids), ("asked", more))
+    return [(token, role) for role, ids in roles for token in ids]
+
+
+def _effects(
+    model: Model, asked: Sequence[tuple[int, str]], before: Tensor, after: Tensor, control: Tensor
+) -> tuple[Effect, ...]:
+    roles: dict[int, str] = {}
+    top = before.topk(min(TOP, model.vocab_size)).indices.tolist()
+    for token, role in [*asked, *((token, "top") for token in top)]:
+        roles.setdefault(token, role)
+    chances = [part.softmax(-1) for part in (before, after, control)]
+    return tuple(
+        Effect(decode(model, token), token, role, _shift(token, *chances), _shift(token, before, after, control))
+        for token, role in roles.items()
+    )
+
+
+def _shift(token: int, before: Tensor, after: Tensor, control: Tensor) -> Shift:
+    drawn = control[:, token]
+    spread = Spread(float(drawn.mean()), float(drawn.min()), float(drawn.max())) if len(drawn) else None
+    return Shift(float(before[token]), float(after[token]), spread)
+
+
+# ------------------------------------------------------------------------------------------ files of nodes
+
+
+def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            rule = f"is no JSON ({error})"
+            raise JobError(f"{name}, line {number}", rule, 'write {"layer": 1, "position": 5, "neuron": 13}') from error
+        if not isinstance(row, dict):
+            raise JobError(f"{name}, line {number}", "is no JSON object", "give one object a line")
+        yield f"{name}, line {number}", row
+
+
+def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+    columns = [column.strip() for column in reader.fieldnames or ()]
+    if missing := [column for column in ("layer", "neuron") if column not in columns]:
+        rule = f"has no column {missing[0]!r} in its first line"
+        raise JobError(name, rule, "begin it with layer,position,neuron; or write JSON lines")
+    reader.fieldnames = columns
+    for row in reader:
+        yield f"{name}, line {reader.line_num}", row
+
+
+def _whole(value: Any, column: str, place: str) -> int:
+    try:
+        number = int(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not _is_index(number):
+        raise JobError(f"{place}", f"its {column} is {quoted(value)}, no whole number", "give whole numbers")
+    return operator.index(number)
+
+
+def _is_index(value: Any) -> TypeGuard[int]:
+    """A whole number of any kind, but no truth value."""
+    return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
+
+
+# ----------------------------------------------------------------------------------------------- the swap
+
+
+def _check_ks(ks: Sequence[int], largest: int) -> None:
+    if not ks or not all(_is_index(k) for k in ks) or list(ks) != sorted(set(ks)) or ks[0] < 1 or ks[-1] > largest:
+        raise JobError(f"ks={quoted(list(ks))}", f"must rise from 1 to at most {largest}, the nodes", "change them")
+
+
+def _swap_batch(
+    model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str
+) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
+    """Answers swapped, under the control and zeroed; how many nodes were set; which pairs are answered rightly."""
+    ours = _attributed(model, [(one.token_ids, one.target_ids) for one in encoded], method)
+    theirs = _attributed(model, [(one.counterfactual_ids or (), one.foil_ids) for one in encoded], method)
+    batch = Batch(tuple(one.token_ids for one in encoded))
+    other = Batch(tuple(one.counterfactual_ids or () for one in encoded))
+
+    def answers(of: Batch, mask: Tensor | None = None, to: Tensor | float = 0.0) -> Tensor:
+        edits = [] if mask is None else _set(batch.padded(mask, 2), to)
+        return passes.intervened(model, of, edits)[:, -1].argmax(-1)
+
+    found, sizes = [], []
+    values = batch.padded(theirs.activations, 2)
+    for k in ks:
+        source = _strongest(ours, k)
+        union = source | _strongest(theirs, k)
+        control = _control(union, generator)
+        found.append(
+            torch.stack([answers(batch, union, values), answers(batch, control, values), answers(batch, source)])
+        )
+        sizes.append(union.flatten(1).sum(1))
+    rightly = answers(batch) == torch.tensor([one.target_ids[0] for one in encoded])
+    rightly &= answers(other) == torch.tensor([one.foil_ids[0] for one in encoded])
+    return torch.stack(found, dim=-1), torch.stack(sizes, dim=-1), rightly
+
+
+def _swap_there(
+    model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str, memory: int
+) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
+    """`_swap_batch` of all pairs on a server, which is told sets of nodes and answers with tokens."""
+    paired = [replace(one, token_ids=one.counterfactual_ids or ()) for one in encoded]
+    ours = _ranked(model, [(one.token_ids, one.target_ids) for one in encoded], int(ks[-1]), method, memory)
+    theirs = _ranked(model, [(one.token_ids, one.foil_ids) for one in paired], int(ks[-1]), method, memory)
+    swaps, zeros, sizes = [], [], []
+    for k in ks:
+        unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
+        controls = [_drawn([(*node,) for node in nodes.tolist()], model.n_neurons(), generator) for nodes in unions]
+        swaps += [
+            AblatedRow(one, nodes.int(), other=pair)
+            for sets in (unions, [torch.tensor(places, dtype=torch.int32).view(-1, 3) for places in controls])
+            for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
+        ]
+        zeros += [AblatedRow(one, nodes[:k].int()) for one, nodes in zip(encoded, ours, strict=True)]
+        sizes.append(torch.tensor([len(nodes) for nodes in unions]))
+    untouched = [AblatedRow(one, ablations.NO_NODES) for one in (*encoded, *paired)]
+
+    def answers(rows: list[AblatedRow], to: ablations.Replacement) -> Tensor:
+        return ablations.there(model, rows, to, None, "activation", memory).long()
+
+    values = ablations.Replacement(tuple(one.token_ids for one in paired), tuple(range(len(paired))))
+    swapped = answers(swaps, values).view(len(ks), 2, len(encoded))
+    zeroed, plain = answers([*zeros, *untouched], ablations.Replacement()).split([len(zeros), len(untouched)])
+    found = torch.cat([swapped, zeroed.view(len(ks), 1, len(encoded))], 1)
+    wanted = [one.target_ids[0] for one in encoded] + [one.foil_ids[0] for one in encoded]
+    rightly = (plain == torch.tensor(wanted)).view(2, len(encoded)).all(0)
+    return found.permute(1, 2, 0), torch.stack(sizes, -1), rightly
+
+
+def _ranked(
+    model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], count: int, method: str, memory: int
+) -> list[Int[Tensor, "_ 3"]]:
+    """Each prompt's strongest nodes, strongest first: worked out on the server where it can, without `Attribution`."""
+    rules = (count, None, None, False, ())
+    chosen = settings(method=method, metric="logit")
+    if not selected.is_reduced_there(model, chosen):
+        found = _attributed(model, asked, method)
+        return [
+            strongest(nodes[:, :length], 0.0, *rules) for nodes, length in zip(found.nodes, found.lengths, strict=True)
+        ]
+    chosen, encoded = prepared(model, _prompts(asked), chosen)
+    return [one.nodes for one in selected.there(model, encoded, chosen, rules, edges=False, memory=memory)]
+
+
+def _attributed(model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], method: str) -> Attribution:
+    return attribute(model, _prompts(asked), method, metric="logit")
+
+
+def _prompts(asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Prompt]:
+    return [Prompt(token_ids=ids, target=target) for ids, target in asked]
+
+
+def _strongest(found: Attribution, k: int) -> Bool[Tensor, "pair layer pos neuron"]:
+    """Each prompt's k nodes with the largest |attribution|; positions after a prompt's end have none."""
+    strength = found.nodes.abs().flatten(1)
+    for row, length in enumerate(found.lengths):
+        strength.view_as(found.nodes)[row, :, length:] = -1.0
+    mask = torch.zeros_like(strength, dtype=torch.bool)
+    return mask.scatter(1, strength.topk(k).indices, True).view_as(found.nodes)
+
+
+def _control(masks: Bool[Tensor, "pair layer pos neuron"], generator: torch.Generator) -> Tensor:
+    """As many random neurons in each layer at each position, of each pair."""
+    drawn = torch.zeros_like(masks)
+    for row, mask in enumerate(masks):
+        places = _drawn(
+            [(layer, pos, neuron) for layer, pos, neuron in mask.nonzero().tolist()], mask.shape[-1], generator
+        )
+        drawn[row][torch.tensor(places).unbind(-1)] = True
+    return drawn
+
+
+def _set(masks: Tensor, to: Tensor | float) -> list[passes.Edit]:
+    """Edits that set nodes [pair, layer, column, neuron] to values of that shape, or to a number."""
+    return [
+        passes.Edit(layer, masks[:, layer], 0.0, to[:, layer] if isinstance(to, Tensor) else to)
+        for layer in range(masks.shape[1])
+        if bool(masks[:, layer].any())
+    ]
+
+
+def _wilson(held: Bool[Tensor, "pair *k"], z: float = 1.959964) -> Interval:
+    """The share of pairs for which it held, and its 95 % Wilson interval, which has a width at 0 and 1 too."""
+    n = len(held)
+    share = held.double().mean(0)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)).sqrt()
+    return Interval((centre - half).clamp(min=0), (centre + half).clamp(max=1), share)

@@ -1,0 +1,43 @@
+"""Where a model runs: what `Model` asks of a place that is not this process. `ndif` implements it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+
+@dataclass(frozen=True)
+class Grants:
+    """What a server was measured to grant one key on one model (see ndif/probe.py).
+
+    Attributes:
+        gradients: whether gradients can be taken there; `reason` says why not.
+        weights: whether a block can read them.
+        fingerprint: of the weights there, or a text that says that they were not read.
+        dtype: of the activations there. quantized: whether some weights are no floats.
+    """
+
+    gradients: bool
+    reason: str
+    weights: bool
+    fingerprint: str
+    dtype: torch.dtype
+    quantized: bool
+
+
+@runtime_checkable
+class Remote(Protocol):
+    """A place elsewhere where a model runs."""
+
+    server: Any
+    deployment: str
+    environment: dict[str, Any]
+    grants: Grants
+    wire: torch.dtype
+    guard: Callable[[], Any] | None
+
+    def backend(self) -> Any:
+        """What runs the next traced block there."""

@@ -1,0 +1,260 @@
+"""Where the parts of each architecture are: data, not code.
+
+A `Family` names the embedding, the blocks, the steps of a block in the order they run, the final norm and the head,
+as Hugging Face calls them. To add one, append to `FAMILIES`; if it has a module of a new kind, add its rule to
+model/rules.py first. A module that no rule covers makes the model refused, never treated as linear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from tracer.errors import ModelError
+from tracer.model.rules import FACTORS
+
+
+class Step(NamedTuple):
+    """One module of a block: its kind (a key of `linearize.RULE_OF`, or ``neurons`` for the down projection, whose
+    input holds them) and its path from the block."""
+
+    kind: str
+    path: str
+
+
+class Weight(NamedTuple):
+    """A linear map of a block: the path of its module, and which of the module's outputs are meant.
+
+    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v), or
+    ``values per head`` (q|k|v interleaved head by head).
+    """
+
+    path: str
+    part: str = "all"
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """How the modules of a block feed each other: what the linear replay of edges needs (attribution/edges.py).
+
+    Attributes:
+        attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
+        value, output: the maps into and out of the attention pattern.
+        gate, up: the maps into the neurons; `gate` is None where the MLP has one.
+        norm_offset: added to a norm's weight (Gemma: 1).
+    """
+
+    attention_in: str | None
+    attention_out: str | None
+    mlp_in: str | None
+    mlp_out: str | None
+    value: Weight
+    output: Weight
+    gate: Weight | None
+    up: Weight
+    norm_offset: float = 0.0
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture; paths are attribute paths from the model, or from a block.
+
+    Attributes:
+        name: `config.model_type`.
+        embedding, blocks, head: where they are; the embedding's output is what embedding nodes attribute to.
+        final_norm: the norm before the head.
+        steps: the modules of a block that rules apply to, and its neurons, in the order they run.
+        wiring: how they feed each other.
+    """
+
+    name: str
+    embedding: str
+    blocks: str
+    final_norm: Step
+    steps: tuple[Step, ...]
+    wiring: Wiring
+    head: str = "lm_head"
+
+    @property
+    def down(self) -> str:
+        """Path of the down projection in a block."""
+        return self.path("neurons")
+
+    def path(self, kind: str) -> str:
+        """Path in a block of the one step of this kind."""
+        return next(step.path for step in self.steps if step.kind == kind)
+
+
+def _llama_like(name: str, steps: tuple[Step, ...], wiring: Wiring) -> Family:
+    return Family(name, "model.embed_tokens", "model.layers", Step("rms_norm", "model.norm"), steps, wiring)
+
+
+ATTENTION = Step("attention", "self_attn")
+QK_NORMS = (Step("rms_norm", "self_attn.q_norm"), Step("rms_norm", "self_attn.k_norm"))
+BEFORE_ATTENTION = Step("rms_norm", "input_layernorm")
+AFTER_ATTENTION = Step("rms_norm", "post_attention_layernorm")
+BEFORE_MLP = Step("rms_norm", "pre_feedforward_layernorm")
+AFTER_MLP = Step("rms_norm", "post_feedforward_layernorm")
+PRODUCT = (Step("product", "mlp.down_proj"), Step("neurons", "mlp.down_proj"))
+GATED = (Step("activation", "mlp.act_fn"), *PRODUCT)
+FUSED = (Step("activation", "mlp.activation_fn"), *PRODUCT)
+
+PRE_NORM = (BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *GATED)
+SANDWICH = (ATTENTION, AFTER_ATTENTION, BEFORE_MLP, *GATED, AFTER_MLP)
+
+SEPARATE = Wiring(
+    attention_in="input_layernorm",
+    attention_out=None,
+    mlp_in="post_attention_layernorm",
+    mlp_out=None,
+    value=Weight("self_attn.v_proj"),
+    output=Weight("self_attn.o_proj"),
+    gate=Weight("mlp.gate_proj"),
+    up=Weight("mlp.up_proj"),
+)
+AROUND = replace(
+    SEPARATE,
+    attention_out="post_attention_layernorm",
+    mlp_in="pre_feedforward_layernorm",
+    mlp_out="post_feedforward_layernorm",
+    norm_offset=1.0,
+)
+BEHIND = replace(AROUND, attention_in=None, mlp_in=None, norm_offset=0.0)
+FUSED_WIRING = replace(
+    SEPARATE,
+    value=Weight("self_attn.qkv_proj", "values"),
+    gate=Weight("mlp.gate_up_proj", "first half"),
+    up=Weight("mlp.gate_up_proj", "last half"),
+)
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        _llama_like("llama", PRE_NORM, SEPARATE),
+        _llama_like("mistral", PRE_NORM, SEPARATE),
+        _llama_like("qwen2", PRE_NORM, SEPARATE),
+        _llama_like("qwen3", (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE),
+        _llama_like("gemma2", (BEFORE_ATTENTION, *SANDWICH), AROUND),
+        _llama_like("gemma3_text", (BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND),
+        _llama_like("olmo2", (*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND),
+        _llama_like("phi3", (BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING),
+        Family(
+            "gpt_neox",
+            "gpt_neox.embed_in",
+            "gpt_neox.layers",
+            Step("layer_norm", "gpt_neox.final_layer_norm"),
+            (
+                Step("layer_norm", "input_layernorm"),
+                Step("attention", "attention"),
+                Step("layer_norm", "post_attention_layernorm"),
+                Step("activation", "mlp.act"),
+                Step("neurons", "mlp.dense_4h_to_h"),
+            ),
+            Wiring(
+                attention_in="input_layernorm",
+                attention_out=None,
+                mlp_in="post_attention_layernorm",
+                mlp_out=None,
+                value=Weight("attention.query_key_value", "values per head"),
+                output=Weight("attention.dense"),
+                gate=None,
+                up=Weight("mlp.dense_h_to_4h"),
+            ),
+        ),
+        Family(
+            "gpt2",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (
+                Step("layer_norm", "ln_1"),
+                Step("attention", "attn"),
+                Step("layer_norm", "ln_2"),
+                Step("activation", "mlp.act"),
+                Step("neurons", "mlp.c_proj"),
+            ),
+            Wiring(
+                attention_in="ln_1",
+                attention_out=None,
+                mlp_in="ln_2",
+                mlp_out=None,
+                value=Weight("attn.c_attn", "values"),
+                output=Weight("attn.c_proj"),
+                gate=None,
+                up=Weight("mlp.c_fc"),
+            ),
+        ),
+    )
+}
+
+# Module classes that are linear, or that do nothing in evaluation mode.
+LINEAR = frozenset(
+    "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
+)
+NORM_CLASSES = {
+    "rms_norm": frozenset(f"{name}RMSNorm" for name in "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3".split()),
+    "layer_norm": frozenset({"LayerNorm"}),
+}
+ROTARY = "RotaryEmbedding"
+
+
+def family_of(module: nn.Module, config: Any) -> Family:
+    """The family of a loaded (or meta) model, after checking that a rule covers every module in it.
+
+    Raises:
+        ModelError: names the first module that no rule covers, and what to add.
+    """
+    kind = config.model_type
+    if kind not in FAMILIES:
+        path, name = _strangest(module)
+        raise ModelError(
+            f"model type {kind!r}",
+            f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
+            "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
+        )
+    _check_config(config)
+    family = FAMILIES[kind]
+    for path, part in module.named_modules():
+        if not any(part.children()):
+            _check_covered(family, path, part)
+    return family
+
+
+def _check_covered(family: Family, path: str, part: nn.Module) -> None:
+    """Refuse a leaf module that is not linear and is not one of the family's steps."""
+    name = type(part).__name__
+    if name in LINEAR or ROTARY in name:
+        return
+    kinds = [
+        step.kind for step in (*family.steps, family.final_norm) if path.endswith("." + step.path) or path == step.path
+    ]
+    if any(name in NORM_CLASSES.get(kind, FACTORS if kind == "activation" else ()) for kind in kinds):
+        return
+    where = "FACTORS in tracer/model/rules.py" if "activation" in kinds else "tracer/model/rules.py, and a Step for it"
+    raise ModelError(
+        f"module {path} ({name})",
+        f"no RelP rule covers it in family {family.name!r}, and it is not linear",
+        f"add its rule to {where}",
+    )
+
+
+def _check_config(config: Any) -> None:
+    """Refuse the options of supported families whose computation no step describes."""
+    if getattr(config, "add_cross_attention", False):
+        raise ModelError("add_cross_attention=True", "no rule covers cross-attention", "use a decoder-only model")
+    if getattr(config, "reorder_and_upcast_attn", False):
+        raise ModelError(
+            "reorder_and_upcast_attn=True",
+            "its attention bypasses the attention interface, so the pattern cannot be frozen",
+            "load it with that option off",
+        )
+
+
+def _strangest(module: nn.Module) -> tuple[str, str]:
+    """Path and class of the first leaf that is not plainly linear: the likeliest to need a rule."""
+    leaves = [(path, type(part).__name__) for path, part in module.named_modules() if not any(part.children())]
+    known = LINEAR | frozenset(FACTORS) | {"LayerNorm"}
+    return next((leaf for leaf in leaves if leaf[1] not in known and ROTARY not in leaf[1]), leaves[0])

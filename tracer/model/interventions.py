@@ -1,0 +1,311 @@
+"""What runs inside a trace, in this process or on a server: plain functions over the envoys of a model.
+
+They touch modules in the order the model runs them, as nnsight requires. A remote request carries these functions as
+their source and nothing of the package around them, so they may use torch, model/rules.py and their arguments, which
+are tensors, plain containers and the `plan` of a model (see `Model.plan`). They know no record of tracer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tracer.model import rules as linearize
+
+SAMPLE = 4096
+"""Values of each parameter that a fingerprint covers."""
+
+
+def enter(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: bool) -> Tensor:
+    """Put the embedding's output (or its replacement) in its place; as a leaf, the tensor that gradients lead to."""
+    output = nn.get(plan.embedding).output
+    chosen = output if embedding is None else embedding.to(output.device, output.dtype)
+    entered = chosen.detach().clone().requires_grad_(leaf)
+    nn.get(plan.embedding).output = entered
+    return entered
+
+
+def walk(nn: Any, plan: SimpleNamespace, rules: frozenset[str], visit: Callable[[Any, int], Any]) -> list[Any]:
+    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection."""
+    found = []
+    blocks = list(nn.get(plan.blocks))
+    linearize.prepare(blocks, plan.steps)
+    for layer, block in enumerate(blocks):
+        for kind, path in plan.steps:
+            module = block.get(path)
+            if kind == "neurons":
+                found.append(visit(module, layer))
+            else:
+                linearize.apply(kind, module, rules)
+    return found
+
+
+def through_blocks(
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    basis: str,
+    edit: Callable[[int, Tensor], Tensor] | None = None,
+) -> list[Tensor]:
+    """Walk the blocks, set what `edit` changes, and return each layer's neurons."""
+    return walk(nn, plan, rules, lambda down, layer: neurons(down, layer, basis, edit))
+
+
+def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
+    """The neurons of one layer, after `edit` if there is one."""
+    if basis == "activation":
+        if edit is not None:
+            down.input = edit(layer, down.input)
+        return down.input
+    if edit is not None:
+        down.output = edit(layer, down.output)
+    return down.output
+
+
+def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
+    """The model's logits, behind the linearised final norm and soft-cap."""
+    kind, path = plan.final_norm
+    linearize.apply(kind, nn.get(path), rules)
+    uncapped = nn.get(plan.head).output
+    out = nn.output.logits
+    if plan.soft_cap is None or "activation" not in rules:
+        return out
+    return linearize.soft_cap(out, uncapped, plan.soft_cap)
+
+
+def cut(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Cut one MLP where it writes, so that no path runs through it: its neurons before the cut, then as a leaf and the
+    output that this leaf has (None in the basis ``output``), and the output that goes on, a leaf too.
+
+    Leaves are as wide as the residual stream: gradients to all layers' neurons would be several times larger.
+    """
+    if basis == "output":
+        before, inner, inside = down.output, None, None
+    else:
+        before = down.input
+        inner = before.detach().clone().requires_grad_(True)
+        down.input = inner
+        inside = down.output
+    leaf = down.output.detach().clone().requires_grad_(True)
+    down.output = leaf
+    return before, inner, inside, leaf
+
+
+def picked(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
+    """The values of one prompt's nodes, rows of (layer, column, neuron), from each layer's [prompt, column, neuron]."""
+    order = torch.argsort(nodes[:, 0], stable=True)
+    parts = [layers[0].new_empty(0)]
+    for layer, tensor in enumerate(layers):
+        at = nodes[nodes[:, 0] == layer].to(tensor.device)
+        parts.append(tensor[row, at[:, 1], at[:, 2]].to(layers[0].device))
+    return torch.cat(parts)[torch.argsort(order).to(layers[0].device)]
+
+
+def aims(layers: Sequence[Tensor], nodes: Sequence[Tensor], out: Tensor, logits_at: Sequence[Tensor]) -> list[Tensor]:
+    """Each prompt's targets: its nodes, then its logits, rows of (column of `out`, token)."""
+    return [
+        torch.cat([picked(layers, row, mine).to(out.device), out[row, at[:, 0], at[:, 1]]])
+        for row, (mine, at) in enumerate(zip(nodes, logits_at, strict=True))
+    ]
+
+
+def direct_weights(
+    cuts: Sequence[tuple[Tensor, Tensor | None, Tensor | None, Tensor]],
+    entered: Tensor,
+    targets: Sequence[Tensor],
+    nodes: Sequence[Tensor],
+    room: int,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each prompt, what `cut` blocks say of the direct edges into its targets: weights from its nodes
+    [target, node], from each column's embedding [target, column], and from everything there is [target].
+
+    Prompts do not meet, so that one backward serves a target of each. What is not asked for is summed at once.
+
+    Args:
+        room: bytes of gradients held at a time.
+    """
+    most = max(len(one) for one in targets)
+    summed = torch.stack([torch.nn.functional.pad(one, (0, most - len(one))) for one in targets]).sum(0)
+    leaves, tall = [one[3] for one in cuts], sum(one[3].numel() for one in cuts)
+    widest = max(one[0].numel() for one in cuts)
+    step = max(1, min(64, room // (4 * (tall + 2 * widest))))
+    unit = torch.eye(most, device=summed.device, dtype=summed.dtype)
+    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in targets]
+    for first in range(0, most, step):
+        slopes = torch.autograd.grad(
+            summed,
+            [*leaves, entered],
+            unit[first : first + step],
+            is_grads_batched=True,
+            allow_unused=True,
+            materialize_grads=True,
+            retain_graph=True,
+        )
+        weights, total = [], torch.zeros(len(unit[first : first + step]), len(targets))
+        for layer, ((_, inner, inside, leaf), slope) in enumerate(zip(cuts, slopes, strict=False)):
+            weight, source = slope, leaf
+            if inner is not None and inside is not None:
+                source = inner
+                (weight,) = torch.autograd.grad(inside, inner, slope, is_grads_batched=True, retain_graph=True)
+            weight = weight.float() * source.detach().float()
+            total += weight.sum((2, 3)).cpu()
+            mine = [one[one[:, 0] == layer, 1:].to(weight.device).unbind(-1) for one in nodes]
+            weights.append([weight[:, row, column, neuron].cpu() for row, (column, neuron) in enumerate(mine)])
+        embedded = (slopes[-1].float() * entered.detach().float()).sum(-1).cpu()
+        total += embedded.sum(-1)
+        for row, one in enumerate(targets):
+            left = max(0, min(step, len(one) - first))
+            joined = torch.cat([layer[row] for layer in weights], -1)[:left]
+            found[row].append((joined, embedded[:left, row], total[:left, row]))
+    back = [torch.argsort(torch.argsort(one[:, 0], stable=True)) for one in nodes]
+    whole = [[torch.cat(part) for part in zip(*parts, strict=True)] for parts in found]
+    return [(one[0][:, order], one[1], one[2]) for one, order in zip(whole, back, strict=True)]
+
+
+def frozen_block(block: Any, plan: SimpleNamespace, nodes: Tensor | None, basis: str) -> tuple[Any, ...]:
+    """The constants of one block, read in the order its modules run: norms' scales by path [prompt, column], the
+    attention pattern [prompt, head, query, key], gate, up (None without one) and values at the nodes of prompt 0
+    [node, 2], and the MLP's output [prompt, column, d_model].
+
+    Without `nodes`, gate, up and values are those of every neuron [prompt, column, d_mlp].
+    """
+    scales: dict[str, Tensor] = {}
+    pattern = gate = up = values = output = torch.empty(0)
+
+    def pick(tensor: Tensor) -> Tensor:
+        if nodes is None:
+            return tensor.float()
+        position, neuron = nodes.to(tensor.device).unbind(-1)
+        return (tensor[0][position, neuron] if basis == "activation" else tensor[0][position]).float()
+
+    for kind, path in plan.steps:
+        module = block.get(path)
+        if kind in ("rms_norm", "layer_norm"):
+            scales[path] = linearize.scale(kind, module)
+        elif kind == "attention":
+            pattern = linearize.pattern(module).float()
+        elif kind == "activation":
+            fused = plan.gate is not None and plan.gate == plan.up
+            if fused:
+                up = pick(block.get(plan.up).output.chunk(2, dim=-1)[1])
+            gate = pick(module.input)
+            if not fused and plan.gate is not None:
+                up = pick(block.get(plan.up).output)
+        elif kind == "neurons":
+            inside, output = module.input, module.output.float()
+            if basis == "output" and nodes is not None:
+                position, neuron = nodes.to(output.device).unbind(-1)
+                values = output[0][position, neuron]
+            else:
+                values = pick(inside) if basis == "activation" else output
+    return scales, pattern, gate, None if plan.gate is None else up, values, output
+
+
+def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
+    """What leaves the first block [prompt, column, d_model]."""
+    out = next(iter(nn.get(plan.blocks))).output
+    return out[0] if isinstance(out, tuple) else out
+
+
+def edited(edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], layer: int, value: Tensor) -> Tensor:
+    """A layer's neurons after every edit (layer, mask, scale, shift) of that layer, in order."""
+    for at, mask, *parts in edits:
+        if at == layer:
+            scale, shift = (
+                part.to(value.device, value.dtype) if isinstance(part, torch.Tensor) else part for part in parts
+            )
+            value = torch.where(mask.to(value.device), value * scale + shift, value)
+    return value
+
+
+def ablated(
+    value: Tensor, layer: int, rows: Sequence[tuple[Tensor, bool, int, int]], to: Sequence[Tensor] | None
+) -> Tensor:
+    """A layer's neurons with a set of nodes of each row replaced, or all but that set. Padding stays as it is.
+
+    Args:
+        rows: of each its set (see `members`), whether the set is what stays, which of `to` is its replacement, and
+            the column at which its prompt begins.
+        to: replacements [layer, position, neuron], as long as their rows' prompts or longer; None for zero.
+    """
+    changed = value.clone()
+    new = {at: to[at][layer].to(value.device, value.dtype) for at in {row[2] for row in rows}} if to else {}
+    for mine, (nodes, stays, source, first) in zip(changed, rows, strict=True):
+        real = mine[first:]
+        gone = members(nodes, layer, real.shape).to(value.device) != stays
+        mine[first:] = torch.where(gone, new[source][: len(real)] if to else torch.zeros_like(real), real)
+    return changed
+
+
+def members(nodes: Tensor, layer: int, shape: Sequence[int]) -> Tensor:
+    """Which of a layer's nodes [position, neuron] are in a set: rows of (layer, position, neuron), or as bytes
+    [layer, byte] a bit for each node."""
+    if nodes.dtype == torch.uint8:
+        bits = (nodes[layer][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+        return bits.flatten()[: shape[0] * shape[1]].view(shape[0], shape[1]).bool()
+    found = torch.zeros(shape[0], shape[1], dtype=torch.bool)
+    mine = nodes[nodes[:, 0] == layer].long()
+    found[mine[:, 1], mine[:, 2]] = True
+    return found
+
+
+def swapped(value: Tensor, other: Tensor, here: bool) -> Tensor:
+    """A layer's neurons, or the others in their place."""
+    return other.to(value.device, value.dtype) if here else value
+
+
+def put(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
+    """Neurons with those at (row, column, neuron) set to `to`; or embeddings with those at (row, column)."""
+    index = tuple(part.to(value.device) for part in where)
+    return value.clone().index_put(index, to.to(value.device, value.dtype))
+
+
+def stack(plan: SimpleNamespace, layers: Any) -> Tensor:
+    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU: float32, or what the wire takes."""
+    return torch.stack([layer.to(plan.wire) for layer in to_cpu(*layers)], dim=1)
+
+
+class Guard(TorchFunctionMode):
+    """Raises when an operation mixes real tensors with meta tensors (weights that a server hides): PyTorch would
+    return uninitialised memory. In force around every block where weights are hidden (ndif/server.py)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = (*args, *(kwargs or {}).values())
+        parts = [one for part in given for one in (part if isinstance(part, (tuple, list)) else (part,))]
+        hidden = [one.is_meta for one in parts if isinstance(one, torch.Tensor)]
+        if any(hidden) and not all(hidden):
+            raise RuntimeError("this computes with weights that are hidden here")
+        return func(*args, **(kwargs or {}))
+
+
+def to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors as they leave a trace: float32, on the CPU. One without values (from a weight that a server hides)
+    raises: sent over the wire it would become memory's garbage."""
+    for tensor in tensors:
+        if tensor.device.type == "meta":
+            raise RuntimeError("a result depends on weights that are hidden here")
+    return tuple(tensor.detach().float().cpu() for tensor in tensors)
+
+
+def fingerprint(module: Any) -> str:
+    """A hash of the parameters' names, shapes and up to `SAMPLE` evenly spaced values of each, but for hidden ones."""
+    digest = hashlib.sha256()
+    for name, value in module.named_parameters():
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        if value.device.type != "meta":
+            flat = value.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // SAMPLE)]
+            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights(module: Any) -> tuple[bool, bool, str]:
+    """Whether every weight can be read, whether all are floating-point, and their fingerprint."""
+    kinds = [(value.device.type != "meta", value.is_floating_point()) for _, value in module.named_parameters()]
+    return all(kind[0] for kind in kinds), all(kind[1] for kind in kinds), fingerprint(module)

@@ -1,0 +1,668 @@
+"""Loading a model, checking it, and knowing where its parts are.
+
+Knows Hugging Face loading, devices and dtypes, and wraps the module for nnsight. A loaded `Model` is frozen and in
+evaluation mode; nothing in tracer ever changes it. Refuses weights that are missing or not finite, and
+architectures with a module that no RelP rule covers. What is computed on the model is model/passes.py's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import importlib.metadata
+import os
+import re
+import ssl
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+from nnsight import TransformersModel
+from safetensors import SafetensorError
+from torch import nn
+
+from tracer import demo
+from tracer.errors import JobError, ModelError, RemoteError, quoted
+from tracer.model import interventions
+from tracer.model.backend import Remote
+from tracer.model.families import Family, family_of
+from tracer.settings import RULES, ModelRecord
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+QUANTIZED = ("int8", "nf4", "fp4")
+BUDGET_WITHOUT_GPU = 2**30
+STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+"""How accelerate can spread a model over devices."""
+KERNELS = ("eager", "sdpa")
+_HASH = re.compile(r"[0-9a-f]{64}")
+"""What a fingerprint is, but for that of hidden weights."""
+
+Part = TypeVar("Part", bound=Sequence[Any])
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A causal language model ready to be traced.
+
+    Attributes:
+        name: what it was loaded by; ``demo`` for the shipped one.
+        revision: of the Hugging Face id, if one was asked for.
+        nn: the nnsight model that traces run on.
+        family: where its parts are.
+        tokenizer: its Hugging Face tokenizer.
+        lock: held by every pass, since two threads on one nnsight model break it; a remote model needs none.
+        remote: where it runs, if that is not here; `nn` then holds no weights, unless they were asked for.
+    """
+
+    name: str
+    revision: str | None
+    nn: TransformersModel
+    family: Family
+    tokenizer: Any
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+    remote: Remote | None = field(default=None, repr=False)
+
+    @property
+    def module(self) -> Any:
+        """The Hugging Face model itself."""
+        return self.nn._module
+
+    @property
+    def config(self) -> Any:
+        return self.module.config
+
+    @cached_property
+    def blocks(self) -> list[Any]:
+        """The envoys of the blocks, in order."""
+        return list(self.nn.get(self.family.blocks))
+
+    @property
+    def embedding(self) -> Any:
+        return self.nn.get(self.family.embedding)
+
+    @property
+    def head(self) -> Any:
+        return self.nn.get(self.family.head)
+
+    def backend(self) -> Any:
+        """What runs the next trace: a request to the server, or nnsight itself, here."""
+        return None if self.remote is None else self.remote.backend()
+
+    def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
+        """`function` of every part of some work, in order: one after another here; on a server several at a time,
+        and in halves where a part is too large for it."""
+        if self.remote is None:
+            return [function(part) for part in parts]
+        return self.remote.server.each(function, parts)
+
+    def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
+        """`each` without halves, and every answer as soon as it is its turn."""
+        return map(function, parts) if self.remote is None else self.remote.server.stream(function, parts)
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; in a thread of `each` or `stream` no longer than there is work."""
+        if self.remote is None:
+            time.sleep(seconds)
+        else:
+            self.remote.server.sleep(seconds)
+
+    @cached_property
+    def plan(self) -> SimpleNamespace:
+        """Where the parts are, as plain values for model/interventions.py."""
+        family, wiring = self.family, self.family.wiring
+        return SimpleNamespace(
+            embedding=family.embedding,
+            blocks=family.blocks,
+            final_norm=tuple(family.final_norm),
+            head=family.head,
+            steps=tuple(tuple(step) for step in family.steps),
+            gate=None if wiring.gate is None else wiring.gate.path,
+            up=wiring.up.path,
+            soft_cap=self.soft_cap,
+            wire=torch.float32 if self.remote is None else self.remote.wire,
+        )
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.config.hidden_size)
+
+    @cached_property
+    def d_mlp(self) -> int:
+        """Neurons of a layer: the input width of the down projection."""
+        down = self.part(0, self.family.down)
+        return int(getattr(down, "in_features", None) or down.weight.shape[0])
+
+    def n_neurons(self, basis: str = "activation") -> int:
+        """Nodes of a layer at one position: d_mlp, or d_model in the basis ``output``."""
+        return self.d_mlp if basis == "activation" else self.d_model
+
+    def part(self, layer: int, path: str) -> Any:
+        """A module of a block, by its path in it."""
+        return self.module.get_submodule(f"{self.family.blocks}.{layer}.{path}")
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and MLP of a block both read the block's input."""
+        return bool(getattr(self.config, "use_parallel_residual", False))
+
+    @property
+    def head_size(self) -> int:
+        """Coordinates of one attention head."""
+        return int(getattr(self.config, "head_dim", None) or self.d_model // self.config.num_attention_heads)
+
+    @property
+    def attention_width(self) -> int:
+        """Coordinates of all heads together."""
+        return self.head_size * int(self.config.num_attention_heads)
+
+    @property
+    def value_width(self) -> int:
+        """Coordinates of all value heads together."""
+        return self.head_size * int(
+            getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
+        )
+
+    @cached_property
+    def weights_readable(self) -> bool:
+        """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
+        return all(value.is_floating_point() and value.device.type != "meta" for value in self.module.parameters())
+
+    def replays(self, rules: frozenset[str]) -> bool:
+        """Whether its linearisation under these rules can be worked out here, without gradients."""
+        return rules == RULES and self.weights_readable
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights are here, readable or not: a remote model's are elsewhere unless they were asked for."""
+        return any(value.device.type != "meta" for value in self.module.parameters())
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def context_length(self) -> int:
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the embedding's device; a server moves them itself."""
+        return torch.device("cpu") if self.remote else self.module.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.remote.grants.dtype if self.remote else self.module.dtype
+
+    @property
+    def has_biases(self) -> bool:
+        """Whether any linear map or norm has a bias, so that relevance is not conserved."""
+        return any(name.endswith("bias") for name, _ in self.module.named_parameters())
+
+    @property
+    def conserves(self) -> bool:
+        """Whether RelP must conserve relevance here: float32 weights and no biases (method.md section 8, 2)."""
+        quantized = getattr(self.config, "quantization_config", None) is not None
+        quantized |= self.remote is not None and self.remote.grants.quantized
+        return self.dtype == torch.float32 and not self.has_biases and not quantized
+
+    @property
+    def soft_cap(self) -> float | None:
+        """Of the logits, where the family has one."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the parameters' names, shapes and up to 4,096 evenly spaced values of each.
+
+        It is a sample, so that it takes milliseconds on any size: retraining changes it in practice, but a change to
+        few weights of a tensor of more than 4,096 can go unseen, and so does any to weights that are offloaded. Of a
+        remote model it was taken on the server; where weights are hidden there, it is a text that says so.
+        """
+        return self.remote.grants.fingerprint if self.remote else interventions.fingerprint(self.module)
+
+    def record(self) -> ModelRecord:
+        """What a circuit keeps of the model it came from."""
+        return ModelRecord(
+            name=self.name,
+            revision=self.revision,
+            family=self.family.name,
+            fingerprint=self.fingerprint,
+            dtype=str(self.dtype).removeprefix("torch."),
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            n_heads=int(self.config.num_attention_heads),
+            parallel=self.parallel,
+        )
+
+    def check_traced(self, traced: ModelRecord, text: str) -> None:
+        """Refuse the circuit of the prompt `text` if it was not traced on this model.
+
+        Raises:
+            JobError: it was traced on another, or in another dtype.
+            RemoteError: nothing says that it was, since a server hides the weights.
+        """
+        if traced.fingerprint == self.fingerprint:
+            return
+        value, mine = f"circuit of {quoted(text)}", self.record()
+        may_be = _shape_of(traced) == _shape_of(mine)
+        if may_be and not _HASH.fullmatch(traced.fingerprint):
+            rule = "was traced where weights are hidden, so that they cannot be compared"
+            raise RemoteError(
+                value, rule, "use it with that key, or trace it again with weights='local' (--local-weights)"
+            )
+        if may_be and self.remote and not _HASH.fullmatch(mine.fingerprint):
+            rule = f"weights on {self.remote.server.host} are hidden and cannot be compared with those it was traced on"
+            raise RemoteError(value, rule, "compare them here with weights='local' (--local-weights)")
+        if may_be and traced.dtype != mine.dtype:
+            rule = f"was traced in {traced.dtype}, this model is in {mine.dtype}"
+            raise JobError(value, rule, "trace it again on this model, or load the model in that dtype")
+        raise JobError(value, "was traced on another model", "load that model")
+
+    def budget(self) -> int:
+        """Bytes one batch may use by default: a GiB, or a quarter of a GPU. Never what happens to be free,
+        so that the same call is split in the same way; for a server, four times what one request may hold."""
+        if self.remote is not None:
+            return 4 * self.remote.server.limits.request
+        if self.device.type != "cuda":
+            return BUDGET_WITHOUT_GPU
+        return torch.cuda.get_device_properties(self.device).total_memory // 4
+
+    def bytes_per_token(self, gradient: bool = True, length: int = 1024) -> int:
+        """An estimate of what a pass holds for one token of one prompt, for splitting work into batches.
+
+        It counts activations (all layers' for a backward pass), attention patterns over `length` positions or the
+        context if that is shorter, the two float32 results, and the float32 logits of the token with their gradient,
+        which are held only where logits are read. It is no bound: prompts longer than `length` hold more patterns,
+        and kernels hold workspace of their own.
+        """
+        heads = int(getattr(self.config, "num_attention_heads", 1))
+        return bytes_per_token(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            patterns=heads * min(self.context_length, length),
+            vocab_size=self.vocab_size,
+            itemsize=self.dtype.itemsize,
+            gradient=gradient,
+        )
+
+
+def _shape_of(record: ModelRecord) -> dict[str, Any]:
+    """What two names, or two dtypes, of one model have in common."""
+    return record.model_dump(exclude={"name", "revision", "fingerprint", "dtype"})
+
+
+def bytes_per_token(
+    *, n_layers: int, d_model: int, d_mlp: int, patterns: int, vocab_size: int, itemsize: int, gradient: bool
+) -> int:
+    """`Model.bytes_per_token` where only a model's sizes are known; `patterns`: attention weights of a token."""
+    inside = 6 * d_mlp + 16 * d_model + 2 * patterns
+    kept = inside * n_layers if gradient else 2 * inside + d_mlp * n_layers
+    return kept * itemsize + 8 * d_mlp * n_layers + 8 * vocab_size
+
+
+def load(
+    name: str | Path | nn.Module = "demo",
+    *,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attention: str | None = None,
+    tokenizer: Any = None,
+    seed: int = 0,
+) -> Model:
+    """Load a model to trace.
+
+    Args:
+        name: ``demo``, a folder in Hugging Face format (always one if it is a `Path`), a Hugging Face id, or a module
+            already in memory (which needs `tokenizer`, is put in evaluation mode and frozen, and otherwise kept as it
+            is). The shipped demo's weights must be the committed ones.
+        device: ``cpu``, ``cuda``, ``cuda:1``..., or ``mps``, ``xpu`` where there is one; a GPU if there is one.
+        dtype: ``float32``, the default (attributions are noisy in less), ``bfloat16``, ``float16``, ``float64``, by
+            name or torch's own, or ``int8``, ``nf4``, ``fp4`` with bitsandbytes.
+        revision: of a Hugging Face id.
+        device_map: ``auto`` spreads the model over several GPUs (also ``balanced``, ``balanced_low_0``,
+            ``sequential``, a device, or a dict of module to device); instead of `device`.
+        attention: ``eager`` or ``sdpa``; the architecture's default if None. Attributions do not depend on it.
+        tokenizer: of a module in memory.
+        seed: torch's, set before loading.
+
+    Raises:
+        ModelError: nothing there, not reachable, not covered by a rule, weights missing or not finite, an option that
+            cannot be, or too little memory.
+    """
+    torch.manual_seed(seed)
+    if isinstance(name, nn.Module):
+        _without_effect(device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention)
+        return _wrap(name, tokenizer, type(name).__name__, None)
+    if not isinstance(name, str | Path):
+        raise ModelError(f"model {quoted(name)}", "is no name, folder or module", "give a folder or id, or 'demo'")
+    if tokenizer is not None:
+        raise ModelError("tokenizer", "has no effect on a model that is loaded by name", "leave it out")
+    if device is not None and device_map is not None:
+        raise ModelError(f"device={device!r}", "has no effect together with device_map", "give one of them")
+    if attention not in (None, *KERNELS):
+        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    options: dict[str, Any] = _weights("float32" if dtype is None else dtype)
+    if attention is not None:
+        options["attn_implementation"] = attention
+    placed = _device(device) if device_map is None else _device_map(device_map)
+    # A folder of that name is not the shipped model, and must not be taken for it later.
+    label = os.path.join(".", "demo") if isinstance(name, Path) and str(name) == "demo" else str(name)
+    source = _source(name, revision)
+    with _silence():
+        module, read = _from_pretrained(source, revision, device_map=placed, **options)
+    return _wrap(module, read, label, revision)
+
+
+def skeleton(name: str | Path, *, revision: str | None = None, attention: str | None = None) -> Model:
+    """A model without weights: its configuration, its modules on the meta device and its tokenizer.
+
+    It becomes usable where `remote` says that its weights are (see ndif/probe.py).
+
+    Raises:
+        ModelError: as `load`, but for weights.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if attention not in (None, *KERNELS):
+        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    source = _source(name, revision)
+    options = {} if attention is None else {"attn_implementation": attention}
+    try:
+        with _silence():
+            config = AutoConfig.from_pretrained(source, revision=revision)
+            _check_architecture(config, attention)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _unloadable(source, error) from error
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config, **options)
+    return _wrap(module, tokenizer, str(name), revision, device="meta")
+
+
+def _without_effect(**options: Any) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ModelError(
+                f"{option}={value!r}", "has no effect on a module in memory", "load the module so yourself"
+            )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No bars for weights and no loading report while a model is read: what is wrong with it is raised.
+
+    The user's settings are as before afterwards. Bars of downloads, which take long, stay.
+    """
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    hook = logging.set_tqdm_hook(lambda factory, args, kwargs: factory(*args, **{**kwargs, "disable": True}))
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.set_tqdm_hook(hook)
+
+
+def _source(name: str | Path, revision: str | None) -> str:
+    """The shipped model's folder, a folder if there is one, else the name as a Hugging Face id."""
+    given, shipped = str(name), isinstance(name, str) and name == "demo"
+    try:
+        folder = demo.path() if shipped else Path(name).expanduser()
+        exists, complete = folder.exists(), (folder / "config.json").is_file()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"model {quoted(given)}", f"is no path ({_reason(error)})", "check how it is written"
+        ) from error
+    if exists or isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
+        if not complete:
+            rule = "is not a folder with a config.json" if exists else "does not exist"
+            raise ModelError(
+                f"model {given!r}", rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'"
+            )
+        if revision is not None:
+            raise ModelError(f"revision={revision!r}", "has no effect on a folder", "leave it out")
+        if shipped:
+            _check_shipped()
+        return str(folder)
+    _check_reachable(given, revision)
+    return given
+
+
+def _check_shipped() -> None:
+    """Everything that is said of the demo model was measured on the committed weights."""
+    try:
+        intact = demo.verify()
+    except (OSError, ValueError, IndexError):
+        intact = False
+    if not intact:
+        raise ModelError("model 'demo'", "its weights are not the ones shipped (by SHA-256)", "reinstall neuron-tracer")
+
+
+def _check_reachable(name: str, revision: str | None) -> None:
+    """Fail at once where there is no network: loading would retry for half a minute first."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # Certificates are the hub client's own business, which may know others than Python.
+        if not isinstance(getattr(error, "reason", error), ssl.SSLError):
+            raise _unloadable(name, error) from error
+
+
+def _device(device: str | None, option: str = "device") -> str:
+    """A device that this machine has, by default a GPU if there is one."""
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else str(device)
+    try:
+        kind = torch.device(chosen)
+    except RuntimeError:
+        raise ModelError(f"{option}={device!r}", "is no device", "use cpu, cuda or cuda:N") from None
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    counts["xpu"] = torch.xpu.device_count()
+    if kind.type not in counts:
+        raise ModelError(f"{option}={device!r}", "is no device that models run on", "use cpu, cuda or cuda:N")
+    if (kind.index or 0) >= counts[kind.type]:
+        what = "GPUs" if kind.type == "cuda" else f"devices of the kind {kind.type}"
+        step = f"use {option}='cpu'"
+        raise ModelError(f"{option}={chosen!r}", f"this machine has {counts[kind.type]} {what}", step)
+    return chosen
+
+
+def _device_map(device_map: Any) -> str | dict[str, Any]:
+    """A strategy's name, a device, or a dict of devices, each of which this machine has."""
+    if isinstance(device_map, str):
+        return device_map if device_map in STRATEGIES else _known_place(device_map)
+    if not isinstance(device_map, dict) or not device_map:
+        raise ModelError(
+            f"device_map={quoted(device_map)}", f"must be {', '.join(STRATEGIES)}, a device or a dict", "use 'auto'"
+        )
+    places = list(device_map.values())
+    if places[0] == "disk":  # inputs go to the first device
+        raise ModelError(f"device_map={quoted(device_map)}", "begins on disk", "give the first module a device")
+    for place in places:
+        if place != "disk":
+            _known_place(f"cuda:{place}" if isinstance(place, int) else str(place))
+    return device_map
+
+
+def _known_place(place: str) -> str:
+    try:
+        torch.device(place)
+    except RuntimeError:
+        rule = f"is no device and none of {', '.join(STRATEGIES)}"
+        raise ModelError(f"device_map={place!r}", rule, "use device_map='auto', or device=") from None
+    return _device(place, "device_map")
+
+
+def _weights(dtype: str | torch.dtype) -> dict[str, Any]:
+    """The loading options of a dtype."""
+    if isinstance(dtype, torch.dtype):
+        if dtype not in DTYPES.values():  # torch.int8 is not bitsandbytes' int8
+            raise ModelError(f"dtype={dtype}", f"must be one of {', '.join(DTYPES)}", "choose one")
+        return {"dtype": dtype}
+    if dtype in DTYPES:
+        return {"dtype": DTYPES[dtype]}
+    if dtype not in QUANTIZED:
+        raise ModelError(f"dtype={dtype!r}", f"must be one of {', '.join((*DTYPES, *QUANTIZED))}", "choose one")
+    from transformers import BitsAndBytesConfig
+
+    try:
+        importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        raise ModelError(
+            f"dtype={dtype!r}",
+            "needs bitsandbytes, which is not installed",
+            "pip install 'neuron-tracer[quantized]'",
+        ) from None
+    if dtype == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=dtype, bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": four}
+
+
+def _from_pretrained(source: str, revision: str | None, **options: Any) -> tuple[nn.Module, Any]:
+    """Module and tokenizer; architectures are checked on their config before any weight is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        _check_architecture(config, options.get("attn_implementation"))
+        # Misshapen weights are reported rather than raised, so that the message can name one.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
+        raise _unloadable(source, error, options.get("device_map")) from error
+    module, report = loaded
+    if bad := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
+        raise ModelError(
+            f"model {source!r}",
+            f"{len(bad)} weights are missing or misshapen, first {bad[0]}",
+            "use a complete checkpoint; random weights would give wrong numbers",
+        )
+    return module, tokenizer
+
+
+def read_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a model that is not loaded.
+
+    Raises:
+        ModelError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    source = _source(name, revision)
+    try:
+        with _silence():
+            return AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable(source, error) from error
+
+
+def _check_architecture(config: Any, attention: str | None) -> None:
+    """Build the model without its weights: every module needs a rule, and the attention kernel support."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        family_of(AutoModelForCausalLM.from_config(config), config)
+        if attention is None:
+            return
+        try:
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        except (ValueError, ImportError) as error:
+            raise ModelError(f"attention={attention!r}", _reason(error), "leave it out") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what was raised, or its kind."""
+    said = str(error).strip()
+    return said.splitlines()[0][:160].rstrip(".") if said else type(error).__name__
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; torch tells a failed allocation on the CPU by its text alone."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    said = str(error).lower()
+    return known or any(part in said for part in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
+    """What went wrong with a folder or an id, told apart: memory, a package, the device map, files, the network."""
+    name = f"model folder {quoted(source)}" if os.path.isdir(source) else f"model {quoted(source)}"
+    if out_of_memory(error):
+        return ModelError(
+            name, f"does not fit in memory ({_reason(error)})", "use a smaller dtype, or device_map='auto'"
+        )
+    if isinstance(error, ImportError):
+        return ModelError(name, _reason(error), "install the package that it needs")
+    if isinstance(placed, dict) and isinstance(error, ValueError):
+        return ModelError(f"device_map={quoted(placed)}", _reason(error), "give every module a device, or use 'auto'")
+    if os.path.isdir(source):
+        return ModelError(name, _reason(error), "check that it is complete, with safetensors weights")
+    return ModelError(
+        name,
+        f"could not be fetched from Hugging Face ({_reason(error)})",
+        "check the id, the network and HF_ENDPOINT, or give a local folder; 'demo' needs neither",
+    )
+
+
+def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **options: Any) -> Model:
+    if tokenizer is None:
+        raise ModelError(f"model {name}", "comes without a tokenizer", "pass tokenizer=")
+    if not hasattr(getattr(module, "config", None), "model_type"):
+        raise ModelError(
+            f"module {name}", "is no Hugging Face language model", "pass a model from AutoModelForCausalLM"
+        )
+    family = family_of(module, module.config)
+    for part in module.modules():
+        # bitsandbytes would repack 4-bit weights at the first inference on a CPU, into a form without a gradient.
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+    module.eval().requires_grad_(False)
+    for parameter, value in _real_parameters(module):
+        if not bool(value.isfinite().all()):
+            raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")
+    wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer, **options)
+    return Model(name, revision, wrapped, family, tokenizer)
+
+
+def _real_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Floating-point parameters that are in memory, not offloaded."""
+    for name, value in module.named_parameters():
+        if value.is_floating_point() and value.device.type != "meta":
+            yield name, value.detach()

@@ -1,0 +1,468 @@
+"""One function per pass over a model: a batch in, plain tensors out.
+
+Each pass is one forward, and one backward where it says so, over a left-padded batch. Nothing is left on the model. A
+remote model's pass is the same function: its block travels to the server, with the plain values that it names, and its
+result comes back (ndif/server.py). `with model.nn.trace(...)` stands here, and in model/traces.py where sessions on a
+server run it too. What a pass means (attribution, ablation) is decided by its callers; what runs inside a trace is
+model/interventions.py; where modules are is model/families.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import nnsight
+import torch
+from torch import Tensor
+
+from tracer import metrics
+from tracer.errors import RemoteError
+from tracer.metrics import Metric
+from tracer.model import interventions, traces
+from tracer.model import rules as linearize
+from tracer.model.model import Model
+from tracer.prompts import Batch
+from tracer.shapes import Embedded, Logits, PaddedNodes, PerPrompt
+
+NO_RULES = traces.NO_RULES
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a pass with a backward brings back; neurons are float32 on the CPU.
+
+    Attributes:
+        values: of the neurons, in the chosen basis.
+        gradients: of the metric with respect to them.
+        embedding: the tensor that left the embedding (or replaced it).
+        embedding_gradient: of the metric with respect to it.
+        metric: of each prompt.
+    """
+
+    values: PaddedNodes
+    gradients: PaddedNodes
+    embedding: Embedded
+    embedding_gradient: Embedded
+    metric: PerPrompt
+
+
+def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
+    """The logits of the last `kept` columns, float32. One forward."""
+    with model.lock:
+        return traces.logits(model.nn, model.plan, batch.inputs(model.device, kept), rules, model.backend())
+
+
+def gradients(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    *,
+    rules: frozenset[str] = NO_RULES,
+    basis: str = "activation",
+    embedding: Embedded | None = None,
+) -> Reading:
+    """Values of every neuron and the metric's gradient to each. One forward, one backward.
+
+    Args:
+        rules: the RelP rules in force; none is the plain gradient.
+        embedding: put in place of the embedding's output.
+    """
+    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    with model.lock:
+        found = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
+    return Reading(found[0].float(), found[1].float(), *found[2:])
+
+
+def values(
+    model: Model, batch: Batch, *, basis: str = "activation", embedding: Embedded | None = None
+) -> tuple[PaddedNodes, Embedded]:
+    """Values of every neuron, and what left the embedding. One forward."""
+    with model.lock:
+        found = traces.values(model.nn, model.plan, batch.inputs(model.device), basis, embedding, model.backend())
+    return found[0].float(), found[1]
+
+
+def replaced(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    *,
+    layer: int,
+    neurons: Tensor,
+    basis: str = "activation",
+) -> tuple[Tensor, PerPrompt]:
+    """The metric and its plain gradient to one layer's neurons, set to `neurons` [prompt, column, neuron].
+
+    One forward, one backward that ends at that layer.
+    """
+    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    with model.lock:
+        found = traces.replaced(model.nn, model.plan, inputs, read, layer, neurons, basis, model.backend())
+    return found[0], found[1]
+
+
+def ablated(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    *,
+    layer: int,
+    where: tuple[Tensor, Tensor, Tensor],
+    to: Tensor,
+    basis: str = "activation",
+) -> PerPrompt:
+    """The metric after setting single neurons of one layer. One forward.
+
+    Args:
+        where: (row, column, neuron) index tensors, one entry per neuron that is set.
+        to: the value of each.
+    """
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            interventions.through_blocks(
+                nn, plan, rules, basis, lambda at, value: interventions.put(value, where, to) if at == layer else value
+            )
+            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
+    return saved[0]
+
+
+def embeddings_ablated(
+    model: Model, batch: Batch, metric: Metric, *, where: tuple[Tensor, Tensor], to: Tensor
+) -> PerPrompt:
+    """The metric after setting what leaves the embedding at single tokens. One forward.
+
+    Args:
+        where: (row, column) index tensors, one entry per token that is set.
+        to: the vector of each [token, d_model].
+    """
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+            nn.get(plan.embedding).output = interventions.put(nn.get(plan.embedding).output, where, to)
+            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
+    return saved[0]
+
+
+def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
+    """The metric with the embedding's output replaced. One forward."""
+    read, inputs = reader(model, metric), batch.inputs(model.device, metric.kept)
+    with model.lock:
+        return traces.from_embedding(model.nn, model.plan, inputs, read, embedding, model.backend())
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to some neurons of one layer: ``value`` becomes ``scale * value + shift`` where `mask` holds.
+
+    Ablating and setting are scale 0, multiplying is shift 0, adding is scale 1.
+
+    Attributes:
+        layer: whose neurons.
+        mask: which of them [prompt or 1, column or 1, neuron]; a column axis of 1 means every column.
+        scale, shift: numbers, or tensors of the mask's shape.
+    """
+
+    layer: int
+    mask: Tensor
+    scale: Tensor | float
+    shift: Tensor | float
+
+    @property
+    def parts(self) -> tuple[int, Tensor, Tensor | float, Tensor | float]:
+        """Its fields, as `bodies.edited` takes them."""
+        return self.layer, self.mask, self.scale, self.shift
+
+
+def intervened(
+    model: Model, batch: Batch, edits: Sequence[Edit], *, basis: str = "activation", kept: int = 1
+) -> Logits:
+    """The logits of the last `kept` columns with the edits in force, in their order. One forward.
+
+    An edit whose mask has a column axis covers the batch's columns, padding included.
+    """
+    nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+            interventions.through_blocks(
+                nn, plan, rules, basis, lambda at, value: interventions.edited(parts, at, value)
+            )
+            saved = nnsight.save(interventions.to_cpu(nn.output.logits))
+    return saved[0]
+
+
+def generated(
+    model: Model,
+    batch: Batch,
+    edits: Sequence[Edit],
+    *,
+    everywhere: Sequence[Edit] = (),
+    max_new_tokens: int,
+    basis: str = "activation",
+) -> Tensor:
+    """Greedily generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new
+    token. Generation ends early where every prompt has ended.
+    """
+    inputs = {name: batch.inputs(model.device)[name] for name in ("input_ids", "attention_mask")}
+    nn, plan, rules = model.nn, model.plan, NO_RULES
+    always = [edit.parts for edit in everywhere]
+    first = [edit.parts for edit in edits] + always
+    with model.lock, torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)  # every prompt ended
+        with nn.generate(max_new_tokens=max_new_tokens, do_sample=False, backend=model.backend()) as tracer:
+            with tracer.invoke(inputs):
+                for step in tracer.iter[:max_new_tokens]:
+                    active = first if step == 0 else always
+                    interventions.through_blocks(
+                        nn, plan, rules, basis, lambda at, value, now=active: interventions.edited(now, at, value)
+                    )
+            with tracer.invoke():
+                out = nnsight.save(tracer.result)
+    return out[:, batch.width :].cpu()
+
+
+@dataclass(frozen=True)
+class FrozenBlock:
+    """One block of one prompt, reduced to the constants of its linearisation; tensors stay on the block's device.
+
+    Attributes:
+        scales: statistic of each norm [pos], by path.
+        pattern: of the attention [head, query, key].
+        gate: input of the activation, up: the other factor (None without one); at the nodes asked for, either
+            [node] (basis activation) or [node, d_mlp] (basis output).
+        values: of the nodes asked for [node].
+        output: of the MLP [pos, d_model]; without its bias, which is no neuron's, in the basis activation.
+    """
+
+    scales: dict[str, Tensor]
+    pattern: Tensor
+    gate: Tensor
+    up: Tensor | None
+    values: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """One prompt's linearised model as constants, for edges.
+
+    Attributes:
+        embedding: what left the embedding [pos, d_model].
+        blocks: in order.
+        final_scale: statistic of the final norm [pos].
+        logits, uncapped: after and before the soft-cap, at the target logits [target].
+    """
+
+    embedding: Tensor
+    blocks: list[FrozenBlock]
+    final_scale: Tensor
+    logits: Tensor
+    uncapped: Tensor
+
+
+def frozen(
+    model: Model, token_ids: Sequence[int], nodes: Sequence[Tensor], logits_at: Tensor, *, basis: str = "activation"
+) -> Frozen:
+    """The constants of one prompt's linearisation. One forward.
+
+    Args:
+        nodes: for each layer, the (position, neuron) pairs whose coefficients are wanted [node, 2].
+        logits_at: (position, token) pairs of the target logits [target, 2].
+    """
+    at = logits_at[:, 0]
+    kept = len(token_ids) - int(at.min()) if len(at) else 1
+    embedding, blocks, final_scale, capped, uncapped = coefficients(
+        model, Batch((tuple(token_ids),)), kept, nodes, basis=basis
+    )
+    places = (at - len(token_ids) + kept).to(capped.device), logits_at[:, 1].to(capped.device)
+    found = []
+    for layer, (scales, pattern, gate, up, values, output) in enumerate(blocks):
+        bias = getattr(model.part(layer, model.family.down), "bias", None)
+        written = output[0] if basis == "output" or bias is None else output[0] - bias.float()
+        rows = {path: scale[0] for path, scale in scales.items()}
+        found.append(FrozenBlock(rows, pattern[0], gate, up, values, written))
+    return Frozen(embedding[0], found, final_scale[0], capped[0][places], uncapped[0][places])
+
+
+def coefficients(
+    model: Model, batch: Batch, kept: int, nodes: Sequence[Tensor] | None = None, *, basis: str = "activation"
+) -> tuple[Tensor, list[tuple[Any, ...]], Tensor, Tensor, Tensor]:
+    """All constants of a batch's linearisation: what left the embedding, `bodies.frozen_block` of every block, the
+    final norm's scale, and the logits of the last `kept` columns after and before the soft-cap. One forward.
+
+    Args:
+        nodes: for each layer, the (position, neuron) pairs of prompt 0 that are wanted [node, 2]; every neuron if None.
+    """
+    nn, plan = model.nn, model.plan
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+            embedding = nn.get(plan.embedding).output.float()
+            envoys = list(nn.get(plan.blocks))
+            linearize.prepare(envoys, plan.steps)
+            blocks = [
+                interventions.frozen_block(block, plan, None if nodes is None else nodes[i], basis)
+                for i, block in enumerate(envoys)
+            ]
+            final_scale = linearize.scale(plan.final_norm[0], nn.get(plan.final_norm[1]))
+            uncapped, capped = nn.get(plan.head).output.float(), nn.output.logits.float()
+            saved = nnsight.save((embedding, blocks, final_scale, capped, uncapped))
+    return saved if model.remote is None else beside_weights(model, saved)
+
+
+def beside_weights(model: Model, found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What `coefficients` had from a server, on the devices of the weights that it is multiplied with here."""
+    embedding, blocks, *last = found
+
+    def place(value: Any, device: torch.device) -> Any:
+        if isinstance(value, dict):
+            return {name: place(one, device) for name, one in value.items()}
+        return None if value is None else value.to(device)
+
+    down, head = model.family.down, model.module.get_output_embeddings().weight.device
+    if head.type == "meta":
+        return found
+    devices = [next(model.part(layer, down).parameters()).device for layer in range(len(blocks))]
+    placed = [tuple(place(one, device) for one in block) for block, device in zip(blocks, devices, strict=True)]
+    return place(embedding, devices[0]), placed, *(place(one, head) for one in last)
+
+
+def direct_weights(
+    model: Model,
+    token_ids: Sequence[int],
+    nodes: Tensor,
+    logits_at: Tensor,
+    *,
+    basis: str = "activation",
+    rules: frozenset[str] = NO_RULES,
+    room: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weights of the direct edges from every node and embedding into every node and logit, over direct paths only.
+
+    One forward, and batched backwards. Every MLP is cut, so that no path runs through one. What is not asked for is
+    summed where it is computed.
+
+    Args:
+        nodes: rows of (layer, position, neuron), sources and targets. logits_at: rows of (position, token), targets.
+        room: bytes of gradients held at a time.
+
+    Returns:
+        The targets' values, nodes then logits [target]; weights into them from the nodes [target, node], from each
+        embedding [target, pos], and from everything there is, nodes or not [target].
+    """
+    needs_gradients(model)
+    kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
+    inputs = Batch((tuple(token_ids),)).inputs(model.device, kept)
+    at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
+    with model.lock:
+        (found,) = traces.direct_weights(
+            model.nn, model.plan, inputs, [nodes], [at], rules, basis, room, model.backend()
+        )
+    return found[0], found[1], found[2], found[3]
+
+
+def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) -> Any:
+    """What `function(nn, plan, ask)` returns, all its traces in one request to a server; it travels as its source."""
+    nn, plan = model.nn, _unrounded(model)
+    with model.lock:
+        with nn.session(backend=model.backend()):
+            found = nnsight.save(function(nn, plan, ask))
+    return found
+
+
+def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
+    """The `count` likeliest tokens at each prompt's column, counted from the end [prompt, count]. One forward."""
+    nn, plan, inputs = model.nn, model.plan, batch.inputs(model.device, -min(columns))
+    with model.lock, torch.no_grad():
+        with nn.trace(**inputs, backend=model.backend()):
+            out = interventions.logits(nn, plan, NO_RULES).float()
+            at = torch.stack([one[column] for one, column in zip(out, columns, strict=True)])
+            saved = nnsight.save(at.topk(count).indices.cpu())
+    return saved
+
+
+def probe(
+    model: Model, token_ids: Sequence[int], steps: Sequence[float], direction: Tensor, projection: Tensor
+) -> tuple[Tensor, Tensor, float, str, tuple[bool, bool, str]]:
+    """What a server answers to small questions, one row for each of `steps`. One forward.
+
+    The embedding of a row is moved by its step times `direction` [pos, d_model], in units of their norms' ratio.
+
+    Returns:
+        The first block's output times `projection` [row], the last logits [row, vocab], the unit, the activations'
+        dtype, and `bodies.weights`.
+    """
+    batch, sizes = Batch((tuple(token_ids),) * len(steps)), torch.tensor(list(steps))[:, None, None]
+    nn, plan = model.nn, model.plan
+    with model.lock, torch.no_grad():
+        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+            output = nn.get(plan.embedding).output
+            unit = output[0].float().norm() / direction.norm().to(output.device)
+            moved = output.float() + (sizes * direction[None]).to(output.device) * unit
+            nn.get(plan.embedding).output = moved.to(output.dtype)
+            out = interventions.first_output(nn, plan)
+            read = (out.float() * projection.to(out.device)).sum((1, 2))
+            found = interventions.to_cpu(read, nn.output.logits[:, -1])
+            saved = nnsight.save((*found, float(unit), str(output.dtype), interventions.weights(nn._module)))
+    return saved
+
+
+def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, projection: Tensor) -> float:
+    """The derivative along `direction` of what `probe` reads of the first block. One forward, one backward."""
+    batch = Batch((tuple(token_ids),))
+    nn, plan = model.nn, model.plan
+    with model.lock, torch.inference_mode(False), torch.enable_grad():
+        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+            entered = interventions.enter(nn, plan, None, True)
+            out = interventions.first_output(nn, plan)
+            (slope,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
+            saved = nnsight.save(interventions.to_cpu((slope[0].float() * direction.to(slope.device)).sum()))
+    return float(saved[0])
+
+
+def _unrounded(model: Model) -> SimpleNamespace:
+    """The plan of a session: what it sends is little, and need not be as short as the wire takes all nodes' values."""
+    return SimpleNamespace(**{**vars(model.plan), "wire": torch.float32})
+
+
+def reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
+    """How a trace reads the metric; for a remote model as a function that can travel."""
+    return metric.read if model.remote is None else partial(metrics.read, **vars(metric))
+
+
+def _differentiable(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
+    """As `reader`, where gradients are to be taken."""
+    needs_gradients(model)
+    return reader(model, metric)
+
+
+def needs_gradients(model: Model, what: str = "this", instead: str | None = None) -> None:
+    """Refuse what cannot be done where a server takes no gradients.
+
+    Args:
+        what: needs them. instead: what works without; by default, of attributions.
+
+    Raises:
+        RemoteError: the server takes none.
+    """
+    if model.remote is None or model.remote.grants.gradients:
+        return
+    raise RemoteError(
+        f"model {model.name!r} on {model.remote.server.host}",
+        f"{what} needs gradients, which the server does not grant this key ({model.remote.grants.reason})",
+        instead or _without_gradients(model),
+    )
+
+
+def _without_gradients(model: Model) -> str:
+    """What to do instead of taking gradients on a server."""
+    trusted = "ask its operator for the tag 'trusted'"
+    if not model.has_weights:
+        return f"use method relp with all its rules and weights='local' (--local-weights), or {trusted}"
+    if not model.weights_readable:
+        return f"{trusted}: weights here that are quantised or offloaded do not replace them"
+    return f"only method relp with all its rules works without: use that, or {trusted}"

@@ -1,0 +1,174 @@
+"""The four RelP rules as functions for the body of an nnsight trace (method.md section 3).
+
+Each takes the envoy of one module, leaves its forward value as it is to the bit, and replaces what the backward
+pass sees. Nothing outlives the trace: values are set on this run only, no module is replaced, so there is nothing
+to restore after an error. Knows how a *kind* of module is linearised; which modules a model has is in
+model/families.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SQRT_2 = math.sqrt(2.0)
+SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+
+
+class _Straight(torch.autograd.Function):
+    """The value of one tensor with the gradient of another, at no cost in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, linear: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, Tensor]:
+        return None, slopes[0]
+
+
+class _Half(torch.autograd.Function):
+    """Half the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
+        return 0.5 * slopes[0]
+
+
+def straight(value: Tensor, linear: Tensor) -> Tensor:
+    """`value` to the bit, with the gradient of `linear`."""
+    return _Straight.apply(value.detach(), linear.to(value.dtype))
+
+
+def half(value: Tensor) -> Tensor:
+    """`value` to the bit, with half its gradient."""
+    return _Half.apply(value)
+
+
+def rms_norm(norm: Any) -> None:
+    """Rule 1: the root mean square is a constant."""
+    statistic = _statistic(norm.source)
+    statistic.output = statistic.output.detach()
+
+
+def layer_norm(norm: Any) -> None:
+    """Rule 1: the centring stays linear, the standard deviation is a constant, the bias carries nothing."""
+    call = norm.source.F_layer_norm_0
+    (x, _, weight, bias, eps), _ = call.inputs
+    centred = x.float() - x.float().mean(-1, keepdim=True)
+    scale = (centred.pow(2).mean(-1, keepdim=True) + eps).rsqrt().detach()
+    linear = centred * scale if weight is None else centred * scale * weight.float()
+    call.output = straight(call.output, linear if bias is None else linear + bias.float())
+
+
+def attention(attn: Any) -> None:
+    """Rule 2: the pattern is a constant; only values and the output projection carry gradient.
+
+    Detaching what enters the attention function freezes the pattern of any kernel, masks and soft-caps included.
+    """
+    call = attention_call(attn)
+    (module, query, key, *rest), named = call.inputs
+    call.inputs = ((module, query.detach(), key.detach(), *rest), named)
+
+
+def activation(act: Any) -> None:
+    """Rule 3: ``act(z)`` becomes ``z`` times the constant ``act(z) / z``, with its limit at 0."""
+    factor = FACTORS[type(act._module).__name__]
+    z = act.input
+    act.output = straight(act.output, z * factor(z.detach().float()).to(z.dtype))
+
+
+def product(down: Any) -> None:
+    """Rule 4: each factor of ``gate * up`` gets half the gradient; halving the product halves both."""
+    down.input = half(down.input)
+
+
+def soft_cap(logits: Tensor, uncapped: Tensor, cap: float) -> Tensor:
+    """Rule 3 for ``cap * tanh(z / cap)``, whose factor tends to 1 at 0."""
+    z = uncapped.detach().float()
+    factor = torch.where(z == 0, 1.0, cap * torch.tanh(z / cap) / torch.where(z == 0, 1.0, z))
+    return straight(logits, uncapped * factor.to(uncapped.dtype))
+
+
+RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "rms_norm": ("norm", rms_norm),
+    "layer_norm": ("norm", layer_norm),
+    "attention": ("attention", attention),
+    "activation": ("activation", activation),
+    "product": ("product", product),
+}
+
+
+def apply(kind: str, envoy: Any, rules: frozenset[str]) -> None:
+    """Linearise one module if the rule for its kind is on."""
+    rule, function = RULE_OF[kind]
+    if rule in rules:
+        function(envoy)
+
+
+def prepare(blocks: Iterable[Any], steps: Iterable[tuple[str, str]]) -> None:
+    """Open the source of every attention before the model runs.
+
+    nnsight instruments a forward when its source is first asked for. An attention with norms inside would be running
+    by then, since its norms come first.
+    """
+    paths = [path for kind, path in steps if kind == "attention"]
+    for block in blocks:
+        for path in paths:
+            _ = block.get(path).source
+
+
+def attention_call(attn: Any) -> Any:
+    """The operation that runs the attention kernel: found by name, since its number differs between versions."""
+    names = [name for name in attn.source.names if name.startswith("attention_interface_")]
+    return getattr(attn.source, names[-1])
+
+
+def pattern(attn: Any) -> Tensor:
+    """The attention pattern [prompt, head, query, key], from whichever kernel the model runs.
+
+    The kernel is called once more with the identity in place of the values: what comes out is the pattern itself,
+    with masks, sliding windows, scalings and soft-caps as the model applies them.
+    """
+    names = [name for name in attn.source.names if name.startswith("attention_interface_")]
+    function = getattr(attn.source, names[0]).output
+    (module, query, key, value, *rest), named = attention_call(attn).inputs
+    length = key.shape[2]
+    identity = torch.eye(length, dtype=value.dtype, device=value.device).expand(*value.shape[:2], length, length)
+    out = function(module, query, key, identity.contiguous(), *rest, **named)[0]
+    return out.transpose(1, 2)
+
+
+def scale(kind: str, norm: Any) -> Tensor:
+    """The frozen statistic of a norm, one number per token [prompt, column]: what it multiplies by, but for weights."""
+    if kind == "rms_norm":
+        return _statistic(norm.source).output.float().squeeze(-1)
+    (x, _, _, _, eps), _ = norm.source.F_layer_norm_0.inputs
+    return (x.float().var(-1, correction=0) + eps).rsqrt()
+
+
+def _statistic(source: Any) -> Any:
+    """The reciprocal root mean square of an RMSNorm, one call deeper in Gemma's."""
+    for name in source.names:
+        if "rsqrt" in name:
+            return getattr(source, name)
+    return _statistic(source.self__norm_0.source)
+
+
+# act(z) / z of each activation class, written so that no division happens: exact at 0 and in half precision.
+FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "SiLUActivation": torch.sigmoid,
+    "SiLU": torch.sigmoid,
+    "GELUActivation": lambda z: 0.5 * (1.0 + torch.erf(z / SQRT_2)),
+    "GELUTanh": lambda z: 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3)))),
+    "NewGELUActivation": lambda z: 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3)))),
+    "ReLU": lambda z: (z > 0).to(z.dtype),
+}

@@ -1,0 +1,195 @@
+"""What memory depends on in a model, read from its config: widths, counts and exact bytes of its weights.
+
+The module is built on torch's meta device, where weights have a shape and no memory. Refuses to know what is computed
+on it (runs/plan/memory.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tracer.errors import ModelError, quoted
+from tracer.model import model as loading
+from tracer.model.families import ROTARY, family_of
+from tracer.model.model import DTYPES, QUANTIZED, Model
+
+# Tensors of a neuron's width that an activation saves for its own backward, beside its result.
+_SAVED_BY_ACTIVATION = {"NewGELUActivation": 4, "ReLU": 0}
+_BITS = {"int8": 8, "nf4": 4, "fp4": 4}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory depends on in a model. Sizes are in bytes.
+
+    Attributes:
+        name, family: of the model.
+        value_width: coordinates of all value heads together. attention_width: of all heads.
+        itemsize: of an activation. weight_bytes: of all weights. block_bytes: of the largest block.
+        outer_bytes: of embedding, head and final norm. checkpoint_bytes: read beside the weights while these are
+            converted to another dtype; 0 where they are not.
+        attention: the kernel that it runs by default.
+        gated: whether an MLP has a gate. saved_by_activation: tensors of the neurons' width its backward needs.
+        norms: around one block. norm_itemsize: of what the backward of one saves. qk_norms: of queries and keys.
+        soft_cap: of the attention scores. window: of sliding attention, in tokens.
+        fused_values: whether values are a part of the tensor that queries and keys were rotated out of.
+        replays: whether edges come from the replay (float weights in memory).
+    """
+
+    name: str
+    family: str
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    itemsize: int
+    weight_bytes: int
+    block_bytes: int
+    outer_bytes: int
+    checkpoint_bytes: int
+    attention: str
+    gated: bool
+    saved_by_activation: int
+    norms: int
+    norm_itemsize: int
+    qk_norms: bool
+    soft_cap: bool
+    window: int | None
+    fused_values: bool
+    replays: bool
+
+    @property
+    def attention_width(self) -> int:
+        return self.head_dim * self.n_heads
+
+    @property
+    def value_width(self) -> int:
+        return self.head_dim * self.n_kv_heads
+
+    @property
+    def largest_module_bytes(self) -> int:
+        """What must be on one device: a block, or embedding and head."""
+        return max(self.block_bytes, self.outer_bytes)
+
+    def n_neurons(self, basis: str) -> int:
+        """Nodes of a layer at one position."""
+        return self.d_mlp if basis == "activation" else self.d_model
+
+    def bytes_per_token(self, gradient: bool = True, length: int = 1024) -> int:
+        """As the loaded model's own, by which batches are split."""
+        return loading.bytes_per_token(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            d_mlp=self.d_mlp,
+            patterns=self.n_heads * min(self.context_length, length),
+            vocab_size=self.vocab_size,
+            itemsize=self.itemsize,
+            gradient=gradient,
+        )
+
+    @classmethod
+    def of(cls, name: str, revision: str | None = None, dtype: str = "float32", attention: str | None = None) -> Shape:
+        """The shape of a model that is not loaded: its config is read (or downloaded), its weights are not.
+
+        Raises:
+            ModelError: no such model, an architecture without rules, or an unknown dtype.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        if dtype not in (*DTYPES, *QUANTIZED):
+            known = ", ".join((*DTYPES, *QUANTIZED))
+            raise ModelError(f"dtype={quoted(dtype)}", f"must be one of {known}", "choose one")
+        source = loading._source(name, revision)
+        try:
+            config = AutoConfig.from_pretrained(source, revision=revision)
+            stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
+            loading._check_architecture(config, attention)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise loading._unloadable(source, error) from error
+        options = {} if attention is None else {"attn_implementation": attention}
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config, dtype=DTYPES.get(dtype, torch.bfloat16), **options)
+        stored = getattr(torch, stored) if isinstance(stored, str) else stored
+        bits, converted = _bits(config, dtype), dtype in QUANTIZED or DTYPES[dtype] != stored
+        count = sum(value.numel() for value in module.parameters())
+        return _shape(module, name, bits, count * stored.itemsize if converted else 0)
+
+    @classmethod
+    def of_model(cls, model: Model) -> Shape:
+        """The shape of a loaded model."""
+        return _shape(model.module, model.name, None, 0, model.weights_readable)
+
+
+def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: bool = True) -> Shape:
+    """Read a module, on the meta device or loaded. `bits`: of its blocks' linear weights, if they will be quantised."""
+    config, family = module.config, family_of(module, module.config)
+    blocks = list(module.get_submodule(family.blocks))
+    sizes = [_bytes(block, bits) for block in blocks]
+    inside = sum(_bytes(block, None) for block in blocks)
+    outer = _bytes(module, None) - inside
+    down, heads = blocks[0].get_submodule(family.down), int(config.num_attention_heads)
+    act = type(blocks[0].get_submodule(family.path("activation"))).__name__
+    norms = [step for step in family.steps if step.kind in ("rms_norm", "layer_norm")]
+    around = [step for step in norms if not step.path.endswith(("q_norm", "k_norm"))]
+    d_model = int(config.hidden_size)
+    rotary = any(ROTARY in type(part).__name__ for part in module.modules())
+    return Shape(
+        name=name,
+        family=family.name,
+        n_layers=len(blocks),
+        d_model=d_model,
+        d_mlp=int(getattr(down, "in_features", None) or down.weight.shape[0]),
+        n_heads=heads,
+        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=int(getattr(config, "head_dim", None) or d_model // heads),
+        vocab_size=int(config.vocab_size),
+        context_length=int(config.max_position_embeddings),
+        itemsize=module.dtype.itemsize,
+        weight_bytes=sum(sizes) + outer,
+        block_bytes=max(sizes),
+        outer_bytes=outer,
+        checkpoint_bytes=checkpoint,
+        attention="eager" if config._attn_implementation == "eager" else "sdpa",
+        gated=family.wiring.gate is not None,
+        saved_by_activation=_SAVED_BY_ACTIVATION.get(act, 1),
+        norms=len(around),
+        norm_itemsize=4 if around[0].kind == "rms_norm" else module.dtype.itemsize,
+        qk_norms=len(norms) > len(around),
+        soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
+        window=_window(config),
+        fused_values=family.wiring.value.part != "all" and rotary,
+        replays=replays and bits is None,
+    )
+
+
+def _bits(config: Any, dtype: str) -> int | None:
+    """Of a linear weight, where the dtype or the checkpoint itself is quantised."""
+    given = getattr(config, "quantization_config", None) or {}
+    given = given if isinstance(given, dict) else given.to_dict()
+    if given.get("load_in_4bit") or given.get("load_in_8bit"):
+        return 4 if given.get("load_in_4bit") else 8
+    return _BITS.get(dtype)
+
+
+def _window(config: Any) -> int | None:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    return getattr(config, "sliding_window", None)
+
+
+def _bytes(module: nn.Module, bits: int | None) -> int:
+    """Of all weights; those of linear maps in `bits` each, where that is given (their scales, a few percent, apart)."""
+    linear = {id(part.weight) for part in module.modules() if type(part).__name__ in ("Linear", "Conv1D")}
+    return sum(
+        value.numel() * bits // 8 if bits and id(value) in linear else value.numel() * value.element_size()
+        for value in module.parameters()
+    )

@@ -1,0 +1,163 @@
+"""Traces that run here, as one request to a server, or inside a session there: functions over the envoys of a model.
+
+Each is one forward, and one backward where it says so, over a left-padded batch. Like the functions of
+model/interventions.py they travel to a server as their source: they take a model's `plan` and a batch's keyword
+arguments, and know no record of tracer's. `backend` is what runs the trace; inside a session there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import nnsight
+import torch
+from torch import Tensor
+
+from tracer.model import interventions
+
+NO_RULES: frozenset[str] = frozenset()
+
+
+def gradients(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    read: Callable[[Tensor], Tensor],
+    rules: frozenset[str],
+    basis: str,
+    embedding: Tensor | None = None,
+    backend: Any = None,
+) -> tuple[Tensor, ...]:
+    """Values of all neurons and the metric's gradients to them [prompt, layer, column, neuron]; what left the
+    embedding, or was put there, and the gradient to it [prompt, column, d_model]; the metric [prompt]."""
+    with torch.inference_mode(False), torch.enable_grad():
+        with nn.trace(**inputs, backend=backend):
+            entered = interventions.enter(nn, plan, embedding, True)
+            neurons = interventions.through_blocks(nn, plan, rules, basis)
+            score = read(interventions.logits(nn, plan, rules))
+            slopes = torch.autograd.grad(score.sum(), [entered, *neurons])
+            both = interventions.stack(plan, neurons), interventions.stack(plan, slopes[1:])
+            saved = nnsight.save((*both, *interventions.to_cpu(entered, slopes[0], score)))
+    return saved
+
+
+def values(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    basis: str,
+    embedding: Tensor | None = None,
+    backend: Any = None,
+) -> tuple[Tensor, ...]:
+    """Values of all neurons [prompt, layer, column, neuron], and what left the embedding [prompt, column, d_model]."""
+    with torch.no_grad():
+        with nn.trace(**inputs, backend=backend):
+            entered = interventions.enter(nn, plan, embedding, False)
+            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis)
+            saved = nnsight.save((interventions.stack(plan, neurons), *interventions.to_cpu(entered)))
+    return saved
+
+
+def replaced(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    read: Callable[[Tensor], Tensor],
+    layer: int,
+    neurons: Tensor,
+    basis: str,
+    backend: Any = None,
+) -> tuple[Tensor, ...]:
+    """The metric's plain gradients to one layer's neurons, set to `neurons` [prompt, column, neuron], and the metric
+    [prompt]. The backward ends at that layer."""
+    with torch.inference_mode(False), torch.enable_grad():
+        with nn.trace(**inputs, backend=backend):
+            leaf = neurons.detach().clone().requires_grad_(True)
+            interventions.through_blocks(
+                nn, plan, NO_RULES, basis, lambda at, value: interventions.swapped(value, leaf, at == layer)
+            )
+            score = read(interventions.logits(nn, plan, NO_RULES))
+            (slope,) = torch.autograd.grad(score.sum(), [leaf])
+            saved = nnsight.save(interventions.to_cpu(slope, score))
+    return saved
+
+
+def logits(
+    nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], rules: frozenset[str] = NO_RULES, backend: Any = None
+) -> Tensor:
+    """The logits of the columns that `inputs` keep [prompt, column, vocab]."""
+    with torch.no_grad():
+        with nn.trace(**inputs, backend=backend):
+            if rules:
+                interventions.through_blocks(nn, plan, rules, "activation")
+            saved = nnsight.save(interventions.to_cpu(interventions.logits(nn, plan, rules)))
+    return saved[0]
+
+
+def from_embedding(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    read: Callable[[Tensor], Tensor],
+    embedding: Tensor,
+    backend: Any = None,
+) -> Tensor:
+    """The metric [prompt] with the embedding's output replaced."""
+    with torch.no_grad():
+        with nn.trace(**inputs, backend=backend):
+            interventions.enter(nn, plan, embedding, False)
+            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
+    return saved[0]
+
+
+def ablated(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    read: Callable[[Tensor], Tensor],
+    rows: Sequence[tuple[Tensor, bool, int, int]],
+    to: Sequence[Tensor] | None,
+    basis: str,
+    backend: Any = None,
+) -> Tensor:
+    """What is read [prompt] with sets of nodes replaced, as `bodies.ablated` takes them."""
+    with torch.no_grad():
+        with nn.trace(**inputs, backend=backend):
+            interventions.through_blocks(
+                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablated(value, at, rows, to)
+            )
+            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
+    return saved[0]
+
+
+def direct_weights(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    nodes: Sequence[Tensor],
+    logits_at: Sequence[Tensor],
+    rules: frozenset[str],
+    basis: str,
+    room: int,
+    backend: Any = None,
+) -> list[tuple[Tensor, ...]]:
+    """Of each prompt: its targets' values [target], and the weights of `bodies.direct_weights`.
+
+    Args:
+        nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column of the logits, token),
+            targets.
+        room: bytes of gradients held at a time.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        with nn.trace(**inputs, backend=backend):
+            entered = interventions.enter(nn, plan, None, True)
+            cuts = interventions.walk(nn, plan, rules, lambda down, _: interventions.cut(down, basis))
+            out = interventions.logits(nn, plan, rules)
+            targets = interventions.aims([one[0] for one in cuts], nodes, out, logits_at)
+            found = interventions.direct_weights(cuts, entered, targets, nodes, room)
+            saved = nnsight.save(
+                [(*interventions.to_cpu(one), *rest) for one, rest in zip(targets, found, strict=True)]
+            )
+    return saved

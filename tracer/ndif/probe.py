@@ -1,0 +1,337 @@
+"""Models on a server: loading one, and the probe that says what can be trusted there.
+
+A remote model is a `Model` whose weights are elsewhere: the same passes run on it. Before it is used it answers small
+questions: is it deployed, do the versions fit, are weights readable and the client's own, does an intervention have
+an effect, does a gradient equal its finite difference. What a server grants a key cannot be known, only measured.
+Refuses to know the wire (ndif/server.py) and what a trace does (model/passes.py).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracer import demo
+from tracer.attribution.selected import circuits
+from tracer.attribution.selection import DEFAULT_NODES
+from tracer.errors import ModelError, RemoteError, quoted
+from tracer.metrics import Metric
+from tracer.model import interventions, passes
+from tracer.model.model import DTYPES, QUANTIZED, Model, skeleton
+from tracer.model.model import load as load_here
+from tracer.ndif.server import Grants, JobFailedError, Limits, Remote, Report, Server
+from tracer.prompts import Batch
+from tracer.settings import RULES, settings
+
+COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
+"""How many leading numbers of each package's version must be the same here and there."""
+WIRES = ("float32", "bfloat16")
+STEPS = {torch.float32: 0.03, torch.float64: 0.03}
+COARSE = 0.25
+"""Of the finite difference, relative to the embedding; by the activations' dtype, coarse where rounding would show."""
+TOKENS = 4
+ROOM = 2**24
+"""Bytes of gradients that the probe's edges may hold there."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured of a model on a server.
+
+    Attributes:
+        host, deployment: where.
+        deployed: every repository that the server serves.
+        here, there: versions of the packages that matter; `there` is empty if the server does not tell.
+        grants: what the key may do.
+        effect: how far the intervention moved the first block's output, relative to it.
+        derivative, difference: the gradient and the finite difference; the gradient is NaN where there is none.
+        logits_gap: between the server's logits and the client's, relative; None without weights on the client.
+        request, result: bytes of a typical request (a circuit of 200 nodes with its edges; all nodes' values where no
+            gradients are granted), and of what came back. seconds: that it took.
+    """
+
+    host: str
+    deployment: str
+    deployed: tuple[str, ...]
+    here: dict[str, str]
+    there: dict[str, str]
+    grants: Grants
+    effect: float
+    derivative: float
+    difference: float
+    logits_gap: float | None
+    request: int
+    result: int
+    seconds: float
+
+
+def load(
+    name: str | Path | nn.Module = "demo",
+    *,
+    remote: bool = False,
+    host: str | None = None,
+    weights: str | None = None,
+    wire: str | None = None,
+    limits: Limits | None = None,
+    report: Report | None = None,
+    device: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    attention: str | None = None,
+    tokenizer: Any = None,
+    seed: int = 0,
+) -> Model:
+    """Load a model to trace, here or on an NDIF server.
+
+    Args:
+        name: ``demo``, a folder in Hugging Face format, a Hugging Face id, or a module in memory (never remote).
+        remote: run it on a server: no weights are loaded here, its configuration and tokenizer are. The key is
+            ``NDIF_API_KEY``, or nnsight's own.
+        host: the server's address; ``NDIF_HOST``, or nnsight's own.
+        weights: ``local`` loads the weights here as well: for edges, and for RelP where the server takes no gradients.
+        wire: ``bfloat16`` halves what comes back; nodes are then right to about 1 in 250. By default they come as they
+            are there, in float32.
+        limits: of waiting and sending; the defaults if None.
+        report: told each change of a remote job's state, as a line.
+        device, dtype, revision, device_map, attention, tokenizer, seed: as in `tracer.model.load`. Of a remote model
+            without local weights only `revision` and `attention` have an effect, and `dtype` must be the server's.
+
+    Raises:
+        ModelError: as `tracer.model.load`.
+        RemoteError: the server cannot be reached, refuses the key, does not serve the model, or fails the probe.
+    """
+    here: dict[str, Any] = {"device": device, "device_map": device_map, "tokenizer": tokenizer}
+    if not remote:
+        _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits, report=report)
+        return load_here(name, dtype=dtype, revision=revision, attention=attention, seed=seed, **here)
+    if isinstance(name, nn.Module):
+        raise ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
+    if weights not in (None, "local"):
+        raise ModelError(f"weights={quoted(weights)}", "must be 'local', or left out", "leave it out")
+    if wire not in (None, *WIRES):
+        raise ModelError(f"wire={quoted(wire)}", f"must be one of {', '.join(WIRES)}", "leave it out")
+    if limits is not None and not isinstance(limits, Limits):
+        raise ModelError(
+            f"limits={quoted(limits)}", "must be a tracer.ndif.server.Limits", "leave them out for the defaults"
+        )
+    if isinstance(dtype, str) and dtype not in (*DTYPES, *QUANTIZED):
+        raise ModelError(f"dtype={dtype!r}", f"must be one of {', '.join((*DTYPES, *QUANTIZED))}", "choose one")
+    if weights is None:
+        _refuse("a remote model without local weights", **here, seed=seed or None)
+    client = skeleton(name, revision=revision, attention=attention)
+    server = Server(host, limits, report)
+    found, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)
+    if found.remote is None or wire is None:
+        return found
+    return replace(found, remote=replace(found.remote, wire=DTYPES[wire]))  # type: ignore[type-var]
+
+
+def _refuse(what: str, **options: Any) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise ModelError(f"{option}={quoted(value)}", f"has no effect on {what}", "leave it out")
+
+
+def connect(
+    client: Model, server: Server, local: dict[str, Any] | None = None, dtype: str | torch.dtype | None = None
+) -> tuple[Model, Probe]:
+    """A model on a server, probed.
+
+    Args:
+        client: from `skeleton`.
+        local: options of `tracer.model.load`, where weights are wanted here as well.
+        dtype: that the server must have, if any.
+
+    Raises:
+        RemoteError: as `load`.
+    """
+    deployments = server.status()
+    deployment = _deployment(client, server, deployments)
+    there = server.environment()
+    here = _versions()
+    _check_versions(server, here, there)
+    unknown = Grants(True, "", False, "", client.dtype, False)
+    environment = client.nn._remoteable_get_env()
+    asked = replace(
+        client, remote=Remote(server, deployment, environment, unknown, guard=interventions.Guard), lock=nullcontext()
+    )
+    measured = _Measured(asked, server)
+    grants = measured.grants()
+    if dtype is not None and str(dtype).removeprefix("torch.") != str(grants.dtype).removeprefix("torch."):
+        rule = f"the server runs {client.name!r} in {str(grants.dtype).removeprefix('torch.')}"
+        raise RemoteError(f"dtype={dtype}", rule, "leave it out")
+    model, gap = replace(asked, remote=replace(asked.remote, grants=grants)), None  # type: ignore[type-var]
+    if local is not None:
+        model, gap = _with_weights(model, measured, local)
+    probe = Probe(
+        host=server.host,
+        deployment=deployment,
+        deployed=tuple(sorted({str(one.get("repo_id")) for one in deployments.values()})),
+        here=here,
+        there=there,
+        grants=grants,
+        effect=measured.effect,
+        derivative=measured.derivative,
+        difference=measured.difference,
+        logits_gap=gap,
+        request=measured.request,
+        result=measured.result,
+        seconds=measured.seconds,
+    )
+    return model, probe
+
+
+def _deployment(client: Model, server: Server, deployments: dict[str, dict[str, Any]]) -> str:
+    """The server's own key of the model."""
+    names = {name.casefold() for name in _spellings(client.name)}
+    wanted = client.revision or "main"
+    mine = {
+        key: one
+        for key, one in deployments.items()
+        if str(one.get("repo_id")).casefold() in names and one.get("task") in (None, "text-generation")
+    }
+    for key, one in mine.items():
+        if (one.get("revision") or "main") == wanted:
+            return key
+    if mine:
+        revisions = ", ".join(sorted({str(one.get("revision") or "main") for one in mine.values()}))
+        rule = f"is not deployed on {server.host}; there it is {revisions}"
+        raise RemoteError(f"revision {quoted(wanted)} of {quoted(client.name)}", rule, "use that revision")
+    known = sorted({str(one.get("repo_id")) for one in deployments.values()})
+    listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    raise RemoteError(
+        f"model {quoted(client.name)}",
+        f"is not deployed on {server.host}; deployed: {listed or 'nothing'}",
+        "choose one of those, or ask the server's operator for it",
+    )
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """How a server may call a model: by its id as the hub spells it, or by its folder."""
+    yield name
+    if name == "demo":
+        yield str(demo.path())
+    if os.path.isdir(name):
+        yield os.path.realpath(name)
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in COMPARED} | {"python": platform.python_version()}
+
+
+def _check_versions(server: Server, here: dict[str, str], there: dict[str, str]) -> None:
+    for name, parts in COMPARED.items():
+        ours, theirs = here[name].split(".")[:parts], there.get(name, here[name]).split(".")[:parts]
+        if ours != theirs:
+            raise RemoteError(
+                f"{name} {here[name]} here, {there[name]} on {server.host}",
+                "what they compute may differ",
+                f"pip install '{name}=={'.'.join(theirs)}.*'",
+            )
+
+
+class _Measured:
+    """The probe's numbers of one model.
+
+    Raises:
+        RemoteError: an intervention without effect, or a gradient that is not the finite difference.
+    """
+
+    def __init__(self, model: Model, server: Server) -> None:
+        self.ids = tuple(range(1, 1 + min(TOKENS, model.vocab_size - 1)))
+        draw = torch.Generator().manual_seed(0)
+        shape = len(self.ids), model.d_model
+        direction, projection = (torch.randn(shape, generator=draw) for _ in range(2))
+        self.server, self.model = server, model
+        steps = [sign * step for size in (0.03, COARSE) for step in (size, size / 2) for sign in (1, -1)]
+        read, self.logits, unit, dtype, self.weights = passes.probe(
+            model, self.ids, (0.0, *steps), direction, projection
+        )
+        self.dtype = DTYPES.get(dtype.removeprefix("torch."), torch.float32)
+        self.difference, self.effect = self._difference(read, unit)
+        self.derivative, self.reason = self._gradient(direction, projection)
+        before, started = replace(server.tally), time.perf_counter()
+        self._typical()
+        self.seconds = time.perf_counter() - started
+        self.request, self.result = server.tally.sent - before.sent, server.tally.received - before.received
+
+    def _typical(self) -> None:
+        """What a trace asks for: a circuit with its edges, or, without gradients, all values."""
+        batch, last = Batch((self.ids,)), torch.tensor([[-1, self.ids[0]]])
+        if self.reason:
+            passes.values(self.model, batch)
+            return
+        metric = Metric("logit", torch.tensor([0]), last[:, 0], last[:, 1], torch.ones(1), 1)
+        chosen, rules = settings(metric="logit"), (DEFAULT_NODES, None, None, False, ())
+        circuits(self.model, batch, metric, chosen, None, rules, [last], [-1], edge_rules=RULES, room=ROOM, top=1)
+
+    def grants(self) -> Grants:
+        readable, floating, found = self.weights
+        name = f"{self.model.name} {self.model.revision or ''}".strip()
+        fingerprint = found if readable else f"weights of {name} are not readable on {self.server.host}"
+        gradients = not self.reason
+        return Grants(gradients, self.reason, readable, fingerprint, self.dtype, not floating)
+
+    def _difference(self, read: Tensor, unit: float) -> tuple[float, float]:
+        """The derivative by differences of two steps, extrapolated to none; and the intervention's effect."""
+        step = STEPS.get(self.dtype, COARSE)
+        rows = read.double()[1:5] if self.dtype in STEPS else read.double()[5:]
+        ahead, behind, near, far = rows.tolist()
+        wide, narrow = (ahead - behind) / (2 * step * unit), (near - far) / (step * unit)
+        moved = max(abs(one - float(read[0])) for one in (ahead, behind))
+        scale = max(abs(float(read[0])), 1e-6)
+        if not moved or bool((self.logits[1:] == self.logits[0]).all()):
+            raise self._untrusted("ignored an intervention: the embedding was changed, what follows it was not")
+        return (4 * narrow - wide) / 3, moved / scale
+
+    def _gradient(self, direction: Tensor, projection: Tensor) -> tuple[float, str]:
+        """The derivative by gradient, or NaN and why there is none."""
+        try:
+            slope = passes.probe_gradient(self.model, self.ids, direction, projection)
+        except JobFailedError as error:
+            return float("nan"), error.rule
+        allowed = 0.02 if self.dtype in STEPS else 0.15
+        if not abs(slope - self.difference) <= allowed * max(abs(self.difference), 1e-6):
+            raise self._untrusted(
+                f"took a gradient of {slope:.6g} where the finite difference is {self.difference:.6g}"
+            )
+        return slope, ""
+
+    def _untrusted(self, rule: str) -> RemoteError:
+        return RemoteError(f"server {self.server.host}", rule, "its numbers cannot be trusted: tell its operator")
+
+
+def _with_weights(model: Model, measured: _Measured, options: dict[str, Any]) -> tuple[Model, float]:
+    """The remote model with its weights here as well, which must be the same; and how far their logits differ."""
+    dtype = model.dtype if options["dtype"] is None else options["dtype"]
+    attention = model.nn._remoteable_get_env()["attn_implementation"]
+    local = load_here(model.name, **{**options, "dtype": dtype}, revision=model.revision, attention=attention)
+    if model.remote is None:
+        raise AssertionError("only a remote model has weights elsewhere")
+    host = model.remote.server.host
+    if model.remote.grants.weights and local.fingerprint != model.fingerprint:
+        raise _other_weights(model, host, "by a hash of a sample")
+    own = passes.logits(local, Batch((measured.ids,)))[0, -1]
+    gap = float((measured.logits[0] - own).abs().max() / own.abs().max().clamp_min(1e-12))
+    if not gap < (1e-3 if local.dtype in STEPS else 0.1):
+        raise _other_weights(model, host, f"by their logits, which differ by {gap:.2g} of the largest")
+    # Weights that are hidden there but give the same logits are those here.
+    grants = replace(model.remote.grants, fingerprint=local.fingerprint)
+    return replace(local, remote=replace(model.remote, grants=grants), lock=nullcontext()), gap  # type: ignore[type-var]
+
+
+def _other_weights(model: Model, host: str, how: str) -> RemoteError:
+    return RemoteError(
+        f"model {quoted(model.name)}", f"its weights on {host} are not the ones here ({how})", "check the revision"
+    )

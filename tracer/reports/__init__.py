@@ -1,0 +1,7 @@
+"""What a person reads: terminal tables, figures, the HTML report, the graph page.
+
+Knows rich, matplotlib, jinja and the page's JavaScript. Refuses to compute anything that a circuit, an evaluation or a
+run does not hold.
+
+Door: `tables` (terminal), `document` (HTML), `figures`, `viewer`; `tables.view` is `tracer.view`.
+"""

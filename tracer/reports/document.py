@@ -1,0 +1,711 @@
+"""The report: one HTML file that tells someone who was not there what was asked, what was found, and whether it held.
+
+Knows wording, units, the tables and the drawings of a report, and when there is too little to say something. Refuses
+to know how any number was computed, and computes none itself beyond shares and ranges; needs no model and no network.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+
+from tracer.circuit.circuit import Circuit, versions
+from tracer.errors import JobError
+from tracer.evaluation.faithfulness import Evaluation
+from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
+from tracer.evaluation.statistics import Interval, Size
+from tracer.reports import tables
+from tracer.settings import PATH_METHODS, RULES
+
+NODES, EDGES, PATHS = 30, 20, 5
+CONTROL = "control_faithfulness"
+HELD, PARTLY, OVERSHOOT = 0.8, 0.5, 1.2
+"""Faithfulness: the lower end that counts as held, the estimate that counts as partly, and what is too much."""
+
+WORDS = ((0.9, "follow the true effects closely"), (0.7, "follow them broadly"), (0.4, "follow them loosely"))
+"""What a Pearson correlation of at least so much is called."""
+
+_WIDE = 0.4  # an interval this wide leaves the word open
+_INK, _FAINT = "#010203", "#040506"  # drawn in these, then replaced by the page's own colours
+_COLOURS = {"#112201": "var(--blue)", "#112202": "var(--orange)", "#112203": "var(--grey)"}
+_ABLATIONS = {
+    "zero": "zero",
+    "mean": "the mean over reference prompts",
+    "counterfactual": "the value on the counterfactual prompt",
+    "resample": "the value on a random reference prompt",
+}
+_METHODS = {
+    "relp": "gradient of a linearised model that gives the same output (RelP)",
+    "grad": "plain gradient",
+    "ig": "integrated gradients over the embeddings",
+    "conductance": "conductance along a path of embeddings",
+    "ig-activation": "integrated gradients over each layer's neurons",
+    "exact": "each node ablated alone, no estimate",
+    "delta": "size of the change of activation, a control",
+    "random": "noise, a control",
+}
+_QUESTIONS = {
+    "logit": "how strongly does it favour {target}?",
+    "difference": "how much more does it favour {target} than {foil}?",
+    "topk": "how strongly does it favour its own most likely tokens, {target}?",
+    "logprob": "how probable does it find {target}?",
+    "centred": "how far above the average token of its vocabulary does it put {target}?",
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A cell that shows a number as a length: where it starts, its width and where zero is, in percent of the cell."""
+
+    left: float
+    width: float
+    zero: float
+    look: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table of the page; a heading that starts with ``<`` is of a column of text, set to the left."""
+
+    name: str
+    caption: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str | Bar, ...], ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the circuit held: in a word, as a sentence, and as a class of the page's style."""
+
+    word: str
+    text: str
+    look: str
+
+
+def document(
+    circuit: Circuit,
+    evaluation: Evaluation | None = None,
+    quality: Quality | None = None,
+    always_on: Sequence[AlwaysOn] | None = None,
+    *,
+    date: datetime.date | None = None,
+) -> str:
+    """The report as one self-contained HTML page: no script, no address, drawings inside.
+
+    Args:
+        circuit: what is reported.
+        evaluation, quality, always_on: what is known of it; the page says what is missing and how to get it.
+        date: printed as the day it was written; today (UTC) if None.
+    """
+    source = resources.files("tracer.reports").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    surroundings = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return surroundings.from_string(source).render(
+        title=shown(circuit.text),
+        model=shown(circuit.model.name),
+        question=_question(circuit),
+        finding=_finding(circuit),
+        verdict=_verdict(circuit, evaluation),
+        cards=tuple(_cards(circuit, evaluation, quality)),
+        settings=_settings(circuit),
+        conservation=_conservation(circuit),
+        quality=_quality(circuit, quality),
+        evaluation=_evaluation(evaluation),
+        always_on=_always_on(circuit, always_on),
+        nodes=_nodes(circuit, always_on or ()),
+        edges=_edges(circuit),
+        paths=_paths(circuit),
+        embeddings=_embeddings(circuit),
+        nature=tables._plain(tables._nature(circuit)),
+        made=_made(circuit, date or datetime.datetime.now(datetime.UTC).date()),
+        python=_python(circuit),
+    )
+
+
+def write_document(
+    circuit: Circuit,
+    evaluation: Evaluation | None = None,
+    quality: Quality | None = None,
+    always_on: Sequence[AlwaysOn] | None = None,
+    *,
+    path: str | Path,
+    date: datetime.date | None = None,
+) -> Path:
+    """Write `document` to a file.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    return tables.write_page(document(circuit, evaluation, quality, always_on, date=date), path)
+
+
+def shown(text: str) -> str:
+    """Text with what cannot be seen spelt out: control characters, line ends, marks that turn the reading direction."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def token(text: str) -> str:
+    """A token as `shown`, with its spaces visible."""
+    return shown(text).replace(" ", "␣")
+
+
+# ------------------------------------------------------------------------------------------ in plain words
+
+
+def _question(circuit: Circuit) -> str:
+    name = {row["neuron"]: f"“{token(row['token'])}”" for row in circuit.rows("logit")}
+    tokens = {
+        "target": " or ".join(name[one] for one in circuit.target_ids),
+        "foil": " or ".join(name[one] for one in circuit.foil_ids),
+    }
+    asked = _QUESTIONS[circuit.settings.metric].format(**tokens)
+    if circuit.positions == (len(circuit.tokens) - 1,):
+        return f"After these words, {asked}"
+    return f"Read at {_places(circuit)}, {asked}"
+
+
+def _finding(circuit: Circuit) -> str:
+    """What the model says, and how much of it was kept."""
+    says = ""
+    if circuit.predictions:
+        first = circuit.predictions[0]
+        says = f"Its most likely next token is “{token(first.token)}” (probability {first.probability:.3f}). "
+    return (
+        f"{says}The number that was traced, the {_metric(circuit)}, is {circuit.metric:+.4f} {_unit(circuit)}. "
+        f"Of the {circuit.n_total:,} nodes that the model has on this prompt (a node is one neuron at one token), "
+        f"{circuit.n_nodes:,} were kept, {circuit.n_neurons:,} different neurons; they hold "
+        f"{circuit.kept_mass:.1%} of the summed size of all attributions."
+    )
+
+
+def _verdict(circuit: Circuit, found: Evaluation | None) -> Verdict:
+    if found is None:
+        return Verdict(
+            "Not tested",
+            "Nobody has switched the rest of the model off to see whether these nodes are enough, so this is an "
+            "estimate and no proof. Run tracer evaluate on its folder.",
+            "open",
+        )
+    size, whole = found.sizes[-1], _at(found.faithfulness, -1)
+    control = _at(found.control_faithfulness, -1)
+    which = "these" if size >= circuit.n_nodes else "the strongest"
+    facts = (
+        f"With everything outside {which} {size:,} nodes replaced by {_ABLATIONS[found.ablation]}, {_percent(whole)} "
+        f"of the model's behaviour remains on {len(found.whole)} test prompts (faithfulness; 1 is all of it). As many "
+        f"random nodes keep {_percent(control)}. With the circuit itself switched off instead, "
+        f"{_percent(_at(found.completeness, -1))} remains (completeness; 0 is wanted)."
+    )
+    return _judged(whole, control, facts)
+
+
+def _judged(whole: tuple[float, float, float], control: tuple[float, float, float], facts: str) -> Verdict:
+    """The verdict on a faithfulness and its control, each as (estimate, low, high)."""
+    estimate, low, _ = whole
+    if any(math.isnan(value) for value in (*whole, *control)):
+        return Verdict("Cannot be said", f"An interval could not be computed. {facts}", "open")
+    if low <= control[2]:
+        return Verdict("Did not hold", f"It is not clearly better than random nodes. {facts}", "bad")
+    if estimate > OVERSHOOT:
+        text = f"It overshoots: what was left out pushes the other way, and the circuit lacks it. {facts}"
+        return Verdict("Held in part", text, "partly")
+    if low >= HELD:
+        return Verdict("Held", facts, "good")
+    if estimate >= PARTLY:
+        return Verdict("Held in part", f"These nodes carry much of the behaviour, not all. {facts}", "partly")
+    return Verdict("Did not hold", f"These nodes alone carry less than half of the behaviour. {facts}", "bad")
+
+
+def _cards(circuit: Circuit, found: Evaluation | None, quality: Quality | None) -> Iterator[tuple[str, str, str]]:
+    """The numbers to remember: name, value, what goes with it."""
+    yield _metric(circuit), f"{circuit.metric:+.3f}", _unit(circuit)
+    yield "nodes kept", f"{circuit.n_nodes:,}", f"of {circuit.n_total:,}; {circuit.n_neurons:,} unique neurons"
+    if found is not None:
+        curves = {"faithfulness": "faithfulness", "completeness": "completeness", "random nodes": CONTROL}
+        for name, field in curves.items():
+            estimate, low, high = _at(getattr(found, field), -1)
+            yield name, _number(estimate), f"95 % interval {_number(low)} to {_number(high)}, {found.sizes[-1]:,} nodes"
+    if quality is not None and quality.whole.agreement is not None:
+        one = quality.whole.agreement.pearson
+        ends = f"{_number(float(one.low))} to {_number(float(one.high))}"
+        yield "estimate against truth", _number(float(one.estimate)), f"Pearson correlation, 95 % interval {ends}"
+
+
+# ------------------------------------------------------------------------------------------ sections
+
+
+def _settings(circuit: Circuit) -> Sheet:
+    """What was asked, of what, and how."""
+    model, chosen = circuit.model, circuit.settings
+    rows = {
+        "prompt": f"{shown(circuit.text)} ({len(circuit.tokens)} tokens)",
+        "number traced": f"{_metric(circuit)}, read at {_places(circuit)}",
+        "model": f"{shown(model.name)}{'' if model.revision is None else f', revision {shown(model.revision)}'}",
+        "architecture": f"{shown(model.family)}: {model.n_layers} layers, {model.d_mlp:,} MLP neurons each, width "
+        f"{model.d_model:,}, {model.n_heads} heads, {model.dtype}",
+        "model says": ", ".join(f"“{token(one.token)}” {one.probability:.3f}" for one in circuit.predictions) or "-",
+        "method": _method(circuit),
+        "baseline": f"{chosen.baseline}: attributions are relative to {_against(circuit)}",
+        "basis": "MLP activations (input of the down projection)" if chosen.basis == "activation" else "MLP outputs",
+        "selection": _selection(circuit),
+    }
+    if circuit.links is not None:
+        rows["edges"] = f"{circuit.n_edges:,} kept of {circuit.n_links:,} between the selected nodes{_pruning(circuit)}"
+    if circuit.counterfactual_ids is not None:
+        rows["counterfactual"] = "token ids " + ", ".join(map(str, circuit.counterfactual_ids))
+    return Sheet("settings", "What was asked, and how", ("<setting", "<value"), tuple(rows.items()))
+
+
+def _conservation(circuit: Circuit) -> str:
+    """The check that the prompt's own tokens account for the metric."""
+    return (
+        f"The attributions of the prompt's tokens add up to {circuit.metric - circuit.residual:+.4f} {_unit(circuit)}; "
+        f"the model's number is {circuit.metric:+.4f}. In full: {tables._plain(tables.conservation_text(circuit))}."
+    )
+
+
+def _quality(circuit: Circuit, found: Quality | None) -> dict[str, Any] | None:
+    """How well attributions follow what really happens when a node alone is ablated."""
+    if found is None:
+        return None
+    parts = {"all sampled nodes": found.whole, **{f"{name} nodes": found.strata[name] for name in STRATA}}
+    heads = ("<nodes", "n", "Pearson", "95 % interval", "Spearman", "95 % interval", "<in words")
+    text = (
+        f"{len(found.sample):,} nodes were, one at a time, replaced by {_ABLATIONS[found.ablation]}, and the true fall "
+        f"of the {_metric(circuit)} was compared with the attribution ({found.method}, baseline {found.baseline}). "
+        f"Over the whole sample the attributions {_in_words(found.whole)}."
+    )
+    rows = tuple((name, f"{one.n:,}", *_correlations(one), _in_words(one)) for name, one in parts.items())
+    return {
+        "text": text,
+        "table": Sheet("correlations", "Attribution against exact ablation of single nodes", heads, rows),
+        "picture": _scatter(found, _unit(circuit)),
+        "differs": found.ablation != found.baseline,
+        "seed": found.seed,
+    }
+
+
+def _correlations(one: Correlation) -> tuple[str, ...]:
+    if one.agreement is None:
+        return ("-",) * 4
+    sides = (one.agreement.pearson, one.agreement.spearman)
+    return tuple(text for side in sides for text in (f"{float(side.estimate):.3f}", _ends(*_at(side)[1:])))
+
+
+def _in_words(one: Correlation) -> str:
+    if one.agreement is None:
+        return f"cannot be compared: {one.reason}"
+    estimate, low, high = _at(one.agreement.pearson)
+    word = next((word for least, word in WORDS if estimate >= least), "hardly follow them")
+    return f"{word} (wide interval: uncertain)" if high - low > _WIDE else word
+
+
+def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
+    """The curves, as a drawing and as numbers."""
+    if found is None:
+        return None
+    text = (
+        f"{len(found.whole)} test prompts, ablation {found.ablation}: a node that is switched off is replaced by "
+        f"{_ABLATIONS[found.ablation]}. The measured number averages {float(found.whole.mean()):+.4f} in the whole "
+        f"model and {float(found.empty.mean()):+.4f} with all {found.n_total:,} nodes switched off; faithfulness and "
+        "completeness are shares of the way between the two, so they have no unit."
+    )
+    return {
+        "text": text,
+        "picture": _curves(found),
+        "sizes": _levels(found),
+        "table": _points(found),
+        "areas": _areas(found),
+        "seed": found.seed,
+    }
+
+
+def _levels(found: Evaluation) -> Sheet:
+    heads = ("faithfulness of at least", "nodes needed", "95 % interval", "share of all nodes")
+    rows = []
+    for level, size in found.sizes_for.items():
+        share = "-" if size.estimate is None else f"{size.estimate / found.n_total:.2%}"
+        rows.append(
+            (f"{level:g}", "not reached" if size.estimate is None else f"{size.estimate:,}", _span(size), share)
+        )
+    return Sheet("sizes", "How many nodes it takes", heads, tuple(rows))
+
+
+def _points(found: Evaluation) -> Sheet:
+    names = ("faithfulness", "completeness", "random nodes")
+    heads = ("nodes", "neurons", *(head for name in names for head in (name, "95 % interval")))
+    curves = (found.faithfulness, found.completeness, found.control_faithfulness)
+    rows = []
+    for i, size in enumerate(found.sizes):
+        points = [_at(curve, i) for curve in curves]
+        cells = (text for estimate, low, high in points for text in (_number(estimate), _ends(low, high)))
+        rows.append((f"{size:,}", f"{found.n_neurons[i]:,}", *cells))
+    return Sheet("curves", "Every size that was measured", heads, tuple(rows))
+
+
+def _areas(found: Evaluation) -> str:
+    """CPR and CMD where the sizes allow them; not a number elsewhere."""
+    areas = [(name, _at(getattr(found, name.lower()))) for name in ("CPR", "CMD")]
+    if any(math.isnan(value) for _, values in areas for value in values):
+        return ""
+    shown_areas = ", ".join(f"{name} {_number(values[0])} {_ends(*values[1:])}" for name, values in areas)
+    return (
+        f"Areas over the share of nodes, ranked by absolute attribution: {shown_areas}; CPR lies under faithfulness, "
+        "CMD between faithfulness and 1."
+    )
+
+
+def _always_on(circuit: Circuit, found: Sequence[AlwaysOn] | None) -> Sheet | None:
+    """Neurons that look strong everywhere; None where nobody looked, without rows where there are none."""
+    if found is None:
+        return None
+    unit = _unit(circuit)
+    heads = ("<neuron", f"attribution ({unit})", f"exact effect ({unit})", "strong on", "nodes of this circuit")
+    rows = tuple(
+        (
+            f"layer {one.layer} neuron {one.neuron}",
+            f"{one.attribution:.4f}",
+            f"{one.exact:.4f}",
+            f"{one.share:.0%} of prompts",
+            f"{one.n_nodes:,}",
+        )
+        for one in found
+    )
+    return Sheet("always-on", "Looks strong, does little", heads, rows)
+
+
+def _nodes(circuit: Circuit, always_on: Sequence[AlwaysOn]) -> Sheet:
+    unit, rows = _unit(circuit), circuit.neurons.slice(0, NODES).to_pylist()
+    heads = ["rank", "layer", "neuron", "position", "<token", "activation", f"attribution ({unit})", "<", "of metric"]
+    heads += ["explained"] if circuit.links is not None else []
+    known = {(one.layer, one.neuron) for one in always_on} & {(row["layer"], row["neuron"]) for row in rows}
+    heads += ["<note"] if known else []
+    bars = _bars([row["attribution"] for row in rows])
+    cells = []
+    for rank, (row, bar) in enumerate(zip(rows, bars, strict=True), start=1):
+        cell = (
+            *(f"{value}" for value in (rank, row["layer"], row["neuron"], row["position"])),
+            token(row["token"]),
+            f"{row['activation']:+.4f}",
+            f"{row['attribution']:+.4f}",
+            bar,
+            tables._share(row["attribution"], circuit),
+        )
+        cell += (tables._number(row["explained"], ".2f"),) if circuit.links is not None else ()
+        cell += ("always on" if (row["layer"], row["neuron"]) in known else "",) if known else ()
+        cells.append(cell)
+    return Sheet("nodes", f"The {len(rows)} strongest of {circuit.n_nodes:,} nodes", tuple(heads), tuple(cells))
+
+
+def _edges(circuit: Circuit) -> Sheet | None:
+    if circuit.links is None:
+        return None
+    nodes, rows = circuit.nodes.to_pylist(), circuit.links.slice(0, EDGES).to_pylist()
+    heads = ("<from", "<to", "weight", "share of target", f"attribution ({_unit(circuit)})", "<")
+    bars = _bars([row["attribution"] for row in rows])
+    cells = tuple(
+        (
+            _node(nodes[row["source"]]),
+            _node(nodes[row["target"]]),
+            f"{row['weight']:+.4f}",
+            tables._number(row["share"], "+.1%"),
+            tables._number(row["attribution"], "+.4f"),
+            bar,
+        )
+        for row, bar in zip(rows, bars, strict=True)
+    )
+    return Sheet("edges", f"The {len(rows)} strongest of {circuit.n_edges:,} edges", heads, cells)
+
+
+def _paths(circuit: Circuit) -> Sheet | str:
+    """The strongest paths, or why there are none."""
+    try:
+        found = circuit.paths(PATHS)
+    except JobError as error:
+        return f"None: {error.rule}. To have them, {error.next_step}."
+    if not found:
+        return "None: no chain of kept edges leads from a token to a logit. Keep more nodes, or weaker edges."
+    nodes = circuit.nodes.to_pylist()
+    rows = tuple(
+        (
+            tables._number(one.attribution, "+.4f"),
+            f"{one.share:+.2%}",
+            " → ".join(_node(nodes[node]) for node in one.nodes),
+        )
+        for one in found
+    )
+    heads = (f"attribution ({_unit(circuit)})", "share of the logit", "<from token to logit")
+    return Sheet("paths", f"The {len(rows)} strongest paths", heads, rows)
+
+
+def _embeddings(circuit: Circuit) -> Sheet:
+    rows = circuit.rows("embedding")
+    bars = _bars([row["attribution"] for row in rows])
+    cells = tuple(
+        (
+            f"{row['position']}",
+            token(row["token"]),
+            f"{row['attribution']:+.4f}",
+            bar,
+            tables._share(row["attribution"], circuit),
+        )
+        for row, bar in zip(rows, bars, strict=True)
+    )
+    against = "the counterfactual" if tables._paired_path(circuit) else "zero"
+    heads = ("position", "<token", f"attribution ({_unit(circuit)})", "<", "of metric")
+    return Sheet("embeddings", f"Attribution of each token's embedding, against {against}", heads, cells)
+
+
+def _made(circuit: Circuit, date: datetime.date) -> Sheet:
+    """What it takes to check that a second run is the same."""
+    rows = [
+        ("written", f"{date.isoformat()} (UTC)"),
+        ("circuit fingerprint", circuit.fingerprint),
+        ("weights fingerprint", circuit.model.fingerprint),
+        ("tracing took", f"{circuit.seconds:.1f} s"),
+        *((f"{name} (at writing)", version) for name, version in versions().items()),
+    ]
+    if circuit.reference is not None:
+        rows.append(("reference prompts", f"hash {circuit.reference}"))
+    return Sheet("made", "Versions and fingerprints", ("<what", "<value"), tuple(rows))
+
+
+def _python(circuit: Circuit) -> str:
+    """Python that traces the same circuit."""
+    chosen, kept = circuit.settings, circuit.selection
+    own = chosen.metric == "topk"
+    asked: dict[str, Any] = {"token_ids": circuit.token_ids}
+    asked |= {"target": None if own else circuit.target_ids, "foil": None if own else circuit.foil_ids or None}
+    asked |= {"counterfactual": circuit.counterfactual_ids, "positions": circuit.positions}
+    how = {name: value for name, value in chosen.model_dump().items() if name != "rules"}
+    how |= {"rules": sorted(chosen.rules)} if chosen.method == "relp" and chosen.rules != RULES else {}
+    how |= {name: kept[name] for name in ("nodes", "threshold", "mass", "skip_first", "exclude") if kept.get(name)}
+    pruning = {name: value for name, value in (kept.get("pruning") or {}).items() if value}
+    words = [f"    {name}={value!r}," for name, value in how.items()]
+    words += [f"    pruning=tracer.Pruning({_arguments(pruning)}),"] if pruning else []
+    words += ["    edges=False,"] if circuit.links is None else []
+    words += ["    reference=[...],  # the prompts behind the mean"] if chosen.baseline == "mean" else []
+    place = "" if circuit.model.revision is None else f", revision={circuit.model.revision!r}"
+    lines = [
+        "import tracer",
+        "",
+        f"model = tracer.load({circuit.model.name!r}{place})",
+        f"prompt = tracer.Prompt({_arguments({name: value for name, value in asked.items() if value is not None})})",
+        "circuit = tracer.trace(",
+        "    model,",
+        "    prompt,",
+        *words,
+        ")",
+    ]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------ drawings
+
+
+def _curves(found: Evaluation) -> Markup:
+    """Faithfulness, completeness and the random control against size, intervals shaded."""
+    figure = _figure(7.6, 3.9)
+    axes = figure.subplots()
+    names = ("faithfulness", "completeness", CONTROL)
+    labels = ("faithfulness (wanted: 1)", "completeness (wanted: 0)", "faithfulness of random nodes")
+    for name, label, colour, marker in zip(names, labels, _COLOURS, "os^", strict=True):
+        curve = getattr(found, name)
+        axes.plot(found.sizes, curve.estimate, marker=marker, markersize=4, color=colour, label=label)
+        axes.fill_between(found.sizes, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    for level in (0.0, 1.0):
+        axes.axhline(level, color=_FAINT, linewidth=1, zorder=0)
+    axes.set(xscale="log", xlabel="nodes in the circuit (log scale)", ylabel="share of F(model) - F(empty)")
+    ticks = [size for size in found.sizes if str(size)[0] in "125" and not str(size)[1:].strip("0")]
+    if len(ticks) > 1:
+        axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+        axes.set_xticks([], minor=True)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    return _drawn(figure, "curves", "Faithfulness, completeness and random nodes against circuit size")
+
+
+def _scatter(found: Quality, unit: str) -> Markup:
+    """Attribution against exact effect: every node, and the weaker ones alone, which the strong ones would hide."""
+    figure, sample = _figure(7.6, 4.1), found.sample
+    pairs = zip(sample.attribution.tolist(), sample.exact.tolist(), strict=True)
+    reach = sorted(max(abs(one), abs(other)) for one, other in pairs) or [0.0]
+    limits = {"all sampled nodes": reach[-1], "the weaker three quarters, enlarged": reach[3 * (len(reach) - 1) // 4]}
+    panels = {title: limit for title, limit in limits.items() if limit}
+    for axes, title in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
+        _points_within(axes, found, panels[title])
+        axes.set(xlabel=f"attribution ({unit})", ylabel=f"exact effect ({unit})", title=title)
+    if panels:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=3)
+    return _drawn(figure, "scatter", "Attribution of sampled nodes against the exact effect of ablating each")
+
+
+def _points_within(axes: Any, found: Quality, limit: float) -> None:
+    """The sampled nodes of which neither number exceeds `limit`, by stratum, and the line on which both agree."""
+    table = torch.stack([found.sample.attribution, found.sample.exact], -1)
+    near = table.abs().amax(-1) <= limit
+    for i, colour, marker in zip((2, 1, 0), reversed(_COLOURS), "^so", strict=True):
+        points = table[near & (found.sample.stratum == i)].unbind(-1)
+        axes.scatter(*points, s=15, c=colour, marker=marker, alpha=0.75, linewidths=0, label=f"{STRATA[i]} nodes")
+    axes.axline((0, 0), slope=1, color=_FAINT, linewidth=1, zorder=0)
+    low, high = float(table[near].min().clamp(max=0)), float(table[near].max().clamp(min=0))
+    edges = low - 0.08 * limit, high + 0.08 * limit
+    axes.set(xlim=edges, ylim=edges, aspect="equal")
+    axes.locator_params(nbins=5)
+
+
+def _figure(width: float, height: float) -> Any:
+    import matplotlib.figure  # the figure alone: no window, whatever the machine
+
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def _drawn(figure: Any, name: str, label: str) -> Markup:
+    """A figure as SVG to stand in the page: its colours the page's, its names its own, no address in it."""
+    import matplotlib as mpl
+
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+        axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(_FAINT)
+        for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+            text.set(color=_INK, fontsize=10)
+    for legend in figure.legends:
+        for text in legend.get_texts():
+            text.set_color(_INK)
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    return Markup(_embedded(out.getvalue(), name, label))
+
+
+def _embedded(svg: str, name: str, label: str) -> str:
+    """An SVG file of matplotlib's as an element of an HTML page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    for drawn, own in {**_COLOURS, _INK: "var(--ink)", _FAINT: "var(--faint)"}.items():
+        svg = svg.replace(drawn, own)
+    svg = re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font: \1px var(--sans)", svg)
+    size = re.compile(r'(<svg[^>]*?) width="[^"]*"')
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return size.sub(rf'\1 role="img" aria-label="{Markup.escape(label)}"', svg, count=1).strip()
+
+
+# ------------------------------------------------------------------------------------------ wording
+
+
+def _metric(circuit: Circuit) -> str:
+    """As `report.metric_text`, with this page's way of showing tokens."""
+    name = {row["neuron"]: f"“{token(row['token'])}”" for row in circuit.rows("logit")}
+    kind = tables.METRIC_NAMES[circuit.settings.metric]
+    targets, foils = (", ".join(name[one] for one in ids) for ids in (circuit.target_ids, circuit.foil_ids))
+    return f"{kind} {targets} minus {foils}" if circuit.settings.metric == "difference" else f"{kind} {targets}"
+
+
+def _places(circuit: Circuit) -> str:
+    places = ", ".join(f"{at} (“{token(circuit.tokens[at])}”)" for at in circuit.positions)
+    return f"position {places}" if len(circuit.positions) == 1 else f"positions {places}"
+
+
+def _node(row: dict[str, Any]) -> str:
+    """As `report.node_text`: layer and neuron, or what it embeds or predicts, at its position."""
+    if row["kind"] == "neuron":
+        return f"L{row['layer']} N{row['neuron']} @{row['position']} “{token(row['token'])}”"
+    return f"{row['kind']} “{token(row['token'])}” @{row['position']}"
+
+
+def _method(circuit: Circuit) -> str:
+    chosen = circuit.settings
+    text = f"{chosen.method}: {_METHODS[chosen.method]}"
+    if chosen.method == "relp" and chosen.rules != RULES:
+        text += f", with the rules {', '.join(sorted(chosen.rules)) or 'none'}"
+    if chosen.method in PATH_METHODS:
+        text += f", {chosen.steps} steps"
+    return f"{text}, seed {chosen.seed}" if chosen.method == "random" else text
+
+
+def _against(circuit: Circuit) -> str:
+    names = {"zero": "an activation of zero", "mean": "its mean over reference prompts"}
+    return names.get(circuit.settings.baseline, "its activation on the counterfactual prompt")
+
+
+def _selection(circuit: Circuit) -> str:
+    kept = circuit.selection
+    forms = {"nodes": "the {:,} strongest", "threshold": "at least {:g} of the |metric|", "mass": "{:.0%} of the mass"}
+    words = [form.format(kept[name]) for name, form in forms.items() if kept.get(name) is not None]
+    words += ["first position left out"] if kept.get("skip_first") else []
+    words += [f"{len(kept['exclude'])} neurons left out by name"] if kept.get("exclude") else []
+    dropped = circuit.n_selected - circuit.n_nodes
+    words += [f"{dropped:,} of {circuit.n_selected:,} then pruned"] if dropped else []
+    return ", ".join(words) or "-"
+
+
+def _pruning(circuit: Circuit) -> str:
+    rules = {name: value for name, value in (circuit.selection.get("pruning") or {}).items() if value}
+    return f" ({', '.join(f'{name} {value}' for name, value in rules.items())})" if rules else ""
+
+
+def _unit(circuit: Circuit) -> str:
+    return tables._unit(circuit)
+
+
+def _arguments(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def _at(curve: Interval, index: int | None = None) -> tuple[float, float, float]:
+    """Estimate and both ends, of a curve at one of its sizes or of a single number."""
+    values = (getattr(curve, name) for name in ("estimate", "low", "high"))
+    estimate, low, high = (float(value if index is None else value[index]) for value in values)
+    return estimate, low, high
+
+
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:z.3f}"  # z: no minus before 0.000
+
+
+def _ends(low: float, high: float) -> str:
+    return f"[{_number(low)}, {_number(high)}]"
+
+
+def _percent(point: tuple[float, float, float]) -> str:
+    if any(math.isnan(value) for value in point):
+        return "an undefined share"
+    estimate, low, high = point
+    return f"{estimate:z.1%} (95 % interval {low:z.1%} to {high:z.1%})"
+
+
+def _span(size: Size) -> str:
+    return " to ".join("not reached" if end is None else f"{end:,}" for end in (size.low, size.high))
+
+
+def _bars(values: Sequence[float | None]) -> list[Bar]:
+    """Bars on one scale, which reaches from the lowest value, or 0, to the highest, or 0."""
+    known = [value if value is not None and math.isfinite(value) else 0.0 for value in values]
+    low, high = min([0.0, *known]), max([0.0, *known])
+    span = (high - low) or 1.0
+
+    def percent(length: float) -> float:
+        return round(100 * length / span, 1)
+
+    return [
+        Bar(percent(min(one, 0.0) - low), percent(abs(one)), percent(-low), "plus" if one >= 0 else "minus")
+        for one in known
+    ]

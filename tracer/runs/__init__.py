@@ -1,0 +1,7 @@
+"""Jobs over many prompts: planned, mapped over workers, committed unit by unit, finished.
+
+Knows job files, workers and their deaths, and when a run is complete. Refuses to know the method: a unit of work calls
+the public functions of `attribution` and `evaluation`.
+
+Door: `driver.run` and `Run`, `jobs.load_job`, `status`, `plan`, `finish`, `report`; Ray is in `workers.cluster` alone.
+"""

@@ -1,0 +1,558 @@
+"""One run: planned, mapped over workers, committed unit by unit, finished; and gone on with where it stopped.
+
+Whatever ends a run, what was committed stays, and the same command goes on from there: the tables at the end are those
+of an undisturbed run. Knows the order in which things happen and are written. Refuses to know how a prompt is traced
+(runs/units/shards.py), who does it (runs/workers/scheduler.py) and how files are written (store/run_folder.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pyarrow as pa
+
+from tracer import data
+from tracer.circuit.circuit import provenance
+from tracer.errors import RunError, TracerError, quoted
+from tracer.runs.finish import finish_run
+from tracer.runs.jobs import BenchmarkJob, Job, load_job
+from tracer.runs.plan import local
+from tracer.runs.status import State, Status, Tally
+from tracer.runs.units.shards import input_row
+from tracer.runs.workers.messages import Died, Order, Pool, Setup, Started
+from tracer.runs.workers.placement import Placing, check_asked, place
+from tracer.runs.workers.scheduler import Limits, Runner
+from tracer.store import parquet
+from tracer.store.run_folder import Commit, RunFolder
+
+Watch = Callable[[Status], None]
+
+_PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight")
+"""Those whose version decides numbers."""
+_WORKER = "tracer.runs.worker:Worker"
+START, START_REMOTE = 600.0, 3600.0
+_WRITE_EVERY = 2.0  # seconds between two writings of progress.json
+_FEW = 20  # prompts before a share of failures says anything
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended.
+
+    Attributes:
+        job: what was run. address: where its folder is.
+        status: what became of its prompts. resumed: units that were there before.
+        seconds: this call took.
+    """
+
+    job: Job
+    address: str
+    status: Status
+    resumed: int
+    seconds: float
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its folder."""
+        return RunFolder(self.address)
+
+    def table(self, name: str) -> pa.Table:
+        """A table as a whole: ``prompts``, ``nodes``, ``edges``, or ``neurons``, ``edges_mean``, ``top_prompts``,
+        ``failed``, ``circuit``.
+
+        Raises:
+            RunError: the run has no such table.
+        """
+        folder = self.folder
+        if name in ("prompts", "nodes", "edges"):
+            parts = [folder.read_table(one.files[name]) for one in folder.commits() if name in one.files]
+        else:
+            there = folder.place.exists(f"{name}.parquet")
+            parts = [folder.read_table(f"{name}.parquet")] if there else []
+        if not parts:
+            raise RunError(f"table {quoted(name)}", "is not among this run's", "see 'tracer status'")
+        return pa.concat_tables(parts)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was told to stop: what is committed is kept. `code` is the exit code of the signal."""
+
+    def __init__(self, status: Status, number: int) -> None:
+        super().__init__(f"{status.done:,} of {status.n_prompts:,} done")
+        self.status, self.code = status, 128 + number
+
+
+def run(
+    job: str | Path | Mapping[str, Any] | Job,
+    out: str | Path,
+    *,
+    set: Sequence[str] = (),
+    ray: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    threads: int = 1,
+    strict: bool = False,
+    retry_failed: bool = False,
+    overwrite: bool = False,
+    start_timeout: float | None = None,
+    watch: Watch | None = None,
+    note: Callable[[str], None] | None = None,
+    pool: Pool | None = None,
+    factory: str = _WORKER,
+) -> Run:
+    """Run a job into a folder; a folder that holds a part of the same job is gone on with.
+
+    Every prompt of the input gets exactly one row, ``ok``, ``failed`` or ``quarantined``; the tables are the same,
+    bit for bit, however many workers there were, wherever, and however often the run was stopped. Only what takes a
+    batch apart changes last bits: two processes that die on it, memory that runs out, `retry_failed`; with ``batch: 1``
+    in the job not even that does.
+
+    Args:
+        job: a job file, its content, or a record of runs/jobs.py. set: changes to it, ``key=value``.
+        out: the run folder: a path, or ``s3://`` or ``gs://``.
+        ray: None for processes of this machine; ``local`` for a Ray of its own here; ``auto`` or an address for a
+            running cluster.
+        workers: how many processes hold a model; by default one for every GPU, or for every core as memory allows, and
+            one where the model is remote. Requests to a service are shared out among them (the job's `in_flight`).
+        gpus_per_worker: a part of a GPU, or several for a model with ``device_map``.
+        threads: of torch, of each worker on a CPU; a resumed run keeps those it was begun with.
+        strict: raise at the end if a prompt failed.
+        retry_failed: do the prompts again that failed or were quarantined.
+        overwrite: replace another job's run.
+        start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
+            pass first.
+        watch: told how far the run is, about every second.
+        note: told what the planner has to say, e.g. that some prompts are too long.
+        pool, factory: other workers, for tests.
+
+    Raises:
+        JobError: the job or its data. ModelError: the model. RunError: the folder, the workers, too many failures, or
+            with `strict` any. Stopped: SIGINT or SIGTERM came.
+    """
+    chosen, started = load_job(job, set), time.perf_counter()
+    check_asked(chosen, workers, gpus_per_worker)
+    folder = RunFolder(out)
+    with ExitStack() as stack:
+        stack.enter_context(_as_run_error(folder))
+        folder.check()
+        lease = stack.enter_context(folder.place.locked())
+        signals = stack.enter_context(_Signals())
+        driver = _Driver(chosen, folder, watch, lease.renew, signals)
+        here, real = ray in (None, "local"), pool is None and factory == _WORKER
+        # A new run is planned before it claims the folder, so that what is wrong with it leaves nothing behind.
+        early = real and folder.is_empty()
+        planned = local.before(chosen, workers, gpus_per_worker, here) if early else None
+        driver.plan(threads, overwrite, retry_failed)
+        resumed = driver.tally.committed
+        if driver.is_done:
+            driver.show("done", force=True)
+        else:
+            if real and not early:
+                planned = local.before(chosen, workers, gpus_per_worker, here)
+            if planned is not None and note is not None:
+                for advice in planned.advice:
+                    note(advice)
+            most, driver.room = (planned.workers, planned.room) if planned is not None and here else (None, None)
+            made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
+            stack.callback(made.pool.close)
+            signals.install()  # Ray has put its own in place
+            if note is not None and not here and not made.gpus and not chosen.remote and chosen.device is None:
+                note("the cluster shows no GPU now, so workers run on CPUs; if it grows, use --gpus-per-worker 1")
+            setup = Setup(
+                folder=str(out) if folder.place.local is None else str(folder.place.local.absolute()),
+                job=chosen.model_dump(mode="json"),
+                factory=factory,
+                threads=driver.record["threads"],
+                cpus=made.cpus,
+                gpus=made.gpus,
+                in_flight=made.in_flight,
+            )
+            if start_timeout is None:
+                start_timeout = START_REMOTE if chosen.remote else START
+            driver.drive(made, setup, start_timeout)
+    result = Run(chosen, str(out), driver.status("done"), resumed, time.perf_counter() - started)
+    if strict and result.status.failed:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(result.status.errors.items()))
+        raise RunError(
+            f"{result.status.failed} of {result.status.n_prompts} prompts",
+            f"failed ({counts}), and the run is strict",
+            f"see {folder.place}/failed.parquet; --retry-failed does them again",
+        )
+    if result.status.done and not result.status.statuses.get("ok"):
+        name, count = max(result.status.errors.items(), key=lambda item: item[1])
+        raise RunError(
+            f"all {result.status.done} prompts",
+            f"failed (most often {name}, {count} times)",
+            f"see {folder.place}/failed.parquet and mend the job or its input; --retry-failed does them again",
+        )
+    return result
+
+
+class _Driver:
+    """What a driver keeps while it runs."""
+
+    def __init__(
+        self, job: Job, folder: RunFolder, watch: Watch | None, renew: Callable[[], None], signals: _Signals
+    ) -> None:
+        self.job, self.folder, self.watch, self.renew, self.signals = job, folder, watch, renew, signals
+        self.kind = job.kind
+        self.tally, self.record = Tally(), dict[str, Any]()
+        self.runner: Runner | None = None
+        self._redo: dict[int, Commit] = {}
+        self._committed = bytearray()
+        self._started, self._written, self._shown = time.time(), 0.0, 0.0
+        self._first: float | None = None
+        self._before = 0
+        self._journal: dict[str, Any] = {"deaths": {}, "quarantined": {}}
+        self._session = Tally()
+        self._state: State = "starting"
+        self._rate: float | None = None
+        self.room: int | None = None  # bytes that a batch may use here, as planned
+
+    # -------------------------------------------------------------------------------------- planning
+
+    def plan(self, threads: int, overwrite: bool, retry_failed: bool) -> None:
+        """Find out what is to be done: all of it, or what an earlier run left."""
+        there = None if self.folder.is_empty() else self._there(overwrite)
+        content = _digest(self.job)
+        if there is not None and not overwrite and self.folder.has_commits():
+            _check_same(self.folder, there, self.job, content)
+        mine = there is not None and there.get("fingerprint") == _fingerprint(self.job, content)
+        if mine and there is not None and not overwrite and _resumable(there):
+            self.record = there
+        else:
+            self._begin(content, threads)
+        self._committed = bytearray(self.n_units)
+        self._resume(retry_failed)
+        self.show("starting", force=True)
+
+    def _there(self, overwrite: bool) -> dict[str, Any] | None:
+        try:
+            there = self.folder.record()
+        except RunError:
+            if not overwrite:
+                raise
+            return None
+        if there is None:
+            rule = "holds files that are not a run"
+            raise RunError(f"folder {quoted(str(self.folder.place), 300)}", rule, "choose another with --out")
+        return there
+
+    def _begin(self, content: str, threads: int) -> None:
+        """Plan a new run: its input in shards, then the record that makes it one."""
+        self.folder.clear()
+        self.show("planning", force=True)
+        if isinstance(self.job, BenchmarkJob):
+            n_prompts = n_units = len(self.job.combinations())
+        else:
+            rows = data.read(self.job.source)
+            n_prompts = self.folder.write_input((input_row(row) for row in self._counted(rows)), self.job.shard_size)
+            n_units = -(-n_prompts // self.job.shard_size)
+        self.record = {
+            "kind": self.kind,
+            "fingerprint": _fingerprint(self.job, content),
+            **provenance(),
+            "job": self.job.model_dump(mode="json"),
+            "numbers": self.job.numbers(),
+            "input": content,
+            "threads": threads,
+            "n_prompts": n_prompts,
+            "n_units": n_units,
+            "plan": None if self.kind == "benchmark" else self.folder.digest_input(),
+        }
+        self.folder.begin(self.record)
+
+    def _counted(self, rows: Iterator[data.Row]) -> Iterator[data.Row]:
+        """The rows, as they are planned."""
+        for count, row in enumerate(rows, 1):
+            if self.signals.number:
+                raise self._stopped()
+            if not count % 1000:
+                self.record["n_prompts"] = count
+                self.show("planning")
+            yield row
+
+    def _stopped(self) -> Stopped:
+        self.show("stopped", force=True, message=f"stopped by {signal.Signals(self.signals.number).name}")
+        return Stopped(self.status("stopped"), self.signals.number)
+
+    def _resume(self, retry_failed: bool) -> None:
+        """Trust what is committed and intact; sweep away what is not."""
+        if self.kind == "dataset":
+            planned = (*self.folder.count_input(), self.folder.digest_input())
+            if planned != (self.record["n_prompts"], self.n_units, self.record.get("plan")):
+                raise RunError("file 'input.parquet'", "is not the one that was planned", "use --overwrite")
+        with suppress(RunError, KeyError):  # a journal that cannot be read costs some attempts, no result
+            found = self.folder.place.read_json("_journal/deaths.json")
+            self._journal = {"deaths": found["deaths"], "quarantined": found["quarantined"]}
+        kept: list[str] = []
+        damaged: list[int] = []
+        for commit in self.folder.commits(damaged):
+            if self.folder.problems(commit) or commit.shard >= self.n_units:
+                damaged.append(commit.shard)
+                continue
+            kept += commit.files.values()
+            self.tally.add(commit)
+            self._committed[commit.shard] = 1
+            if retry_failed and commit.n_prompts > commit.statuses.get("ok", 0):
+                self._redo[commit.shard] = commit
+        for unit in damaged:
+            self.folder.uncommit(unit)
+        if damaged or self._redo:
+            self.folder.unfinish()
+        if self._redo:
+            self._journal = {"deaths": {}, "quarantined": {}}
+            self._write_journal()
+        self.folder.sweep(kept)
+
+    @property
+    def n_units(self) -> int:
+        """Units of the run."""
+        return int(self.record["n_units"])
+
+    @property
+    def n_left(self) -> int:
+        """Units to do."""
+        return self.n_units - self.tally.committed + len(self._redo)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.n_left and self.folder.place.exists("_SUCCESS.json") and not self.folder.unmade()
+
+    # --------------------------------------------------------------------------------------- running
+
+    def drive(self, made: Placing, setup: Setup, start_timeout: float) -> None:
+        """Do every unit, then what comes after all of them."""
+        limits = Limits(start=start_timeout, prompt=getattr(self.job, "prompt_timeout", None))
+        self.runner = Runner(
+            pool=made.pool,
+            setup=setup,
+            workers=made.workers,
+            limits=limits,
+            started=self._on_start,
+            heard=lambda: self.show(self._state),
+            died=self._on_death,
+            stop=lambda: bool(self.signals.number),
+            deaths={int(prompt): count for prompt, count in self._journal["deaths"].items()},
+            quarantined={int(prompt): tuple(why) for prompt, why in self._journal["quarantined"].items()},
+        )
+        try:
+            for report in self.runner.map(self._orders()):
+                self._commit(Commit.of(report))
+            if not self.signals.number:
+                self._finish()
+        except TracerError as error:
+            self.show("failed", force=True, message=str(error))
+            raise
+        if self.signals.number:
+            raise self._stopped()
+        self.show("done", force=True)
+
+    def _orders(self) -> Iterator[Order]:
+        for unit in range(self.n_units):
+            if not self._committed[unit]:
+                yield Order(unit=unit)
+        for unit, commit in sorted(self._redo.items()):
+            yield Order(unit=unit, files=commit.files, only=self._failed_of(commit))
+
+    def _failed_of(self, commit: Commit) -> tuple[int, ...]:
+        prompts = self.folder.read_table(commit.files["prompts"], ["prompt_id", "status"]).to_pylist()
+        return tuple(row["prompt_id"] for row in prompts if row["status"] != "ok")
+
+    def _on_start(self, event: Started) -> int | None:
+        """The first worker settles the model and the memory of a batch; every other must have the same model."""
+        model = event.model.model_dump(mode="json")
+        if "model" not in self.record:
+            batch = {"model": model, "memory": min(event.budget, self.room or event.budget)}
+            self.record |= batch
+            self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
+        elif self.record["model"] != model:
+            differing = [name for name, value in model.items() if self.record["model"].get(name) != value]
+            raise RunError(
+                f"the model on {event.where}",
+                f"is not the one the run was begun with ({', '.join(differing)} differ)",
+                "load the same weights everywhere, or begin anew with --overwrite",
+            )
+        if self._first is None:
+            self._first, self._before = time.monotonic(), self.tally.statuses.total()
+        if self._state == "starting":
+            self._state = "running"
+        return int(self.record["memory"])
+
+    def _on_death(self, event: Died) -> None:
+        assert self.runner is not None
+        if event.prompts:
+            self._journal = {
+                "deaths": {str(prompt): count for prompt, count in self.runner.deaths.items()},
+                "quarantined": {str(prompt): list(why) for prompt, why in self.runner.quarantined.items()},
+            }
+            self._write_journal()
+
+    def _write_journal(self) -> None:
+        self.folder.place.write_json("_journal/deaths.json", self._journal)
+
+    def _commit(self, commit: Commit) -> None:
+        old = self._redo.pop(commit.shard, None)
+        self.folder.commit(commit)
+        if old is not None:
+            self.tally.add(old, -1)
+            for name in old.files.values():
+                self.folder.place.remove(name)
+        self.tally.add(commit)
+        self._committed[commit.shard] = 1
+        self._session.add(commit)
+        done, failed = self._session.statuses.total(), self._session.errors.total()
+        most = getattr(self.job, "max_error_rate", 1.0)
+        if done >= _FEW and failed > most * done:
+            name, count = self._session.errors.most_common(1)[0]
+            raise RunError(
+                f"{failed} of {done} prompts",
+                f"failed, more than the {most:.0%} that is allowed (most often {name}, {count} times)",
+                "see 'tracer status', mend the input or raise max_error_rate, and use --retry-failed",
+            )
+        self.show(self._state)
+
+    def _finish(self) -> None:
+        """Everything that is made of all units; the mark that the run is whole comes last."""
+        assert self.runner is not None
+        self._state = "finishing"
+        self.show(self._state, force=True)
+        commits = list(self.folder.commits())
+        self.folder.sweep(name for commit in commits for name in commit.files.values())
+        finish_run(self.job, self.folder, commits, self.record, self._asked)
+        if not self.signals.number:
+            done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
+            done["files"] = self.folder.made()
+            self.folder.place.write_json("_SUCCESS.json", done)
+
+    def _asked(self) -> dict[str, Any] | None:
+        """What a worker says of the whole run; None if the run was stopped meanwhile."""
+        assert self.runner is not None
+        found = [one.outcome for one in self.runner.map([Order(unit=self.n_units, finish=True)])]
+        return None if self.signals.number else found[0]
+
+    # ------------------------------------------------------------------------------------ being watched
+
+    def status(self, state: State, message: str | None = None) -> Status:
+        """How far it is."""
+        runner = self.runner
+        in_flight = 0 if runner is None or self.kind == "benchmark" else runner.in_flight
+        if self._first is not None and state == "running":
+            new = self.tally.statuses.total() - self._before + in_flight
+            self._rate = new / max(1e-9, time.monotonic() - self._first)
+        return Status(
+            kind=self.kind,
+            state=state,
+            n_units=int(self.record.get("n_units", 0)),
+            n_prompts=int(self.record.get("n_prompts", 0)),
+            in_flight=in_flight,
+            workers=0 if runner is None else runner.n_ready,
+            deaths=0 if runner is None else runner.broken,
+            rate=self._rate,
+            started=self._started,
+            updated=time.time(),
+            message=message,
+            waiting=runner.waiting or None if runner is not None and state == "running" else None,
+            **self.tally.record(),
+        )
+
+    def show(self, state: State, force: bool = False, message: str | None = None) -> None:
+        """Tell whoever watches, and write progress.json, now and then."""
+        now = time.monotonic()
+        self.renew()
+        if not force and now - min(self._shown, self._written) < 0.5:
+            return
+        status = self.status(state, message)
+        if self.watch is not None and (force or now - self._shown >= 0.5):
+            self._shown = now
+            self.watch(status)
+        if force or now - self._written >= _WRITE_EVERY:
+            self._written = now
+            self.folder.place.write_json("progress.json", status.model_dump(mode="json"))
+
+
+def _digest(job: Job) -> str:
+    """What everything is that a job reads, by content."""
+    if isinstance(job, BenchmarkJob):
+        return "none"
+    tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
+    found = [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
+    return found[0] if len(found) == 1 else parquet.fingerprint({"sources": found})
+
+
+def _fingerprint(job: Job, content: str) -> str:
+    return parquet.fingerprint({"job": job.numbers(), "input": content, "schema": parquet.SCHEMA_VERSION})
+
+
+def _resumable(there: Mapping[str, Any]) -> bool:
+    """Whether the versions that decide numbers are those of now."""
+    now = provenance()["packages"]
+    return all(there.get("packages", {}).get(name) == now[name] for name in _PACKAGES)
+
+
+def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: str) -> None:
+    """Refuse to go on with anything but the same job on the same input with the same packages."""
+    value, again = f"folder {quoted(str(folder.place), 300)}", "choose another with --out, or pass --overwrite"
+    if there.get("kind") != job.kind:
+        raise RunError(value, f"holds a run of another kind ({there.get('kind')})", again)
+    if there.get("numbers") != (mine := job.numbers()):
+        known = there.get("numbers") or {}
+        differing = sorted(name for name in {*mine, *known} if mine.get(name) != known.get(name))
+        raise RunError(value, f"holds another run: {', '.join(differing)} differ", again)
+    if there.get("input") != content:
+        raise RunError("the input", f"has changed since the run in {folder.place} was planned", again)
+    if not _resumable(there):
+        was, now = there.get("packages", {}), provenance()["packages"]
+        told = ", ".join(f"{name} {was.get(name)}, now {now[name]}" for name in _PACKAGES if was.get(name) != now[name])
+        raise RunError(value, f"was begun with other versions ({told})", "install those, or pass --overwrite")
+
+
+@contextmanager
+def _as_run_error(folder: RunFolder) -> Iterator[None]:
+    """What a file system refuses is the user's to mend."""
+    try:
+        yield
+    except OSError as error:
+        rule = f"cannot be written or read ({error.strerror or error})"
+        step = "make room or choose another with --out; what is committed is kept, repeat the command to go on"
+        raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, step) from error
+
+
+class _Signals:
+    """SIGINT and SIGTERM as a number that is asked for; the second one acts at once. Elsewhere than in the main thread
+    nothing is caught."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Catch them from now on, also where something else has begun to."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                found = signal.signal(number, self._catch)
+                self._before.setdefault(int(number), found)
+
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, self._before[number])
+            os.kill(os.getpid(), number)
+        self.number = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

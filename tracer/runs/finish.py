@@ -1,0 +1,120 @@
+"""What is made of a run when all its units are there: tables over all prompts, and what a worker says of the whole.
+
+Knows which files a finished run holds. Each is a function of the committed tables alone, in the order of their units,
+so that a run that was stopped and gone on with ends with the same bytes. Refuses to know workers and when it is called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+
+from tracer.errors import RunError
+from tracer.evaluation.curves import Curves
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job
+from tracer.runs.report import evaluation_csv, evaluation_plot
+from tracer.runs.units import benchmark_report
+from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
+from tracer.runs.units.dataset_circuit import circuit_table, mean_metric, mean_of
+from tracer.settings import ModelRecord
+from tracer.store import aggregation, edge_means, schemas
+from tracer.store.parquet import writer
+from tracer.store.run_folder import Commit, RunFolder
+
+TOP = 10
+"""Prompts kept of each neuron in top_prompts.parquet."""
+
+Ask = Callable[[], dict[str, Any] | None]
+
+
+def finish_run(job: Job, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any], ask: Ask) -> None:
+    """Write every file of the whole run but the mark that it ended.
+
+    Args:
+        ask: has a worker judge the run; None where the run was stopped meanwhile.
+    """
+    if isinstance(job, BenchmarkJob):
+        _finish_benchmark(benchmark_result(job, folder, commits, record), folder)
+    else:
+        _finish_dataset(job, folder, commits, ask)
+
+
+# ------------------------------------------------------------------------------------------------ a dataset
+
+
+def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], ask: Ask) -> None:
+    nodes, edges = ([one.files[name] for one in commits if name in one.files] for name in ("nodes", "edges"))
+    place = folder.place
+    paths = [place.path(name) for name in nodes]
+    _write_failed(folder, commits)
+    folder.write_table("neurons.parquet", aggregation.neurons(paths, place.fs))
+    folder.write_table("top_prompts.parquet", aggregation.top_prompts(paths, place.fs, TOP))
+    if edges:
+        with place.writing("edges_mean.parquet") as file:
+            edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
+    if job.circuit != "none" and (mean := mean_of(folder, commits)) is not None:
+        metric = mean_metric((folder.read_table(one.files["prompts"]) for one in commits), mean.length)
+        folder.write_table("circuit.parquet", circuit_table(job, mean, metric))
+    if job.evaluate is None and not job.quality:
+        return
+    if (said := ask()) is None:
+        return
+    for name, content in said.items():
+        place.write(f"{name}.json", json.dumps(content, indent=1, allow_nan=True).encode())
+    if "evaluation" in said:
+        made = Curves.model_validate(said["evaluation"]["curves"])
+        place.write("evaluation.csv", evaluation_csv(made))
+        place.write("evaluation.png", evaluation_plot(made, said["evaluation"]))
+
+
+def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
+    """The rows of all prompts without a result, one shard's at a time in memory."""
+    with folder.place.writing("failed.parquet") as file, writer(file, schemas.PROMPTS) as parquet:
+        for commit in commits:
+            if commit.n_prompts > commit.statuses.get("ok", 0):
+                table = folder.read_table(commit.files["prompts"])
+                parquet.write_table(table.filter(pc.field("status") != "ok").cast(schemas.PROMPTS))
+
+
+# ---------------------------------------------------------------------------------------------- a benchmark
+
+
+def benchmark_result(
+    job: BenchmarkJob, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any], resumed: int = 0
+) -> BenchmarkResult:
+    """A benchmark's outcomes from its commits.
+
+    Raises:
+        RunError: a commit without one.
+    """
+    outcomes = []
+    for commit in commits:
+        if commit.outcome is None:
+            raise RunError(f"commit {commit.shard}.json", "holds no outcome", "delete it and repeat the run command")
+        outcomes.append(Outcome.model_validate(commit.outcome))
+    model = ModelRecord.model_validate(record["model"])
+    seconds = sum(one.attribution_seconds + one.evaluation_seconds for one in outcomes)
+    return BenchmarkResult(job, model, tuple(outcomes), str(folder.place), resumed, seconds)
+
+
+def _finish_benchmark(result: BenchmarkResult, folder: RunFolder) -> None:
+    outcomes = [one.model_dump(mode="json") for one in result.outcomes]
+    folder.place.write("results.json", json.dumps({"outcomes": outcomes}).encode())
+    for name, content in benchmark_report.files(result):
+        folder.place.write(name, content)
+
+
+def tables_of(folder: RunFolder) -> dict[str, list[str]]:
+    """Every table of a run and its files, as full paths for Arrow and DuckDB; only what is committed."""
+    found: dict[str, list[str]] = {}
+    for commit in folder.commits():
+        for name, file in commit.files.items():
+            if name != "means":
+                found.setdefault(name, []).append(folder.place.path(file))
+    for name in ("neurons", "edges_mean", "top_prompts", "failed", "circuit"):
+        if folder.place.exists(f"{name}.parquet"):
+            found[name] = [folder.place.path(f"{name}.parquet")]
+    return found

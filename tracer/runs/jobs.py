@@ -1,0 +1,410 @@
+"""Job files: the record of a dataset run and of a benchmark, read from YAML, with every value checked.
+
+Knows a job's keys, which of them go together, and which decide a run's numbers. A key that would have no effect is
+refused. Refuses to know YAML and overrides (runs/yamlfile.py), models, prompts, and how a job is run; paths stay as
+they are written.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+
+from tracer.attribution.pruning import Pruning
+from tracer.attribution.selection import check_selection
+from tracer.data.source import ROW_FIELDS, Source, Structure
+from tracer.errors import JobError, quoted
+from tracer.records import Count, Name, Natural, Record, as_list, is_list
+from tracer.runs.yamlfile import check_keys, override, parsed
+from tracer.settings import (
+    DEFAULT_STEPS,
+    DEFAULT_TOP_K,
+    IN_FLIGHT,
+    PATH_METHODS,
+    SUMS_OF_LOGITS,
+    Baseline,
+    Basis,
+    Method,
+    MetricKind,
+    Rule,
+    Settings,
+    settings,
+)
+
+Ranking = Literal["absolute", "signed"]
+Ablation = Literal["zero", "mean", "counterfactual", "resample"]
+
+
+NO_BASELINE = "none"
+"""How a method without a baseline, `random`, is listed; it runs once."""
+
+WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host", "in_flight"})
+"""Keys of a job that do not decide its numbers."""
+
+# ------------------------------------------------------------------------------------------- kinds of values
+
+
+def _not_a_switch(value: Any) -> Any:
+    """YAML reads `on`, `yes` and `true` as a switch, which Python would take for 1."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _neuron(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]+/[0-9]+", value):
+        return tuple(int(part) for part in value.split("/"))
+    if is_list(value) and len(value) == 2:
+        return value
+    raise ValueError("must be neurons as LAYER/NEURON, e.g. exclude: [3/120]")
+
+
+# Whole numbers are strict: "5", 5.0 and true are mistakes. Other numbers may be text, as YAML reads 1e-3.
+Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_not_a_switch)]
+Sizes = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
+Neuron = Annotated[tuple[Natural, Natural], BeforeValidator(_neuron)]
+
+
+def _check_sizes(sizes: tuple[int, ...]) -> None:
+    if not sizes or list(sizes) != sorted(set(sizes)):
+        raise ValueError("sizes must name at least one, each once, and rise")
+
+
+class _ModelOptions(Record):
+    """Which model, and how it is loaded: as in `tracer.load`. `host` of a remote one holds no key; keys are in the
+    workers' environment. `in_flight`: requests that the run has at the service at a time, over all its workers."""
+
+    model: Name = "demo"
+    revision: Name | None = None
+    dtype: Name | None = None
+    device: Name | None = None
+    device_map: Name | None = None
+    attention: Literal["eager", "sdpa"] | None = None
+    remote: bool = False
+    host: Name | None = None
+    weights: Literal["local"] | None = None
+    wire: Literal["float32", "bfloat16"] | None = None
+    in_flight: Count | None = None
+
+    @model_validator(mode="after")
+    def _placed_once(self) -> _ModelOptions:
+        given = [name for name in ("host", "weights", "wire", "in_flight") if getattr(self, name) is not None]
+        if given and not self.remote:
+            raise ValueError(f"{given[0]} has no effect without remote: true")
+        if self.remote and self.weights is None and (self.device or self.device_map):
+            raise ValueError("device and device_map have no effect on a remote model without weights: local")
+        if self.device is not None and self.device_map is not None:
+            raise ValueError("device has no effect together with device_map")
+        return self
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `tracer.load` beside the name, those that are set."""
+        names = ("revision", "dtype", "device", "device_map", "attention", "host", "weights", "wire")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return given | {"remote": True} if self.remote else given
+
+    @property
+    def requests(self) -> int:
+        """How many of a remote run are in flight at a time: `in_flight`, or as many as by default."""
+        return self.in_flight or IN_FLIGHT
+
+    def numbers(self) -> dict[str, Any]:
+        """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""
+        return self.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
+
+
+# -------------------------------------------------------------------------------------------- the dataset job
+
+
+class Evaluate(Record):
+    """How the circuit of a dataset is tested: by ablation on other prompts, as in `tracer.evaluate`.
+
+    Attributes:
+        test: held-out prompts, all of one length. reference: prompts behind the ablations ``mean`` and ``resample``.
+        sizes: nodes of the circuits (neurons, of a position-free circuit), rising.
+        minimality: of a circuit of so many nodes, how much faithfulness each of them holds alone; not measured if None.
+        seed: of the random control, the resampled prompts and the intervals.
+    """
+
+    test: Source
+    ablation: Ablation = "mean"
+    sizes: Sizes
+    minimality: Count | None = None
+    reference: Source | None = None
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Evaluate:
+        _check_sizes(self.sizes)
+        if self.reference is not None and self.ablation in ("zero", "counterfactual"):
+            raise ValueError(f"reference has no effect with ablation {self.ablation!r}")
+        if self.test.most == 1:
+            raise ValueError("test must have at least 2 prompts, for intervals")
+        return self
+
+
+class PruningRules(Record):
+    """Which edges are kept; the fields of `tracer.Pruning`."""
+
+    share: Real | None = None
+    attribution: Real | None = None
+    top: Count | None = None
+    node_influence: Real | None = None
+    edge_influence: Real | None = None
+    drop_dangling: bool = False
+
+
+class DatasetJob(_ModelOptions):
+    """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
+
+    Attributes:
+        model, revision, dtype, device, device_map, attention: as in `tracer.load`.
+        input: where the prompts come from. limit: only so many, the first.
+        shard_size: prompts in one unit of work.
+        method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
+        reference: prompts of the baseline ``mean``, which needs them.
+        nodes, threshold, mass, skip_first, exclude: which nodes of a prompt are kept, as in `tracer.trace`.
+        edges: trace the edges between them; by default where the metric is a sum of logits.
+        pruning: which edges are kept.
+        circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
+            (neurons, whatever the position), or ``none``.
+        evaluate: how that circuit is tested.
+        quality: for so many prompts, the first, estimates are compared with exact single ablations.
+        batch: prompts computed at once; planned from the memory there is if None.
+        prompt_timeout: seconds after which a prompt counts as hung. retries: of a unit that failed for no prompt's
+            fault. max_error_rate: the share of failed prompts above which the run ends.
+    """
+
+    kind: Literal["dataset"] = "dataset"
+    input: Source
+    limit: Count | None = None
+    shard_size: Count = 64
+    method: Method = "relp"
+    baseline: Baseline = "zero"
+    basis: Basis = "activation"
+    rules: Annotated[tuple[Rule, ...], BeforeValidator(as_list)] | None = None
+    steps: Count = DEFAULT_STEPS
+    metric: MetricKind = "auto"
+    top_k: Count = DEFAULT_TOP_K
+    seed: Natural = 0
+    reference: Source | None = None
+    nodes: Count | None = None
+    threshold: Real | None = None
+    mass: Real | None = None
+    skip_first: bool = False
+    exclude: Annotated[tuple[Neuron, ...], BeforeValidator(as_list)] = ()
+    edges: bool = True
+    pruning: PruningRules | None = None
+    circuit: Literal["none", "aligned", "free"] = "none"
+    evaluate: Evaluate | None = None
+    quality: Natural = 0
+    batch: Count | None = None
+    prompt_timeout: Real = Field(600.0, gt=0)
+    retries: Natural = 3
+    max_error_rate: Real = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> DatasetJob:
+        self.settings()
+        check_selection(self.nodes, self.threshold, self.mass)
+        if self.limit is not None and self.input.limit is not None:
+            raise ValueError("limit and input.limit say the same: leave one of them out")
+        if self.rules is not None and len(set(self.rules)) < len(self.rules):
+            raise ValueError("rules must name each once")
+        if len(set(self.exclude)) < len(self.exclude):
+            raise ValueError("exclude must name each neuron once")
+        if self.baseline == "mean" and self.reference is None:
+            raise ValueError("baseline 'mean' needs reference: the prompts that the mean is over")
+        if self.baseline != "mean" and self.reference is not None:
+            raise ValueError(f"reference has no effect with baseline {self.baseline!r}")
+        self._check_edges()
+        self._check_evaluate()
+        return self
+
+    def _check_edges(self) -> None:
+        if self.metric not in SUMS_OF_LOGITS | {"auto"}:
+            if self.edges and "edges" in self.model_fields_set:
+                raise ValueError(f"edges lead into single logits: with metric {self.metric!r} use edges: false")
+            # Past the frozen record, and left out of `model_fields_set`: another metric may yet be set with --set.
+            object.__setattr__(self, "edges", False)
+        if self.pruning is not None and not self.edges:
+            raise ValueError("pruning has no effect without edges")
+        self.pruning_rules()
+
+    def _check_evaluate(self) -> None:
+        if self.evaluate is None:
+            return
+        if self.circuit == "none":
+            raise ValueError("evaluate has no effect without a circuit: aligned or free")
+        if self.evaluate.test.origin == self.input.origin:
+            raise ValueError("evaluate.test must be other prompts than input, e.g. another split")
+
+    def settings(self) -> Settings:
+        """How nodes are attributed.
+
+        Raises:
+            JobError: settings that do not go together.
+        """
+        return settings(
+            method=self.method,
+            baseline=self.baseline,
+            basis=self.basis,
+            rules=self.rules,
+            steps=self.steps,
+            metric=self.metric,
+            top_k=self.top_k,
+            seed=self.seed,
+        )
+
+    def selection(self) -> dict[str, Any]:
+        """The arguments of `tracer.trace` that say which nodes are kept."""
+        return {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "skip_first", "exclude")}
+
+    def pruning_rules(self) -> Pruning | None:
+        """Which edges are kept; None for the default.
+
+        Raises:
+            JobError: a rule out of range.
+        """
+        return None if self.pruning is None else Pruning(**self.pruning.model_dump())
+
+    @property
+    def source(self) -> Source:
+        """`input`, with the job's own limit."""
+        return self.input if self.limit is None else self.input.model_copy(update={"limit": self.limit})
+
+
+# ------------------------------------------------------------------------------------------------ the benchmark
+
+
+class BenchmarkJob(_ModelOptions):
+    """The agreement benchmark: every structure x method x basis x baseline, found on train pairs, tested on others.
+
+    Attributes:
+        model, revision, dtype, device, device_map, attention: as in `tracer.load`.
+        structures: of the sentences. train, test: pairs of each.
+        methods, bases, baselines: as in `tracer.attribute`; a method is combined with the baselines that have an effect
+            on it, and one that has none (``random``) runs once.
+        ablation: as in `tracer.evaluate`; ``mean`` and ``resample`` take the patch side of the test pairs.
+        sizes: nodes of the circuits, rising. Those above all nodes of a structure are left out there; MIB's shares of
+            all nodes are added, for CPR and CMD.
+        rankings: ``absolute``, strongest attribution first; ``signed``, largest positive attribution first.
+        steps: of the path methods.
+        seed: of the pairs, the method ``random``, the random control and the intervals.
+    """
+
+    kind: Literal["benchmark"] = "benchmark"
+    task: Literal["sva"]
+    structures: Annotated[tuple[Structure, ...], BeforeValidator(as_list)] = get_args(Structure)
+    train: Count = 300
+    test: Annotated[int, Field(ge=2, strict=True)] = 40
+    methods: Annotated[tuple[Method, ...], BeforeValidator(as_list)]
+    bases: Annotated[tuple[Basis, ...], BeforeValidator(as_list)] = get_args(Basis)
+    baselines: Annotated[tuple[Baseline, ...], BeforeValidator(as_list)] = ("counterfactual",)
+    ablation: Ablation = "mean"
+    sizes: Sizes
+    rankings: Annotated[tuple[Ranking, ...], BeforeValidator(as_list)] = get_args(Ranking)
+    steps: Count = DEFAULT_STEPS
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> BenchmarkJob:
+        for name in ("structures", "methods", "bases", "baselines", "rankings"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must name at least one, each once")
+        _check_sizes(self.sizes)
+        if self.steps != DEFAULT_STEPS and not PATH_METHODS & set(self.methods):
+            raise ValueError(f"steps only have an effect with {', '.join(sorted(PATH_METHODS))}")
+        for method in self.methods:
+            if not self.baselines_of(method):
+                raise ValueError(f"none of the baselines has an effect on method {method!r}")
+        return self
+
+    def baselines_of(self, method: str) -> tuple[str, ...]:
+        """The baselines a method is combined with."""
+        if method == "random":
+            return (NO_BASELINE,)
+        return tuple(one for one in self.baselines if _allowed(method, one))
+
+    def combinations(self) -> list[tuple[str, str, str, str]]:
+        """(structure, method, basis, baseline) of everything that is run, in order."""
+        return [
+            (structure, method, basis, baseline)
+            for structure in self.structures
+            for basis in self.bases
+            for method in self.methods
+            for baseline in self.baselines_of(method)
+        ]
+
+
+def _allowed(method: str, baseline: str) -> bool:
+    try:
+        settings(method=method, baseline=baseline)
+    except JobError:
+        return False
+    return True
+
+
+Job = BenchmarkJob | DatasetJob
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob]] = {"benchmark": BenchmarkJob, "dataset": DatasetJob}
+
+_SOURCE: dict[str, Any] = {**dict.fromkeys(Source.model_fields), "columns": dict.fromkeys(ROW_FIELDS)}
+_NESTED: dict[str, dict[str, Any]] = {
+    "input": _SOURCE,
+    "reference": _SOURCE,
+    "evaluate": {**dict.fromkeys(Evaluate.model_fields), "test": _SOURCE, "reference": _SOURCE},
+    "pruning": dict.fromkeys(PruningRules.model_fields),
+}
+_KEYS: dict[str, dict[str, Any]] = {
+    "benchmark": dict.fromkeys(BenchmarkJob.model_fields),
+    "dataset": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
+}
+"""The keys of each kind of job; those that hold keys themselves with theirs."""
+
+
+def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, overrides: Sequence[str] = ()) -> Job:
+    """A job from a YAML file, a mapping or a record, with ``key=value`` overrides whose values are YAML as well.
+
+    A key of a record within the job is dotted: ``input.limit=100``, ``input.columns.text=prompt``.
+
+    Raises:
+        JobError: an unreadable file, an unknown key (the known ones are named), or a value that cannot be.
+    """
+    where = f"job {quoted(str(job), 300)}" if isinstance(job, str | Path) else "job"
+    if isinstance(job, BaseModel):
+        if not overrides:
+            return job
+        content = {"kind": job.kind, **job.model_dump(exclude_unset=True)}
+    else:
+        content = copy.deepcopy(dict(job)) if isinstance(job, Mapping) else parsed(Path(job), where)
+    for one in [overrides] if isinstance(overrides, str) else overrides:
+        override(content, one)
+    kind = content.get("kind")
+    if kind is None:
+        raise JobError(where, "has no kind", f"give it kind: {' or kind: '.join(_KINDS)}")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise JobError(f"kind={quoted(kind)}", f"must be {' or '.join(_KINDS)}", "see jobs/dataset.yaml, jobs/sva.yaml")
+    check_keys(content, _KEYS[kind], f"a {kind} job")
+    try:
+        return _KINDS[kind].model_validate(content)
+    except ValidationError as error:
+        raise _as_job_error(error, where) from None
+
+
+def _as_job_error(error: ValidationError, where: str) -> JobError:
+    """The first problem as value, rule, next step."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return JobError(where, f"has no {name}", "give it a value")
+    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    return JobError(f"{name}={quoted(first['input'])}" if name else where, rule, "change or leave out that setting")

@@ -1,0 +1,145 @@
+"""The plan of a job on this machine: its prompts' lengths, its model's shape, and what there is to run on.
+
+Knows how a job becomes the planner's question, and which of its answers a run needs. Refuses to know how memory is
+predicted (runs/plan/memory.py) and batches are chosen (runs/plan/planner.py). Reads some prompts and a tokenizer,
+never weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import psutil
+
+from tracer import data
+from tracer.data import tasks
+from tracer.errors import TracerError
+from tracer.model.model import BUDGET_WITHOUT_GPU, read_tokenizer
+from tracer.model.sizes import Shape
+from tracer.runs.jobs import BenchmarkJob, Job
+from tracer.runs.plan.planner import Plan, check, demands, gib, plan
+from tracer.runs.workers.placement import seats
+
+SAMPLE = 256
+"""Prompts whose lengths are looked at: the first ones."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the planner says to a run that is about to start.
+
+    Attributes:
+        workers: that fit on this machine with batches as they are always cut; at least 1.
+        room: bytes that a batch may use; None for the model's own default, which depends on no machine's free memory,
+            so that the same job is cut in the same way everywhere.
+        advice: what a user should know.
+    """
+
+    workers: int
+    room: int | None
+    advice: tuple[str, ...]
+
+
+def plan_job(
+    job: Job, workers: int | None = None, gpus_per_worker: float | None = None, least: int | None = None
+) -> Plan:
+    """What a job needs, and how much of it this machine has.
+
+    Args:
+        workers: as asked for; as many as fit if None. gpus_per_worker: a part of a GPU, if workers share one.
+        least: bytes that a batch shall have on a CPU, with fewer workers if need be.
+
+    Raises:
+        JobError: the job's data. ModelError: no such model.
+    """
+    import torch
+
+    shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention)
+    lengths = list(_lengths(job))
+    fitting = [length for length in lengths if length <= shape.context_length]
+    on_gpu = torch.cuda.is_available() and not (job.device or "").startswith("cpu")
+    gpus = torch.cuda.device_count() if on_gpu else 0
+    part = min(1.0, gpus_per_worker or 1.0)
+    ask = partial(
+        plan,
+        shape,
+        demands(job),
+        fitting or [1],
+        host=psutil.virtual_memory().available,
+        device=int(part * torch.cuda.get_device_properties(0).total_memory) if gpus else None,
+        n_devices=seats(float(gpus), part),
+    )
+    made = first = ask(cpus=workers or os.cpu_count() or 1)
+    while least is not None and made.device is None and made.memory < least and made.workers > 1:
+        made = ask(cpus=made.workers - 1)
+    told = list(first.advice)
+    if long := len(lengths) - len(fitting):
+        told.append(
+            f"{long} of {len(lengths)} prompts sampled are longer than the {shape.context_length} tokens that "
+            "the model reads: they will fail"
+        )
+    if getattr(job, "circuit", "none") != "none":
+        positions = made.longest if getattr(job, "circuit", "none") == "aligned" else 1
+        size = shape.n_layers * shape.n_neurons(demands(job)[0].basis) * positions * 8
+        if size > 2**26:
+            told.append(
+                f"the circuit of the dataset takes {gib(size)} of memory for each length of prompt in a shard, and as "
+                "much disk for each shard: use larger shards, or circuit: none"
+            )
+    return replace(made, advice=tuple(told))
+
+
+def before(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:
+    """The plan of a run that is about to start; None where workers run elsewhere and only they can see the model, or
+    the model itself is elsewhere.
+
+    Args:
+        here: whether workers run on this machine.
+
+    Raises:
+        ModelError: on this machine not even one prompt fits. JobError: the job's data.
+    """
+    if job.remote and job.weights is None:
+        return None
+    try:
+        made = plan_job(job, workers, gpus_per_worker, least=BUDGET_WITHOUT_GPU if here else None)
+    except TracerError:
+        if here:
+            raise
+        return None
+    if not here:
+        return Start(1, None, made.advice)
+    check(made)
+    if made.device is not None:
+        return Start(made.workers, None, made.advice)
+    told = list(made.advice)
+    if workers is not None and made.workers < workers:
+        told.append(
+            f"memory is planned for {made.workers} workers, {workers} are asked for: some may die and be replaced"
+        )
+    if made.memory >= BUDGET_WITHOUT_GPU:
+        return Start(made.workers, None, tuple(told))
+    told.append(
+        f"memory is short: batches may use {gib(made.memory)}, not {gib(BUDGET_WITHOUT_GPU)}, and last bits may differ "
+        "from those of a machine with more; batch: 1 in the job rules that out"
+    )
+    return Start(made.workers, made.memory, tuple(told))
+
+
+def _lengths(job: Job) -> Iterator[int]:
+    """Tokens of the first prompts; those that are no prompts at all are the run's to tell."""
+    tokenizer = read_tokenizer(job.model, job.revision)
+    if isinstance(job, BenchmarkJob):
+        for structure in job.structures:
+            pairs = tasks.load(job.task, structure=structure, split="train", count=min(job.train, 16), seed=job.seed)
+            yield from (len(tokenizer.encode(pair.prompt)) for pair in pairs)
+        return
+    for row in itertools.islice(data.read(job.source), SAMPLE):
+        if row.token_ids is not None:
+            yield len(row.token_ids)
+        elif row.text:
+            yield len(tokenizer.encode(row.text))

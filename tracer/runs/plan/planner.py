@@ -1,0 +1,376 @@
+"""What a run needs before it starts: whether a prompt fits, how many go into a batch, GPUs and workers, disk.
+
+Predictions are runs/plan/memory.py's and hold within 25 %, so that at most four fifths of what there is are planned
+for. Knows jobs, machines and what to change where they do not fit together. Loads no model and reads no prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from tracer.attribution.selection import node_limit
+from tracer.errors import JobError, ModelError
+from tracer.model.model import BUDGET_WITHOUT_GPU
+from tracer.model.sizes import Shape
+from tracer.runs.plan.memory import CUDA_CONTEXT, Memory, predict
+from tracer.settings import BASELINES, RULES
+
+USED = 0.8
+"""The share of a memory that is planned for."""
+MOST_PROMPTS = 4096
+"""In one batch."""
+LEAST_BUDGET = 2**24
+
+# Bytes of the run folder by row of a table (measured: nodes 3 to 10, edges 4 to 12), and edges kept
+# by node at the default share (10 to 17 on the demo; a random model keeps more).
+NODE_ROW, EDGE_ROW, PROMPT_ROW = 10, 12, 400
+EDGES_OF_NODE = 20
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is done with each prompt: the settings of `memory.predict` that a job decides."""
+
+    method: str = "relp"
+    basis: str = "activation"
+    baseline: str = "zero"
+    metric: str = "auto"
+    nodes: int | None = 200
+    edges: bool = True
+    rules: frozenset[str] = RULES
+    top_k: int = 5
+    mass: bool = False
+    attention: str | None = None
+    batch: int | None = None
+
+    def predict(self, shape: Shape, length: int, batch: int, *, budget: int | None, cuda: bool) -> Memory:
+        """The memory of one worker on `batch` prompts of up to `length` tokens."""
+        return predict(
+            shape,
+            method=self.method,
+            basis=self.basis,
+            baseline=self.baseline,
+            nodes=self.nodes,
+            edges=self.edges,
+            metric=self.metric,
+            length=length,
+            batch=batch,
+            attention=self.attention,
+            rules=self.rules,
+            top_k=self.top_k,
+            padded=batch > 1,
+            mass=self.mass,
+            budget=budget,
+            cuda=cuda,
+        )
+
+
+def demands(job: Any) -> tuple[Demand, ...]:
+    """What a dataset job does with a prompt, or each way in which a benchmark attributes one."""
+    if job.kind == "benchmark":
+        ways = {(method, basis, baseline) for _, method, basis, baseline in job.combinations()}
+        return tuple(
+            Demand(
+                method=method,
+                basis=basis,
+                baseline=baseline if baseline in BASELINES else "zero",
+                metric="difference",
+                edges=False,
+                attention=job.attention,
+            )
+            for method, basis, baseline in sorted(ways)
+        )
+    return (
+        Demand(
+            method=job.method,
+            basis=job.basis,
+            baseline=job.baseline,
+            metric=job.metric,
+            nodes=node_limit(job.nodes, job.threshold, job.mass),
+            edges=job.edges,
+            rules=RULES if job.rules is None else frozenset(job.rules),
+            top_k=job.top_k,
+            mass=job.mass is not None,
+            attention=job.attention,
+            batch=job.batch,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One length of prompt: the memory of one prompt and of a whole batch, and how many prompts that is."""
+
+    length: int
+    prompts: int
+    one: Memory
+    batch: Memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run is spread. Sizes are in bytes.
+
+    Attributes:
+        shape, demands: the model, and what is done with each prompt.
+        longest, median: tokens of the prompts sampled.
+        host: of the machine. device: of one GPU, None without. n_devices: GPUs of the machine.
+        fits: whether one prompt of the longest length fits.
+        gpus_per_worker: 0 on a CPU; above 1 the model is spread with ``device_map="auto"``.
+        workers: on this machine; 0 where nothing fits.
+        memory: what one batch may use, as `tracer.attribute` takes it.
+        rows: by length, 8, 16, 32... to the longest.
+        disk: of the run folder, for 1,000 prompts of the median length.
+        advice: what does not fit and what to change.
+    """
+
+    shape: Shape
+    demands: tuple[Demand, ...]
+    longest: int
+    median: int
+    host: int
+    device: int | None
+    n_devices: int
+    fits: bool
+    gpus_per_worker: int
+    workers: int
+    memory: int
+    rows: tuple[Row, ...]
+    disk: int
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What one worker may use, and how its model lies in it."""
+
+    shape: Shape
+    demands: tuple[Demand, ...]
+    host: float
+    device: float | None
+    gpus: int
+    budget: int
+
+    def memory(self, length: int, batch: int) -> Memory:
+        """The dearest demand's memory."""
+        found = [
+            one.predict(self.shape, length, batch, budget=self.budget, cuda=self.device is not None)
+            for one in self.demands
+        ]
+        return max(found, key=lambda memory: memory.peak)
+
+    def holds(self, length: int, batch: int) -> bool:
+        """Whether every demand fits, on the host and on each GPU."""
+        for one in self.demands:
+            need = one.predict(self.shape, length, batch, budget=self.budget, cuda=self.device is not None)
+            on_gpu = 0 if self.device is None else on_one_gpu(self.shape, need, self.gpus) - self.device
+            if need.host > self.host or on_gpu > 0:
+                return False
+        return True
+
+    def most(self, length: int) -> int:
+        """Prompts of a length that fit together; 0 where not one does."""
+        low, high = 0, 1
+        while high <= MOST_PROMPTS and self.holds(length, high):
+            low, high = high, 2 * high
+        high = min(high, MOST_PROMPTS + 1)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.holds(length, middle) else (low, middle)
+        return low
+
+
+def on_one_gpu(shape: Shape, need: Memory, gpus: int) -> int:
+    """Bytes on the fullest of the GPUs that share a model: whole blocks, beside embedding and head."""
+    if gpus == 1:
+        return need.device
+    blocks = -(-shape.n_layers // gpus)
+    work = need.device - CUDA_CONTEXT - shape.weight_bytes
+    return CUDA_CONTEXT + shape.outer_bytes + blocks * shape.block_bytes + work * blocks // shape.n_layers
+
+
+def plan(
+    shape: Shape,
+    wanted: Demand | Sequence[Demand],
+    lengths: Sequence[int],
+    *,
+    host: int,
+    device: int | None = None,
+    n_devices: int = 0,
+    cpus: int = 1,
+) -> Plan:
+    """Choose batch, GPUs and workers for prompts of these lengths on one machine.
+
+    Args:
+        shape: from `Shape.of`.
+        wanted: from `demands`; of several, the dearest counts.
+        lengths: tokens of some or all prompts.
+        host: bytes of memory of the machine that may be used. device: of one GPU; None for a CPU. n_devices: GPUs.
+        cpus: the most workers on a machine without a GPU.
+
+    Raises:
+        JobError: no prompts, or a length or a number of devices that cannot be.
+    """
+    several = (wanted,) if isinstance(wanted, Demand) else tuple(wanted)
+    _check(several, lengths, host, device, n_devices, cpus)
+    longest = max(lengths)
+    most_workers = n_devices if device is not None else cpus
+    room = _room(shape, several, longest, host, device, most_workers)
+    fits = room.holds(longest, 1)
+    workers = most_workers // max(1, room.gpus) if fits else 0
+    while workers > 1 and not replace(room, host=USED * host / workers).holds(longest, 1):
+        workers -= 1
+    room = replace(room, host=USED * host / max(1, workers))
+    marks = sorted({2**power for power in range(3, 64) if 2**power < longest} | {longest})
+    memory, rows = _batches(room, marks)
+    made = Plan(
+        shape=shape,
+        demands=several,
+        longest=longest,
+        median=int(median(lengths)),
+        host=host,
+        device=device,
+        n_devices=n_devices,
+        fits=fits,
+        gpus_per_worker=room.gpus if device is not None else 0,
+        workers=workers,
+        memory=memory,
+        rows=rows,
+        disk=max(_disk(shape, one, int(median(lengths))) for one in several),
+        advice=(),
+    )
+    return replace(made, advice=tuple(_advice(made, room)))
+
+
+def _check(
+    several: Sequence[Demand], lengths: Sequence[int], host: int, device: int | None, n_devices: int, cpus: int
+) -> None:
+    if not several or not lengths:
+        raise JobError("lengths []" if several else "demands []", "there is nothing to plan", "give at least one")
+    if min(lengths) < 1:
+        raise JobError(f"length {min(lengths)}", "a prompt has at least one token", "check the prompts")
+    for name, value in {"host": host, "device": 1 if device is None else device, "cpus": cpus}.items():
+        if value < 1:
+            raise JobError(f"{name}={value}", "must be 1 or more", "change it")
+    if (device is None) != (n_devices == 0) or n_devices < 0:
+        rule = "device is the memory of one GPU, n_devices how many there are"
+        raise JobError(f"device={device}, n_devices={n_devices}", rule, "give both or neither")
+
+
+def _room(
+    shape: Shape, several: tuple[Demand, ...], longest: int, host: int, device: int | None, n_devices: int
+) -> _Room:
+    """The fewest GPUs on which one longest prompt fits, and for ``exact`` the largest budget with which it does."""
+    budget = BUDGET_WITHOUT_GPU if device is None else max(BUDGET_WITHOUT_GPU, device // 4)
+    first = _Room(shape, several, USED * host, None if device is None else USED * device, 1, budget)
+    sizes = range(1, n_devices + 1) if device is not None else range(1, 2)
+    smaller = [budget]
+    while any(one.method == "exact" for one in several) and smaller[-1] // 4 >= LEAST_BUDGET:
+        smaller.append(smaller[-1] // 4)
+    for gpus in sizes:
+        for size in smaller:
+            if (found := replace(first, gpus=gpus, budget=size)).holds(longest, 1):
+                return found
+    return replace(first, gpus=sizes[-1])
+
+
+def _batches(room: _Room, marks: Sequence[int]) -> tuple[int, tuple[Row, ...]]:
+    """What a batch may use so that it fits at every length, and how many prompts of each that is.
+
+    Batches are split by an estimate of their own (`Model.bytes_per_token`), so its unit is used here.
+    """
+    each = {length: length * room.shape.bytes_per_token(length=length) for length in marks}
+    most = {length: room.most(length) for length in marks}
+    limit = room.budget if room.device is None or any(one.method == "exact" for one in room.demands) else None
+    memory = min(max(1, most[length]) * each[length] for length in marks)
+    if limit is not None:
+        memory = min(memory, limit)
+    asked = min((one.batch for one in room.demands if one.batch is not None), default=MOST_PROMPTS)
+    rows = []
+    for length in marks:
+        prompts = min(most[length], asked, max(1, memory // each[length]))
+        rows.append(Row(length, prompts, room.memory(length, 1), room.memory(length, max(1, prompts))))
+    return memory, tuple(rows)
+
+
+def _disk(shape: Shape, one: Demand, length: int) -> int:
+    nodes = 2000 if one.nodes is None else one.nodes
+    nodes = min(nodes, shape.n_layers * shape.n_neurons(one.basis) * length) + length + 2
+    edges = EDGES_OF_NODE * nodes if one.edges else 0
+    return 1000 * (NODE_ROW * nodes + EDGE_ROW * edges + PROMPT_ROW + 4 * length)
+
+
+def gib(size: int) -> str:
+    """Bytes as a reader takes them in."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
+
+
+def _advice(made: Plan, room: _Room) -> list[str]:
+    """What does not fit, or stands in the way, and what to change."""
+    shape, need, lines = made.shape, room.memory(made.longest, 1), []
+    if made.fits:
+        if made.gpus_per_worker > 1:
+            lines.append(f"the model takes {made.gpus_per_worker} GPUs: load it with device_map='auto'")
+        if made.device is not None and made.workers * made.gpus_per_worker < made.n_devices:
+            lines.append(f"{made.n_devices - made.workers * made.gpus_per_worker} GPUs stay idle: "
+                         "host memory or the GPUs that one worker takes leave no room for another")  # fmt: skip
+        if any(one.nodes is None for one in made.demands):
+            lines.append("how many nodes a threshold or mass keeps is not known before: 2,000 are counted; set nodes")
+    else:
+        where = f"{gib(need.peak)}, most of it in {need.phase}"
+        if made.device is not None:
+            where = f"{gib(need.device)} on GPUs and {gib(need.host)} of host memory"
+        what = f"one prompt of {made.longest} tokens needs {where}"
+        lines += [what, *_remedies(made, room, need)]
+    if made.longest > shape.context_length:
+        lines.append(f"the longest prompt has {made.longest} tokens, the model reads {shape.context_length}")
+    return lines
+
+
+def _remedies(made: Plan, room: _Room, need: Memory) -> list[str]:
+    shape, lines = made.shape, []
+    if made.device is not None and shape.largest_module_bytes + CUDA_CONTEXT > USED * made.device:
+        lines.append(f"a single module takes {gib(shape.largest_module_bytes)}: use larger GPUs or a smaller dtype")
+    elif made.device is not None and need.host <= USED * made.host:
+        enough = next((n for n in range(1, 65) if on_one_gpu(shape, need, n) <= USED * made.device), None)
+        lines += [] if enough is None else [f"{enough} GPUs of this size are enough, with device_map='auto'"]
+    if shape.itemsize == 4:
+        lines.append("dtype: bfloat16 halves weights and activations")
+    plain = tuple(replace(one, edges=False) for one in made.demands)
+    if any(one.edges for one in made.demands) and replace(room, demands=plain).holds(made.longest, 1):
+        lines.append("edges: false fits")
+    fewer = tuple(replace(one, nodes=min(200, one.nodes or 200)) for one in made.demands)
+    if fewer != made.demands and replace(room, demands=fewer).holds(made.longest, 1):
+        lines.append("nodes: 200 fits")
+    if room.most(1):
+        fitting = max(length for length in _lengths_below(made.longest) if room.holds(length, 1))
+        lines.append(f"prompts of up to {fitting} tokens fit")
+    else:
+        lines.append(f"the weights alone take {gib(shape.weight_bytes)}: use a smaller model or a larger machine")
+    return lines
+
+
+def _lengths_below(longest: int) -> list[int]:
+    return sorted({1, *(2**power for power in range(64) if 2**power < longest)})
+
+
+def check(made: Plan) -> None:
+    """Refuse a plan in which one prompt of the longest length cannot fit.
+
+    Raises:
+        ModelError: what it needs, what there is, and what to change.
+    """
+    if made.fits:
+        return
+    where = f"{gib(made.host)} of memory"
+    if made.device is not None:
+        where = f"{made.n_devices} x {gib(made.device)} of GPU and {where}"
+    first, *rest = made.advice
+    raise ModelError(
+        f"model {made.shape.name} with a prompt of {made.longest} tokens",
+        f"does not fit into {USED:.0%} of {where}: {first}",
+        "; or ".join(rest) or "use a larger machine",
+    )

@@ -1,0 +1,40 @@
+"""A plan as a table for the terminal. Knows rich and how sizes are read; decides nothing."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tracer.runs.plan.planner import Plan, gib
+
+
+def plan_table(made: Plan) -> RenderableType:
+    """The predicted memory by length of prompt, then what follows from it."""
+    shape, gpu = made.shape, made.device is not None
+    table = Table(title=f"{shape.name}: {gib(shape.weight_bytes)} of weights; predicted memory of one worker")
+    parts = ("one prompt: GPU", "host", "batch", "batch: GPU", "host") if gpu else ("one prompt", "batch", "a batch")
+    for name in ("tokens", *parts):
+        table.add_column(name, justify="right")
+    table.add_column("most in")
+    for row in made.rows:
+        one, batch = ((memory.device, memory.host) if gpu else (memory.peak,) for memory in (row.one, row.batch))
+        cells = [str(row.length), *map(gib, one), str(row.prompts), *map(gib, batch)]
+        table.add_row(*(cells if row.prompts else [*cells[: 2 + len(one)], *["-"] * len(batch)]), row.batch.phase)
+    return Group(table, *(Text(line) for line in _lines(made)))
+
+
+def _lines(made: Plan) -> list[str]:
+    if not made.fits:
+        return list(made.advice)
+    if made.device is None:
+        place = f"workers on this machine: {made.workers}, of {gib(made.host)} of memory"
+    else:
+        one = "one GPU" if made.gpus_per_worker == 1 else f"{made.gpus_per_worker} GPUs"
+        place = f"workers on this machine: {made.workers}, each on {one} of {gib(made.device)}"
+    return [
+        place,
+        f"a batch may use {gib(made.memory)} by tracer's own estimate",
+        f"disk for 1,000 prompts of {made.median} tokens: about {gib(made.disk)}",
+        *made.advice,
+    ]

@@ -1,0 +1,201 @@
+"""What a person reads of a run: progress in a line, its state, its strongest neurons, the curves of its circuit.
+
+Knows a `Status` and the tables of a finished run. Refuses to know how they came about.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from tracer.evaluation.curves import Band, Curves
+from tracer.runs.status import Condition, Status
+
+_VIEW = (-0.4, 1.6)  # of the plot's share axis
+
+
+def line(status: Status) -> str:
+    """How far a run is, for a job's log."""
+    what = "combinations" if status.kind == "benchmark" else "prompts"
+    parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}"]
+    if rows := status.rows.get("nodes", 0) + status.rows.get("edges", 0):
+        parts.append(f"{rows:,} rows")
+    if status.rate:
+        parts.append(f"{status.rate:,.1f} {what}/s")
+    if status.eta is not None:
+        parts.append(f"{duration(status.eta)} to go")
+    if status.failed:
+        parts.append(f"{status.failed:,} failed")
+    if status.deaths:
+        parts.append(f"{status.deaths:,} workers died")
+    if status.waiting:
+        parts.append(f"waiting for {status.waiting}")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def condition_table(found: Condition) -> RenderableType:
+    """A run seen from outside, for a terminal."""
+    status, record = found.status, found.record
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    model = record.get("model") or {}
+    table.add_row("state", _state(found))
+    name = model.get("name") or record.get("job", {}).get("model")
+    table.add_row("job", f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else ""))
+    what = "combinations" if status.kind == "benchmark" else "prompts"
+    share = status.done / status.n_prompts if status.n_prompts else 0.0
+    table.add_row(what, f"{status.done:,} of {status.n_prompts:,} committed ({share:.1%})")
+    units = f"{status.committed:,} of {status.n_units:,}"
+    table.add_row("units", units + (f", {status.in_flight:,} prompts in flight" if status.in_flight else ""))
+    if status.statuses:
+        table.add_row("status", ", ".join(f"{count:,} {name}" for name, count in status.statuses.items()))
+    for name, count in sorted(status.errors.items(), key=lambda item: -item[1]):
+        table.add_row("", f"{count:,} {name}")
+    if status.rows:
+        table.add_row("rows", ", ".join(f"{count:,} {name}" for name, count in status.rows.items() if name != "means"))
+    if status.state == "running" and status.rate:
+        eta = "" if status.eta is None else f", {duration(status.eta)} to go"
+        table.add_row("speed", f"{status.rate:,.1f} {what}/s with {status.workers} workers{eta}")
+    if status.waiting:
+        table.add_row("waiting for", status.waiting)
+    if status.deaths:
+        table.add_row("workers died", f"{status.deaths:,}")
+    table.add_row("committed files", _files(found))
+    return table
+
+
+def _state(found: Condition) -> str:
+    status = found.status
+    if status.state == "done":
+        return "done"
+    ago = f"{duration(found.age)} ago"
+    if status.state in ("stopped", "failed"):
+        return f"{status.state}, {ago}" + (f": {status.message}" if status.message else "")
+    if found.held is False or (found.held is None and found.age > 60):
+        return f"its driver last wrote {ago} ({status.state}) and is gone: repeat the run command to go on"
+    return f"{status.state}, written {ago}"
+
+
+def _files(found: Condition) -> str:
+    if not found.problems:
+        return "all there"
+    some = "; ".join(found.problems[:5]) + ("; ..." if len(found.problems) > 5 else "")
+    return f"{len(found.problems)} damaged: {some}; repeat the run command to make them again"
+
+
+def run_summary(status: Status, address: str, seconds: float, resumed: int) -> str:
+    """A run that ended, in a few words."""
+    what = "combinations" if status.kind == "benchmark" else "prompts"
+    told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
+    before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
+    return f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}; saved to {address}"
+
+
+def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:
+    """The neurons that most prompts' circuits share (an Arrow table of aggregation.NEURONS)."""
+    table = Table(title="Neurons in most circuits", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    heads = ("layer", "neuron", "prompts", "mean attribution per prompt", "mean |attribution|", "mean activation")
+    for name in heads:
+        table.add_column(name, justify="right", no_wrap=True)
+    order = [("n_prompts", "descending"), ("prompt_mean_abs", "descending"), ("layer", "ascending")]
+    for row in neurons.sort_by(order).slice(0, rows).to_pylist():
+        table.add_row(
+            str(row["layer"]),
+            str(row["neuron"]),
+            f"{row['n_prompts']:,}",
+            f"{row['prompt_mean_attribution']:+.4f}",
+            f"{row['prompt_mean_abs']:.4f}",
+            f"{row['mean_activation']:+.4f}",
+        )
+    return Group(table)
+
+
+def rows_table(found: Any, rows: int = 1000) -> RenderableType:
+    """Any Arrow table for a terminal; floats to six digits."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for field in found.schema:
+        number = str(field.type).startswith(("int", "uint", "float", "double", "half", "decimal"))
+        table.add_column(escape(field.name), justify="right" if number else "left", overflow="fold")
+    for row in found.slice(0, rows).to_pylist():
+        table.add_row(*(escape(_cell(value)) for value in row.values()))
+    left = found.num_rows - rows
+    return Group(table, f"... and {left:,} more rows") if left > 0 else table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def rows_text(found: Any, style: str) -> str:
+    """Any Arrow table as CSV, or as JSON lines."""
+    if style == "csv":
+        return str(found.to_pandas().to_csv(index=False))
+    return "".join(json.dumps(row, default=str) + "\n" for row in found.to_pylist())
+
+
+def evaluation_csv(made: Curves) -> bytes:
+    """The curves of a dataset's circuit, a row per size."""
+    text = io.StringIO()
+    names = ("faithfulness", "completeness", "control")
+    columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["size", "n_neurons", *columns])
+    for i, size in enumerate(made.sizes):
+        bands: list[Band] = [getattr(made, name) for name in names]
+        writer.writerow(
+            [size, made.n_neurons[i], *(end[i] for one in bands for end in (one.estimate, one.low, one.high))]
+        )
+    return text.getvalue().encode()
+
+
+def evaluation_plot(made: Curves, about: Mapping[str, Any]) -> bytes:
+    """Faithfulness, completeness and the random control against size as a PNG, 95 % intervals shaded."""
+    import matplotlib.figure  # the figure alone: no window, whatever the machine
+
+    figure = matplotlib.figure.Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    colours = {"faithfulness": "C0", "completeness": "C1", "control": "#777777"}
+    labels = {"control": "random circuits"}
+    for name, colour in colours.items():
+        band: Band = getattr(made, name)
+        axes.plot(made.sizes, band.estimate, color=colour, marker="o", markersize=2.5, label=labels.get(name, name))
+        axes.fill_between(made.sizes, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    for level in (0.0, 1.0):
+        axes.axhline(level, color="#bbbbbb", linewidth=0.8, zorder=0)
+    unit = "neurons" if about["circuit"] == "free" else "nodes"
+    axes.set(xscale="log", ylim=_VIEW, xlabel=f"{unit} in the circuit", ylabel="share of the metric")
+    axes.legend(frameon=False)
+    axes.set_title(
+        f"{about['circuit']} circuit of {about['n_prompts']:,} prompts, tested on {about['n_test']:,} others by "
+        f"{about['ablation']} ablation",
+        fontsize=10,
+    )
+    content = io.BytesIO()
+    figure.savefig(content, dpi=130, format="png")
+    return content.getvalue()
+
+
+def clock() -> str:
+    """The time of day, for log lines."""
+    return time.strftime("%H:%M:%S")

@@ -1,0 +1,161 @@
+"""How far a run is, as its driver writes it and as anyone reads it beside the driver.
+
+Knows progress.json and how committed files are checked. Refuses to know how units are done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tracer.errors import RunError, quoted
+from tracer.store.run_folder import Commit, RunFolder
+
+State = Literal["planning", "starting", "running", "finishing", "stopped", "failed", "done"]
+
+
+class Status(BaseModel):
+    """How far a run is.
+
+    Attributes:
+        kind: ``dataset`` or ``benchmark``. state: what its driver does or did last.
+        n_units, committed: units of the run, and how many are done. n_prompts: planned (combinations, of a benchmark).
+        statuses: prompts by what became of them. errors: the error types of those that failed.
+        rows: of every table.
+        in_flight: prompts done in units that are not.
+        workers: whose model is loaded. deaths: of workers, since this driver started.
+        rate: prompts per second since the first worker was ready; None before there is one.
+        started, updated: Unix time.
+        message: why it ended, where it did not end well.
+        waiting: what a worker waits for, if it waits for a service.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: str
+    state: State
+    n_units: int = 0
+    committed: int = 0
+    n_prompts: int = 0
+    statuses: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    rows: dict[str, int] = {}
+    in_flight: int = 0
+    workers: int = 0
+    deaths: int = 0
+    rate: float | None = None
+    started: float
+    updated: float
+    message: str | None = None
+    waiting: str | None = None
+
+    @property
+    def done(self) -> int:
+        """Prompts that have a committed row."""
+        return sum(self.statuses.values())
+
+    @property
+    def failed(self) -> int:
+        """Of them, those without a result."""
+        return self.done - self.statuses.get("ok", 0)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds to go at this rate; None where that cannot be told."""
+        if not self.rate or self.state in ("done", "stopped", "failed"):
+            return None
+        return max(0.0, (self.n_prompts - self.done - self.in_flight) / self.rate)
+
+
+class Tally:
+    """What the commits of a run add up to."""
+
+    def __init__(self) -> None:
+        self.committed = 0
+        self.statuses: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+
+    def add(self, commit: Commit, sign: int = 1) -> None:
+        """Count a commit, or take it back."""
+        self.committed += sign
+        for total, part in ((self.statuses, commit.statuses), (self.errors, commit.errors), (self.rows, commit.rows)):
+            for name, count in part.items():
+                total[name] += sign * count
+
+    def record(self) -> dict[str, Any]:
+        """The fields of a `Status` that it knows."""
+        parts = {"statuses": self.statuses, "errors": self.errors, "rows": self.rows}
+        return {"committed": self.committed} | {
+            name: {key: count for key, count in sorted(part.items()) if count} for name, part in parts.items()
+        }
+
+
+class Condition(BaseModel):
+    """A run seen from outside.
+
+    Attributes:
+        status: what its driver wrote last, with what the commits themselves add up to.
+        problems: committed files that are missing or damaged.
+        age: seconds since the driver last wrote; a running driver writes every few seconds.
+        held: whether a driver is there now; None where that cannot be told.
+        model, job: from run.json.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    status: Status
+    problems: tuple[str, ...]
+    age: float
+    held: bool | None
+    record: dict[str, Any]
+
+
+def _plan(folder: RunFolder) -> str | None:
+    try:
+        return folder.digest_input()
+    except RunError:
+        return None
+
+
+def condition(address: Any, contents: bool = True) -> Condition:
+    """Look at a run, finished or not, without touching it.
+
+    Args:
+        contents: read every committed file and compare its hash; else only names and sizes.
+
+    Raises:
+        RunError: no run there, or its own records are damaged.
+    """
+    folder = RunFolder(address)
+    record = folder.record()
+    if record is None:
+        raise RunError(
+            f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give the --out of a run"
+        )
+    if record.get("kind") not in ("dataset", "benchmark"):
+        raise RunError(
+            f"run {quoted(str(folder.place), 300)}", "is the run of one prompt", "print it with 'tracer show'"
+        )
+    tally, problems = Tally(), []
+    damaged: list[int] = []
+    for commit in folder.commits(damaged):
+        tally.add(commit)
+        problems += folder.problems(commit, contents)
+    problems += [f"_commits/{unit}.json is damaged" for unit in damaged]
+    if contents:
+        problems += folder.unmade()
+        if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
+            problems.append("input.parquet is missing or not the one that was planned (begin anew with --overwrite)")
+    try:
+        written = Status.model_validate(folder.place.read_json("progress.json"))
+    except (RunError, ValidationError):  # a driver that died before it wrote any
+        now = time.time()
+        written = Status(kind=record["kind"], state="stopped", started=now, updated=now)
+    planned = {"n_units": record.get("n_units", 0), "n_prompts": record.get("n_prompts", 0)}
+    now = written.model_copy(update={**planned, **tally.record()})
+    age, held = time.time() - written.updated, folder.place.is_held()
+    return Condition(status=now, problems=tuple(problems), age=age, held=held, record=record)

@@ -1,0 +1,148 @@
+"""The agreement benchmark: attribution methods compared by what their circuits do on held-out pairs.
+
+Knows which pairs a model can be asked, the mean attribution over them, and how one combination becomes an outcome.
+Refuses to know the job file (runs/jobs.py), how a ranking is measured (evaluation/curves.py), nodes attributed
+(attribution/attribute.py) and outcomes shown (runs/units/benchmark_report.py), and what agreement is (tasks).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer.attribution.attribute import attribute
+from tracer.data import tasks
+from tracer.data.tasks import Pair, sva
+from tracer.errors import JobError, TracerError
+from tracer.evaluation.curves import Bench, Curves, curves, ordered
+from tracer.model.model import Model
+from tracer.prompts import Encoded, Prompt, encode
+from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
+from tracer.runs.units.benchmark_report import Outcome
+from tracer.settings import PATH_METHODS
+
+METRIC = "difference"
+_ATTRIBUTED = 1 << 30  # bytes of attributions held at once
+
+Combination = tuple[str, str, str, str]
+"""Structure, method, basis, baseline."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The pairs of one structure that the model can be asked."""
+
+    train: tuple[Pair, ...]
+    test: tuple[Encoded, ...]
+    skipped: dict[str, int]
+
+
+class Benchmark:
+    """A job on a model. Pairs are made once for all combinations of a structure; the test bench, which is large, is
+    kept until a combination of another structure or basis comes."""
+
+    def __init__(self, job: BenchmarkJob, model: Model) -> None:
+        self.job, self.model = job, model
+        self._data: Callable[[str], _Data] = functools.cache(lambda structure: _pairs(job, model, structure))
+        self._bench: Callable[[str, str], Bench] = functools.lru_cache(maxsize=1)(
+            lambda structure, basis: Bench.of(
+                model, self._data(structure).test, job.ablation, basis, job.seed, metric=METRIC
+            )
+        )
+
+    def outcome(self, combination: Combination) -> Outcome:
+        """Attribute the train pairs and measure the rankings on the test pairs.
+
+        Raises:
+            JobError: too few pairs, a pair in train and test, an ablation that changes nothing.
+            TracerError: any other, with the combination named.
+        """
+        try:
+            return self._outcome(combination)
+        except TracerError as error:
+            where = "/".join(combination)
+            raise type(error)(f"{where}: {error.value}", error.rule, error.next_step) from error
+
+    def _outcome(self, combination: Combination) -> Outcome:
+        job, (structure, method, basis, baseline) = self.job, combination
+        data, bench = self._data(structure), self._bench(structure, basis)
+        started = time.perf_counter()
+        attributions = mean_attribution(job, self.model, data.train, method, basis, baseline)
+        attributed = time.perf_counter()
+        rankings: dict[Ranking, Curves] = {
+            name: curves(bench, ordered(attributions, name), job.sizes, job.seed) for name in job.rankings
+        }
+        return Outcome(
+            structure=structure,
+            method=method,
+            basis=basis,
+            baseline=baseline,
+            n_train=len(data.train),
+            n_test=len(data.test),
+            skipped=data.skipped,
+            n_total=attributions.numel(),
+            whole=float(bench.whole.double().mean()),
+            empty=float(bench.empty.double().mean()),
+            rankings=rankings,
+            attribution_seconds=attributed - started,
+            evaluation_seconds=time.perf_counter() - attributed,
+        )
+
+
+def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
+    """Train and test pairs, apart from one another, of one length, that the model's tokenizer can be asked."""
+    splits = {
+        split: tasks.load(job.task, structure=structure, split=split, count=count, seed=job.seed)
+        for split, count in (("train", job.train), ("test", job.test))
+    }
+    tasks.check_split(splits["train"], splits["test"])
+    lengths = Counter(len(model.tokenizer.encode(pair.prompt)) for pair in splits["train"])
+    length = lengths.most_common(1)[0][0]
+    skipped: Counter[str] = Counter()
+    kept: dict[str, list[Pair]] = {"train": [], "test": []}
+    for split, pairs in splits.items():
+        for pair in pairs:
+            if reason := next(sva._reasons(pair, model, length), None):
+                skipped[f"{split}: {reason[0]}"] += 1
+            else:
+                kept[split].append(pair)
+    for split, least in (("train", 1), ("test", 2)):
+        if len(kept[split]) < least:
+            why = "; ".join(f"{count} skipped because {reason}" for reason, count in skipped.items())
+            raise JobError(
+                f"{len(kept[split])} of {len(splits[split])} {split} pairs of {structure}",
+                f"can be asked, {least} are needed ({why})",
+                "ask for more pairs, or use a model whose tokenizer keeps the answers whole",
+            )
+    return _Data(tuple(kept["train"]), tuple(encode(one.to_prompt(), model) for one in kept["test"]), dict(skipped))
+
+
+def mean_attribution(
+    job: BenchmarkJob, model: Model, pairs: Sequence[Pair], method: str, basis: str, baseline: str
+) -> Float[Tensor, "layer pos neuron"]:
+    """The mean over pairs of each node's attribution, with its sign.
+
+    The baseline ``mean`` is over the patch side of the pairs, as the ablation's is over that of the test pairs.
+    """
+    prompts = [pair.to_prompt(paired=baseline == "counterfactual") for pair in pairs]
+    options: dict[str, Any] = {"steps": job.steps} if method in PATH_METHODS else {}
+    if method == "random":
+        options["seed"] = job.seed
+    if baseline == "mean":
+        options["reference"] = [Prompt(pair.counterfactual) for pair in pairs]
+    baseline = "zero" if baseline == NO_BASELINE else baseline
+    length = len(encode(prompts[0], model).token_ids)
+    step = max(1, _ATTRIBUTED // (8 * model.n_layers * length * model.n_neurons(basis)))
+    total = torch.zeros(model.n_layers, length, model.n_neurons(basis), dtype=torch.float64)
+    for first in range(0, len(prompts), step):
+        part = prompts[first : first + step]
+        total += attribute(model, part, method, baseline, basis, metric=METRIC, **options).nodes.double().sum(0)
+    return (total / len(prompts)).float()

@@ -1,0 +1,207 @@
+"""What a benchmark leaves: the outcome of each combination, its curves and table as CSV, plots, a terminal's table.
+
+Knows the records and their forms. Refuses to know how an outcome is measured (runs/units/benchmark.py,
+evaluation/curves.py), models and the folder: a file is a name with its bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from tracer.evaluation.curves import Band, Curves, Number, Reach
+from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
+from tracer.settings import ModelRecord
+
+_VIEW = (-0.4, 1.6)  # of the plots' share axis
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Outcome(_Record):
+    """One combination: its curves by ranking, and what they were measured on.
+
+    Attributes:
+        n_train, n_test: pairs used; skipped: how many of the others were left out, by reason.
+        n_total: nodes the model has on these prompts. whole, empty: F of the model, and with every node ablated.
+        attribution_seconds, evaluation_seconds: they took.
+    """
+
+    structure: str
+    method: str
+    basis: str
+    baseline: str
+    n_train: int
+    n_test: int
+    skipped: dict[str, int]
+    n_total: int
+    whole: float
+    empty: float
+    rankings: dict[Ranking, Curves]
+    attribution_seconds: float
+    evaluation_seconds: float
+
+    @property
+    def combination(self) -> tuple[str, str, str, str]:
+        """What it is the outcome of."""
+        return self.structure, self.method, self.basis, self.baseline
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """A benchmark that ran.
+
+    Attributes:
+        outcomes: of every combination, in the job's order.
+        folder: where it was written. resumed: how many combinations were there already.
+        seconds: this call took.
+    """
+
+    job: BenchmarkJob
+    model: ModelRecord
+    outcomes: tuple[Outcome, ...]
+    folder: str
+    resumed: int
+    seconds: float
+
+
+def files(result: BenchmarkResult) -> Iterator[tuple[str, bytes]]:
+    """Every file that the outcomes become: its name in the run folder, and what it holds."""
+    yield "curves.csv", _csv(list(_curve_rows(result.outcomes)))
+    yield "table.csv", _csv(list(_table_rows(result.outcomes)))
+    for structure in result.job.structures:
+        for basis in result.job.bases:
+            yield f"plots/{structure}-{basis}.png", plot_benchmark(result, structure, basis)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _names(outcome: Outcome, ranking: str) -> dict[str, Any]:
+    names = zip(("structure", "method", "basis", "baseline"), outcome.combination, strict=True)
+    return {**dict(names), "ranking": ranking}
+
+
+def _curve_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+    for outcome in outcomes:
+        for ranking, curves in outcome.rankings.items():
+            for i, size in enumerate(curves.sizes):
+                row = {**_names(outcome, ranking), "size": size, "n_neurons": curves.n_neurons[i]}
+                for name in ("faithfulness", "completeness", "control"):
+                    band: Band = getattr(curves, name)
+                    row |= {name: band.estimate[i], f"{name}_low": band.low[i], f"{name}_high": band.high[i]}
+                yield row
+
+
+def _table_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
+    """One row per combination and ranking; a size that was not reached is empty."""
+    for outcome in outcomes:
+        for ranking, curves in outcome.rankings.items():
+            row = {**_names(outcome, ranking), "n_train": outcome.n_train, "n_test": outcome.n_test}
+            row |= {"n_total": outcome.n_total, "whole": outcome.whole, "empty": outcome.empty}
+            for level, size in curves.sizes_for.items():
+                row |= {f"size_{level}": size.estimate, f"size_{level}_low": size.low, f"size_{level}_high": size.high}
+            for name in ("cpr", "cmd"):
+                number: Number = getattr(curves, name)
+                row |= {name: number.estimate, f"{name}_low": number.low, f"{name}_high": number.high}
+            seconds = {"attribution": outcome.attribution_seconds, "evaluation": outcome.evaluation_seconds}
+            yield row | {f"{name}_seconds": round(one, 3) for name, one in seconds.items()}
+
+
+def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes:
+    """A PNG: faithfulness above completeness against circuit size, one line per method, one column per baseline.
+
+    Log x, 95 % intervals shaded, the job's first ranking; what lies far outside 0 to 1 is cut off.
+    """
+    import matplotlib.figure  # the figure alone: no window, whatever the machine
+
+    ranking = result.job.rankings[0]
+    mine = [one for one in result.outcomes if (one.structure, one.basis) == (structure, basis)]
+    columns = list(dict.fromkeys(one.baseline for one in mine if one.baseline != NO_BASELINE)) or [NO_BASELINE]
+    figure = matplotlib.figure.Figure(figsize=(4.2 * len(columns) + 1, 6.4), layout="constrained")
+    grid = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
+    for column, baseline in enumerate(columns):
+        shown = [one for one in mine if one.baseline in (baseline, NO_BASELINE)]
+        for axes, name in zip(grid[:, column], ("faithfulness", "completeness"), strict=True):
+            _draw(axes, shown, name, ranking, result.job.methods)
+        grid[0, column].set_title(f"baseline: {baseline}", fontsize=10)
+        grid[1, column].set_xlabel("nodes in the circuit")
+    for axes, name in zip(grid[:, 0], ("faithfulness", "completeness"), strict=True):
+        axes.set_ylabel(name)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    n_total = f"{mine[0].n_total:,}"
+    title = f"{structure}, {basis} basis: {n_total} nodes, {mine[0].n_test} test pairs"
+    figure.suptitle(f"{title}\n{result.job.ablation} ablation, {ranking} ranking", fontsize=11)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=130, format="png")
+    return image.getvalue()
+
+
+def _draw(axes: Any, outcomes: Sequence[Outcome], name: str, ranking: Ranking, methods: Sequence[str]) -> None:
+    for outcome in outcomes:
+        curves = outcome.rankings[ranking]
+        band: Band = getattr(curves, name)
+        colour = "#777777" if outcome.method == "random" else f"C{methods.index(outcome.method)}"
+        axes.plot(curves.sizes, band.estimate, color=colour, marker="o", markersize=2.5, label=outcome.method)
+        axes.fill_between(curves.sizes, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
+    for level in (0.0, 1.0):
+        axes.axhline(level, color="#bbbbbb", linewidth=0.8, zorder=0)
+    axes.set(xscale="log", ylim=_VIEW)
+
+
+def benchmark_table(result: BenchmarkResult) -> RenderableType:
+    """A benchmark for a terminal: a line per combination, the sizes for .8, .9 and .95, CPR and CMD, seconds."""
+    rankings = result.job.rankings
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("structure", "basis", "method", "baseline"):
+        table.add_column(name, no_wrap=True)
+    first = rankings[0]
+    heads = [f"nodes for {level}" for level in ("0.8", "0.9", "0.95")]
+    heads += [f"{area} {ranking}" for area in ("CPR", "CMD") for ranking in rankings]
+    for name in (*heads, "seconds"):
+        table.add_column(name, justify="right")
+    for before, outcome in zip((None, *result.outcomes), result.outcomes, strict=False):
+        if before is not None and before.structure != outcome.structure:
+            table.add_section()
+        cells = [_reach(outcome.rankings[first].sizes_for[level]) for level in ("0.8", "0.9", "0.95")]
+        cells += [
+            f"{getattr(outcome.rankings[ranking], area).estimate:.3f}"
+            for area in ("cpr", "cmd")
+            for ranking in rankings
+        ]
+        seconds = f"{outcome.attribution_seconds:.2f} + {outcome.evaluation_seconds:.2f}"
+        table.add_row(outcome.structure, outcome.basis, outcome.method, outcome.baseline, *cells, seconds)
+    return Group(table, "", _about(result))
+
+
+def _reach(size: Reach) -> str:
+    ends = ("-" if one is None else f"{one:,}" for one in (size.low, size.high))
+    return f"{'-' if size.estimate is None else f'{size.estimate:,}'} ({', '.join(ends)})"
+
+
+def _about(result: BenchmarkResult) -> str:
+    job, some = result.job, result.outcomes[0]
+    skipped = sum(sum(one.skipped.values()) for one in {one.structure: one for one in result.outcomes}.values())
+    return (
+        f"{result.model.name}: circuits found on {some.n_train} pairs of a structure, tested on {some.n_test} others "
+        f"by {job.ablation} ablation; {skipped} pairs skipped. Nodes, in brackets the 95 % interval over test pairs, "
+        f"are the fewest measured that reach that faithfulness, ranked by {job.rankings[0]} attribution; - is not "
+        "reached. CPR (large is good) and CMD (0 is best) are areas over MIB's sizes, and half of each lies above 50 % "
+        "of all nodes. Seconds: attribution of the train pairs + evaluation. "
+        f"{len(result.outcomes)} combinations in {result.seconds:.0f} s"
+        + (f", {result.resumed} of them there before." if result.resumed else ".")
+    )

@@ -1,0 +1,219 @@
+"""The circuit of a whole dataset: mean attributions over its prompts, and whether what they rank holds on others.
+
+Knows how the shards' sums become means, aligned or position-free, and which test follows. Refuses to know how sums
+come about (runs/units/shards.py), ablation (evaluation/curves.py), and who asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tracer import data
+from tracer.attribution.selection import select
+from tracer.attribution.trace import trace_all
+from tracer.data.source import Source
+from tracer.errors import JobError, quoted
+from tracer.evaluation import statistics
+from tracer.evaluation.ablations import Job, Ranks
+from tracer.evaluation.curves import Bench, curves, ordered
+from tracer.evaluation.quality import estimate_quality
+from tracer.model.model import Model
+from tracer.prompts import Encoded, Prompt, encode
+from tracer.runs.jobs import DatasetJob
+from tracer.runs.units.shards import as_prompt, input_row, options
+from tracer.store.run_folder import Commit, RunFolder
+
+CIRCUIT = pa.schema(
+    [
+        ("node_id", pa.int32()),
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("mean_attribution", pa.float64()),
+        ("n_prompts", pa.int64()),
+    ]
+)
+"""Strongest mean first; position -1 in a position-free circuit, whose attributions are summed over positions."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean attributions of all nodes, with their signs.
+
+    Attributes:
+        values: in metric units; one position where positions are summed.
+        length: tokens of the prompts; -1 where positions are summed.
+        n_prompts: behind the means. n_left_out: prompts of other lengths.
+    """
+
+    values: Float[Tensor, "layer pos neuron"]
+    length: int
+    n_prompts: int
+    n_left_out: int
+
+
+def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
+    """The means over all shards, added in their order; of an aligned circuit over the prompts of the length that is
+    most frequent (the shorter of two that are equally so). None if no prompt has an attribution."""
+    tables = [commit.files["means"] for commit in commits if "means" in commit.files]
+    counts: dict[int, int] = {}
+    for file in tables:
+        shown = folder.read_table(file, ["length", "n_prompts"]).group_by("length").aggregate([("n_prompts", "max")])
+        for row in shown.to_pylist():
+            counts[row["length"]] = counts.get(row["length"], 0) + row["n_prompts_max"]
+    if not counts:
+        return None
+    length = min(counts, key=lambda one: (-counts[one], one))
+    total: Tensor | None = None
+    for file in tables:
+        part = folder.read_table(file).filter(pc.field("length") == length)
+        if part.num_rows:
+            shape = (max(part["layer"].to_pylist()) + 1, max(1, length), -1)
+            values = part["sums"].combine_chunks().values.to_numpy(zero_copy_only=False)
+            tensor = torch.from_numpy(values.copy()).view(*shape)
+            total = tensor if total is None else total + tensor
+    assert total is not None
+    return Mean((total / counts[length]).float(), length, counts[length], sum(counts.values()) - counts[length])
+
+
+def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
+    """The nodes that the job's selection keeps of the means; the metric is the mean one, for `threshold`."""
+    rules = job.selection()
+    if mean.length < 0:
+        rules["skip_first"] = False  # the sums leave the first position out already
+    layer, position, neuron = select(mean.values, metric, **rules).unbind(-1)
+    columns = {
+        "node_id": list(range(len(layer))),
+        "layer": layer.tolist(),
+        "position": [-1] * len(layer) if mean.length < 0 else position.tolist(),
+        "neuron": neuron.tolist(),
+        "mean_attribution": mean.values[layer, position, neuron].double().tolist(),
+        "n_prompts": [mean.n_prompts] * len(layer),
+    }
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in CIRCUIT}, CIRCUIT)
+
+
+def judge(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
+    """What a model says of the whole run: ``evaluation``, the curves of the dataset's circuit on other prompts, and
+    ``quality``, of each of the first prompts how its estimates follow exact ablations; as JSON holds them.
+
+    Raises:
+        JobError: test prompts that do not fit, or are among the prompts of the run.
+    """
+    found: dict[str, Any] = {}
+    if job.evaluate is not None:
+        found["evaluation"] = _evaluated(model, job, folder)
+    if job.quality:
+        found["quality"] = list(_qualities(model, job, folder))
+    return found
+
+
+def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
+    asked = job.evaluate
+    assert asked is not None
+    mean = mean_of(folder, folder.commits())
+    if mean is None:
+        raise JobError("evaluate", "no prompt has an attribution to test", "see failed.parquet")
+    test = [encode(prompt, model) for prompt in _prompts(job, asked.test)]
+    lengths = sorted({len(one.token_ids) for one in test})
+    if lengths != [mean.length] and (mean.length >= 0 or len(lengths) > 1):
+        wanted = f"the circuit's {mean.length}" if mean.length >= 0 else "one length for all"
+        raise JobError(f"evaluate.test with prompts of {lengths} tokens", f"need {wanted}", "choose other test prompts")
+    _check_apart(folder, test)
+    reference = None if asked.reference is None else list(_prompts(job, asked.reference))
+    bench = Bench.of(model, test, asked.ablation, job.basis, asked.seed, reference, metric=job.metric)
+    ranks = ordered(_eligible(job, mean), "absolute").expand(-1, lengths[0], -1)
+    made = curves(bench, ranks, asked.sizes, asked.seed)
+    return {
+        "curves": made.model_dump(mode="json"),
+        "minimality": None
+        if asked.minimality is None
+        else _minimality(bench, ranks, asked.minimality, mean.length < 0),
+        "ablation": asked.ablation,
+        "circuit": job.circuit,
+        "n_prompts": mean.n_prompts,
+        "n_left_out": mean.n_left_out,
+        "n_test": len(test),
+        "whole": float(bench.whole.double().mean()),
+        "empty": float(bench.empty.double().mean()),
+        "seed": asked.seed,
+    }
+
+
+def _minimality(bench: Bench, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
+    """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
+    rows = range(len(bench.whole))
+    found = bench.test.measure_apart(
+        [[Job(row, ranks, size, True, without) for row in rows] for without in range(-1, size)]
+    )
+    kept = statistics.faithfulness(found.T.contiguous(), bench.empty, bench.whole)
+    places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
+    return [
+        {"layer": layer, "position": -1 if free else position, "neuron": neuron, "change": float(change)}
+        for (layer, position, neuron), change in zip(places, kept[0] - kept[1:], strict=True)
+    ]
+
+
+def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
+    """The means with nothing where the job's selection takes no node: those come last in the ranking."""
+    values = mean.values.clone()
+    if job.skip_first and mean.length >= 0:
+        values[:, 0] = 0
+    for layer, neuron in job.exclude:
+        values[layer, :, neuron] = 0
+    return values
+
+
+def _prompts(job: DatasetJob, source: Source) -> Iterable[Prompt]:
+    return (as_prompt(input_row(row), job.metric, paired=True) for row in data.read(source))
+
+
+def _check_apart(folder: RunFolder, test: Sequence[Encoded]) -> None:
+    """A prompt that the circuit was found on says nothing of how it does on others."""
+    asked = {one.token_ids: one for one in test}
+    for commit in folder.commits():
+        for ids in folder.read_table(commit.files["prompts"], ["token_ids"])["token_ids"].to_pylist():
+            if ids is not None and tuple(ids) in asked:
+                text = quoted(asked[tuple(ids)].text)
+                raise JobError(f"prompt {text}", "is both in the run and among its test prompts", "hold it out of one")
+
+
+def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dict[str, Any]]:
+    chosen, left = options(job), job.quality
+    reference = chosen.get("reference")
+    for commit in folder.commits():
+        good = {
+            row["prompt_id"]
+            for row in folder.read_table(commit.files["prompts"], ["prompt_id", "status"]).to_pylist()
+            if row["status"] == "ok"
+        }
+        for row in folder.read_input(commit.shard):
+            if left and row["prompt_id"] in good:
+                left -= 1
+                prompt = as_prompt(row, job.metric, paired=job.baseline == "counterfactual")
+                (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "pruning": None})
+                given = None if reference is None else list(reference.prompts)
+                found = estimate_quality(model, circuit, prompt, reference=given).record()
+                found.pop("sample")
+                yield {"prompt_id": row["prompt_id"], **found}
+        if not left:
+            return
+
+
+def mean_metric(prompts: Iterable[pa.Table], length: int) -> float:
+    """The mean metric over prompts that went well and are of that length (-1: of any), added in their order."""
+    total, count = 0.0, 0
+    for table in prompts:
+        good = table.filter(pc.field("status") == "ok")
+        for value, ids in zip(good["metric"].to_pylist(), good["token_ids"].to_pylist(), strict=True):
+            if length in (-1, len(ids)):
+                total, count = total + value, count + 1
+    return total / count if count else 0.0

@@ -1,0 +1,496 @@
+"""One shard of prompts: read, traced in batches of like length, written as tables; every prompt gets its row.
+
+Knows what may happen to a prompt and what becomes of it: its circuit, or a row that says why there is none. Memory
+that runs out halves the batch; what can pass is tried again; what a prompt alone raises is that prompt's failure. Of a
+model that is elsewhere several batches are under way at a time; what is written does not depend on how many. Refuses to
+know other shards, processes and who gives the orders.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from tracer import data
+from tracer.attribution.attribute import Reference
+from tracer.attribution.result import Attribution
+from tracer.attribution.trace import trace_all
+from tracer.circuit.circuit import Circuit
+from tracer.errors import JobError, RemoteError, RunError, TracerError
+from tracer.model.model import Model, out_of_memory
+from tracer.ndif.server import JobFailedError, TooLargeError
+from tracer.prompts import Encoded, Prompt, batches, encode
+from tracer.runs.jobs import DatasetJob
+from tracer.runs.workers.messages import Beat, Order, Report
+from tracer.store import schemas
+from tracer.store.file import File
+from tracer.store.run_folder import RunFolder
+
+STICKY = 70  # exit code of a process whose device can compute no more
+PASSING = (ConnectionError, TimeoutError)
+"""What may go well if it is tried again."""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A prompt on its way: its row of the input, and what it became."""
+
+    row: dict[str, Any]
+    prompt: Prompt
+    encoded: Encoded
+
+    @property
+    def id(self) -> int:
+        return int(self.row["prompt_id"])
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a prompt became: its row and tables, and its attributions with their length where these are summed."""
+
+    row: dict[str, Any]
+    tables: dict[str, pa.Table] = field(default_factory=dict)
+    part: tuple[Tensor, int] | None = None
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A batch that went well: its circuits, and its attributions [prompt, layer, pos, neuron] where they are summed."""
+
+    circuits: list[Circuit]
+    nodes: Tensor | None
+
+
+@dataclass
+class _Sums:
+    """Attributions of all nodes summed over prompts, by their length; -1 where positions are summed as well."""
+
+    kind: str
+    skip_first: bool
+    sums: dict[int, Tensor] = field(default_factory=dict)
+    counts: Counter[int] = field(default_factory=Counter)
+
+    def part(self, nodes: Tensor, length: int) -> tuple[Tensor, int]:
+        """What is added of one prompt's [layer, pos, neuron]: little, where it is summed over positions."""
+        mine = nodes[:, :length]
+        if self.kind == "free":
+            mine, length = mine.double()[:, int(self.skip_first) :].sum(1, keepdim=True), -1
+        return mine, length
+
+    def add(self, part: Tensor, length: int) -> None:
+        """Add one prompt's part; sums depend, in their last bits, on the order of this."""
+        mine = part.double()
+        self.sums[length] = self.sums[length] + mine if length in self.sums else mine
+        self.counts[length] += 1
+
+    def table(self) -> pa.Table:
+        """The rows of `schemas.MEANS`."""
+        rows = [
+            {
+                "length": length,
+                "layer": layer,
+                "position": -1 if length < 0 else position,
+                "n_prompts": self.counts[length],
+                "sums": self.sums[length][layer, position].numpy(),
+            }
+            for length in sorted(self.sums)
+            for layer in range(self.sums[length].shape[0])
+            for position in range(self.sums[length].shape[1])
+        ]
+        return pa.Table.from_pylist(rows, schemas.MEANS)
+
+
+class _Pulse:
+    """What the driver is told of a shard: the prompts under way, in however many threads, and how many are done.
+
+    A process's death is held against those under way, so they are told whenever they change.
+    """
+
+    def __init__(self, began: Beat) -> None:
+        self._began, self._done = began, 0
+        self._under_way: dict[int, None] = {}  # a set that keeps its order
+        self._told, self._lock = 0.0, threading.Lock()
+
+    def begin(self, ids: Iterable[int]) -> None:
+        """Prompts are under way."""
+        with self._lock:
+            self._under_way |= dict.fromkeys(ids)
+            self._tell()
+
+    def alive(self) -> None:
+        """Say, now and then, that this is no hung shard."""
+        with self._lock:
+            if time.monotonic() - self._told > 1.0:
+                self._tell()
+
+    def end(self, ids: Iterable[int], done: int) -> None:
+        """Prompts are under way no more, and so many of them done."""
+        with self._lock:
+            for one in ids:
+                self._under_way.pop(one, None)
+            self._done += done
+            if self._under_way:  # else what begins next is told at once
+                self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        self._began([*self._under_way], self._done)
+
+
+class ShardWork:
+    """The shards of a dataset job, on one model.
+
+    Args:
+        model, job, folder: what is traced, how, and where the input is and the tables go.
+    """
+
+    def __init__(self, model: Model, job: DatasetJob, folder: RunFolder) -> None:
+        self.model, self.job, self.folder = model, job, folder
+        self._options = options(job)
+        for layer, neuron in job.exclude:
+            if layer >= model.n_layers or neuron >= model.n_neurons(job.basis):
+                rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
+                raise JobError(f"exclude {layer}/{neuron}", rule, "name neurons of this model")
+
+    def run(self, order: Order, began: Beat) -> Report:
+        """Trace one shard and write its tables.
+
+        Args:
+            began: told (prompts, prompts that are done) before each batch.
+
+        Raises:
+            RunError: the folder cannot be written or read.
+        """
+        started = time.perf_counter()
+        shard = _Shard(self.model, self.job, order, began, self._options)
+        rows = self.folder.read_input(order.unit)
+        if order.only is not None:
+            shard.keep({name: self.folder.read_table(file) for name, file in order.files.items()}, order.only)
+            rows = [row for row in rows if row["prompt_id"] in order.only]
+        shard.trace(rows)
+        began((), len(shard.rows))  # a process that dies while it writes dies through no prompt's fault
+        statuses: Counter[str] = Counter(row["status"] for row in shard.rows)
+        errors: Counter[str] = Counter(row["error_type"] for row in shard.rows if row.get("error_type"))
+        return Report(
+            unit=order.unit,
+            files=self._written(order.unit, shard),
+            statuses=dict(statuses),
+            errors=dict(errors),
+            seconds=time.perf_counter() - started,
+            halved=shard.halved,
+        )
+
+    def _written(self, unit: int, shard: _Shard) -> dict[str, File]:
+        tables = {"prompts": (shard.prompts(), schemas.PROMPTS), "nodes": (shard.nodes(), schemas.NODES)}
+        if self._options["edges"]:
+            tables["edges"] = shard.edges(), schemas.EDGES
+        if shard.sums is not None:
+            tables["means"] = shard.sums.table(), schemas.MEANS
+        try:
+            return {name: self.folder.write_shard(name, unit, *content) for name, content in tables.items()}
+        except OSError as error:
+            raise RunError(
+                f"folder {self.folder.place}",
+                f"cannot be written ({error.strerror or error})",
+                "make room or choose another --out; what is committed is kept, repeat the command to go on",
+            ) from error
+
+
+def options(job: DatasetJob) -> dict[str, Any]:
+    """The arguments of `trace_all` that a job settles."""
+    chosen = job.settings()
+    made: dict[str, Any] = chosen.model_dump(
+        include={"method", "baseline", "basis", "metric", "steps", "top_k", "seed"}
+    )
+    made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
+    made |= {"pruning": job.pruning_rules(), **job.selection()}
+    if job.reference is not None:
+        made["reference"] = Reference([_prompt_of(row) for row in data.read(job.reference)])
+    return made
+
+
+def _prompt_of(row: data.Row) -> Prompt:
+    if row.error is not None:
+        raise data.row_error(row)
+    return Prompt(row.text, token_ids=row.token_ids)
+
+
+class _Shard:
+    """One shard being traced."""
+
+    def __init__(self, model: Model, job: DatasetJob, order: Order, began: Beat, chosen: dict[str, Any]) -> None:
+        self.model, self.job, self.order, self.options = model, job, order, chosen
+        self.rows: list[dict[str, Any]] = []
+        self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
+        self._tables: dict[str, list[tuple[int, pa.Table]]] = {"nodes": [], "edges": []}
+        self._pulse, self._counting = _Pulse(began), threading.Lock()
+
+    def trace(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Every prompt of the shard, in batches of like length."""
+        items = []
+        for row in rows:
+            try:
+                items.append(self._item(row))
+            except TracerError as error:
+                self._record(self._lost(row, "failed", type(error).__name__, str(error)))
+        self._pulse.end((), len(self.rows))
+        with closing(self._outcomes(self._batches(items))) as outcomes:
+            for made in outcomes:
+                self._record(made)
+
+    def keep(self, tables: dict[str, pa.Table], only: Sequence[int]) -> None:
+        """Take over what was committed, but for the prompts that are done again."""
+        for name, table in tables.items():
+            if name == "prompts":
+                self.rows = [row for row in table.to_pylist() if row["prompt_id"] not in only]
+            elif name in self._tables:
+                ids = table["prompt_id"].to_numpy()
+                for prompt_id in sorted({*ids.tolist()} - {*only}):
+                    self._tables[name].append((prompt_id, table.filter(pa.array(ids == prompt_id))))
+            elif self.sums is not None:
+                for row in table.to_pylist():
+                    self._take_over(row)
+
+    def _take_over(self, row: dict[str, Any]) -> None:
+        assert self.sums is not None
+        length, kept = row["length"], torch.tensor(row["sums"], dtype=torch.float64)
+        if length not in self.sums.sums:
+            shape = (self.model.n_layers, max(1, length), len(kept))
+            self.sums.sums[length], self.sums.counts[length] = torch.zeros(shape, dtype=torch.float64), row["n_prompts"]
+        self.sums.sums[length][row["layer"], max(0, row["position"])] = kept
+
+    def prompts(self) -> pa.Table:
+        """The prompts table, in order."""
+        return pa.Table.from_pylist(sorted(self.rows, key=lambda row: row["prompt_id"]), schemas.PROMPTS)
+
+    def nodes(self) -> pa.Table:
+        """The nodes table, in order of prompts."""
+        return _joined(self._tables["nodes"], schemas.NODES)
+
+    def edges(self) -> pa.Table:
+        """The edges table, in order of prompts."""
+        return _joined(self._tables["edges"], schemas.EDGES)
+
+    # ----------------------------------------------------------------------------------------- batches
+
+    def _item(self, row: dict[str, Any]) -> _Item:
+        prompt = as_prompt(row, self.job.metric, paired=self.job.baseline == "counterfactual")
+        return _Item(row, prompt, encode(prompt, self.model))
+
+    def _batches(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
+        """Prompts of like length together. What is in a batch does not depend on who died before, but that the
+        batches of those who did are taken apart: their numbers stay the same to the last bit."""
+        apart = {*self.order.alone, *self.order.quarantined, *(self.order.only or ())}
+        with_foil = [item for item in items if item.encoded.foil_ids]
+        without = [item for item in items if not item.encoded.foil_ids]
+        for some in (without, with_foil):  # their metrics differ, and a batch has one
+            yield from self._of_like_length(some, apart)
+
+    def _of_like_length(self, items: Sequence[_Item], apart: set[int]) -> Iterator[list[_Item]]:
+        ordered = sorted(items, key=lambda item: (len(item.encoded.token_ids), item.id))
+        lengths = [len(item.encoded.token_ids) for item in ordered]
+        each = self.model.bytes_per_token(length=max(lengths, default=1))
+        for part in batches(lengths, each, self.order.memory or self.model.budget()):
+            most = self.job.batch or len(part)
+            for first in range(part.start, part.stop, most):
+                batch = ordered[first : min(first + most, part.stop)]
+                if any(item.id in apart for item in batch):
+                    yield from ([item] for item in batch)
+                else:
+                    yield batch
+
+    def _outcomes(self, batches: Iterable[list[_Item]]) -> Generator[_Made, None, None]:
+        """What becomes of every prompt, in the order of the batches, whichever is done first."""
+        for alone, some in groupby(batches, self._is_alone):
+            if alone:
+                for batch in some:
+                    yield from self._batch(batch)
+            else:
+                for made in self.model.stream(lambda batch: list(self._batch(batch)), list(some)):
+                    yield from made
+
+    def _is_alone(self, batch: list[_Item]) -> bool:
+        """Whether nothing else may be under way: what is computed here fills the memory that was planned for it, and
+        of a prompt that processes died on, among others, it must now be known whether it is the reason."""
+        here = self.model.remote is None or self.job.weights is not None
+        return here or any(item.id in self.order.alone for item in batch)
+
+    def _batch(self, items: list[_Item]) -> Iterator[_Made]:
+        """What becomes of a batch. Runs in several threads at a time: it leaves nothing behind but its outcome."""
+        ids = [item.id for item in items]
+        if len(items) == 1 and ids[0] in self.order.quarantined:
+            self._pulse.end((), 1)
+            yield self._lost(items[0].row, "quarantined", *self.order.quarantined[ids[0]])
+            return
+        self._pulse.begin(ids)
+        found, attempt = self._tried(items)
+        if isinstance(found, _Traced):
+            self._pulse.end(ids, len(ids))
+            for row, (item, circuit) in enumerate(zip(items, found.circuits, strict=True)):
+                yield self._found(item, circuit, None if found.nodes is None else found.nodes[row], attempt)
+            return
+        if _sticky(found):
+            os._exit(STICKY)
+        self._pulse.end(ids, int(len(ids) == 1))
+        yield from self._raised(items, found, attempt)
+
+    def _tried(self, items: list[_Item]) -> tuple[_Traced | Exception, int]:
+        """What a batch came to, or what it raised, and in which attempt: what can pass is tried again."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return self._traced(items), attempt
+            except RemoteError as error:
+                # A server that is gone or says no to everything is no prompt's failure: the run ends, and can go on.
+                if not isinstance(error, JobFailedError | TooLargeError):
+                    raise
+                return error, attempt
+            except PASSING as error:
+                if attempt > self.job.retries:
+                    return error, attempt
+                self.model.sleep(min(60.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
+                self._pulse.begin(item.id for item in items)  # waiting is not hanging
+            except Exception as error:  # noqa: BLE001  a prompt's failure is a row, the others go on
+                return error, attempt
+
+    def _raised(self, items: list[_Item], error: Exception, attempt: int) -> Iterator[_Made]:
+        """What was raised on several is tried on fewer; on one it is that one's failure."""
+        memory = out_of_memory(error) or isinstance(error, TooLargeError)
+        if memory:
+            _release()
+        if len(items) == 1:
+            name = "OutOfMemory" if memory else type(error).__name__
+            yield self._lost(items[0].row, "failed", name, str(error), attempt)
+            return
+        half = (len(items) + 1) // 2 if memory else 1
+        with self._counting:
+            self.halved += memory
+        for first in range(0, len(items), half):
+            yield from self._batch(items[first : first + half])
+
+    def _traced(self, items: list[_Item]) -> _Traced:
+        found: list[Attribution] = []
+        each = self.model.bytes_per_token(length=max(len(item.encoded.token_ids) for item in items))
+        room = len(items) * max(len(item.encoded.token_ids) for item in items) * each  # it was split before: one batch
+        circuits = []
+        for circuit in trace_all(
+            self.model,
+            [item.prompt for item in items],
+            **self.options,
+            memory=max(room, self.order.memory or self.model.budget()),
+            attributed=None if self.sums is None else found.append,  # all nodes, where they are asked for
+            progress=lambda _done, _total: self._pulse.alive(),
+        ):
+            circuits.append(circuit)
+            self._pulse.alive()
+        return _Traced(circuits, None if self.sums is None else found[0].nodes)
+
+    # -------------------------------------------------------------------------------------------- rows
+
+    def _found(self, item: _Item, circuit: Circuit, nodes: Tensor | None, attempt: int) -> _Made:
+        tables = {"nodes": _numbered(circuit.nodes, item.id)}
+        if circuit.links is not None:
+            tables["edges"] = _numbered(circuit.links, item.id)
+        row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.order.deaths.get(item.id, 0)}
+        part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
+        return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part)
+
+    def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> _Made:
+        attempts = self.order.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
+        kept = {name: row[name] for name in ("prompt_id", "user_id", "text", "token_ids", "labels")}
+        ids = {name: row[name] or [] for name in ("target_ids", "foil_ids")}
+        told = {"status": status, "error_type": error_type, "error": error[:2000], "attempts": attempts}
+        return _Made(kept | ids | told | {"n_nodes": 0, "n_edges": 0})
+
+    def _record(self, made: _Made) -> None:
+        """Keep what is written; called in one thread, in the order of the batches."""
+        self.rows.append(made.row)
+        for name, table in made.tables.items():
+            self._tables[name].append((made.row["prompt_id"], table))
+        if made.part is not None:
+            assert self.sums is not None
+            self.sums.add(*made.part)
+
+
+def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
+    """The prompt of a row of the input: of what the row has, only what the job has a use for. A foil is used by the
+    metrics ``difference`` and ``auto``, a target by all but ``topk``, a counterfactual where prompts are `paired`.
+
+    Raises:
+        JobError: what is wrong with the row as data.
+    """
+    if row["error"] is not None:
+        raise data.row_error(row)
+
+    def either(name: str) -> Any:
+        return [*(row[name] or ()), *(row[f"{name}_ids"] or ())] or None
+
+    other = row["counterfactual"] if row["counterfactual"] is not None else row["counterfactual_ids"]
+    return Prompt(
+        row["text"],
+        target=None if metric == "topk" else either("target"),
+        foil=either("foil") if metric in ("auto", "difference") else None,
+        counterfactual=other if paired else None,
+        token_ids=row["token_ids"],
+        positions=row["positions"],
+        id=row["user_id"],
+    )
+
+
+def input_row(row: data.Row) -> dict[str, Any]:
+    """A row of the dataset as a row of input.parquet."""
+
+    def texts(values: Sequence[str | int] | None) -> list[str] | None:
+        return [one for one in values if isinstance(one, str)] if values is not None else None
+
+    def ids(values: Sequence[str | int] | None) -> list[int] | None:
+        return [one for one in values if isinstance(one, int)] if values is not None else None
+
+    other = row.counterfactual
+    return {
+        "user_id": row.user_id,
+        "text": row.text,
+        "token_ids": None if row.token_ids is None else list(row.token_ids),
+        "target": texts(row.target),
+        "target_ids": ids(row.target),
+        "foil": texts(row.foil),
+        "foil_ids": ids(row.foil),
+        "counterfactual": other if isinstance(other, str) else None,
+        "counterfactual_ids": None if other is None or isinstance(other, str) else list(other),
+        "positions": None if row.positions is None else list(row.positions),
+        "labels": list(row.labels.items()),
+        "error": row.error,
+    }
+
+
+def _numbered(table: pa.Table, prompt_id: int) -> pa.Table:
+    return table.set_column(0, "prompt_id", pa.array([prompt_id] * table.num_rows, pa.int64()))
+
+
+def _joined(parts: list[tuple[int, pa.Table]], schema: pa.Schema) -> pa.Table:
+    parts.sort(key=lambda part: part[0])
+    return pa.concat_tables([part for _, part in parts]).combine_chunks() if parts else schema.empty_table()
+
+
+def _sticky(error: Exception) -> bool:
+    """Whether a device can compute no more until its process ends."""
+    broken = getattr(torch, "AcceleratorError", None)
+    return (broken is not None and isinstance(error, broken)) and not out_of_memory(error)
+
+
+def _release() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,177 @@
+"""What runs in a process of its own: a model loaded once, then one unit of a run after another.
+
+    python -m tracer.runs.worker NAME   # speaks JSON lines (runs/workers/processes.py): setup and orders in, events out
+
+Knows which kind of unit a job has. A user's error goes back as data, anything else as text. Refuses to know what other
+workers do, and to write anything but its units' tables.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tracer.errors import TracerError, kind_of
+from tracer.runs.workers.messages import Beat, Began, Broke, Done, Order, Refused, Report, Setup, Started
+from tracer.settings import ModelRecord
+
+
+def limit_malloc_retention() -> bool:
+    """Have this process give freed tensors back to the system at once; False where that cannot be had (not glibc).
+
+    By default glibc raises the size from which it maps memory up to 32 MiB and keeps what is freed below it, in
+    pieces: a process grows by 1.3 to 2 times what it ever holds. A fixed limit of 1 MiB ends that.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    map_from, trim_from = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    return change is not None and bool(change(map_from, 2**20)) and bool(change(trim_from, 2**20))
+
+
+class Worker:
+    """A job's model, and the work that is done on it.
+
+    Attributes:
+        model: its record. budget: bytes one batch may use by default on its device.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        import torch
+
+        from tracer.ndif.probe import load
+        from tracer.ndif.server import Limits
+        from tracer.runs.jobs import BenchmarkJob, load_job
+        from tracer.store.run_folder import RunFolder
+
+        self._beat: Callable[[str], None] | None = None
+        limit_malloc_retention()
+        torch.set_num_threads(setup.threads)
+        job = load_job(setup.job)
+        options = job.loading()
+        here = not job.remote or job.weights == "local"
+        if here and not setup.gpus and not {"device", "device_map"} & options.keys():
+            options["device"] = "cpu"  # a worker that was given no GPU still sees them
+        if job.remote:
+            options |= {"limits": Limits(in_flight=setup.in_flight), "report": self._waits}
+        loaded = load(job.model, **options)
+        self.model: ModelRecord = loaded.record()
+        self.budget: int = loaded.budget()
+        folder = RunFolder(setup.folder)
+        if isinstance(job, BenchmarkJob):
+            from tracer.runs.units.benchmark import Benchmark
+
+            self._benchmark: Any = Benchmark(job, loaded)
+            self._work = self._combination
+        else:
+            from tracer.runs.units.dataset_circuit import judge
+            from tracer.runs.units.shards import ShardWork
+
+            self._work = ShardWork(loaded, job, folder).run
+            self._finish = lambda: judge(loaded, job, folder)
+
+    def work(self, order: Order, began: Beat) -> Report:
+        """Do one unit.
+
+        Args:
+            began: told (prompts, how many of the unit are done) before each batch, and what a service lets it wait for.
+
+        Raises:
+            TracerError: what the user must mend, which ends the run.
+        """
+        last: tuple[Sequence[int], int] = (), 0
+
+        def heard(prompts: Sequence[int], done: int, note: str = "") -> None:
+            nonlocal last
+            last = prompts, done
+            began(prompts, done, note)
+
+        self._beat = lambda note: heard(last[0], last[1], note)
+        if order.finish:
+            return Report(unit=order.unit, outcome=self._finish())
+        return self._work(order, heard)
+
+    def _waits(self, line: str) -> None:
+        """A service tells of a request: to wait in its queue is not to hang."""
+        if self._beat is not None:
+            self._beat(line)
+
+    def _combination(self, order: Order, began: Beat) -> Report:
+        began((order.unit,), 0)
+        combination = self._benchmark.job.combinations()[order.unit]
+        outcome = self._benchmark.outcome(combination)
+        return Report(unit=order.unit, statuses={"ok": 1}, outcome=outcome.model_dump(mode="json"))
+
+
+def make(setup: Setup) -> Any:
+    """The worker that a setup names."""
+    module, _, name = setup.factory.partition(":")
+    return getattr(importlib.import_module(module), name)(setup)
+
+
+def refused(worker: str, error: TracerError) -> Refused:
+    """A user's error as data."""
+    kind = kind_of(error).__name__
+    return Refused(worker=worker, kind=kind, value=error.value, rule=error.rule, next_step=error.next_step)
+
+
+def broke(worker: str, error: BaseException) -> Broke:
+    """Any other error as text: some do not travel as they are."""
+    said = " ".join(str(error).split())[:500]
+    where = traceback.extract_tb(error.__traceback__)
+    at = f" at {os.path.basename(where[-1].filename)}:{where[-1].lineno}" if where else ""
+    return Broke(worker=worker, error=f"{type(error).__name__}: {said}{at}")
+
+
+def main(name: str) -> None:
+    """Serve orders from standard input until it ends, which is when the driver does."""
+    with os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8") as out:
+        os.dup2(2, 1)  # whatever a library prints is no event
+        orders: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+
+        saying = threading.Lock()
+
+        def say(event: Any) -> None:
+            text = json.dumps({"kind_of_event": type(event).__name__, **event.model_dump(mode="json")})
+            with saying:  # a service's news come from other threads
+                out.write(text + "\n")
+
+        try:
+            worker = make(Setup.model_validate_json(orders.get()))
+        except TracerError as error:
+            say(refused(name, error))
+            return
+        say(Started(worker=name, model=worker.model, budget=worker.budget, where=f"process {os.getpid()}"))
+        while True:
+            order = Order.model_validate_json(orders.get())
+
+            def began(prompts: Sequence[int], done: int, note: str = "") -> None:
+                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note))
+
+            try:
+                say(Done(worker=name, report=worker.work(order, began)))
+            except TracerError as error:
+                say(refused(name, error))
+            except Exception as error:  # noqa: BLE001  the driver decides what becomes of a unit that broke
+                traceback.print_exc()
+                say(broke(name, error))
+
+
+def _listen(orders: queue.Queue[str]) -> None:
+    """Orders as they come; without a driver there is nobody to work for, in the middle of a unit too."""
+    for line in sys.stdin:
+        orders.put(line)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,110 @@
+"""What runs inside the cluster: a worker's process and the journal of what was begun.
+
+Plain classes, made actors by pool.py; Ray sends them by name, so tracer must be installed on every node. Everything
+they are given and answer is JSON text or plain numbers. Refuses to know any model or file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import socket
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from tracer.errors import TracerError, kind_of
+from tracer.runs.workers.cluster.connection import last_line, load_ray
+from tracer.runs.workers.messages import Order, Setup, Started
+from tracer.version import VERSION
+
+WRITE = 60.0
+"""Seconds a worker waits for the journal before it gives its unit back."""
+
+
+Entry = tuple[tuple[int, ...], int, str, int]
+"""Prompts under way, how many of the unit are done, what is waited for, and how often the worker was heard of: saying
+the same again is news too."""
+NOTHING: Entry = ((), 0, "", 0)
+
+
+class Journal:
+    """What each worker began last; an actor beside the driver, so that it outlasts the workers."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[int, Entry]] = {}
+
+    def write(self, worker: str, turn: int, entry: Entry) -> None:
+        """What `worker` says in its `turn`."""
+        self._entries[worker] = (turn, entry)
+
+    def read(self, turns: list[int]) -> dict[int, Entry]:
+        """The entries of those turns."""
+        return {turn: entry for turn, entry in self._entries.values() if turn in turns}
+
+
+class JournalLostError(BaseException):
+    """The journal did not answer. No `Exception`: a worker must not take it for a prompt's error."""
+
+
+class Actor:
+    """A worker's process. What it raises goes back as text: not every exception survives the journey."""
+
+    def __init__(self, worker: str, version: str, setup: str, journal: Any) -> None:
+        self._worker, self._version, self._setup, self._journal = worker, version, setup, journal
+        self._made: Any = None
+        self._beats = itertools.count(1)
+
+    def ping(self) -> tuple[str]:
+        """Whether anyone is there."""
+        return ("pong",)
+
+    def ready(self) -> tuple[str, ...]:
+        """Make the worker: ``started``, ``refused`` or ``failed``."""
+        if self._version != VERSION:
+            value, rule = f"tracer {VERSION} on a node", f"the driver has {self._version}"
+            return ("refused", "RunError", value, rule, "install the same version everywhere")
+        try:
+            setup = Setup.model_validate_json(self._setup)
+            module, _, name = setup.factory.partition(":")
+            self._made = getattr(importlib.import_module(module), name)(setup)
+        except TracerError as error:
+            return _refusal(error)
+        except Exception as error:  # noqa: BLE001 - the edge of a process
+            return ("failed", describe_error(error))
+        context = load_ray().get_runtime_context()
+        gpus = context.get_accelerator_ids().get("GPU", [])
+        where = f"{socket.gethostname()}, process {os.getpid()}" + (f", GPU {' '.join(gpus)}" if gpus else "")
+        record = Started(worker=self._worker, model=self._made.model, budget=self._made.budget, where=where)
+        return ("started", record.model_dump_json(), context.get_node_id())
+
+    def work(self, turn: int, order: str) -> tuple[str, ...]:
+        """Do a unit: ``done``, ``refused`` or ``broke``."""
+        ray = load_ray()
+
+        def began(prompts: Sequence[int], done: int, note: str = "") -> None:
+            entry = (tuple(int(one) for one in prompts), int(done), note, next(self._beats))
+            try:
+                ray.get(self._journal.write.remote(self._worker, turn, entry), timeout=WRITE)
+            except ray.exceptions.RayError as error:
+                raise JournalLostError(f"the driver's journal does not answer: {last_line(error)}") from None
+
+        try:
+            report = self._made.work(Order.model_validate_json(order), began)
+        except TracerError as error:
+            return _refusal(error)
+        except (Exception, JournalLostError) as error:  # noqa: BLE001 - the edge of a process
+            return ("broke", describe_error(error))
+        return ("done", report.model_dump_json())
+
+
+def describe_error(error: BaseException) -> str:
+    """An exception on one line: type, message, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (in {frames[-1].name}, {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {last_line(error, 500)}{place}"
+
+
+def _refusal(error: TracerError) -> tuple[str, ...]:
+    return ("refused", kind_of(error).__name__, error.value, error.rule, error.next_step)

@@ -1,0 +1,267 @@
+"""Workers as actors of a Ray cluster: started, given units, heard of when they die.
+
+Knows how each of Ray's errors reads in words, and whether the prompts a worker had begun may be the reason. Refuses to
+know what a worker does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tracer.errors import JobError, RunError
+from tracer.runs.workers.cluster.actors import NOTHING, Actor, Entry, Journal
+from tracer.runs.workers.cluster.connection import check_same, connect, last_line, load_ray
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Report, Setup, Started
+from tracer.version import VERSION
+
+POLL = 0.1
+"""Seconds between two looks at the journal, at least."""
+ANSWER = 15.0
+"""Seconds the journal has to answer after a death."""
+GRACE = 30.0
+"""Seconds until a worker that neither answers nor is known to be dead counts as lost; Ray takes 12 for a node."""
+
+_KILLED = "killed by the driver"
+_MEANINGS = (
+    (r"killed by `ray\.kill`", _KILLED),
+    (r"exit code (\d+)\. The process receives a SIGTERM", "ended by SIGTERM"),
+    (r"exit code (\d+)", r"exited with code \1"),
+    (r"connection error code 2", "killed or crashed: a signal, an exit or no memory left, Ray does not say which"),
+)
+
+
+class RayPool:
+    """Workers on Ray, one actor each (runs/workers/messages.py's `Pool`).
+
+    A process that already uses Ray keeps its connection: the pool uses that one and leaves it open.
+
+    Args:
+        address: ``local`` (a cluster of this process), ``auto`` (the one this machine belongs to), ``HOST:PORT`` or
+            ``ray://HOST:PORT``.
+        options: of ``ray.init``, e.g. ``num_cpus`` with ``local``.
+
+    Raises:
+        JobError: Ray is not installed, or that is no address.
+        RunError: no cluster answers there.
+    """
+
+    def __init__(self, address: str = "local", **options: Any) -> None:
+        self._ray = load_ray()
+        self._own = not self._ray.is_initialized()
+        if self._own:
+            connect(address, options)
+        else:
+            check_same(address, options)
+        self._workers: dict[str, _Held] = {}
+        self._turn = 0
+        self._poll: Any = None
+        self._next_poll = 0.0
+        self._actor = self._ray.remote(Actor)
+        here = self._ray.get_runtime_context().get_node_id()
+        affinity = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+        # It may be the first that Ray's memory monitor ends; the driver's own copy then stands in.
+        lasting = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0}
+        journal = self._ray.remote(Journal).options(**lasting, scheduling_strategy=affinity(here, soft=False))
+        self._journal = journal.remote()
+
+    def start(self, worker: str, setup: Setup) -> None:
+        """Ask for an actor; where the cluster has no room for it, nothing follows until there is."""
+        if worker in self._workers:
+            raise ValueError(f"there is a worker {worker!r} already")
+        if setup.gpus > 1 and setup.gpus != int(setup.gpus):
+            raise JobError(f"{setup.gpus} GPUs per worker", "only one GPU can be shared", "give a whole number, or < 1")
+        threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        variables = {"TOKENIZERS_PARALLELISM": "false"} | {name: str(setup.threads) for name in threads}
+        if not setup.gpus:  # Ray leaves all of a node's GPUs visible to those it gave none
+            variables["CUDA_VISIBLE_DEVICES"] = ""
+        actor = self._actor.options(
+            num_cpus=setup.cpus,
+            num_gpus=setup.gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": variables},
+        ).remote(worker, VERSION, setup.model_dump_json(), self._journal)
+        self._workers[worker] = _Held(actor, actor.ready.remote())
+
+    def give(self, worker: str, order: Order) -> None:
+        """Give a unit to an actor that has none."""
+        held = self._workers[worker]
+        if held.call is not None:
+            raise ValueError(f"worker {worker!r} has not answered yet")
+        self._turn += 1
+        held.turn, held.began = self._turn, NOTHING
+        held.call = held.actor.work.remote(self._turn, order.model_dump_json())
+
+    def kill(self, worker: str) -> None:
+        """End an actor's process; `Died` follows."""
+        held = self._workers[worker]
+        held.killed, held.limit = True, time.monotonic() + GRACE
+        self._ray.kill(held.actor, no_restart=True)
+        if held.call is None:
+            held.call = held.actor.ping.remote()
+
+    def events(self, timeout: float) -> Sequence[Event]:
+        """What happened since the last call.
+
+        Raises:
+            RunError: the connection to the cluster is gone.
+        """
+        end = time.monotonic() + timeout
+        try:
+            while not (found := self._look(max(0.0, end - time.monotonic()))) and time.monotonic() < end:
+                pass
+        except ConnectionError as error:
+            rule = f"the connection was lost ({last_line(error)})"
+            raise RunError("the Ray cluster", rule, "repeat the command: what is done is kept") from None
+        return found
+
+    def describe(self) -> str:
+        """Nodes, CPUs and GPUs of the cluster, and how many are free at the moment."""
+        nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
+        there, free = self._ray.cluster_resources(), self._ray.available_resources()
+        kinds = [f"{there.get(kind, 0):g} {kind}s ({free.get(kind, 0):g} free)" for kind in ("CPU", "GPU")]
+        return f"Ray with {nodes} node{'s' * (nodes != 1)}, {', '.join(kinds)}"
+
+    def capacity(self) -> tuple[float, float]:
+        """CPUs and GPUs of the cluster as it is now; one that grows may have more later."""
+        there = self._ray.cluster_resources()
+        return float(there.get("CPU", 0)), float(there.get("GPU", 0))
+
+    def close(self) -> None:
+        """End the pool's actors, and the connection if it is the pool's own."""
+        if not self._ray.is_initialized():
+            return
+        with contextlib.suppress(ConnectionError):  # the cluster may be gone before its workers
+            for actor in [*(held.actor for held in self._workers.values()), self._journal]:
+                self._ray.kill(actor, no_restart=True)
+        self._workers.clear()
+        if self._own:
+            self._ray.shutdown()
+
+    def _look(self, wait: float) -> list[Event]:
+        """Wait for the next answer, journal entry or limit; what came of it."""
+        now = time.monotonic()
+        turns = [held.turn for held in self._workers.values() if held.turn]
+        if turns and self._poll is None and now >= self._next_poll:
+            self._poll, self._next_poll = self._journal.read.remote(turns), now + POLL
+        if turns and self._poll is None:
+            wait = min(wait, self._next_poll - now)
+        limits = [held.limit - now for held in self._workers.values() if held.limit]
+        wait = max(0.0, min([wait, *limits]))
+        calls = [held.call for held in self._workers.values() if held.call is not None]
+        calls += [self._poll] if self._poll is not None else []
+        if not calls:
+            time.sleep(wait)
+            return []
+        ready, _ = self._ray.wait(calls, num_returns=1, timeout=wait)
+        if ready:
+            ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
+        found = self._news() if self._poll is not None and self._poll in ready else []
+        for name, held in list(self._workers.items()):
+            if held.call is not None and held.call in ready:
+                found += self._answer(name, held)
+            elif held.limit and time.monotonic() >= held.limit:
+                reason = _KILLED if held.killed else "no answer from its node"
+                found.append(self._buried(name, reason, blame=held.killed))
+        return found
+
+    def _news(self) -> list[Event]:
+        """What the workers began since the last look."""
+        poll, self._poll = self._poll, None
+        try:
+            entries = self._ray.get(poll, timeout=ANSWER)
+        except self._ray.exceptions.RayError:  # it is being restarted; the next look finds it
+            return []
+        found: list[Event] = []
+        for name, held in self._workers.items():
+            entry = entries.get(held.turn, NOTHING)
+            if entry not in (NOTHING, held.began):
+                held.began = entry
+                found.append(Began(worker=name, prompts=entry[0], done=entry[1], note=entry[2]))
+        return found
+
+    def _answer(self, name: str, held: _Held) -> list[Event]:
+        """What a worker's call came to."""
+        errors = self._ray.exceptions
+        call, held.call = held.call, None
+        try:
+            kind, *said = self._ray.get(call, timeout=ANSWER)
+        except errors.ActorUnavailableError:
+            # Cut off, or dead and Ray does not know yet which way: its next answer says whether prompts are to blame.
+            held.limit = held.limit or time.monotonic() + GRACE
+            held.call = held.actor.ping.remote()
+            return []
+        except errors.RayError as error:
+            if "No module named 'tracer'" in str(error):
+                step = "install this version of neuron-tracer on every node (see cluster.yaml)"
+                return self._refused(name, "RunError", "a node of the cluster", "has no tracer installed", step)
+            reason, blame = self._death(error, held)
+            return [self._buried(name, _KILLED if held.killed else reason, blame or held.killed)]
+        if kind == "pong":
+            reason = _KILLED if held.killed else "the connection to it was cut"
+            return [self._buried(name, reason, blame=held.killed)]
+        return self._said(name, held, kind, said)
+
+    def _said(self, name: str, held: _Held, kind: str, said: list[Any]) -> list[Event]:
+        """An answer as events; a worker that was killed meanwhile still owes its `Died`."""
+        held.turn = 0
+        if held.killed:
+            held.call = held.actor.ping.remote()
+        if kind == "refused":
+            return self._refused(name, *said)
+        if kind == "failed":
+            return [self._buried(name, f"did not start: {said[0]}", blame=True)]
+        if kind == "started":
+            record, held.node = Started.model_validate_json(said[0]), said[1]
+            return [record]
+        if kind == "broke":
+            return [Broke(worker=name, error=said[0])]
+        return [Done(worker=name, report=Report.model_validate_json(said[0]))]
+
+    def _refused(self, name: str, kind: str, value: str, rule: str, step: str) -> list[Event]:
+        return [Refused(worker=name, kind=kind, value=value, rule=rule, next_step=step)]
+
+    def _death(self, error: Exception, held: _Held) -> tuple[str, bool]:
+        """Why an actor is gone, in words, and whether what it worked on may be the reason."""
+        errors, text = self._ray.exceptions, str(error)
+        if isinstance(error, errors.OutOfMemoryError):
+            return "ended by Ray's memory monitor: its node had no memory left", True
+        lost = {node["NodeID"] for node in self._ray.nodes() if not node["Alive"]}
+        if "its node has died" in text or getattr(error, "preempted", False) or held.node in lost:
+            return "its node was lost", False
+        for pattern, words in _MEANINGS:
+            if match := re.search(pattern, text):
+                return match.expand(words), True
+        return last_line(text), isinstance(error, errors.ActorDiedError)
+
+    def _buried(self, name: str, reason: str, blame: bool) -> Died:
+        """The last word on a worker, with what it had begun."""
+        held = self._workers.pop(name)
+        self._ray.kill(held.actor, no_restart=True)
+        prompts = held.began[0]
+        if held.turn:
+            try:
+                entries = self._ray.get(self._journal.read.remote([held.turn]), timeout=ANSWER)
+                prompts = entries[held.turn][0] if held.turn in entries else prompts
+            except self._ray.exceptions.RayError:  # what was seen of it last is the best there is
+                pass
+        return Died(worker=name, prompts=tuple(prompts) if held.turn else (), reason=reason, blame=blame)
+
+
+@dataclass
+class _Held:
+    """What the pool knows of a worker: its call under way, unit (a turn), node, and time limit if it is in doubt."""
+
+    actor: Any
+    call: Any
+    turn: int = 0
+    began: Entry = NOTHING
+    node: str = ""
+    killed: bool = False
+    limit: float = 0.0

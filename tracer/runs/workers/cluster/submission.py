@@ -1,0 +1,352 @@
+"""Jobs submitted to a Ray cluster: sent, followed, asked about and stopped.
+
+A submission is `tracer run JOB.yaml` on the cluster: only the job file travels, and the run folder is on storage that
+the cluster reaches. Whoever may look at the cluster sees a job's command and variables, so nothing secret goes there.
+Refuses to know what a job computes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tracer.errors import JobError, RunError, quoted
+from tracer.runs.workers.cluster.connection import REACH, last_line, load_ray
+
+LOST = 120.0
+"""Seconds without an answer after which a job is no longer followed; it goes on."""
+LARGEST = 2**20
+"""Bytes of a job file; Ray takes up to 100 MiB, but a job is a page of text."""
+ALLOWED = frozenset(
+    "AWS_DEFAULT_REGION AWS_ENDPOINT_URL AWS_REGION HF_DATASETS_OFFLINE HF_ENDPOINT HF_HOME HF_HUB_CACHE "
+    "HF_HUB_OFFLINE LOGLEVEL NCCL_DEBUG OMP_NUM_THREADS TRANSFORMERS_OFFLINE TZ".split()
+)
+"""Variables that may be set for a job: none of them is a secret."""
+
+_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH", re.IGNORECASE)
+_SECRET = re.compile(
+    r"://[^/\s@]*@|(access_key|secret_key|session_token|password)=|\bhf_\w{20,}|\bAKIA[0-9A-Z]{12,}", re.IGNORECASE
+)
+_ENDED = ("STOPPED", "SUCCEEDED", "FAILED")
+_SHARED = "s3://", "gs://", "/"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job on a cluster.
+
+    Attributes:
+        id: Ray's name for it. address: of the job server.
+        state: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
+        exit_code: of `tracer run` itself; None while it runs, and where Ray never started it.
+        message: what Ray says about it.
+    """
+
+    id: str
+    address: str
+    state: str
+    exit_code: int | None = None
+    message: str = ""
+
+
+def submit(
+    job: Path,
+    address: str | None = None,
+    *,
+    out: str,
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    submission_id: str | None = None,
+    wait: bool = True,
+    stop_on_interrupt: bool = False,
+    log: Callable[[str], None],
+) -> Submission:
+    """Run a job file on a cluster, and follow it until it ends.
+
+    Submitting the same job with the same `out` again resumes it.
+
+    Args:
+        job: the job file; what it names must be within the cluster's reach.
+        address: of the job server, e.g. ``http://HEAD:8265``; None: RAY_API_SERVER_ADDRESS, or this machine's.
+        out: the run folder: an absolute path on shared storage, or an ``s3://`` or ``gs://`` address.
+        options: further words of `tracer run`.
+        env: variables for the job, out of `ALLOWED`.
+        submission_id: a new name for Ray; by default made of `out` and the time.
+        wait: follow it to its end.
+        stop_on_interrupt: whether Ctrl-C stops the job; otherwise it goes on, and `log` says how to reach it.
+        log: takes the job's output and what is said about it, line by line.
+
+    Raises:
+        JobError: something would not reach the cluster, or is secret.
+        RunError: the server does not answer or refuses.
+    """
+    variables = {"PYTHONUNBUFFERED": "1"} | _variables(env or {})
+    _check_job(job)
+    if not out.startswith(_SHARED):
+        rule = "is relative, and a node of the cluster has another current folder"
+        raise JobError(f"--out {quoted(out)}", rule, "give an absolute path that all nodes share, or s3://, gs://")
+    words = ["python", "-m", "tracer", "run", job.name, "--out", out, "--ray", "auto", *options]
+    for word in words:
+        if _SECRET.search(word):
+            rule = "looks like a secret, and Ray shows a job's command to everyone"
+            raise JobError("a word of the command", rule, "keep keys in the nodes' environment or a file there")
+    client, address = _client(address)
+    name = submission_id or _name(out)
+    with tempfile.TemporaryDirectory() as folder, _told(address):
+        shutil.copyfile(job, Path(folder) / job.name)
+        runtime = {"working_dir": folder, "env_vars": variables}
+        client.submit_job(entrypoint=shlex.join(words), submission_id=name, runtime_env=runtime)
+    log(f"submitted {name} to {address}")
+    if not wait:
+        return _asked(client, name, address)
+    return _followed(client, name, address, log, stop_on_interrupt)
+
+
+def follow(address: str | None, name: str, log: Callable[[str], None]) -> Submission:
+    """Show a job's output from its beginning until it ends.
+
+    Raises:
+        RunError: the server does not answer, or knows no such job.
+    """
+    client, address = _client(address)
+    _asked(client, name, address)
+    return _followed(client, name, address, log, stop_on_interrupt=False)
+
+
+def status(address: str | None, name: str) -> Submission:
+    """How a job is doing.
+
+    Raises:
+        RunError: the server does not answer, or knows no such job.
+    """
+    client, address = _client(address)
+    return _asked(client, name, address)
+
+
+def stop(address: str | None, name: str, limit: float = 30.0) -> Submission:
+    """Stop a job: it commits what is done (SIGTERM), and is killed 3 s later by Ray.
+
+    Args:
+        limit: seconds to wait for its end.
+
+    Raises:
+        RunError: the server does not answer, or knows no such job.
+    """
+    client, address = _client(address)
+    with _told(address):
+        client.stop_job(name)
+    end = time.monotonic() + limit
+    while (found := _asked(client, name, address)).state not in _ENDED and time.monotonic() < end:
+        time.sleep(0.5)
+    return found
+
+
+def _variables(given: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a job, none of them secret."""
+    for name, value in given.items():
+        step = "keep keys in the nodes' environment or a file there"
+        if _SECRET_NAME.search(name) or _SECRET.search(value):
+            rule = "looks like a secret, and Ray shows a job's variables to everyone"
+            raise JobError(f"--env {quoted(name)}", rule, step)
+        if name not in ALLOWED:
+            rule = f"is none of {', '.join(sorted(ALLOWED))}"
+            raise JobError(f"--env {quoted(name)}", rule, "set it in the nodes' environment")
+    return dict(given)
+
+
+def _check_job(job: Path) -> None:
+    """A job file that means the same on the cluster as here."""
+    try:
+        if job.stat().st_size > LARGEST:
+            raise JobError(
+                quoted(str(job)), f"is larger than {LARGEST} bytes", "give a job file; data stay where they are"
+            )
+        text = job.read_text()
+        content = yaml.safe_load(text)
+    except (OSError, ValueError) as error:
+        raise JobError(quoted(str(job)), f"cannot be read ({last_line(error)})", "give a job file") from None
+    except yaml.YAMLError as error:
+        rule = f"is no YAML ({' '.join(str(error).split())[:200]})"
+        raise JobError(quoted(str(job)), rule, "mend the file") from None
+    if not isinstance(content, dict):
+        raise JobError(quoted(str(job)), "is no job: it holds no keys", "start from a file in jobs/")
+    if _SECRET.search(text):
+        raise JobError(quoted(str(job)), "holds what looks like a secret", "keep keys in the nodes' environment")
+    for where in _relative(content):
+        rule = "is a place of this machine, and a node of the cluster has another current folder"
+        raise JobError(quoted(where), rule, "give an absolute path that all nodes share, or s3://, gs://")
+
+
+def _relative(content: Any, key: str = "") -> Iterator[str]:
+    """Paths in a job that depend on the current folder: of `path` keys, and of a model or data set that is a folder."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            yield from _relative(value, str(name))
+    elif isinstance(content, list):
+        for value in content:
+            yield from _relative(value, key)
+    elif isinstance(content, str) and not content.startswith(_SHARED):
+        folder = content.startswith((".", "~")) or ("/" in content and Path(content).is_dir())
+        if key == "path" or (key in ("model", "dataset") and folder):
+            yield content
+
+
+def _name(out: str) -> str:
+    """A new name for Ray: letters, digits and dashes of the folder's name, and the time."""
+    folder = re.sub(r"[^A-Za-z0-9]+", "-", out.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "run"
+    return f"tracer-{folder[:40]}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def _client(address: str | None) -> tuple[Any, str]:
+    """A connection to the job server that answers, and its address."""
+    load_ray()
+    address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    step = "give the dashboard's address, http://HEAD:8265"
+    if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", address):
+        raise JobError(f"--address {quoted(address)}", "is no address of a Ray job server", step)
+    address, headers = address.rstrip("/"), {}
+    try:
+        with urllib.request.urlopen(f"{address}/api/version", timeout=REACH) as answer:
+            _ = json.load(answer)["ray_version"]
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code not in (401, 403):
+            raise RunError(f"--address {address}", f"is no Ray job server (HTTP {error.code})", step) from None
+        headers = _token()
+    except (OSError, ValueError, KeyError, TypeError, importlib.import_module("http.client").HTTPException) as error:
+        rule = f"no Ray job server answers ({last_line(error)})"
+        raise RunError(f"--address {address}", rule, f"{step}; 6379 and 10001 are other ports of Ray") from None
+    module = importlib.import_module("ray.job_submission")
+    for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every file they send
+    hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
+    try:
+        with _told(address):  # either variable would win over the address asked for
+            return module.JobSubmissionClient(address, headers=headers or None), address
+    finally:
+        os.environ.update(hidden)
+
+
+def _token() -> dict[str, str]:
+    """The token that Ray keeps for its clusters, as a header; Ray's client wants RAY_AUTH_MODE=token to look for it."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text().strip() if path.is_file() else "")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+@contextlib.contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Ray's errors, which are RuntimeErrors with a page of text, as one line."""
+    requests = importlib.import_module("requests")
+    try:
+        yield
+    except requests.RequestException as error:
+        raise RunError(f"--address {address}", f"does not answer ({last_line(error)})", "try again") from None
+    except importlib.import_module("ray.exceptions").AuthenticationError as error:
+        step = "set RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        raise RunError(f"--address {address}", f"refuses ({last_line(error)})", step) from None
+    except (RuntimeError, ValueError, OSError) as error:
+        text = str(error)
+        if "already exists" in text:
+            raise RunError("--id", "that job has been submitted before", "leave --id out: the run resumes") from None
+        if "status code 404" in text or "does not exist" in text:
+            raise RunError(f"--address {address}", "knows no such job", "look at: ray job list") from None
+        raise RunError(f"--address {address}", f"refuses ({last_line(text)})", "look at the head node's logs") from None
+
+
+def _asked(client: Any, name: str, address: str) -> Submission:
+    """What the server says of a job."""
+    with _told(address):
+        info = client.get_job_info(name)
+    state = str(getattr(info.status, "value", info.status))
+    code = info.driver_exit_code if state in _ENDED else None
+    return Submission(name, address, state, code, " ".join((info.message or "").split()))
+
+
+def _followed(client: Any, name: str, address: str, log: Callable[[str], None], stop_on_interrupt: bool) -> Submission:
+    """Show the output until the job ends, whatever happens to the connection."""
+    try:
+        _tail(client, name, address, _Lines(log))
+        while (found := _asked(client, name, address)).state not in _ENDED:
+            time.sleep(0.5)
+        return found
+    except KeyboardInterrupt:
+        if stop_on_interrupt:
+            log(f"stopping {name}")
+            return stop(address, name)
+        log(f"{name} goes on; follow it: ray job logs --follow --address {address} {name}")
+        log(f"stop it (what is done is kept): ray job stop --address {address} {name}")
+        return Submission(name, address, "RUNNING")
+
+
+def _tail(client: Any, name: str, address: str, lines: _Lines) -> None:
+    """The output, from where it was cut off."""
+    aiohttp = importlib.import_module("aiohttp")
+
+    async def once() -> None:
+        lines.rewind()
+        async for text in client.tail_job_logs(name):
+            lines.take(text)
+
+    cut = None
+    while True:
+        seen = lines.seen
+        try:
+            with warnings.catch_warnings():  # Ray calls aiohttp in a way that is going to change
+                warnings.simplefilter("ignore", DeprecationWarning)
+                asyncio.run(once())
+            if _asked(client, name, address).state in _ENDED:
+                lines.close()
+                return
+        except (aiohttp.ClientError, RuntimeError, OSError, RunError) as error:
+            cut = time.monotonic() if cut is None or lines.seen > seen else cut
+            if time.monotonic() - cut > LOST:
+                rule = f"no answer for {LOST:g} s ({last_line(error)}); {name} may go on"
+                step = f"follow it: ray job logs --follow --address {address} {name}"
+                raise RunError(f"--address {address}", rule, step) from None
+        time.sleep(1.0)
+
+
+class _Lines:
+    """A job's output as whole lines; after a cut the server sends it from its beginning, and this skips what it saw."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log, self._rest, self._skip, self.seen = log, "", 0, 0
+
+    def rewind(self) -> None:
+        """The output comes from its beginning again."""
+        self._skip = self.seen
+
+    def take(self, text: str) -> None:
+        """The next piece of it."""
+        skipped = min(self._skip, len(text))
+        self._skip -= skipped
+        new = text[skipped:]
+        self.seen += len(new)
+        *whole, self._rest = (self._rest + new).split("\n")
+        for line in whole:
+            self._log(line)
+
+    def close(self) -> None:
+        """The end: what is left is a line too."""
+        if self._rest:
+            self._log(self._rest)
+            self._rest = ""

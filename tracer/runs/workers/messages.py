@@ -1,0 +1,182 @@
+"""What a driver and its workers say to one another, and what any set of workers must offer: plain records.
+
+A run is cut into units (a shard of prompts, a combination of a benchmark). The driver gives a worker an `Order` for
+one unit; the worker answers with a `Report`, or is heard of through other `Event`s. A `Pool` is where workers live:
+processes of this machine (runs/workers/processes.py) or actors of a Ray cluster (cluster.py). Knows no model, no file
+and no Ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from tracer.settings import ModelRecord
+from tracer.store.file import File
+
+
+class _Record(BaseModel):
+    # A number that is none stays one on its way: JSON's null would be another thing.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Setup(_Record):
+    """What a worker is started with, as it travels to another process.
+
+    Attributes:
+        folder: the run folder: a path or an ``s3://`` or ``gs://`` address.
+        job: the resolved job, as JSON holds it.
+        factory: ``module:callable`` that makes the worker from this record.
+        threads: of torch, in the worker; the last bits of a number depend on it.
+        cpus, gpus: what it is given (Ray counts them; fractions of a GPU are shared).
+        in_flight: requests that it may have at a service at a time: its share of what the run may.
+    """
+
+    folder: str
+    job: dict[str, Any]
+    factory: str = "tracer.runs.worker:Worker"
+    threads: int = 1
+    cpus: float = 1.0
+    gpus: float = 0.0
+    in_flight: int = 1
+
+
+class Order(_Record):
+    """One unit of work.
+
+    Attributes:
+        unit: its number. attempt: from 1.
+        alone: prompts to be computed one by one, since a process died twice with them among others.
+        quarantined: prompts to be left out, and why: they get a row that says so.
+        deaths: how many processes died on a prompt.
+        only: the prompts to do again, of a unit that was committed; the others are kept from `files`.
+        files: of that commit, by table.
+        memory: bytes one batch may use; the model's own default if None.
+        finish: this is no unit but the stage after all of them.
+    """
+
+    unit: int
+    attempt: int = 1
+    alone: tuple[int, ...] = ()
+    quarantined: dict[int, tuple[str, str]] = {}
+    deaths: dict[int, int] = {}
+    only: tuple[int, ...] | None = None
+    files: dict[str, str] = {}
+    memory: int | None = None
+    finish: bool = False
+
+
+class Report(_Record):
+    """A unit that is done.
+
+    Attributes:
+        unit: its number.
+        files: by table (``prompts``, ``nodes``, ``edges``, ``means``); not yet committed.
+        statuses: how many prompts ended ``ok``, ``failed``, ``quarantined``.
+        errors: the error types of the others, counted.
+        seconds: it took. halved: how often a batch was halved because memory ran out.
+        outcome: what a benchmark's combination came to.
+    """
+
+    unit: int
+    files: dict[str, File] = {}
+    statuses: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    seconds: float = 0.0
+    halved: int = 0
+    outcome: dict[str, Any] | None = None
+
+
+class Started(_Record):
+    """A worker is ready: its model is loaded. `budget`: bytes a batch may use by default on its device."""
+
+    worker: str
+    model: ModelRecord
+    budget: int
+    where: str
+
+
+class Began(_Record):
+    """A worker began prompts (a batch is begun at once), or still has them under way. `done`: prompts of the unit that
+    it has finished. `note`: what it waits for, if it waits for a service."""
+
+    worker: str
+    prompts: tuple[int, ...]
+    done: int
+    note: str = ""
+
+
+@runtime_checkable
+class Beat(Protocol):
+    """How a worker says what `Began` holds, while it works; from any thread."""
+
+    def __call__(self, prompts: Sequence[int], done: int, note: str = "") -> None: ...
+
+
+class Done(_Record):
+    """A worker finished its unit."""
+
+    worker: str
+    report: Report
+
+
+class Refused(_Record):
+    """A worker met what the user must mend (a `TracerError`): its class and three parts. The run ends."""
+
+    worker: str
+    kind: str
+    value: str
+    rule: str
+    next_step: str
+
+
+class Broke(_Record):
+    """A worker's unit raised something that is no prompt's fault; the worker lives on."""
+
+    worker: str
+    error: str
+
+
+class Died(_Record):
+    """A worker is gone.
+
+    Attributes:
+        prompts: what it had begun and not finished, as far as is known.
+        reason: e.g. "killed by signal 9".
+        blame: whether the prompts may be the reason; a lost machine is not their fault.
+    """
+
+    worker: str
+    prompts: tuple[int, ...] = ()
+    reason: str
+    blame: bool = True
+
+
+Event = Started | Began | Done | Refused | Broke | Died
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """Where workers live. Names are the driver's; no call blocks for longer than a message takes, `events` apart."""
+
+    def start(self, worker: str, setup: Setup) -> None:
+        """Ask for a worker; `Started`, `Refused` or `Died` follows when there is something to say."""
+
+    def give(self, worker: str, order: Order) -> None:
+        """Give a unit to a worker that has none; `Done`, `Refused`, `Broke` or `Died` follows."""
+
+    def kill(self, worker: str) -> None:
+        """End a worker at once, whatever it does; `Died` follows with what it had begun."""
+
+    def events(self, timeout: float) -> Sequence[Event]:
+        """What happened, in order for each worker; empty after `timeout` seconds without news."""
+        ...
+
+    def describe(self) -> str:
+        """What there is to run on, for the message when no worker starts."""
+        ...
+
+    def close(self) -> None:
+        """End all workers."""

@@ -1,0 +1,186 @@
+"""Workers as processes of this machine, which speak JSON lines over pipes: no Ray, no pickle, nothing shared.
+
+A process that dies takes nothing with it but its unit, and what it had begun is known, since a pipe outlives its
+writer. A worker ends when its driver does. Knows processes. Refuses to know what a unit is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from pydantic import TypeAdapter
+
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Setup, Started
+
+_KINDS: dict[str, type[Started | Began | Done | Refused | Broke]] = {
+    kind.__name__: kind for kind in (Started, Began, Done, Refused, Broke)
+}
+_LAST = 2000  # characters of a worker's errors that are kept
+
+
+@dataclass
+class _Process:
+    popen: subprocess.Popen[bytes]
+    errors: IO[bytes]
+    begun: tuple[int, ...] = ()
+    thread: threading.Thread | None = field(default=None)
+
+
+class LocalPool:
+    """A pool of processes on this machine."""
+
+    def __init__(self) -> None:
+        self._events: queue.Queue[Event] = queue.Queue()
+        self._processes: dict[str, _Process] = {}
+        self._gpus = _gpu_names()
+        self._taken: dict[str, dict[str, float]] = {}
+
+    def start(self, worker: str, setup: Setup) -> None:
+        """Start a process; its threads, of every library, are the setup's."""
+        errors = tempfile.TemporaryFile()  # noqa: SIM115  closed when the process has ended
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "tracer.runs.worker", worker],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=_environment(setup.threads) | self._seat(worker, setup.gpus),
+            start_new_session=True,  # Ctrl-C is the driver's to handle
+        )
+        process = _Process(popen, errors)
+        self._processes[worker] = process
+        self._say(process, setup)  # not an argument: a job may be longer than one can be
+        process.thread = threading.Thread(target=self._listen, args=(worker, process), daemon=True)
+        process.thread.start()
+
+    def give(self, worker: str, order: Order) -> None:
+        """Send a unit."""
+        process = self._processes[worker]
+        process.begun = ()
+        self._say(process, order)
+
+    def kill(self, worker: str) -> None:
+        """SIGKILL; what it had begun follows as `Died`."""
+        if worker in self._processes:
+            self._processes[worker].popen.kill()
+
+    def events(self, timeout: float) -> Sequence[Event]:
+        """What the processes said, in order."""
+        found: list[Event] = []
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                found.append(self._events.get(timeout=0 if found else max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                return found
+
+    def describe(self) -> str:
+        """Cores of this machine."""
+        return f"this machine, {os.cpu_count()} cores"
+
+    def close(self) -> None:
+        """End all processes."""
+        for process in self._processes.values():
+            process.popen.kill()
+        for process in self._processes.values():
+            process.popen.wait()
+            if process.thread is not None:
+                process.thread.join(5)
+        self._processes.clear()
+
+    @staticmethod
+    def _say(process: _Process, what: Setup | Order) -> None:
+        assert process.popen.stdin is not None
+        # A pipe without a reader, or closed since the process ended: what there is to say of it is on the way.
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            process.popen.stdin.write(what.model_dump_json().encode() + b"\n")
+            process.popen.stdin.flush()
+
+    def _seat(self, worker: str, gpus: float) -> dict[str, str]:
+        """GPUs for a worker: parts of one, or several whole ones, the emptiest first."""
+        if not gpus or not self._gpus:
+            return {}
+        load = dict.fromkeys(self._gpus, 0.0)
+        for name, taken in self._taken.items():
+            if name in self._processes and self._processes[name].popen.poll() is None:
+                for gpu, part in taken.items():
+                    load[gpu] += part
+        chosen = sorted(self._gpus, key=lambda gpu: (load[gpu], self._gpus.index(gpu)))[: max(1, int(gpus))]
+        self._taken[worker] = dict.fromkeys(chosen, min(1.0, gpus))
+        return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
+
+    def _listen(self, worker: str, process: _Process) -> None:
+        """Turn what a process writes into events, until it ends."""
+        assert process.popen.stdout is not None
+        assert process.popen.stdin is not None
+        for line in process.popen.stdout:
+            event = _read(worker, line)
+            if isinstance(event, Began):
+                process.begun = event.prompts
+            elif event is not None:
+                process.begun = ()
+            if event is not None:
+                self._events.put(event)
+        code = process.popen.wait()
+        process.popen.stdout.close()
+        with contextlib.suppress(BrokenPipeError):  # an order it never read
+            process.popen.stdin.close()
+        reason = _reason(code, process.errors)
+        process.errors.close()
+        self._events.put(Died(worker=worker, prompts=process.begun, reason=reason))
+
+
+def visible_gpus() -> int:
+    """GPUs that this process may use."""
+    return len(_gpu_names())
+
+
+def _gpu_names() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _read(worker: str, line: bytes) -> Event | None:
+    """One line as an event; None for half a line, which is what a process killed in the middle leaves."""
+    try:
+        content = json.loads(line)
+        kind = _KINDS[content.pop("kind_of_event")]
+    except (ValueError, KeyError):
+        return None
+    return TypeAdapter(kind).validate_python({**content, "worker": worker})
+
+
+def _reason(code: int, errors: Any) -> str:
+    """How a process ended, and the last it said."""
+    if code < 0:
+        try:
+            how = f"killed by {signal.Signals(-code).name}"
+        except ValueError:
+            how = f"killed by signal {-code}"
+    else:
+        how = f"ended with exit code {code}"
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - _LAST))
+    said = errors.read().decode(errors="replace").strip().splitlines()
+    return f"{how} ({said[-1][:200]})" if said and code > 0 else how
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """The environment of a worker: one number of threads for every library that reads one, set before it loads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "ARROW_NUM_THREADS")
+    return {**os.environ, **dict.fromkeys(names, str(threads)), "TOKENIZERS_PARALLELISM": "false"}

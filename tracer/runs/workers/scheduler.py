@@ -1,0 +1,253 @@
+"""Units to workers and back: who does what, who died on what, and what becomes of it.
+
+Every unit is reported exactly once, whatever happens to the workers. A process's death is held against the prompts it
+had begun: its batch is tried again as it was, then its prompts one by one, and a prompt that takes a process with it
+alone, not for the first time, is quarantined. A machine that is lost is nobody's fault; a unit that breaks three times
+for other reasons ends the run, since something is wrong with more than a prompt. Knows orders, reports and time.
+Refuses to know files, models and what a unit is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tracer import errors
+from tracer.errors import RunError, TracerError
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Pool, Refused, Report, Setup, Started
+
+_TICK = 0.2  # seconds between two looks at the clock
+_KINDS: dict[str, type[TracerError]] = {
+    kind.__name__: kind for kind in (errors.JobError, errors.ModelError, errors.RunError, errors.RemoteError)
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When patience ends.
+
+    Attributes:
+        start: seconds without any worker. prompt: seconds without news of a prompt or its batch; None for no limit.
+        tries: of a unit that breaks through no prompt's fault, and of starting a worker.
+        deaths: processes that die on a prompt before it is left out.
+    """
+
+    start: float = 600.0
+    prompt: float | None = 600.0
+    tries: int = 3
+    deaths: int = 2
+
+
+@dataclass
+class _Busy:
+    order: Order
+    since: float
+    prompts: tuple[int, ...] = ()
+    done: int = 0
+    note: str = ""
+    late: bool = False
+
+
+@dataclass
+class Runner:
+    """Maps units over the workers of a pool.
+
+    Attributes:
+        pool, setup, workers: where workers are, how they are started, and how many.
+        started: told of every worker that is ready; returns the bytes a batch may use (None: the worker's default).
+        heard: told after every event and at least every second, e.g. to draw progress.
+        deaths: of processes, by prompt; what earlier runs left is given, and what happens is kept here.
+        quarantined: prompts that are left out, and why (error type, error).
+        stop: asked between events; when it says so, no more is reported.
+        died: told of every worker's death, with the prompts it is held against.
+    """
+
+    pool: Pool
+    setup: Setup
+    workers: int
+    limits: Limits = field(default_factory=Limits)
+    started: Callable[[Started], int | None] = lambda _: None
+    heard: Callable[[], None] = lambda: None
+    died: Callable[[Died], None] = lambda _: None
+    stop: Callable[[], bool] = lambda: False
+    deaths: dict[int, int] = field(default_factory=dict)
+    quarantined: dict[int, tuple[str, str]] = field(default_factory=dict)
+    broken: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._ready: set[str] = set()
+        self._starting: set[str] = set()
+        self._busy: dict[str, _Busy] = {}
+        self._again: deque[Order] = deque()
+        self._alone: dict[int, set[int]] = {}
+        self._tries: Counter[tuple[int, bool]] = Counter()
+        self._names, self._failures, self._memory = 0, 0, None
+        self._idle_since = time.monotonic()
+
+    @property
+    def n_ready(self) -> int:
+        """Workers whose model is loaded."""
+        return len(self._ready)
+
+    @property
+    def in_flight(self) -> int:
+        """Prompts of unfinished units that workers have done."""
+        return sum(one.done for one in self._busy.values())
+
+    @property
+    def waiting(self) -> str:
+        """What a worker waits for, if one waits for a service."""
+        return next((one.note for one in self._busy.values() if one.note), "")
+
+    def map(self, orders: Iterable[Order]) -> Iterator[Report]:
+        """Every order's report, in the order they end.
+
+        Raises:
+            RunError: no worker starts, or a unit breaks again and again. Another `TracerError`: a worker's own.
+        """
+        source = iter(orders)
+        waiting = next(source, None)
+        self._idle_since = time.monotonic()
+        while waiting is not None or self._again or self._busy:
+            if self.stop():
+                return
+            wanted = len(self._busy) + len(self._again) + (waiting is not None and self.workers)
+            self._start(min(self.workers, wanted))
+            for worker in sorted(self._ready - self._busy.keys()):
+                order = self._again.popleft() if self._again else waiting
+                if order is None:
+                    break
+                if order is waiting:
+                    waiting = next(source, None)
+                self._give(worker, order)
+            for event in self.pool.events(_TICK):
+                report = self._handle(event)
+                self.heard()
+                if report is not None:
+                    yield report
+            self._check_clock()
+            self.heard()
+
+    # ------------------------------------------------------------------------------------------- workers
+
+    def _start(self, count: int) -> None:
+        while len(self._ready) + len(self._starting) < count:
+            worker, self._names = f"w{self._names}", self._names + 1
+            self._starting.add(worker)
+            self.pool.start(worker, self.setup)
+
+    def _give(self, worker: str, order: Order) -> None:
+        unit = {
+            "alone": tuple(sorted(self._alone.get(order.unit, ()))),
+            "quarantined": self.quarantined,
+            "deaths": self.deaths,
+            "memory": self._memory if order.memory is None else order.memory,
+        }
+        self._busy[worker] = _Busy(order, time.monotonic())
+        self.pool.give(worker, order.model_copy(update=unit))
+
+    def _handle(self, event: Event) -> Report | None:
+        busy = self._busy.get(event.worker)
+        match event:
+            case Started():
+                self._starting.discard(event.worker)
+                self._memory = self.started(event)
+                self._ready.add(event.worker)
+                self._failures, self._idle_since = 0, time.monotonic()
+            case Began() if busy is not None:
+                busy.prompts, busy.done, busy.note = event.prompts, event.done, event.note
+                busy.since = time.monotonic()
+            case Done() if busy is not None and busy.order.unit == event.report.unit:
+                del self._busy[event.worker]
+                self._alone.pop(event.report.unit, None)
+                return event.report
+            case Refused():
+                raise _KINDS.get(event.kind, RunError)(event.value, event.rule, event.next_step)
+            case Broke() if busy is not None:
+                del self._busy[event.worker]
+                self._failed(busy.order, event.error)
+            case Died():
+                self._buried(event, busy)
+            case _:
+                pass
+        return None
+
+    def _buried(self, event: Died, busy: _Busy | None) -> None:
+        """A worker died: what it did is done again, by another."""
+        self._ready.discard(event.worker)
+        self._busy.pop(event.worker, None)
+        was_starting = event.worker in self._starting
+        self._starting.discard(event.worker)
+        self._idle_since = max(self._idle_since, time.monotonic() if not was_starting else 0)
+        self.broken += 1
+        if busy is None:
+            self.died(event)
+            if was_starting and event.blame:
+                self._failed_to_start(event)
+            return
+        prompts = event.prompts or busy.prompts
+        held = event.model_copy(update={"prompts": prompts if event.blame else ()})
+        if not event.blame or not prompts:
+            self.died(held)
+            self._failed(busy.order, event.reason, machine=not event.blame)
+            return
+        for prompt in prompts:
+            self.deaths[prompt] = self.deaths.get(prompt, 0) + 1
+        often = all(self.deaths[prompt] >= self.limits.deaths for prompt in prompts)
+        if len(prompts) > 1 and (often or busy.late):
+            self._alone.setdefault(busy.order.unit, set()).update(prompts)
+        elif often:
+            for prompt in prompts:
+                self.quarantined[prompt] = self._verdict(prompt, event, busy)
+        self.died(held)
+        self._again.append(busy.order.model_copy(update={"attempt": busy.order.attempt + 1}))
+
+    def _failed_to_start(self, event: Died) -> None:
+        """After a few in a row the run goes on with the workers there are, and ends if there is none."""
+        self._failures += 1
+        if self._failures < self.limits.tries:
+            return
+        if not self._ready | self._starting:
+            raise RunError(
+                f"{self._failures} workers in a row",
+                f"died while starting: {event.reason}",
+                "see that the model fits in memory: tracer plan",
+            )
+        self.workers = len(self._ready | self._starting)
+
+    def _verdict(self, prompt: int, event: Died, busy: _Busy) -> tuple[str, str]:
+        if busy.late:
+            return "PromptTimeout", f"no answer within {self.limits.prompt:g} s, {self.deaths[prompt]} times"
+        return "ProcessDied", f"{self.deaths[prompt]} processes died on it; the last: {event.reason}"
+
+    def _failed(self, order: Order, reason: str, machine: bool = False) -> None:
+        """A unit ended through no prompt's fault; machines may be lost more often than units may break."""
+        self._tries[order.unit, machine] += 1
+        tries = self._tries[order.unit, machine]
+        if tries >= self.limits.tries * (3 if machine else 1):
+            raise RunError(
+                f"unit {order.unit} of the run",
+                f"failed {tries} times through no fault of a prompt ({reason})",
+                "mend that and repeat the command: what is committed is kept",
+            )
+        self._again.append(order.model_copy(update={"attempt": order.attempt + 1}))
+
+    def _check_clock(self) -> None:
+        now = time.monotonic()
+        if self._ready or self._busy:
+            self._idle_since = now
+        elif now - self._idle_since > self.limits.start:
+            raise RunError(
+                f"no worker started within {self.limits.start:g} s",
+                f"there is {self.pool.describe()}",
+                "ask for less with --workers and --gpus-per-worker, or wait for machines and repeat the command",
+            )
+        if self.limits.prompt is None:
+            return
+        for worker, busy in self._busy.items():
+            if not busy.late and not busy.order.finish and now - busy.since > self.limits.prompt:
+                busy.late = True
+                self._ready.discard(worker)  # whatever it still answers, it gets no more work
+                self.pool.kill(worker)

@@ -1,0 +1,197 @@
+"""A run's edges averaged over prompts and positions: one row for each pair of neurons, written as a Parquet file.
+
+Streams the nodes and edges files of each shard, in shard order; where there are more pairs than memory it does so
+several times. Float sums are left folds in the order of the rows, in float64, so neither the number of passes nor of
+threads nor the cut into files changes a bit. Refuses to know run folders and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
+
+from tracer.store.columns import (
+    CHUNK,
+    KINDS,
+    Array,
+    Columns,
+    Ints,
+    Sums,
+    Words,
+    as_table,
+    changes,
+    ends,
+    filled,
+    gather,
+    kinds,
+    neuron_key,
+    ordered,
+    read,
+    shards,
+)
+
+_MEANS = ["mean_weight", "mean_share", "mean_attribution", "mean_abs_attribution", "prompt_mean_attribution"]
+EDGES_MEAN = pa.schema(
+    [
+        ("source_kind", pa.string()),
+        ("source_layer", pa.int16()),
+        ("source_neuron", pa.int32()),
+        ("target_kind", pa.string()),
+        ("target_layer", pa.int16()),
+        ("target_neuron", pa.int32()),
+        ("n_prompts", pa.int64()),
+        ("n_occurrences", pa.int64()),
+        *((name, pa.float64()) for name in _MEANS),
+    ]
+)
+_PAIR_BYTES = 192
+"""Bytes that a pair takes at the peak, measured (benchmarks/aggregation.py): sums, and rows that wait for theirs."""
+
+
+def write_edges_mean(
+    node_files: Sequence[str],
+    edge_files: Sequence[str],
+    fs: FileSystem,
+    out: Any,
+    memory: int = 2**30,
+) -> int:
+    """Edges per pair of neurons, over all prompts and positions, written as a Parquet file.
+
+    An end is a kind, a layer and a neuron; for an embedding and a logit the ``neuron`` is the token's id. Means are
+    over the ``n_occurrences`` edges, but ``prompt_mean_attribution``, which is the sum over ``n_prompts``. An edge
+    without a share (a target of activation zero) counts in neither the mean share nor the attributions; a mean is null
+    where no edge has one. Sorted by target, then source, each by layer, kind and neuron.
+
+    More pairs than `memory` holds take several passes over the files, each for a range of targets, with the same
+    result to the bit.
+
+    Args:
+        node_files: nodes files in shard order.
+        edge_files: edges files of the same shards; empty if the run has no edges.
+        fs: where they are.
+        out: a path on `fs`, or an open binary file. A path is written in place: give a temporary name and rename.
+        memory: bytes to hold, beside the nodes' names and two shards.
+
+    Returns:
+        The rows of the table.
+
+    Raises:
+        RunError: a file is missing or damaged, prompts are out of order, or an edge's end is no node.
+    """
+    options = {"filesystem": fs} if isinstance(out, str) else {}
+    floats = [field.name for field in EDGES_MEAN if pa.types.is_floating(field.type)]
+    keys = [name for name in EDGES_MEAN.names if name not in floats]
+    with pq.ParquetWriter(
+        out,
+        EDGES_MEAN,
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=keys,  # pyright: ignore[reportArgumentType]
+        use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
+        **options,
+    ) as writer:
+        if not edge_files:
+            return 0
+        names, rows, low = _names(node_files, fs), 0, 0
+        while True:
+            sums, high = _edge_pass(_pairs(node_files, edge_files, fs, names), low, max(2, memory // _PAIR_BYTES))
+            for at in range(0, len(sums.keys), CHUNK):
+                writer.write_table(_edge_table(sums, names, slice(at, at + CHUNK)))
+            rows += len(sums.keys)
+            if high is None:
+                return rows
+            low = high
+
+
+def _edge_pass(pairs: Iterator[Columns], low: int, limit: int) -> tuple[Sums, int | None]:
+    """The sums of pairs from `low` on, as many as fit, and the first pair that did not."""
+    whole, real = np.int64, np.float64
+    sums = Sums(n_prompts=whole, n=whole, n_share=whole, n_attribution=whole, weight=real, share=real)
+    sums.columns |= {name: np.empty(0) for name in ("attribution", "abs")}
+    high: int | None = None
+
+    def within(rows: Columns) -> Columns:
+        mask = rows["key"] >= low
+        if high is not None:
+            mask &= rows["key"] < high
+        return rows if mask.all() else {name: column[mask] for name, column in rows.items()}
+
+    for part in gather(map(within, pairs), lambda: min(sums.least(), max(1, limit // 4))):
+        rows = within(part)  # while they waited the pass may have been cut
+        if len(rows["key"]):
+            _add_edges(sums, rows)
+        if len(sums.keys) > limit:
+            high = int(sums.keys[limit // 2])
+            sums.cut(limit // 2)
+    return sums, high
+
+
+@np.errstate(invalid="ignore")
+def _add_edges(sums: Sums, rows: Columns) -> None:
+    order = ordered(rows["key"])
+    key, prompt = rows["key"][order], rows["prompt"][order]
+    start = changes(key)
+    group, _ = sums.slots(key[start])
+    slot = group[np.cumsum(start) - 1]
+    sums.add("n", slot, 1)
+    sums.add("n_prompts", slot[changes(key, prompt)], 1)
+    sums.add("weight", slot, rows["weight"][order].astype(np.float64))
+    for name in ("share", "attribution"):
+        value = rows[name][order].astype(np.float64)
+        there = ~np.isnan(value)
+        value, at = value[there], slot[there]
+        sums.add(f"n_{name}", at, 1)
+        sums.add(name, at, value)
+        if name == "attribution":
+            sums.add("abs", at, np.abs(value))
+
+
+def _edge_table(sums: Sums, names: Ints, part: slice) -> pa.Table:
+    of = {name: column[part] for name, column in sums.columns.items()}
+    target, source = (names[at] for at in np.divmod(sums.keys[part], len(names)))
+    columns: list[Array | pa.Array] = []
+    for end in (source, target):
+        kind, neuron = (end >> 32) & 3, (end & (2**32 - 1)) - 2**31
+        columns += [Words(KINDS).strings(kind), end >> 34, neuron]
+    columns += [of["n_prompts"], of["n"], of["weight"] / of["n"]]
+    for name, by in (("share", "n_share"), ("attribution", "n_attribution"), ("abs", "n_attribution")):
+        columns.append(pa.array(of[name] / np.maximum(of[by], 1), mask=of[by] == 0))
+    columns.append(pa.array(of["attribution"] / of["n_prompts"], mask=of["n_attribution"] == 0))
+    return as_table(EDGES_MEAN, columns)
+
+
+def _name(nodes: pa.Table) -> Ints:
+    """One number for a node whatever its position, in the order of layer, kind and neuron."""
+    of = filled(nodes, ["layer", "neuron"])
+    return neuron_key(of["layer"].astype(np.int64) * 4 + kinds(nodes["kind"]), of["neuron"].astype(np.int64) + 2**31)
+
+
+def _names(files: Sequence[str], fs: FileSystem) -> Ints:
+    """Every name of a node that is in the files, ascending."""
+    found, held = np.empty(0, np.int64), []
+    for nodes in read(files, fs, "nodes", ["kind", "layer", "neuron"]):
+        held.append(_distinct(_name(nodes)))
+        if sum(map(len, held)) > max(CHUNK, len(found)):
+            found, held = _distinct(np.concatenate([found, *held])), []
+    return _distinct(np.concatenate([found, *held]))
+
+
+def _distinct(keys: Ints) -> Ints:
+    keys = np.sort(keys)  # NumPy's own unique hashes, which takes several times as long
+    return keys[changes(keys)]
+
+
+def _pairs(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, names: Ints) -> Iterator[Columns]:
+    """The edges of each shard; ``key`` is the pair of their ends, as places in `names`, target first."""
+    for nodes, edges in shards(node_files, edge_files, fs, ["kind", "layer", "neuron"]):
+        source, target = ends(nodes, edges)
+        found = _name(nodes)
+        order, place = ordered(found), np.empty(len(found), np.int64)
+        place[order] = np.searchsorted(names, found[order])  # in order, a search stays in the processor's cache
+        rows = {name: edges[name].to_numpy() for name in ("weight", "share", "attribution")}
+        yield rows | {"prompt": edges["prompt_id"].to_numpy(), "key": place[target] * len(names) + place[source]}

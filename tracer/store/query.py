@@ -1,0 +1,110 @@
+"""One SQL query over a run's tables, with DuckDB if it is installed: read only, and nothing but those tables.
+
+Knows lists of table files and where they are. Refuses to know run folders and what the tables mean.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow.fs import FileSystem, LocalFileSystem
+
+from tracer.errors import JobError, RunError, quoted
+from tracer.store import aggregation, edge_means, schemas
+
+SCHEMAS: dict[str, pa.Schema] = {
+    **schemas.SCHEMAS,
+    "neurons": aggregation.NEURONS,
+    "edges_mean": edge_means.EDGES_MEAN,
+    "top_prompts": aggregation.TOP_PROMPTS,
+}
+"""The tables that a query can name."""
+
+
+def query(files: Mapping[str, Sequence[str]], fs: FileSystem, sql: str) -> pa.Table:
+    """The result of one SELECT (or FROM, WITH, DESCRIBE, SHOW, SUMMARIZE, VALUES) over the tables in `SCHEMAS`.
+
+    The statement sees these tables only: no other file, no network, no extension, no Python variable.
+
+    Args:
+        files: Parquet files by table; a table without files is there and empty.
+        fs: where they are.
+        sql: the statement.
+
+    Raises:
+        JobError: DuckDB is not installed or too old, or the statement is not one that only reads, or it fails.
+        RunError: a table's files cannot be read.
+    """
+    duckdb: Any = _duckdb()
+    _check(duckdb, sql)
+    with tempfile.TemporaryDirectory(prefix="tracer-query-") as folder:
+        settings = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
+        with duckdb.connect(":memory:", config={**settings, "temp_directory": folder}) as connection:
+            try:
+                for name, schema in SCHEMAS.items():
+                    _show(connection, name, list(files.get(name, ())), fs, schema)
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise RunError(
+                    "a table of the run", f"cannot be read ({_first_line(error)})", "run it again"
+                ) from error
+            for setting in ("python_enable_replacements", "enable_external_access"):
+                connection.execute(f"SET {setting} = false")
+            connection.execute("SET lock_configuration = true")
+            try:
+                return connection.execute(sql).to_arrow_table()
+            except (duckdb.Error, pa.ArrowException, OSError) as error:
+                raise _failed(sql, error) from error
+
+
+def _show(connection: Any, name: str, files: list[str], fs: FileSystem, schema: pa.Schema) -> None:
+    """Give a table its name in the database."""
+    if files and isinstance(fs, LocalFileSystem):
+        known = connection.execute("SELECT current_setting('allowed_paths')").fetchone()[0]
+        connection.execute(f"SET allowed_paths = {_list([*known, *files])}")
+        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({_list(files)})')
+    elif files:
+        connection.register(name, ds.dataset(files, schema, format="parquet", filesystem=fs))
+    else:
+        connection.register(name, schema.empty_table())
+
+
+def _list(paths: Sequence[str]) -> str:
+    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+
+
+def _duckdb() -> Any:
+    step = "pip install 'neuron-tracer[query]', or read the Parquet files with pyarrow or pandas"
+    try:
+        import duckdb
+    except ImportError as error:
+        raise JobError("a query", "needs DuckDB, which is not installed", step) from error
+    if not hasattr(duckdb.DuckDBPyConnection, "to_arrow_table"):
+        raise JobError(f"DuckDB {duckdb.__version__}", "is too old", step)
+    return duckdb
+
+
+def _check(duckdb: Any, sql: str) -> None:
+    """Refuse what is not one reading statement."""
+    try:
+        statements = duckdb.extract_statements(sql)
+    except duckdb.Error as error:
+        raise _failed(sql, error) from error
+    if len(statements) != 1:
+        raise JobError(f"query {quoted(sql)}", f"is {len(statements)} statements, one is needed", "give one SELECT")
+    if (kind := statements[0].type) != duckdb.StatementType.SELECT:
+        raise JobError(
+            f"query {quoted(sql)}", f"is a statement of kind {kind.name}", "only SELECT and its like are run"
+        )
+
+
+def _failed(sql: str, error: Exception) -> JobError:
+    rule = f"fails: {_first_line(error)}"
+    return JobError(f"query {quoted(sql)}", rule, "mend the statement; DESCRIBE TABLE shows the columns")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

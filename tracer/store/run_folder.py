@@ -1,0 +1,394 @@
+"""The folder of a run in many units: what is planned, what is committed, what is left over.
+
+    run.json             what is run: the resolved job, fingerprint, versions, model, digest of the input
+    input.parquet        the prompts as given; a row group is one shard, or several whole ones where they are small
+    prompts/ nodes/ edges/ means/   uniquely named Parquet files; only those that a commit names count
+    _commits/UNIT.json   the unit is done; names its files, their sizes and hashes
+    _journal/            deaths.json: how many processes died on which prompt; logs of workers that died
+    progress.json        how far it is, rewritten every second or so
+    failed.parquet, neurons.parquet, ...   made when all units are there; then _SUCCESS.json
+
+The driver is the only writer of everything but table files, so that a worker that was given up can overwrite nothing.
+Knows files and their order of writing. Refuses to know models, and what a unit is.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import re
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tracer.errors import RunError, quoted
+from tracer.store.file import File
+from tracer.store.parquet import encoded, writer
+from tracer.store.schemas import INPUT, SCHEMA_VERSION
+from tracer.store.storage import LEASE_FILE, LOCK, Place
+
+TABLES = ("prompts", "nodes", "edges", "means")
+MADE = (
+    *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
+    *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
+    *("results.json", "curves.csv", "table.csv"),
+)
+"""What is made of the committed units at the end."""
+
+_GROUP = 1024  # rows of a row group at least, where shards are smaller: every group adds to a footer that all read
+_GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
+_TABLE = re.compile(rf"({'|'.join(TABLES)})/[0-9]+-[0-9a-f]{{12}}\.parquet")
+_OTHER = re.compile(
+    r"_commits/[0-9]+\.json|_journal/deaths\.json|plots/[a-z_]+-(activation|output)\.png"
+    r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
+)
+_TEMPORARY = re.compile(r"((?:.*/)?)\.([^/]+)\.[0-9a-f]{8}")
+_SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.json", LOCK, LEASE_FILE, *MADE))
+
+
+class Commit(BaseModel):
+    """A unit that is done: its files by table, and what came of its prompts.
+
+    `files` and `rows` are as in the folder of a single prompt.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    shard: int
+    files: dict[str, str] = {}
+    rows: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    sha256: dict[str, str] = {}
+    statuses: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    seconds: float = 0.0
+    halved: int = 0
+    outcome: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, report: Any) -> Commit:
+        """The commit that a worker's report becomes."""
+        files = report.files
+        return cls(
+            shard=report.unit,
+            files={name: file.name for name, file in files.items()},
+            rows={name: file.rows for name, file in files.items()},
+            sizes={name: file.size for name, file in files.items()},
+            sha256={name: file.sha256 for name, file in files.items()},
+            **report.model_dump(include={"statuses", "errors", "seconds", "halved", "outcome"}),
+        )
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts of the unit, whatever became of them."""
+        return sum(self.statuses.values())
+
+
+class _Plan(NamedTuple):
+    """Where the shards of input.parquet are: its footer, prompts of a shard, and where its row groups begin and end."""
+
+    metadata: Any
+    shard_size: int
+    starts: list[int]
+
+
+class RunFolder:
+    """One run's folder, for its driver, its workers and its readers."""
+
+    def __init__(self, address: Any) -> None:
+        self.place = Place(address)
+        self._planned: _Plan | None = None
+
+    # ------------------------------------------------------------------------------------- the record
+
+    def record(self) -> dict[str, Any] | None:
+        """What run.json holds; None where there is none.
+
+        Raises:
+            RunError: damaged, or another version's.
+        """
+        if not self.place.exists("run.json"):
+            return None
+        found = self.place.read_json("run.json")
+        if found.get("schema_version") != SCHEMA_VERSION:
+            raise RunError(
+                f"run {quoted(str(self.place), 300)}",
+                f"has schema version {found.get('schema_version')!r}, this tracer reads {SCHEMA_VERSION!r}",
+                "read it with the version that wrote it, or run it again elsewhere",
+            )
+        return found
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Write run.json: from now on this is the run of that job."""
+        self.place.write_json("run.json", {"schema_version": SCHEMA_VERSION, **record})
+
+    def is_empty(self) -> bool:
+        """Whether nothing of anybody's is here, but for what a driver leaves that ends before its run is planned."""
+        if self.place.exists("run.json") or any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits")):
+            return False
+        return all(is_ours(name) or name.startswith(".") for name, _ in self.place.files(recursive=True))
+
+    def check(self) -> None:
+        """Refuse, before anything is computed, a place that is somebody else's or cannot be written.
+
+        Raises:
+            RunError: that.
+            OSError: it cannot be written.
+        """
+        local = self.place.local
+        if local is not None and local.exists() and not local.is_dir():
+            raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another --out")
+        if not self.place.exists("run.json") and not self.is_empty():
+            rule = "holds files that are not a run"
+            raise RunError(f"folder {quoted(str(self.place), 300)}", rule, "choose another with --out")
+        if local is not None:
+            local.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=local).close()
+
+    def clear(self) -> None:
+        """Remove a run: everything of ours, and nothing else. While there is a commit there is its run.json."""
+        self.unfinish()
+        for file in self.place.files("_commits"):
+            if is_ours(file.name):
+                self.place.remove(file.name)
+        for name in ("run.json", "_journal/deaths.json", "input.parquet", "progress.json"):
+            self.place.remove(name)
+        self.sweep(())
+
+    # -------------------------------------------------------------------------------------- the input
+
+    def write_input(self, rows: Iterable[Mapping[str, Any]], shard_size: int) -> int:
+        """Write the prompts and return how many there are; memory is that of a few shards."""
+        count, part, group, size = 0, list[Mapping[str, Any]](), list[pa.Table](), 0
+
+        def flush() -> None:
+            table = pa.concat_tables(group).combine_chunks()
+            parquet.write_table(table, row_group_size=table.num_rows)
+            group.clear()
+
+        with self.place.writing("input.parquet") as file, writer(file, INPUT) as parquet:
+            parquet.add_key_value_metadata({"shard_size": str(shard_size)})
+            for row in rows:
+                part.append({**row, "prompt_id": count})
+                count += 1
+                if len(part) < shard_size:
+                    continue
+                group.append(pa.Table.from_pylist(part, INPUT))
+                size += group[-1].nbytes
+                part.clear()
+                if len(group) * shard_size >= _GROUP or size >= _GROUP_BYTES:
+                    flush()
+                    size = 0
+            if part:
+                group.append(pa.Table.from_pylist(part, INPUT))
+            if group:
+                flush()
+        self._planned = None
+        return count
+
+    def read_input(self, shard: int) -> list[dict[str, Any]]:
+        """The prompts of one shard.
+
+        Raises:
+            RunError: the plan is missing or damaged, or has no such shard.
+        """
+        plan = self._plan()
+        first = shard * plan.shard_size
+        if not 0 <= first < plan.starts[-1]:
+            raise _damaged_plan()
+        group = bisect.bisect_right(plan.starts, first) - 1
+        try:
+            with self.place.fs.open_input_file(self.place.path("input.parquet")) as file:
+                rows = pq.ParquetFile(file, metadata=plan.metadata).read_row_group(group)
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged_plan() from error
+        return rows.slice(first - plan.starts[group], plan.shard_size).to_pylist()
+
+    def count_input(self) -> tuple[int, int]:
+        """Prompts and shards that are planned.
+
+        Raises:
+            RunError: the plan is missing or damaged.
+        """
+        plan = self._plan()
+        return plan.starts[-1], -(-plan.starts[-1] // plan.shard_size)
+
+    def digest_input(self) -> str:
+        """SHA-256 of the plan, in hexadecimal digits.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            with self.place.fs.open_input_stream(self.place.path("input.parquet")) as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+        except OSError as error:
+            raise _damaged_plan() from error
+
+    def _plan(self) -> _Plan:
+        """The footer of input.parquet, read once."""
+        if self._planned is None:
+            try:
+                with self.place.fs.open_input_file(self.place.path("input.parquet")) as file:
+                    found = pq.read_metadata(file)
+                size = int((found.metadata or {})[b"shard_size"])
+            except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+                raise _damaged_plan() from error
+            rows = (found.row_group(i).num_rows for i in range(found.num_row_groups))
+            self._planned = _Plan(found, size, [0, *itertools.accumulate(rows)])
+        return self._planned
+
+    # ------------------------------------------------------------------------------- what workers write
+
+    def write_shard(self, table: str, unit: int, content: pa.Table, schema: pa.Schema) -> File:
+        """Write one table of one unit under a name of its own; it counts when a commit names it."""
+        data = encoded(content.cast(schema))
+        name = f"{table}/{unit}-{uuid.uuid4().hex[:12]}.parquet"
+        self.place.write(name, data)
+        return File(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), rows=content.num_rows)
+
+    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A table file, or some of its columns.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            with self.place.fs.open_input_file(self.place.path(name)) as file:
+                return pq.read_table(file, columns=columns).replace_schema_metadata(None)
+        except (OSError, pa.ArrowException) as error:
+            raise RunError(f"file {quoted(name)}", "is missing or damaged", "repeat the run command") from error
+
+    # ------------------------------------------------------------------------------- what the driver writes
+
+    def commit(self, commit: Commit) -> None:
+        """Say that a unit is done; the files it names were written before."""
+        content = commit.model_dump(mode="json", exclude_defaults=True) | {"shard": commit.shard}
+        # Numbers that are none stay so: an outcome may hold some.
+        self.place.write(f"_commits/{commit.shard}.json", json.dumps(content, indent=1, sort_keys=True).encode())
+
+    def commits(self, damaged: list[int] | None = None) -> Iterator[Commit]:
+        """Every unit that is done, in order; read as they are asked for.
+
+        Args:
+            damaged: takes the units whose commits cannot be read, which are then left out.
+
+        Raises:
+            RunError: a commit is damaged, and nothing takes it.
+        """
+        names = {int(stem): name for name, _ in self.place.files("_commits") if (stem := _stem(name)).isdecimal()}
+        for unit in sorted(names):
+            try:
+                found = self._commit(unit, names[unit])
+            except RunError:
+                if damaged is None:
+                    raise
+                damaged.append(unit)
+            else:
+                yield found
+
+    def has_commits(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.place.files("_commits"))
+
+    def find(self, unit: int) -> Commit | None:
+        """The commit of one unit; None if it is not done."""
+        name = f"_commits/{unit}.json"
+        return self._commit(unit, name) if self.place.exists(name) else None
+
+    def _commit(self, unit: int, name: str) -> Commit:
+        try:
+            found = Commit.model_validate(self.place.read_json(name))
+        except (RunError, ValidationError):
+            found = None
+        if found is None or found.shard != unit:
+            raise RunError(f"commit {quoted(name)}", "is not that of its unit", "delete it and repeat the run command")
+        return found
+
+    def uncommit(self, unit: int) -> None:
+        """Take a commit back: its unit is to be done again."""
+        self.place.remove(f"_commits/{unit}.json")
+
+    def problems(self, commit: Commit, contents: bool = True) -> list[str]:
+        """What is wrong with a commit's files: missing, of another size, or of other content (if that is read)."""
+        found = []
+        for table, name in commit.files.items():
+            size = self.place.size(name)
+            if size is None:
+                found.append(f"{name} is missing")
+            elif size != commit.sizes.get(table):
+                found.append(f"{name} has {size} bytes, its commit says {commit.sizes.get(table)}")
+            elif contents and (problem := self._content_problem(name, commit.sha256.get(table))):
+                found.append(f"{name} {problem}")
+        return found
+
+    def _content_problem(self, name: str, wanted: str | None) -> str | None:
+        try:
+            found = hashlib.sha256(self.place.read(name)).hexdigest()
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
+        return None if found == wanted else "has other content than was committed"
+
+    def made(self) -> dict[str, str]:
+        """SHA-256 of every file that is made of the whole run."""
+        there = [name for name in MADE if self.place.exists(name)]
+        return {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
+
+    def unmade(self) -> list[str]:
+        """What is wrong with those files of a run that ended: missing, or of other content than when it ended."""
+        if not self.place.exists("_SUCCESS.json"):
+            return []
+        try:
+            then = self.place.read_json("_SUCCESS.json").get("files", {})
+        except RunError:
+            return ["_SUCCESS.json is damaged"]
+        now = self.made()
+        missing = [f"{name} is missing" for name in then if name not in now]
+        return missing + [
+            f"{name} has other content than when the run ended" for name in now if now[name] != then.get(name)
+        ]
+
+    def sweep(self, named: Iterable[str]) -> int:
+        """Remove table files that no commit names, and what interrupted writes left; how many there were."""
+        keep, removed = set(named), 0
+        for folder in ("", "_commits", "_journal", *TABLES):
+            for name, _ in self.place.files(folder):
+                orphan = folder in TABLES and name not in keep and _TABLE.fullmatch(name)
+                if orphan or ((half := _TEMPORARY.fullmatch(name)) and is_ours(half[1] + half[2])):
+                    self.place.remove(name)
+                    removed += 1
+        return removed
+
+    def unfinish(self) -> None:
+        """Take back what is made at the end: more is to come."""
+        for name in ("_SUCCESS.json", *MADE):
+            self.place.remove(name)
+        for name, _ in (*self.place.files("plots"), *self.place.files("compact", recursive=True)):
+            if is_ours(name):
+                self.place.remove(name)
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Write a table of the whole run."""
+        self.place.write(name, encoded(table))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a run writes a file of this name, or an interrupted write leaves one."""
+    half = _TEMPORARY.fullmatch(name)
+    name = half[1] + half[2] if half else name
+    return name in _SINGLE or any(kind.fullmatch(name) for kind in (_TABLE, _OTHER))
+
+
+def _stem(name: str) -> str:
+    return name.rpartition("/")[2].removesuffix(".json")
+
+
+def _damaged_plan() -> RunError:
+    return RunError("file 'input.parquet'", "is missing or damaged", "run again with --overwrite")
