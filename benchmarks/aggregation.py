@@ -30,7 +30,7 @@ from tracer.store.compaction import compact, lookup
 from tracer.store.edge_means import write_edges_mean
 from tracer.store.query import query
 from tracer.store.schemas import EDGES, NODES
-from tracer.store.storage import Place
+from tracer.store.storage import Storage
 
 LAYERS, D_MLP, PER_PROMPT, PER_SHARD, LENGTH = 32, 14_336, 512, 64, 32
 FS = LocalFileSystem()
@@ -59,7 +59,7 @@ def make(folder: Path, rows: int, edges: int) -> None:
             "neuron": neuron // LAYERS,
             "token": words.take(pa.array(position * 31 % 1000)),
             **dict.fromkeys(("activation", "attribution", "explained", "influence"), attribution),
-            "remainder": pa.nulls(size, pa.float32()),
+            "bias_share": pa.nulls(size, pa.float32()),
         }
         save(folder / f"nodes/{shard}.parquet", columns, NODES)
         links = edges * count // prompts
@@ -90,7 +90,7 @@ def tasks(folder: Path, memory: int) -> dict[str, Callable[[], Any]]:
         sorted(map(str, (folder / name).glob("*")), key=lambda path: int(Path(path).stem))
         for name in ("nodes", "edges")
     )
-    place = Place(folder)
+    place = Storage(folder)
     counted = "SELECT layer, neuron, count(*) AS n, avg(attribution) AS mean FROM nodes GROUP BY ALL"
     return {
         "neurons": lambda: f"{neurons(nodes, FS).num_rows} neurons",
@@ -103,7 +103,7 @@ def tasks(folder: Path, memory: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def looked_up(place: Place, table: str) -> str:
+def looked_up(place: Storage, table: str) -> str:
     """Milliseconds to find one neuron, the first time in the process and then."""
     rng = np.random.default_rng(1)
     took = []

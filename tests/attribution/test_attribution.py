@@ -30,8 +30,8 @@ def result(embeddings: list[list[float]], metric: list[float]) -> Attribution:
 
 def test_residual_is_the_metric_minus_all_embeddings() -> None:
     got = result([[1.0, 2.0, -4.0], [0.5, 0.25, 0.0]], [-1.0, 1.75])
-    assert got.residual.tolist() == [0.0, 1.0]
-    assert got.relative_residual().tolist() == [0.0, pytest.approx(1.0 / 0.75)]
+    assert got.unexplained.tolist() == [0.0, 1.0]
+    assert got.relative_unexplained().tolist() == [0.0, pytest.approx(1.0 / 0.75)]
     assert got.lengths == (3, 2)
 
 

@@ -223,7 +223,7 @@ def test_biases_are_reported_target_by_target() -> None:
     prompt = tracer.Prompt(token_ids=list(IDS), target=20)
     for family, biased in (("llama", False), ("gpt2", True)):
         circuit = tracer.trace(loaded(family), prompt, nodes=10**6, pruning=tracer.Pruning(share=0.0))
-        found = [row["remainder"] for row in circuit.rows("logit")]
+        found = [row["bias_share"] for row in circuit.rows("logit")]
         assert all((abs(one) > 1e-2) == biased for one in found)
         incoming = sum(row["share"] for row in circuit.edges.to_pylist() if row["target_kind"] == "logit")
         assert 1 - incoming == pytest.approx(found[0], abs=1e-3)

@@ -52,8 +52,8 @@ def test_relp_conserves_the_metric_without_biases(family: str, over: dict[str, A
     asked = replace(QUESTION, metric=metric)
     for baseline in ("zero", "counterfactual"):
         got = tracer.attribute(load(family, **over), asked.prompts(), metric=metric, baseline=baseline)
-        assert float(got.relative_residual().max()) < 1e-5
-        assert torch.allclose(got.residual, got.metric - got.embeddings.sum(-1))
+        assert float(got.relative_unexplained().max()) < 1e-5
+        assert torch.allclose(got.unexplained, got.metric - got.embeddings.sum(-1))
 
 
 @pytest.mark.parametrize(("family", "attn"), [pair for pair in KERNELS if pair[0] in t.BIAS_FREE])
@@ -78,9 +78,9 @@ def test_biases_leave_a_residual_that_is_reported_and_no_error(family: str, over
     got = tracer.attribute(model, QUESTION.prompts())
     ids, mask = padded(QUESTION.ids())
     wanted = ref.attribute(model.module, ids, mask, QUESTION.oracle())
-    residual = wanted.metric - wanted.embeddings.sum(1)
-    assert error(got.residual, residual) < 1e-4
-    assert float(got.relative_residual().max()) > 1e-3
+    unexplained = wanted.metric - wanted.embeddings.sum(1)
+    assert error(got.unexplained, unexplained) < 1e-4
+    assert float(got.relative_unexplained().max()) > 1e-3
     assert not model.conserves
 
 
@@ -104,7 +104,7 @@ def test_a_broken_soft_cap_is_caught_by_conservation(monkeypatch: pytest.MonkeyP
 def test_conservation_is_not_asked_where_it_need_not_hold() -> None:
     for how in ({"method": "grad"}, {"rules": RULES - {"norm"}}, {"metric": "logprob"}):
         got = tracer.attribute(load("llama"), QUESTION.prompts(), **how)  # type: ignore[arg-type]
-        assert float(got.relative_residual().max()) > 1e-3
+        assert float(got.relative_unexplained().max()) > 1e-3
 
 
 # ---------------------------------------------------------------- agreement on a linear model (identity 7)
@@ -439,7 +439,7 @@ def test_a_circuit_is_the_selection_of_the_attributions(method: str) -> None:
     assert circuit.n_neurons == len({(row["layer"], row["neuron"]) for row in rows})
     assert circuit.n_total == found.nodes[0].numel()
     assert circuit.metric == float(found.metric[0])
-    assert circuit.residual == float(found.residual[0])
+    assert circuit.unexplained == float(found.unexplained[0])
     mass = sum(abs(row["attribution"]) for row in rows) / float(found.nodes.abs().sum())
     assert circuit.kept_mass == pytest.approx(mass, rel=1e-5)
     assert circuit.user_id == "mine"

@@ -65,7 +65,7 @@ def test_the_prompts_table_says_what_was_asked_and_found(circuit: Circuit, tmp_p
     assert row["token_ids"] == list(circuit.token_ids)
     assert (row["target_ids"], row["foil_ids"]) == (list(circuit.target_ids), list(circuit.foil_ids))
     assert row["metric"] == pytest.approx(circuit.metric)
-    assert row["residual"] == pytest.approx(circuit.residual, abs=1e-9)
+    assert row["unexplained"] == pytest.approx(circuit.unexplained, abs=1e-9)
     assert (row["n_nodes"], row["n_edges"], row["status"], row["attempts"]) == (20, circuit.n_edges, "ok", 1)
     assert row["error"] is row["error_type"] is None
     assert record["kind"] == "trace"
@@ -155,7 +155,7 @@ def test_counts_are_of_neuron_nodes_alone() -> None:
         "attribution": [1.0] * 5,
         "explained": [None] * 5,
         "influence": [None] * 5,
-        "remainder": [None] * 5,
+        "bias_share": [None] * 5,
     }
     made = tracer.trace(load("llama"), Prompt(token_ids=[1, 20], target=7), nodes=1)
     counted = made.model_copy(update={"nodes": nodes_table(rows)})

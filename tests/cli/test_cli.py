@@ -100,7 +100,7 @@ def test_reference_file_gives_the_mean_baseline(tmp_path: Path) -> None:
 def test_rules_can_be_switched_off() -> None:
     found = json.loads(traced(*KEYS, "--without-rule", "product", "--format", "json").stdout)
     assert found["settings"]["rules"] == ["activation", "attention", "norm"]
-    assert abs(found["residual"]) > 0.1
+    assert abs(found["unexplained"]) > 0.1
     assert not found["conserves"]
 
 

@@ -25,7 +25,7 @@ from tracer.runs import report as run_report
 from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units import shards
 from tracer.runs.units.shards import ShardWork, input_row
-from tracer.runs.workers.messages import Began, Order
+from tracer.runs.workers.messages import Began, Task
 from tracer.runs.workers.placement import check_asked, place
 from tracer.runs.workers.processes import LocalPool
 from tracer.store.run_folder import Commit, RunFolder
@@ -345,7 +345,7 @@ class Told:
         self.work, self.began = ShardWork(model, made, folder), list[tuple[tuple[int, ...], int]]()
 
     def run(self, **order: Any) -> None:
-        report = self.work.run(Order(unit=0, **order), lambda ids, done: self.began.append((tuple(ids), done)))
+        report = self.work.run(Task(unit=0, **order), lambda ids, done: self.began.append((tuple(ids), done)))
         assert sum(report.statuses.values()) == 8
 
 

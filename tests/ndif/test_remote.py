@@ -119,7 +119,7 @@ def assert_same_circuit(got: tracer.Circuit, wanted: tracer.Circuit) -> None:
     assert error(torch.tensor([one[key] for key in both]), torch.tensor([other[key] for key in both])) < 1e-5
     for name in ("metric", "kept_mass", "start_metric"):
         assert (getattr(got, name) or 0.0) == pytest.approx(getattr(wanted, name) or 0.0, rel=2e-6), name
-    assert abs(got.residual - wanted.residual) < 1e-5 * abs(wanted.metric)
+    assert abs(got.unexplained - wanted.unexplained) < 1e-5 * abs(wanted.metric)
     assert got.probabilities == pytest.approx(wanted.probabilities, rel=1e-5)
     for name in ("n_total", "n_selected", "settings", "selection", "target_ids", "foil_ids", "conserves", "model"):
         assert getattr(got, name) == getattr(wanted, name), name

@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from tracer.runs.workers import processes
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Pool, Refused, Setup, Started
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Pool, Refused, Setup, Started, Task
 from tracer.runs.workers.processes import LocalPool
 from tracer.runs.workers.scheduler import Limits, Runner
 
-TESTS = str(Path(__file__).parents[1])
+TESTS = str(Path(__file__).parents[1] / "support")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,7 +73,7 @@ def test_a_worker_starts_and_does_units_with_the_threads_asked_for(
     assert isinstance(started, Started)
     assert (started.worker, started.budget, started.model.name) == ("w0", 1 << 20, "faulty")
     for unit, prompts in enumerate([[(0,), (1,)], [(2,)]]):
-        pool.give("w0", Order(unit=unit))
+        pool.give("w0", Task(unit=unit))
         *began, done = until(pool, Done)
         assert [event.prompts for event in began if isinstance(event, Began)] == prompts
         assert isinstance(done, Done)
@@ -84,15 +84,15 @@ def test_a_worker_starts_and_does_units_with_the_threads_asked_for(
 def test_an_exception_leaves_the_worker_alive_and_a_users_error_comes_whole(pool: LocalPool) -> None:
     ready(pool, [["raise"], ["odd"], ["refuse"], ["ok"]])
     for unit, text in enumerate(["ValueError: a worker's bug at faulty.py:", "OddError: odd 12"]):
-        pool.give("w0", Order(unit=unit))
+        pool.give("w0", Task(unit=unit))
         broke = until(pool, Broke)[-1]
         assert isinstance(broke, Broke)
         assert broke.error.startswith(text)
-    pool.give("w0", Order(unit=2))
+    pool.give("w0", Task(unit=2))
     event = until(pool, Refused)[-1]
     assert isinstance(event, Refused)
     assert (event.kind, event.value, event.rule, event.next_step) == ("JobError", "the prompt", "is wrong", "mend it")
-    pool.give("w0", Order(unit=3))
+    pool.give("w0", Task(unit=3))
     assert isinstance(until(pool, Done)[-1], Done)
 
 
@@ -102,7 +102,7 @@ def test_an_exception_leaves_the_worker_alive_and_a_users_error_comes_whole(pool
 )
 def test_a_dead_process_tells_what_it_had_begun(pool: LocalPool, how: str, words: str) -> None:
     ready(pool, [["ok"], ["ok", how, "ok"]])
-    pool.give("w0", Order(unit=1))
+    pool.give("w0", Task(unit=1))
     died = until(pool, Died)[-1]
     assert isinstance(died, Died)
     assert (died.worker, died.prompts, died.blame) == ("w0", (2,), True)
@@ -111,7 +111,7 @@ def test_a_dead_process_tells_what_it_had_begun(pool: LocalPool, how: str, words
 
 def test_a_process_that_dies_between_units_had_begun_nothing_and_takes_no_order_with_an_error(pool: LocalPool) -> None:
     ready(pool, [["ok"], ["ok"]])
-    pool.give("w0", Order(unit=0))
+    pool.give("w0", Task(unit=0))
     until(pool, Done)
     popen = pool._processes["w0"].popen
     popen.kill()
@@ -119,7 +119,7 @@ def test_a_process_that_dies_between_units_had_begun_nothing_and_takes_no_order_
     thread = pool._processes["w0"].thread
     assert thread is not None
     thread.join(10)  # its pipe is closed, and the driver does not know yet
-    pool.give("w0", Order(unit=1))
+    pool.give("w0", Task(unit=1))
     died = until(pool, Died)[-1]
     assert isinstance(died, Died)
     assert died.prompts == ()
@@ -129,7 +129,7 @@ def test_a_hanging_worker_is_killed_and_so_is_a_stopped_one(pool: LocalPool) -> 
     ready(pool, [["hang"]])
     ready(pool, [["hang"]], "w1")
     for name in ("w0", "w1"):
-        pool.give(name, Order(unit=0))
+        pool.give(name, Task(unit=0))
         until(pool, Began)
     os.kill(pool._processes["w1"].popen.pid, signal.SIGSTOP)
     for name in ("w0", "w1"):
@@ -167,7 +167,7 @@ def test_a_factory_that_is_not_there(pool: LocalPool) -> None:
 def test_a_job_and_an_order_may_be_longer_than_a_pipe_and_an_argument(pool: LocalPool) -> None:
     ready(pool, [["ok"]], note="x" * 1_000_000)
     deaths = dict.fromkeys(range(50000), 1)
-    pool.give("w0", Order(unit=0, deaths=deaths, quarantined={5: ("ProcessDied", "ä\n\u2028")}))
+    pool.give("w0", Task(unit=0, deaths=deaths, quarantined={5: ("ProcessDied", "ä\n\u2028")}))
     assert isinstance(until(pool, Done)[-1], Done)
 
 
@@ -191,12 +191,12 @@ def test_closing_ends_all_processes_and_can_be_repeated(pool: LocalPool) -> None
 _DRIVER = """
 import sys, time
 from tracer.runs.workers.processes import LocalPool
-from tracer.runs.workers.messages import Order, Setup, Began
+from tracer.runs.workers.messages import Task, Setup, Began
 pool = LocalPool()
 pool.start("w0", Setup(folder="none", job={"units": [["hang"]]}, factory="faulty:Worker"))
 while not pool.events(1):
     pass
-pool.give("w0", Order(unit=0))
+pool.give("w0", Task(unit=0))
 while not pool.events(1):
     pass
 print(pool._processes["w0"].popen.pid, flush=True)
@@ -220,7 +220,7 @@ def test_workers_end_with_a_driver_that_is_killed() -> None:
 def test_a_runner_on_processes_meets_every_misfortune_at_once(pool: LocalPool) -> None:
     units = [["ok", "kill"], ["once:segv"], ["hang", "ok"], ["once:raise"], ["ok", "ok", "ok"]]
     runner = Runner(pool=pool, setup=setup(units), workers=2, limits=Limits(prompt=1.5, start=60.0))
-    found = list(runner.map(Order(unit=unit) for unit in range(len(units))))
+    found = list(runner.map(Task(unit=unit) for unit in range(len(units))))
     assert sorted(report.unit for report in found) == list(range(len(units)))
     assert {prompt: kind for prompt, (kind, _) in runner.quarantined.items()} == {1: "ProcessDied", 3: "PromptTimeout"}
     assert runner.deaths == {1: 2, 2: 1, 3: 2}

@@ -367,7 +367,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     made = job(tmp_path)
     with told_to_stop():
         inline(made, tmp_path / "run")
-    place = storage.Place(tmp_path / "run")
+    place = storage.Storage(tmp_path / "run")
     record = place.read_json("run.json")
     record["model"]["fingerprint"] = "1" * 16
     place.write_json("run.json", record)
@@ -429,14 +429,14 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_room_lets_it_go_on(
     with monkeypatch.context() as patch:
         real, left = os.fsync, [0]
 
-        def writing(self: storage.Place, name: str) -> Any:
+        def writing(self: storage.Storage, name: str) -> Any:
             left[0] += name.startswith(where)
             if name.startswith(where) and left[0] > (where == "_commits/"):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return plain(self, name)
 
-        plain = storage.Place.writing
-        patch.setattr(storage.Place, "writing", writing)
+        plain = storage.Storage.writing
+        patch.setattr(storage.Storage, "writing", writing)
         with refused(RunError, "No space left on device", "make room"):
             inline(job(tmp_path), tmp_path / "run")
         assert os.fsync is real

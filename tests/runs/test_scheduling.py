@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from helpers import refused
 from tracer.errors import JobError, RunError
 from tracer.runs.workers import scheduler
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Report, Setup, Started
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Report, Setup, Started, Task
 from tracer.runs.workers.scheduler import Limits, Runner
 from tracer.settings import ModelRecord
 
@@ -33,7 +33,7 @@ MODEL = ModelRecord(
 )
 
 Step = tuple[str, object]
-Script = Callable[["Fake", str, Order], Iterator[Step]]
+Script = Callable[["Fake", str, Task], Iterator[Step]]
 
 
 @dataclass
@@ -48,7 +48,7 @@ class Fake:
     queues: dict[str, deque[Event | float]] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     begun: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    orders: list[Order] = field(default_factory=list)
+    orders: list[Task] = field(default_factory=list)
     deaths: list[tuple[tuple[int, ...], bool]] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     number: int = 0
@@ -63,7 +63,7 @@ class Fake:
         elif how in ("dies", "lost"):
             self.queues[worker].append(Died(worker=worker, reason="no memory", blame=how == "dies"))
 
-    def give(self, worker: str, order: Order) -> None:
+    def give(self, worker: str, order: Task) -> None:
         assert worker in self.alive, "an order to a worker that is gone"
         assert not self.queues[worker], "an order to a worker that has one"
         self.orders.append(order.model_copy(deep=True))
@@ -132,10 +132,10 @@ def runner(pool: Fake, monkeypatch: pytest.MonkeyPatch, workers: int = 1, **more
 
 
 def finished(one: Runner, units: int) -> list[int]:
-    return [report.unit for report in one.map(Order(unit=unit) for unit in range(units))]
+    return [report.unit for report in one.map(Task(unit=unit) for unit in range(units))]
 
 
-def well(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+def well(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
     yield "began", (order.unit,)
     yield "done", None
 
@@ -144,7 +144,7 @@ def shard(size: int, batch: int, bad: dict[int, str]) -> Script:
     """Units of `size` prompts in batches; a bad one kills or hangs its process, always or once."""
     seen: Counter[int] = Counter()
 
-    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
         prompts = list(range(order.unit * size, (order.unit + 1) * size))
         for first in range(0, size, batch):
             part = prompts[first : first + batch]
@@ -184,7 +184,7 @@ def test_workers_live_on_for_the_next_orders(monkeypatch: pytest.MonkeyPatch) ->
     pool = Fake(well)
     one = runner(pool, monkeypatch)
     assert finished(one, 2) == [0, 1]
-    assert [report.unit for report in one.map([Order(unit=2, finish=True)])] == [2]
+    assert [report.unit for report in one.map([Task(unit=2, finish=True)])] == [2]
     assert pool.number == 1
 
 
@@ -203,10 +203,10 @@ def test_orders_carry_the_memory_that_the_driver_settles(monkeypatch: pytest.Mon
 def test_orders_are_drawn_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def source() -> Iterator[Order]:
+    def source() -> Iterator[Task]:
         for unit in range(100):
             drawn.append(unit)
-            yield Order(unit=unit)
+            yield Task(unit=unit)
 
     pool = Fake(well)
     for number, _ in enumerate(runner(pool, monkeypatch, 2).map(source())):
@@ -216,7 +216,7 @@ def test_orders_are_drawn_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) ->
 def test_stop_reports_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, got = Fake(well), list[int]()
     one = runner(pool, monkeypatch, stop=lambda: len(got) >= 2)
-    for report in one.map(Order(unit=unit) for unit in range(10)):
+    for report in one.map(Task(unit=unit) for unit in range(10)):
         got.append(report.unit)
     assert got == [0, 1]
 
@@ -262,7 +262,7 @@ def test_what_an_earlier_driver_knew_counts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_a_dead_worker_had_begun_comes_from_the_pool_or_else_from_what_it_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def script(pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    def script(pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
         if len(pool.orders) <= 2 and order.unit == 0:
             yield "began", (1,)
             yield "silent", (2,)
@@ -276,7 +276,7 @@ def test_what_a_dead_worker_had_begun_comes_from_the_pool_or_else_from_what_it_s
 
 
 def test_a_lost_machine_is_no_prompts_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    def script(pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
         yield "began", (order.unit,)
         yield ("died", False) if len(pool.orders) <= 5 else ("done", None)
 
@@ -307,7 +307,7 @@ def test_a_unit_that_fails_through_no_prompts_fault_ends_the_run(how: str, monke
 
 
 def test_a_unit_that_breaks_twice_goes_on_with_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(pool: Fake, _worker: str, _order: Order) -> Iterator[Step]:
+    def script(pool: Fake, _worker: str, _order: Task) -> Iterator[Step]:
         yield ("broke", "x") if len(pool.orders) <= 2 else ("done", None)
 
     pool = Fake(script)
@@ -359,7 +359,7 @@ def test_who_waits_in_a_services_queue_does_not_hang(monkeypatch: pytest.MonkeyP
     """Each piece of news comes before the limit, all of them together long after it."""
     notes = list[str]()
 
-    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
         yield "began", (order.unit,)
         for _ in range(4):
             yield "wait", 4.0
@@ -376,7 +376,7 @@ def test_who_waits_in_a_services_queue_does_not_hang(monkeypatch: pytest.MonkeyP
 
 
 def test_without_a_limit_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
         yield "began", (order.unit,)
         yield "wait", 1e6
         yield "done", None
@@ -387,7 +387,7 @@ def test_without_a_limit_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_news_of_a_batch_keep_it_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(_pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
         for _ in range(20):
             yield "began", (order.unit,)
             yield "wait", 4.0
@@ -399,13 +399,13 @@ def test_news_of_a_batch_keep_it_alive(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_stage_after_all_units_may_take_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(_pool: Fake, _worker: str, _order: Order) -> Iterator[Step]:
+    def script(_pool: Fake, _worker: str, _order: Task) -> Iterator[Step]:
         yield "wait", 1e5
         yield "done", None
 
     pool = Fake(script)
     one = runner(pool, monkeypatch, limits=Limits(prompt=5.0))
-    assert [report.unit for report in one.map([Order(unit=0, finish=True)])] == [0]
+    assert [report.unit for report in one.map([Task(unit=0, finish=True)])] == [0]
 
 
 def test_a_worker_that_answers_as_it_is_killed_gets_no_more_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +417,7 @@ def test_a_worker_that_answers_as_it_is_killed_gets_no_more_work(monkeypatch: py
             self.queues[worker].append(Died(worker=worker, reason="killed by the driver"))
             self.alive.discard(worker)
 
-    def script(pool: Fake, _worker: str, order: Order) -> Iterator[Step]:
+    def script(pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
         yield "began", (order.unit,)
         yield ("hang", None) if len(pool.orders) == 1 else ("done", None)
 
@@ -483,7 +483,7 @@ def test_whatever_happens_every_unit_is_reported_once_or_the_run_ends(
     bad = dict.fromkeys(sorted(hangs), "hang") | dict.fromkeys(sorted(poison), "kill")
     plain, failures = shard(size, batch, bad), Counter[tuple[int, str]]()
 
-    def script(pool: Fake, worker: str, order: Order) -> Iterator[Step]:
+    def script(pool: Fake, worker: str, order: Task) -> Iterator[Step]:
         how, at = left.popleft() if left else ("ok", 0)
         begun = 0
         if how == "early":

@@ -22,7 +22,7 @@ from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units import shards
 from tracer.runs.units.dataset_circuit import mean_of
 from tracer.runs.units.shards import ShardWork, input_row
-from tracer.runs.workers.messages import Order, Report
+from tracer.runs.workers.messages import Report, Task
 from tracer.store import schemas, storage
 from tracer.store.run_folder import Commit, RunFolder
 
@@ -56,7 +56,7 @@ class Shard:
             if [(tuple(ids), done)] != self.began[-1:]:  # a long batch is told again and again
                 self.began.append((tuple(ids), done))
 
-        self.report = self.work.run(Order(unit=0, **order), began)
+        self.report = self.work.run(Task(unit=0, **order), began)
         return self.report
 
     def table(self, name: str) -> pa.Table:
@@ -321,10 +321,10 @@ def test_a_device_that_can_compute_no_more_ends_its_process(tmp_path: Path, monk
 def test_a_disk_that_is_full_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = Shard(tmp_path, sentences(2))
 
-    def full(_place: storage.Place, _name: str, _content: bytes) -> None:
+    def full(_place: storage.Storage, _name: str, _content: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.Place, "write", full)
+    monkeypatch.setattr(storage.Storage, "write", full)
     with refused(RunError, "No space left on device", "make room"):
         shard.run()
 

@@ -15,7 +15,7 @@ import pytest
 import faulty
 from tracer.errors import JobError, RunError
 from tracer.runs.workers.cluster import RayPool
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Setup, Started
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Setup, Started, Task
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    os.environ["PYTHONPATH"] = str(HERE.parent)  # for the nodes, where faulty.py must be found
+    os.environ["PYTHONPATH"] = str(HERE.parent / "support")  # for the nodes, where faulty.py must be found
     RayPool("local", num_cpus=2)  # stays connected: each test's pool finds it and leaves it open
     yield
     ray.shutdown()
@@ -65,7 +65,7 @@ def started(pool: RayPool, name: str, *units: list[str], **fields: Any) -> Start
 def test_units_are_done_with_the_threads_asked_for(pool: RayPool) -> None:
     event = started(pool, "a", ["ok", "slow:0.4"], ["ok"], threads=3)
     assert (event.worker, event.model, event.budget) == ("a", faulty.MODEL, 1 << 20)
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     first = until(pool, Done)
     assert [one for one in first if isinstance(one, Began)][-1] == Began(worker="a", prompts=(1,), done=1)
     assert isinstance(first[-1], Done)
@@ -74,23 +74,23 @@ def test_units_are_done_with_the_threads_asked_for(pool: RayPool) -> None:
     assert outcome["OMP_NUM_THREADS"] == "3"
     assert (outcome["TOKENIZERS_PARALLELISM"], outcome["CUDA_VISIBLE_DEVICES"]) == ("false", "")
     assert f"process {outcome['pid']}" in event.where
-    pool.give("a", Order(unit=1))
+    pool.give("a", Task(unit=1))
     assert all(one.prompts == (2,) for one in until(pool, Done) if isinstance(one, Began))
     assert pool.events(0.2) == []
 
 
 def test_an_exception_leaves_the_worker_alive(pool: RayPool) -> None:
     started(pool, "a", ["raise"], ["odd"], ["refuse"], ["ok"])
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     broke = until(pool, Broke)[-1]
     assert isinstance(broke, Broke)
     assert broke.error.startswith("ValueError: a worker's bug (in behave, faulty.py:")
-    pool.give("a", Order(unit=1))
+    pool.give("a", Task(unit=1))
     assert "OddError: odd 12" in str(until(pool, Broke)[-1])
-    pool.give("a", Order(unit=2))
+    pool.give("a", Task(unit=2))
     refused = Refused(worker="a", kind="JobError", value="the prompt", rule="is wrong", next_step="mend it")
     assert until(pool, Refused)[-1] == refused
-    pool.give("a", Order(unit=3))
+    pool.give("a", Task(unit=3))
     until(pool, Done)
 
 
@@ -105,9 +105,9 @@ def test_an_exception_leaves_the_worker_alive(pool: RayPool) -> None:
 )
 def test_a_dead_process_tells_what_it_had_begun(pool: RayPool, how: str, words: str) -> None:
     started(pool, "a", ["ok", "ok"], ["ok", "ok", "ok", how], job={"batch": 2})
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     until(pool, Done)
-    pool.give("a", Order(unit=1))
+    pool.give("a", Task(unit=1))
     died = until(pool, Died)[-1]
     assert isinstance(died, Died)
     assert (died.prompts, died.blame) == ((4, 5), True)
@@ -117,7 +117,7 @@ def test_a_dead_process_tells_what_it_had_begun(pool: RayPool, how: str, words: 
 
 def test_a_hanging_worker_is_killed(pool: RayPool) -> None:
     started(pool, "a", ["ok", "hang"])
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     assert until(pool, Began)[-1] in (Began(worker="a", prompts=(n,), done=n) for n in (0, 1))
     time.sleep(0.5)
     begin = time.monotonic()
@@ -140,7 +140,7 @@ def test_killing_idle_and_waiting_workers(pool: RayPool) -> None:
 
 def test_a_done_unit_is_not_lost_by_a_kill(pool: RayPool) -> None:
     started(pool, "a", ["ok"])
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     time.sleep(1.0)
     pool.kill("a")
     kinds = [type(one) for one in until(pool, Died)]
@@ -159,7 +159,7 @@ def test_a_worker_that_cannot_be_made(pool: RayPool, how: str) -> None:
 def test_the_same_again_is_news(pool: RayPool) -> None:
     """A long batch says now and then that it lives: else it would count as hanging."""
     started(pool, "a", ["ok"], job={"repeats": 6})
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     found = until(pool, Done)
     assert found.count(Began(worker="a", prompts=(0,), done=0)) >= 3
 
@@ -170,8 +170,8 @@ def test_two_workers_at_once(pool: RayPool) -> None:
     found: list[Event] = []
     while len(found) < 2:
         found += pool.events(5.0)
-    pool.give("a", Order(unit=0))
-    pool.give("b", Order(unit=1))
+    pool.give("a", Task(unit=0))
+    pool.give("b", Task(unit=1))
     found = until(pool, Done)
     found += [] if any(isinstance(one, Died) for one in found) else until(pool, Died)
     assert Began(worker="a", prompts=(0,), done=0) in found
@@ -181,7 +181,7 @@ def test_two_workers_at_once(pool: RayPool) -> None:
 
 def test_a_unit_outlives_the_journal(pool: RayPool) -> None:
     started(pool, "a", ["slow:1.5", "ok", "slow:1", "kill"])
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     until(pool, Began)
     ray.kill(pool._journal, no_restart=False)
     died = until(pool, Died)[-1]
@@ -193,9 +193,9 @@ def test_misuse(pool: RayPool) -> None:
     started(pool, "a", ["slow:0.5"])
     with pytest.raises(ValueError, match="already"):
         pool.start("a", setup())
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     with pytest.raises(ValueError, match="not answered"):
-        pool.give("a", Order(unit=0))
+        pool.give("a", Task(unit=0))
     with pytest.raises(JobError, match="only one GPU can be shared"):
         pool.start("b", setup(gpus=1.5))
     with pytest.raises(RunError, match="already uses Ray at"):
@@ -205,16 +205,16 @@ def test_misuse(pool: RayPool) -> None:
 TWICE = """
 import sys, time
 from tracer.runs.workers.cluster import RayPool
-from tracer.runs.workers.messages import Order, Setup
+from tracer.runs.workers.messages import Task, Setup
 for _ in range(2):
     pool = RayPool(sys.argv[1], **({"num_cpus": 1} if sys.argv[1] == "local" else {}))
     pool.start("a", Setup(folder="", job={"units": [["ok"], ["hang"], ["kill"]]}, factory="faulty:Worker"))
     print(type(pool.events(60)[0]).__name__)
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     while not (found := [one for one in pool.events(60) if type(one).__name__ == "Done"]):
         pass
     print(found[0].report.statuses["ok"])
-    pool.give("a", Order(unit=2))
+    pool.give("a", Task(unit=2))
     while not (found := [one for one in pool.events(60) if type(one).__name__ == "Died"]):
         pass
     print(found[0].prompts)
@@ -227,7 +227,7 @@ print(ray.is_initialized())
 
 def twice(address: str, folder: Path) -> list[str]:
     """What a process of its own prints with two pools, one after the other."""
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent / "support")}
     command = [sys.executable, "-W", "error", "-c", TWICE, address]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=environment, cwd=folder, check=False
@@ -252,7 +252,7 @@ def test_a_lost_node_is_no_prompts_fault(tmp_path: Path) -> None:
         pool = RayPool(many.address)
         assert pool.describe() == "Ray with 2 nodes, 1 CPUs (1 free), 0 GPUs (0 free)"
         started(pool, "a", ["ok", "hang"])
-        pool.give("a", Order(unit=0))
+        pool.give("a", Task(unit=0))
         time.sleep(0.5)
         many.remove_node(node, allow_graceful=False)
         died = until(pool, Died)[-1]

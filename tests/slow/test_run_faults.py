@@ -28,7 +28,7 @@ from tracer.errors import RunError
 from tracer.runs import status
 from tracer.runs.driver import Run, run
 from tracer.runs.jobs import Source
-from tracer.runs.workers.messages import Event, Order, Setup, Started
+from tracer.runs.workers.messages import Event, Setup, Started, Task
 from tracer.runs.workers.processes import LocalPool
 
 pytestmark = pytest.mark.slow
@@ -112,7 +112,7 @@ class Sabotage:
     def start(self, worker: str, setup: Setup) -> None:
         self.pool.start(worker, setup)
 
-    def give(self, worker: str, order: Order) -> None:
+    def give(self, worker: str, order: Task) -> None:
         self.pool.give(worker, order)
         self.busy[worker] = order.unit
 

@@ -27,7 +27,7 @@ from tracer.runs.workers.cluster import RayPool, status, stop, submit
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[1] / "support"
 # Stands for `python -m tracer run`: says how it was called and does what the job file's "does" says.
 STUB = r"""#!/bin/sh
 printf '<%s>' "$@"; echo
@@ -229,7 +229,7 @@ TWICE = """
 import sys
 import faulty
 from tracer.runs.workers.cluster import RayPool
-from tracer.runs.workers.messages import Order, Setup
+from tracer.runs.workers.messages import Task, Setup
 def until(kind):
     while not (found := [one for one in pool.events(60) if type(one).__name__ == kind]):
         pass
@@ -238,9 +238,9 @@ for _ in range(2):
     pool = RayPool(sys.argv[1])
     pool.start("a", Setup(folder="", job={"units": [["ok"], ["ok", "kill"]]}, factory="faulty:Worker"))
     until("Started")
-    pool.give("a", Order(unit=0))
+    pool.give("a", Task(unit=0))
     print(until("Done").report.statuses["ok"])
-    pool.give("a", Order(unit=1))
+    pool.give("a", Task(unit=1))
     print(until("Died").prompts[0])
     print(pool.describe())
     pool.close()

@@ -24,7 +24,7 @@ from tracer.store.aggregation import NEURONS, TOP_PROMPTS, neurons, top_prompts
 from tracer.store.edge_means import EDGES_MEAN, write_edges_mean
 from tracer.store.query import query
 from tracer.store.schemas import EDGES, NODES, PROMPTS
-from tracer.store.storage import Place
+from tracer.store.storage import Storage
 
 FS = LocalFileSystem()
 Row = dict[str, Any]
@@ -400,7 +400,7 @@ def compact_oracle(many: Sequence[Prompt], layer: int, neuron: int) -> tuple[lis
 @SLOW
 @given(SHARDS, st.sampled_from([0, 1000, 2**30]))
 def test_a_look_up_finds_what_a_filter_finds(tmp_path: Path, shards: list[list[Prompt]], memory: int) -> None:
-    files, out = write(tmp_path, shards), Place(tmp_path)
+    files, out = write(tmp_path, shards), Storage(tmp_path)
     rows = compaction.compact(*files, FS, out, memory)
     many = flat(shards)
     assert rows == {"nodes": sum(len(one[0]) for one in many), "edges": sum(len(one[1]) for one in many)}
@@ -415,7 +415,7 @@ def test_a_look_up_finds_what_a_filter_finds(tmp_path: Path, shards: list[list[P
 
 def test_compaction_is_sorted_small_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "_ROW_GROUP", 10)
-    out, files = Place(tmp_path), write(tmp_path / "nodes", example())
+    out, files = Storage(tmp_path), write(tmp_path / "nodes", example())
     compaction.compact(*files, FS, out, 5000)
     file = pq.ParquetFile(tmp_path / "compact/nodes/layer_1.parquet")
     table = file.read().to_pandas()
@@ -436,7 +436,7 @@ def test_compaction_is_sorted_small_and_replaced(tmp_path: Path, monkeypatch: py
 
 def test_what_was_not_compacted_whole_is_refused(tmp_path: Path) -> None:
     nodes, edges = write(tmp_path, example())
-    out = Place(tmp_path)
+    out = Storage(tmp_path)
     with pytest.raises(RunError, match="no compacted"):
         compaction.lookup(out, 0, 0)
     assert compaction.compacted(out) is None

@@ -264,7 +264,7 @@ import os, sys
 from tracer.store import run_folder as folder
 from tracer.store import storage as places
 run, left = folder.RunFolder(sys.argv[1]), int(sys.argv[2])
-remove = places.Place.remove
+remove = places.Storage.remove
 def counted(self, name):
     global left
     if self.exists(name):
@@ -272,7 +272,7 @@ def counted(self, name):
     if left < 0:
         os._exit(9)
     remove(self, name)
-places.Place.remove = counted
+places.Storage.remove = counted
 run.clear()
 """
 

@@ -21,7 +21,7 @@ import s3
 from helpers import refused
 from tracer.errors import RunError
 from tracer.store import storage
-from tracer.store.storage import LEASE_FILE, LOCK, Found, Place, is_remote
+from tracer.store.storage import LEASE_FILE, LOCK, Found, Storage, is_remote
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +31,10 @@ def store() -> Iterator[s3.Store]:
 
 
 @pytest.fixture(params=["local", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
-        return Place(tmp_path / "run")
-    return Place(request.getfixturevalue("store").address())
+        return Storage(tmp_path / "run")
+    return Storage(request.getfixturevalue("store").address())
 
 
 # ----------------------------------------------------------------------------------------------- addresses
@@ -51,24 +51,24 @@ def test_an_address_is_a_path_unless_it_names_an_object_store() -> None:
 )
 def test_keys_are_no_part_of_an_address_and_are_not_repeated(address: str) -> None:
     with pytest.raises(RunError, match="holds a key") as caught:
-        Place(address)
+        Storage(address)
     assert "secret" not in str(caught.value).partition(";")[0]
     assert "abc" not in str(caught.value)
 
 
 def test_an_address_that_cannot_be_meant_is_refused() -> None:
     with refused(RunError, "s3://", "no address"):
-        Place("s3://bucket/x?no_such_option=1")
+        Storage("s3://bucket/x?no_such_option=1")
 
 
 def test_the_name_of_a_place_leaves_its_options_out(store: s3.Store) -> None:
-    assert "?" not in str(Place(store.address()))
+    assert "?" not in str(Storage(store.address()))
 
 
 # --------------------------------------------------------------------------------------------------- files
 
 
-def test_files_are_written_read_listed_and_removed(place: Place) -> None:
+def test_files_are_written_read_listed_and_removed(place: Storage) -> None:
     assert (place.exists(), place.files(), place.size("a.json")) == (False, [], None)
     place.write_json("a.json", {"x": 1.5, "y": [1, "ä"]})
     place.write("deep/er/b.bin", b"123")
@@ -85,7 +85,7 @@ def test_files_are_written_read_listed_and_removed(place: Place) -> None:
     assert not place.exists("a.json")
 
 
-def test_what_fails_in_the_middle_leaves_what_was_there(place: Place) -> None:
+def test_what_fails_in_the_middle_leaves_what_was_there(place: Storage) -> None:
     place.write("a", b"before")
 
     def fail() -> None:
@@ -100,7 +100,7 @@ def test_what_fails_in_the_middle_leaves_what_was_there(place: Place) -> None:
 
 
 def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
-    place, stop, seen = Place(tmp_path), threading.Event(), set[int]()
+    place, stop, seen = Storage(tmp_path), threading.Event(), set[int]()
     place.write("a", b"0" * 100_000)
 
     def read() -> None:
@@ -119,7 +119,7 @@ def test_readers_never_see_half_a_file(tmp_path: Path) -> None:
     assert len(seen) > 1
 
 
-def test_parquet_is_written_in_parts_and_read_by_arrow(place: Place) -> None:
+def test_parquet_is_written_in_parts_and_read_by_arrow(place: Storage) -> None:
     table = pa.table({"a": [1, 2, 3]})
     with place.writing("t.parquet") as file, pq.ParquetWriter(file, table.schema) as writer:
         writer.write_table(table)
@@ -128,7 +128,7 @@ def test_parquet_is_written_in_parts_and_read_by_arrow(place: Place) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe"])
-def test_json_that_is_none_is_an_error_in_one_line(place: Place, content: bytes) -> None:
+def test_json_that_is_none_is_an_error_in_one_line(place: Storage, content: bytes) -> None:
     place.write("a.json", content)
     with refused(RunError, "a.json"):
         place.read_json("a.json")
@@ -138,7 +138,7 @@ def test_json_that_is_none_is_an_error_in_one_line(place: Place, content: bytes)
 
 def test_a_number_that_json_has_not_is_a_bug_and_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        Place(tmp_path).write_json("a.json", {"x": float("nan")})
+        Storage(tmp_path).write_json("a.json", {"x": float("nan")})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -146,8 +146,8 @@ def test_a_number_that_json_has_not_is_a_bug_and_not_written(tmp_path: Path) -> 
 
 _HOLD = """
 import sys, time
-from tracer.store.storage import Place
-with Place(sys.argv[1]).locked():
+from tracer.store.storage import Storage
+with Storage(sys.argv[1]).locked():
     print("held", flush=True)
     time.sleep(600)
 """
@@ -158,18 +158,18 @@ def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
     try:
         assert first.stdout is not None
         assert first.stdout.readline() == "held\n"
-        with refused(RunError, f"process {first.pid} on"), Place(tmp_path).locked():
+        with refused(RunError, f"process {first.pid} on"), Storage(tmp_path).locked():
             pass
         assert first.poll() is None
     finally:
         first.send_signal(signal.SIGKILL)
         first.communicate()
-    with Place(tmp_path).locked() as lease:
+    with Storage(tmp_path).locked() as lease:
         assert lease.mine()
         lease.renew()
 
 
-def test_a_lock_is_given_back_whatever_ends_the_block(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_given_back_whatever_ends_the_block(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.time, "sleep", lambda _seconds: None)
 
     def fail() -> None:
@@ -190,7 +190,7 @@ def test_a_lock_on_a_file_system_without_locks_is_a_lease(tmp_path: Path, monkey
 
     monkeypatch.setattr(storage.fcntl, "flock", none)
     monkeypatch.setattr(storage.time, "sleep", lambda _seconds: None)
-    place = Place(tmp_path)
+    place = Storage(tmp_path)
     with place.locked():
         assert (tmp_path / LEASE_FILE).exists()
         with refused(RunError, "is being written"), place.locked():
@@ -198,7 +198,7 @@ def test_a_lock_on_a_file_system_without_locks_is_a_lease(tmp_path: Path, monkey
     assert not (tmp_path / LEASE_FILE).exists()
 
 
-def _lease(place: Place, age: float) -> dict[str, object]:
+def _lease(place: Storage, age: float) -> dict[str, object]:
     there = {"host": "elsewhere", "pid": 12, "owner": "x", "time": time.time() - age}
     place.write_json(LEASE_FILE, there)
     return there
@@ -206,7 +206,7 @@ def _lease(place: Place, age: float) -> dict[str, object]:
 
 def test_a_lease_that_was_not_renewed_is_nobodys(store: s3.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.time, "sleep", lambda _seconds: None)
-    place = Place(store.address())
+    place = Storage(store.address())
     _lease(place, storage.LEASE / 2)
     with refused(RunError, "process 12 on elsewhere", "120 s if it was killed"), place.locked():
         pass
@@ -217,7 +217,7 @@ def test_a_lease_that_was_not_renewed_is_nobodys(store: s3.Store, monkeypatch: p
 
 
 def test_of_two_that_come_at_once_one_stays(store: s3.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(store.address())
+    place = Storage(store.address())
     monkeypatch.setattr(storage.time, "sleep", lambda _seconds: _lease(place, 0))  # another one writes meanwhile
     with refused(RunError, "process 12 on elsewhere"), place.locked():
         pass
@@ -228,7 +228,7 @@ def test_a_lease_is_renewed_while_its_driver_is_busy_and_noticed_when_it_is_lost
     store: s3.Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "LEASE", 0.4)
-    place = Place(store.address())
+    place = Storage(store.address())
     with place.locked() as lease:
         first = place.read_json(LEASE_FILE)["time"]
         time.sleep(0.6)
@@ -246,7 +246,7 @@ def test_a_lease_is_renewed_while_its_driver_is_busy_and_noticed_when_it_is_lost
 
 
 def test_whether_a_driver_is_there_can_be_seen_without_disturbing_it(tmp_path: Path) -> None:
-    place = Place(tmp_path)
+    place = Storage(tmp_path)
     assert place.is_held() is None
     with place.locked():
         assert place.is_held() is True
@@ -254,7 +254,7 @@ def test_whether_a_driver_is_there_can_be_seen_without_disturbing_it(tmp_path: P
 
 
 def test_a_damaged_lease_is_told(store: s3.Store) -> None:
-    place = Place(store.address())
+    place = Storage(store.address())
     place.write(LEASE_FILE, b"not json")
     with refused(RunError, LEASE_FILE), place.locked():
         pass

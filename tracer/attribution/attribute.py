@@ -104,7 +104,7 @@ def attribute(
         progress: called with (done, total) steps of the current method.
 
     Returns:
-        Attributions, activations, embeddings, metric and residual, float32 on the CPU.
+        Attributions, activations, embeddings, metric and unexplained, float32 on the CPU.
 
     Raises:
         JobError: a prompt or setting is wrong.

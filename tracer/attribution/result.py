@@ -1,11 +1,12 @@
 """The result of an attribution, and its arithmetic on plain tensors: no nnsight, no model, no files.
 
-Knows that attribution is (value - baseline) times a gradient, what the controls are, and when a residual proves
-a number wrong (method.md sections 2 and 8). Where values and gradients come from is not known here.
+Knows that attribution is (value - baseline) times a gradient, what the controls are, and when what is unexplained
+proves a number wrong (method.md sections 2 and 8). Where values and gradients come from is not known here.
 """
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Attribution:
         activations: the nodes' values, in the chosen basis.
         embeddings: attribution of each token's embedding, in metric units.
         metric: of each prompt.
-        residual: ``metric - embeddings.sum(-1)``: what the method leaves unexplained. It vanishes for RelP with
+        unexplained: ``metric - embeddings.sum(-1)``: what the embeddings leave over. It vanishes for RelP with
             all rules, a logit metric and a bias-free model; it is not small for the controls delta and random.
         token_ids: of each prompt, without padding.
         target_ids, foil_ids: of each prompt, resolved.
@@ -50,18 +51,24 @@ class Attribution:
     start_metric: PerPrompt | None = None
 
     @property
-    def residual(self) -> PerPrompt:
+    def unexplained(self) -> PerPrompt:
         """What conservation leaves over, per prompt, in metric units."""
         return self.metric - self.embeddings.sum(-1)
+
+    @property
+    def residual(self) -> PerPrompt:
+        """The old name of `unexplained`, for this version alone: a *residual* is the model's residual stream."""
+        warnings.warn("Attribution.residual is now Attribution.unexplained", DeprecationWarning, stacklevel=2)
+        return self.unexplained
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each prompt."""
         return tuple(len(ids) for ids in self.token_ids)
 
-    def relative_residual(self) -> PerPrompt:
-        """``|residual|`` as a share of the summed absolute embedding attributions."""
-        return relative_residual(self.metric, self.embeddings)
+    def relative_unexplained(self) -> PerPrompt:
+        """``|unexplained|`` as a share of the summed absolute embedding attributions."""
+        return relative_unexplained(self.metric, self.embeddings)
 
     def check_finite(self) -> None:
         """Refuse a result with a NaN or an infinity in it; raises as `check_finite`."""
@@ -75,7 +82,7 @@ class Attribution:
         )
 
 
-def relative_residual(metric: PerPrompt, embeddings: PerToken) -> PerPrompt:
+def relative_unexplained(metric: PerPrompt, embeddings: PerToken) -> PerPrompt:
     """What conservation leaves over, as a share of the summed absolute embedding attributions."""
     scale = embeddings.abs().sum(-1)
     return (metric - embeddings.sum(-1)).abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny)
@@ -106,9 +113,9 @@ def check_conservation(metric: PerPrompt, embeddings: PerToken) -> None:
         metric: of each prompt. embeddings: attribution of each token's, zeros after a prompt's end.
 
     Raises:
-        ModelError: the residual is above a thousandth of the summed absolute embedding attributions.
+        ModelError: `unexplained` is above a thousandth of the summed absolute embedding attributions.
     """
-    relative = relative_residual(metric, embeddings)
+    relative = relative_unexplained(metric, embeddings)
     worst = int(relative.argmax())
     if float(relative[worst]) > CONSERVATION_TOLERANCE:
         raise ModelError(

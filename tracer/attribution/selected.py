@@ -43,7 +43,7 @@ class Found:
         encoded: the prompt, its targets resolved.
         nodes: selected, strongest first; attributions and activations are theirs.
         embeddings: attribution of each token's embedding, in metric units.
-        metric, residual, start: as in `Attribution`, numbers.
+        metric, unexplained, start: as in `Attribution`, numbers.
         largest, total: the largest |attribution| of all nodes, and their sum. n_total: how many there are.
         terms: the (position, token, weight) of each logit in the metric; logits and chances are their values and
             probabilities.
@@ -57,7 +57,7 @@ class Found:
     activations: Float[Tensor, " node"]
     embeddings: Float[Tensor, " pos"]
     metric: float
-    residual: float
+    unexplained: float
     start: float | None
     largest: float
     total: float
@@ -91,7 +91,7 @@ def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rul
         rules,
         told(logits, at, max(encoded.positions) - length + back, TOP),
     )
-    return _read(model, encoded, answer, terms, result.settings, float(result.residual[row]))
+    return _read(model, encoded, answer, terms, result.settings, float(result.unexplained[row]))
 
 
 def is_reduced_there(model: Model, chosen: Settings) -> bool:
@@ -229,7 +229,7 @@ def _read(
     answer: dict[str, Any],
     terms: list[tuple[int, int, float]],
     chosen: Settings,
-    residual: float,
+    unexplained: float,
 ) -> Found:
     """What `sessions.reduced` says of one prompt, from here or a server."""
     edges = None
@@ -243,7 +243,7 @@ def _read(
         activations=answer["activations"],
         embeddings=answer["embeddings"],
         metric=answer["metric"],
-        residual=residual,
+        unexplained=unexplained,
         start=answer["start"],
         largest=answer["largest"],
         total=answer["total"],

@@ -207,7 +207,7 @@ def _circuit(
         positions=encoded.positions,
         counterfactual_ids=encoded.counterfactual_ids,
         metric=found.metric,
-        residual=found.residual,
+        unexplained=found.unexplained,
         start_metric=found.start,
         kept_mass=_mass(found.total, table),
         n_total=found.n_total,
@@ -264,8 +264,8 @@ def _graph(
     kept["explained"] = [None if math.isnan(value) else value for value in left.explained.tolist()]
     kept["influence"] = left.influence.tolist()
     value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])
-    remainder = torch.where((value == 0) | is_embedding, torch.nan, 1 - incoming / value)[left.nodes]
-    kept["remainder"] = [None if math.isnan(one) else one for one in remainder.tolist()]
+    bias_share = torch.where((value == 0) | is_embedding, torch.nan, 1 - incoming / value)[left.nodes]
+    kept["bias_share"] = [None if math.isnan(one) else one for one in bias_share.tolist()]
     edges = left.edges
     links = {name: getattr(edges, name).numpy() for name in ("source", "target", "weight", "share", "attribution")}
     return nodes_table(kept), edges_table(links), len(whole)
@@ -292,7 +292,7 @@ def _node_columns(model: Model, found: Found, chosen: Settings) -> tuple[dict[st
         + _logit_attributions(found.logits * torch.tensor(weights), chosen),
         "explained": [None] * size,
         "influence": [None] * size,
-        "remainder": [None] * size,
+        "bias_share": [None] * size,
     }
     return columns, weights
 

@@ -55,7 +55,7 @@ class Graph(_Record):
             For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
             is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
             `influence` the part of the logits' |weight| that flows through it within this graph;
-            `remainder` the part of its activation that no source gives, which is the biases'; all are null without
+            `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
             edges. An imported graph may have nodes of kind ``error``.
         links: Arrow table in `store.EDGES`, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
@@ -226,13 +226,13 @@ class Circuit(Graph):
         token_ids: of the prompt.
         target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
         reference: hash of the prompts behind the baseline ``mean``.
-        metric: of the prompt. `residual`: metric minus the summed embedding attributions. `start_metric`: the metric
-            at the start of a path method's path, which is part of the residual.
+        metric: of the prompt. `unexplained`: metric minus the summed embedding attributions. `start_metric`: the metric
+            at the start of a path method's path, which is part of it.
         kept_mass: share of the summed ``|attribution|`` of all neuron nodes that the kept ones hold.
         n_total: neuron nodes the model has on this prompt.
         n_selected: of them, how many were selected; pruning may have dropped some.
         n_links: direct edges among the selected nodes before pruning.
-        conserves: whether the residual had to vanish, and was checked.
+        conserves: whether `unexplained` had to vanish, and was checked.
         predictions: the model's top tokens at the last position read.
         probabilities: of the logit nodes' tokens, in the order of the nodes.
         settings, selection, model: how it was made, and from what.
@@ -246,7 +246,7 @@ class Circuit(Graph):
     counterfactual_ids: tuple[int, ...] | None = None
     reference: str | None = None
     metric: float
-    residual: float
+    unexplained: float
     start_metric: float | None = None
     kept_mass: float
     n_total: int
@@ -293,7 +293,7 @@ class Circuit(Graph):
             target_ids=list(self.target_ids),
             foil_ids=list(self.foil_ids),
             metric=self.metric,
-            residual=self.residual,
+            unexplained=self.unexplained,
             n_nodes=self.n_nodes,
             n_edges=self.n_edges,
             seconds=self.seconds,

@@ -293,7 +293,7 @@ def _node(
         "is_target_logit": False,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "tracer": {name: row[name] for name in ("attribution", "explained", "influence", "remainder")},
+        "tracer": {name: row[name] for name in ("attribution", "explained", "influence", "bias_share")},
     }
     if kind == "embedding":
         return node | {"feature": position, "layer": "E", "feature_type": kind, "jsNodeId": f"E_{neuron}-{position}"}
@@ -412,7 +412,7 @@ def _nodes_of(nodes: list[dict[str, Any]], places: list[_Place], tokens: tuple[s
         "influence": [
             _float32(one.get("influence") if one else alone) for one, alone in zip(ours, influence, strict=True)
         ],
-        "remainder": [_float32(one.get("remainder")) for one in ours],
+        "bias_share": [_float32(one.get("bias_share")) for one in ours],
     }
 
 

@@ -146,10 +146,10 @@ def _same_forward(model: Model, prompts: list[Prompt]) -> Check:
 
 def _conserved(model: Model, prompts: list[Prompt]) -> Check:
     """RelP conserves the metric."""
-    relative = float(attribute(model, prompts).relative_residual().max())
+    relative = float(attribute(model, prompts).relative_unexplained().max())
     if not model.conserves:
-        return Check("conservation (biases or low precision: reported only)", f"residual {relative:.1e}", True)
-    return Check("RelP conserves the metric", f"residual {relative:.1e}", relative < 1e-4)
+        return Check("conservation (biases or low precision: reported only)", f"unexplained {relative:.1e}", True)
+    return Check("RelP conserves the metric", f"unexplained {relative:.1e}", relative < 1e-4)
 
 
 def _padding(model: Model, prompts: list[Prompt]) -> Check:

@@ -32,7 +32,7 @@ class Rows(StrEnum):
 
 Job = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
 Out = Annotated[str, typer.Option(help="The run folder, or s3://bucket/folder, gs://...; the same job is continued.")]
-Place = Annotated[str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR")]
+RunDir = Annotated[str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR")]
 Change = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the job: --set nodes=500 --set input.path=x.jsonl. Repeatable."),
@@ -137,7 +137,7 @@ def run(
 
 @terminal.told
 def status(
-    folder: Place,
+    folder: RunDir,
     quick: Annotated[bool, typer.Option("--quick", help="Do not read the committed files to check them.")] = False,
     style: Annotated[Rows, typer.Option("--format", help="table for people, json for scripts.")] = Rows.table,
 ) -> None:
@@ -158,7 +158,7 @@ def status(
 
 @terminal.told
 def query(
-    folder: Place,
+    folder: RunDir,
     sql: Annotated[str, typer.Argument(help="One SELECT over prompts, nodes, edges, neurons, ...", metavar="SQL")],
     style: Annotated[Rows, typer.Option("--format", help="table for people, json or csv for scripts.")] = Rows.table,
 ) -> None:
@@ -184,7 +184,7 @@ def query(
 
 @terminal.told
 def compact(
-    folder: Place,
+    folder: RunDir,
     neuron: Annotated[
         str | None, typer.Option(help="Look one neuron up in the compacted tables: LAYER/NEURON.")
     ] = None,

@@ -45,7 +45,7 @@ class _Stop:
             return self._news.wait_for(self.is_set, seconds)
 
 
-class Abreast:
+class OrderedMap:
     """Does work in so many threads at a time."""
 
     def __init__(self, limit: int) -> None:

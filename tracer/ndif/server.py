@@ -39,7 +39,7 @@ from pydantic import ValidationError
 from tracer.errors import RemoteError, quoted
 from tracer.model.backend import Grants
 from tracer.ndif import payload
-from tracer.ndif.parallel import Abreast, EndedError
+from tracer.ndif.parallel import EndedError, OrderedMap
 from tracer.settings import IN_FLIGHT
 
 MIB = 2**20
@@ -191,7 +191,7 @@ class Server:
             weakref.finalize(self, client.close)
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
         self._count = threading.Lock()
-        self._abreast = Abreast(self.limits.in_flight)
+        self._parallel = OrderedMap(self.limits.in_flight)
 
     def __repr__(self) -> str:
         return f"Server({self.host})"
@@ -250,8 +250,8 @@ class Server:
         return [answer for answers in self.stream(halved, parts) for answer in answers]
 
     def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
-        """`each` without halves, and every answer as soon as it is its turn; see `Abreast.stream`."""
-        return self._abreast.stream(function, parts)
+        """`each` without halves, and every answer as soon as it is its turn; see `OrderedMap.stream`."""
+        return self._parallel.stream(function, parts)
 
     def run(self, deployment: str, environment: dict[str, Any], blob: bytes, compressed: bool) -> dict[str, Any]:
         """Submit a block, wait for it, and return what it saved.
@@ -285,7 +285,7 @@ class Server:
             RemoteError: it has.
         """
         try:
-            self._abreast.sleep(seconds)
+            self._parallel.sleep(seconds)
         except EndedError:
             raise self._error("a job is no longer waited for", "see the error before this one") from None
 

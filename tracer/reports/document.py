@@ -270,7 +270,7 @@ def _settings(circuit: Circuit) -> Sheet:
 def _conservation(circuit: Circuit) -> str:
     """The check that the prompt's own tokens account for the metric."""
     return (
-        f"The attributions of the prompt's tokens add up to {circuit.metric - circuit.residual:+.4f} {_unit(circuit)}; "
+        f"The attributions of the prompt's tokens sum to {circuit.metric - circuit.unexplained:+.4f} {_unit(circuit)}; "
         f"the model's number is {circuit.metric:+.4f}. In full: {tables._plain(tables.conservation_text(circuit))}."
     )
 

@@ -289,14 +289,14 @@ def metric_text(circuit: Circuit) -> str:
 
 
 def conservation_text(circuit: Circuit) -> str:
-    """The residual, and what it says."""
+    """What stays unexplained, and what it says."""
     scale = sum(abs(row["attribution"]) for row in circuit.rows("embedding"))
-    relative = abs(circuit.residual) / scale if scale else float("nan")
-    shown = f"residual {circuit.residual:+.2e} ({relative:.1e} of the summed |embedding attributions|)"
+    relative = abs(circuit.unexplained) / scale if scale else float("nan")
+    shown = f"unexplained {circuit.unexplained:+.2e} ({relative:.1e} of the summed |embedding attributions|)"
     if circuit.conserves:
         return f"{shown}: [green]holds[/] (must be below 1e-3)"
     if circuit.start_metric is not None:
-        left = circuit.residual - circuit.start_metric
+        left = circuit.unexplained - circuit.start_metric
         return f"{shown}: {circuit.start_metric:+.4f} is the metric where the path begins, {left:+.2e} unexplained"
     if circuit.settings.method in NO_DECOMPOSITION:
         return f"{shown}: no meaning, {circuit.settings.method} does not split the metric into parts"

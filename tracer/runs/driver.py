@@ -28,7 +28,7 @@ from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.status import State, Status, Tally
 from tracer.runs.units.shards import input_row
-from tracer.runs.workers.messages import Died, Order, Pool, Setup, Started
+from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import Limits, Runner
 from tracer.store import parquet
@@ -358,12 +358,12 @@ class _Driver:
             raise self._stopped()
         self.show("done", force=True)
 
-    def _orders(self) -> Iterator[Order]:
+    def _orders(self) -> Iterator[Task]:
         for unit in range(self.n_units):
             if not self._committed[unit]:
-                yield Order(unit=unit)
+                yield Task(unit=unit)
         for unit, commit in sorted(self._redo.items()):
-            yield Order(unit=unit, files=commit.files, only=self._failed_of(commit))
+            yield Task(unit=unit, files=commit.files, only=self._failed_of(commit))
 
     def _failed_of(self, commit: Commit) -> tuple[int, ...]:
         prompts = self.folder.read_table(commit.files["prompts"], ["prompt_id", "status"]).to_pylist()
@@ -438,7 +438,7 @@ class _Driver:
     def _asked(self) -> dict[str, Any] | None:
         """What a worker says of the whole run; None if the run was stopped meanwhile."""
         assert self.runner is not None
-        found = [one.outcome for one in self.runner.map([Order(unit=self.n_units, finish=True)])]
+        found = [one.outcome for one in self.runner.map([Task(unit=self.n_units, finish=True)])]
         return None if self.signals.number else found[0]
 
     # ------------------------------------------------------------------------------------ being watched

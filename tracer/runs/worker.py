@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tracer.errors import TracerError, kind_of
-from tracer.runs.workers.messages import Beat, Began, Broke, Done, Order, Refused, Report, Setup, Started
+from tracer.runs.workers.messages import Beat, Began, Broke, Done, Refused, Report, Setup, Started, Task
 from tracer.settings import ModelRecord
 
 
@@ -78,7 +78,7 @@ class Worker:
             self._work = ShardWork(loaded, job, folder).run
             self._finish = lambda: judge(loaded, job, folder)
 
-    def work(self, order: Order, began: Beat) -> Report:
+    def work(self, order: Task, began: Beat) -> Report:
         """Do one unit.
 
         Args:
@@ -104,7 +104,7 @@ class Worker:
         if self._beat is not None:
             self._beat(line)
 
-    def _combination(self, order: Order, began: Beat) -> Report:
+    def _combination(self, order: Task, began: Beat) -> Report:
         began((order.unit,), 0)
         combination = self._benchmark.job.combinations()[order.unit]
         outcome = self._benchmark.outcome(combination)
@@ -152,7 +152,7 @@ def main(name: str) -> None:
             return
         say(Started(worker=name, model=worker.model, budget=worker.budget, where=f"process {os.getpid()}"))
         while True:
-            order = Order.model_validate_json(orders.get())
+            order = Task.model_validate_json(orders.get())
 
             def began(prompts: Sequence[int], done: int, note: str = "") -> None:
                 say(Began(worker=name, prompts=tuple(prompts), done=done, note=note))

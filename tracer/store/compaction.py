@@ -26,7 +26,7 @@ from pyarrow.fs import FileSystem
 from tracer.errors import RunError, quoted
 from tracer.store.columns import InOrder, changes, ends, filled, ordered, read, shards
 from tracer.store.schemas import EDGES, NODES
-from tracer.store.storage import Place
+from tracer.store.storage import Storage
 
 _END = [("kind", pa.string()), ("layer", pa.int16()), ("position", pa.int32()), ("neuron", pa.int32())]
 COMPACT_EDGES = pa.schema(
@@ -44,7 +44,7 @@ _ROW_GROUP = 2**13
 
 
 def compact(
-    node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, folder: Place, memory: int = 2**30
+    node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, folder: Storage, memory: int = 2**30
 ) -> dict[str, int]:
     """Write the compacted tables; an earlier compaction in the same place is replaced.
 
@@ -88,12 +88,12 @@ def digest(node_files: Sequence[str], edge_files: Sequence[str]) -> str:
     return hashlib.sha256(repr(names).encode()).hexdigest()
 
 
-def compacted(folder: Place) -> str | None:
+def compacted(folder: Storage) -> str | None:
     """`digest` of the files that were compacted here; None if none were."""
     return folder.read_json(_RECORD)["files"] if folder.exists(_RECORD) else None
 
 
-def lookup(folder: Place, layer: int, neuron: int, table: str = "nodes") -> pa.Table:
+def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa.Table:
     """All rows of one neuron, over all prompts, sorted by prompt and position.
 
     Args:
@@ -167,7 +167,7 @@ def _part(tables: Iterator[pa.Table], column: str, scratch: Path) -> dict[int, P
     return {layer: scratch / f"{layer}.arrow" for layer in writers}
 
 
-def _sort(path: Path, folder: Place, name: str, table: str, memory: int) -> int:
+def _sort(path: Path, folder: Storage, name: str, table: str, memory: int) -> int:
     """Sort one layer's rows into its file; how many there are."""
     schema, order, rows = SCHEMAS[table], _ORDER[table], 0
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]

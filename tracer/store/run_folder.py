@@ -32,7 +32,7 @@ from tracer.errors import RunError, quoted
 from tracer.store.file import File
 from tracer.store.parquet import encoded, writer
 from tracer.store.schemas import INPUT, SCHEMA_VERSION
-from tracer.store.storage import LEASE_FILE, LOCK, Place
+from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
 TABLES = ("prompts", "nodes", "edges", "means")
 MADE = (
@@ -103,7 +103,7 @@ class RunFolder:
     """One run's folder, for its driver, its workers and its readers."""
 
     def __init__(self, address: Any) -> None:
-        self.place = Place(address)
+        self.place = Storage(address)
         self._planned: _Plan | None = None
 
     # ------------------------------------------------------------------------------------- the record

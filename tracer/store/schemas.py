@@ -42,7 +42,7 @@ PROMPTS = pa.schema(
         ("target_ids", _IDS),
         ("foil_ids", _IDS),
         ("metric", pa.float32()),
-        ("residual", pa.float32()),
+        ("unexplained", pa.float32()),
         ("n_nodes", pa.int32()),
         ("n_edges", pa.int32()),
         ("status", pa.string()),
@@ -66,7 +66,7 @@ NODES = pa.schema(
         ("attribution", pa.float32()),
         ("explained", pa.float32()),
         ("influence", pa.float32()),
-        ("remainder", pa.float32()),
+        ("bias_share", pa.float32()),
     ]
 )
 EDGES = pa.schema(

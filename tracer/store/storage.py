@@ -47,7 +47,7 @@ def is_remote(address: str | Path) -> bool:
     return isinstance(address, str) and urlsplit(address).scheme in SCHEMES
 
 
-class Place:
+class Storage:
     """A folder, wherever it is.
 
     Args:
@@ -269,7 +269,7 @@ class Lease:
     """The right to write a place. With a lock of the file system there is nothing to do; elsewhere it is a file that
     must be written again and again, which a thread does, whatever else its driver is busy with."""
 
-    def __init__(self, place: Place | None, me: dict[str, Any]) -> None:
+    def __init__(self, place: Storage | None, me: dict[str, Any]) -> None:
         self._place, self._me = place, me
         self._lost: RunError | None = None
 

@@ -33,7 +33,7 @@ from tracer.model.model import Model, out_of_memory
 from tracer.ndif.server import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, batches, encode
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.workers.messages import Beat, Order, Report
+from tracer.runs.workers.messages import Beat, Report, Task
 from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
@@ -164,7 +164,7 @@ class ShardWork:
                 rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
                 raise JobError(f"exclude {layer}/{neuron}", rule, "name neurons of this model")
 
-    def run(self, order: Order, began: Beat) -> Report:
+    def run(self, order: Task, began: Beat) -> Report:
         """Trace one shard and write its tables.
 
         Args:
@@ -230,7 +230,7 @@ def _prompt_of(row: data.Row) -> Prompt:
 class _Shard:
     """One shard being traced."""
 
-    def __init__(self, model: Model, job: DatasetJob, order: Order, began: Beat, chosen: dict[str, Any]) -> None:
+    def __init__(self, model: Model, job: DatasetJob, order: Task, began: Beat, chosen: dict[str, Any]) -> None:
         self.model, self.job, self.order, self.options = model, job, order, chosen
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)

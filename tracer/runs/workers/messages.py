@@ -1,6 +1,6 @@
 """What a driver and its workers say to one another, and what any set of workers must offer: plain records.
 
-A run is cut into units (a shard of prompts, a combination of a benchmark). The driver gives a worker an `Order` for
+A run is cut into units (a shard of prompts, a combination of a benchmark). The driver gives a worker an `Task` for
 one unit; the worker answers with a `Report`, or is heard of through other `Event`s. A `Pool` is where workers live:
 processes of this machine (runs/workers/processes.py) or actors of a Ray cluster (cluster.py). Knows no model, no file
 and no Ray.
@@ -43,7 +43,7 @@ class Setup(_Record):
     in_flight: int = 1
 
 
-class Order(_Record):
+class Task(_Record):
     """One unit of work.
 
     Attributes:
@@ -164,7 +164,7 @@ class Pool(Protocol):
     def start(self, worker: str, setup: Setup) -> None:
         """Ask for a worker; `Started`, `Refused` or `Died` follows when there is something to say."""
 
-    def give(self, worker: str, order: Order) -> None:
+    def give(self, worker: str, order: Task) -> None:
         """Give a unit to a worker that has none; `Done`, `Refused`, `Broke` or `Died` follows."""
 
     def kill(self, worker: str) -> None:

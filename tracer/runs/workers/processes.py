@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter
 
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Setup, Started
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Setup, Started, Task
 
 _KINDS: dict[str, type[Started | Began | Done | Refused | Broke]] = {
     kind.__name__: kind for kind in (Started, Began, Done, Refused, Broke)
@@ -64,7 +64,7 @@ class LocalPool:
         process.thread = threading.Thread(target=self._listen, args=(worker, process), daemon=True)
         process.thread.start()
 
-    def give(self, worker: str, order: Order) -> None:
+    def give(self, worker: str, order: Task) -> None:
         """Send a unit."""
         process = self._processes[worker]
         process.begun = ()
@@ -100,7 +100,7 @@ class LocalPool:
         self._processes.clear()
 
     @staticmethod
-    def _say(process: _Process, what: Setup | Order) -> None:
+    def _say(process: _Process, what: Setup | Task) -> None:
         assert process.popen.stdin is not None
         # A pipe without a reader, or closed since the process ended: what there is to say of it is on the way.
         with contextlib.suppress(BrokenPipeError, ValueError):

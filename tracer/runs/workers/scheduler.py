@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from tracer import errors
 from tracer.errors import RunError, TracerError
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Pool, Refused, Report, Setup, Started
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Pool, Refused, Report, Setup, Started, Task
 
 _TICK = 0.2  # seconds between two looks at the clock
 _KINDS: dict[str, type[TracerError]] = {
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass
 class _Busy:
-    order: Order
+    order: Task
     since: float
     prompts: tuple[int, ...] = ()
     done: int = 0
@@ -80,7 +80,7 @@ class Runner:
         self._ready: set[str] = set()
         self._starting: set[str] = set()
         self._busy: dict[str, _Busy] = {}
-        self._again: deque[Order] = deque()
+        self._again: deque[Task] = deque()
         self._alone: dict[int, set[int]] = {}
         self._tries: Counter[tuple[int, bool]] = Counter()
         self._names, self._failures, self._memory = 0, 0, None
@@ -101,7 +101,7 @@ class Runner:
         """What a worker waits for, if one waits for a service."""
         return next((one.note for one in self._busy.values() if one.note), "")
 
-    def map(self, orders: Iterable[Order]) -> Iterator[Report]:
+    def map(self, orders: Iterable[Task]) -> Iterator[Report]:
         """Every order's report, in the order they end.
 
         Raises:
@@ -138,7 +138,7 @@ class Runner:
             self._starting.add(worker)
             self.pool.start(worker, self.setup)
 
-    def _give(self, worker: str, order: Order) -> None:
+    def _give(self, worker: str, order: Task) -> None:
         unit = {
             "alone": tuple(sorted(self._alone.get(order.unit, ()))),
             "quarantined": self.quarantined,
@@ -222,7 +222,7 @@ class Runner:
             return "PromptTimeout", f"no answer within {self.limits.prompt:g} s, {self.deaths[prompt]} times"
         return "ProcessDied", f"{self.deaths[prompt]} processes died on it; the last: {event.reason}"
 
-    def _failed(self, order: Order, reason: str, machine: bool = False) -> None:
+    def _failed(self, order: Task, reason: str, machine: bool = False) -> None:
         """A unit ended through no prompt's fault; machines may be lost more often than units may break."""
         self._tries[order.unit, machine] += 1
         tries = self._tries[order.unit, machine]

@@ -16,7 +16,7 @@ from typing import Any
 
 from tracer.errors import TracerError, kind_of
 from tracer.runs.workers.cluster.connection import last_line, load_ray
-from tracer.runs.workers.messages import Order, Setup, Started
+from tracer.runs.workers.messages import Setup, Started, Task
 from tracer.version import VERSION
 
 WRITE = 60.0
@@ -91,7 +91,7 @@ class Actor:
                 raise JournalLostError(f"the driver's journal does not answer: {last_line(error)}") from None
 
         try:
-            report = self._made.work(Order.model_validate_json(order), began)
+            report = self._made.work(Task.model_validate_json(order), began)
         except TracerError as error:
             return _refusal(error)
         except (Exception, JournalLostError) as error:  # noqa: BLE001 - the edge of a process

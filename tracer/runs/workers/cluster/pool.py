@@ -17,7 +17,7 @@ from typing import Any
 from tracer.errors import JobError, RunError
 from tracer.runs.workers.cluster.actors import NOTHING, Actor, Entry, Journal
 from tracer.runs.workers.cluster.connection import check_same, connect, last_line, load_ray
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Order, Refused, Report, Setup, Started
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Report, Setup, Started, Task
 from tracer.version import VERSION
 
 POLL = 0.1
@@ -89,7 +89,7 @@ class RayPool:
         ).remote(worker, VERSION, setup.model_dump_json(), self._journal)
         self._workers[worker] = _Held(actor, actor.ready.remote())
 
-    def give(self, worker: str, order: Order) -> None:
+    def give(self, worker: str, order: Task) -> None:
         """Give a unit to an actor that has none."""
         held = self._workers[worker]
         if held.call is not None:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from faulty import MODEL
-from tracer.runs.workers.messages import Order, Report, Setup
+from tracer.runs.workers.messages import Report, Setup, Task
 from tracer.store import schemas
 from tracer.store.run_folder import RunFolder
 
@@ -61,7 +61,7 @@ class Faulty:
         self._worker = worker.Worker(setup)
         self.model, self.budget = self._worker.model, self._worker.budget
 
-    def work(self, order: Order, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
         return self._worker.work(order, began)
 
 
@@ -74,7 +74,7 @@ class Tiny:
     def __init__(self, setup: Setup) -> None:
         self.folder, self.edges = RunFolder(setup.folder), setup.job["edges"]
 
-    def work(self, order: Order, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
         if order.finish:
             return Report(unit=order.unit, outcome={"quality": [{"prompt_id": 0}]})
         rows, kept = self.folder.read_input(order.unit), {name: list[Any]() for name in ("prompts", "nodes", "edges")}
@@ -102,7 +102,7 @@ class Tiny:
         began((), len(kept["prompts"]))
         return self._written(order, kept)
 
-    def _written(self, order: Order, kept: dict[str, list[Any]]) -> Report:
+    def _written(self, order: Task, kept: dict[str, list[Any]]) -> Report:
         files = {}
         for name, rows in kept.items():
             if name != "edges" or self.edges:

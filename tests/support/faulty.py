@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from tracer.errors import JobError
-from tracer.runs.workers.messages import Order, Report, Setup
+from tracer.runs.workers.messages import Report, Setup, Task
 from tracer.settings import ModelRecord
 
 MODEL = ModelRecord(
@@ -49,7 +49,7 @@ class Worker:
         self.setup = setup
         behave(setup.job.get("start", "ok"), 1)
 
-    def work(self, order: Order, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
         """One prompt after the other; the outcome says in what process."""
         units = self.setup.job["units"]
         first = sum(len(unit) for unit in units[: order.unit])

@@ -14,7 +14,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LISTED = Path(__file__).parents[1] / "tools" / "ndif" / "requirements.txt"
+LISTED = Path(__file__).parents[2] / "tools" / "ndif" / "requirements.txt"
 OWN = ("tracer",)
 """Installed from its folder, it is in no list of what distributions hold."""
 SERVER = ("aiohttp",)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tracer.errors import TracerError
 from tracer.runs.worker import broke, make, refused
-from tracer.runs.workers.messages import Began, Done, Event, Order, Setup, Started
+from tracer.runs.workers.messages import Began, Done, Event, Setup, Started, Task
 
 
 class InlinePool:
@@ -14,13 +14,13 @@ class InlinePool:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._orders: list[tuple[str, Order]] = []
+        self._orders: list[tuple[str, Task]] = []
 
     def start(self, worker: str, setup: Setup) -> None:
         self._worker = make(setup)
         self._events.append(Started(worker=worker, model=self._worker.model, budget=self._worker.budget, where="here"))
 
-    def give(self, worker: str, order: Order) -> None:
+    def give(self, worker: str, order: Task) -> None:
         self._orders.append((worker, order))
 
     def kill(self, worker: str) -> None:

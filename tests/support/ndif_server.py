@@ -1,8 +1,8 @@
-"""A loop-back server that speaks nnsight 0.8's NDIF protocol, to test the remote path against; not a security boundary.
+"""A loop-back server that speaks nnsight 0.8's NDIF protocol, for tests; not a security boundary.
 
 Run in a process of its own, in which nothing can be imported that a real server does not have (absent.py): neither
-``tracer`` nor what it is typed and tested with. python tests/ndif_server.py ID=FOLDER[@DTYPE] ... prints its port.
-POST /_mode {"name": value, ...} sets how it behaves; see `MODES`.
+``tracer`` nor what it is typed and tested with. python tests/support/ndif_server.py ID=FOLDER[@DTYPE] ... prints its
+port. POST /_mode {"name": value, ...} sets how it behaves; see `MODES`.
 """
 
 from __future__ import annotations
