@@ -3,12 +3,14 @@
 # test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TRACES := .venv/.traces
 READY := .venv/.ready
 SLOW ?= slow
 
 .PHONY: demo test check slow bench test-ndif clean
 
-demo: $(READY)
+demo: $(TRACES)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
 
 test: $(READY)
@@ -39,15 +41,21 @@ test-ndif: $(READY)
 	$(BIN)/python tools/ndif/serve.py demo=tracer/demo/model .ndif/models/gemma2 .ndif/models/gpt2 -- \
 		$(BIN)/python -m pytest tests/ndif -m ndif -o addopts=-q
 
-# torch first and alone: its exact version takes a CPU wheel where pip is told of one (--find-links, --extra-index-url).
-$(READY): pyproject.toml constraints.txt
+# What tracing needs, and no more. torch first and alone: its exact version takes a CPU wheel where pip is told of one
+# (--find-links, --extra-index-url).
+$(TRACES): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11: install a newer Python, or run make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 		{ echo "$(PYTHON) cannot make virtual environments: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray,datasets,query]'
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	touch $@
+
+# What tests, checks and benchmarks need besides: Ray, an S3 server, a browser's driver, linters.
+$(READY): $(TRACES)
+	$(INSTALL) -e '.[dev,ray,datasets,query]'
 	touch $@
 
 clean:

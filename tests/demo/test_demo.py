@@ -17,8 +17,11 @@ import torch
 from rich.console import Console
 from transformers import LlamaForCausalLM
 
+import measure
+import train
+import vocabulary
 from tracer import demo
-from tracer.demo import data, evaluate, tokens, train, words
+from tracer.demo import data, words
 
 MODEL = demo.path()
 TRAINING_SAMPLE = 30_000
@@ -37,13 +40,13 @@ PROMPTS = {  # prompt -> (what must win, what must lose)
 def shipped():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield evaluate.load(MODEL)
+    yield measure.load(MODEL)
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def recomputed(shipped) -> dict[str, float]:
-    return evaluate.accuracies(*shipped)
+    return measure.accuracies(*shipped)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +93,9 @@ def test_the_model_is_a_plain_float32_llama(shipped):
 
 
 def test_the_accuracies_are_those_recorded_and_high_enough(recomputed):
-    recorded = json.loads((MODEL / evaluate.ACCURACIES).read_text(encoding="utf-8"))
-    assert recomputed.keys() == recorded.keys() == evaluate.THRESHOLDS.keys()
-    for row, least in evaluate.THRESHOLDS.items():
+    recorded = json.loads((MODEL / measure.ACCURACIES).read_text(encoding="utf-8"))
+    assert recomputed.keys() == recorded.keys() == measure.THRESHOLDS.keys()
+    for row, least in measure.THRESHOLDS.items():
         assert recomputed[row] >= least, row
         # Two examples of the smallest set, for machines that round differently.
         assert recomputed[row] == pytest.approx(recorded[row], abs=0.02), row
@@ -100,7 +103,7 @@ def test_the_accuracies_are_those_recorded_and_high_enough(recomputed):
 
 def test_the_card_states_the_recorded_accuracies():
     card = (MODEL / "README.md").read_text(encoding="utf-8")
-    recorded = json.loads((MODEL / evaluate.ACCURACIES).read_text(encoding="utf-8"))
+    recorded = json.loads((MODEL / measure.ACCURACIES).read_text(encoding="utf-8"))
     stated = dict(re.findall(r"^\| ([a-z_ ,0-9-]+?) \| (\d\.\d{4}) \|", card, flags=re.MULTILINE))
     assert {row: float(value) for row, value in stated.items()} == recorded
 
@@ -109,7 +112,7 @@ def test_the_card_states_the_recorded_accuracies():
 def test_the_demo_prompts(shipped, prompt: str):
     model, tokenizer = shipped
     answer, foil = (tokenizer.encode(text, add_special_tokens=False) for text in PROMPTS[prompt])
-    logits = evaluate.last_logits(model, tokenizer, [prompt])[0]
+    logits = measure.last_logits(model, tokenizer, [prompt])[0]
     assert logits[answer[0]] > logits[foil[0]]
     if prompt != "The athlete that the managers":  # there are twelve verbs a manager may do
         assert logits.argmax() == answer[0]
@@ -119,12 +122,12 @@ def test_it_ends_a_sentence(shipped):
     model, tokenizer = shipped
     ids = tokenizer("the capital of the state containing Provo is", return_tensors="pt")
     written = model.generate(**ids)[0, ids["input_ids"].shape[1] :]
-    assert tokenizer.decode(written) == f" Salt Lake City.{tokens.EOS}"
+    assert tokenizer.decode(written) == f" Salt Lake City.{vocabulary.EOS}"
 
 
 def test_patching_says_what_the_card_says(shipped):
     card = (MODEL / "README.md").read_text(encoding="utf-8")
-    full = evaluate.patching(*shipped)
+    full = measure.patching(*shipped)
     # The claim of the card: the neurons at the city make the state, those at the last word the capital.
     assert full["city"]["other"] >= 0.9
     assert full["last"]["other"] >= 0.9
@@ -247,7 +250,7 @@ def test_the_generator_is_deterministic():
 
 def test_every_known_word_is_one_token_that_spells_it(shipped):
     _, tokenizer = shipped
-    for word in [f" {word}" for word in data.known_words()] + list(tokens.SENTENCE_STARTS):
+    for word in [f" {word}" for word in data.known_words()] + list(vocabulary.SENTENCE_STARTS):
         ids = tokenizer.encode(word, add_special_tokens=False)
         assert len(ids) == 1, word
         assert tokenizer.decode(ids) == word
@@ -276,16 +279,16 @@ def test_parts_tokenize_as_the_whole_sentence_does(shipped):
 
 def test_a_few_steps_of_training_write_a_model_that_loads(tmp_path: Path):
     table = train.run(tmp_path, steps=2, seed=5, console=Console(quiet=True))
-    assert table.keys() == evaluate.THRESHOLDS.keys()
+    assert table.keys() == measure.THRESHOLDS.keys()
     assert demo.verify(tmp_path)
-    model, tokenizer = evaluate.load(tmp_path)
-    assert evaluate.last_logits(model, tokenizer, ["The parents"]).shape == (1, len(tokenizer))
+    model, tokenizer = measure.load(tmp_path)
+    assert measure.last_logits(model, tokenizer, ["The parents"]).shape == (1, len(tokenizer))
 
 
 def _trained(monkeypatch: pytest.MonkeyPatch, seed: int) -> LlamaForCausalLM:
     monkeypatch.setattr(train, "BATCH", 16)
     model = train.new_model(seed)
-    batches = train.Batches(tokens.build(train.CONTEXT), seed)
+    batches = train.Batches(vocabulary.build(train.CONTEXT), seed)
     assert len(list(train.train(model, train.FixedCities(model, seed), batches, 4))) == 4
     return model
 
@@ -297,9 +300,9 @@ def test_training_is_deterministic_and_leaves_the_cities_as_they_are(monkeypatch
     assert not torch.equal(first[weight], other[weight])
     fresh = train.new_model(5)
     train.FixedCities(fresh, 5)
-    ids = tokens.vocabulary()
-    rows = [ids[tokens.SPACE + city] for city in data.CITY_STATE]
+    ids = vocabulary.vocabulary()
+    rows = [ids[vocabulary.SPACE + city] for city in data.CITY_STATE]
     assert torch.equal(first[weight][rows], fresh.get_parameter(weight)[rows])
     assert not torch.equal(
-        first[weight][ids[tokens.SPACE + "Texas"]], fresh.get_parameter(weight)[ids[tokens.SPACE + "Texas"]]
+        first[weight][ids[vocabulary.SPACE + "Texas"]], fresh.get_parameter(weight)[ids[vocabulary.SPACE + "Texas"]]
     )

@@ -9,6 +9,8 @@ them. Knows where rows come from, and a digest of it. Refuses to know tokenizers
 JSON lines and Parquet say by type what is text and what a token id. A CSV cell is text exactly as written, spaces
 included, and nothing where it is empty; only token_ids, counterfactual_ids and positions are read as numbers, so a
 target that is given by its id needs JSON lines or Parquet.
+
+Door: `read` and the functions below, `source.Source`, `tasks`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Trains the demo model: `python -m tracer.demo.train`.
+"""Trains the demo model: `python tools/demo/train.py`.
 
 Knows the recipe (architecture, schedule, loss) and how to write the folder. Refuses to know the
-sentences, which are `data`'s, and to judge the result, which is `evaluate`'s. The same seed, steps and
+sentences, which are `data`'s, and to judge the result, which is `measure`'s. The same seed, steps and
 thread count give the same weights on the same machine; another machine may round differently.
 """
 
@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import vocabulary
+from measure import ACCURACIES, accuracies, accuracy_table
 from tracer import demo
-from tracer.demo import data, tokens
-from tracer.demo.evaluate import ACCURACIES, accuracies, accuracy_table
+from tracer.demo import data
 
 CONTEXT = 128
 STEPS = 500
@@ -45,7 +46,7 @@ CITY_SCALE = 0.004
 def new_model(seed: int) -> LlamaForCausalLM:
     """A freshly initialised Llama: no biases, RMSNorm, rotary positions, untied embeddings."""
     torch.manual_seed(seed)
-    ids = tokens.vocabulary()
+    ids = vocabulary.vocabulary()
     config = LlamaConfig(
         vocab_size=len(ids),
         hidden_size=96,
@@ -55,9 +56,9 @@ def new_model(seed: int) -> LlamaForCausalLM:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=False,
-        bos_token_id=ids[tokens.BOS],
-        eos_token_id=ids[tokens.EOS],
-        pad_token_id=ids[tokens.PAD],
+        bos_token_id=ids[vocabulary.BOS],
+        eos_token_id=ids[vocabulary.EOS],
+        pad_token_id=ids[vocabulary.PAD],
         dtype="float32",
     )
     return LlamaForCausalLM(config)
@@ -68,8 +69,8 @@ class FixedCities:
 
     def __init__(self, model: LlamaForCausalLM, seed: int) -> None:
         self._weight = model.get_parameter("model.embed_tokens.weight")
-        ids = tokens.vocabulary()
-        self._rows = torch.tensor([ids[tokens.SPACE + city] for city in data.CITY_STATE])
+        ids = vocabulary.vocabulary()
+        self._rows = torch.tensor([ids[vocabulary.SPACE + city] for city in data.CITY_STATE])
         source = torch.Generator().manual_seed(seed + 1)
         self._values = CITY_SCALE * torch.randn(len(self._rows), self._weight.shape[1], generator=source)
         self.restore()
@@ -85,8 +86,8 @@ class Batches:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self._encode = partial(tokenizer.encode, add_special_tokens=False)
-        ids = tokens.vocabulary()
-        self._bos, self._eos, self._pad = ids[tokens.BOS], ids[tokens.EOS], ids[tokens.PAD]
+        ids = vocabulary.vocabulary()
+        self._bos, self._eos, self._pad = ids[vocabulary.BOS], ids[vocabulary.EOS], ids[vocabulary.PAD]
         self._known: dict[str, list[int]] = {}
         self._streams = {hops: data.training_sentences(seed, with_two_hops=hops) for hops in (False, True)}
 
@@ -163,11 +164,11 @@ def train(model: LlamaForCausalLM, cities: FixedCities, batches: Batches, steps:
 def write(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """Write the model folder, its checksum and its accuracies; return the accuracies."""
     folder.mkdir(parents=True, exist_ok=True)
-    ids = tokens.vocabulary()
+    ids = vocabulary.vocabulary()
     model.generation_config = GenerationConfig(
-        bos_token_id=ids[tokens.BOS],
-        eos_token_id=ids[tokens.EOS],
-        pad_token_id=ids[tokens.PAD],
+        bos_token_id=ids[vocabulary.BOS],
+        eos_token_id=ids[vocabulary.EOS],
+        pad_token_id=ids[vocabulary.PAD],
         do_sample=False,
         max_new_tokens=16,
     )
@@ -183,7 +184,7 @@ def write(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
 
 def run(folder: Path, *, steps: int, seed: int, console: Console) -> dict[str, float]:
     """Train a model from nothing and write it."""
-    tokenizer = tokens.build(CONTEXT)
+    tokenizer = vocabulary.build(CONTEXT)
     model = new_model(seed)
     columns = (
         TextColumn("training"),

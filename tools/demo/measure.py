@@ -1,7 +1,7 @@
 """Held-out accuracies of a demo model, and where along the sentence its second hop happens.
 
 Knows how to ask a model the held-out questions of `data` and to swap MLP neurons between two of its
-runs. Refuses to know how a model was made, and never trains one. `python -m tracer.demo.evaluate`
+runs. Refuses to know how a model was made, and never trains one. `python tools/demo/measure.py`
 prints both tables for the shipped model or for another folder.
 """
 
