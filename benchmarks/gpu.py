@@ -153,7 +153,7 @@ def row(model: tracer.Model, planned: Plan, wanted: Demand, length: int, pairs: 
     reset(on_gpu)
     graphs(several)
     peak = torch.cuda.max_memory_allocated() if on_gpu else memory_benchmark.status("VmHWM")
-    expected = wanted.predict(planned.shape, length, batch, budget=None, cuda=on_gpu)
+    expected = wanted.predict(planned.shape, length, batch, max_bytes=None, cuda=on_gpu)
     return Row(
         length,
         *(seconds[0], seconds[1], ratios[1], seconds[2], ratios[2]),

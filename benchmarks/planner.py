@@ -261,7 +261,7 @@ def run_case(case: Case) -> None:
         length=case.length,
         batch=case.batch,
         padded=case.shortest is not None,
-        budget=case.budget,
+        max_bytes=case.budget,
     )
     print(json.dumps({"peak": status("VmHWM"), "before": before, "predicted": asdict(predicted)}))
 

@@ -22,7 +22,7 @@ import torch
 import tracer
 from tracer.attribution.trace import trace_all
 from tracer.data.tasks import sva
-from tracer.ndif.server import Tally
+from tracer.ndif.server import Traffic
 
 Numbers = Callable[[tracer.Model], torch.Tensor]
 PROMPTS = [pair.to_prompt() for pair in sva.generate("nounpp", "test", 8)]
@@ -35,7 +35,7 @@ class Row:
     asked: str
     there: float
     here: float
-    used: Tally
+    used: Traffic
     difference: float
 
 
@@ -65,15 +65,17 @@ def measured(asked: str, question: Numbers, there: tracer.Model, here: tracer.Mo
     """Medians over repeats; the bytes of the last."""
     assert there.remote is not None
     times: tuple[list[float], list[float]] = [], []
-    used, found = Tally(), [torch.empty(0)] * 2
+    used, found = Traffic(), [torch.empty(0)] * 2
     for _ in range(repeats):
         for side, model in enumerate((there, here)):
-            before, started = replace(there.remote.server.tally), time.perf_counter()
+            before, started = replace(there.remote.server.traffic), time.perf_counter()
             found[side] = question(model)
             times[side].append(time.perf_counter() - started)
             if side == 0:
-                now = there.remote.server.tally
-                used = Tally(now.requests - before.requests, now.sent - before.sent, 0, now.received - before.received)
+                now = there.remote.server.traffic
+                used = Traffic(
+                    now.requests - before.requests, now.sent - before.sent, 0, now.received - before.received
+                )
     gap = float((found[0] - found[1]).abs().max() / found[1].abs().max())
     return Row(asked, median(times[0]), median(times[1]), used, gap)
 

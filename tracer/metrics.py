@@ -90,7 +90,7 @@ def entries(
     return [(pos, token, weight / len(positions)) for pos in positions for token, weight in terms]
 
 
-def told(logits: Tensor, at: Tensor, last: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def logit_summary(logits: Tensor, at: Tensor, last: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What a circuit says of one prompt's logits [column, vocab]: value and probability of each (column, token) in
     `at`; ids and probabilities of the `count` likeliest tokens at the column `last`. It may travel to a server."""
     chances, (column, token) = torch.softmax(logits.double(), -1), at.to(logits.device).unbind(-1)

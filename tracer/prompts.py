@@ -354,8 +354,8 @@ class Batch:
         return torch.where(inside, tensor.gather(dim, index), torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
 
-def batches(lengths: Sequence[int], bytes_per_token: int, budget: int) -> Iterator[range]:
-    """Consecutive runs of prompts whose padded batch stays within `budget` bytes; one prompt at least.
+def batches(lengths: Sequence[int], bytes_per_token: int, max_bytes: int) -> Iterator[range]:
+    """Consecutive runs of prompts whose padded batch stays within `max_bytes` bytes; one prompt at least.
 
     The split depends on lengths alone, so two calls compute the same bits.
     """
@@ -364,7 +364,7 @@ def batches(lengths: Sequence[int], bytes_per_token: int, budget: int) -> Iterat
         stop, widest = start + 1, lengths[start]
         while stop < len(lengths):
             wider = max(widest, lengths[stop])
-            if (stop + 1 - start) * wider * bytes_per_token > budget:
+            if (stop + 1 - start) * wider * bytes_per_token > max_bytes:
                 break
             stop, widest = stop + 1, wider
         yield range(start, stop)

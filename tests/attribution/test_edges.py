@@ -137,11 +137,11 @@ def test_nothing_flows_backwards_in_layers_or_positions(family: str, way: str) -
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-@pytest.mark.parametrize("workspace", [1, 20_000, 10**9])
-def test_the_workspace_changes_no_edge(workspace: int, direction: str) -> None:
+@pytest.mark.parametrize("max_bytes", [1, 20_000, 10**9])
+def test_the_byte_limit_changes_no_edge(max_bytes: int, direction: str) -> None:
     model = loaded("llama")
     nodes = some_nodes(model)
-    found = direct_edges(model, IDS, nodes, LOGITS, engine="replay", direction=direction, workspace=workspace)
+    found = direct_edges(model, IDS, nodes, LOGITS, engine="replay", direction=direction, max_bytes=max_bytes)
     assert gap(found.weight, direct_edges(model, IDS, nodes, LOGITS).weight) < 1e-6
 
 

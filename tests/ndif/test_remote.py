@@ -131,13 +131,13 @@ def assert_same_circuit(got: tracer.Circuit, wanted: tracer.Circuit) -> None:
 def test_a_batch_of_circuits_is_one_request(server: Loopback, name: str, method: str) -> None:
     there, here = server.pair(name)
     assert there.remote is not None
-    tally = there.remote.server.tally
+    traffic = there.remote.server.traffic
     for baseline in ("zero",) if method == "random" else ("zero", "counterfactual"):
         how = {"method": method, "baseline": baseline, "nodes": 25, "pruning": tracer.Pruning(share=0.0)}
         how |= SHORT.get(method, {})
-        before = tally.requests
+        before = traffic.requests
         got = list(trace_all(there, prompts(name), **how))
-        assert tally.requests == before + 1
+        assert traffic.requests == before + 1
         for one, other in zip(got, trace_all(here, prompts(name), **how), strict=True):
             assert_same_circuit(one, other)
 
@@ -148,7 +148,7 @@ def test_edges_of_a_batch_are_those_of_each_prompt(server: Loopback, name: str, 
     """Found in one backward for all prompts, beside each other; few at a time where there is little room."""
     there, here = server.pair(name)
     chosen, encoded = prepared(there, prompts(name), settings(metric="difference", basis=basis))
-    batch = list(selected.there(there, encoded, chosen, (15, None, None, False, ()), edges=True))
+    batch = list(selected.server_circuits(there, encoded, chosen, (15, None, None, False, ()), edges=True))
     assert len({len(one.encoded.token_ids) for one in batch}) == 2
     for found in batch:
         assert found.edges is not None
@@ -180,13 +180,13 @@ def test_only_what_a_circuit_says_comes_back(server: Loopback) -> None:
     """Whatever the width of the model: what all neurons' values and gradients would weigh is many times as much."""
     there, here = server.pair("demo")
     assert there.remote is not None
-    tally, asked = there.remote.server.tally, prompts("demo")[0]
+    traffic, asked = there.remote.server.traffic, prompts("demo")[0]
     circuit = tracer.trace(there, asked, nodes=200, edges=False)
-    before = tally.received
+    before = traffic.received
     tracer.trace(there, asked, nodes=20, edges=False)
-    few = tally.received - before
+    few = traffic.received - before
     tracer.trace(there, asked, nodes=20)
-    linked = tally.received - before - few
+    linked = traffic.received - before - few
     assert few < 0.1 * 2 * 4 * circuit.n_total
     assert linked < few + 4 * 22 * 26 + 2000
     assert here.n_layers * here.d_mlp * len(circuit.token_ids) == circuit.n_total
@@ -195,12 +195,12 @@ def test_only_what_a_circuit_says_comes_back(server: Loopback) -> None:
 def test_a_prompt_without_target_asks_for_the_top_token_alone(server: Loopback) -> None:
     there, here = server.pair("demo")
     assert there.remote is not None
-    tally = there.remote.server.tally
-    before = tally.requests, tally.received
+    traffic = there.remote.server.traffic
+    before = traffic.requests, traffic.received
     got, wanted = (tracer.trace(model, tracer.Prompt("The parents"), nodes=5) for model in (there, here))
     assert got.target_ids == wanted.target_ids
-    assert tally.requests == before[0] + 2
-    assert tally.received - before[1] < 10_000
+    assert traffic.requests == before[0] + 2
+    assert traffic.received - before[1] < 10_000
 
 
 def test_a_selection_that_keeps_nothing_is_refused_as_locally(server: Loopback) -> None:
@@ -261,9 +261,9 @@ def test_bfloat16_on_the_wire_halves_what_comes_back(server: Loopback) -> None:
     for kind in ("float32", "bfloat16"):
         there = server.load("demo", wire=kind, attention="eager")
         assert there.remote is not None
-        before = there.remote.server.tally.received
+        before = there.remote.server.traffic.received
         got, wanted = (tracer.attribute(model, prompts("demo") * 4) for model in (there, here))
-        received.append(there.remote.server.tally.received - before)
+        received.append(there.remote.server.traffic.received - before)
         assert error(got.nodes, wanted.nodes) < (1e-6 if kind == "float32" else 0.02)
         assert same(got.embeddings, wanted.embeddings)
     assert received[1] < 0.6 * received[0]
@@ -600,7 +600,7 @@ def test_what_a_request_cannot_hold_is_not_quoted(server: Loopback) -> None:
     with pytest.raises(RemoteError, match="LocalProtocolError") as caught:
         there.status()
     assert KEY not in str(caught.value)
-    assert there.tally.retries == 0
+    assert there.traffic.retries == 0
 
 
 @pytest.mark.parametrize(
@@ -626,7 +626,7 @@ def test_a_server_that_asks_for_time_is_given_it(server: Loopback) -> None:
     server.mode(limited=3, retry_after=1)
     started = time.monotonic()
     passes.logits(there, Batch(((1, 2),)))
-    assert there.remote.server.tally.retries == 3
+    assert there.remote.server.traffic.retries == 3
     assert time.monotonic() - started >= 3.0
 
 
@@ -726,7 +726,7 @@ def test_requests_and_results_have_bounds(server: Loopback) -> None:
     _, here = server.pair("demo")
     fresh = server.load("demo").remote
     assert fresh is not None
-    base = fresh.server.tally.largest
+    base = fresh.server.traffic.largest
     there = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, request=base + 9_000), attention="eager")
     server.mode()
     asked = [tracer.Prompt(token_ids=list(range(start, start + 6)), target=7) for start in range(10, 90, 10)]

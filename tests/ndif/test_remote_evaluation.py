@@ -62,14 +62,14 @@ def measured(model: tracer.Model, circuit: Circuit, name: str, ablation: str, al
 def traffic(model: tracer.Model, work: Callable[[], Any]) -> ndif.Tally:
     """Requests and bytes of some work."""
     assert model.remote is not None
-    tally = model.remote.server.tally
-    before = replace(tally)
+    traffic = model.remote.server.traffic
+    before = replace(traffic)
     work()
     return replace(
-        tally,
-        requests=tally.requests - before.requests,
-        sent=tally.sent - before.sent,
-        received=tally.received - before.received,
+        traffic,
+        requests=traffic.requests - before.requests,
+        sent=traffic.sent - before.sent,
+        received=traffic.received - before.received,
     )
 
 

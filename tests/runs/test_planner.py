@@ -105,7 +105,7 @@ def test_an_architecture_without_rules_is_refused_by_its_name(tmp_path: object) 
 def case(shape: Shape, **over: object) -> _Case:
     settings = {"method": "grad", "basis": "activation", "baseline": "zero", "nodes": 10, "edges": False}
     settings |= {"metric": "logit", "length": 40, "batch": 2, "eager": shape.attention == "eager", "padded": False}
-    settings |= {"whole": True, "top_k": 5, "positions": 1, "mass": False, "budget": None, "cuda": False}
+    settings |= {"whole": True, "top_k": 5, "positions": 1, "mass": False, "max_bytes": None, "cuda": False}
     return _Case(shape, **{**settings, **over})  # type: ignore[arg-type]
 
 

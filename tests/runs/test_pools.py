@@ -18,7 +18,7 @@ import pytest
 from tracer.runs.workers import processes
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Pool, Refused, Setup, Started, Task
 from tracer.runs.workers.processes import LocalPool
-from tracer.runs.workers.scheduler import Limits, Runner
+from tracer.runs.workers.scheduler import RetryLimits, Runner
 
 TESTS = str(Path(__file__).parents[1] / "support")
 
@@ -71,7 +71,7 @@ def test_a_worker_starts_and_does_units_with_the_threads_asked_for(
     pool.start("w0", setup([["ok", "ok"], ["ok"]], threads=3))
     (started,) = until(pool, Started)
     assert isinstance(started, Started)
-    assert (started.worker, started.budget, started.model.name) == ("w0", 1 << 20, "faulty")
+    assert (started.worker, started.max_bytes, started.model.name) == ("w0", 1 << 20, "faulty")
     for unit, prompts in enumerate([[(0,), (1,)], [(2,)]]):
         pool.give("w0", Task(unit=unit))
         *began, done = until(pool, Done)
@@ -219,7 +219,7 @@ def test_workers_end_with_a_driver_that_is_killed() -> None:
 
 def test_a_runner_on_processes_meets_every_misfortune_at_once(pool: LocalPool) -> None:
     units = [["ok", "kill"], ["once:segv"], ["hang", "ok"], ["once:raise"], ["ok", "ok", "ok"]]
-    runner = Runner(pool=pool, setup=setup(units), workers=2, limits=Limits(prompt=1.5, start=60.0))
+    runner = Runner(pool=pool, setup=setup(units), workers=2, limits=RetryLimits(prompt=1.5, start=60.0))
     found = list(runner.map(Task(unit=unit) for unit in range(len(units))))
     assert sorted(report.unit for report in found) == list(range(len(units)))
     assert {prompt: kind for prompt, (kind, _) in runner.quarantined.items()} == {1: "ProcessDied", 3: "PromptTimeout"}

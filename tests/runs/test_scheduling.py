@@ -15,7 +15,7 @@ from helpers import refused
 from tracer.errors import JobError, RunError
 from tracer.runs.workers import scheduler
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Report, Setup, Started, Task
-from tracer.runs.workers.scheduler import Limits, Runner
+from tracer.runs.workers.scheduler import RetryLimits, Runner
 from tracer.settings import ModelRecord
 
 SETUP = Setup(folder="none", job={})
@@ -38,7 +38,7 @@ Script = Callable[["Fake", str, Task], Iterator[Step]]
 
 @dataclass
 class Fake:
-    """A pool without processes. `script` says what an order leads to: ("began", prompts), ("wait", seconds),
+    """A pool without processes. `script` says what a task leads to: ("began", prompts), ("wait", seconds),
     ("done", None), ("broke", text), ("died", blame), ("silent", prompts), ("refused", None), ("hang", None).
     """
 
@@ -48,7 +48,7 @@ class Fake:
     queues: dict[str, deque[Event | float]] = field(default_factory=dict)
     alive: set[str] = field(default_factory=set)
     begun: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    orders: list[Task] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
     deaths: list[tuple[tuple[int, ...], bool]] = field(default_factory=list)
     killed: list[str] = field(default_factory=list)
     number: int = 0
@@ -59,17 +59,17 @@ class Fake:
         self.queues[worker] = deque()
         if how == "ready":
             self.alive.add(worker)
-            self.queues[worker].append(Started(worker=worker, model=MODEL, budget=7, where="here"))
+            self.queues[worker].append(Started(worker=worker, model=MODEL, max_bytes=7, where="here"))
         elif how in ("dies", "lost"):
             self.queues[worker].append(Died(worker=worker, reason="no memory", blame=how == "dies"))
 
-    def give(self, worker: str, order: Task) -> None:
-        assert worker in self.alive, "an order to a worker that is gone"
-        assert not self.queues[worker], "an order to a worker that has one"
-        self.orders.append(order.model_copy(deep=True))
+    def give(self, worker: str, task: Task) -> None:
+        assert worker in self.alive, "a task to a worker that is gone"
+        assert not self.queues[worker], "a task to a worker that has one"
+        self.tasks.append(task.model_copy(deep=True))
         self.begun[worker] = ()
         queue = self.queues[worker]
-        for kind, value in self.script(self, worker, order):
+        for kind, value in self.script(self, worker, task):
             if kind == "began":
                 queue.append(Began(worker=worker, prompts=value, done=0))
             elif kind == "waits":
@@ -80,7 +80,7 @@ class Fake:
             elif kind == "wait":
                 queue.append(value)
             elif kind == "done":
-                queue.append(Done(worker=worker, report=Report(unit=order.unit)))
+                queue.append(Done(worker=worker, report=Report(unit=task.unit)))
             elif kind == "broke":
                 queue.append(Broke(worker=worker, error=value))
             elif kind == "refused":
@@ -135,8 +135,8 @@ def finished(one: Runner, units: int) -> list[int]:
     return [report.unit for report in one.map(Task(unit=unit) for unit in range(units))]
 
 
-def well(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
-    yield "began", (order.unit,)
+def well(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+    yield "began", (task.unit,)
     yield "done", None
 
 
@@ -144,13 +144,13 @@ def shard(size: int, batch: int, bad: dict[int, str]) -> Script:
     """Units of `size` prompts in batches; a bad one kills or hangs its process, always or once."""
     seen: Counter[int] = Counter()
 
-    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
-        prompts = list(range(order.unit * size, (order.unit + 1) * size))
+    def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        prompts = list(range(task.unit * size, (task.unit + 1) * size))
         for first in range(0, size, batch):
             part = prompts[first : first + batch]
-            apart = set(part) & {*order.alone, *order.quarantined}
+            apart = set(part) & {*task.alone, *task.quarantined}
             for some in [[one] for one in part] if apart else [part]:
-                if len(some) == 1 and some[0] in order.quarantined:
+                if len(some) == 1 and some[0] in task.quarantined:
                     continue
                 yield "began", tuple(some)
                 for one in some:
@@ -194,13 +194,13 @@ def test_no_worker_is_started_for_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     assert pool.number == 0
 
 
-def test_orders_carry_the_memory_that_the_driver_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_carry_the_byte_limit_that_the_driver_settles(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Fake(well)
     finished(runner(pool, monkeypatch, started=lambda _event: 123), 2)
-    assert [order.memory for order in pool.orders] == [123, 123]
+    assert [task.max_bytes for task in pool.tasks] == [123, 123]
 
 
-def test_orders_are_drawn_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_drawn_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
     def source() -> Iterator[Task]:
@@ -230,7 +230,7 @@ def test_a_prompt_that_kills_once_is_tried_again_as_it_was(monkeypatch: pytest.M
     assert sorted(finished(one, 3)) == [0, 1, 2]
     assert one.quarantined == {}
     assert one.deaths == {4: 1, 5: 1, 6: 1, 7: 1}
-    again = next(order for order in pool.orders if order.attempt == 2)
+    again = next(task for task in pool.tasks if task.attempt == 2)
     assert (again.unit, again.alone) == (1, ())
 
 
@@ -262,8 +262,8 @@ def test_what_an_earlier_driver_knew_counts(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_a_dead_worker_had_begun_comes_from_the_pool_or_else_from_what_it_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def script(pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
-        if len(pool.orders) <= 2 and order.unit == 0:
+    def script(pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        if len(pool.tasks) <= 2 and task.unit == 0:
             yield "began", (1,)
             yield "silent", (2,)
         yield "done", None
@@ -276,9 +276,9 @@ def test_what_a_dead_worker_had_begun_comes_from_the_pool_or_else_from_what_it_s
 
 
 def test_a_lost_machine_is_no_prompts_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
-        yield "began", (order.unit,)
-        yield ("died", False) if len(pool.orders) <= 5 else ("done", None)
+    def script(pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        yield "began", (task.unit,)
+        yield ("died", False) if len(pool.tasks) <= 5 else ("done", None)
 
     told: list[Died] = []
     one = runner(Fake(script), monkeypatch, died=told.append)
@@ -308,12 +308,12 @@ def test_a_unit_that_fails_through_no_prompts_fault_ends_the_run(how: str, monke
 
 def test_a_unit_that_breaks_twice_goes_on_with_the_same_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def script(pool: Fake, _worker: str, _order: Task) -> Iterator[Step]:
-        yield ("broke", "x") if len(pool.orders) <= 2 else ("done", None)
+        yield ("broke", "x") if len(pool.tasks) <= 2 else ("done", None)
 
     pool = Fake(script)
     assert finished(runner(pool, monkeypatch), 1) == [0]
     assert pool.number == 1
-    assert [order.attempt for order in pool.orders] == [1, 2, 3]
+    assert [task.attempt for task in pool.tasks] == [1, 2, 3]
 
 
 def test_what_the_user_must_mend_ends_the_run_as_it_was_raised(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_a_report_of_a_unit_that_was_given_to_another_does_not_count(monkeypatch
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_prompt_that_hangs_is_killed_and_left_out(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Fake(shard(4, batch, {2: "hang"}))
-    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0))
+    one = runner(pool, monkeypatch, limits=RetryLimits(prompt=5.0))
     assert sorted(finished(one, 2)) == [0, 1]
     assert list(one.quarantined) == [2]
     assert one.quarantined[2] == ("PromptTimeout", "no answer within 5 s, 2 times")
@@ -359,15 +359,15 @@ def test_who_waits_in_a_services_queue_does_not_hang(monkeypatch: pytest.MonkeyP
     """Each piece of news comes before the limit, all of them together long after it."""
     notes = list[str]()
 
-    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
-        yield "began", (order.unit,)
+    def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        yield "began", (task.unit,)
         for _ in range(4):
             yield "wait", 4.0
-            yield "waits", (order.unit,)
+            yield "waits", (task.unit,)
         yield "done", None
 
     pool = Fake(script)
-    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0), heard=lambda: notes.append(one.waiting))
+    one = runner(pool, monkeypatch, limits=RetryLimits(prompt=5.0), heard=lambda: notes.append(one.waiting))
     assert finished(one, 1) == [0]
     assert pool.now > 16
     assert not pool.killed
@@ -376,25 +376,25 @@ def test_who_waits_in_a_services_queue_does_not_hang(monkeypatch: pytest.MonkeyP
 
 
 def test_without_a_limit_nothing_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
-        yield "began", (order.unit,)
+    def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        yield "began", (task.unit,)
         yield "wait", 1e6
         yield "done", None
 
     pool = Fake(script)
-    assert finished(runner(pool, monkeypatch, limits=Limits(prompt=None)), 1) == [0]
+    assert finished(runner(pool, monkeypatch, limits=RetryLimits(prompt=None)), 1) == [0]
     assert pool.killed == []
 
 
 def test_news_of_a_batch_keep_it_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    def script(_pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
+    def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
         for _ in range(20):
-            yield "began", (order.unit,)
+            yield "began", (task.unit,)
             yield "wait", 4.0
         yield "done", None
 
     pool = Fake(script)
-    assert finished(runner(pool, monkeypatch, limits=Limits(prompt=5.0)), 1) == [0]
+    assert finished(runner(pool, monkeypatch, limits=RetryLimits(prompt=5.0)), 1) == [0]
     assert pool.killed == []
 
 
@@ -404,7 +404,7 @@ def test_the_stage_after_all_units_may_take_its_time(monkeypatch: pytest.MonkeyP
         yield "done", None
 
     pool = Fake(script)
-    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0))
+    one = runner(pool, monkeypatch, limits=RetryLimits(prompt=5.0))
     assert [report.unit for report in one.map([Task(unit=0, finish=True)])] == [0]
 
 
@@ -412,17 +412,17 @@ def test_a_worker_that_answers_as_it_is_killed_gets_no_more_work(monkeypatch: py
     class Late(Fake):
         def kill(self, worker: str) -> None:
             self.killed.append(worker)
-            unit = self.orders[-1].unit
+            unit = self.tasks[-1].unit
             self.queues[worker] = deque([Done(worker=worker, report=Report(unit=unit)), 0.1, 0.1])
             self.queues[worker].append(Died(worker=worker, reason="killed by the driver"))
             self.alive.discard(worker)
 
-    def script(pool: Fake, _worker: str, order: Task) -> Iterator[Step]:
-        yield "began", (order.unit,)
-        yield ("hang", None) if len(pool.orders) == 1 else ("done", None)
+    def script(pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        yield "began", (task.unit,)
+        yield ("hang", None) if len(pool.tasks) == 1 else ("done", None)
 
     pool = Late(script)
-    one = runner(pool, monkeypatch, limits=Limits(prompt=5.0))
+    one = runner(pool, monkeypatch, limits=RetryLimits(prompt=5.0))
     assert finished(one, 3) == [0, 1, 2]
     assert pool.number == 2
     assert (one.deaths, one._tries) == ({}, Counter())
@@ -431,14 +431,14 @@ def test_a_worker_that_answers_as_it_is_killed_gets_no_more_work(monkeypatch: py
 def test_without_any_worker_the_run_ends_and_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = Fake(well, starts=lambda _number: "never")
     with refused(RunError, "no worker started within 30 s", "nothing at all"):
-        finished(runner(pool, monkeypatch, 2, limits=Limits(start=30.0)), 1)
+        finished(runner(pool, monkeypatch, 2, limits=RetryLimits(start=30.0)), 1)
     assert 30 < pool.now < 31
 
 
 def test_a_cluster_that_grows_later_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker of four is placed; the run goes on with it, however long the others take."""
     pool = Fake(shard(1, 1, {}), starts=lambda number: "ready" if number == 0 else "never")
-    assert sorted(finished(runner(pool, monkeypatch, 4, limits=Limits(start=0.3)), 20)) == list(range(20))
+    assert sorted(finished(runner(pool, monkeypatch, 4, limits=RetryLimits(start=0.3)), 20)) == list(range(20))
 
 
 def test_workers_that_all_die_while_starting_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,17 +483,17 @@ def test_whatever_happens_every_unit_is_reported_once_or_the_run_ends(
     bad = dict.fromkeys(sorted(hangs), "hang") | dict.fromkeys(sorted(poison), "kill")
     plain, failures = shard(size, batch, bad), Counter[tuple[int, str]]()
 
-    def script(pool: Fake, worker: str, order: Task) -> Iterator[Step]:
+    def script(pool: Fake, worker: str, task: Task) -> Iterator[Step]:
         how, at = left.popleft() if left else ("ok", 0)
         begun = 0
         if how == "early":
-            failures[order.unit, "unit"] += 1
+            failures[task.unit, "unit"] += 1
             yield "died", True
             return
-        for step in plain(pool, worker, order):
+        for step in plain(pool, worker, task):
             if step[0] == "began" and begun == at and how != "ok":
                 if how in ("broke", "lost"):
-                    failures[order.unit, "machine" if how == "lost" else "unit"] += 1
+                    failures[task.unit, "machine" if how == "lost" else "unit"] += 1
                 yield step
                 if how == "broke":
                     yield "broke", "x"
@@ -509,7 +509,7 @@ def test_whatever_happens_every_unit_is_reported_once_or_the_run_ends(
 
     with pytest.MonkeyPatch.context() as patch:
         pool = Fake(script)
-        one = runner(pool, patch, workers, limits=Limits(prompt=3.0))
+        one = runner(pool, patch, workers, limits=RetryLimits(prompt=3.0))
         try:
             found = finished(one, units)
         except RunError:

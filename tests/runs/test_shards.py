@@ -51,12 +51,12 @@ class Shard:
         self.began: list[tuple[tuple[int, ...], int]] = []
         self.work = ShardWork(demo(), self.job, self.folder)
 
-    def run(self, **order: Any) -> Report:
+    def run(self, **task: Any) -> Report:
         def began(ids: Sequence[int], done: int) -> None:
             if [(tuple(ids), done)] != self.began[-1:]:  # a long batch is told again and again
                 self.began.append((tuple(ids), done))
 
-        self.report = self.work.run(Task(unit=0, **order), began)
+        self.report = self.work.run(Task(unit=0, **task), began)
         return self.report
 
     def table(self, name: str) -> pa.Table:
@@ -151,7 +151,7 @@ def test_batches_are_of_like_length_and_within_the_memory_given(
     assert [ids for ids, _ in shard.began if ids] == [(1, 2), (4, 0), (3, 5)]
     seen.clear()
     each = demo().bytes_per_token(length=max(lengths(rows)))
-    Shard(tmp_path / "b", rows).run(memory=3 * max(lengths(rows)) * each)
+    Shard(tmp_path / "b", rows).run(max_bytes=3 * max(lengths(rows)) * each)
     assert [len(batch) for batch in seen] == [4, 2] or [len(batch) for batch in seen] == [3, 3]
     assert sorted(one for batch in seen for one in batch) == sorted(row.text for row in rows)
 

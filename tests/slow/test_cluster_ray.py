@@ -64,7 +64,7 @@ def started(pool: RayPool, name: str, *units: list[str], **fields: Any) -> Start
 
 def test_units_are_done_with_the_threads_asked_for(pool: RayPool) -> None:
     event = started(pool, "a", ["ok", "slow:0.4"], ["ok"], threads=3)
-    assert (event.worker, event.model, event.budget) == ("a", faulty.MODEL, 1 << 20)
+    assert (event.worker, event.model, event.max_bytes) == ("a", faulty.MODEL, 1 << 20)
     pool.give("a", Task(unit=0))
     first = until(pool, Done)
     assert [one for one in first if isinstance(one, Began)][-1] == Began(worker="a", prompts=(1,), done=1)

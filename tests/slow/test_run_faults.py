@@ -112,9 +112,9 @@ class Sabotage:
     def start(self, worker: str, setup: Setup) -> None:
         self.pool.start(worker, setup)
 
-    def give(self, worker: str, order: Task) -> None:
-        self.pool.give(worker, order)
-        self.busy[worker] = order.unit
+    def give(self, worker: str, task: Task) -> None:
+        self.pool.give(worker, task)
+        self.busy[worker] = task.unit
 
     def kill(self, worker: str) -> None:
         self.pool.kill(worker)
@@ -158,10 +158,8 @@ def test_a_run_is_tracing_in_a_loop(whole: Run) -> None:
         for name, wanted in (("nodes", circuit.nodes), ("edges", circuit.links)):
             mine = tables[name].filter(pc.field("prompt_id") == number).drop_columns(["prompt_id"])
             its = wanted.drop_columns(["prompt_id"]).cast(mine.schema)
-            order = (
-                [("source", "ascending"), ("target", "ascending")] if name == "edges" else [("node_id", "ascending")]
-            )
-            assert runs.bits(mine) == runs.bits(its.sort_by(order))
+            keys = [("source", "ascending"), ("target", "ascending")] if name == "edges" else [("node_id", "ascending")]
+            assert runs.bits(mine) == runs.bits(its.sort_by(keys))
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("local", 2), ("ray", 1), ("ray", 2)])

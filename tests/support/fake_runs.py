@@ -59,32 +59,32 @@ class Faulty:
 
         shards.trace_all = trace_all
         self._worker = worker.Worker(setup)
-        self.model, self.budget = self._worker.model, self._worker.budget
+        self.model, self.max_bytes = self._worker.model, self._worker.max_bytes
 
-    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
-        return self._worker.work(order, began)
+    def work(self, task: Task, began: Callable[[Sequence[int], int], None]) -> Report:
+        return self._worker.work(task, began)
 
 
 class Tiny:
     """A worker without a model, one prompt after the other."""
 
     model = MODEL
-    budget = 1 << 20
+    max_bytes = 1 << 20
 
     def __init__(self, setup: Setup) -> None:
         self.folder, self.edges = RunFolder(setup.folder), setup.job["edges"]
 
-    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
-        if order.finish:
-            return Report(unit=order.unit, outcome={"quality": [{"prompt_id": 0}]})
-        rows, kept = self.folder.read_input(order.unit), {name: list[Any]() for name in ("prompts", "nodes", "edges")}
-        if order.only is not None:
-            rows = [row for row in rows if row["prompt_id"] in order.only]
-            for name, file in order.files.items():
+    def work(self, task: Task, began: Callable[[Sequence[int], int], None]) -> Report:
+        if task.finish:
+            return Report(unit=task.unit, outcome={"quality": [{"prompt_id": 0}]})
+        rows, kept = self.folder.read_input(task.unit), {name: list[Any]() for name in ("prompts", "nodes", "edges")}
+        if task.only is not None:
+            rows = [row for row in rows if row["prompt_id"] in task.only]
+            for name, file in task.files.items():
                 table = self.folder.read_table(file).to_pylist()
-                kept[name] = [row for row in table if row["prompt_id"] not in order.only]
+                kept[name] = [row for row in table if row["prompt_id"] not in task.only]
         for row in rows:
-            number, why = row["prompt_id"], order.quarantined.get(row["prompt_id"])
+            number, why = row["prompt_id"], task.quarantined.get(row["prompt_id"])
             status, error = ("ok", (None, None)) if why is None else ("quarantined", why)
             if why is None:
                 began((number,), len(kept["prompts"]))
@@ -96,22 +96,22 @@ class Tiny:
             kept["nodes"] += nodes
             kept["edges"] += edges
             empty = dict.fromkeys(schemas.PROMPTS.names)
-            told = {"status": status, "error_type": error[0], "error": error[1], "attempts": order.attempt}
+            told = {"status": status, "error_type": error[0], "error": error[1], "attempts": task.attempt}
             same = {name: row[name] for name in ("prompt_id", "user_id", "text", "labels")}
             kept["prompts"].append(empty | same | told | {"n_nodes": len(nodes), "n_edges": len(edges), "metric": 1.0})
         began((), len(kept["prompts"]))
-        return self._written(order, kept)
+        return self._written(task, kept)
 
-    def _written(self, order: Task, kept: dict[str, list[Any]]) -> Report:
+    def _written(self, task: Task, kept: dict[str, list[Any]]) -> Report:
         files = {}
         for name, rows in kept.items():
             if name != "edges" or self.edges:
                 rows.sort(key=lambda row: row["prompt_id"])
                 table = pa.Table.from_pylist(rows, schemas.SCHEMAS[name])
-                files[name] = self.folder.write_shard(name, order.unit, table, schemas.SCHEMAS[name])
+                files[name] = self.folder.write_shard(name, task.unit, table, schemas.SCHEMAS[name])
         statuses = Counter(row["status"] for row in kept["prompts"])
         errors = Counter(row["error_type"] for row in kept["prompts"] if row["error_type"])
-        return Report(unit=order.unit, files=files, statuses=dict(statuses), errors=dict(errors))
+        return Report(unit=task.unit, files=files, statuses=dict(statuses), errors=dict(errors))
 
 
 def graph(number: int, text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -43,20 +43,20 @@ class Worker:
     """Does what the job says."""
 
     model = MODEL
-    budget = 1 << 20
+    max_bytes = 1 << 20
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         behave(setup.job.get("start", "ok"), 1)
 
-    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, task: Task, began: Callable[[Sequence[int], int], None]) -> Report:
         """One prompt after the other; the outcome says in what process."""
         units = self.setup.job["units"]
-        first = sum(len(unit) for unit in units[: order.unit])
-        numbers = [first + index for index in range(len(units[order.unit]))]
-        if order.only is not None:
-            numbers = [one for one in numbers if one in order.only]
-        wanted = [one for one in numbers if one not in order.quarantined]
+        first = sum(len(unit) for unit in units[: task.unit])
+        numbers = [first + index for index in range(len(units[task.unit]))]
+        if task.only is not None:
+            numbers = [one for one in numbers if one in task.only]
+        wanted = [one for one in numbers if one not in task.quarantined]
         for _ in range(self.setup.job.get("repeats", 0)):  # the same again: a sign of life
             began(wanted, 0)
             time.sleep(0.5)
@@ -65,11 +65,11 @@ class Worker:
             batch = wanted[start : start + size]
             began(batch, start)
             for one in batch:
-                behave(units[order.unit][one - first], order.attempt)
+                behave(units[task.unit][one - first], task.attempt)
         statuses = {"ok": len(wanted), "quarantined": len(numbers) - len(wanted)}
         names = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES")
         seen = {name: os.environ.get(name) for name in names} | {"torch": "torch" in sys.modules, "pid": os.getpid()}
-        return Report(unit=order.unit, statuses=statuses, outcome=seen)
+        return Report(unit=task.unit, statuses=statuses, outcome=seen)
 
 
 def behave(how: str, attempt: int) -> None:

@@ -14,27 +14,29 @@ class InlinePool:
 
     def __init__(self) -> None:
         self._events: list[Event] = []
-        self._orders: list[tuple[str, Task]] = []
+        self._tasks: list[tuple[str, Task]] = []
 
     def start(self, worker: str, setup: Setup) -> None:
         self._worker = make(setup)
-        self._events.append(Started(worker=worker, model=self._worker.model, budget=self._worker.budget, where="here"))
+        self._events.append(
+            Started(worker=worker, model=self._worker.model, max_bytes=self._worker.max_bytes, where="here")
+        )
 
-    def give(self, worker: str, order: Task) -> None:
-        self._orders.append((worker, order))
+    def give(self, worker: str, task: Task) -> None:
+        self._tasks.append((worker, task))
 
     def kill(self, worker: str) -> None:
         raise AssertionError("nothing to kill")
 
     def events(self, timeout: float) -> Sequence[Event]:
-        if self._orders:
-            worker, order = self._orders.pop(0)
+        if self._tasks:
+            worker, task = self._tasks.pop(0)
 
             def began(prompts: Sequence[int], done: int, note: str = "") -> None:
                 self._events.append(Began(worker=worker, prompts=tuple(prompts), done=done, note=note))
 
             try:
-                self._events.append(Done(worker=worker, report=self._worker.work(order, began)))
+                self._events.append(Done(worker=worker, report=self._worker.work(task, began)))
             except TracerError as error:
                 self._events.append(refused(worker, error))
             except Exception as error:  # noqa: BLE001  as the real worker does

@@ -257,7 +257,7 @@ def _attribute_batch(
     prompts: Sequence[Encoded],
     chosen: Settings,
     means: Tensor | None,
-    budget: int,
+    max_bytes: int,
     report: Progress | None,
 ) -> Attribution:
     batch = Batch(tuple(prompt.token_ids for prompt in prompts))
@@ -266,7 +266,7 @@ def _attribute_batch(
     if chosen.baseline == "counterfactual":
         paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in prompts))
     baseline = _baseline(model, batch, paired, means, chosen.basis)
-    work = Work(model, batch, paired, metric_of(prompts, chosen), chosen, baseline, budget, report)
+    work = Work(model, batch, paired, metric_of(prompts, chosen), chosen, baseline, max_bytes, report)
     found = methods.run(work)
     real = batch.real()
     return Attribution(

@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.attribution.replay import Graph, Replay
+from tracer.attribution.replay import EdgeRequest, Replay
 from tracer.errors import JobError, ModelError
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.settings import BASES, RULES
 
-WORKSPACE = 16 * 2**20
-AUTOGRAD_WORKSPACE = 2**28
+MAX_REPLAY_BYTES = 16 * 2**20
+MAX_AUTOGRAD_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def direct_edges(
     rules: frozenset[str] = RULES,
     engine: str = "auto",
     direction: str = "auto",
-    workspace: int = WORKSPACE,
+    max_bytes: int = MAX_REPLAY_BYTES,
 ) -> Edges:
     """All direct edges among neurons, embeddings and logits of one prompt.
 
@@ -64,7 +64,7 @@ def direct_edges(
         rules: of the linearisation; the replay needs all of them.
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
         direction: of the replay, ``up``, ``down``, or ``auto`` for the cheaper one.
-        workspace: bytes of cotangents the replay may hold at a time, beside the edges themselves and, where the model
+        max_bytes: bytes of cotangents the replay may hold at a time, beside the edges themselves and, where the model
             is not float32, a float32 copy of one matrix.
 
     Raises:
@@ -72,7 +72,7 @@ def direct_edges(
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
     _check(model, token_ids, neurons, logits, basis, engine, direction)
-    graph = Graph(tuple(token_ids), neurons, logits, basis)
+    graph = EdgeRequest(tuple(token_ids), neurons, logits, basis)
     possible = model.replays(rules)
     if engine == "replay" and not possible:
         raise ModelError(
@@ -81,7 +81,7 @@ def direct_edges(
     if engine == "autograd" or not possible:
         found = _by_autograd(model, graph, rules)
     else:
-        replay = Replay(model, graph, workspace)
+        replay = Replay(model, graph, max_bytes)
         weight, incoming = replay.run(direction)
         found = Edges(weight, incoming, replay.values, torch.cat([replay.values, replay.frozen.logits.cpu()]))
     check_sum(model, found, rules)
@@ -139,7 +139,7 @@ def _check(
             )
 
 
-def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
+def _by_autograd(model: Model, graph: EdgeRequest, rules: frozenset[str]) -> Edges:
     """Batched vector-Jacobian products through the linearised model, MLPs cut."""
     values, weight, embedded, incoming = passes.direct_weights(
         model,
@@ -148,6 +148,6 @@ def _by_autograd(model: Model, graph: Graph, rules: frozenset[str]) -> Edges:
         graph.logits,
         basis=graph.basis,
         rules=rules,
-        room=AUTOGRAD_WORKSPACE,
+        max_bytes=MAX_AUTOGRAD_BYTES,
     )
     return Edges(torch.cat([weight, embedded], -1), incoming, values[: len(graph.neurons)], values)

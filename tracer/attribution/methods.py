@@ -51,7 +51,7 @@ class Work:
     Attributes:
         paired: the counterfactual batch, where the baseline is ``counterfactual``.
         baseline: of every node, padded; zero where it is a number.
-        budget: bytes a pass may use.
+        max_bytes: bytes a pass may use.
     """
 
     model: Model
@@ -60,7 +60,7 @@ class Work:
     metric: Metric
     settings: Settings
     baseline: Tensor | float
-    budget: int
+    max_bytes: int
     progress: Progress | None
 
     def report(self, done: int, total: int) -> None:
@@ -147,13 +147,19 @@ def _along_activations(work: Work) -> Result:
     values, embedding = passes.values(model, work.batch, basis=chosen.basis)
     start = _start(work, embedding)
 
-    def slope(layer: int, at: Tensor) -> Tensor:
+    def layer_grad(layer: int, at: Tensor) -> Tensor:
         found, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
         work.report(next(done), total)
         return found
 
     nodes, embeddings, score = along_activations(
-        slope, _readings(work, done, total), values, values - work.baseline, embedding, embedding - start, chosen.steps
+        layer_grad,
+        _readings(work, done, total),
+        values,
+        values - work.baseline,
+        embedding,
+        embedding - start,
+        chosen.steps,
     )
     begin = passes.from_embedding(model, work.batch, work.metric, start)
     return Result(nodes, values, embeddings, score, begin)
@@ -239,9 +245,9 @@ def _copies(work: Work, row: int, count: int) -> tuple[Batch, Metric]:
 
 
 def _parts(work: Work, row: int, whole: range) -> list[range]:
-    """What is ablated of one prompt, in parts of as many rows as the budget has room for beside the whole one."""
+    """What is ablated of one prompt, in parts of as many rows as the byte limit allows beside the whole one."""
     length = len(work.batch.token_ids[row])
-    room = work.budget // (work.model.bytes_per_token(gradient=False, length=length) * length) - 1
+    room = work.max_bytes // (work.model.bytes_per_token(gradient=False, length=length) * length) - 1
     step = min(max(1, room), EXACT_ROWS)
     return [whole[at : at + step] for at in range(0, len(whole), step)]
 

@@ -2,7 +2,7 @@
 
 All nodes' values and gradients of a large model are gigabytes; what a circuit says of them is kilobytes. So the server
 attributes, selects and finds the edges in one request, with the functions that do the same here. They travel as their
-source: what is asked for is plain values (see `passes.circuits`), and so is what comes back.
+source: what is asked for is plain values (see `selected.circuits`), and so is what comes back.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from tracer.attribution.result import along_activations, along_path, noises
 from tracer.attribution.selection import strongest
-from tracer.metrics import told
+from tracer.metrics import logit_summary
 from tracer.model import traces
 
 
 def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
-    """What the circuit of each prompt of a batch is made of: see `passes.circuits`."""
+    """What the circuit of each prompt of a batch is made of: see `selected.circuits`."""
     nodes, values, embeddings, metric, start = attributions(nn, plan, ask)
     logits = traces.logits(nn, plan, ask.inputs)
     shift = [nodes.shape[2] - len(ids) for ids in ask.token_ids]
@@ -29,13 +29,13 @@ def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[
         begin = None if start is None else float(start[row])
         of_prompt = nodes[row, :, first:], values[row, :, first:], embeddings[row, first:].clone()
         asked = logits[row], ask.logits_at[row], ask.last[row], ask.top
-        found.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, told(*asked)))
+        found.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, logit_summary(*asked)))
     del nodes, values, logits  # the edges need the room
     if ask.edge_rules is None:
         return found
     columns = [one["nodes"].long() + torch.tensor([0, by, 0]) for one, by in zip(found, shift, strict=True)]
     rules, basis = ask.edge_rules, ask.basis
-    linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.room)
+    linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.max_bytes)
     for one, by, (aims, weight, embedded, incoming) in zip(found, shift, linked, strict=True):
         one["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, aims)
     return found
@@ -51,7 +51,7 @@ def reduced(
     said: tuple[Tensor, ...],
 ) -> dict[str, Any]:
     """What a circuit keeps of one prompt's attributions and values of all nodes [layer, pos, neuron], attributions of
-    embeddings [pos], metric, and what is `told` of its logits: see `passes.circuits`."""
+    embeddings [pos], metric, and the `logit_summary` of its logits: see `selected.circuits`."""
     kept, strength = strongest(nodes, metric, *selection), nodes.abs()
     layer, position, neuron = kept.unbind(-1)
     return {
@@ -74,11 +74,11 @@ def attributions(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[
     """Attributions and values of all nodes [prompt, layer, column, neuron], attributions of embeddings
     [prompt, column], the metric [prompt], and the metric where a path begins or None."""
     if ask.method in ("relp", "grad"):
-        values, slopes, embedding, slope, metric = traces.gradients(
+        values, grads, embedding, embedding_grad, metric = traces.gradients(
             nn, plan, ask.inputs, ask.read, ask.rules, ask.basis
         )
         baseline = torch.zeros(()) if ask.paired is None else traces.values(nn, plan, ask.paired, ask.basis)[0]
-        return (values - baseline) * slopes, values, (embedding * slope).sum(-1), metric, None
+        return (values - baseline) * grads, values, (embedding * embedding_grad).sum(-1), metric, None
     values, embedding = traces.values(nn, plan, ask.inputs, ask.basis)
     before, start = torch.zeros_like(values), torch.zeros_like(embedding)
     if ask.paired is not None:
@@ -107,10 +107,10 @@ def along(
     def reading(at: Tensor) -> tuple[Tensor, ...]:
         return traces.gradients(nn, plan, ask.inputs, ask.read, ask.rules, ask.basis, at)
 
-    def slope(layer: int, at: Tensor) -> Tensor:
+    def layer_grad(layer: int, at: Tensor) -> Tensor:
         return traces.replaced(nn, plan, ask.inputs, ask.read, layer, at, ask.basis)[0]
 
     (before, after), (start, end) = values, embeddings
     if ask.method == "ig-activation":
-        return along_activations(slope, reading, after, after - before, end, end - start, ask.steps)
+        return along_activations(layer_grad, reading, after, after - before, end, end - start, ask.steps)
     return along_path(reading, start, end, values, before, ask.steps, ask.method == "conductance")

@@ -28,7 +28,7 @@ from tracer.prompts import Batch
 
 
 @dataclass(frozen=True)
-class Graph:
+class EdgeRequest:
     """What edges are asked for: neurons as rows of (layer, position, neuron), logits of (position, token).
 
     Sources are the neurons, then every embedding; targets are the neurons, then the logits.
@@ -153,9 +153,9 @@ class LinearMap:
 class Replay(LinearMap):
     """One prompt's replay."""
 
-    def __init__(self, model: Model, graph: Graph, workspace: int) -> None:
+    def __init__(self, model: Model, graph: EdgeRequest, max_bytes: int) -> None:
         super().__init__(model)
-        self.graph, self.workspace, self.length = graph, workspace, len(graph.token_ids)
+        self.graph, self.max_bytes, self.length = graph, max_bytes, len(graph.token_ids)
         self.frozen = passes.frozen(
             model, graph.token_ids, graph.by_layer(model.n_layers), graph.logits, basis=graph.basis
         )
@@ -199,7 +199,7 @@ class Replay(LinearMap):
         return int(((self.targets.position + 1) * self.targets.layer.clamp_max(self.model.n_layers - 1)).sum())
 
     def _chunks(self, ends: Ends, *, up: bool) -> Iterator[Tensor]:
-        """Runs of ends that fit the workspace: of neighbouring positions, so that each reaches no further than it
+        """Runs of ends that fit `max_bytes`: of neighbouring positions, so that each reaches no further than it
         must, and within a run in the order in which they enter."""
         order = ends.position.argsort(descending=up, stable=True)
         reach = int(self.targets.position.max()) + 1 if len(self.targets) else 0
@@ -209,7 +209,7 @@ class Replay(LinearMap):
             size = 1
             while start + size < len(order):
                 last = int(ends.position[order[start + size]])
-                if (size + 1) * (reach - last if up else last + 1) * inside > self.workspace:
+                if (size + 1) * (reach - last if up else last + 1) * inside > self.max_bytes:
                     break
                 size += 1
             part = order[start : start + size]
@@ -390,7 +390,7 @@ class Replay(LinearMap):
         return self._scaled(final.kind, self.model.module.get_submodule(final.path), scale, rows, True)
 
 
-def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activation") -> passes.Reading:
+def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activation") -> passes.Gradients:
     """What `passes.gradients` finds with all RelP rules, without a gradient: one forward, then matrix products.
 
     The linearised model's backward pass is a linear map whose constants the forward brings; it is walked here, one
@@ -400,17 +400,17 @@ def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activat
     with torch.enable_grad():
         leaf = capped.detach().requires_grad_(True)
         score = metric.read(leaf)
-        (slope,) = torch.autograd.grad(score.sum(), [leaf])
+        (grad,) = torch.autograd.grad(score.sum(), [leaf])
     if model.soft_cap is not None:
-        slope = slope * torch.where(uncapped == 0, 1.0, capped / uncapped)
+        grad = grad * torch.where(uncapped == 0, 1.0, capped / uncapped)
     values, embedding = torch.stack([block[4].cpu() for block in blocks], 1), embedding.cpu()
-    slopes, to_embedding = torch.zeros_like(values), torch.zeros_like(embedding)
+    grads, to_embedding = torch.zeros_like(values), torch.zeros_like(embedding)
     for row, first in enumerate(batch.padding.tolist()):
         mine = [_of_prompt(block, row, first) for block in blocks]
-        back = _Backward(model, basis).run(slope[row, -(batch.width - first) :], mine, final_scale[row, first:])
-        slopes[row, :, first:], to_embedding[row, first:] = back
+        back = _Backward(model, basis).run(grad[row, -(batch.width - first) :], mine, final_scale[row, first:])
+        grads[row, :, first:], to_embedding[row, first:] = back
         values[row, :, :first] = 0.0
-    return passes.Reading(values, slopes, embedding, to_embedding, score.detach().cpu())
+    return passes.Gradients(values, grads, embedding, to_embedding, score.detach().cpu())
 
 
 def _of_prompt(block: tuple[Any, ...], row: int, first: int) -> passes.FrozenBlock:
@@ -433,14 +433,14 @@ class _Backward(LinearMap):
         super().__init__(model)
         self.basis = basis
 
-    def run(self, slope: Tensor, blocks: list[passes.FrozenBlock], final_scale: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, grad: Tensor, blocks: list[passes.FrozenBlock], final_scale: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients to every neuron [layer, pos, neuron] and to the embedding [pos, d_model], on the CPU.
 
         Args:
-            slope: of the metric to the logits of the last columns [kept, vocab].
+            grad: of the metric to the logits of the last columns [kept, vocab].
         """
-        kept, final = len(slope), self.model.family.final_norm
-        rows = slope @ self.model.module.get_output_embeddings().weight.float()
+        kept, final = len(grad), self.model.family.final_norm
+        rows = grad @ self.model.module.get_output_embeddings().weight.float()
         norm = self.model.module.get_submodule(final.path)
         state = torch.zeros(1, len(final_scale), self.model.d_model, device=rows.device)
         state[0, -kept:] = self._scaled(final.kind, norm, final_scale[-kept:, None], rows, True)
@@ -456,12 +456,12 @@ class _Backward(LinearMap):
             state = state + read + self._attend(layer, block, before, 0, transposed=True)
         return torch.stack(found[::-1]), state[0].cpu()
 
-    def _through_mlp(self, layer: int, block: passes.FrozenBlock, slope: Tensor) -> Tensor:
+    def _through_mlp(self, layer: int, block: passes.FrozenBlock, grad: Tensor) -> Tensor:
         """From the neurons' gradient to that of the MLP's input, by rules 3 and 4."""
         act = self.model.part(layer, self.model.family.path("activation"))
         factor = FACTORS[type(act).__name__](block.gate)
         up = self._matrix(layer, self.wiring.up)
         if self.wiring.gate is None or block.up is None:
-            return (factor * slope) @ up
+            return (factor * grad) @ up
         gate = self._matrix(layer, self.wiring.gate)
-        return (0.5 * block.up * factor * slope) @ gate + (0.5 * block.gate * factor * slope) @ up
+        return (0.5 * block.up * factor * grad) @ gate + (0.5 * block.gate * factor * grad) @ up

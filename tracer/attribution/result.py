@@ -162,21 +162,21 @@ def along_path(
         start, end: of the path, embeddings. values: of all nodes there.
         baseline: what ig compares nodes with. steps: of equal length.
     """
-    total, slope = torch.zeros_like(values[1]), torch.zeros_like(end)
+    total, embedding_grad = torch.zeros_like(values[1]), torch.zeros_like(end)
     previous, score = values[0], torch.empty(0)
     for step in range(1, steps + 1):
         at = start + (end - start) * (step / steps) if step < steps else end
         found, gradients, _, to_embedding, score = reading(at)
         total += gradients * (found - previous) if conductance else gradients / steps
         previous = found
-        slope += to_embedding / steps
+        embedding_grad += to_embedding / steps
     if not conductance:
         total *= values[1] - baseline
-    return total, ((end - start) * slope).sum(-1), score
+    return total, ((end - start) * embedding_grad).sum(-1), score
 
 
 def along_activations(
-    slope: Callable[[int, Tensor], Tensor],
+    layer_grad: Callable[[int, Tensor], Tensor],
     reading: Callable[[Tensor], Sequence[Tensor]],
     values: Tensor,
     away: Tensor,
@@ -188,7 +188,7 @@ def along_activations(
     more such layer. Returns what `along_path` does, and may travel as well.
 
     Args:
-        slope: the metric's gradients to one layer's neurons, set to a tensor [prompt, column, neuron].
+        layer_grad: the metric's gradients to one layer's neurons, set to a tensor [prompt, column, neuron].
         reading: as in `along_path`.
         values, embedding: as they are. away, back: how far they are from their baselines.
     """
@@ -196,7 +196,7 @@ def along_activations(
     fractions = [step / steps for step in range(steps)]
     for layer in range(values.shape[1]):
         for alpha in fractions:
-            total[:, layer] += slope(layer, values[:, layer] - away[:, layer] * alpha) / steps
+            total[:, layer] += layer_grad(layer, values[:, layer] - away[:, layer] * alpha) / steps
     for alpha in reversed(fractions):  # the last is the whole model, whose metric is kept
         found = reading(embedding - back * alpha)
         to_embedding += found[3] / steps

@@ -21,7 +21,7 @@ from tracer.attribution.edges import Edges, check_sum
 from tracer.attribution.methods import Progress
 from tracer.attribution.result import Attribution, check_conservation, check_finite
 from tracer.attribution.selection import NodeIndex
-from tracer.metrics import Metric, entries, told
+from tracer.metrics import Metric, entries, logit_summary
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded
@@ -29,14 +29,14 @@ from tracer.settings import Settings
 
 TOP = 5
 """Predictions that are kept."""
-ROOM = 2**30
+MAX_BYTES = 2**30
 """Bytes of gradients that edges may hold on a server: of a 70B model, those of some twenty targets at a time."""
-Rules = tuple[int | None, float | None, float | None, bool, Sequence[tuple[int, int]]]
+SelectionRules = tuple[int | None, float | None, float | None, bool, Sequence[tuple[int, int]]]
 """What `selection.strongest` takes after the metric."""
 
 
 @dataclass(frozen=True)
-class Found:
+class SelectedNodes:
     """One prompt's selected nodes, and what else its circuit says.
 
     Attributes:
@@ -69,14 +69,16 @@ class Found:
     edges: Edges | None = None
 
 
-def here(model: Model, encoded: Sequence[Encoded], result: Attribution, rules: Rules) -> Iterator[Found]:
+def local_circuits(
+    model: Model, encoded: Sequence[Encoded], result: Attribution, rules: SelectionRules
+) -> Iterator[SelectedNodes]:
     """From the attributions of all nodes of these prompts. One forward each, for the logits."""
     for row, prompt in enumerate(encoded):
         asked = replace(prompt, target_ids=result.target_ids[row])
         yield _selected(model, asked, result, row, rules)
 
 
-def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rules: Rules) -> Found:
+def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rules: SelectionRules) -> SelectedNodes:
     length = len(encoded.token_ids)
     terms = entries(encoded.positions, encoded.target_ids, encoded.foil_ids, result.settings.metric)
     back = length - min(encoded.positions)
@@ -89,12 +91,12 @@ def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rul
         float(result.metric[row]),
         None if result.start_metric is None else float(result.start_metric[row]),
         rules,
-        told(logits, at, max(encoded.positions) - length + back, TOP),
+        logit_summary(logits, at, max(encoded.positions) - length + back, TOP),
     )
     return _read(model, encoded, answer, terms, result.settings, float(result.unexplained[row]))
 
 
-def is_reduced_there(model: Model, chosen: Settings) -> bool:
+def can_reduce_on_server(model: Model, chosen: Settings) -> bool:
     """Whether a server can work out circuits by itself: it takes gradients, and needs nothing large from here. (The
     method ``exact`` is more passes than one request should hold.)"""
     return (
@@ -105,16 +107,16 @@ def is_reduced_there(model: Model, chosen: Settings) -> bool:
     )
 
 
-def there(
+def server_circuits(
     model: Model,
     encoded: Sequence[Encoded],
     chosen: Settings,
-    rules: Rules,
+    rules: SelectionRules,
     *,
     edges: bool,
     memory: int | None = None,
     progress: Progress | None = None,
-) -> Iterator[Found]:
+) -> Iterator[SelectedNodes]:
     """From a server, one request for each batch of prompts.
 
     Raises:
@@ -124,7 +126,7 @@ def there(
     """
     linear = chosen.edge_rules
 
-    def batch(part: range) -> list[Found]:
+    def batch(part: range) -> list[SelectedNodes]:
         found = _asked(model, [encoded[i] for i in part], chosen, rules, linear if edges else None)
         if progress is not None:
             progress(part.stop, len(encoded))
@@ -140,8 +142,8 @@ def there(
 
 
 def _asked(
-    model: Model, encoded: Sequence[Encoded], chosen: Settings, rules: Rules, edge_rules: frozenset[str] | None
-) -> list[Found]:
+    model: Model, encoded: Sequence[Encoded], chosen: Settings, rules: SelectionRules, edge_rules: frozenset[str] | None
+) -> list[SelectedNodes]:
     """One batch."""
     batch, paired = Batch(tuple(one.token_ids for one in encoded)), None
     if chosen.baseline == "counterfactual":
@@ -162,7 +164,7 @@ def _asked(
         ],
         [max(one.positions) - length for one, length in zip(encoded, lengths, strict=True)],
         edge_rules=edge_rules,
-        room=ROOM,
+        max_bytes=MAX_BYTES,
         top=TOP,
     )
     return [
@@ -182,7 +184,7 @@ def circuits(
     last: Sequence[int],
     *,
     edge_rules: frozenset[str] | None,
-    room: int,
+    max_bytes: int,
     top: int,
 ) -> list[dict[str, Any]]:
     """What the circuit of each prompt of a batch is made of, worked out where the model is: one request to a server.
@@ -194,7 +196,7 @@ def circuits(
         logits_at: for each prompt, (position, token) pairs, from its end (negative). last: for each prompt, the
             position of the predictions, from its end; `top` of them.
         edge_rules: of the linearisation in which edges among what is selected are traced; None for no edges.
-        room: bytes of gradients that edges may hold at a time.
+        max_bytes: bytes of gradients that edges may hold at a time.
 
     Returns:
         For each prompt, by name: nodes [node, 3], attributions [node], activations [node]; the largest |attribution|,
@@ -217,7 +219,7 @@ def circuits(
         logits_at=[at + torch.tensor([kept, 0]) for at in logits_at],
         last=[one + kept for one in last],
         edge_rules=edge_rules,
-        room=room,
+        max_bytes=max_bytes,
         top=top,
     )
     return passes.session(model, on_server.circuits, ask)
@@ -230,13 +232,13 @@ def _read(
     terms: list[tuple[int, int, float]],
     chosen: Settings,
     unexplained: float,
-) -> Found:
-    """What `sessions.reduced` says of one prompt, from here or a server."""
+) -> SelectedNodes:
+    """What `on_server.reduced` says of one prompt, from here or a server."""
     edges = None
     if "edges" in answer:
         weight, incoming, values = answer["edges"]
         edges = Edges(weight, incoming, values[: len(answer["nodes"])], values)
-    return Found(
+    return SelectedNodes(
         encoded=encoded,
         nodes=answer["nodes"].long(),
         attributions=answer["attributions"],
@@ -256,7 +258,7 @@ def _read(
     )
 
 
-def _check(model: Model, found: Sequence[Found], chosen: Settings) -> None:
+def _check(model: Model, found: Sequence[SelectedNodes], chosen: Settings) -> None:
     """What `attribute` checks of its result. The total holds every node's attribution, and so its value."""
     metric = torch.tensor([one.metric for one in found])
     embeddings = torch.nn.utils.rnn.pad_sequence([one.embeddings for one in found], batch_first=True)

@@ -20,7 +20,13 @@ from tracer.attribution.edges import check_permitted, direct_edges
 from tracer.attribution.methods import Progress
 from tracer.attribution.pruning import EdgeColumns, Pruning, prune
 from tracer.attribution.result import Attribution
-from tracer.attribution.selected import Found, Rules, here, is_reduced_there, there
+from tracer.attribution.selected import (
+    SelectedNodes,
+    SelectionRules,
+    can_reduce_on_server,
+    local_circuits,
+    server_circuits,
+)
 from tracer.attribution.selection import check_excluded, check_selection, node_limit
 from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
 from tracer.errors import JobError, quoted
@@ -150,15 +156,15 @@ def trace_all(
         check_permitted(model, chosen.edge_rules)
     for layer, neuron in exclude:
         check_excluded((model.n_layers, 1, model.n_neurons(chosen.basis)), layer, neuron)
-    limits: Rules = (node_limit(nodes, threshold, mass), threshold, mass, skip_first, exclude)
-    every: Iterable[Found]
-    if attributed is None and is_reduced_there(model, chosen):
-        every = there(model, encoded, chosen, limits, edges=edges, memory=memory, progress=progress)
+    limits: SelectionRules = (node_limit(nodes, threshold, mass), threshold, mass, skip_first, exclude)
+    every: Iterable[SelectedNodes]
+    if attributed is None and can_reduce_on_server(model, chosen):
+        every = server_circuits(model, encoded, chosen, limits, edges=edges, memory=memory, progress=progress)
     else:
         result = attribute(model, prompts, **asked, reference=reference, memory=memory, progress=progress)
         if attributed is not None:
             attributed(result)
-        every = here(model, encoded, result, limits)
+        every = local_circuits(model, encoded, result, limits)
     selection = {
         "nodes": node_limit(nodes, threshold, mass),
         **choice,
@@ -175,7 +181,7 @@ def trace_all(
         begun = time.perf_counter()
 
 
-def _nothing(found: Found, threshold: float | None) -> JobError:
+def _nothing(found: SelectedNodes, threshold: float | None) -> JobError:
     """What to say where no node is kept."""
     top, value = found.largest, found.metric
     return JobError(
@@ -186,7 +192,7 @@ def _nothing(found: Found, threshold: float | None) -> JobError:
 
 
 def _circuit(
-    model: Model, found: Found, chosen: Settings, pruning: Pruning | None, selection: dict[str, Any]
+    model: Model, found: SelectedNodes, chosen: Settings, pruning: Pruning | None, selection: dict[str, Any]
 ) -> Circuit:
     """One prompt's circuit; with edges where there is a pruning."""
     encoded = found.encoded
@@ -227,7 +233,7 @@ def _circuit(
 
 def _graph(
     model: Model,
-    found: Found,
+    found: SelectedNodes,
     columns: dict[str, list[Any]],
     weights: list[float],
     chosen: Settings,
@@ -271,7 +277,7 @@ def _graph(
     return nodes_table(kept), edges_table(links), len(whole)
 
 
-def _node_columns(model: Model, found: Found, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
+def _node_columns(model: Model, found: SelectedNodes, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
     """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
     of each logit in the metric."""
     layer, position, neuron = (part.tolist() for part in found.nodes.unbind(-1))
@@ -312,7 +318,7 @@ def _mass(total: float, table: pa.Table) -> float:
     return kept / total if total else 0.0
 
 
-def _probabilities(table: pa.Table, found: Found) -> tuple[float, ...]:
+def _probabilities(table: pa.Table, found: SelectedNodes) -> tuple[float, ...]:
     """The probability of each logit node's token at its position."""
     known = {
         (place, token): chance for (place, token, _), chance in zip(found.terms, found.chances.tolist(), strict=True)

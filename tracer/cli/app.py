@@ -76,7 +76,7 @@ LocalWeights = Annotated[
 
 
 @app.command()
-@terminal.told
+@terminal.report_errors
 def trace(
     text: Annotated[str | None, typer.Argument(help="The prompt; or give --token-ids.", show_default=False)] = None,
     target: Annotated[
@@ -195,7 +195,7 @@ def trace(
         parquet.check_place(out)
     terminal.quiet()
     loaded = _loaded(model, remote, local_weights, revision=revision, device=device, device_map=device_map, dtype=dtype)
-    with terminal.Bar(f"{method} on {model}") as bar:
+    with terminal.ProgressBar(f"{method} on {model}") as bar:
         circuit = tracer.trace(
             loaded,
             prompt,
@@ -224,7 +224,7 @@ def trace(
 
 
 @app.command()
-@terminal.told
+@terminal.report_errors
 def show(
     folder: Annotated[
         Path, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
@@ -240,7 +240,7 @@ def show(
 
 
 @app.command()
-@terminal.told
+@terminal.report_errors
 def view(
     source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
     out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
@@ -258,7 +258,7 @@ def view(
 
 
 @app.command()
-@terminal.told
+@terminal.report_errors
 def export(
     source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
     form: Annotated[str, typer.Option("--format", help="neuronpedia, mib, graphml, csv.")] = "neuronpedia",
@@ -284,7 +284,7 @@ def export(
 
 
 @app.command("import")
-@terminal.told
+@terminal.report_errors
 def import_(
     file: Annotated[Path, typer.Argument(help="A Neuronpedia or circuit-tracer graph file (JSON).")],
     out: Annotated[Path | None, typer.Option(help="Save it as a run folder here.")] = None,
@@ -304,7 +304,7 @@ def import_(
 
 
 @app.command()
-@terminal.told
+@terminal.report_errors
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
     pairs: Annotated[
@@ -353,9 +353,9 @@ def evaluate(
     found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")
     tests = [pair.to_prompt() for pair in found]
-    with terminal.Bar("ablating") as bar:
+    with terminal.ProgressBar("ablating") as bar:
         result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
-    with terminal.Bar("checking the estimate") as bar:
+    with terminal.ProgressBar("checking the estimate") as bar:
         qualities = _qualities(model, circuit, [pair.counterfactual for pair in found], seed, bar)
     others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
     constant = quality.always_on(model, circuit, others) if others else None
@@ -404,7 +404,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @app.command()
-@terminal.told
+@terminal.report_errors
 def steer(
     text: Annotated[str, typer.Argument(help="The prompt.")],
     nodes: Annotated[
@@ -478,7 +478,7 @@ def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
 
 
 @app.command()
-@terminal.told
+@terminal.report_errors
 def doctor(
     model: Annotated[
         str | None, typer.Option(help="The model to measure the identities on: demo if none is given.")

@@ -22,7 +22,7 @@ from tracer.errors import TracerError
 from tracer.model import passes
 from tracer.model.model import Model, load, skeleton
 from tracer.ndif.probe import connect
-from tracer.ndif.server import Report, Server
+from tracer.ndif.server import Notify, Server
 from tracer.prompts import Batch, Prompt, encode
 from tracer.settings import RULES, settings
 
@@ -80,7 +80,7 @@ def identities(name: str = "demo") -> list[Check]:
     return _identities(load(name), CHECKS)
 
 
-def remote(name: str = "demo", host: str | None = None, report: Report | None = None) -> list[Check]:
+def remote(name: str = "demo", host: str | None = None, report: Notify | None = None) -> list[Check]:
     """What a server grants on a model, and the identities measured there, if it takes gradients.
 
     Raises:
@@ -179,7 +179,7 @@ def _true_gradient(model: Model, prompts: list[Prompt]) -> Check:
     direction = torch.randn(reading.embedding.shape, generator=torch.Generator().manual_seed(0))
     unit = float(reading.embedding.norm() / direction.norm())
 
-    def slope(step: float) -> float:
+    def derivative(step: float) -> float:
         ahead, behind = (
             passes.from_embedding(model, batch, metric, reading.embedding + sign * step * unit * direction)
             for sign in (1, -1)
@@ -187,7 +187,7 @@ def _true_gradient(model: Model, prompts: list[Prompt]) -> Check:
         return float(ahead - behind) / (2 * step * unit)
 
     expected = float((reading.embedding_gradient * direction).sum())
-    extrapolated = [(4 * slope(step / 2) - slope(step)) / 3 for step in (1e-2, 3e-3, 1e-3)]
+    extrapolated = [(4 * derivative(step / 2) - derivative(step)) / 3 for step in (1e-2, 3e-3, 1e-3)]
     gap = min(abs(one - expected) for one in extrapolated) / max(abs(expected), 1e-6)
     return Check("gradient = finite difference", f"{gap:.1e} relative", gap < 0.02)
 

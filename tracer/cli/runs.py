@@ -30,7 +30,7 @@ class Rows(StrEnum):
     csv = "csv"
 
 
-Job = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
+JobFile = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
 Out = Annotated[str, typer.Option(help="The run folder, or s3://bucket/folder, gs://...; the same job is continued.")]
 RunDir = Annotated[str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR")]
 Change = Annotated[
@@ -52,9 +52,9 @@ ShardSize = Annotated[int | None, typer.Option(help="Prompts in one unit of work
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, int8, nf4, ...")]
 
 
-@terminal.told
+@terminal.report_errors
 def run(
-    job: Job,
+    job: JobFile,
     out: Out,
     ray: Ray = None,
     workers: Workers = None,
@@ -135,7 +135,7 @@ def run(
         typer.echo(f"{result.status.failed:,} prompts failed: see {out}/failed.parquet; --retry-failed does them again")
 
 
-@terminal.told
+@terminal.report_errors
 def status(
     folder: RunDir,
     quick: Annotated[bool, typer.Option("--quick", help="Do not read the committed files to check them.")] = False,
@@ -156,7 +156,7 @@ def status(
         raise typer.Exit(1)
 
 
-@terminal.told
+@terminal.report_errors
 def query(
     folder: RunDir,
     sql: Annotated[str, typer.Argument(help="One SELECT over prompts, nodes, edges, neurons, ...", metavar="SQL")],
@@ -182,7 +182,7 @@ def query(
         typer.echo(report.rows_text(found, style.value).rstrip())
 
 
-@terminal.told
+@terminal.report_errors
 def compact(
     folder: RunDir,
     neuron: Annotated[
@@ -221,9 +221,9 @@ def compact(
     typer.echo(f"{found.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
 
 
-@terminal.told
+@terminal.report_errors
 def plan(
-    job: Job,
+    job: JobFile,
     workers: Workers = None,
     limit: Limit = None,
     dtype: Dtype = None,
@@ -241,7 +241,7 @@ def plan(
     planner.check(made)
 
 
-@terminal.told
+@terminal.report_errors
 def submit(
     job: Annotated[str | None, typer.Argument(help="A job file; none with --follow or --stop.", metavar="JOB")] = None,
     address: Annotated[

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tracer.attribution.methods import Progress
 
 
-def told(verb: Callable[..., None]) -> Callable[..., None]:
+def report_errors(verb: Callable[..., None]) -> Callable[..., None]:
     """Print a user's error as one line on standard error, and end with code 2."""
 
     @wraps(verb)
@@ -57,7 +57,7 @@ def console() -> Console:
     return made
 
 
-class Bar:
+class ProgressBar:
     """A progress bar on standard error for methods of many passes; nothing where there is no terminal."""
 
     def __init__(self, name: str) -> None:

@@ -22,7 +22,7 @@ from tracer.data.files import BLOCK, File, opened, reading
 from tracer.data.rows import Unreadable
 from tracer.errors import JobError, quoted
 
-Record = dict[str, Any] | Unreadable
+RawRecord = dict[str, Any] | Unreadable
 
 _HEAD = 1000  # lines of a JSON file whose keys are taken for its columns
 _BATCH = 1024  # rows of a Parquet file decoded at once
@@ -39,7 +39,7 @@ def columns(file: File, wanted: Iterable[str] = ()) -> list[str] | None:
     return _csv_heading(file) if file.kind == "csv" else _parquet_columns(file)
 
 
-def records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+def records(file: File, names: Sequence[str]) -> Iterator[tuple[str, RawRecord]]:
     """Every record's place, such as ``line 7 of 'a.csv'``, and its values of at least these columns."""
     if file.kind == "json":
         return _json_records(file)
@@ -62,7 +62,7 @@ class _TwiceError(ValueError):
     """A key that an object has twice."""
 
 
-def _object(line: bytes) -> Record:
+def _object(line: bytes) -> RawRecord:
     try:
         found = json.loads(line.decode(), object_pairs_hook=_unique)
     except _TwiceError as error:
@@ -74,7 +74,7 @@ def _object(line: bytes) -> Record:
     return found if isinstance(found, dict) else Unreadable(f"{quoted(found, 40)} is not a JSON object")
 
 
-def _json_records(file: File) -> Generator[tuple[str, Record], None, None]:
+def _json_records(file: File) -> Generator[tuple[str, RawRecord], None, None]:
     shown = quoted(file.name, 100)
     with opened(file) as stream:
         if stream.peek(3)[:3] == b"\xef\xbb\xbf":
@@ -136,7 +136,7 @@ def _csv_heading(file: File) -> list[str] | None:
     return names
 
 
-def _csv_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+def _csv_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, RawRecord]]:
     shown = quoted(file.name, 100)
     heading = _csv_heading(file) or []
     places = {name: heading.index(name) for name in names}
@@ -179,7 +179,7 @@ def _parquet_columns(file: File) -> list[str] | None:
         return table.schema_arrow.names
 
 
-def _parquet_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Record]]:
+def _parquet_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, RawRecord]]:
     shown, number = quoted(file.name, 100), 0
     with _parquet(file) as table:
         for batch in table.iter_batches(_BATCH, columns=list(names), use_threads=False):

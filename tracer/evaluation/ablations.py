@@ -44,7 +44,7 @@ class AblatedRow:
     """A prompt whose metric is wanted with some of its nodes ablated.
 
     Attributes:
-        nodes: a set, as `bodies.members` takes it: rows of (layer, position, neuron), or a bit for each node.
+        nodes: a set, as `interventions.members` takes it: rows of (layer, position, neuron), or a bit for each node.
         stays: whether everything but this set is ablated.
         other: which of the other prompts its nodes' values come from.
     """

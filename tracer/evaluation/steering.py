@@ -649,13 +649,13 @@ def _ranked(
     """Each prompt's strongest nodes, strongest first: worked out on the server where it can, without `Attribution`."""
     rules = (count, None, None, False, ())
     chosen = settings(method=method, metric="logit")
-    if not selected.is_reduced_there(model, chosen):
+    if not selected.can_reduce_on_server(model, chosen):
         found = _attributed(model, asked, method)
         return [
             strongest(nodes[:, :length], 0.0, *rules) for nodes, length in zip(found.nodes, found.lengths, strict=True)
         ]
     chosen, encoded = prepared(model, _prompts(asked), chosen)
-    return [one.nodes for one in selected.there(model, encoded, chosen, rules, edges=False, memory=memory)]
+    return [one.nodes for one in selected.server_circuits(model, encoded, chosen, rules, edges=False, memory=memory)]
 
 
 def _attributed(model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], method: str) -> Attribution:

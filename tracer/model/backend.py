@@ -36,7 +36,7 @@ class Remote(Protocol):
     deployment: str
     environment: dict[str, Any]
     grants: Grants
-    wire: torch.dtype
+    transfer_dtype: torch.dtype
     guard: Callable[[], Any] | None
 
     def backend(self) -> Any:

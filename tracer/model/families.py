@@ -209,7 +209,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
     """
     kind = config.model_type
     if kind not in FAMILIES:
-        path, name = _strangest(module)
+        path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
             f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
@@ -253,7 +253,7 @@ def _check_config(config: Any) -> None:
         )
 
 
-def _strangest(module: nn.Module) -> tuple[str, str]:
+def _first_uncovered(module: nn.Module) -> tuple[str, str]:
     """Path and class of the first leaf that is not plainly linear: the likeliest to need a rule."""
     leaves = [(path, type(part).__name__) for path, part in module.named_modules() if not any(part.children())]
     known = LINEAR | frozenset(FACTORS) | {"LayerNorm"}

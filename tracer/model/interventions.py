@@ -22,7 +22,7 @@ SAMPLE = 4096
 """Values of each parameter that a fingerprint covers."""
 
 
-def enter(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: bool) -> Tensor:
+def embed_leaf(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: bool) -> Tensor:
     """Put the embedding's output (or its replacement) in its place; as a leaf, the tensor that gradients lead to."""
     output = nn.get(plan.embedding).output
     chosen = output if embedding is None else embedding.to(output.device, output.dtype)
@@ -79,8 +79,8 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     return linearize.soft_cap(out, uncapped, plan.soft_cap)
 
 
-def cut(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Cut one MLP where it writes, so that no path runs through it: its neurons before the cut, then as a leaf and the
+def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    """Detach one MLP where it writes, so that no path runs through it: its neurons before, then as a leaf and the
     output that this leaf has (None in the basis ``output``), and the output that goes on, a leaf too.
 
     Leaves are as wide as the residual stream: gradients to all layers' neurons would be several times larger.
@@ -97,7 +97,7 @@ def cut(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Te
     return before, inner, inside, leaf
 
 
-def picked(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
+def gather_nodes(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
     """The values of one prompt's nodes, rows of (layer, column, neuron), from each layer's [prompt, column, neuron]."""
     order = torch.argsort(nodes[:, 0], stable=True)
     parts = [layers[0].new_empty(0)]
@@ -107,10 +107,12 @@ def picked(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
     return torch.cat(parts)[torch.argsort(order).to(layers[0].device)]
 
 
-def aims(layers: Sequence[Tensor], nodes: Sequence[Tensor], out: Tensor, logits_at: Sequence[Tensor]) -> list[Tensor]:
+def target_values(
+    layers: Sequence[Tensor], nodes: Sequence[Tensor], out: Tensor, logits_at: Sequence[Tensor]
+) -> list[Tensor]:
     """Each prompt's targets: its nodes, then its logits, rows of (column of `out`, token)."""
     return [
-        torch.cat([picked(layers, row, mine).to(out.device), out[row, at[:, 0], at[:, 1]]])
+        torch.cat([gather_nodes(layers, row, mine).to(out.device), out[row, at[:, 0], at[:, 1]]])
         for row, (mine, at) in enumerate(zip(nodes, logits_at, strict=True))
     ]
 
@@ -120,25 +122,25 @@ def direct_weights(
     entered: Tensor,
     targets: Sequence[Tensor],
     nodes: Sequence[Tensor],
-    room: int,
+    max_bytes: int,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each prompt, what `cut` blocks say of the direct edges into its targets: weights from its nodes
-    [target, node], from each column's embedding [target, column], and from everything there is [target].
+    """For each prompt, the weights of the direct edges into its targets, from blocks with detached MLPs: from its nodes
+    [target, node], from each column's embedding [target, column], and from everything together [target].
 
     Prompts do not meet, so that one backward serves a target of each. What is not asked for is summed at once.
 
     Args:
-        room: bytes of gradients held at a time.
+        max_bytes: bytes of gradients held at a time.
     """
     most = max(len(one) for one in targets)
     summed = torch.stack([torch.nn.functional.pad(one, (0, most - len(one))) for one in targets]).sum(0)
-    leaves, tall = [one[3] for one in cuts], sum(one[3].numel() for one in cuts)
+    leaves, leaf_size = [one[3] for one in cuts], sum(one[3].numel() for one in cuts)
     widest = max(one[0].numel() for one in cuts)
-    step = max(1, min(64, room // (4 * (tall + 2 * widest))))
+    step = max(1, min(64, max_bytes // (4 * (leaf_size + 2 * widest))))
     unit = torch.eye(most, device=summed.device, dtype=summed.dtype)
     found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in targets]
     for first in range(0, most, step):
-        slopes = torch.autograd.grad(
+        grads = torch.autograd.grad(
             summed,
             [*leaves, entered],
             unit[first : first + step],
@@ -148,16 +150,16 @@ def direct_weights(
             retain_graph=True,
         )
         weights, total = [], torch.zeros(len(unit[first : first + step]), len(targets))
-        for layer, ((_, inner, inside, leaf), slope) in enumerate(zip(cuts, slopes, strict=False)):
-            weight, source = slope, leaf
+        for layer, ((_, inner, inside, leaf), grad) in enumerate(zip(cuts, grads, strict=False)):
+            weight, source = grad, leaf
             if inner is not None and inside is not None:
                 source = inner
-                (weight,) = torch.autograd.grad(inside, inner, slope, is_grads_batched=True, retain_graph=True)
+                (weight,) = torch.autograd.grad(inside, inner, grad, is_grads_batched=True, retain_graph=True)
             weight = weight.float() * source.detach().float()
             total += weight.sum((2, 3)).cpu()
             mine = [one[one[:, 0] == layer, 1:].to(weight.device).unbind(-1) for one in nodes]
             weights.append([weight[:, row, column, neuron].cpu() for row, (column, neuron) in enumerate(mine)])
-        embedded = (slopes[-1].float() * entered.detach().float()).sum(-1).cpu()
+        embedded = (grads[-1].float() * entered.detach().float()).sum(-1).cpu()
         total += embedded.sum(-1)
         for row, one in enumerate(targets):
             left = max(0, min(step, len(one) - first))
@@ -213,7 +215,9 @@ def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def edited(edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], layer: int, value: Tensor) -> Tensor:
+def apply_edits(
+    edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], layer: int, value: Tensor
+) -> Tensor:
     """A layer's neurons after every edit (layer, mask, scale, shift) of that layer, in order."""
     for at, mask, *parts in edits:
         if at == layer:
@@ -224,7 +228,7 @@ def edited(edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], 
     return value
 
 
-def ablated(
+def ablate_sets(
     value: Tensor, layer: int, rows: Sequence[tuple[Tensor, bool, int, int]], to: Sequence[Tensor] | None
 ) -> Tensor:
     """A layer's neurons with a set of nodes of each row replaced, or all but that set. Padding stays as it is.
@@ -255,12 +259,12 @@ def members(nodes: Tensor, layer: int, shape: Sequence[int]) -> Tensor:
     return found
 
 
-def swapped(value: Tensor, other: Tensor, here: bool) -> Tensor:
+def replace_layer(value: Tensor, other: Tensor, here: bool) -> Tensor:
     """A layer's neurons, or the others in their place."""
     return other.to(value.device, value.dtype) if here else value
 
 
-def put(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
+def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
     """Neurons with those at (row, column, neuron) set to `to`; or embeddings with those at (row, column)."""
     index = tuple(part.to(value.device) for part in where)
     return value.clone().index_put(index, to.to(value.device, value.dtype))
@@ -268,7 +272,7 @@ def put(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
 
 def stack(plan: SimpleNamespace, layers: Any) -> Tensor:
     """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU: float32, or what the wire takes."""
-    return torch.stack([layer.to(plan.wire) for layer in to_cpu(*layers)], dim=1)
+    return torch.stack([layer.to(plan.transfer_dtype) for layer in to_cpu(*layers)], dim=1)
 
 
 class Guard(TorchFunctionMode):

@@ -134,7 +134,7 @@ class Model:
             gate=None if wiring.gate is None else wiring.gate.path,
             up=wiring.up.path,
             soft_cap=self.soft_cap,
-            wire=torch.float32 if self.remote is None else self.remote.wire,
+            transfer_dtype=torch.float32 if self.remote is None else self.remote.transfer_dtype,
         )
 
     @property

@@ -33,7 +33,7 @@ NO_RULES = traces.NO_RULES
 
 
 @dataclass(frozen=True)
-class Reading:
+class Gradients:
     """What a pass with a backward brings back; neurons are float32 on the CPU.
 
     Attributes:
@@ -65,7 +65,7 @@ def gradients(
     rules: frozenset[str] = NO_RULES,
     basis: str = "activation",
     embedding: Embedded | None = None,
-) -> Reading:
+) -> Gradients:
     """Values of every neuron and the metric's gradient to each. One forward, one backward.
 
     Args:
@@ -75,7 +75,7 @@ def gradients(
     read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
     with model.lock:
         found = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
-    return Reading(found[0].float(), found[1].float(), *found[2:])
+    return Gradients(found[0].float(), found[1].float(), *found[2:])
 
 
 def values(
@@ -126,7 +126,11 @@ def ablated(
     with model.lock, torch.no_grad():
         with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
             interventions.through_blocks(
-                nn, plan, rules, basis, lambda at, value: interventions.put(value, where, to) if at == layer else value
+                nn,
+                plan,
+                rules,
+                basis,
+                lambda at, value: interventions.set_values(value, where, to) if at == layer else value,
             )
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
@@ -144,7 +148,7 @@ def embeddings_ablated(
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
     with model.lock, torch.no_grad():
         with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
-            nn.get(plan.embedding).output = interventions.put(nn.get(plan.embedding).output, where, to)
+            nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
 
@@ -175,7 +179,7 @@ class Edit:
 
     @property
     def parts(self) -> tuple[int, Tensor, Tensor | float, Tensor | float]:
-        """Its fields, as `bodies.edited` takes them."""
+        """Its fields, as `interventions.apply_edits` takes them."""
         return self.layer, self.mask, self.scale, self.shift
 
 
@@ -190,7 +194,7 @@ def intervened(
     with model.lock, torch.no_grad():
         with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
             interventions.through_blocks(
-                nn, plan, rules, basis, lambda at, value: interventions.edited(parts, at, value)
+                nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
             )
             saved = nnsight.save(interventions.to_cpu(nn.output.logits))
     return saved[0]
@@ -219,7 +223,7 @@ def generated(
                 for step in tracer.iter[:max_new_tokens]:
                     active = first if step == 0 else always
                     interventions.through_blocks(
-                        nn, plan, rules, basis, lambda at, value, now=active: interventions.edited(now, at, value)
+                        nn, plan, rules, basis, lambda at, value, now=active: interventions.apply_edits(now, at, value)
                     )
             with tracer.invoke():
                 out = nnsight.save(tracer.result)
@@ -292,7 +296,7 @@ def frozen(
 def coefficients(
     model: Model, batch: Batch, kept: int, nodes: Sequence[Tensor] | None = None, *, basis: str = "activation"
 ) -> tuple[Tensor, list[tuple[Any, ...]], Tensor, Tensor, Tensor]:
-    """All constants of a batch's linearisation: what left the embedding, `bodies.frozen_block` of every block, the
+    """All constants of a batch's linearisation: the embedding, every block's `interventions.frozen_block`, the
     final norm's scale, and the logits of the last `kept` columns after and before the soft-cap. One forward.
 
     Args:
@@ -339,7 +343,7 @@ def direct_weights(
     *,
     basis: str = "activation",
     rules: frozenset[str] = NO_RULES,
-    room: int,
+    max_bytes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights of the direct edges from every node and embedding into every node and logit, over direct paths only.
 
@@ -348,7 +352,7 @@ def direct_weights(
 
     Args:
         nodes: rows of (layer, position, neuron), sources and targets. logits_at: rows of (position, token), targets.
-        room: bytes of gradients held at a time.
+        max_bytes: bytes of gradients held at a time.
 
     Returns:
         The targets' values, nodes then logits [target]; weights into them from the nodes [target, node], from each
@@ -360,7 +364,7 @@ def direct_weights(
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
     with model.lock:
         (found,) = traces.direct_weights(
-            model.nn, model.plan, inputs, [nodes], [at], rules, basis, room, model.backend()
+            model.nn, model.plan, inputs, [nodes], [at], rules, basis, max_bytes, model.backend()
         )
     return found[0], found[1], found[2], found[3]
 
@@ -394,7 +398,7 @@ def probe(
 
     Returns:
         The first block's output times `projection` [row], the last logits [row, vocab], the unit, the activations'
-        dtype, and `bodies.weights`.
+        dtype, and `interventions.weights`.
     """
     batch, sizes = Batch((tuple(token_ids),) * len(steps)), torch.tensor(list(steps))[:, None, None]
     nn, plan = model.nn, model.plan
@@ -417,16 +421,16 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
     nn, plan = model.nn, model.plan
     with model.lock, torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**batch.inputs(model.device), backend=model.backend()):
-            entered = interventions.enter(nn, plan, None, True)
+            entered = interventions.embed_leaf(nn, plan, None, True)
             out = interventions.first_output(nn, plan)
-            (slope,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
-            saved = nnsight.save(interventions.to_cpu((slope[0].float() * direction.to(slope.device)).sum()))
+            (grad,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
+            saved = nnsight.save(interventions.to_cpu((grad[0].float() * direction.to(grad.device)).sum()))
     return float(saved[0])
 
 
 def _unrounded(model: Model) -> SimpleNamespace:
     """The plan of a session: what it sends is little, and need not be as short as the wire takes all nodes' values."""
-    return SimpleNamespace(**{**vars(model.plan), "wire": torch.float32})
+    return SimpleNamespace(**{**vars(model.plan), "transfer_dtype": torch.float32})
 
 
 def reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:

@@ -27,8 +27,8 @@ class _Straight(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[None, Tensor]:
-        return None, slopes[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
 
 
 class _Half(torch.autograd.Function):
@@ -39,8 +39,8 @@ class _Half(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
-        return 0.5 * slopes[0]
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 0.5 * grads[0]
 
 
 def straight(value: Tensor, linear: Tensor) -> Tensor:

@@ -34,12 +34,12 @@ def gradients(
     embedding, or was put there, and the gradient to it [prompt, column, d_model]; the metric [prompt]."""
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs, backend=backend):
-            entered = interventions.enter(nn, plan, embedding, True)
+            entered = interventions.embed_leaf(nn, plan, embedding, True)
             neurons = interventions.through_blocks(nn, plan, rules, basis)
             score = read(interventions.logits(nn, plan, rules))
-            slopes = torch.autograd.grad(score.sum(), [entered, *neurons])
-            both = interventions.stack(plan, neurons), interventions.stack(plan, slopes[1:])
-            saved = nnsight.save((*both, *interventions.to_cpu(entered, slopes[0], score)))
+            grads = torch.autograd.grad(score.sum(), [entered, *neurons])
+            both = interventions.stack(plan, neurons), interventions.stack(plan, grads[1:])
+            saved = nnsight.save((*both, *interventions.to_cpu(entered, grads[0], score)))
     return saved
 
 
@@ -54,7 +54,7 @@ def values(
     """Values of all neurons [prompt, layer, column, neuron], and what left the embedding [prompt, column, d_model]."""
     with torch.no_grad():
         with nn.trace(**inputs, backend=backend):
-            entered = interventions.enter(nn, plan, embedding, False)
+            entered = interventions.embed_leaf(nn, plan, embedding, False)
             neurons = interventions.through_blocks(nn, plan, NO_RULES, basis)
             saved = nnsight.save((interventions.stack(plan, neurons), *interventions.to_cpu(entered)))
     return saved
@@ -76,11 +76,11 @@ def replaced(
         with nn.trace(**inputs, backend=backend):
             leaf = neurons.detach().clone().requires_grad_(True)
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.swapped(value, leaf, at == layer)
+                nn, plan, NO_RULES, basis, lambda at, value: interventions.replace_layer(value, leaf, at == layer)
             )
             score = read(interventions.logits(nn, plan, NO_RULES))
-            (slope,) = torch.autograd.grad(score.sum(), [leaf])
-            saved = nnsight.save(interventions.to_cpu(slope, score))
+            (grad,) = torch.autograd.grad(score.sum(), [leaf])
+            saved = nnsight.save(interventions.to_cpu(grad, score))
     return saved
 
 
@@ -107,7 +107,7 @@ def from_embedding(
     """The metric [prompt] with the embedding's output replaced."""
     with torch.no_grad():
         with nn.trace(**inputs, backend=backend):
-            interventions.enter(nn, plan, embedding, False)
+            interventions.embed_leaf(nn, plan, embedding, False)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
     return saved[0]
 
@@ -122,11 +122,11 @@ def ablated(
     basis: str,
     backend: Any = None,
 ) -> Tensor:
-    """What is read [prompt] with sets of nodes replaced, as `bodies.ablated` takes them."""
+    """What is read [prompt] with sets of nodes replaced, as `interventions.ablate_sets` takes them."""
     with torch.no_grad():
         with nn.trace(**inputs, backend=backend):
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablated(value, at, rows, to)
+                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, to)
             )
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
     return saved[0]
@@ -140,23 +140,23 @@ def direct_weights(
     logits_at: Sequence[Tensor],
     rules: frozenset[str],
     basis: str,
-    room: int,
+    max_bytes: int,
     backend: Any = None,
 ) -> list[tuple[Tensor, ...]]:
-    """Of each prompt: its targets' values [target], and the weights of `bodies.direct_weights`.
+    """Of each prompt: its targets' values [target], and the weights of `interventions.direct_weights`.
 
     Args:
         nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column of the logits, token),
             targets.
-        room: bytes of gradients held at a time.
+        max_bytes: bytes of gradients held at a time.
     """
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs, backend=backend):
-            entered = interventions.enter(nn, plan, None, True)
-            cuts = interventions.walk(nn, plan, rules, lambda down, _: interventions.cut(down, basis))
+            entered = interventions.embed_leaf(nn, plan, None, True)
+            cuts = interventions.walk(nn, plan, rules, lambda down, _: interventions.detach_mlp(down, basis))
             out = interventions.logits(nn, plan, rules)
-            targets = interventions.aims([one[0] for one in cuts], nodes, out, logits_at)
-            found = interventions.direct_weights(cuts, entered, targets, nodes, room)
+            targets = interventions.target_values([one[0] for one in cuts], nodes, out, logits_at)
+            found = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes)
             saved = nnsight.save(
                 [(*interventions.to_cpu(one), *rest) for one, rest in zip(targets, found, strict=True)]
             )

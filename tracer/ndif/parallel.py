@@ -1,7 +1,6 @@
-"""Work on parts, several at a time in threads: answers in order, a bound on what waits, one end for all.
+"""Ordered, bounded map over threads; the first exception cancels the rest, nested maps included.
 
-The first error stops the other threads at their next pause, and what these gave to other threads in turn. Knows
-threads. Refuses to know what is worked on.
+Threads notice a cancellation at their next pause. Knows threads. Refuses to know what is computed.
 """
 
 from __future__ import annotations
@@ -18,50 +17,50 @@ Answer = TypeVar("Answer")
 
 
 class EndedError(Exception):
-    """The work that this thread is part of has ended."""
+    """The map that this thread belongs to was cancelled."""
 
 
-class _Stop:
-    """Says that the work of some threads has ended, and so has what these gave to other threads in turn."""
+class _Cancellation:
+    """Cancels the threads of one map, and the maps that these threads started."""
 
-    def __init__(self, outer: _Stop | None) -> None:
-        self._outer, self._set = outer, False
-        # One for all that hang together, so that who waits for an inner one hears of the outer one too.
-        self._news: threading.Condition = threading.Condition() if outer is None else outer._news
+    def __init__(self, outer: _Cancellation | None) -> None:
+        self._outer, self._cancelled = outer, False
+        # Shared by nested maps, so that cancelling an outer one wakes threads that wait in an inner one.
+        self._changed: threading.Condition = threading.Condition() if outer is None else outer._changed
 
-    def set(self) -> None:
-        """It has ended."""
-        with self._news:
-            self._set = True
-            self._news.notify_all()
+    def cancel(self) -> None:
+        """Cancel the map, and wake whoever waits."""
+        with self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
 
-    def is_set(self) -> bool:
-        """Whether it has ended, or what it is a part of."""
-        return self._set or (self._outer is not None and self._outer.is_set())
+    def is_cancelled(self) -> bool:
+        """Whether this map or one around it was cancelled."""
+        return self._cancelled or (self._outer is not None and self._outer.is_cancelled())
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it has ended, no longer than that; whether it has."""
-        with self._news:
-            return self._news.wait_for(self.is_set, seconds)
+        """Wait until it is cancelled, at most so many seconds; whether it was."""
+        with self._changed:
+            return self._changed.wait_for(self.is_cancelled, seconds)
 
 
 class OrderedMap:
-    """Does work in so many threads at a time."""
+    """Ordered map over at most `limit` threads at a time."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self._thread = limit, threading.local()
 
     def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
-        """`function` of every part, in order, every answer as soon as it is its turn. Of those that wait for theirs
-        there are never more than twice as many as there are threads. One at a time is done in the thread that asks."""
+        """`function` of every part, in order, each answer as soon as those before it are out. At most twice as many
+        parts as threads are submitted at a time. With one thread the caller's own does the work."""
         count = min(len(parts), self.limit)
         if count <= 1:
             yield from map(function, parts)
             return
-        stop, failed = _Stop(getattr(self._thread, "stop", None)), list[BaseException]()
+        cancellation, failed = _Cancellation(getattr(self._thread, "cancellation", None)), list[BaseException]()
 
         def begin() -> None:
-            self._thread.stop = stop
+            self._thread.cancellation = cancellation
 
         def done(part: Part) -> Answer:
             try:
@@ -69,7 +68,7 @@ class OrderedMap:
                 return function(part)
             except BaseException as error:
                 failed.append(error)
-                stop.set()
+                cancellation.cancel()
                 raise
 
         def taken(one: Future[Answer]) -> Answer:
@@ -87,18 +86,18 @@ class OrderedMap:
                 while waiting:
                     yield taken(waiting.popleft())
             finally:
-                stop.set()
+                cancellation.cancel()
                 for one in waiting:
                     one.cancel()
 
     def sleep(self, seconds: float) -> None:
-        """Wait, unless the work that this thread is part of has ended.
+        """Wait, unless the map that this thread belongs to is cancelled.
 
         Raises:
-            EndedError: it has.
+            EndedError: it was.
         """
-        stop: _Stop | None = getattr(self._thread, "stop", None)
-        if stop is None:
+        cancellation: _Cancellation | None = getattr(self._thread, "cancellation", None)
+        if cancellation is None:
             time.sleep(seconds)
-        elif stop.wait(seconds):
+        elif cancellation.wait(seconds):
             raise EndedError

@@ -29,7 +29,7 @@ from tracer.metrics import Metric
 from tracer.model import interventions, passes
 from tracer.model.model import DTYPES, QUANTIZED, Model, skeleton
 from tracer.model.model import load as load_here
-from tracer.ndif.server import Grants, JobFailedError, Limits, Remote, Report, Server
+from tracer.ndif.server import Grants, JobFailedError, Limits, Notify, Remote, Server
 from tracer.prompts import Batch
 from tracer.settings import RULES, settings
 
@@ -40,7 +40,7 @@ STEPS = {torch.float32: 0.03, torch.float64: 0.03}
 COARSE = 0.25
 """Of the finite difference, relative to the embedding; by the activations' dtype, coarse where rounding would show."""
 TOKENS = 4
-ROOM = 2**24
+MAX_BYTES = 2**24
 """Bytes of gradients that the probe's edges may hold there."""
 
 
@@ -83,7 +83,7 @@ def load(
     weights: str | None = None,
     wire: str | None = None,
     limits: Limits | None = None,
-    report: Report | None = None,
+    report: Notify | None = None,
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
@@ -134,7 +134,7 @@ def load(
     found, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)
     if found.remote is None or wire is None:
         return found
-    return replace(found, remote=replace(found.remote, wire=DTYPES[wire]))  # type: ignore[type-var]
+    return replace(found, remote=replace(found.remote, transfer_dtype=DTYPES[wire]))  # type: ignore[type-var]
 
 
 def _refuse(what: str, **options: Any) -> None:
@@ -261,10 +261,10 @@ class _Measured:
         self.dtype = DTYPES.get(dtype.removeprefix("torch."), torch.float32)
         self.difference, self.effect = self._difference(read, unit)
         self.derivative, self.reason = self._gradient(direction, projection)
-        before, started = replace(server.tally), time.perf_counter()
+        before, started = replace(server.traffic), time.perf_counter()
         self._typical()
         self.seconds = time.perf_counter() - started
-        self.request, self.result = server.tally.sent - before.sent, server.tally.received - before.received
+        self.request, self.result = server.traffic.sent - before.sent, server.traffic.received - before.received
 
     def _typical(self) -> None:
         """What a trace asks for: a circuit with its edges, or, without gradients, all values."""
@@ -274,7 +274,8 @@ class _Measured:
             return
         metric = Metric("logit", torch.tensor([0]), last[:, 0], last[:, 1], torch.ones(1), 1)
         chosen, rules = settings(metric="logit"), (DEFAULT_NODES, None, None, False, ())
-        circuits(self.model, batch, metric, chosen, None, rules, [last], [-1], edge_rules=RULES, room=ROOM, top=1)
+        ends = [last], [-1]
+        circuits(self.model, batch, metric, chosen, None, rules, *ends, edge_rules=RULES, max_bytes=MAX_BYTES, top=1)
 
     def grants(self) -> Grants:
         readable, floating, found = self.weights
@@ -298,15 +299,15 @@ class _Measured:
     def _gradient(self, direction: Tensor, projection: Tensor) -> tuple[float, str]:
         """The derivative by gradient, or NaN and why there is none."""
         try:
-            slope = passes.probe_gradient(self.model, self.ids, direction, projection)
+            derivative = passes.probe_gradient(self.model, self.ids, direction, projection)
         except JobFailedError as error:
             return float("nan"), error.rule
         allowed = 0.02 if self.dtype in STEPS else 0.15
-        if not abs(slope - self.difference) <= allowed * max(abs(self.difference), 1e-6):
+        if not abs(derivative - self.difference) <= allowed * max(abs(self.difference), 1e-6):
             raise self._untrusted(
-                f"took a gradient of {slope:.6g} where the finite difference is {self.difference:.6g}"
+                f"took a gradient of {derivative:.6g} where the finite difference is {self.difference:.6g}"
             )
-        return slope, ""
+        return derivative, ""
 
     def _untrusted(self, rule: str) -> RemoteError:
         return RemoteError(f"server {self.server.host}", rule, "its numbers cannot be trusted: tell its operator")

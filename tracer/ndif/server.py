@@ -27,7 +27,7 @@ import httpx
 import nnsight
 import torch
 import zstandard
-from nnsight.intervention.backends import remote as wire
+from nnsight.intervention.backends import remote as nnsight_remote
 from nnsight.schema.config import CONFIG
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
@@ -66,7 +66,7 @@ UNREADABLE = (
 
 Part = TypeVar("Part", bound=Sequence[Any])
 Answer = TypeVar("Answer")
-Report = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 class TooLargeError(RemoteError):
@@ -115,7 +115,7 @@ class Remote:
         server, deployment: the service, and its own key of the model.
         environment: what nnsight has the server set for a request: the attention kernel.
         grants: what was measured there.
-        wire: the dtype in which nodes' values and gradients come back.
+        transfer_dtype: the dtype in which nodes' values and gradients come back.
         guard: a context in which every block runs there, unless it can read the weights.
     """
 
@@ -123,7 +123,7 @@ class Remote:
     deployment: str
     environment: dict[str, Any]
     grants: Grants
-    wire: torch.dtype = torch.float32
+    transfer_dtype: torch.dtype = torch.float32
     guard: Callable[[], Any] | None = None
 
     def backend(self) -> Request:
@@ -152,7 +152,7 @@ class _Key(httpx.Auth):
 
 
 @dataclass
-class Tally:
+class Traffic:
     """What went over the wire."""
 
     requests: int = 0
@@ -173,11 +173,11 @@ class Server:
         RemoteError: the host is no URL.
     """
 
-    def __init__(self, host: str | None = None, limits: Limits | None = None, report: Report | None = None) -> None:
+    def __init__(self, host: str | None = None, limits: Limits | None = None, report: Notify | None = None) -> None:
         given = (os.environ.get("NDIF_HOST") or CONFIG.API.HOST) if host is None else host
         self.host = _address(given)
         nnsight.register("tracer")  # the server has none: our functions travel as their source
-        self.limits, self.report, self.tally = limits or Limits(), report, Tally()
+        self.limits, self.report, self.traffic = limits or Limits(), report, Traffic()
         self._key = _Key((os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip())
         timeout = httpx.Timeout(min(10.0, self.limits.patience), read=min(ANSWER, max(1.0, self.limits.patience / 4)))
         take = min(TAKE, max(1.0, self.limits.patience / 2))
@@ -293,7 +293,7 @@ class Server:
 
     def _submit(self, deployment: str, environment: dict[str, Any], blob: bytes, compressed: bool) -> str:
         envelope = RequestModel(model_key=deployment, compress=compressed, env=environment).metadata()
-        headers = {"nnsight-version": wire._NNSIGHT_VERSION, "python-version": sys.version}
+        headers = {"nnsight-version": nnsight_remote._NNSIGHT_VERSION, "python-version": sys.version}
         answer = self._exchange(
             "POST",
             "/request",
@@ -303,9 +303,9 @@ class Server:
             timeout=self._long,
         )
         with self._count:
-            self.tally.requests += 1
-            self.tally.sent += len(blob)
-            self.tally.largest = max(self.tally.largest, len(blob))
+            self.traffic.requests += 1
+            self.traffic.sent += len(blob)
+            self.traffic.largest = max(self.traffic.largest, len(blob))
         return self._response(answer).id
 
     def _wait(self, number: str, started: float) -> ResponseModel | None:
@@ -357,7 +357,7 @@ class Server:
 
         body = self._persist(fetch, "a result")
         with self._count:
-            self.tally.received += len(body)
+            self.traffic.received += len(body)
         try:
             if compressed:
                 body = zstandard.ZstdDecompressor().decompress(body, max_output_size=self.limits.result)
@@ -426,7 +426,7 @@ class Server:
                 if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
                     raise problem from None  # what was to be sent is wrong: so would be the next try
                 # No server at all: nothing of ours is there yet that patience could save.
-                if self.tally.requests == 0 and isinstance(error, httpx.ConnectError) and attempt >= 2:
+                if self.traffic.requests == 0 and isinstance(error, httpx.ConnectError) and attempt >= 2:
                     raise problem from None
             except ValueError:
                 raise self._no_server(what) from None
@@ -439,7 +439,7 @@ class Server:
         """Wait before the next try: twice as long each time, by a random factor, so that clients do not meet; and no
         less than the server `asked` for."""
         with self._count:
-            self.tally.retries += 1
+            self.traffic.retries += 1
         longest = min(30.0, self.limits.patience / 4)
         pause = max(asked, min(longest, 0.25 * 2 ** min(attempt - 1, 20)) * (0.5 + random.random()))
         if self.report is not None:

@@ -26,11 +26,11 @@ from tracer.errors import RunError, TracerError, quoted
 from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import local
-from tracer.runs.status import State, Status, Tally
+from tracer.runs.status import RunState, Status, Tally
 from tracer.runs.units.shards import input_row
 from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
-from tracer.runs.workers.scheduler import Limits, Runner
+from tracer.runs.workers.scheduler import RetryLimits, Runner
 from tracer.store import parquet
 from tracer.store.run_folder import Commit, RunFolder
 
@@ -150,18 +150,18 @@ def run(
         here, real = ray in (None, "local"), pool is None and factory == _WORKER
         # A new run is planned before it claims the folder, so that what is wrong with it leaves nothing behind.
         early = real and folder.is_empty()
-        planned = local.before(chosen, workers, gpus_per_worker, here) if early else None
+        planned = local.plan_local_run(chosen, workers, gpus_per_worker, here) if early else None
         driver.plan(threads, overwrite, retry_failed)
         resumed = driver.tally.committed
         if driver.is_done:
             driver.show("done", force=True)
         else:
             if real and not early:
-                planned = local.before(chosen, workers, gpus_per_worker, here)
+                planned = local.plan_local_run(chosen, workers, gpus_per_worker, here)
             if planned is not None and note is not None:
                 for advice in planned.advice:
                     note(advice)
-            most, driver.room = (planned.workers, planned.room) if planned is not None and here else (None, None)
+            most, driver.max_bytes = (planned.workers, planned.max_bytes) if planned and here else (None, None)
             made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
             stack.callback(made.pool.close)
             signals.install()  # Ray has put its own in place
@@ -214,9 +214,9 @@ class _Driver:
         self._before = 0
         self._journal: dict[str, Any] = {"deaths": {}, "quarantined": {}}
         self._session = Tally()
-        self._state: State = "starting"
+        self._state: RunState = "starting"
         self._rate: float | None = None
-        self.room: int | None = None  # bytes that a batch may use here, as planned
+        self.max_bytes: int | None = None  # bytes that a batch may use here, as planned
 
     # -------------------------------------------------------------------------------------- planning
 
@@ -333,7 +333,7 @@ class _Driver:
 
     def drive(self, made: Placing, setup: Setup, start_timeout: float) -> None:
         """Do every unit, then what comes after all of them."""
-        limits = Limits(start=start_timeout, prompt=getattr(self.job, "prompt_timeout", None))
+        limits = RetryLimits(start=start_timeout, prompt=getattr(self.job, "prompt_timeout", None))
         self.runner = Runner(
             pool=made.pool,
             setup=setup,
@@ -347,7 +347,7 @@ class _Driver:
             quarantined={int(prompt): tuple(why) for prompt, why in self._journal["quarantined"].items()},
         )
         try:
-            for report in self.runner.map(self._orders()):
+            for report in self.runner.map(self._tasks()):
                 self._commit(Commit.of(report))
             if not self.signals.number:
                 self._finish()
@@ -358,7 +358,7 @@ class _Driver:
             raise self._stopped()
         self.show("done", force=True)
 
-    def _orders(self) -> Iterator[Task]:
+    def _tasks(self) -> Iterator[Task]:
         for unit in range(self.n_units):
             if not self._committed[unit]:
                 yield Task(unit=unit)
@@ -373,7 +373,7 @@ class _Driver:
         """The first worker settles the model and the memory of a batch; every other must have the same model."""
         model = event.model.model_dump(mode="json")
         if "model" not in self.record:
-            batch = {"model": model, "memory": min(event.budget, self.room or event.budget)}
+            batch = {"model": model, "memory": min(event.max_bytes, self.max_bytes or event.max_bytes)}
             self.record |= batch
             self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
         elif self.record["model"] != model:
@@ -443,7 +443,7 @@ class _Driver:
 
     # ------------------------------------------------------------------------------------ being watched
 
-    def status(self, state: State, message: str | None = None) -> Status:
+    def status(self, state: RunState, message: str | None = None) -> Status:
         """How far it is."""
         runner = self.runner
         in_flight = 0 if runner is None or self.kind == "benchmark" else runner.in_flight
@@ -466,7 +466,7 @@ class _Driver:
             **self.tally.record(),
         )
 
-    def show(self, state: State, force: bool = False, message: str | None = None) -> None:
+    def show(self, state: RunState, force: bool = False, message: str | None = None) -> None:
         """Tell whoever watches, and write progress.json, now and then."""
         now = time.monotonic()
         self.renew()

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tracer.errors import RunError, quoted
 from tracer.store.run_folder import Commit, RunFolder
 
-State = Literal["planning", "starting", "running", "finishing", "stopped", "failed", "done"]
+RunState = Literal["planning", "starting", "running", "finishing", "stopped", "failed", "done"]
 
 
 class Status(BaseModel):
@@ -36,7 +36,7 @@ class Status(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     kind: str
-    state: State
+    state: RunState
     n_units: int = 0
     committed: int = 0
     n_prompts: int = 0

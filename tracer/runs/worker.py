@@ -1,6 +1,6 @@
 """What runs in a process of its own: a model loaded once, then one unit of a run after another.
 
-    python -m tracer.runs.worker NAME   # speaks JSON lines (runs/workers/processes.py): setup and orders in, events out
+    python -m tracer.runs.worker NAME   # speaks JSON lines (runs/workers/processes.py): setup and tasks in, events out
 
 Knows which kind of unit a job has. A user's error goes back as data, anything else as text. Refuses to know what other
 workers do, and to write anything but its units' tables.
@@ -41,7 +41,7 @@ class Worker:
     """A job's model, and the work that is done on it.
 
     Attributes:
-        model: its record. budget: bytes one batch may use by default on its device.
+        model: its record. max_bytes: bytes one batch may use by default on its device.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -64,7 +64,7 @@ class Worker:
             options |= {"limits": Limits(in_flight=setup.in_flight), "report": self._waits}
         loaded = load(job.model, **options)
         self.model: ModelRecord = loaded.record()
-        self.budget: int = loaded.budget()
+        self.max_bytes: int = loaded.budget()
         folder = RunFolder(setup.folder)
         if isinstance(job, BenchmarkJob):
             from tracer.runs.units.benchmark import Benchmark
@@ -78,7 +78,7 @@ class Worker:
             self._work = ShardWork(loaded, job, folder).run
             self._finish = lambda: judge(loaded, job, folder)
 
-    def work(self, order: Task, began: Beat) -> Report:
+    def work(self, task: Task, began: Beat) -> Report:
         """Do one unit.
 
         Args:
@@ -95,20 +95,20 @@ class Worker:
             began(prompts, done, note)
 
         self._beat = lambda note: heard(last[0], last[1], note)
-        if order.finish:
-            return Report(unit=order.unit, outcome=self._finish())
-        return self._work(order, heard)
+        if task.finish:
+            return Report(unit=task.unit, outcome=self._finish())
+        return self._work(task, heard)
 
     def _waits(self, line: str) -> None:
         """A service tells of a request: to wait in its queue is not to hang."""
         if self._beat is not None:
             self._beat(line)
 
-    def _combination(self, order: Task, began: Beat) -> Report:
-        began((order.unit,), 0)
-        combination = self._benchmark.job.combinations()[order.unit]
+    def _combination(self, task: Task, began: Beat) -> Report:
+        began((task.unit,), 0)
+        combination = self._benchmark.job.combinations()[task.unit]
         outcome = self._benchmark.outcome(combination)
-        return Report(unit=order.unit, statuses={"ok": 1}, outcome=outcome.model_dump(mode="json"))
+        return Report(unit=task.unit, statuses={"ok": 1}, outcome=outcome.model_dump(mode="json"))
 
 
 def make(setup: Setup) -> Any:
@@ -132,11 +132,11 @@ def broke(worker: str, error: BaseException) -> Broke:
 
 
 def main(name: str) -> None:
-    """Serve orders from standard input until it ends, which is when the driver does."""
+    """Serve tasks from standard input until it ends, which is when the driver does."""
     with os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8") as out:
         os.dup2(2, 1)  # whatever a library prints is no event
-        orders: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+        lines: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=_listen, args=(lines,), daemon=True).start()
 
         saying = threading.Lock()
 
@@ -146,19 +146,19 @@ def main(name: str) -> None:
                 out.write(text + "\n")
 
         try:
-            worker = make(Setup.model_validate_json(orders.get()))
+            worker = make(Setup.model_validate_json(lines.get()))
         except TracerError as error:
             say(refused(name, error))
             return
-        say(Started(worker=name, model=worker.model, budget=worker.budget, where=f"process {os.getpid()}"))
+        say(Started(worker=name, model=worker.model, max_bytes=worker.max_bytes, where=f"process {os.getpid()}"))
         while True:
-            order = Task.model_validate_json(orders.get())
+            task = Task.model_validate_json(lines.get())
 
             def began(prompts: Sequence[int], done: int, note: str = "") -> None:
                 say(Began(worker=name, prompts=tuple(prompts), done=done, note=note))
 
             try:
-                say(Done(worker=name, report=worker.work(order, began)))
+                say(Done(worker=name, report=worker.work(task, began)))
             except TracerError as error:
                 say(refused(name, error))
             except Exception as error:  # noqa: BLE001  the driver decides what becomes of a unit that broke
@@ -166,10 +166,10 @@ def main(name: str) -> None:
                 say(broke(name, error))
 
 
-def _listen(orders: queue.Queue[str]) -> None:
-    """Orders as they come; without a driver there is nobody to work for, in the middle of a unit too."""
+def _listen(lines: queue.Queue[str]) -> None:
+    """Tasks as they come; without a driver there is nobody to work for, in the middle of a unit too."""
     for line in sys.stdin:
-        orders.put(line)
+        lines.put(line)
     os._exit(0)
 
 

@@ -34,13 +34,13 @@ class Start:
 
     Attributes:
         workers: that fit on this machine with batches as they are always cut; at least 1.
-        room: bytes that a batch may use; None for the model's own default, which depends on no machine's free memory,
-            so that the same job is cut in the same way everywhere.
+        max_bytes: that a batch may use; None for the model's own default, which does not depend on free memory, so
+            that a job is split the same way everywhere.
         advice: what a user should know.
     """
 
     workers: int
-    room: int | None
+    max_bytes: int | None
     advice: tuple[str, ...]
 
 
@@ -93,7 +93,7 @@ def plan_job(
     return replace(made, advice=tuple(told))
 
 
-def before(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:
+def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:
     """The plan of a run that is about to start; None where workers run elsewhere and only they can see the model, or
     the model itself is elsewhere.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tracer.attribution.edges import AUTOGRAD_WORKSPACE, WORKSPACE
+from tracer.attribution.edges import MAX_AUTOGRAD_BYTES, MAX_REPLAY_BYTES
 from tracer.attribution.methods import EXACT_ROWS
 from tracer.errors import JobError, quoted
 from tracer.model import model as loading
@@ -89,7 +89,7 @@ class _Case:
     top_k: int
     positions: int
     mass: bool
-    budget: int | None
+    max_bytes: int | None
     cuda: bool
 
     @property
@@ -180,10 +180,10 @@ class _Case:
         return [*phases, collected, _Phase("attribution", held, self.passing())]
 
     def _ablations(self, held: int) -> list[_Phase]:
-        """exact: as many rows as the budget takes, one of each node's ablation; then a row per token."""
-        budget = self.budget or loading.BUDGET_WITHOUT_GPU
+        """exact: as many rows as `max_bytes` allows, one of each node's ablation; then a row per token."""
+        max_bytes = self.max_bytes or loading.BUDGET_WITHOUT_GPU
         each = self.shape.bytes_per_token(gradient=False, length=self.length) * self.length
-        rows = min(max(2, budget // each), EXACT_ROWS + 1, self.length * self.shape.n_neurons(self.basis) + 1)
+        rows = min(max(2, max_bytes // each), EXACT_ROWS + 1, self.length * self.shape.n_neurons(self.basis) + 1)
         logits = (rows + self.length) * self.positions * self.shape.vocab_size * 12
         square = (self.length + 1) * self.length
         return [
@@ -216,7 +216,7 @@ class _Case:
         freezing = patterns + stream + picked + shape.itemsize * square * (5 if self.eager else 3)
         ends = 4 * shape.d_model * (sources + targets)
         width = shape.d_model + shape.attention_width
-        walking = patterns + 2 * stream + picked + max(WORKSPACE, 16 * length * width) + 4 * square
+        walking = patterns + 2 * stream + picked + max(MAX_REPLAY_BYTES, 16 * length * width) + 4 * square
         matrices = 4 * shape.d_model * (shape.attention_width + shape.value_width) if float_copy else 0
         if self.basis == "output":
             matrices = max(matrices, 8 * n * shape.d_mlp + 4 * shape.d_model * shape.d_mlp * float_copy)
@@ -231,7 +231,7 @@ class _Case:
         of a chunk, and of one layer's neurons at a time."""
         shape, size, length = self.shape, self.shape.itemsize, self.length
         written, widest = length * shape.n_layers * shape.d_model, length * shape.n_neurons(self.basis)
-        chunk = max(1, min(64, AUTOGRAD_WORKSPACE // (4 * (written + 2 * widest))))
+        chunk = max(1, min(64, MAX_AUTOGRAD_BYTES // (4 * (written + 2 * widest))))
         slopes = chunk * (written + length * shape.d_model) * size
         layer = chunk * widest * (size + 4)
         work = chunk * length * size * 4 * shape.d_model
@@ -257,7 +257,7 @@ def predict(
     positions: int = 1,
     padded: bool = False,
     mass: bool = False,
-    budget: int | None = None,
+    max_bytes: int | None = None,
     cuda: bool = False,
 ) -> Memory:
     """Predict the memory of a worker that traces one batch of prompts.
@@ -271,7 +271,7 @@ def predict(
         positions: how many of the last positions logits are read at.
         padded: whether prompts differ in length, so that they are padded and masked.
         mass: whether nodes are selected by `mass`.
-        budget: bytes that one batch may use, as ``exact`` is told; a GiB if None.
+        max_bytes: bytes that one batch may use, as ``exact`` is told; a GiB if None.
         cuda: whether the model is on GPUs. Nothing was measured there.
 
     Raises:
@@ -301,7 +301,7 @@ def predict(
         top_k,
         min(positions, length),
         mass,
-        budget,
+        max_bytes,
         cuda,
     )
     return _memory(case)

@@ -46,7 +46,7 @@ class Demand:
     attention: str | None = None
     batch: int | None = None
 
-    def predict(self, shape: Shape, length: int, batch: int, *, budget: int | None, cuda: bool) -> Memory:
+    def predict(self, shape: Shape, length: int, batch: int, *, max_bytes: int | None, cuda: bool) -> Memory:
         """The memory of one worker on `batch` prompts of up to `length` tokens."""
         return predict(
             shape,
@@ -63,7 +63,7 @@ class Demand:
             top_k=self.top_k,
             padded=batch > 1,
             mass=self.mass,
-            budget=budget,
+            max_bytes=max_bytes,
             cuda=cuda,
         )
 
@@ -101,7 +101,7 @@ def demands(job: Any) -> tuple[Demand, ...]:
 
 
 @dataclass(frozen=True)
-class Row:
+class LengthRow:
     """One length of prompt: the memory of one prompt and of a whole batch, and how many prompts that is."""
 
     length: int
@@ -138,13 +138,13 @@ class Plan:
     gpus_per_worker: int
     workers: int
     memory: int
-    rows: tuple[Row, ...]
+    rows: tuple[LengthRow, ...]
     disk: int
     advice: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Room:
+class _Capacity:
     """What one worker may use, and how its model lies in it."""
 
     shape: Shape
@@ -152,12 +152,12 @@ class _Room:
     host: float
     device: float | None
     gpus: int
-    budget: int
+    max_bytes: int
 
     def memory(self, length: int, batch: int) -> Memory:
-        """The dearest demand's memory."""
+        """The most demanding demand's memory."""
         found = [
-            one.predict(self.shape, length, batch, budget=self.budget, cuda=self.device is not None)
+            one.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
             for one in self.demands
         ]
         return max(found, key=lambda memory: memory.peak)
@@ -165,7 +165,7 @@ class _Room:
     def holds(self, length: int, batch: int) -> bool:
         """Whether every demand fits, on the host and on each GPU."""
         for one in self.demands:
-            need = one.predict(self.shape, length, batch, budget=self.budget, cuda=self.device is not None)
+            need = one.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
             on_gpu = 0 if self.device is None else on_one_gpu(self.shape, need, self.gpus) - self.device
             if need.host > self.host or on_gpu > 0:
                 return False
@@ -206,7 +206,7 @@ def plan(
 
     Args:
         shape: from `Shape.of`.
-        wanted: from `demands`; of several, the dearest counts.
+        wanted: from `demands`; of several, the most demanding counts.
         lengths: tokens of some or all prompts.
         host: bytes of memory of the machine that may be used. device: of one GPU; None for a CPU. n_devices: GPUs.
         cpus: the most workers on a machine without a GPU.
@@ -218,14 +218,14 @@ def plan(
     _check(several, lengths, host, device, n_devices, cpus)
     longest = max(lengths)
     most_workers = n_devices if device is not None else cpus
-    room = _room(shape, several, longest, host, device, most_workers)
-    fits = room.holds(longest, 1)
-    workers = most_workers // max(1, room.gpus) if fits else 0
-    while workers > 1 and not replace(room, host=USED * host / workers).holds(longest, 1):
+    capacity = _capacity(shape, several, longest, host, device, most_workers)
+    fits = capacity.holds(longest, 1)
+    workers = most_workers // max(1, capacity.gpus) if fits else 0
+    while workers > 1 and not replace(capacity, host=USED * host / workers).holds(longest, 1):
         workers -= 1
-    room = replace(room, host=USED * host / max(1, workers))
+    capacity = replace(capacity, host=USED * host / max(1, workers))
     marks = sorted({2**power for power in range(3, 64) if 2**power < longest} | {longest})
-    memory, rows = _batches(room, marks)
+    memory, rows = _batches(capacity, marks)
     made = Plan(
         shape=shape,
         demands=several,
@@ -235,14 +235,14 @@ def plan(
         device=device,
         n_devices=n_devices,
         fits=fits,
-        gpus_per_worker=room.gpus if device is not None else 0,
+        gpus_per_worker=capacity.gpus if device is not None else 0,
         workers=workers,
         memory=memory,
         rows=rows,
         disk=max(_disk(shape, one, int(median(lengths))) for one in several),
         advice=(),
     )
-    return replace(made, advice=tuple(_advice(made, room)))
+    return replace(made, advice=tuple(_advice(made, capacity)))
 
 
 def _check(
@@ -260,39 +260,40 @@ def _check(
         raise JobError(f"device={device}, n_devices={n_devices}", rule, "give both or neither")
 
 
-def _room(
+def _capacity(
     shape: Shape, several: tuple[Demand, ...], longest: int, host: int, device: int | None, n_devices: int
-) -> _Room:
-    """The fewest GPUs on which one longest prompt fits, and for ``exact`` the largest budget with which it does."""
-    budget = BUDGET_WITHOUT_GPU if device is None else max(BUDGET_WITHOUT_GPU, device // 4)
-    first = _Room(shape, several, USED * host, None if device is None else USED * device, 1, budget)
+) -> _Capacity:
+    """The fewest GPUs on which one longest prompt fits, for ``exact`` the largest `max_bytes` with which it does."""
+    max_bytes = BUDGET_WITHOUT_GPU if device is None else max(BUDGET_WITHOUT_GPU, device // 4)
+    first = _Capacity(shape, several, USED * host, None if device is None else USED * device, 1, max_bytes)
     sizes = range(1, n_devices + 1) if device is not None else range(1, 2)
-    smaller = [budget]
+    smaller = [max_bytes]
     while any(one.method == "exact" for one in several) and smaller[-1] // 4 >= LEAST_BUDGET:
         smaller.append(smaller[-1] // 4)
     for gpus in sizes:
         for size in smaller:
-            if (found := replace(first, gpus=gpus, budget=size)).holds(longest, 1):
+            if (found := replace(first, gpus=gpus, max_bytes=size)).holds(longest, 1):
                 return found
     return replace(first, gpus=sizes[-1])
 
 
-def _batches(room: _Room, marks: Sequence[int]) -> tuple[int, tuple[Row, ...]]:
+def _batches(capacity: _Capacity, marks: Sequence[int]) -> tuple[int, tuple[LengthRow, ...]]:
     """What a batch may use so that it fits at every length, and how many prompts of each that is.
 
     Batches are split by an estimate of their own (`Model.bytes_per_token`), so its unit is used here.
     """
-    each = {length: length * room.shape.bytes_per_token(length=length) for length in marks}
-    most = {length: room.most(length) for length in marks}
-    limit = room.budget if room.device is None or any(one.method == "exact" for one in room.demands) else None
+    each = {length: length * capacity.shape.bytes_per_token(length=length) for length in marks}
+    most = {length: capacity.most(length) for length in marks}
+    exact = any(one.method == "exact" for one in capacity.demands)
+    limit = capacity.max_bytes if capacity.device is None or exact else None
     memory = min(max(1, most[length]) * each[length] for length in marks)
     if limit is not None:
         memory = min(memory, limit)
-    asked = min((one.batch for one in room.demands if one.batch is not None), default=MOST_PROMPTS)
+    asked = min((one.batch for one in capacity.demands if one.batch is not None), default=MOST_PROMPTS)
     rows = []
     for length in marks:
         prompts = min(most[length], asked, max(1, memory // each[length]))
-        rows.append(Row(length, prompts, room.memory(length, 1), room.memory(length, max(1, prompts))))
+        rows.append(LengthRow(length, prompts, capacity.memory(length, 1), capacity.memory(length, max(1, prompts))))
     return memory, tuple(rows)
 
 
@@ -308,9 +309,9 @@ def gib(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
-def _advice(made: Plan, room: _Room) -> list[str]:
+def _advice(made: Plan, capacity: _Capacity) -> list[str]:
     """What does not fit, or stands in the way, and what to change."""
-    shape, need, lines = made.shape, room.memory(made.longest, 1), []
+    shape, need, lines = made.shape, capacity.memory(made.longest, 1), []
     if made.fits:
         if made.gpus_per_worker > 1:
             lines.append(f"the model takes {made.gpus_per_worker} GPUs: load it with device_map='auto'")
@@ -324,13 +325,13 @@ def _advice(made: Plan, room: _Room) -> list[str]:
         if made.device is not None:
             where = f"{gib(need.device)} on GPUs and {gib(need.host)} of host memory"
         what = f"one prompt of {made.longest} tokens needs {where}"
-        lines += [what, *_remedies(made, room, need)]
+        lines += [what, *_remedies(made, capacity, need)]
     if made.longest > shape.context_length:
         lines.append(f"the longest prompt has {made.longest} tokens, the model reads {shape.context_length}")
     return lines
 
 
-def _remedies(made: Plan, room: _Room, need: Memory) -> list[str]:
+def _remedies(made: Plan, capacity: _Capacity, need: Memory) -> list[str]:
     shape, lines = made.shape, []
     if made.device is not None and shape.largest_module_bytes + CUDA_CONTEXT > USED * made.device:
         lines.append(f"a single module takes {gib(shape.largest_module_bytes)}: use larger GPUs or a smaller dtype")
@@ -340,13 +341,13 @@ def _remedies(made: Plan, room: _Room, need: Memory) -> list[str]:
     if shape.itemsize == 4:
         lines.append("dtype: bfloat16 halves weights and activations")
     plain = tuple(replace(one, edges=False) for one in made.demands)
-    if any(one.edges for one in made.demands) and replace(room, demands=plain).holds(made.longest, 1):
+    if any(one.edges for one in made.demands) and replace(capacity, demands=plain).holds(made.longest, 1):
         lines.append("edges: false fits")
     fewer = tuple(replace(one, nodes=min(200, one.nodes or 200)) for one in made.demands)
-    if fewer != made.demands and replace(room, demands=fewer).holds(made.longest, 1):
+    if fewer != made.demands and replace(capacity, demands=fewer).holds(made.longest, 1):
         lines.append("nodes: 200 fits")
-    if room.most(1):
-        fitting = max(length for length in _lengths_below(made.longest) if room.holds(length, 1))
+    if capacity.most(1):
+        fitting = max(length for length in _lengths_below(made.longest) if capacity.holds(length, 1))
         lines.append(f"prompts of up to {fitting} tokens fit")
     else:
         lines.append(f"the weights alone take {gib(shape.weight_bytes)}: use a smaller model or a larger machine")

@@ -3,7 +3,7 @@
 Knows what may happen to a prompt and what becomes of it: its circuit, or a row that says why there is none. Memory
 that runs out halves the batch; what can pass is tried again; what a prompt alone raises is that prompt's failure. Of a
 model that is elsewhere several batches are under way at a time; what is written does not depend on how many. Refuses to
-know other shards, processes and who gives the orders.
+know other shards, processes and who gives the tasks.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class ShardWork:
                 rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
                 raise JobError(f"exclude {layer}/{neuron}", rule, "name neurons of this model")
 
-    def run(self, order: Task, began: Beat) -> Report:
+    def run(self, task: Task, began: Beat) -> Report:
         """Trace one shard and write its tables.
 
         Args:
@@ -174,18 +174,18 @@ class ShardWork:
             RunError: the folder cannot be written or read.
         """
         started = time.perf_counter()
-        shard = _Shard(self.model, self.job, order, began, self._options)
-        rows = self.folder.read_input(order.unit)
-        if order.only is not None:
-            shard.keep({name: self.folder.read_table(file) for name, file in order.files.items()}, order.only)
-            rows = [row for row in rows if row["prompt_id"] in order.only]
+        shard = _Shard(self.model, self.job, task, began, self._options)
+        rows = self.folder.read_input(task.unit)
+        if task.only is not None:
+            shard.keep({name: self.folder.read_table(file) for name, file in task.files.items()}, task.only)
+            rows = [row for row in rows if row["prompt_id"] in task.only]
         shard.trace(rows)
         began((), len(shard.rows))  # a process that dies while it writes dies through no prompt's fault
         statuses: Counter[str] = Counter(row["status"] for row in shard.rows)
         errors: Counter[str] = Counter(row["error_type"] for row in shard.rows if row.get("error_type"))
         return Report(
-            unit=order.unit,
-            files=self._written(order.unit, shard),
+            unit=task.unit,
+            files=self._written(task.unit, shard),
             statuses=dict(statuses),
             errors=dict(errors),
             seconds=time.perf_counter() - started,
@@ -230,8 +230,8 @@ def _prompt_of(row: data.Row) -> Prompt:
 class _Shard:
     """One shard being traced."""
 
-    def __init__(self, model: Model, job: DatasetJob, order: Task, began: Beat, chosen: dict[str, Any]) -> None:
-        self.model, self.job, self.order, self.options = model, job, order, chosen
+    def __init__(self, model: Model, job: DatasetJob, task: Task, began: Beat, chosen: dict[str, Any]) -> None:
+        self.model, self.job, self.task, self.options = model, job, task, chosen
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
         self._tables: dict[str, list[tuple[int, pa.Table]]] = {"nodes": [], "edges": []}
@@ -292,7 +292,7 @@ class _Shard:
     def _batches(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
         """Prompts of like length together. What is in a batch does not depend on who died before, but that the
         batches of those who did are taken apart: their numbers stay the same to the last bit."""
-        apart = {*self.order.alone, *self.order.quarantined, *(self.order.only or ())}
+        apart = {*self.task.alone, *self.task.quarantined, *(self.task.only or ())}
         with_foil = [item for item in items if item.encoded.foil_ids]
         without = [item for item in items if not item.encoded.foil_ids]
         for some in (without, with_foil):  # their metrics differ, and a batch has one
@@ -302,7 +302,7 @@ class _Shard:
         ordered = sorted(items, key=lambda item: (len(item.encoded.token_ids), item.id))
         lengths = [len(item.encoded.token_ids) for item in ordered]
         each = self.model.bytes_per_token(length=max(lengths, default=1))
-        for part in batches(lengths, each, self.order.memory or self.model.budget()):
+        for part in batches(lengths, each, self.task.max_bytes or self.model.budget()):
             most = self.job.batch or len(part)
             for first in range(part.start, part.stop, most):
                 batch = ordered[first : min(first + most, part.stop)]
@@ -325,14 +325,14 @@ class _Shard:
         """Whether nothing else may be under way: what is computed here fills the memory that was planned for it, and
         of a prompt that processes died on, among others, it must now be known whether it is the reason."""
         here = self.model.remote is None or self.job.weights is not None
-        return here or any(item.id in self.order.alone for item in batch)
+        return here or any(item.id in self.task.alone for item in batch)
 
     def _batch(self, items: list[_Item]) -> Iterator[_Made]:
         """What becomes of a batch. Runs in several threads at a time: it leaves nothing behind but its outcome."""
         ids = [item.id for item in items]
-        if len(items) == 1 and ids[0] in self.order.quarantined:
+        if len(items) == 1 and ids[0] in self.task.quarantined:
             self._pulse.end((), 1)
-            yield self._lost(items[0].row, "quarantined", *self.order.quarantined[ids[0]])
+            yield self._lost(items[0].row, "quarantined", *self.task.quarantined[ids[0]])
             return
         self._pulse.begin(ids)
         found, attempt = self._tried(items)
@@ -390,7 +390,7 @@ class _Shard:
             self.model,
             [item.prompt for item in items],
             **self.options,
-            memory=max(room, self.order.memory or self.model.budget()),
+            memory=max(room, self.task.max_bytes or self.model.budget()),
             attributed=None if self.sums is None else found.append,  # all nodes, where they are asked for
             progress=lambda _done, _total: self._pulse.alive(),
         ):
@@ -404,12 +404,12 @@ class _Shard:
         tables = {"nodes": _numbered(circuit.nodes, item.id)}
         if circuit.links is not None:
             tables["edges"] = _numbered(circuit.links, item.id)
-        row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.order.deaths.get(item.id, 0)}
+        row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.task.deaths.get(item.id, 0)}
         part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
         return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part)
 
     def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> _Made:
-        attempts = self.order.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
+        attempts = self.task.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
         kept = {name: row[name] for name in ("prompt_id", "user_id", "text", "token_ids", "labels")}
         ids = {name: row[name] or [] for name in ("target_ids", "foil_ids")}
         told = {"status": status, "error_type": error_type, "error": error[:2000], "attempts": attempts}

@@ -53,7 +53,7 @@ class Task(_Record):
         deaths: how many processes died on a prompt.
         only: the prompts to do again, of a unit that was committed; the others are kept from `files`.
         files: of that commit, by table.
-        memory: bytes one batch may use; the model's own default if None.
+        max_bytes: bytes one batch may use; the model's own default if None.
         finish: this is no unit but the stage after all of them.
     """
 
@@ -64,7 +64,7 @@ class Task(_Record):
     deaths: dict[int, int] = {}
     only: tuple[int, ...] | None = None
     files: dict[str, str] = {}
-    memory: int | None = None
+    max_bytes: int | None = None
     finish: bool = False
 
 
@@ -90,11 +90,11 @@ class Report(_Record):
 
 
 class Started(_Record):
-    """A worker is ready: its model is loaded. `budget`: bytes a batch may use by default on its device."""
+    """A worker is ready: its model is loaded. `max_bytes`: bytes a batch may use by default on its device."""
 
     worker: str
     model: ModelRecord
-    budget: int
+    max_bytes: int
     where: str
 
 
@@ -164,7 +164,7 @@ class Pool(Protocol):
     def start(self, worker: str, setup: Setup) -> None:
         """Ask for a worker; `Started`, `Refused` or `Died` follows when there is something to say."""
 
-    def give(self, worker: str, order: Task) -> None:
+    def give(self, worker: str, task: Task) -> None:
         """Give a unit to a worker that has none; `Done`, `Refused`, `Broke` or `Died` follows."""
 
     def kill(self, worker: str) -> None:

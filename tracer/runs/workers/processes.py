@@ -64,11 +64,11 @@ class LocalPool:
         process.thread = threading.Thread(target=self._listen, args=(worker, process), daemon=True)
         process.thread.start()
 
-    def give(self, worker: str, order: Task) -> None:
+    def give(self, worker: str, task: Task) -> None:
         """Send a unit."""
         process = self._processes[worker]
         process.begun = ()
-        self._say(process, order)
+        self._say(process, task)
 
     def kill(self, worker: str) -> None:
         """SIGKILL; what it had begun follows as `Died`."""
@@ -134,7 +134,7 @@ class LocalPool:
                 self._events.put(event)
         code = process.popen.wait()
         process.popen.stdout.close()
-        with contextlib.suppress(BrokenPipeError):  # an order it never read
+        with contextlib.suppress(BrokenPipeError):  # a task it never read
             process.popen.stdin.close()
         reason = _reason(code, process.errors)
         process.errors.close()

@@ -3,7 +3,7 @@
 Every unit is reported exactly once, whatever happens to the workers. A process's death is held against the prompts it
 had begun: its batch is tried again as it was, then its prompts one by one, and a prompt that takes a process with it
 alone, not for the first time, is quarantined. A machine that is lost is nobody's fault; a unit that breaks three times
-for other reasons ends the run, since something is wrong with more than a prompt. Knows orders, reports and time.
+for other reasons ends the run, since something is wrong with more than a prompt. Knows tasks, reports and time.
 Refuses to know files, models and what a unit is.
 """
 
@@ -25,8 +25,8 @@ _KINDS: dict[str, type[TracerError]] = {
 
 
 @dataclass(frozen=True)
-class Limits:
-    """When patience ends.
+class RetryLimits:
+    """Timeouts and retry limits.
 
     Attributes:
         start: seconds without any worker. prompt: seconds without news of a prompt or its batch; None for no limit.
@@ -42,7 +42,7 @@ class Limits:
 
 @dataclass
 class _Busy:
-    order: Task
+    task: Task
     since: float
     prompts: tuple[int, ...] = ()
     done: int = 0
@@ -67,7 +67,7 @@ class Runner:
     pool: Pool
     setup: Setup
     workers: int
-    limits: Limits = field(default_factory=Limits)
+    limits: RetryLimits = field(default_factory=RetryLimits)
     started: Callable[[Started], int | None] = lambda _: None
     heard: Callable[[], None] = lambda: None
     died: Callable[[Died], None] = lambda _: None
@@ -83,7 +83,7 @@ class Runner:
         self._again: deque[Task] = deque()
         self._alone: dict[int, set[int]] = {}
         self._tries: Counter[tuple[int, bool]] = Counter()
-        self._names, self._failures, self._memory = 0, 0, None
+        self._names, self._failures, self._max_bytes = 0, 0, None
         self._idle_since = time.monotonic()
 
     @property
@@ -101,13 +101,13 @@ class Runner:
         """What a worker waits for, if one waits for a service."""
         return next((one.note for one in self._busy.values() if one.note), "")
 
-    def map(self, orders: Iterable[Task]) -> Iterator[Report]:
-        """Every order's report, in the order they end.
+    def map(self, tasks: Iterable[Task]) -> Iterator[Report]:
+        """Every task's report, in the order they end.
 
         Raises:
             RunError: no worker starts, or a unit breaks again and again. Another `TracerError`: a worker's own.
         """
-        source = iter(orders)
+        source = iter(tasks)
         waiting = next(source, None)
         self._idle_since = time.monotonic()
         while waiting is not None or self._again or self._busy:
@@ -116,12 +116,12 @@ class Runner:
             wanted = len(self._busy) + len(self._again) + (waiting is not None and self.workers)
             self._start(min(self.workers, wanted))
             for worker in sorted(self._ready - self._busy.keys()):
-                order = self._again.popleft() if self._again else waiting
-                if order is None:
+                task = self._again.popleft() if self._again else waiting
+                if task is None:
                     break
-                if order is waiting:
+                if task is waiting:
                     waiting = next(source, None)
-                self._give(worker, order)
+                self._give(worker, task)
             for event in self.pool.events(_TICK):
                 report = self._handle(event)
                 self.heard()
@@ -138,28 +138,28 @@ class Runner:
             self._starting.add(worker)
             self.pool.start(worker, self.setup)
 
-    def _give(self, worker: str, order: Task) -> None:
+    def _give(self, worker: str, task: Task) -> None:
         unit = {
-            "alone": tuple(sorted(self._alone.get(order.unit, ()))),
+            "alone": tuple(sorted(self._alone.get(task.unit, ()))),
             "quarantined": self.quarantined,
             "deaths": self.deaths,
-            "memory": self._memory if order.memory is None else order.memory,
+            "max_bytes": self._max_bytes if task.max_bytes is None else task.max_bytes,
         }
-        self._busy[worker] = _Busy(order, time.monotonic())
-        self.pool.give(worker, order.model_copy(update=unit))
+        self._busy[worker] = _Busy(task, time.monotonic())
+        self.pool.give(worker, task.model_copy(update=unit))
 
     def _handle(self, event: Event) -> Report | None:
         busy = self._busy.get(event.worker)
         match event:
             case Started():
                 self._starting.discard(event.worker)
-                self._memory = self.started(event)
+                self._max_bytes = self.started(event)
                 self._ready.add(event.worker)
                 self._failures, self._idle_since = 0, time.monotonic()
             case Began() if busy is not None:
                 busy.prompts, busy.done, busy.note = event.prompts, event.done, event.note
                 busy.since = time.monotonic()
-            case Done() if busy is not None and busy.order.unit == event.report.unit:
+            case Done() if busy is not None and busy.task.unit == event.report.unit:
                 del self._busy[event.worker]
                 self._alone.pop(event.report.unit, None)
                 return event.report
@@ -167,14 +167,14 @@ class Runner:
                 raise _KINDS.get(event.kind, RunError)(event.value, event.rule, event.next_step)
             case Broke() if busy is not None:
                 del self._busy[event.worker]
-                self._failed(busy.order, event.error)
+                self._failed(busy.task, event.error)
             case Died():
-                self._buried(event, busy)
+                self._on_worker_death(event, busy)
             case _:
                 pass
         return None
 
-    def _buried(self, event: Died, busy: _Busy | None) -> None:
+    def _on_worker_death(self, event: Died, busy: _Busy | None) -> None:
         """A worker died: what it did is done again, by another."""
         self._ready.discard(event.worker)
         self._busy.pop(event.worker, None)
@@ -191,18 +191,18 @@ class Runner:
         held = event.model_copy(update={"prompts": prompts if event.blame else ()})
         if not event.blame or not prompts:
             self.died(held)
-            self._failed(busy.order, event.reason, machine=not event.blame)
+            self._failed(busy.task, event.reason, machine=not event.blame)
             return
         for prompt in prompts:
             self.deaths[prompt] = self.deaths.get(prompt, 0) + 1
         often = all(self.deaths[prompt] >= self.limits.deaths for prompt in prompts)
         if len(prompts) > 1 and (often or busy.late):
-            self._alone.setdefault(busy.order.unit, set()).update(prompts)
+            self._alone.setdefault(busy.task.unit, set()).update(prompts)
         elif often:
             for prompt in prompts:
-                self.quarantined[prompt] = self._verdict(prompt, event, busy)
+                self.quarantined[prompt] = self._quarantine_reason(prompt, event, busy)
         self.died(held)
-        self._again.append(busy.order.model_copy(update={"attempt": busy.order.attempt + 1}))
+        self._again.append(busy.task.model_copy(update={"attempt": busy.task.attempt + 1}))
 
     def _failed_to_start(self, event: Died) -> None:
         """After a few in a row the run goes on with the workers there are, and ends if there is none."""
@@ -217,22 +217,22 @@ class Runner:
             )
         self.workers = len(self._ready | self._starting)
 
-    def _verdict(self, prompt: int, event: Died, busy: _Busy) -> tuple[str, str]:
+    def _quarantine_reason(self, prompt: int, event: Died, busy: _Busy) -> tuple[str, str]:
         if busy.late:
             return "PromptTimeout", f"no answer within {self.limits.prompt:g} s, {self.deaths[prompt]} times"
         return "ProcessDied", f"{self.deaths[prompt]} processes died on it; the last: {event.reason}"
 
-    def _failed(self, order: Task, reason: str, machine: bool = False) -> None:
+    def _failed(self, task: Task, reason: str, machine: bool = False) -> None:
         """A unit ended through no prompt's fault; machines may be lost more often than units may break."""
-        self._tries[order.unit, machine] += 1
-        tries = self._tries[order.unit, machine]
+        self._tries[task.unit, machine] += 1
+        tries = self._tries[task.unit, machine]
         if tries >= self.limits.tries * (3 if machine else 1):
             raise RunError(
-                f"unit {order.unit} of the run",
+                f"unit {task.unit} of the run",
                 f"failed {tries} times through no fault of a prompt ({reason})",
                 "mend that and repeat the command: what is committed is kept",
             )
-        self._again.append(order.model_copy(update={"attempt": order.attempt + 1}))
+        self._again.append(task.model_copy(update={"attempt": task.attempt + 1}))
 
     def _check_clock(self) -> None:
         now = time.monotonic()
@@ -247,7 +247,7 @@ class Runner:
         if self.limits.prompt is None:
             return
         for worker, busy in self._busy.items():
-            if not busy.late and not busy.order.finish and now - busy.since > self.limits.prompt:
+            if not busy.late and not busy.task.finish and now - busy.since > self.limits.prompt:
                 busy.late = True
                 self._ready.discard(worker)  # whatever it still answers, it gets no more work
                 self.pool.kill(worker)

@@ -76,10 +76,10 @@ class Actor:
         context = load_ray().get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         where = f"{socket.gethostname()}, process {os.getpid()}" + (f", GPU {' '.join(gpus)}" if gpus else "")
-        record = Started(worker=self._worker, model=self._made.model, budget=self._made.budget, where=where)
+        record = Started(worker=self._worker, model=self._made.model, max_bytes=self._made.max_bytes, where=where)
         return ("started", record.model_dump_json(), context.get_node_id())
 
-    def work(self, turn: int, order: str) -> tuple[str, ...]:
+    def work(self, turn: int, task: str) -> tuple[str, ...]:
         """Do a unit: ``done``, ``refused`` or ``broke``."""
         ray = load_ray()
 
@@ -91,7 +91,7 @@ class Actor:
                 raise JournalLostError(f"the driver's journal does not answer: {last_line(error)}") from None
 
         try:
-            report = self._made.work(Task.model_validate_json(order), began)
+            report = self._made.work(Task.model_validate_json(task), began)
         except TracerError as error:
             return _refusal(error)
         except (Exception, JournalLostError) as error:  # noqa: BLE001 - the edge of a process

@@ -94,7 +94,7 @@ def _check_grpc(address: str, target: str) -> None:
 
 
 def check_same(address: str, options: dict[str, Any]) -> None:
-    """This process is connected: to what is asked for, or it cannot be had."""
+    """Refuse a second, different Ray connection in this process."""
     there = load_ray().get_runtime_context().gcs_address
     if options or not (address in ("local", "auto", there) or address.startswith("ray://")):
         rule = f"this process already uses Ray at {there}"

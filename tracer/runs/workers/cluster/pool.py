@@ -89,14 +89,14 @@ class RayPool:
         ).remote(worker, VERSION, setup.model_dump_json(), self._journal)
         self._workers[worker] = _Held(actor, actor.ready.remote())
 
-    def give(self, worker: str, order: Task) -> None:
+    def give(self, worker: str, task: Task) -> None:
         """Give a unit to an actor that has none."""
         held = self._workers[worker]
         if held.call is not None:
             raise ValueError(f"worker {worker!r} has not answered yet")
         self._turn += 1
         held.turn, held.began = self._turn, NOTHING
-        held.call = held.actor.work.remote(self._turn, order.model_dump_json())
+        held.call = held.actor.work.remote(self._turn, task.model_dump_json())
 
     def kill(self, worker: str) -> None:
         """End an actor's process; `Died` follows."""
@@ -168,7 +168,7 @@ class RayPool:
                 found += self._answer(name, held)
             elif held.limit and time.monotonic() >= held.limit:
                 reason = _KILLED if held.killed else "no answer from its node"
-                found.append(self._buried(name, reason, blame=held.killed))
+                found.append(self._died(name, reason, blame=held.killed))
         return found
 
     def _news(self) -> list[Event]:
@@ -202,10 +202,10 @@ class RayPool:
                 step = "install this version of neuron-tracer on every node (see cluster.yaml)"
                 return self._refused(name, "RunError", "a node of the cluster", "has no tracer installed", step)
             reason, blame = self._death(error, held)
-            return [self._buried(name, _KILLED if held.killed else reason, blame or held.killed)]
+            return [self._died(name, _KILLED if held.killed else reason, blame or held.killed)]
         if kind == "pong":
             reason = _KILLED if held.killed else "the connection to it was cut"
-            return [self._buried(name, reason, blame=held.killed)]
+            return [self._died(name, reason, blame=held.killed)]
         return self._said(name, held, kind, said)
 
     def _said(self, name: str, held: _Held, kind: str, said: list[Any]) -> list[Event]:
@@ -216,7 +216,7 @@ class RayPool:
         if kind == "refused":
             return self._refused(name, *said)
         if kind == "failed":
-            return [self._buried(name, f"did not start: {said[0]}", blame=True)]
+            return [self._died(name, f"did not start: {said[0]}", blame=True)]
         if kind == "started":
             record, held.node = Started.model_validate_json(said[0]), said[1]
             return [record]
@@ -240,7 +240,7 @@ class RayPool:
                 return match.expand(words), True
         return last_line(text), isinstance(error, errors.ActorDiedError)
 
-    def _buried(self, name: str, reason: str, blame: bool) -> Died:
+    def _died(self, name: str, reason: str, blame: bool) -> Died:
         """The last word on a worker, with what it had begun."""
         held = self._workers.pop(name)
         self._ray.kill(held.actor, no_restart=True)
