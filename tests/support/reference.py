@@ -566,6 +566,30 @@ def attribute(
     return Attribution(nodes, s.clean, torch.where(real, embeddings, torch.zeros_like(embeddings)), value)
 
 
+def gradients(
+    model: PreTrainedModel,
+    ids: Tensor,
+    metric: Metric,
+    method: str = "relp",
+    baseline: str = "zero",
+    basis: str = "activation",
+    steps: int = 10,
+    rules: frozenset[str] | set[str] = ALL,
+    counterfactual_ids: Tensor | None = None,
+    mean_values: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Section 4: the gradient g_t at every node (path methods: the mean over steps; methods without one: RelP's), and
+    every node's baseline; both [prompt, layer, position, neuron]."""
+    other = counterfactual_ids if baseline == "counterfactual" else None
+    mask, kept = torch.ones_like(ids), frozenset(rules)
+    s = _setting(model, ids, mask, metric, method, baseline, basis, steps, kept, other, mean_values)
+    if method in ("ig", "conductance"):
+        points = [s.entry_base + (step / steps) * (s.entry - s.entry_base) for step in range(1, steps + 1)]
+        return torch.stack([_stack(_slopes(s, entry)[1]) for entry in points]).mean(0), s.base
+    with linearized(model, frozenset() if method == "grad" else kept):
+        return _stack(_slopes(s, s.entry)[1]), s.base
+
+
 # ---------------------------------------------------------------- edges
 
 Node = tuple[int, ...]
@@ -575,13 +599,15 @@ difference (L, position, target, foil), with L the number of layers."""
 
 @dataclass(frozen=True)
 class Edges:
-    """Direct weights into each target: from `neurons` [target, layer, position, neuron] and `embeddings`."""
+    """Direct weights into each target: from `neurons` [target, layer, position, neuron] and `embeddings`; and
+    `from_baseline`, the same two with each source's distance from its baseline in the place of its value."""
 
     targets: tuple[Node, ...]
     values: Tensor
     neurons: Tensor
     embeddings: Tensor
     activations: Tensor
+    from_baseline: tuple[Tensor, Tensor]
 
     @property
     def shares(self) -> tuple[Tensor, Tensor]:
@@ -603,8 +629,11 @@ def edges(
     targets: Sequence[Node],
     basis: str = "activation",
     rules: frozenset[str] | set[str] = ALL,
+    base: Tensor | float = 0.0,
+    entry_base: Tensor | float = 0.0,
 ) -> Edges:
-    """Section 4 for one unpadded prompt [1, position]: every source of every target, one backward each."""
+    """Section 4 for one unpadded prompt [1, position]: every source of every target, one backward each. `base`
+    [layer, position, neuron] and `entry_base` [position, d_model]: the sources' baselines."""
     leaf = embed(model, ids).requires_grad_()
     with linearized(model, frozenset(rules)):
         trace = run(
@@ -615,7 +644,7 @@ def edges(
             replacement=lambda layer, value: value.detach().clone().requires_grad_(),
         )
     values = [_read(trace.logits, trace.raw, target) for target in targets]
-    weights, inputs = [], []
+    weights, inputs, moved, moved_inputs = [], [], [], []
     for value in values:
         gradients = torch.autograd.grad(
             value, [*trace.acts, leaf], retain_graph=True, allow_unused=True, materialize_grads=True
@@ -623,12 +652,15 @@ def edges(
         pairs = zip(trace.acts, gradients[:-1], strict=True)
         weights.append(torch.stack([(act * gradient)[0].detach() for act, gradient in pairs]))
         inputs.append((leaf * gradients[-1]).sum(-1)[0].detach())
+        moved.append((_stack(trace.acts)[0] - base) * _stack(gradients[:-1])[0])
+        moved_inputs.append(((leaf - entry_base) * gradients[-1]).sum(-1)[0].detach())
     return Edges(
         tuple(tuple(target) for target in targets),
         torch.stack(values).detach(),
         torch.stack(weights),
         torch.stack(inputs),
         _stack(trace.acts)[0],
+        (torch.stack(moved), torch.stack(moved_inputs)),
     )
 
 
