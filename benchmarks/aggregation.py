@@ -59,7 +59,7 @@ def make(folder: Path, rows: int, edges: int) -> None:
             "neuron": neuron // LAYERS,
             "token": words.take(pa.array(position * 31 % 1000)),
             **dict.fromkeys(("activation", "attribution", "explained", "influence"), attribution),
-            "bias_share": pa.nulls(size, pa.float32()),
+            **dict.fromkeys(("gradient", "bias_share"), pa.nulls(size, pa.float32())),
         }
         save(folder / f"nodes/{shard}.parquet", columns, NODES)
         links = edges * count // prompts

@@ -153,6 +153,7 @@ def test_counts_are_of_neuron_nodes_alone() -> None:
         "token": ["a"] * 5,
         "activation": [1.0, 1.0, 1.0, None, 1.0],
         "attribution": [1.0] * 5,
+        "gradient": [None] * 5,
         "explained": [None] * 5,
         "influence": [None] * 5,
         "bias_share": [None] * 5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+import old_folders
 from tracer.cli.app import app
 from tracer.errors import RemoteError
 from tracer.runs import driver, status
@@ -102,6 +104,20 @@ def test_status_of_a_finished_run_and_of_damage(done: tuple[Path, Result]) -> No
         assert run("status", str(out), "--quick").exit_code == 0
     finally:
         file.write_bytes(whole)
+
+
+def test_a_run_of_schema_version_2_shows_the_same(done: tuple[Path, Result], tmp_path: Path) -> None:
+    out, _ = done
+    asked = [("show", "--prompt", "0"), ("show", "--prompt", "0", "--format", "csv"), ("status",)]
+    before = [run(verb, str(out), *words) for verb, *words in asked]
+    shutil.copytree(out, tmp_path / "old")
+    old_folders.make_old(tmp_path / "old")
+    for (verb, *words), wanted in zip(asked, before, strict=True):
+        found = run(verb, str(tmp_path / "old"), *words)
+        assert found.exit_code == wanted.exit_code == 0, found.output
+        if verb == "show":
+            assert len(found.stdout.splitlines()) == len(wanted.stdout.splitlines())
+    assert run("query", str(tmp_path / "old"), "select unexplained, status from prompts").exit_code == 0
 
 
 def test_query_and_compact(done: tuple[Path, Result]) -> None:

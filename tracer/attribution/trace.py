@@ -295,7 +295,8 @@ def _node_columns(model: Model, found: SelectedNodes, chosen: Settings) -> tuple
         "activation": found.activations.tolist() + [None] * length + found.logits.tolist(),
         "attribution": found.attributions.tolist()
         + found.embeddings.tolist()
-        + _logit_attributions(found.logits * torch.tensor(weights), chosen),
+        + _of_logits(found.logits * torch.tensor(weights), chosen),
+        "gradient": [None] * len(at) + _of_logits(torch.tensor(weights), chosen),
         "explained": [None] * size,
         "influence": [None] * size,
         "bias_share": [None] * size,
@@ -303,8 +304,8 @@ def _node_columns(model: Model, found: SelectedNodes, chosen: Settings) -> tuple
     return columns, weights
 
 
-def _logit_attributions(parts: Tensor, chosen: Settings) -> list[float | None]:
-    """What each logit adds to the metric; null where the metric is no sum of logits."""
+def _of_logits(parts: Tensor, chosen: Settings) -> list[float | None]:
+    """What each logit adds to the metric, or its weight in it; null where the metric is not a sum of logits."""
     return parts.tolist() if chosen.metric in SUMS_OF_LOGITS else [None] * len(parts)
 
 

@@ -12,6 +12,7 @@ import importlib.metadata
 import math
 import platform
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ class Graph(_Record):
             For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
             is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
             `influence` the part of the logits' |weight| that flows through it within this graph;
+            `gradient` the metric's gradient at a node, by which its distance from its baseline was multiplied (a
+            logit's is its weight in the metric); null where it is not kept.
             `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
             edges. An imported graph may have nodes of kind ``error``.
         links: Arrow table in `store.EDGES`, strongest first; None where edges were not traced. `edges` has both
@@ -261,6 +264,14 @@ class Circuit(Graph):
     user_id: str | None = None
     seconds: float = 0.0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, fields: Any) -> Any:
+        """Records of schema version 2 call `unexplained` the residual."""
+        if isinstance(fields, dict) and "residual" in fields and "unexplained" not in fields:
+            return {"unexplained" if name == "residual" else name: value for name, value in fields.items()}
+        return fields
+
     @model_validator(mode="after")
     def _agrees(self) -> Circuit:
         """The fields of a traced circuit agree with its tables."""
@@ -270,6 +281,12 @@ class Circuit(Graph):
         if len(self.token_ids) != len(self.tokens) or not all(pos < len(self.tokens) for pos in self.positions):
             raise ValueError("positions or tokens do not fit the prompt")
         return self
+
+    @property
+    def residual(self) -> float:
+        """The old name of `unexplained`, for this version alone: a *residual* is the model's residual stream."""
+        warnings.warn("Circuit.residual is now Circuit.unexplained", DeprecationWarning, stacklevel=2)
+        return self.unexplained
 
     @property
     def fingerprint(self) -> str:

@@ -293,7 +293,7 @@ def _node(
         "is_target_logit": False,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "tracer": {name: row[name] for name in ("attribution", "explained", "influence", "bias_share")},
+        "tracer": {name: row[name] for name in ("attribution", "gradient", "explained", "influence", "bias_share")},
     }
     if kind == "embedding":
         return node | {"feature": position, "layer": "E", "feature_type": kind, "jsNodeId": f"E_{neuron}-{position}"}
@@ -408,11 +408,12 @@ def _nodes_of(nodes: list[dict[str, Any]], places: list[_Place], tokens: tuple[s
         "token": names,
         "activation": [_float32(node.get("activation")) for node in nodes],
         "attribution": [_float32(one.get("attribution")) for one in ours],
+        "gradient": [_float32(one.get("gradient")) for one in ours],
         "explained": [_float32(one.get("explained")) for one in ours],
         "influence": [
             _float32(one.get("influence") if one else alone) for one, alone in zip(ours, influence, strict=True)
         ],
-        "bias_share": [_float32(one.get("bias_share")) for one in ours],
+        "bias_share": [_float32(one.get("bias_share", one.get("remainder"))) for one in ours],
     }
 
 

@@ -237,7 +237,7 @@ class _Driver:
 
     def _there(self, overwrite: bool) -> dict[str, Any] | None:
         try:
-            there = self.folder.record()
+            there = self.folder.record(resume=True)
         except RunError:
             if not overwrite:
                 raise

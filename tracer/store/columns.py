@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow.fs import FileSystem, LocalFileSystem
 
 from tracer.errors import RunError, quoted
+from tracer.store.parquet import opened, rows_of
 from tracer.store.schemas import SCHEMAS
 
 Array = NDArray[Any]
@@ -64,18 +64,17 @@ def _read(path: str, fs: FileSystem, table: str, names: Sequence[str]) -> pa.Tab
     strings = [name for name in names if pa.types.is_string(schema.field(name).type)]
     other = RunError(f"file {quoted(path, 200)}", f"is no {table} table of this version", "run it again")
     try:
-        with pq.ParquetFile(path, filesystem=fs, read_dictionary=strings, pre_buffer=True) as file:
-            found = {field.name: field.type for field in file.schema_arrow}
-            wanted = {name: schema.field(name).type for name in names}
-            wanted |= {name: pa.dictionary(pa.int32(), pa.string()) for name in strings}
-            if any(found.get(name) != kind for name, kind in wanted.items()):
-                raise other
-            rows = file.read(columns=list(names), use_threads=False).select(list(names))
+        with opened(path, fs, read_dictionary=strings, pre_buffer=True) as file:
+            rows = rows_of(file, names, threads=False)
+        wanted = {name: schema.field(name).type for name in names}
+        wanted |= {name: pa.dictionary(pa.int32(), pa.string()) for name in strings}
+        if any(field.type != wanted[field.name] for field in rows.schema):
+            raise other
     except KeyError as error:  # Arrow's, for a column of dictionaries that is not there
         raise other from error
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"file {quoted(path, 200)}", "is missing or damaged", "run it again") from error
-    return rows.replace_schema_metadata(None)
+    return rows
 
 
 class InOrder:

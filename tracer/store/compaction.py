@@ -25,6 +25,7 @@ from pyarrow.fs import FileSystem
 
 from tracer.errors import RunError, quoted
 from tracer.store.columns import InOrder, changes, ends, filled, ordered, read, shards
+from tracer.store.parquet import opened, rows_of
 from tracer.store.schemas import EDGES, NODES
 from tracer.store.storage import Storage
 
@@ -113,12 +114,11 @@ def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa
         return schema.empty_table()
     path = folder.path(f"compact/{table}/layer_{layer}.parquet")
     try:
-        with pq.ParquetFile(path, filesystem=folder.fs) as file:
-            groups = [number for number, low, high in _ranges(file, key) if low <= neuron <= high]
-            found = file.read_row_groups(groups, use_threads=False) if groups else schema.empty_table()
+        with opened(path, folder.fs) as file:
+            found = rows_of(file, groups=[number for number, low, high in _ranges(file, key) if low <= neuron <= high])
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"file {quoted(path, 300)}", "is missing or damaged", "compact the run again") from error
-    return found.filter(pc.field(key) == neuron).replace_schema_metadata(None)
+    return found.filter(pc.field(key) == neuron)
 
 
 def _ranges(file: pq.ParquetFile, column: str) -> Iterator[tuple[int, int, int]]:

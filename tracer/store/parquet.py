@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,12 +25,11 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow.fs import LocalFileSystem
+from pyarrow.fs import FileSystem, LocalFileSystem
 from pydantic import BaseModel, Field, ValidationError
 
 from tracer.errors import RunError, quoted
-from tracer.store import aggregation
-from tracer.store.schemas import EDGES, INPUT, NODES, PROMPTS, SCHEMA_VERSION, SCHEMAS
+from tracer.store.schemas import EDGES, INPUT, NODES, PROMPTS, READABLE, SCHEMA_VERSION, SCHEMAS, stored_names
 
 __all__ = ["EDGES", "INPUT", "NODES", "PROMPTS", "SCHEMAS", "SCHEMA_VERSION"]
 
@@ -184,18 +183,59 @@ def writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
+def opened(source: Any, fs: FileSystem | None = None, **options: Any) -> pq.ParquetFile:
+    """A table file for reading.
+
+    Raises:
+        OSError, pa.ArrowException: it is missing or damaged.
+    """
+    try:
+        return pq.ParquetFile(source, filesystem=fs, **options)
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid("the names of its columns are not text") from error
+
+
+def rows_of(
+    file: pq.ParquetFile,
+    columns: Sequence[str] | None = None,
+    groups: Sequence[int] | None = None,
+    threads: bool = True,
+) -> pa.Table:
+    """The rows of a table file under today's column names; the one place that knows how older versions named them.
+
+    Args:
+        columns: those to read, in this order; all by default.
+        groups: the row groups to read; all by default.
+        threads: decode columns in several threads.
+
+    Raises:
+        KeyError: the file lacks a column.
+        OSError, pa.ArrowException: it is damaged.
+    """
+    stored = {name: its for name, its in stored_names(file.schema_arrow.names).items() if name in (columns or (name,))}
+    groups = range(file.num_row_groups) if groups is None else groups
+    rows = file.read_row_groups(list(groups), [its for its in stored.values() if its], use_threads=threads)
+    table = pa.table(
+        {name: rows[its] if its else pa.nulls(rows.num_rows, NODES.field(name).type) for name, its in stored.items()}
+    )
+    return table if columns is None else table.select(list(columns))
+
+
 def _read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        with opened(path) as file:
+            table = rows_of(file)
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise RunError(f"file {quoted(path.name)}", "is missing or damaged", "run it again") from error
     if not table.schema.equals(schema):
         raise RunError(f"file {quoted(path.name)}", "has other columns than this version of tracer", "run it again")
-    return table.replace_schema_metadata(None)
+    return table
 
 
 def _write_neurons(folder: Path, file: str, nodes: pa.Table) -> None:
     """neurons.parquet; an imported graph whose neurons have no numbers has none."""
+    from tracer.store import aggregation
+
     mine = nodes.filter(pc.field("kind") == "neuron")
     if not mine["attribution"].null_count and not mine["activation"].null_count:
         found = aggregation.neurons([str((folder / file).absolute())], LocalFileSystem())
@@ -221,7 +261,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"folder {quoted(str(folder), 300)}", "holds no run (no run.json)", "give a folder made with --out"
         )
     record = _read_json(path)
-    if record.get("schema_version") != SCHEMA_VERSION:
+    if record.get("schema_version") not in READABLE:
         raise RunError(
             f"run {quoted(str(folder), 300)}",
             f"has schema version {record.get('schema_version')!r}, this tracer reads {SCHEMA_VERSION!r}",

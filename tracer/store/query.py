@@ -15,6 +15,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from tracer.errors import JobError, RunError, quoted
 from tracer.store import aggregation, edge_means, schemas
+from tracer.store.parquet import opened
 
 SCHEMAS: dict[str, pa.Schema] = {
     **schemas.SCHEMAS,
@@ -61,15 +62,25 @@ def query(files: Mapping[str, Sequence[str]], fs: FileSystem, sql: str) -> pa.Ta
 
 
 def _show(connection: Any, name: str, files: list[str], fs: FileSystem, schema: pa.Schema) -> None:
-    """Give a table its name in the database."""
-    if files and isinstance(fs, LocalFileSystem):
+    """Give a table its name in the database, and today's names to its columns."""
+    if not files:
+        connection.register(name, schema.empty_table())
+        return
+    with opened(files[0], fs) as file:
+        stored = file.schema_arrow.remove_metadata()
+    columns = schemas.stored_names(stored.names)
+    if isinstance(fs, LocalFileSystem):
         known = connection.execute("SELECT current_setting('allowed_paths')").fetchone()[0]
         connection.execute(f"SET allowed_paths = {_list([*known, *files])}")
-        connection.execute(f'CREATE VIEW "{name}" AS SELECT * FROM read_parquet({_list(files)})')
-    elif files:
+        source = f"read_parquet({_list(files)})"
+    elif all(new == old for new, old in columns.items()):
         connection.register(name, ds.dataset(files, schema, format="parquet", filesystem=fs))
+        return
     else:
-        connection.register(name, schema.empty_table())
+        source = f'"{name} as stored"'
+        connection.register(f"{name} as stored", ds.dataset(files, stored, format="parquet", filesystem=fs))
+    shown = ", ".join(f'"{old}" AS "{new}"' if old else f'NULL::FLOAT AS "{new}"' for new, old in columns.items())
+    connection.execute(f'CREATE VIEW "{name}" AS SELECT {shown} FROM {source}')
 
 
 def _list(paths: Sequence[str]) -> str:

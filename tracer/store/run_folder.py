@@ -30,8 +30,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tracer.errors import RunError, quoted
 from tracer.store.file import File
-from tracer.store.parquet import encoded, writer
-from tracer.store.schemas import INPUT, SCHEMA_VERSION
+from tracer.store.parquet import encoded, opened, rows_of, writer
+from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
 TABLES = ("prompts", "nodes", "edges", "means")
@@ -108,8 +108,11 @@ class RunFolder:
 
     # ------------------------------------------------------------------------------------- the record
 
-    def record(self) -> dict[str, Any] | None:
+    def record(self, resume: bool = False) -> dict[str, Any] | None:
         """What run.json holds; None where there is none.
+
+        Args:
+            resume: the run is to be resumed, which the one before today's version cannot.
 
         Raises:
             RunError: damaged, or another version's.
@@ -117,7 +120,7 @@ class RunFolder:
         if not self.place.exists("run.json"):
             return None
         found = self.place.read_json("run.json")
-        if found.get("schema_version") != SCHEMA_VERSION:
+        if found.get("schema_version") not in ({SCHEMA_VERSION} if resume else READABLE):
             raise RunError(
                 f"run {quoted(str(self.place), 300)}",
                 f"has schema version {found.get('schema_version')!r}, this tracer reads {SCHEMA_VERSION!r}",
@@ -206,7 +209,7 @@ class RunFolder:
         group = bisect.bisect_right(plan.starts, first) - 1
         try:
             with self.place.fs.open_input_file(self.place.path("input.parquet")) as file:
-                rows = pq.ParquetFile(file, metadata=plan.metadata).read_row_group(group)
+                rows = rows_of(opened(file, metadata=plan.metadata), groups=[group])
         except (OSError, pa.ArrowException) as error:
             raise _damaged_plan() from error
         return rows.slice(first - plan.starts[group], plan.shard_size).to_pylist()
@@ -255,15 +258,15 @@ class RunFolder:
         return File(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), rows=content.num_rows)
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A table file, or some of its columns.
+        """A table file, or some of its columns, under today's names.
 
         Raises:
             RunError: it is missing or damaged.
         """
         try:
-            with self.place.fs.open_input_file(self.place.path(name)) as file:
-                return pq.read_table(file, columns=columns).replace_schema_metadata(None)
-        except (OSError, pa.ArrowException) as error:
+            with opened(self.place.path(name), self.place.fs) as file:
+                return rows_of(file, columns)
+        except (OSError, pa.ArrowException, KeyError) as error:
             raise RunError(f"file {quoted(name)}", "is missing or damaged", "repeat the run command") from error
 
     # ------------------------------------------------------------------------------- what the driver writes

@@ -6,9 +6,15 @@ prompts. Knows names and types only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
+READABLE = frozenset({"2", SCHEMA_VERSION})
+"""Versions whose folders can still be read; only today's can be resumed."""
+_RENAMED = {"residual": "unexplained", "remainder": "bias_share"}
+"""Columns of version 2, and what they are called now."""
 
 _IDS = pa.list_(pa.int32())
 _TEXTS = pa.list_(pa.string())
@@ -64,6 +70,7 @@ NODES = pa.schema(
         ("token", pa.string()),
         ("activation", pa.float32()),
         ("attribution", pa.float32()),
+        ("gradient", pa.float32()),
         ("explained", pa.float32()),
         ("influence", pa.float32()),
         ("bias_share", pa.float32()),
@@ -93,3 +100,13 @@ of one length; length and position are -1 where both are summed over."""
 
 SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
 """The tables that are there whatever was asked."""
+
+
+def stored_names(stored: Sequence[str]) -> dict[str, str | None]:
+    """Today's columns of a table file, and what each is called in the file; None for one that it lacks (all null).
+
+    Args:
+        stored: the file's own column names. Only a nodes table of version 2 has a column ``remainder``.
+    """
+    names: dict[str, str | None] = {_RENAMED.get(name, name): name for name in stored}
+    return {name: names.get(name) for name in NODES.names} if "remainder" in stored else names
