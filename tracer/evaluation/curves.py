@@ -7,8 +7,9 @@ rankings. Refuses to know where a ranking comes from, and jobs, tasks and files.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -69,6 +70,15 @@ class Curves(_Record):
     cpr: Number
     cmd: Number
     sizes_for: dict[str, Reach]
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """The curves as a table, a row per size."""
+        for i, size in enumerate(self.sizes):
+            row: dict[str, Any] = {"size": size, "n_neurons": self.n_neurons[i]}
+            for name in ("faithfulness", "completeness", "control"):
+                band: Band = getattr(self, name)
+                row |= {name: band.estimate[i], f"{name}_low": band.low[i], f"{name}_high": band.high[i]}
+            yield row
 
 
 @dataclass(frozen=True)

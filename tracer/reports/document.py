@@ -1,15 +1,13 @@
 """The report: one HTML file that tells someone who was not there what was asked, what was found, and whether it held.
 
-Knows wording, units, the tables and the drawings of a report, and when there is too little to say something. Refuses
-to know how any number was computed, and computes none itself beyond shares and ranges; needs no model and no network.
+Knows wording, units and the tables of a report, and when there is too little to say something. Refuses to know how any
+number was computed, and computes none itself beyond shares and ranges; needs no model and no network.
 """
 
 from __future__ import annotations
 
 import datetime
-import io
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import torch
-from markupsafe import Markup
 
 from tracer.circuit.circuit import Circuit, versions
 from tracer.errors import JobError
 from tracer.evaluation.faithfulness import Evaluation
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.evaluation.statistics import Interval, Size
-from tracer.reports import tables
+from tracer.reports import figures, tables
 from tracer.settings import PATH_METHODS, RULES
 
 NODES, EDGES, PATHS = 30, 20, 5
@@ -37,8 +33,6 @@ WORDS = ((0.9, "follow the true effects closely"), (0.7, "follow them broadly"),
 """What a Pearson correlation of at least so much is called."""
 
 _WIDE = 0.4  # an interval this wide leaves the word open
-_INK, _FAINT = "#010203", "#040506"  # drawn in these, then replaced by the page's own colours
-_COLOURS = {"#112201": "var(--blue)", "#112202": "var(--orange)", "#112203": "var(--grey)"}
 _ABLATIONS = {
     "zero": "zero",
     "mean": "the mean over reference prompts",
@@ -290,7 +284,7 @@ def _quality(circuit: Circuit, found: Quality | None) -> dict[str, Any] | None:
     return {
         "text": text,
         "table": Sheet("correlations", "Attribution against exact ablation of single nodes", heads, rows),
-        "picture": _scatter(found, _unit(circuit)),
+        "picture": figures.scatter_svg(found, _unit(circuit)),
         "differs": found.ablation != found.baseline,
         "seed": found.seed,
     }
@@ -323,7 +317,7 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
     )
     return {
         "text": text,
-        "picture": _curves(found),
+        "picture": figures.curves_svg(found),
         "sizes": _levels(found),
         "table": _points(found),
         "areas": _areas(found),
@@ -509,103 +503,6 @@ def _python(circuit: Circuit) -> str:
         ")",
     ]
     return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------ drawings
-
-
-def _curves(found: Evaluation) -> Markup:
-    """Faithfulness, completeness and the random control against size, intervals shaded."""
-    figure = _figure(7.6, 3.9)
-    axes = figure.subplots()
-    names = ("faithfulness", "completeness", CONTROL)
-    labels = ("faithfulness (wanted: 1)", "completeness (wanted: 0)", "faithfulness of random nodes")
-    for name, label, colour, marker in zip(names, labels, _COLOURS, "os^", strict=True):
-        curve = getattr(found, name)
-        axes.plot(found.sizes, curve.estimate, marker=marker, markersize=4, color=colour, label=label)
-        axes.fill_between(found.sizes, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
-    for level in (0.0, 1.0):
-        axes.axhline(level, color=_FAINT, linewidth=1, zorder=0)
-    axes.set(xscale="log", xlabel="nodes in the circuit (log scale)", ylabel="share of F(model) - F(empty)")
-    ticks = [size for size in found.sizes if str(size)[0] in "125" and not str(size)[1:].strip("0")]
-    if len(ticks) > 1:
-        axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
-        axes.set_xticks([], minor=True)
-    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
-    return _drawn(figure, "curves", "Faithfulness, completeness and random nodes against circuit size")
-
-
-def _scatter(found: Quality, unit: str) -> Markup:
-    """Attribution against exact effect: every node, and the weaker ones alone, which the strong ones would hide."""
-    figure, sample = _figure(7.6, 4.1), found.sample
-    pairs = zip(sample.attribution.tolist(), sample.exact.tolist(), strict=True)
-    reach = sorted(max(abs(one), abs(other)) for one, other in pairs) or [0.0]
-    limits = {"all sampled nodes": reach[-1], "the weaker three quarters, enlarged": reach[3 * (len(reach) - 1) // 4]}
-    panels = {title: limit for title, limit in limits.items() if limit}
-    for axes, title in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
-        _points_within(axes, found, panels[title])
-        axes.set(xlabel=f"attribution ({unit})", ylabel=f"exact effect ({unit})", title=title)
-    if panels:
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=3)
-    return _drawn(figure, "scatter", "Attribution of sampled nodes against the exact effect of ablating each")
-
-
-def _points_within(axes: Any, found: Quality, limit: float) -> None:
-    """The sampled nodes of which neither number exceeds `limit`, by stratum, and the line on which both agree."""
-    table = torch.stack([found.sample.attribution, found.sample.exact], -1)
-    near = table.abs().amax(-1) <= limit
-    for i, colour, marker in zip((2, 1, 0), reversed(_COLOURS), "^so", strict=True):
-        points = table[near & (found.sample.stratum == i)].unbind(-1)
-        axes.scatter(*points, s=15, c=colour, marker=marker, alpha=0.75, linewidths=0, label=f"{STRATA[i]} nodes")
-    axes.axline((0, 0), slope=1, color=_FAINT, linewidth=1, zorder=0)
-    low, high = float(table[near].min().clamp(max=0)), float(table[near].max().clamp(min=0))
-    edges = low - 0.08 * limit, high + 0.08 * limit
-    axes.set(xlim=edges, ylim=edges, aspect="equal")
-    axes.locator_params(nbins=5)
-
-
-def _figure(width: float, height: float) -> Any:
-    import matplotlib.figure  # the figure alone: no window, whatever the machine
-
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
-
-
-def _drawn(figure: Any, name: str, label: str) -> Markup:
-    """A figure as SVG to stand in the page: its colours the page's, its names its own, no address in it."""
-    import matplotlib as mpl
-
-    for axes in figure.axes:
-        axes.set_facecolor("none")
-        axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(_FAINT)
-        for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
-            text.set(color=_INK, fontsize=10)
-    for legend in figure.legends:
-        for text in legend.get_texts():
-            text.set_color(_INK)
-    out = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
-    return Markup(_embedded(out.getvalue(), name, label))
-
-
-def _embedded(svg: str, name: str, label: str) -> str:
-    """An SVG file of matplotlib's as an element of an HTML page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-    for drawn, own in {**_COLOURS, _INK: "var(--ink)", _FAINT: "var(--faint)"}.items():
-        svg = svg.replace(drawn, own)
-    svg = re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font: \1px var(--sans)", svg)
-    size = re.compile(r'(<svg[^>]*?) width="[^"]*"')
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return size.sub(rf'\1 role="img" aria-label="{Markup.escape(label)}"', svg, count=1).strip()
 
 
 # ------------------------------------------------------------------------------------------ wording

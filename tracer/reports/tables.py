@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from rich.text import Text
 
 from tracer.circuit.circuit import Circuit, Graph
 from tracer.errors import RunError, quoted
-from tracer.reports import viewer
+from tracer.reports import figures, viewer
 from tracer.settings import RULES
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def view(graph: Graph, path: str | Path) -> Path:
     return write_page(viewer.page(_payload(graph)), path)
 
 
-def write_page(text: str, path: str | Path) -> Path:
-    """Write a page, making its folder.
+def write_page(content: str | bytes, path: str | Path) -> Path:
+    """Write a page or a picture, making its folder.
 
     Raises:
         RunError: the file cannot be written.
@@ -81,7 +81,7 @@ def write_page(text: str, path: str | Path) -> Path:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         reason = error.strerror or str(error)
         raise RunError(f"file {quoted(str(path), 300)}", f"cannot be written ({reason})", "choose another") from error
@@ -217,32 +217,15 @@ def evaluation_json(
 
 
 def plot_evaluation(found: Evaluation, path: str | Path, title: str) -> Path:
-    """Faithfulness and completeness against circuit size, log x, 95 % intervals shaded, random nodes beside them.
+    """Faithfulness and completeness against circuit size, 95 % intervals shaded, random nodes beside them, as a PNG.
 
     Raises:
         RunError: the file cannot be written.
     """
-    import matplotlib.figure  # the figure alone: no window, whatever the machine
-
-    figure = matplotlib.figure.Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    looks = zip(
-        CURVES[:3], ("faithfulness", "completeness", "random nodes"), ("#2166ac", "#b2552c", "#777777"), strict=True
-    )
-    for name, label, colour in looks:
-        curve = getattr(found, name)
-        axes.plot(found.sizes, curve.estimate, marker="o", markersize=3, color=colour, label=label)
-        axes.fill_between(found.sizes, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
-    for level in (0.0, 1.0):
-        axes.axhline(level, color="#bbbbbb", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", xlabel="nodes in the circuit", ylabel="share of F(model) - F(empty)", title=title)
-    axes.legend(frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"file {quoted(str(path), 300)}", f"cannot be written ({reason})", "choose another") from error
-    return Path(path)
+    curves = (found.faithfulness, found.completeness, found.control_faithfulness)
+    lines = figures.three(found.sizes, curves, ("faithfulness", "completeness", "random nodes"))
+    labels = {"xlabel": "nodes in the circuit", "ylabel": "share of F(model) - F(empty)"}
+    return write_page(figures.evaluation_png(lines, title, **labels), path)
 
 
 def _ends(low: Any, high: Any) -> str:
@@ -264,12 +247,17 @@ def graph_json(graph: Graph) -> str:
 
 def graph_csv(graph: Graph) -> str:
     """The nodes as CSV, one row each, in the columns of the nodes table."""
+    nodes = graph.nodes.drop_columns("prompt_id")
+    return csv_bytes(nodes.to_pylist(), nodes.column_names).decode()
+
+
+def csv_bytes(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> bytes:
+    """Rows as CSV; the first one's keys are the columns, if they are not given."""
     out = io.StringIO()
-    names = [name for name in graph.nodes.column_names if name != "prompt_id"]
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer = csv.DictWriter(out, list(rows[0]) if names is None else names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(graph.nodes.select(names).to_pylist())
-    return out.getvalue()
+    writer.writerows(rows)
+    return out.getvalue().encode()
 
 
 def token(text: str) -> str:

@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 
 from tracer.errors import RunError
 from tracer.evaluation.curves import Curves
+from tracer.reports.tables import csv_bytes
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job
-from tracer.runs.report import evaluation_csv, evaluation_plot
+from tracer.runs.report import evaluation_plot
 from tracer.runs.units import benchmark_report
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
 from tracer.runs.units.dataset_circuit import circuit_table, mean_metric, mean_of
@@ -66,7 +67,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         place.write(f"{name}.json", json.dumps(content, indent=1, allow_nan=True).encode())
     if "evaluation" in said:
         made = Curves.model_validate(said["evaluation"]["curves"])
-        place.write("evaluation.csv", evaluation_csv(made))
+        place.write("evaluation.csv", csv_bytes(list(made.rows())))
         place.write("evaluation.png", evaluation_plot(made, said["evaluation"]))
 
 

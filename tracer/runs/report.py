@@ -5,8 +5,6 @@ Knows a `Status` and the tables of a finished run. Refuses to know how they came
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import time
 from collections.abc import Mapping
@@ -16,10 +14,9 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from tracer.evaluation.curves import Band, Curves
+from tracer.evaluation.curves import Curves
+from tracer.reports import figures
 from tracer.runs.status import Condition, Status
-
-_VIEW = (-0.4, 1.6)  # of the plot's share axis
 
 
 def line(status: Status) -> str:
@@ -154,46 +151,17 @@ def rows_text(found: Any, style: str) -> str:
     return "".join(json.dumps(row, default=str) + "\n" for row in found.to_pylist())
 
 
-def evaluation_csv(made: Curves) -> bytes:
-    """The curves of a dataset's circuit, a row per size."""
-    text = io.StringIO()
-    names = ("faithfulness", "completeness", "control")
-    columns = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["size", "n_neurons", *columns])
-    for i, size in enumerate(made.sizes):
-        bands: list[Band] = [getattr(made, name) for name in names]
-        writer.writerow(
-            [size, made.n_neurons[i], *(end[i] for one in bands for end in (one.estimate, one.low, one.high))]
-        )
-    return text.getvalue().encode()
-
-
 def evaluation_plot(made: Curves, about: Mapping[str, Any]) -> bytes:
     """Faithfulness, completeness and the random control against size as a PNG, 95 % intervals shaded."""
-    import matplotlib.figure  # the figure alone: no window, whatever the machine
-
-    figure = matplotlib.figure.Figure(figsize=(7, 4.4), layout="constrained")
-    axes = figure.subplots()
-    colours = {"faithfulness": "C0", "completeness": "C1", "control": "#777777"}
-    labels = {"control": "random circuits"}
-    for name, colour in colours.items():
-        band: Band = getattr(made, name)
-        axes.plot(made.sizes, band.estimate, color=colour, marker="o", markersize=2.5, label=labels.get(name, name))
-        axes.fill_between(made.sizes, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
-    for level in (0.0, 1.0):
-        axes.axhline(level, color="#bbbbbb", linewidth=0.8, zorder=0)
+    curves = (made.faithfulness, made.completeness, made.control)
+    lines = figures.three(made.sizes, curves, ("faithfulness", "completeness", "random circuits"))
     unit = "neurons" if about["circuit"] == "free" else "nodes"
-    axes.set(xscale="log", ylim=_VIEW, xlabel=f"{unit} in the circuit", ylabel="share of the metric")
-    axes.legend(frameon=False)
-    axes.set_title(
+    title = (
         f"{about['circuit']} circuit of {about['n_prompts']:,} prompts, tested on {about['n_test']:,} others by "
-        f"{about['ablation']} ablation",
-        fontsize=10,
+        f"{about['ablation']} ablation"
     )
-    content = io.BytesIO()
-    figure.savefig(content, dpi=130, format="png")
-    return content.getvalue()
+    labels = {"xlabel": f"{unit} in the circuit", "ylabel": "share of the metric", "ylim": figures.VIEW}
+    return figures.evaluation_png(lines, title, **labels)
 
 
 def clock() -> str:

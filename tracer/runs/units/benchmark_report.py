@@ -6,9 +6,7 @@ evaluation/curves.py), models and the folder: a file is a name with its bytes.
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +14,11 @@ from pydantic import BaseModel, ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from tracer.evaluation.curves import Band, Curves, Number, Reach
+from tracer.evaluation.curves import Curves, Number, Reach
+from tracer.reports import figures
+from tracer.reports.tables import csv_bytes
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.settings import ModelRecord
-
-_VIEW = (-0.4, 1.6)  # of the plots' share axis
 
 
 class _Record(BaseModel):
@@ -76,19 +74,11 @@ class BenchmarkResult:
 
 def files(result: BenchmarkResult) -> Iterator[tuple[str, bytes]]:
     """Every file that the outcomes become: its name in the run folder, and what it holds."""
-    yield "curves.csv", _csv(list(_curve_rows(result.outcomes)))
-    yield "table.csv", _csv(list(_table_rows(result.outcomes)))
+    yield "curves.csv", csv_bytes(list(_curve_rows(result.outcomes)))
+    yield "table.csv", csv_bytes(list(_table_rows(result.outcomes)))
     for structure in result.job.structures:
         for basis in result.job.bases:
             yield f"plots/{structure}-{basis}.png", plot_benchmark(result, structure, basis)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def _names(outcome: Outcome, ranking: str) -> dict[str, Any]:
@@ -99,12 +89,7 @@ def _names(outcome: Outcome, ranking: str) -> dict[str, Any]:
 def _curve_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
     for outcome in outcomes:
         for ranking, curves in outcome.rankings.items():
-            for i, size in enumerate(curves.sizes):
-                row = {**_names(outcome, ranking), "size": size, "n_neurons": curves.n_neurons[i]}
-                for name in ("faithfulness", "completeness", "control"):
-                    band: Band = getattr(curves, name)
-                    row |= {name: band.estimate[i], f"{name}_low": band.low[i], f"{name}_high": band.high[i]}
-                yield row
+            yield from ({**_names(outcome, ranking), **row} for row in curves.rows())
 
 
 def _table_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
@@ -127,17 +112,18 @@ def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes
 
     Log x, 95 % intervals shaded, the job's first ranking; what lies far outside 0 to 1 is cut off.
     """
-    import matplotlib.figure  # the figure alone: no window, whatever the machine
-
     ranking = result.job.rankings[0]
+    looks = {method: figures.CONTROL if method == "random" else i for i, method in enumerate(result.job.methods)}
     mine = [one for one in result.outcomes if (one.structure, one.basis) == (structure, basis)]
     columns = list(dict.fromkeys(one.baseline for one in mine if one.baseline != NO_BASELINE)) or [NO_BASELINE]
-    figure = matplotlib.figure.Figure(figsize=(4.2 * len(columns) + 1, 6.4), layout="constrained")
+    figure = figures.new(4.2 * len(columns) + 1, 6.4)
     grid = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
     for column, baseline in enumerate(columns):
         shown = [one for one in mine if one.baseline in (baseline, NO_BASELINE)]
         for axes, name in zip(grid[:, column], ("faithfulness", "completeness"), strict=True):
-            _draw(axes, shown, name, ranking, result.job.methods)
+            drawn = ((one.method, one.rankings[ranking]) for one in shown)
+            lines = [figures.Line(method, made.sizes, getattr(made, name), looks[method]) for method, made in drawn]
+            figures.draw_curves(axes, lines, ylim=figures.VIEW)
         grid[0, column].set_title(f"baseline: {baseline}", fontsize=10)
         grid[1, column].set_xlabel("nodes in the circuit")
     for axes, name in zip(grid[:, 0], ("faithfulness", "completeness"), strict=True):
@@ -146,21 +132,7 @@ def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes
     n_total = f"{mine[0].n_total:,}"
     title = f"{structure}, {basis} basis: {n_total} nodes, {mine[0].n_test} test pairs"
     figure.suptitle(f"{title}\n{result.job.ablation} ablation, {ranking} ranking", fontsize=11)
-    image = io.BytesIO()
-    figure.savefig(image, dpi=130, format="png")
-    return image.getvalue()
-
-
-def _draw(axes: Any, outcomes: Sequence[Outcome], name: str, ranking: Ranking, methods: Sequence[str]) -> None:
-    for outcome in outcomes:
-        curves = outcome.rankings[ranking]
-        band: Band = getattr(curves, name)
-        colour = "#777777" if outcome.method == "random" else f"C{methods.index(outcome.method)}"
-        axes.plot(curves.sizes, band.estimate, color=colour, marker="o", markersize=2.5, label=outcome.method)
-        axes.fill_between(curves.sizes, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
-    for level in (0.0, 1.0):
-        axes.axhline(level, color="#bbbbbb", linewidth=0.8, zorder=0)
-    axes.set(xscale="log", ylim=_VIEW)
+    return figures.png(figure)
 
 
 def benchmark_table(result: BenchmarkResult) -> RenderableType:

@@ -1,0 +1,178 @@
+"""Figures: curves against circuit size and estimates against truth, as PNG files and as SVG inside a page.
+
+Knows matplotlib, how lines are told apart without colour, and how an SVG file becomes part of an HTML page. Refuses to
+know how any number was computed, and the text around a figure.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from tracer.evaluation.faithfulness import Evaluation
+    from tracer.evaluation.quality import Quality
+
+VIEW = (-0.4, 1.6)
+"""Of a share's axis, where what lies far outside 0 to 1 may be cut off."""
+CONTROL = -1
+"""The look of a random control: the last one."""
+
+_COLOURS = ("#2166ac", "#b2552c", "#1b7837", "#762a83", "#b8860b", "#2a8c82", "#c51b7d", "#777777")
+_MARKERS = "osDvPX*^"
+_DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)), ":")
+_INK, _FAINT = "#010203", "#040506"  # drawn in these, then replaced by the page's own colours
+_PAGE = {"#112201": "var(--blue)", "#112202": "var(--orange)", "#112203": "var(--grey)"}
+
+
+class Line(NamedTuple):
+    """One curve by circuit size.
+
+    Attributes:
+        curve: has `estimate`, `low` and `high`, a value for each size.
+        look: which colour, marker and dashes.
+    """
+
+    label: str
+    sizes: Sequence[int]
+    curve: Any
+    look: int
+
+
+def new(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
+    import matplotlib.figure  # the figure alone: no window, whatever the machine
+
+    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def three(sizes: Sequence[int], curves: Sequence[Any], labels: Sequence[str]) -> list[Line]:
+    """The curves of one circuit: faithfulness, completeness and the random control."""
+    looks = zip(labels, curves, (0, 1, CONTROL), strict=True)
+    return [Line(label, sizes, curve, look) for label, curve, look in looks]
+
+
+def draw_curves(
+    axes: Any, lines: Sequence[Line], colours: Sequence[str] = _COLOURS, faint: str = "#bbbbbb", **labels: Any
+) -> None:
+    """Curves on a logarithmic axis of sizes, their intervals shaded, 0 and 1 marked; `labels` as of ``axes.set``."""
+    for label, sizes, curve, look in lines:
+        style = {"color": colours[look], "marker": _MARKERS[look], "linestyle": _DASHES[look], "markersize": 4}
+        axes.plot(sizes, curve.estimate, label=label, **style)
+        axes.fill_between(sizes, curve.low, curve.high, color=colours[look], alpha=0.16, linewidth=0)
+    for level in (0.0, 1.0):
+        axes.axhline(level, color=faint, linewidth=0.8, zorder=0)
+    axes.set(xscale="log", **labels)
+
+
+def png(figure: Any) -> bytes:
+    """A figure as a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=140, format="png")
+    return content.getvalue()
+
+
+def evaluation_png(lines: Sequence[Line], title: str, **labels: Any) -> bytes:
+    """The curves of one circuit as a PNG file."""
+    figure = new(7.0, 4.3)
+    axes = figure.subplots()
+    draw_curves(axes, lines, **labels)
+    axes.set_title(title, fontsize=10, parse_math=False)
+    axes.legend(frameon=False)
+    return png(figure)
+
+
+def curves_svg(found: Evaluation) -> Markup:
+    """Faithfulness, completeness and the random control against size, for a page."""
+    figure = new(7.6, 3.9)
+    axes = figure.subplots()
+    labels = ("faithfulness (wanted: 1)", "completeness (wanted: 0)", "faithfulness of random nodes")
+    lines = three(found.sizes, (found.faithfulness, found.completeness, found.control_faithfulness), labels)
+    axis = {"xlabel": "nodes in the circuit (log scale)", "ylabel": "share of F(model) - F(empty)"}
+    draw_curves(axes, lines, tuple(_PAGE), _FAINT, **axis)
+    ticks = [size for size in found.sizes if str(size)[0] in "125" and not str(size)[1:].strip("0")]
+    if len(ticks) > 1:
+        axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+        axes.set_xticks([], minor=True)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    return _svg(figure, "curves", "Faithfulness, completeness and random nodes against circuit size")
+
+
+def scatter_svg(found: Quality, unit: str) -> Markup:
+    """Attribution against exact effect, for a page: every node, and the weaker ones alone, which the strong ones would
+    hide."""
+    figure, sample = new(7.6, 4.1), found.sample
+    pairs = zip(sample.attribution.tolist(), sample.exact.tolist(), strict=True)
+    reach = sorted(max(abs(estimate), abs(exact)) for estimate, exact in pairs) or [0.0]
+    limits = {"all sampled nodes": reach[-1], "the weaker three quarters, enlarged": reach[3 * (len(reach) - 1) // 4]}
+    panels = {title: limit for title, limit in limits.items() if limit}
+    for axes, title in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
+        _draw_points(axes, found, panels[title])
+        axes.set(xlabel=f"attribution ({unit})", ylabel=f"exact effect ({unit})", title=title)
+    if panels:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], frameon=False, loc="outside lower center", ncols=3)
+    return _svg(figure, "scatter", "Attribution of sampled nodes against the exact effect of ablating each")
+
+
+def _draw_points(axes: Any, found: Quality, limit: float) -> None:
+    """The sampled nodes of which neither number exceeds `limit`, by stratum, and the line on which both agree."""
+    table = np.stack([found.sample.attribution.numpy(), found.sample.exact.numpy()], -1)
+    near, stratum, names = abs(table).max(-1) <= limit, found.sample.stratum.numpy(), list(found.strata)
+    for i, colour, marker in zip((2, 1, 0), reversed(_PAGE), "^so", strict=True):
+        axes.scatter(
+            *table[near & (stratum == i)].T,
+            s=15,
+            c=colour,
+            marker=marker,
+            alpha=0.75,
+            linewidths=0,
+            label=f"{names[i]} nodes",
+        )
+    axes.axline((0, 0), slope=1, color=_FAINT, linewidth=1, zorder=0)
+    low, high = min(0.0, float(table[near].min())), max(0.0, float(table[near].max()))
+    edges = low - 0.08 * limit, high + 0.08 * limit
+    axes.set(xlim=edges, ylim=edges, aspect="equal")
+    axes.locator_params(nbins=5)
+
+
+def _svg(figure: Any, name: str, label: str) -> Markup:
+    """A figure as SVG to stand in the page: its colours the page's, its names its own, no address in it."""
+    import matplotlib as mpl
+
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+        axes.tick_params(which="both", color=_FAINT, labelcolor=_INK)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side in ("left", "bottom"))
+            spine.set_color(_FAINT)
+        for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+            text.set(color=_INK, fontsize=10)
+    for legend in figure.legends:
+        for text in legend.get_texts():
+            text.set_color(_INK)
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+    return Markup(_embedded(out.getvalue(), name, label))
+
+
+def _embedded(svg: str, name: str, label: str) -> str:
+    """An SVG file of matplotlib's as an element of an HTML page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    for drawn, own in {**_PAGE, _INK: "var(--ink)", _FAINT: "var(--faint)"}.items():
+        svg = svg.replace(drawn, own)
+    svg = re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font: \1px var(--sans)", svg)
+    size = re.compile(r'(<svg[^>]*?) width="[^"]*"')
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return size.sub(rf'\1 role="img" aria-label="{Markup.escape(label)}"', svg, count=1).strip()
