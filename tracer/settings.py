@@ -25,6 +25,8 @@ BASES: tuple[str, ...] = get_args(Basis)
 METRICS: tuple[str, ...] = get_args(MetricKind)
 RULES: frozenset[str] = frozenset(get_args(Rule))
 PATH_METHODS = frozenset({"ig", "conductance", "ig-activation"})
+VALUE_TIMES_GRADIENT = frozenset({"relp", "grad", "ig", "ig-activation"})
+"""Methods whose attribution is the distance from the baseline times one gradient."""
 DEFAULT_STEPS = 10
 DEFAULT_TOP_K = 5
 IN_FLIGHT = 4

@@ -21,11 +21,11 @@ OTHERS = ((1, 9, 7, 12, 9, 30, 11), (1, 6, 14, 8, 21, 10, 5))
 TARGET, FOIL = 7, 8
 METHODS = ("relp", "grad", "ig")
 BASELINES = ("zero", "mean", "counterfactual")
-EVERY = tracer.Pruning(share=0)
+EVERY = tracer.Pruning(share=0.0)
 
 
-def loaded(family: str, attn: str = "eager") -> Model:
-    return tracer.load(tiny.tiny(family, attn=attn), tokenizer=tiny.tokenizer(101))
+def loaded(family: str, **over: object) -> Model:
+    return tracer.load(tiny.tiny(family, **over), tokenizer=tiny.tokenizer(101))
 
 
 def traced(model: Model, baseline: str = "counterfactual", method: str = "relp", **how: Any) -> Circuit:
@@ -94,11 +94,14 @@ def test_of_outputs_too(baseline: str) -> None:
     assert_equal(links(circuit), oracle(model, circuit, baseline, "relp", "output"))
 
 
-@pytest.mark.parametrize("method", ["exact", "delta", "random"])
-def test_methods_without_a_gradient_lend_relps(method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "baseline"),
+    [("exact", "counterfactual"), ("delta", "counterfactual"), ("delta", "mean"), ("random", "zero")],
+)
+def test_methods_without_a_gradient_are_lent_relps(method: str, baseline: str) -> None:
     model = loaded("llama")
-    circuit = traced(model, "counterfactual", method)
-    assert_equal(links(circuit), oracle(model, circuit, "counterfactual", "relp", "activation"))
+    circuit = traced(model, baseline, method)
+    assert_equal(links(circuit), oracle(model, circuit, baseline, "relp", "activation"))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -147,12 +150,16 @@ def test_the_engines_agree(baseline: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert_equal(links(traced(model, baseline)), replayed)
 
 
-def test_a_source_that_is_zero_and_differs_carries_attribution() -> None:
-    """The distance from the baseline counts, not the value: weight 0, attribution not."""
-    model = loaded("phi3")
-    circuit = traced(model, "mean", nodes=400)
-    wanted = oracle(model, circuit, "mean", "relp", "activation")
-    assert_equal(links(circuit), wanted)
+@pytest.mark.parametrize("baseline", ["mean", "counterfactual"])
+def test_a_source_that_is_zero_and_differs_carries_attribution(baseline: str) -> None:
+    """The distance from the baseline counts, not the value: weight 0, attribution not. ReLUs are 0 half the time."""
+    model = loaded("llama", hidden_act="relu")
+    circuit = traced(model, baseline, nodes=400)
+    zero = {row["node_id"] for row in circuit.rows("neuron") if row["activation"] == 0.0}
+    carried = [row for row in circuit.links.to_pylist() if row["source"] in zero]
+    assert any(row["attribution"] != 0.0 for row in carried)
+    assert all(row["weight"] == 0.0 for row in carried)
+    assert_equal(links(circuit), oracle(model, circuit, baseline, "relp", "activation"))
 
 
 def test_nudging_a_source_towards_its_baseline_moves_the_target_by_the_edge() -> None:
@@ -174,3 +181,25 @@ def test_nudging_a_source_towards_its_baseline_moves_the_target_by_the_edge() ->
         toward = float((value - base[source[0]][source[1], source[2]]) / value)
         change = reference.nudge(model.module, ids, source, target, 0.1 * toward)
         assert change * gradient[target] == pytest.approx(0.1 * row["attribution"], rel=1e-2, abs=1e-6)
+
+
+def test_the_paths_to_a_node_carry_what_the_direct_edges_do() -> None:
+    """In a graph of every neuron: a path of one edge is that edge, one of two is what the oracle's weights make it."""
+    model = loaded("llama", n_layers=2)
+    circuit = traced(model, nodes=2 * len(IDS) * model.d_mlp)
+    rows, module, paired = circuit.nodes.to_pylist(), model.module, torch.tensor([PAIRED])
+    routes = [route for route in circuit.paths(400) if len(route.nodes) <= 3]
+    assert {len(route.nodes) for route in routes} == {2, 3}
+    edges = links(circuit)
+    entry_base = reference.embed(module, paired)[0]
+    for route in routes[:40]:
+        assert route.attribution is not None
+        places = [tuple(rows[node][name] for name in ("layer", "position", "neuron")) for node in route.nodes]
+        if len(places) == 2:
+            assert route.attribution == pytest.approx(edges[route.nodes[0], route.nodes[1]], rel=1e-4)
+            continue
+        (_, start, _), middle, end = places
+        found = reference.edges(module, torch.tensor([IDS]), [middle, end], entry_base=entry_base)
+        slope = float(found.neurons[1][middle] / found.activations[middle])
+        wanted = float(found.from_baseline[1][0, start]) * slope * rows[route.nodes[-1]]["gradient"]
+        assert route.attribution == pytest.approx(wanted, rel=1e-3, abs=1e-7)

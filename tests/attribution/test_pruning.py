@@ -25,7 +25,7 @@ def graph() -> EdgeColumns:
     weight, target = torch.tensor(WEIGHT), torch.tensor(TARGET)
     share = weight / INCOMING[target]
     return EdgeColumns(
-        torch.tensor(SOURCE), target, weight, share, share * torch.tensor([0, 0, 8, 1, 0.1, 10.0])[target]
+        torch.tensor(SOURCE), target, weight, share, share * torch.tensor([0, 0, 8, 1, 0.1, 10.0])[target], weight
     )
 
 
@@ -104,7 +104,7 @@ def test_laws(data: st.DataObject) -> None:
     numbers = st.floats(-2, 2, allow_nan=False, width=32)
     weight = torch.tensor(data.draw(st.lists(numbers, min_size=len(chosen), max_size=len(chosen))))
     source, target = torch.tensor(chosen).unbind(-1)
-    edges = EdgeColumns(source, target, weight, weight, weight)
+    edges = EdgeColumns(source, target, weight, weight, weight, weight)
     is_neuron = torch.ones(size, dtype=torch.bool)
     is_neuron[0] = is_neuron[-1] = False
     logit = torch.zeros(size)

@@ -70,7 +70,7 @@ def attribute(
     model: Model,
     prompts: Sequence[Prompt],
     method: str = "relp",
-    baseline: str = "zero",
+    baseline: str | None = None,
     basis: str = "activation",
     rules: Iterable[str] | None = None,
     steps: int = 10,
@@ -91,7 +91,8 @@ def attribute(
         prompts: the questions; without a target, the model's own top token is asked about.
         method: ``relp``, ``grad``, ``ig``, ``conductance``, ``ig-activation``, ``exact`` (every node ablated, the
             oracle), or the controls ``delta`` and ``random``.
-        baseline: ``zero``, ``mean`` (per position over `reference`) or ``counterfactual``.
+        baseline: ``zero``, ``mean`` (per position over `reference`) or ``counterfactual``; if None, ``counterfactual``
+            where every prompt has one, ``zero`` where none has.
         basis: ``activation`` (d_mlp nodes per layer and position) or ``output`` (d_model).
         rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, ``product``; all if None.
         steps: of the path methods.
@@ -115,7 +116,7 @@ def attribute(
     """
     chosen = settings(
         method=method,
-        baseline=baseline,
+        baseline=settled(baseline, prompts, method),
         basis=basis,
         rules=rules,
         steps=steps,
@@ -124,23 +125,56 @@ def attribute(
         seed=seed,
     )
     chosen, encoded = prepared(model, prompts, chosen, reference)
+    others = reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
+    return attributed(model, encoded, chosen, others, memory, progress)
+
+
+def attributed(
+    model: Model,
+    encoded: Sequence[Encoded],
+    chosen: Settings,
+    reference: Reference,
+    memory: int | None,
+    progress: Progress | None,
+    gradients: bool = False,
+) -> Attribution:
+    """`attribute`, of prompts and settings that are `prepared`.
+
+    Args:
+        gradients: keep the gradients and baselines of all nodes; methods without gradients find RelP's.
+    """
     lengths = [len(prompt.token_ids) for prompt in encoded]
     means = None
     if chosen.baseline == "mean":
-        others = (
-            reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
-        )
-        means = others.means(model, max(lengths), chosen.basis, memory)
+        means = reference.means(model, max(lengths), chosen.basis, memory)
 
     def batch(part: range) -> Attribution:
         some = [encoded[i] for i in part]
-        return _attribute_batch(model, some, chosen, means, memory or model.budget(), progress)
+        return _attribute_batch(model, some, chosen, means, memory or model.budget(), progress, gradients)
 
     result = _joined(model.each(batch, list(split(model, lengths, memory))), chosen)
     result.check_finite()
     if chosen.conserves and model.conserves:
         check_conservation(result.metric, result.embeddings)
     return result
+
+
+def settled(baseline: str | None, prompts: Sequence[Prompt], method: str) -> str:
+    """The baseline that is asked for; by default the counterfactual, where every prompt has one.
+
+    Raises:
+        JobError: some prompts have a counterfactual and some have none.
+    """
+    if baseline is not None or method == "random":
+        return "zero" if baseline is None else baseline
+    paired = {prompt.counterfactual is not None for prompt in prompts if isinstance(prompt, Prompt)}
+    if len(paired) > 1:
+        raise JobError(
+            "baseline=None",
+            "some prompts have a counterfactual and some have none",
+            "say baseline='zero', or give all a counterfactual",
+        )
+    return "counterfactual" if paired == {True} else "zero"
 
 
 def prepared(
@@ -259,6 +293,7 @@ def _attribute_batch(
     means: Tensor | None,
     max_bytes: int,
     report: Progress | None,
+    gradients: bool,
 ) -> Attribution:
     batch = Batch(tuple(prompt.token_ids for prompt in prompts))
     prompts = with_targets(model, batch, prompts, chosen)
@@ -266,9 +301,13 @@ def _attribute_batch(
     if chosen.baseline == "counterfactual":
         paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in prompts))
     baseline = _baseline(model, batch, paired, means, chosen.basis)
-    work = Work(model, batch, paired, metric_of(prompts, chosen), chosen, baseline, max_bytes, report)
+    work = Work(model, batch, paired, metric_of(prompts, chosen), chosen, baseline, max_bytes, report, gradients)
     found = methods.run(work)
     real = batch.real()
+
+    def of_nodes(values: Tensor | None) -> Tensor | None:
+        return None if values is None else batch.aligned(values, 2) * real[:, None, :, None]
+
     return Attribution(
         nodes=batch.aligned(found.nodes, 2) * real[:, None, :, None],
         activations=batch.aligned(found.activations, 2) * real[:, None, :, None],
@@ -279,6 +318,8 @@ def _attribute_batch(
         foil_ids=tuple(prompt.foil_ids for prompt in prompts),
         settings=chosen,
         start_metric=found.start,
+        gradients=of_nodes(found.gradients) if gradients else None,
+        baselines=of_nodes(found.baselines) if gradients else None,
     )
 
 
@@ -340,6 +381,10 @@ def _joined(parts: Sequence[Attribution], chosen: Settings) -> Attribution:
             grown.append(torch.cat([tensor, tensor.new_zeros(shape)], dim) if shape[dim] else tensor)
         return torch.cat(grown) if len(grown) > 1 else grown[0]
 
+    def kept(tensors: list[Tensor | None]) -> Tensor | None:
+        present = [tensor for tensor in tensors if tensor is not None]
+        return wide(present, 2) if present else None
+
     return Attribution(
         nodes=wide([part.nodes for part in parts], 2),
         activations=wide([part.activations for part in parts], 2),
@@ -350,4 +395,6 @@ def _joined(parts: Sequence[Attribution], chosen: Settings) -> Attribution:
         foil_ids=tuple(ids for part in parts for ids in part.foil_ids),
         settings=chosen,
         start_metric=None if not starts else torch.cat(starts),
+        gradients=kept([part.gradients for part in parts]),
+        baselines=kept([part.baselines for part in parts]),
     )

@@ -34,12 +34,15 @@ class Edges:
         weight: of each edge, in units of the target's activation; 0 where no direct path exists.
         incoming: of each target, summed over *all* neurons and embeddings of the model, kept or not.
         source_values: of the neurons. target_values: of the neurons and logits.
+        from_baseline: like weight, with the source's distance from its baseline in the place of its value; None where
+            all baselines are zero.
     """
 
     weight: Float[Tensor, "target source"]
     incoming: Float[Tensor, " target"]
     source_values: Float[Tensor, " neuron"]
     target_values: Float[Tensor, " target"]
+    from_baseline: Float[Tensor, "target source"] | None = None
 
 
 def direct_edges(
@@ -53,6 +56,7 @@ def direct_edges(
     engine: str = "auto",
     direction: str = "auto",
     max_bytes: int = MAX_REPLAY_BYTES,
+    baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
 ) -> Edges:
     """All direct edges among neurons, embeddings and logits of one prompt.
 
@@ -66,13 +70,14 @@ def direct_edges(
         direction: of the replay, ``up``, ``down``, or ``auto`` for the cheaper one.
         max_bytes: bytes of cotangents the replay may hold at a time, beside the edges themselves and, where the model
             is not float32, a float32 copy of one matrix.
+        baselines: of the neurons, and of the embeddings, where they are not all zero.
 
     Raises:
         JobError: a node outside the model or the prompt, or an unknown basis, engine or direction.
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
     _check(model, token_ids, neurons, logits, basis, engine, direction)
-    graph = EdgeRequest(tuple(token_ids), neurons, logits, basis)
+    graph = EdgeRequest(tuple(token_ids), neurons, logits, basis, baselines)
     possible = model.replays(rules)
     if engine == "replay" and not possible:
         raise ModelError(
@@ -82,8 +87,9 @@ def direct_edges(
         found = _by_autograd(model, graph, rules)
     else:
         replay = Replay(model, graph, max_bytes)
-        weight, incoming = replay.run(direction)
-        found = Edges(weight, incoming, replay.values, torch.cat([replay.values, replay.frozen.logits.cpu()]))
+        weight, incoming, from_baseline = replay.run(direction)
+        values = torch.cat([replay.values, replay.frozen.logits.cpu()])
+        found = Edges(weight, incoming, replay.values, values, from_baseline)
     check_sum(model, found, rules)
     return found
 
@@ -141,7 +147,7 @@ def _check(
 
 def _by_autograd(model: Model, graph: EdgeRequest, rules: frozenset[str]) -> Edges:
     """Batched vector-Jacobian products through the linearised model, MLPs cut."""
-    values, weight, embedded, incoming = passes.direct_weights(
+    values, weight, embedded, incoming, from_baseline = passes.direct_weights(
         model,
         graph.token_ids,
         graph.neurons,
@@ -149,5 +155,6 @@ def _by_autograd(model: Model, graph: EdgeRequest, rules: frozenset[str]) -> Edg
         basis=graph.basis,
         rules=rules,
         max_bytes=MAX_AUTOGRAD_BYTES,
+        baselines=graph.baselines,
     )
-    return Edges(torch.cat([weight, embedded], -1), incoming, values[: len(graph.neurons)], values)
+    return Edges(torch.cat([weight, embedded], -1), incoming, values[: len(graph.neurons)], values, from_baseline)

@@ -35,13 +35,15 @@ FORWARD_ONLY = frozenset({"exact", "delta", "random"})
 
 class Result(NamedTuple):
     """What a method finds: padded, float32 on the CPU, not yet cleared of padding. `start` is the metric where a path
-    begins."""
+    begins; `gradients` and `baselines` as in `Attribution`."""
 
     nodes: PaddedNodes
     activations: PaddedNodes
     embeddings: Float[Tensor, "prompt column"]
     metric: PerPrompt
     start: PerPrompt | None = None
+    gradients: PaddedNodes | None = None
+    baselines: PaddedNodes | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Work:
         paired: the counterfactual batch, where the baseline is ``counterfactual``.
         baseline: of every node, padded; zero where it is a number.
         max_bytes: bytes a pass may use.
+        lend_gradients: whether a method without gradients is to find RelP's too.
     """
 
     model: Model
@@ -62,6 +65,12 @@ class Work:
     baseline: Tensor | float
     max_bytes: int
     progress: Progress | None
+    lend_gradients: bool = False
+
+    @property
+    def baselines(self) -> Tensor | None:
+        """Of every node, padded; None where they are zero."""
+        return self.baseline if isinstance(self.baseline, Tensor) else None
 
     def report(self, done: int, total: int) -> None:
         """Tell the caller how far the method is."""
@@ -89,14 +98,24 @@ def _by_gradient(work: Work) -> Result:
 
     Where a server takes no gradients, RelP is replayed here if the weights are here.
     """
-    model, rules, basis = work.model, frozenset(work.settings.rules), work.settings.basis
-    if model.remote and not model.remote.grants.gradients and model.replays(rules):
-        reading = replay.reading(model, work.batch, work.metric, basis=basis)
-    else:
-        reading = passes.gradients(model, work.batch, work.metric, rules=rules, basis=basis)
+    reading = _linearised(work, frozenset(work.settings.rules))
     work.report(1, 1)
     nodes = (reading.values - work.baseline) * reading.gradients
-    return Result(nodes, reading.values, (reading.embedding * reading.embedding_gradient).sum(-1), reading.metric)
+    embeddings = (reading.embedding * reading.embedding_gradient).sum(-1)
+    return Result(nodes, reading.values, embeddings, reading.metric, None, reading.gradients, work.baselines)
+
+
+def _linearised(work: Work, rules: frozenset[str]) -> passes.Gradients:
+    """Gradients of the model linearised by these rules."""
+    model, basis = work.model, work.settings.basis
+    if model.remote and not model.remote.grants.gradients and model.replays(rules):
+        return replay.reading(model, work.batch, work.metric, basis=basis)
+    return passes.gradients(model, work.batch, work.metric, rules=rules, basis=basis)
+
+
+def _lent(work: Work) -> Tensor | None:
+    """RelP's gradients, for a method that has none of its own and is asked for edges."""
+    return _linearised(work, work.settings.edge_rules).gradients if work.lend_gradients else None
 
 
 def _along_path(work: Work) -> Result:
@@ -104,7 +123,7 @@ def _along_path(work: Work) -> Result:
     chosen, model = work.settings, work.model
     start_values, end_values, start, end = _path_ends(work)
     baseline = work.baseline if isinstance(work.baseline, Tensor) else start_values
-    nodes, embeddings, score = along_path(
+    nodes, embeddings, score, gradients = along_path(
         _readings(work, count(1), chosen.steps),
         start,
         end,
@@ -114,7 +133,7 @@ def _along_path(work: Work) -> Result:
         chosen.method == "conductance",
     )
     begin = passes.from_embedding(model, work.batch, work.metric, start)
-    return Result(nodes, end_values, embeddings, score, begin)
+    return Result(nodes, end_values, embeddings, score, begin, gradients, baseline)
 
 
 def _readings(work: Work, done: Iterator[int], total: int) -> Callable[[Tensor], Sequence[Tensor]]:
@@ -152,7 +171,7 @@ def _along_activations(work: Work) -> Result:
         work.report(next(done), total)
         return found
 
-    nodes, embeddings, score = along_activations(
+    nodes, embeddings, score, gradients = along_activations(
         layer_grad,
         _readings(work, done, total),
         values,
@@ -162,7 +181,7 @@ def _along_activations(work: Work) -> Result:
         chosen.steps,
     )
     begin = passes.from_embedding(model, work.batch, work.metric, start)
-    return Result(nodes, values, embeddings, score, begin)
+    return Result(nodes, values, embeddings, score, begin, gradients, work.baselines)
 
 
 def _start(work: Work, embedding: Tensor) -> Tensor:
@@ -184,7 +203,7 @@ def _by_ablation(work: Work) -> Result:
         nodes[row, :, first:] = _ablate_nodes(work, row, baseline[row, :, first:], more)
         embeddings[row, first:], score = _ablate_embeddings(work, row, start[row, first:])
         scores.append(score)
-    return Result(nodes, values, embeddings, torch.stack(scores))
+    return Result(nodes, values, embeddings, torch.stack(scores), None, _lent(work), work.baselines)
 
 
 def _counter(work: Work, total: int) -> Callable[[int], None]:
@@ -258,11 +277,10 @@ def _control(work: Work) -> Result:
     score = passes.from_embedding(work.model, work.batch, work.metric, embedding)
     work.report(1, 1)
     if work.settings.method == "delta":
-        return Result(
-            (values - work.baseline).abs(), values, (embedding - _start(work, embedding)).abs().sum(-1), score
-        )
-    nodes, embeddings = noises(work.batch.token_ids, values.shape, work.settings.seed)
-    return Result(nodes, values, embeddings, score)
+        nodes, embeddings = (values - work.baseline).abs(), (embedding - _start(work, embedding)).abs().sum(-1)
+    else:
+        nodes, embeddings = noises(work.batch.token_ids, values.shape, work.settings.seed)
+    return Result(nodes, values, embeddings, score, None, _lent(work), work.baselines)
 
 
 METHODS: dict[str, Callable[[Work], Result]] = {

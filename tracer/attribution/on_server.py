@@ -21,24 +21,43 @@ from tracer.model import traces
 
 def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
     """What the circuit of each prompt of a batch is made of: see `selected.circuits`."""
-    nodes, values, embeddings, metric, start = attributions(nn, plan, ask)
-    logits = traces.logits(nn, plan, ask.inputs)
-    shift = [nodes.shape[2] - len(ids) for ids in ask.token_ids]
-    found = []
-    for row, first in enumerate(shift):
+    prompts = selected(nn, plan, ask)
+    if ask.edge_rules is None:
+        return prompts
+    width = max(len(ids) for ids in ask.token_ids)
+    shift = [width - len(ids) for ids in ask.token_ids]
+    columns = [one["nodes"].long() + torch.tensor([0, by, 0]) for one, by in zip(prompts, shift, strict=True)]
+    rules, basis, away = ask.edge_rules, ask.basis, baselines(nn, plan, ask, prompts)
+    linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.max_bytes, away)
+    for one, by, (values, weight, embedded, incoming, moved) in zip(prompts, shift, linked, strict=True):
+        real = [*range(weight.shape[1]), *range(weight.shape[1] + by, weight.shape[1] + width)]
+        from_baseline = None if moved is None else moved[:, real]
+        one["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, values, from_baseline)
+    return prompts
+
+
+def selected(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
+    """Of each prompt, what is `reduced` of its attributions; those of all nodes end here."""
+    nodes, values, embeddings, metric, start, grads, base = attributions(nn, plan, ask)
+    logits, prompts = traces.logits(nn, plan, ask.inputs), []
+    for row, ids in enumerate(ask.token_ids):
+        first = nodes.shape[2] - len(ids)
         begin = None if start is None else float(start[row])
         of_prompt = nodes[row, :, first:], values[row, :, first:], embeddings[row, first:].clone()
-        asked = logits[row], ask.logits_at[row], ask.last[row], ask.top
-        found.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, logit_summary(*asked)))
-    del nodes, values, logits  # the edges need the room
-    if ask.edge_rules is None:
-        return found
-    columns = [one["nodes"].long() + torch.tensor([0, by, 0]) for one, by in zip(found, shift, strict=True)]
-    rules, basis = ask.edge_rules, ask.basis
-    linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.max_bytes)
-    for one, by, (aims, weight, embedded, incoming) in zip(found, shift, linked, strict=True):
-        one["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, aims)
-    return found
+        more = [None if one is None else one[row, :, first:] for one in (grads, base)]
+        said = logit_summary(logits[row], ask.logits_at[row], ask.last[row], ask.top)
+        prompts.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, said, *more))
+    return prompts
+
+
+def baselines(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, prompts: list[dict[str, Any]]) -> Any:
+    """Of each prompt's nodes, and of all embeddings [prompt, column, d_model]; None where all are zero."""
+    nodes = [one["baselines"] for one in prompts]
+    if ask.paired is not None and ask.method != "random":
+        return nodes, traces.embedding(nn, plan, ask.paired)
+    if all(one is None or not bool(one.any()) for one in nodes):
+        return None
+    return nodes, torch.zeros(())
 
 
 def reduced(
@@ -49,15 +68,20 @@ def reduced(
     start: float | None,
     selection: Any,
     said: tuple[Tensor, ...],
+    grads: Tensor | None = None,
+    base: Tensor | None = None,
 ) -> dict[str, Any]:
     """What a circuit keeps of one prompt's attributions and values of all nodes [layer, pos, neuron], attributions of
-    embeddings [pos], metric, and the `logit_summary` of its logits: see `selected.circuits`."""
+    embeddings [pos], metric, and the `logit_summary` of its logits; and of all nodes' gradients and baselines, if
+    there are any: see `selected.circuits`."""
     kept, strength = strongest(nodes, metric, *selection), nodes.abs()
     layer, position, neuron = kept.unbind(-1)
     return {
         "nodes": kept.int(),
         "attributions": nodes[layer, position, neuron],
         "activations": values[layer, position, neuron],
+        "gradients": None if grads is None else grads[layer, position, neuron],
+        "baselines": None if base is None else base[layer, position, neuron],
         "largest": float(strength.max()),
         "total": float(strength.double().sum()),
         "embeddings": embeddings,
@@ -72,13 +96,15 @@ def reduced(
 
 def attributions(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Any, ...]:
     """Attributions and values of all nodes [prompt, layer, column, neuron], attributions of embeddings
-    [prompt, column], the metric [prompt], and the metric where a path begins or None."""
+    [prompt, column], the metric [prompt], the metric where a path begins or None; all nodes' gradients (RelP's for
+    methods without, None where no edges need them) and baselines (None where they are zero)."""
     if ask.method in ("relp", "grad"):
         values, grads, embedding, embedding_grad, metric = traces.gradients(
             nn, plan, ask.inputs, ask.read, ask.rules, ask.basis
         )
-        baseline = torch.zeros(()) if ask.paired is None else traces.values(nn, plan, ask.paired, ask.basis)[0]
-        return (values - baseline) * grads, values, (embedding * embedding_grad).sum(-1), metric, None
+        base = None if ask.paired is None else traces.values(nn, plan, ask.paired, ask.basis)[0]
+        away = values - (torch.zeros(()) if base is None else base)
+        return away * grads, values, (embedding * embedding_grad).sum(-1), metric, None, grads, base
     values, embedding = traces.values(nn, plan, ask.inputs, ask.basis)
     before, start = torch.zeros_like(values), torch.zeros_like(embedding)
     if ask.paired is not None:
@@ -86,13 +112,17 @@ def attributions(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[
     elif ask.method in ("ig", "conductance"):
         before, start = traces.values(nn, plan, ask.inputs, ask.basis, start)
     if ask.method in ("delta", "random"):
-        metric = traces.from_embedding(nn, plan, ask.inputs, ask.read, embedding)
+        metric, lent = traces.from_embedding(nn, plan, ask.inputs, ask.read, embedding), None
+        if ask.edge_rules is not None:
+            lent = traces.gradients(nn, plan, ask.inputs, ask.read, ask.edge_rules, ask.basis)[1]
         if ask.method == "delta":
-            return (values - before).abs(), values, (embedding - start).abs().sum(-1), metric, None
+            base = None if ask.paired is None else before
+            return (values - before).abs(), values, (embedding - start).abs().sum(-1), metric, None, lent, base
         nodes, embeddings = noises(ask.token_ids, values.shape, ask.seed)
-        return nodes, values, embeddings, metric, None
-    nodes, embeddings, metric = along(nn, plan, ask, (before, values), (start, embedding))
-    return nodes, values, embeddings, metric, traces.from_embedding(nn, plan, ask.inputs, ask.read, start)
+        return nodes, values, embeddings, metric, None, lent, None
+    nodes, embeddings, metric, grads = along(nn, plan, ask, (before, values), (start, embedding))
+    begin = traces.from_embedding(nn, plan, ask.inputs, ask.read, start)
+    return nodes, values, embeddings, metric, begin, grads, before
 
 
 def along(
@@ -101,7 +131,7 @@ def along(
     ask: SimpleNamespace,
     values: tuple[Tensor, Tensor],
     embeddings: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The path methods, from values and embeddings at both ends of the path."""
 
     def reading(at: Tensor) -> tuple[Tensor, ...]:

@@ -64,7 +64,8 @@ class Pruning:
 class EdgeColumns:
     """Edges as columns; `source` and `target` number the nodes of one prompt.
 
-    `share` is NaN where the target's activation is 0: the weight then has no ratio to it.
+    `share` is NaN where the target's activation is 0: the weight then has no ratio to it. `flow` is what influence is
+    counted with: the weight, or what of it comes from the source's distance from its baseline.
     """
 
     source: Int[Tensor, " edge"]
@@ -72,13 +73,14 @@ class EdgeColumns:
     weight: Float[Tensor, " edge"]
     share: Float[Tensor, " edge"]
     attribution: Float[Tensor, " edge"]
+    flow: Float[Tensor, " edge"]
 
     def __len__(self) -> int:
         return len(self.source)
 
     def where(self, keep: Tensor) -> EdgeColumns:
         """The edges at a mask or an index."""
-        columns = (self.source, self.target, self.weight, self.share, self.attribution)
+        columns = (self.source, self.target, self.weight, self.share, self.attribution, self.flow)
         return EdgeColumns(*(column[keep] for column in columns))
 
 
@@ -105,6 +107,7 @@ def prune(
     logit_weight: Float[Tensor, " node"],
     incoming: Float[Tensor, " node"],
     rules: Pruning,
+    activation: Float[Tensor, " node"] | None = None,
 ) -> Pruned:
     """Apply the rules, and say what is left and what it explains.
 
@@ -112,12 +115,15 @@ def prune(
         is_neuron: which nodes may be removed: embeddings and logits always stay.
         logit_weight: of each logit in the metric, 0 elsewhere.
         incoming: total incoming weight of each node over all sources of the model; 0 where there is none.
+        activation: of each node, where `flow` is not the weight: an edge whose flow is a large enough share of its
+            target's activation stays, small as its weight may be.
     """
     flow = influence(edges, logit_weight)
     kept = torch.ones(len(edges), dtype=torch.bool)
     stays = torch.ones_like(is_neuron)
     if rules.node_influence is not None:
-        stays = ~is_neuron | _fewest(flow, rules.node_influence)
+        through = flow - _of_logits(logit_weight)  # the logits' own is not counted, as in circuit-tracer
+        stays = ~is_neuron | _fewest(through, rules.node_influence)
         kept &= stays[edges.source] & stays[edges.target]
     if rules.edge_influence is not None:
         left = edges.where(kept)  # what is left is normalised anew, as attribution graphs do
@@ -125,7 +131,10 @@ def prune(
         kept[kept.nonzero()[:, 0]] = _fewest(strength, rules.edge_influence)
     share = rules.least_share
     if share is not None:
-        kept &= (edges.share.abs() >= share) & edges.share.isfinite()
+        large = edges.share.abs() >= share
+        if activation is not None:
+            large |= (edges.flow / activation[edges.target]).abs() >= share
+        kept &= large & edges.share.isfinite()
     if rules.attribution is not None:
         kept &= edges.attribution.abs() >= rules.attribution
     left = edges.where(kept)
@@ -141,7 +150,7 @@ def prune(
 
 
 def influence(edges: EdgeColumns, logit_weight: Float[Tensor, " node"]) -> Float[Tensor, " node"]:
-    """How much of the logits flows through each node: |weights| normalised per target, summed over all paths.
+    """How much of the logits flows through each node: |flow| normalised per target, summed over all paths.
 
     It is relative to the nodes of this graph: what nodes outside it contribute is not counted, so that a node's
     influence falls as more nodes are selected. `Pruned.explained` tells how much is missing.
@@ -150,7 +159,7 @@ def influence(edges: EdgeColumns, logit_weight: Float[Tensor, " node"]) -> Float
 
     Source: attribution graphs (Ameisen et al. 2025), as in circuit-tracer's pruning.
     """
-    start = logit_weight.abs() / logit_weight.abs().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    start = _of_logits(logit_weight)
     share = normalised(edges, len(start))
     total, step = start, start
     while bool(step.any()):
@@ -159,10 +168,15 @@ def influence(edges: EdgeColumns, logit_weight: Float[Tensor, " node"]) -> Float
     return total
 
 
+def _of_logits(logit_weight: Tensor) -> Tensor:
+    """What influence begins with: the logits' shares of the metric."""
+    return logit_weight.abs() / logit_weight.abs().sum().clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def normalised(edges: EdgeColumns, n_nodes: int) -> Float[Tensor, " edge"]:
-    """Each edge's |weight| as a share of all |weight| into its target."""
-    total = torch.zeros(n_nodes).index_add(0, edges.target, edges.weight.abs())
-    return edges.weight.abs() / total[edges.target].clamp_min(torch.finfo(torch.float32).tiny)
+    """Each edge's |flow| as a share of all |flow| into its target."""
+    total = torch.zeros(n_nodes).index_add(0, edges.target, edges.flow.abs())
+    return edges.flow.abs() / total[edges.target].clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _fewest(strength: Tensor, mass: float) -> Tensor:

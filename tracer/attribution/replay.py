@@ -31,13 +31,15 @@ from tracer.prompts import Batch
 class EdgeRequest:
     """What edges are asked for: neurons as rows of (layer, position, neuron), logits of (position, token).
 
-    Sources are the neurons, then every embedding; targets are the neurons, then the logits.
+    Sources are the neurons, then every embedding; targets are the neurons, then the logits. With `baselines`, of the
+    neurons and of the embeddings, the sources' distance from them is followed too.
     """
 
     token_ids: tuple[int, ...]
     neurons: Int[Tensor, "neuron 3"]
     logits: Int[Tensor, "logit 2"]
     basis: str
+    baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None
 
     def in_layer(self, layer: int) -> Tensor:
         """Which neurons are in a layer, as row numbers."""
@@ -162,6 +164,12 @@ class Replay(LinearMap):
         self.values = torch.zeros(len(graph.neurons))
         for layer, block in enumerate(self.frozen.blocks):
             self.values[graph.in_layer(layer)] = block.values.cpu()
+        # A neuron that is 0 differs from its baseline all the same: it carries a unit instead.
+        self._carries = self.values if graph.baselines is None else torch.where(self.values == 0, 1.0, self.values)
+        self._differing = torch.zeros(0, dtype=torch.long)
+        if graph.baselines is not None:
+            away = self.frozen.embedding.cpu() - graph.baselines[1]
+            self._differing = away.any(-1).nonzero()[:, 0]
         self.sources, self.targets = self._sources(), self._targets()
         # What all of a layer's neurons write together, kept or not: their sum makes the total incoming weight.
         self.written = [
@@ -169,8 +177,11 @@ class Replay(LinearMap):
             for layer, block in enumerate(self.frozen.blocks)
         ]
 
-    def run(self, direction: str = "auto") -> tuple[Float[Tensor, "target source"], Float[Tensor, " target"]]:
-        """Weights of all edges, and the incoming weight of each target over every neuron and embedding.
+    def run(
+        self, direction: str = "auto"
+    ) -> tuple[Float[Tensor, "target source"], Float[Tensor, " target"], Float[Tensor, "target source"] | None]:
+        """Weights of all edges, the incoming weight of each target over every neuron and embedding, and what the
+        sources' distances from their baselines carry, None without baselines.
 
         Args:
             direction: ``up``, ``down``, or ``auto`` for the cheaper one.
@@ -184,7 +195,24 @@ class Replay(LinearMap):
         else:
             for chunk in self._chunks(self.targets, up=False):
                 self._sweep_down(chunk, weight, incoming)
+        if self.graph.baselines is None:
+            return weight, incoming, None
+        return *self._split(weight, incoming), self._from_baseline(weight)
+
+    def _split(self, carried: Tensor, incoming: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights, of what sources carried: a neuron that is 0 carried a unit, and weighs nothing."""
+        count = len(self.graph.neurons)
+        weight = carried[:, : count + self.length].clone()
+        weight[:, :count] *= self.values / self._carries
         return weight, incoming
+
+    def _from_baseline(self, carried: Tensor) -> Tensor:
+        """With the distance from its baseline in the place of each source's value; exactly 0 where there is none."""
+        assert self.graph.baselines is not None
+        count, found = len(self.graph.neurons), carried.new_zeros(len(carried), len(self.values) + self.length)
+        found[:, :count] = carried[:, :count] * ((self.values - self.graph.baselines[0]) / self._carries)
+        found[:, count + self._differing] = carried[:, count + self.length :]
+        return found
 
     # Which way, and in which pieces.
 
@@ -323,18 +351,23 @@ class Replay(LinearMap):
     # The vectors of sources and targets.
 
     def _sources(self) -> Ends:
-        """What each neuron writes, value included, and each embedding."""
+        """What each neuron writes, value included, each embedding, and where embeddings differ from their baseline how
+        much."""
         neurons, length = self.graph.neurons, self.length
         vectors = torch.zeros(len(neurons) + length, self.model.d_model)
         for layer, block in enumerate(self.frozen.blocks):
             mine = self.graph.in_layer(layer)
             if len(mine):
-                rows = self._down_columns(layer, neurons[mine, 2]) * block.values[:, None]
+                rows = self._down_columns(layer, neurons[mine, 2])
+                rows = rows * self._carries[mine, None].to(rows.device)
                 at = neurons[mine, 1].to(rows.device)
                 vectors[mine] = self._through_norm(layer, self.wiring.mlp_out, block, rows, at).cpu()
         vectors[len(neurons) :] = self.frozen.embedding.cpu()
-        layers = torch.cat([neurons[:, 0], torch.full((length,), -1)])
-        return Ends(layers, torch.cat([neurons[:, 1], torch.arange(length)]), vectors)
+        if self.graph.baselines is not None:
+            vectors = torch.cat([vectors, (self.frozen.embedding.cpu() - self.graph.baselines[1])[self._differing]])
+        positions = torch.cat([neurons[:, 1], torch.arange(length), self._differing])
+        layers = torch.cat([neurons[:, 0], torch.full((len(positions) - len(neurons),), -1)])
+        return Ends(layers, positions, vectors)
 
     def _targets(self) -> Ends:
         """What each neuron reads of the residual stream, linearised by rules 1, 3 and 4, and each logit."""

@@ -38,6 +38,9 @@ class Attribution:
         settings: how it was computed.
         start_metric: the metric at the start of a path method's path (zero embeddings, or the counterfactual), which
             its embedding attributions do not account for; None for other methods.
+        gradients: of the metric at each node, by which its distance from its baseline was multiplied: the mean over a
+            path's steps, and of the linearised model for ``exact``, ``delta`` and ``random``. baselines: of each node.
+            Both are kept for `tracer.trace` alone; no baselines where all are zero.
     """
 
     nodes: Nodes
@@ -49,6 +52,8 @@ class Attribution:
     foil_ids: tuple[tuple[int, ...], ...]
     settings: Settings
     start_metric: PerPrompt | None = None
+    gradients: Nodes | None = None
+    baselines: Nodes | None = None
 
     @property
     def unexplained(self) -> PerPrompt:
@@ -151,8 +156,9 @@ def along_path(
     baseline: Tensor,
     steps: int,
     conductance: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """ig and conductance: attributions of nodes and embeddings, and the metric at the path's end (method.md section 2).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """ig and conductance: attributions of nodes and embeddings, the metric at the path's end, and the mean gradient to
+    every node (method.md section 2).
 
     It may travel to a server, and knows nothing but tensors.
 
@@ -162,17 +168,19 @@ def along_path(
         start, end: of the path, embeddings. values: of all nodes there.
         baseline: what ig compares nodes with. steps: of equal length.
     """
-    total, embedding_grad = torch.zeros_like(values[1]), torch.zeros_like(end)
-    previous, score = values[0], torch.empty(0)
+    mean, embedding_grad = torch.zeros_like(values[1]), torch.zeros_like(end)
+    total, previous, score = torch.zeros_like(mean) if conductance else mean, values[0], torch.empty(0)
     for step in range(1, steps + 1):
         at = start + (end - start) * (step / steps) if step < steps else end
         found, gradients, _, to_embedding, score = reading(at)
-        total += gradients * (found - previous) if conductance else gradients / steps
+        mean += gradients / steps
+        if conductance:
+            total += gradients * (found - previous)
         previous = found
         embedding_grad += to_embedding / steps
     if not conductance:
-        total *= values[1] - baseline
-    return total, ((end - start) * embedding_grad).sum(-1), score
+        total = mean * (values[1] - baseline)
+    return total, ((end - start) * embedding_grad).sum(-1), score, mean
 
 
 def along_activations(
@@ -183,7 +191,7 @@ def along_activations(
     embedding: Tensor,
     back: Tensor,
     steps: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """ig-activation: one layer's neurons at a time move from their values towards the baseline; the embeddings are one
     more such layer. Returns what `along_path` does, and may travel as well.
 
@@ -192,13 +200,13 @@ def along_activations(
         reading: as in `along_path`.
         values, embedding: as they are. away, back: how far they are from their baselines.
     """
-    total, to_embedding, score = torch.zeros_like(values), torch.zeros_like(embedding), torch.empty(0)
+    mean, to_embedding, score = torch.zeros_like(values), torch.zeros_like(embedding), torch.empty(0)
     fractions = [step / steps for step in range(steps)]
     for layer in range(values.shape[1]):
         for alpha in fractions:
-            total[:, layer] += layer_grad(layer, values[:, layer] - away[:, layer] * alpha) / steps
+            mean[:, layer] += layer_grad(layer, values[:, layer] - away[:, layer] * alpha) / steps
     for alpha in reversed(fractions):  # the last is the whole model, whose metric is kept
         found = reading(embedding - back * alpha)
         to_embedding += found[3] / steps
         score = found[4]
-    return total * away, (back * to_embedding).sum(-1), score
+    return mean * away, (back * to_embedding).sum(-1), score, mean

@@ -49,6 +49,7 @@ class SelectedNodes:
             probabilities.
         top: the likeliest tokens where the metric is read, and their probabilities.
         edges: among what is selected, if they were found with it.
+        gradients: of the metric at the nodes, if they are known. baselines: of the nodes; None where all are zero.
     """
 
     encoded: Encoded
@@ -67,6 +68,8 @@ class SelectedNodes:
     chances: Float[Tensor, " term"]
     top: tuple[Tensor, Tensor]
     edges: Edges | None = None
+    gradients: Float[Tensor, " node"] | None = None
+    baselines: Float[Tensor, " node"] | None = None
 
 
 def local_circuits(
@@ -92,6 +95,7 @@ def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rul
         None if result.start_metric is None else float(result.start_metric[row]),
         rules,
         logit_summary(logits, at, max(encoded.positions) - length + back, TOP),
+        *(None if one is None else one[row, :, :length] for one in (result.gradients, result.baselines)),
     )
     return _read(model, encoded, answer, terms, result.settings, float(result.unexplained[row]))
 
@@ -199,9 +203,10 @@ def circuits(
         max_bytes: bytes of gradients that edges may hold at a time.
 
     Returns:
-        For each prompt, by name: nodes [node, 3], attributions [node], activations [node]; the largest |attribution|,
-        and their total, over all nodes; embeddings [pos]; metric, start; logits and chances of `logits_at`; top and
-        top_chances; and edges, a tuple of weight [target, source], incoming [target] and the targets' values.
+        For each prompt, by name: nodes [node, 3]; their attributions, activations, gradients and baselines [node],
+        the last two None where not known and where zero; the largest |attribution|, and their total, over all nodes;
+        embeddings [pos]; metric, start; logits and chances of `logits_at`; top and top_chances; and edges, a tuple of
+        weight [target, source], incoming [target], the targets' values, and `Edges.from_baseline`.
     """
     kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-one for one in last))
     passes.needs_gradients(model)
@@ -236,8 +241,8 @@ def _read(
     """What `on_server.reduced` says of one prompt, from here or a server."""
     edges = None
     if "edges" in answer:
-        weight, incoming, values = answer["edges"]
-        edges = Edges(weight, incoming, values[: len(answer["nodes"])], values)
+        weight, incoming, values, from_baseline = answer["edges"]
+        edges = Edges(weight, incoming, values[: len(answer["nodes"])], values, from_baseline)
     return SelectedNodes(
         encoded=encoded,
         nodes=answer["nodes"].long(),
@@ -255,6 +260,8 @@ def _read(
         chances=answer["chances"],
         top=(answer["top"], answer["top_chances"]),
         edges=edges,
+        gradients=answer["gradients"],
+        baselines=answer["baselines"] if answer["baselines"] is not None and answer["baselines"].any() else None,
     )
 
 

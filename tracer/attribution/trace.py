@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tracer.attribution.attribute import Reference, attribute, prepared
+from tracer.attribution.attribute import Reference, prepared, settled
+from tracer.attribution.attribute import attributed as attributions_of
 from tracer.attribution.edges import check_permitted, direct_edges
-from tracer.attribution.methods import Progress
+from tracer.attribution.methods import FORWARD_ONLY, Progress
 from tracer.attribution.pruning import EdgeColumns, Pruning, prune
 from tracer.attribution.result import Attribution
 from tracer.attribution.selected import (
@@ -30,9 +31,10 @@ from tracer.attribution.selected import (
 from tracer.attribution.selection import check_excluded, check_selection, node_limit
 from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
 from tracer.errors import JobError, quoted
+from tracer.model import passes
 from tracer.model.model import Model
-from tracer.prompts import Prompt, decode
-from tracer.settings import SUMS_OF_LOGITS, Settings, settings
+from tracer.prompts import Batch, Prompt, decode
+from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, Settings, settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +47,7 @@ def trace(
     method: str = "relp",
     edges: bool | None = None,
     *,
-    baseline: str = "zero",
+    baseline: str | None = None,
     basis: str = "activation",
     rules: Iterable[str] | None = None,
     steps: int = 10,
@@ -109,7 +111,7 @@ def trace_all(
     method: str = "relp",
     edges: bool | None = None,
     *,
-    baseline: str = "zero",
+    baseline: str | None = None,
     basis: str = "activation",
     rules: Iterable[str] | None = None,
     steps: int = 10,
@@ -149,9 +151,17 @@ def trace_all(
     pruning = pruning or Pruning()
     if isinstance(reference, Sequence):
         reference = Reference(reference)
-    asked: dict[str, Any] = {"method": method, "baseline": baseline, "basis": basis, "rules": rules, "steps": steps}
-    asked |= {"metric": metric, "top_k": top_k, "seed": seed}
-    chosen, encoded = prepared(model, prompts, settings(**asked), reference)
+    chosen = settings(
+        method=method,
+        baseline=settled(baseline, prompts, method),
+        basis=basis,
+        rules=rules,
+        steps=steps,
+        metric=metric,
+        top_k=top_k,
+        seed=seed,
+    )
+    chosen, encoded = prepared(model, prompts, chosen, reference)
     if edges:
         check_permitted(model, chosen.edge_rules)
     for layer, neuron in exclude:
@@ -161,7 +171,8 @@ def trace_all(
     if attributed is None and can_reduce_on_server(model, chosen):
         every = server_circuits(model, encoded, chosen, limits, edges=edges, memory=memory, progress=progress)
     else:
-        result = attribute(model, prompts, **asked, reference=reference, memory=memory, progress=progress)
+        keep = edges or chosen.method not in FORWARD_ONLY
+        result = attributions_of(model, encoded, chosen, reference or Reference(prompts), memory, progress, keep)
         if attributed is not None:
             attributed(result)
         every = local_circuits(model, encoded, result, limits)
@@ -252,29 +263,51 @@ def _graph(
         place[is_logit][:, 1:],
         basis=chosen.basis,
         rules=chosen.edge_rules,
+        baselines=_baselines(model, found, chosen),
     )
     # Sources are neurons then embeddings, in the order of the table; targets are neurons then logits.
     sources, targets = (~is_logit).nonzero()[:, 0], (is_neuron | is_logit).nonzero()[:, 0]
-    row, column = direct.weight.nonzero(as_tuple=True)
-    weight = direct.weight[row, column]
+    moved = direct.weight if direct.from_baseline is None else direct.from_baseline
+    row, column = ((direct.weight != 0) | (moved != 0)).nonzero(as_tuple=True)
+    weight, moved = direct.weight[row, column], moved[row, column]
     # Of the activation in the table, so that share = weight / activation holds to the bit for whoever reads it.
-    value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])[targets][row]
+    value = _column(columns["activation"])[targets][row]
     share = torch.where(value == 0, torch.nan, weight / value)
-    whole = EdgeColumns(
-        sources[column], targets[row], weight, share, share * torch.tensor(columns["attribution"])[targets[row]]
-    )
+    if direct.from_baseline is None and chosen.method in VALUE_TIMES_GRADIENT:
+        attribution = share * torch.tensor(columns["attribution"])[targets[row]]
+    else:
+        attribution = moved * _column(columns["gradient"])[targets[row]]
+    whole = EdgeColumns(sources[column], targets[row], weight, share, attribution, moved)
     logit_weight, incoming = torch.zeros(n_nodes), torch.zeros(n_nodes)
     logit_weight[is_logit], incoming[targets] = torch.tensor(weights), direct.incoming
-    left = prune(whole, is_neuron, logit_weight, incoming, pruning)
+    activation = None if direct.from_baseline is None else _column(columns["activation"])
+    left = prune(whole, is_neuron, logit_weight, incoming, pruning, activation)
     kept = {name: [values[i] for i in left.nodes.tolist()] for name, values in columns.items()}
     kept["explained"] = [None if math.isnan(value) else value for value in left.explained.tolist()]
     kept["influence"] = left.influence.tolist()
-    value = torch.tensor([math.nan if one is None else one for one in columns["activation"]])
+    value = _column(columns["activation"])
     bias_share = torch.where((value == 0) | is_embedding, torch.nan, 1 - incoming / value)[left.nodes]
     kept["bias_share"] = [None if math.isnan(one) else one for one in bias_share.tolist()]
     edges = left.edges
     links = {name: getattr(edges, name).numpy() for name in ("source", "target", "weight", "share", "attribution")}
     return nodes_table(kept), edges_table(links), len(whole)
+
+
+def _column(values: Sequence[float | None]) -> Tensor:
+    """NaN where there is none."""
+    return torch.tensor([math.nan if value is None else value for value in values])
+
+
+def _baselines(model: Model, found: SelectedNodes, chosen: Settings) -> tuple[Tensor, Tensor] | None:
+    """Of a prompt's nodes, and of its embeddings [pos, d_model]; None where all are zero. An embedding's baseline is
+    zero but for the counterfactual's."""
+    paired = found.encoded.counterfactual_ids if chosen.baseline == "counterfactual" else None
+    if found.baselines is None and paired is None:
+        return None
+    nodes = torch.zeros(len(found.nodes)) if found.baselines is None else found.baselines
+    if paired is None:
+        return nodes, torch.zeros(len(found.encoded.token_ids), model.d_model)
+    return nodes, passes.embedding(model, Batch((paired,)))[0].float()
 
 
 def _node_columns(model: Model, found: SelectedNodes, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
@@ -296,7 +329,9 @@ def _node_columns(model: Model, found: SelectedNodes, chosen: Settings) -> tuple
         "attribution": found.attributions.tolist()
         + found.embeddings.tolist()
         + _of_logits(found.logits * torch.tensor(weights), chosen),
-        "gradient": [None] * len(at) + _of_logits(torch.tensor(weights), chosen),
+        "gradient": ([None] * n_kept if found.gradients is None else found.gradients.tolist())
+        + [None] * length
+        + _of_logits(torch.tensor(weights), chosen),
         "explained": [None] * size,
         "influence": [None] * size,
         "bias_share": [None] * size,

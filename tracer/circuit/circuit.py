@@ -13,8 +13,9 @@ import math
 import platform
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,12 +41,22 @@ class Prediction(_Record):
 
 
 class Route(_Record):
-    """A way from an embedding to a logit: its nodes, the product of its edges' shares, and that product times the
-    logit's attribution (metric units); None in an imported graph that has no attributions."""
+    """A way from an embedding to a logit: its nodes, the product of its edges' shares, and what the embedding's
+    distance from its baseline carries this way (metric units); None in an imported graph that has no attributions."""
 
     nodes: tuple[int, ...]
     share: float
     attribution: float | None
+
+
+class _Step(NamedTuple):
+    """An edge as a step of paths: what it gives as their first, and what it passes on of the way before it."""
+
+    source: int
+    target: int
+    share: float
+    begins: float
+    passes: float
 
 
 class Graph(_Record):
@@ -131,43 +142,51 @@ class Graph(_Record):
         return table
 
     def paths(self, count: int = 10) -> list[Route]:
-        """The strongest ways from an embedding to a logit: by the absolute product of shares times the logit's
-        attribution, so that paths to several logits compare in metric units; by the product alone without one.
+        """The strongest ways from an embedding to a logit, in metric units: what the embedding's distance from its
+        baseline carries to the metric by this way alone. From baseline zero that is the product of shares times the
+        logit's attribution (by the product alone, where it has none).
 
         Raises:
             JobError: the circuit was traced without edges, or none into a logit has a share, or `count` is below 1.
         """
         if count < 1:
             raise JobError(f"paths({count})", "at least one path must be asked for", "use 1 or more")
-        links = self._links().to_pydict()
         kinds, layers = self.nodes["kind"].to_pylist(), self.nodes["layer"].to_pylist()
-        into: dict[int, list[tuple[int, float]]] = {}
-        for source, target, share in zip(links["source"], links["target"], links["share"], strict=True):
-            if share is not None and math.isfinite(share):
-                into.setdefault(target, []).append((source, share))
-        best: dict[int, list[tuple[float, tuple[int, ...]]]] = {}
-        for node in sorted(range(len(kinds)), key=lambda one: layers[one]):
-            start = [(1.0, (node,))] if kinds[node] == "embedding" else []
-            found = start + [
-                (share * product, (*nodes, node))
-                for source, share in into.get(node, ())
-                for product, nodes in best[source]
-            ]
-            best[node] = heapq.nlargest(count, found, key=lambda path: abs(path[0]))
-        attribution = self.nodes["attribution"].to_pylist()
-        ends = [
-            Route(
-                nodes=nodes, share=share, attribution=None if attribution[node] is None else share * attribution[node]
-            )
-            for node, kind in enumerate(kinds)
-            if kind == "logit"
-            for share, nodes in best[node]
-        ]
+        into: dict[int, list[_Step]] = {}
+        for step in self._steps():
+            into.setdefault(step.target, []).append(step)
         if not any(node in into for node, kind in enumerate(kinds) if kind == "logit") and self.n_edges:
             raise JobError("graph", "no edge into a logit has a share, so paths cannot be compared", "use its weights")
+        best: dict[int, list[tuple[float, float, tuple[int, ...]]]] = {}
+        for node in sorted(range(len(kinds)), key=lambda number: layers[number]):
+            ways = [(1.0, 1.0, (node,))] if kinds[node] == "embedding" else []
+            for step in into.get(node, ()):
+                first = kinds[step.source] == "embedding"
+                for strength, share, nodes in best[step.source]:
+                    factor = step.begins if first else step.passes
+                    ways.append((strength * factor, share * step.share, (*nodes, node)))
+            best[node] = heapq.nlargest(count, ways, key=lambda way: abs(way[0]))
+        scale = self._path_scale()
+        routes = [
+            Route(nodes=nodes, share=share, attribution=None if by is None else strength * by)
+            for node, (kind, by) in enumerate(zip(kinds, scale, strict=True))
+            if kind == "logit"
+            for strength, share, nodes in best[node]
+        ]
         return heapq.nlargest(
-            count, ends, key=lambda way: abs(way.share if way.attribution is None else way.attribution)
+            count, routes, key=lambda way: abs(way.share if way.attribution is None else way.attribution)
         )
+
+    def _steps(self) -> Iterator[_Step]:
+        """Every edge that has a share, as a step of paths: by its share."""
+        links = self._links().to_pydict()
+        for source, target, share in zip(links["source"], links["target"], links["share"], strict=True):
+            if share is not None and math.isfinite(share):
+                yield _Step(source, target, share, share, share)
+
+    def _path_scale(self) -> list[float | None]:
+        """What the product of a path's steps is multiplied by, for each logit: its attribution."""
+        return self.nodes["attribution"].to_pylist()
 
     def to_networkx(self) -> Any:
         """The circuit as a networkx DiGraph: node and edge columns as attributes.
@@ -281,6 +300,32 @@ class Circuit(Graph):
         if len(self.token_ids) != len(self.tokens) or not all(pos < len(self.tokens) for pos in self.positions):
             raise ValueError("positions or tokens do not fit the prompt")
         return self
+
+    def _steps(self) -> Iterator[_Step]:
+        """From another baseline than zero: an edge's attribution, and the part of its source's gradient that it is."""
+        if not self._differs:
+            yield from super()._steps()
+            return
+        nodes = {name: self.nodes[name].to_pylist() for name in ("kind", "activation", "attribution", "gradient")}
+        for edge in self._links().to_pylist():
+            source, target, share = edge["source"], edge["target"], edge["share"]
+            passed = 0.0
+            if nodes["kind"][source] == "neuron" and nodes["gradient"][source]:
+                value, away = nodes["activation"][source], nodes["attribution"][source]
+                if value:
+                    passed = edge["weight"] / value * nodes["gradient"][target] / nodes["gradient"][source]
+                elif away:
+                    passed = edge["attribution"] / away
+            yield _Step(source, target, math.nan if share is None else share, edge["attribution"], passed)
+
+    def _path_scale(self) -> list[float | None]:
+        """From another baseline than zero the steps are in metric units already."""
+        return [1.0] * self.nodes.num_rows if self._differs else super()._path_scale()
+
+    @property
+    def _differs(self) -> bool:
+        """Whether edges are differences from a baseline, of nodes whose gradients are known."""
+        return self.settings.baseline != "zero" and all(row["gradient"] is not None for row in self.rows("neuron"))
 
     @property
     def residual(self) -> float:

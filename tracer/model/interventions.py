@@ -123,22 +123,25 @@ def direct_weights(
     targets: Sequence[Tensor],
     nodes: Sequence[Tensor],
     max_bytes: int,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+    baselines: tuple[Sequence[Tensor], Tensor] | None = None,
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """For each prompt, the weights of the direct edges into its targets, from blocks with detached MLPs: from its nodes
-    [target, node], from each column's embedding [target, column], and from everything together [target].
+    [target, node], from each column's embedding [target, column], and from everything together [target]; and with each
+    source's distance from its baseline in the place of its value [target, node + column], None without baselines.
 
     Prompts do not meet, so that one backward serves a target of each. What is not asked for is summed at once.
 
     Args:
         max_bytes: bytes of gradients held at a time.
+        baselines: of each prompt's nodes [node], and of all embeddings [prompt, column, d_model].
     """
     most = max(len(one) for one in targets)
     summed = torch.stack([torch.nn.functional.pad(one, (0, most - len(one))) for one in targets]).sum(0)
     leaves, leaf_size = [one[3] for one in cuts], sum(one[3].numel() for one in cuts)
     widest = max(one[0].numel() for one in cuts)
-    step = max(1, min(64, max_bytes // (4 * (leaf_size + 2 * widest))))
+    step = max(1, min(64, max_bytes // (4 * (leaf_size + (2 if baselines is None else 3) * widest))))
     unit = torch.eye(most, device=summed.device, dtype=summed.dtype)
-    found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in targets]
+    found: list[list[tuple[Tensor, ...]]] = [[] for _ in targets]
     for first in range(0, most, step):
         grads = torch.autograd.grad(
             summed,
@@ -149,25 +152,43 @@ def direct_weights(
             materialize_grads=True,
             retain_graph=True,
         )
-        weights, total = [], torch.zeros(len(unit[first : first + step]), len(targets))
+        weights, moved, total = [], [], torch.zeros(len(unit[first : first + step]), len(targets))
         for layer, ((_, inner, inside, leaf), grad) in enumerate(zip(cuts, grads, strict=False)):
             weight, source = grad, leaf
             if inner is not None and inside is not None:
                 source = inner
                 (weight,) = torch.autograd.grad(inside, inner, grad, is_grads_batched=True, retain_graph=True)
-            weight = weight.float() * source.detach().float()
-            total += weight.sum((2, 3)).cpu()
             mine = [one[one[:, 0] == layer, 1:].to(weight.device).unbind(-1) for one in nodes]
+            value = source.detach().float()
+            if baselines is not None:
+                base = [one[at[:, 0] == layer].to(weight.device) for one, at in zip(baselines[0], nodes, strict=True)]
+                moved.append(
+                    [
+                        (weight[:, row, column, neuron].float() * (value[row, column, neuron] - base[row])).cpu()
+                        for row, (column, neuron) in enumerate(mine)
+                    ]
+                )
+            weight = weight.float() * value
+            total += weight.sum((2, 3)).cpu()
             weights.append([weight[:, row, column, neuron].cpu() for row, (column, neuron) in enumerate(mine)])
         embedded = (grads[-1].float() * entered.detach().float()).sum(-1).cpu()
         total += embedded.sum(-1)
+        if baselines is not None:
+            away = entered.detach().float() - baselines[1].to(entered.device)
+            moved.append(list((grads[-1].float() * away).sum(-1).cpu().unbind(1)))
         for row, one in enumerate(targets):
             left = max(0, min(step, len(one) - first))
-            joined = torch.cat([layer[row] for layer in weights], -1)[:left]
-            found[row].append((joined, embedded[:left, row], total[:left, row]))
-    back = [torch.argsort(torch.argsort(one[:, 0], stable=True)) for one in nodes]
-    whole = [[torch.cat(part) for part in zip(*parts, strict=True)] for parts in found]
-    return [(one[0][:, order], one[1], one[2]) for one, order in zip(whole, back, strict=True)]
+            parts = [torch.cat([layer[row] for layer in weights], -1), embedded[:, row], total[:, row]]
+            if baselines is not None:
+                parts.append(torch.cat([layer[row] for layer in moved], -1))
+            found[row].append(tuple(part[:left] for part in parts))
+    answers = []
+    for parts, one in zip(found, nodes, strict=True):
+        weight, embedding, incoming, *more = (torch.cat(part) for part in zip(*parts, strict=True))
+        order = torch.argsort(torch.argsort(one[:, 0], stable=True))
+        both = torch.cat([more[0][:, : len(one)][:, order], more[0][:, len(one) :]], -1) if more else None
+        answers.append((weight[:, order], embedding, incoming, both))
+    return answers
 
 
 def frozen_block(block: Any, plan: SimpleNamespace, nodes: Tensor | None, basis: str) -> tuple[Any, ...]:

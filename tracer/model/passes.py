@@ -136,6 +136,12 @@ def ablated(
     return saved[0]
 
 
+def embedding(model: Model, batch: Batch) -> Embedded:
+    """What leaves the embedding. The forward ends there."""
+    with model.lock:
+        return traces.embedding(model.nn, model.plan, batch.inputs(model.device), model.backend())
+
+
 def embeddings_ablated(
     model: Model, batch: Batch, metric: Metric, *, where: tuple[Tensor, Tensor], to: Tensor
 ) -> PerPrompt:
@@ -344,7 +350,8 @@ def direct_weights(
     basis: str = "activation",
     rules: frozenset[str] = NO_RULES,
     max_bytes: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    baselines: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Weights of the direct edges from every node and embedding into every node and logit, over direct paths only.
 
     One forward, and batched backwards. Every MLP is cut, so that no path runs through one. What is not asked for is
@@ -353,20 +360,23 @@ def direct_weights(
     Args:
         nodes: rows of (layer, position, neuron), sources and targets. logits_at: rows of (position, token), targets.
         max_bytes: bytes of gradients held at a time.
+        baselines: of the nodes [node] and of the embeddings [pos, d_model].
 
     Returns:
         The targets' values, nodes then logits [target]; weights into them from the nodes [target, node], from each
-        embedding [target, pos], and from everything there is, nodes or not [target].
+        embedding [target, pos], and from everything there is, nodes or not [target]; and with each source's distance
+        from its baseline in the place of its value [target, node + pos], None without baselines.
     """
     needs_gradients(model)
     kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
     inputs = Batch((tuple(token_ids),)).inputs(model.device, kept)
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
+    away = None if baselines is None else ([baselines[0]], baselines[1][None])
     with model.lock:
         (found,) = traces.direct_weights(
-            model.nn, model.plan, inputs, [nodes], [at], rules, basis, max_bytes, model.backend()
+            model.nn, model.plan, inputs, [nodes], [at], rules, basis, max_bytes, away, model.backend()
         )
-    return found[0], found[1], found[2], found[3]
+    return found[0], found[1], found[2], found[3], found[4]
 
 
 def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) -> Any:

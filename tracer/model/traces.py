@@ -60,6 +60,15 @@ def values(
     return saved
 
 
+def embedding(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], backend: Any = None) -> Tensor:
+    """What leaves the embedding [prompt, column, d_model]. The forward ends there."""
+    with torch.no_grad():
+        with nn.trace(**inputs, backend=backend) as tracer:
+            saved = nnsight.save(interventions.to_cpu(nn.get(plan.embedding).output))
+            tracer.stop()
+    return saved[0]
+
+
 def replaced(
     nn: Any,
     plan: SimpleNamespace,
@@ -141,14 +150,15 @@ def direct_weights(
     rules: frozenset[str],
     basis: str,
     max_bytes: int,
+    baselines: tuple[Sequence[Tensor], Tensor] | None = None,
     backend: Any = None,
-) -> list[tuple[Tensor, ...]]:
-    """Of each prompt: its targets' values [target], and the weights of `interventions.direct_weights`.
+) -> list[tuple[Any, ...]]:
+    """Of each prompt: its targets' values [target], and what `interventions.direct_weights` returns.
 
     Args:
         nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column of the logits, token),
             targets.
-        max_bytes: bytes of gradients held at a time.
+        max_bytes, baselines: as there.
     """
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs, backend=backend):
@@ -156,7 +166,7 @@ def direct_weights(
             cuts = interventions.walk(nn, plan, rules, lambda down, _: interventions.detach_mlp(down, basis))
             out = interventions.logits(nn, plan, rules)
             targets = interventions.target_values([one[0] for one in cuts], nodes, out, logits_at)
-            found = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes)
+            found = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes, baselines)
             saved = nnsight.save(
                 [(*interventions.to_cpu(one), *rest) for one, rest in zip(targets, found, strict=True)]
             )
