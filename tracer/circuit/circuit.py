@@ -17,20 +17,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tracer.errors import JobError, RunError
+from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import parquet
 
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-
-class Prediction(_Record):
+class Prediction(Record):
     """One of the model's top tokens where the metric is read."""
 
     token: str
@@ -38,7 +35,7 @@ class Prediction(_Record):
     probability: float
 
 
-class Route(_Record):
+class Route(Record):
     """A way from an embedding to a logit: its nodes, the product of its edges' shares, and that product times the
     logit's attribution (metric units); None in an imported graph that has no attributions."""
 
@@ -47,7 +44,7 @@ class Route(_Record):
     attribution: float | None
 
 
-class Graph(_Record):
+class Graph(Record):
     """Nodes and direct edges over the tokens of one prompt.
 
     Attributes:
@@ -65,14 +62,16 @@ class Graph(_Record):
         notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
     """
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     nodes: pa.Table
     links: pa.Table | None = None
     text: str
     tokens: tuple[str, ...]
     n_layers: int
-    groups: dict[str, tuple[int, ...]] = {}
-    notes: dict[str, Any] = {}
-    original: dict[str, Any] = {}
+    groups: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    notes: dict[str, Any] = Field(default_factory=dict)
+    original: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole(self) -> Graph:

@@ -12,22 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tracer.evaluation.curves import Band, Curves, Number, Reach
+from tracer.records import Record
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.settings import ModelRecord
 
 _VIEW = (-0.4, 1.6)  # of the plots' share axis
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Outcome(_Record):
+class Outcome(Record):
     """One combination: its curves by ranking, and what they were measured on.
 
     Attributes:
