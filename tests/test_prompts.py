@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny as t
 from helpers import aligned, padded, refused
+from tracer.batching import batches
 from tracer.errors import JobError
-from tracer.prompts import Batch, Prompt, batches, decode, encode
+from tracer.prompts import Batch, Prompt, decode, encode
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ This module knows no other; anything that is not a `TracerError` is a bug of our
 
 from __future__ import annotations
 
+import os
 import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Line ends of every kind and other control characters; spaces are the user's own and stay."""
@@ -60,3 +64,29 @@ def quoted(value: object, limit: int = 60) -> str:
     """`value` as it goes into a message: its repr on one line, spaces kept, shortened to `limit` characters."""
     text = _CONTROL.sub(" ", repr(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def first_line(error: object, limit: int = 160) -> str:
+    """The first line of what an error says, shortened; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit].rstrip(".") if lines else type(error).__name__
+
+
+def described(error: BaseException) -> str:
+    """An exception on one line: class, message, and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" (in {frames[-1].name}, {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
+    message = " ".join(str(error).split())[:500] or type(error).__name__
+    return f"{type(error).__name__}: {message}{place}"
+
+
+@contextmanager
+def writing(
+    path: object, kind: str = "file", next_step: str = "choose another", rule: str = "cannot be written"
+) -> Iterator[None]:
+    """Turn what a file system refuses into a `RunError` about the `kind` at `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{rule} ({error.strerror or error})"
+        raise RunError(f"{kind} {quoted(str(path), 300)}", reason, next_step) from error

@@ -6,18 +6,18 @@ and never repairs a prompt: what cannot be meant as written is a `JobError`.
 
 from __future__ import annotations
 
-import operator
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, SupportsIndex, TypeGuard, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tracer.errors import JobError, quoted
+from tracer.records import as_int, as_python, is_list
 
 Ids = Sequence[SupportsIndex] | np.ndarray | Tensor
 """Whole numbers of any kind: Python's, numpy's, torch's; they become ints when encoded."""
@@ -62,7 +62,7 @@ class Prompt:
     def __post_init__(self) -> None:
         for name in ("target", "foil", "counterfactual", "token_ids", "positions"):
             # Arrays and tensors become lists here: they have no truth value, and two of them no equality.
-            object.__setattr__(self, name, _listed(getattr(self, name)))
+            object.__setattr__(self, name, as_python(getattr(self, name)))
         for name in ("text", "id"):
             if not isinstance(given := getattr(self, name), str | None):
                 raise JobError(f"{name} {quoted(given)}", f"is {type(given).__name__}, not text", "put it in quotes")
@@ -70,7 +70,7 @@ class Prompt:
             _check_characters(self.id, "id")
         for name, value in (("token_ids", self.token_ids), ("counterfactual", self.counterfactual)):
             text = isinstance(value, str) and name == "counterfactual"
-            if value is not None and not text and not _is_list(value):
+            if value is not None and not text and not is_list(value):
                 raise JobError(
                     f"{name} {quoted(value)}", "is no sequence of token ids", "give a list such as [1, 5, 7]"
                 )
@@ -193,7 +193,7 @@ def _check_tokenizer(ids: Sequence[int], vocabulary: Vocabulary, name: str) -> N
 def _singles(value: Any, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
     if value is None:
         return ()
-    several = list(value) if _is_list(value) else [value]
+    several = list(value) if is_list(value) else [value]
     if not several:
         raise JobError(f"{what} {quoted(value)}", "is empty", "give a token or leave it out")
     ids = tuple(_single(one, vocabulary, what) for one in several)
@@ -254,25 +254,8 @@ def _same(one: str, other: str) -> bool:
     return unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", other)
 
 
-def _listed(value: Any) -> Any:
-    """An array or tensor as Python numbers and lists; anything else as it is."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic | Tensor) else value
-
-
-def _is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number of any kind as an int; None for anything else, truth values included."""
-    try:
-        return None if isinstance(value := _listed(value), bool) else operator.index(value)
-    except TypeError:
-        return None
-
-
 def _in_vocabulary(token: Any, vocabulary: Vocabulary, what: str) -> int:
-    number = _whole(token)
+    number = as_int(token)
     if number is None or not 0 <= number < vocabulary.vocab_size:
         raise JobError(
             f"{what} token id {quoted(token)}",
@@ -283,10 +266,10 @@ def _in_vocabulary(token: Any, vocabulary: Vocabulary, what: str) -> int:
 
 
 def _positions(value: Any, length: int) -> tuple[int, ...]:
-    several = [-1] if value is None else list(value) if _is_list(value) else [value]
+    several = [-1] if value is None else list(value) if is_list(value) else [value]
     if not several:
         raise JobError("positions []", "is empty", "give a position or leave it out")
-    numbers = [_whole(pos) for pos in several]
+    numbers = [as_int(pos) for pos in several]
     for pos, number in zip(several, numbers, strict=True):
         if number is None or not -length <= number < length:
             raise JobError(f"position {quoted(pos)}", f"the prompt has {length} tokens", f"use 0 to {length - 1}")
@@ -352,20 +335,3 @@ class Batch:
         inside = ((source >= 0) & (source < self.width)).view(shape).to(tensor.device)
         index = source.clamp(0, self.width - 1).view(shape).to(tensor.device).expand(tensor.shape)
         return torch.where(inside, tensor.gather(dim, index), torch.zeros((), dtype=tensor.dtype, device=tensor.device))
-
-
-def batches(lengths: Sequence[int], bytes_per_token: int, max_bytes: int) -> Iterator[range]:
-    """Consecutive runs of prompts whose padded batch stays within `max_bytes` bytes; one prompt at least.
-
-    The split depends on lengths alone, so two calls compute the same bits.
-    """
-    start = 0
-    while start < len(lengths):
-        stop, widest = start + 1, lengths[start]
-        while stop < len(lengths):
-            wider = max(widest, lengths[stop])
-            if (stop + 1 - start) * wider * bytes_per_token > max_bytes:
-                break
-            stop, widest = stop + 1, wider
-        yield range(start, stop)
-        start = stop

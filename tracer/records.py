@@ -1,9 +1,11 @@
-"""What the records that people write have in common: strict fields, and one value where a list is wanted."""
+"""The base of our records: strict fields, and values that are read as lists and integers."""
 
 from __future__ import annotations
 
+import operator
 import os
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -14,14 +16,27 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def is_list(value: Any) -> bool:
-    """A list or a tuple: what YAML and Python write for several values."""
-    return isinstance(value, list | tuple)
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a value is several: a sequence, but not text."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray)
 
 
 def as_list(value: Any) -> Any:
     """One name, number or path where a list is wanted is a list of one: ``--set methods=relp``."""
     return [value] if isinstance(value, str | int | float | os.PathLike) else value
+
+
+def as_python(value: Any) -> Any:
+    """An array or a tensor as Python numbers and lists; anything else unchanged."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def as_int(value: Any) -> int | None:
+    """An integer of any library as an int; None for anything else, booleans included."""
+    try:
+        return None if isinstance(value := as_python(value), bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 Count = Annotated[int, Field(ge=1, strict=True)]

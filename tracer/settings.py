@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tracer.errors import JobError, quoted
+from tracer.records import Record
 
 Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random"]
 Baseline = Literal["zero", "mean", "counterfactual"]
@@ -39,7 +40,7 @@ LINEAR_METRICS = frozenset({"logit", "difference", "topk", "centred"})
 SUMS_OF_LOGITS = frozenset({"logit", "difference", "topk"})
 
 
-class Settings(BaseModel):
+class Settings(Record):
     """How nodes are attributed (method.md sections 2 and 3).
 
     Attributes:
@@ -52,8 +53,6 @@ class Settings(BaseModel):
         top_k: how many of the model's top tokens the metric ``topk`` sums.
         seed: of the method ``random``.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Method = "relp"
     baseline: Baseline = "zero"
@@ -95,10 +94,8 @@ class Settings(BaseModel):
         return frozenset(self.rules) if self.method == "relp" else RULES
 
 
-class ModelRecord(BaseModel):
+class ModelRecord(Record):
     """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     revision: str | None
@@ -125,13 +122,18 @@ def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
     try:
         return Settings(rules=frozenset(rules), **values)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise as_job_error(error) from None
+        raise as_job_error(error, depth=1) from None
 
 
-def as_job_error(error: ValidationError) -> JobError:
-    """The first problem of a pydantic error as value, rule, next step."""
+def as_job_error(error: ValidationError, where: str = "settings", depth: int | None = None) -> JobError:
+    """The first problem of a pydantic error as value, rule, next step.
+
+    Args:
+        where: what was validated. depth: parts of a nested field's name that are shown; all of them if None.
+    """
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "settings"
+    name = ".".join(str(part) for part in first["loc"][:depth])
+    if first["type"] == "missing":
+        return JobError(where, f"has no {name}", "give it a value")
     rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    value = name if name == "settings" else f"{name.split('.')[0]}={quoted(first['input'])}"
-    return JobError(value, rule, "change or leave out that setting")
+    return JobError(f"{name}={quoted(first['input'])}" if name else where, rule, "change or leave out that setting")

@@ -18,9 +18,9 @@ import pytest
 import yaml
 
 from helpers import refused
-from tracer.errors import JobError, RunError
+from tracer.errors import JobError, RunError, described
 from tracer.runs.workers.cluster import RayPool, connection, pool, status, submission, submit
-from tracer.runs.workers.cluster.actors import Journal, describe_error
+from tracer.runs.workers.cluster.actors import Journal
 
 ray: Any = pytest.importorskip("ray")
 
@@ -91,7 +91,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_importing_tracer_does_not_import_ray() -> None:
-    script = "import sys, tracer.cluster, tracer.cluster.submission; sys.exit('ray' in sys.modules)"
+    script = "import sys, tracer.runs.workers.cluster.submission; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
@@ -130,12 +130,12 @@ def test_an_exception_is_one_line() -> None:
     try:
         raise KeyError("first\nsecond " + "x" * 900)
     except KeyError as error:
-        text = describe_error(error)
+        text = described(error)
     assert text.startswith("KeyError: 'first")
     assert "(in test_an_exception_is_one_line, test_cluster.py:" in text
     assert len(text) < 600
     assert "\n" not in text
-    assert describe_error(ValueError()) == "ValueError: ValueError"
+    assert described(ValueError()) == "ValueError: ValueError"
 
 
 def died(text: str, node: str = "n") -> tuple[str, bool]:

@@ -14,9 +14,9 @@ from rich.console import Console
 
 import tiny
 import tracer
+from tracer.batching import batches
 from tracer.errors import JobError, ModelError
 from tracer.model.sizes import Shape
-from tracer.prompts import batches
 from tracer.runs.jobs import load_job
 from tracer.runs.plan.memory import RUNTIME, _Case, predict
 from tracer.runs.plan.planner import USED, Demand, Plan, check, demands, on_one_gpu, plan

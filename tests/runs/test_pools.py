@@ -83,7 +83,7 @@ def test_a_worker_starts_and_does_units_with_the_threads_asked_for(
 
 def test_an_exception_leaves_the_worker_alive_and_a_users_error_comes_whole(pool: LocalPool) -> None:
     ready(pool, [["raise"], ["odd"], ["refuse"], ["ok"]])
-    for unit, text in enumerate(["ValueError: a worker's bug at faulty.py:", "OddError: odd 12"]):
+    for unit, text in enumerate(["ValueError: a worker's bug (in behave, faulty.py:", "OddError: odd 12"]):
         pool.give("w0", Task(unit=unit))
         broke = until(pool, Broke)[-1]
         assert isinstance(broke, Broke)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracer.errors import TracerError
-from tracer.runs.worker import broke, make, refused
-from tracer.runs.workers.messages import Began, Done, Event, Setup, Started, Task
+from tracer.errors import TracerError, described
+from tracer.runs.worker import make, refused
+from tracer.runs.workers.messages import Began, Broke, Done, Event, Setup, Started, Task
 
 
 class InlinePool:
@@ -40,7 +40,7 @@ class InlinePool:
             except TracerError as error:
                 self._events.append(refused(worker, error))
             except Exception as error:  # noqa: BLE001  as the real worker does
-                self._events.append(broke(worker, error))
+                self._events.append(Broke(worker=worker, error=described(error)))
         found, self._events = self._events, []
         return found
 

@@ -17,11 +17,12 @@ from torch import Tensor
 from tracer.attribution import methods
 from tracer.attribution.methods import Progress, Work
 from tracer.attribution.result import Attribution, check_conservation
+from tracer.batching import batches
 from tracer.errors import JobError, quoted
 from tracer.metrics import Metric, entries
 from tracer.model import passes
 from tracer.model.model import Model
-from tracer.prompts import Batch, Encoded, Prompt, batches, encode
+from tracer.prompts import Batch, Encoded, Prompt, encode
 from tracer.settings import Settings, settings
 from tracer.shapes import MeanValues
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tracer.attribution import replay
 from tracer.attribution.result import along_activations, along_path, noises
+from tracer.batching import chunked
 from tracer.metrics import Metric
 from tracer.model import passes
 from tracer.model.model import Model
@@ -267,8 +268,7 @@ def _parts(work: Work, row: int, whole: range) -> list[range]:
     """What is ablated of one prompt, in parts of as many rows as the byte limit allows beside the whole one."""
     length = len(work.batch.token_ids[row])
     room = work.max_bytes // (work.model.bytes_per_token(gradient=False, length=length) * length) - 1
-    step = min(max(1, room), EXACT_ROWS)
-    return [whole[at : at + step] for at in range(0, len(whole), step)]
+    return chunked(whole, min(max(1, room), EXACT_ROWS))
 
 
 def _control(work: Work) -> Result:

@@ -19,20 +19,17 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tracer.errors import JobError, RunError
+from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import parquet
 
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-
-class Prediction(_Record):
+class Prediction(Record):
     """One of the model's top tokens where the metric is read."""
 
     token: str
@@ -40,13 +37,17 @@ class Prediction(_Record):
     probability: float
 
 
-class Route(_Record):
+class Route(Record):
     """A way from an embedding to a logit: its nodes, the product of its edges' shares, and what the embedding's
     distance from its baseline carries this way (metric units); None in an imported graph that has no attributions."""
 
     nodes: tuple[int, ...]
     share: float
     attribution: float | None
+
+
+_Way = tuple[float, float, tuple[int, ...]]
+"""How much comes by a way, the product of its shares, and its nodes."""
 
 
 class _Step(NamedTuple):
@@ -59,7 +60,7 @@ class _Step(NamedTuple):
     passes: float
 
 
-class Graph(_Record):
+class Graph(Record):
     """Nodes and direct edges over the tokens of one prompt.
 
     Attributes:
@@ -79,14 +80,16 @@ class Graph(_Record):
         notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
     """
 
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
     nodes: pa.Table
     links: pa.Table | None = None
     text: str
     tokens: tuple[str, ...]
     n_layers: int
-    groups: dict[str, tuple[int, ...]] = {}
-    notes: dict[str, Any] = {}
-    original: dict[str, Any] = {}
+    groups: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    notes: dict[str, Any] = Field(default_factory=dict)
+    original: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole(self) -> Graph:
@@ -157,9 +160,9 @@ class Graph(_Record):
             into.setdefault(step.target, []).append(step)
         if not any(node in into for node, kind in enumerate(kinds) if kind == "logit") and self.n_edges:
             raise JobError("graph", "no edge into a logit has a share, so paths cannot be compared", "use its weights")
-        best: dict[int, list[tuple[float, float, tuple[int, ...]]]] = {}
+        best: dict[int, list[_Way]] = {}
         for node in sorted(range(len(kinds)), key=lambda number: layers[number]):
-            ways = [(1.0, 1.0, (node,))] if kinds[node] == "embedding" else []
+            ways: list[_Way] = [(1.0, 1.0, (node,))] if kinds[node] == "embedding" else []
             for step in into.get(node, ()):
                 first = kinds[step.source] == "embedding"
                 for strength, share, nodes in best[step.source]:

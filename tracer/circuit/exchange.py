@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from tracer.circuit.circuit import Circuit, Graph, edges_table, nodes_table
-from tracer.errors import JobError, RunError, quoted
+from tracer.errors import JobError, RunError, quoted, writing
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 MAX_BYTES = 256 * 2**20
@@ -69,12 +69,9 @@ def export(graph: Graph, path: str | Path, format: str = "neuronpedia") -> Expor
     path = Path(path)
     if path.is_dir():
         raise RunError(f"path {quoted(str(path), 300)}", "is a folder", "give a file name")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         return FORMATS[format](graph, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"file {quoted(str(path), 300)}", f"cannot be written ({reason})", "choose another") from error
 
 
 def import_graph(path: str | Path, max_bytes: int = MAX_BYTES) -> Graph:

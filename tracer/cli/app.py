@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import runs, terminal
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, first_line, quoted, writing
 
 if TYPE_CHECKING:
     from tracer.attribution.methods import Progress
@@ -360,7 +360,8 @@ def evaluate(
     others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
     constant = quality.always_on(model, circuit, others) if others else None
     content = tables.evaluation_json(result, qualities, constant)
-    _write(folder / "evaluation.json", content)
+    with writing(folder / "evaluation.json", next_step="check the folder"):
+        (folder / "evaluation.json").write_text(content, encoding="utf-8")
     tables.plot_evaluation(result, folder / "evaluation.png", circuit.text)
     page = document.write_document(
         circuit, result, qualities[0] if qualities else None, constant, path=folder / "report.html"
@@ -392,15 +393,6 @@ def _unrelated(structure: str | None) -> list[Any]:
     if structure is None:
         return []
     return [tracer.Prompt(pair.prompt) for pair in tasks.capitals.pairs("test", 10)]
-
-
-def _write(path: Path, text: str) -> None:
-    from tracer.errors import RunError
-
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"file '{path}'", f"cannot be written ({error.strerror})", "check the folder") from error
 
 
 @app.command()
@@ -636,7 +628,7 @@ def _lines(path: Path) -> list[Any]:
         lines = [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(
-            f"--reference {str(path)!r}", f"cannot be read ({error})", "give a text file, a prompt a line"
+            f"--reference {str(path)!r}", f"cannot be read ({first_line(error)})", "give a text file, a prompt a line"
         ) from None
     if not lines:
         raise JobError(f"prompts {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")

@@ -20,7 +20,7 @@ import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, first_line, quoted
 
 FORMATS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".parquet": "parquet"}
 """What a file is, by the end of its name; ``.gz`` may follow those of text."""
@@ -164,8 +164,8 @@ def _accessing(shown: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, zlib.error, UnicodeError, pa.ArrowException) as error:
-        rule = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-        raise JobError(shown, f"cannot be read: {rule[:200]}", "check the path, and that the file is whole") from error
+        said = first_line(getattr(error, "strerror", None) or error, 200)
+        raise JobError(shown, f"cannot be read: {said}", "check the path, and that the file is whole") from error
 
 
 def reading(file: File) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tracer.data.source import ROW_FIELDS
 from tracer.errors import JobError, quoted
+from tracer.records import is_list
 
 _NUMBERS = frozenset({"token_ids", "counterfactual_ids", "positions"})
 _SHOWN = 20  # of the columns that an error names
@@ -210,7 +211,7 @@ def _whole(name: str, value: Any, lowest: int) -> int:
 
 
 def _list(name: str, value: Any) -> Sequence[Any]:
-    if not isinstance(value, list | tuple):
+    if not is_list(value):
         raise ValueError(f"{name} is {quoted(value)}, not a list of whole numbers")
     if not value:
         raise ValueError(f"{name} is an empty list")
@@ -221,18 +222,13 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
     return tuple(_whole(name, one, 0) for one in _list(name, value))
 
 
-def _several(value: Any) -> Any:
-    """One value where a list may stand is a list of one."""
-    return value if isinstance(value, list | tuple) else [value]
-
-
 def _positions(name: str, value: Any) -> tuple[int, ...]:
-    return tuple(_whole(name, one, -_LARGEST) for one in _list(name, _several(value)))
+    return tuple(_whole(name, one, -_LARGEST) for one in _list(name, value if is_list(value) else [value]))
 
 
 def _tokens(name: str, value: Any) -> tuple[str | int, ...]:
     """One token or several, each as text or id."""
-    values = [_plain(name, one) for one in _list(name, _several(value))]
+    values = [_plain(name, one) for one in _list(name, value if is_list(value) else [value])]
     return tuple(_text(name, one) if isinstance(one, str) else _whole(name, one, 0) for one in values)
 
 

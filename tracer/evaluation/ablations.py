@@ -22,6 +22,7 @@ from torch import Tensor
 from tracer import metrics
 from tracer.attribution.attribute import check_reach, mean_values, metric_of
 from tracer.attribution.methods import Progress
+from tracer.batching import chunked
 from tracer.evaluation import on_server
 from tracer.metrics import Metric
 from tracer.model import passes
@@ -133,7 +134,7 @@ class AblationTest:
                 progress(part.stop, len(jobs))
             return found
 
-        return torch.cat(self.model.each(some, _parts(len(jobs), size)))
+        return torch.cat(self.model.each(some, chunked(range(len(jobs)), size)))
 
     def measure_apart(self, groups: Sequence[Sequence[Job]]) -> Float[Tensor, "group job"]:
         """The metric of groups of as many jobs. Here they do not share batches, so that none depends on another; on a
@@ -217,13 +218,13 @@ def there(
     def some(part: range) -> Tensor:
         mine = [rows[i] for i in part]
         few = ceil(step * len(part) / size)  # a request that was halved has half as large forwards
-        groups = list(_against_whole(mine, few) if falls else _chunks(mine, few))
+        groups = list(_against_whole(mine, few) if falls else chunked(mine, few))
         found = _request(model, groups, to, metric, basis, few)
         if progress is not None:
             progress(part.stop, len(rows))
         return torch.cat([one[0] - one[1:] for one in found] if falls else found)
 
-    parts = _parts(len(rows), size)
+    parts = chunked(range(len(rows)), size)
     return torch.cat([torch.empty(0), *model.each(some, parts)])
 
 
@@ -241,7 +242,7 @@ def _request(
         for group in groups
     ]
     asked = list(zip(groups, reads, strict=True))
-    batches = [Batch(tuple(part)) for part in _chunks(others, few)]
+    batches = [Batch(tuple(part)) for part in chunked(others, few)]
     return ablated_sets(model, asked, batches, mean=to.drawn is None, basis=basis)
 
 
@@ -283,14 +284,5 @@ def ablated_sets(
 def _against_whole(rows: Sequence[AblatedRow], few: int) -> Iterable[list[AblatedRow]]:
     """Groups of a `few` rows of one prompt, each behind the prompt as it is."""
     for _, mine in groupby(rows, key=lambda row: row.prompt):
-        for part in _chunks(list(mine), max(1, few - 1)):
+        for part in chunked(list(mine), max(1, few - 1)):
             yield [replace(part[0], nodes=NO_NODES, stays=False), *part]
-
-
-def _chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
-    return [list(items[part.start : part.stop]) for part in _parts(len(items), size)]
-
-
-def _parts(count: int, size: int) -> list[range]:
-    """Consecutive runs of at most `size`."""
-    return [range(start, min(start + size, count)) for start in range(0, count, size)]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from tracer.attribution.attribute import with_metric
@@ -23,16 +22,13 @@ from tracer.evaluation.ablations import NEVER, AblationTest, Job, Ranks
 from tracer.evaluation.faithfulness import LEVELS, ablation_values, check_test, shuffled
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt
+from tracer.records import Record
 from tracer.settings import settings
 
 _ROWS = 256  # of one batch of ablations: more gain nothing on a CPU
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Number(_Record):
+class Number(Record):
     """A number with the ends of its 95 % interval."""
 
     estimate: float
@@ -40,7 +36,7 @@ class Number(_Record):
     high: float
 
 
-class Band(_Record):
+class Band(Record):
     """A curve with the ends of its 95 % intervals, by size."""
 
     estimate: tuple[float, ...]
@@ -48,7 +44,7 @@ class Band(_Record):
     high: tuple[float, ...]
 
 
-class Reach(_Record):
+class Reach(Record):
     """The fewest nodes that reach a level of faithfulness; None where no measured size does."""
 
     estimate: int | None
@@ -56,7 +52,7 @@ class Reach(_Record):
     high: int | None
 
 
-class Curves(_Record):
+class Curves(Record):
     """What the circuits of one ranking do, by size; fields as in `evaluation.Evaluation`.
 
     `cpr` and `cmd` are areas over MIB's sizes, `sizes_for` is over all sizes measured.

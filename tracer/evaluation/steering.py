@@ -24,6 +24,7 @@ from tracer.attribution import selected
 from tracer.attribution.attribute import attribute, prepared
 from tracer.attribution.result import Attribution
 from tracer.attribution.selection import strongest
+from tracer.batching import batches
 from tracer.circuit.circuit import Circuit, Graph, load_graph
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, quoted
@@ -32,7 +33,7 @@ from tracer.evaluation.ablations import AblatedRow
 from tracer.evaluation.statistics import Interval
 from tracer.model import passes
 from tracer.model.model import Model
-from tracer.prompts import Batch, Encoded, Prompt, Target, batches, decode, encode
+from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
 from tracer.settings import settings
 
 TOP = 5

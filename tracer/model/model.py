@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tracer import demo
-from tracer.errors import JobError, ModelError, RemoteError, quoted
+from tracer.errors import JobError, ModelError, RemoteError, first_line, quoted
 from tracer.model import interventions
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of
@@ -436,7 +436,7 @@ def _source(name: str | Path, revision: str | None) -> str:
         exists, complete = folder.exists(), (folder / "config.json").is_file()
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"model {quoted(given)}", f"is no path ({_reason(error)})", "check how it is written"
+            f"model {quoted(given)}", f"is no path ({first_line(error)})", "check how it is written"
         ) from error
     if exists or isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
         if not complete:
@@ -605,13 +605,7 @@ def _check_architecture(config: Any, attention: str | None) -> None:
         try:
             AutoModelForCausalLM.from_config(config, attn_implementation=attention)
         except (ValueError, ImportError) as error:
-            raise ModelError(f"attention={attention!r}", _reason(error), "leave it out") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first line of what was raised, or its kind."""
-    said = str(error).strip()
-    return said.splitlines()[0][:160].rstrip(".") if said else type(error).__name__
+            raise ModelError(f"attention={attention!r}", first_line(error), "leave it out") from error
 
 
 def out_of_memory(error: Exception) -> bool:
@@ -626,17 +620,19 @@ def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError
     name = f"model folder {quoted(source)}" if os.path.isdir(source) else f"model {quoted(source)}"
     if out_of_memory(error):
         return ModelError(
-            name, f"does not fit in memory ({_reason(error)})", "use a smaller dtype, or device_map='auto'"
+            name, f"does not fit in memory ({first_line(error)})", "use a smaller dtype, or device_map='auto'"
         )
     if isinstance(error, ImportError):
-        return ModelError(name, _reason(error), "install the package that it needs")
+        return ModelError(name, first_line(error), "install the package that it needs")
     if isinstance(placed, dict) and isinstance(error, ValueError):
-        return ModelError(f"device_map={quoted(placed)}", _reason(error), "give every module a device, or use 'auto'")
+        return ModelError(
+            f"device_map={quoted(placed)}", first_line(error), "give every module a device, or use 'auto'"
+        )
     if os.path.isdir(source):
-        return ModelError(name, _reason(error), "check that it is complete, with safetensors weights")
+        return ModelError(name, first_line(error), "check that it is complete, with safetensors weights")
     return ModelError(
         name,
-        f"could not be fetched from Hugging Face ({_reason(error)})",
+        f"could not be fetched from Hugging Face ({first_line(error)})",
         "check the id, the network and HF_ENDPOINT, or give a local folder; 'demo' needs neither",
     )
 

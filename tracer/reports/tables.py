@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracer.circuit.circuit import Circuit, Graph
-from tracer.errors import RunError, quoted
+from tracer.errors import writing
 from tracer.reports import figures, viewer
 from tracer.settings import RULES
 
@@ -79,12 +79,9 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
         RunError: the file cannot be written.
     """
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise RunError(f"file {quoted(str(path), 300)}", f"cannot be written ({reason})", "choose another") from error
     return path
 
 

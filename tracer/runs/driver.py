@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,12 +22,12 @@ import pyarrow as pa
 
 from tracer import data
 from tracer.circuit.circuit import provenance
-from tracer.errors import RunError, TracerError, quoted
+from tracer.errors import RunError, TracerError, quoted, writing
 from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.status import RunState, Status, Tally
-from tracer.runs.units.shards import input_row
+from tracer.runs.units.shards import NO_ROOM, input_row
 from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import RetryLimits, Runner
@@ -142,7 +142,7 @@ def run(
     check_asked(chosen, workers, gpus_per_worker)
     folder = RunFolder(out)
     with ExitStack() as stack:
-        stack.enter_context(_as_run_error(folder))
+        stack.enter_context(writing(folder.place, "folder", NO_ROOM, "cannot be written or read"))
         folder.check()
         lease = stack.enter_context(folder.place.locked())
         signals = stack.enter_context(_Signals())
@@ -515,17 +515,6 @@ def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: 
         was, now = there.get("packages", {}), provenance()["packages"]
         told = ", ".join(f"{name} {was.get(name)}, now {now[name]}" for name in _PACKAGES if was.get(name) != now[name])
         raise RunError(value, f"was begun with other versions ({told})", "install those, or pass --overwrite")
-
-
-@contextmanager
-def _as_run_error(folder: RunFolder) -> Iterator[None]:
-    """What a file system refuses is the user's to mend."""
-    try:
-        yield
-    except OSError as error:
-        rule = f"cannot be written or read ({error.strerror or error})"
-        step = "make room or choose another with --out; what is committed is kept, repeat the command to go on"
-        raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, step) from error
 
 
 class _Signals:

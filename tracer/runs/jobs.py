@@ -33,6 +33,7 @@ from tracer.settings import (
     MetricKind,
     Rule,
     Settings,
+    as_job_error,
     settings,
 )
 
@@ -397,14 +398,4 @@ def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, ov
     try:
         return _KINDS[kind].model_validate(content)
     except ValidationError as error:
-        raise _as_job_error(error, where) from None
-
-
-def _as_job_error(error: ValidationError, where: str) -> JobError:
-    """The first problem as value, rule, next step."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "missing":
-        return JobError(where, f"has no {name}", "give it a value")
-    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return JobError(f"{name}={quoted(first['input'])}" if name else where, rule, "change or leave out that setting")
+        raise as_job_error(error, where) from None

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tracer.errors import TracerError, kind_of
+from tracer.errors import TracerError, described, kind_of
 from tracer.runs.workers.messages import Beat, Began, Broke, Done, Refused, Report, Setup, Started, Task
 from tracer.settings import ModelRecord
 
@@ -123,14 +123,6 @@ def refused(worker: str, error: TracerError) -> Refused:
     return Refused(worker=worker, kind=kind, value=error.value, rule=error.rule, next_step=error.next_step)
 
 
-def broke(worker: str, error: BaseException) -> Broke:
-    """Any other error as text: some do not travel as they are."""
-    said = " ".join(str(error).split())[:500]
-    where = traceback.extract_tb(error.__traceback__)
-    at = f" at {os.path.basename(where[-1].filename)}:{where[-1].lineno}" if where else ""
-    return Broke(worker=worker, error=f"{type(error).__name__}: {said}{at}")
-
-
 def main(name: str) -> None:
     """Serve tasks from standard input until it ends, which is when the driver does."""
     with os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8") as out:
@@ -163,7 +155,7 @@ def main(name: str) -> None:
                 say(refused(name, error))
             except Exception as error:  # noqa: BLE001  the driver decides what becomes of a unit that broke
                 traceback.print_exc()
-                say(broke(name, error))
+                say(Broke(worker=name, error=described(error)))
 
 
 def _listen(lines: queue.Queue[str]) -> None:

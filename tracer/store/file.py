@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from tracer.records import Record
 
 
-class File(BaseModel):
+class File(Record):
     """A file that a worker wrote: its place in the folder, size in bytes, SHA-256, and rows if it is a table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     size: int

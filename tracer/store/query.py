@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from tracer.errors import JobError, RunError, quoted
+from tracer.errors import JobError, RunError, first_line, quoted
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import opened
 
@@ -50,7 +50,7 @@ def query(files: Mapping[str, Sequence[str]], fs: FileSystem, sql: str) -> pa.Ta
                     _show(connection, name, list(files.get(name, ())), fs, schema)
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 raise RunError(
-                    "a table of the run", f"cannot be read ({_first_line(error)})", "run it again"
+                    "a table of the run", f"cannot be read ({first_line(error, 1000)})", "run it again"
                 ) from error
             for setting in ("python_enable_replacements", "enable_external_access"):
                 connection.execute(f"SET {setting} = false")
@@ -113,9 +113,5 @@ def _check(duckdb: Any, sql: str) -> None:
 
 
 def _failed(sql: str, error: Exception) -> JobError:
-    rule = f"fails: {_first_line(error)}"
+    rule = f"fails: {first_line(error, 1000)}"
     return JobError(f"query {quoted(sql)}", rule, "mend the statement; DESCRIBE TABLE shows the columns")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from tracer.errors import RunError, quoted
+from tracer.errors import RunError, first_line, quoted
 
 SCHEMES = ("s3", "gs", "gcs")
 LEASE = 120.0  # seconds after which a lease that was not renewed is nobody's
@@ -74,7 +74,7 @@ class Storage:
         try:
             self.fs, self.root = fs.FileSystem.from_uri(self.address.replace("gcs://", "gs://", 1))
         except (pa.ArrowException, OSError, ValueError) as error:
-            rule = f"is no address that Arrow can open ({_first_line(error)})"
+            rule = f"is no address that Arrow can open ({first_line(error)})"
             raise RunError(f"address {quoted(self.address, 200)}", rule, "write s3://bucket/folder") from error
 
     def __str__(self) -> str:
@@ -120,7 +120,9 @@ class Storage:
         try:
             found = json.loads(self.read(name))
         except (OSError, ValueError) as error:
-            raise RunError(value, f"cannot be read ({_first_line(error)})", step) from error
+            raise RunError(
+                value, f"cannot be read ({first_line(getattr(error, 'strerror', None) or error)})", step
+            ) from error
         if not isinstance(found, dict):
             raise RunError(value, "does not hold a JSON object", step)
         return found
@@ -323,8 +325,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
-
-
-def _first_line(error: Exception) -> str:
-    said = str(getattr(error, "strerror", None) or error).strip()
-    return said.splitlines()[0][:160] if said else type(error).__name__

@@ -10,22 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from tracer.evaluation.curves import Curves, Number, Reach
+from tracer.records import Record
 from tracer.reports import figures
 from tracer.reports.tables import csv_bytes
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.settings import ModelRecord
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Outcome(_Record):
+class Outcome(Record):
     """One combination: its curves by ranking, and what they were measured on.
 
     Attributes:

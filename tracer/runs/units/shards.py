@@ -27,11 +27,12 @@ from tracer import data
 from tracer.attribution.attribute import Reference
 from tracer.attribution.result import Attribution
 from tracer.attribution.trace import trace_all
+from tracer.batching import batches, chunked
 from tracer.circuit.circuit import Circuit
-from tracer.errors import JobError, RemoteError, RunError, TracerError
+from tracer.errors import JobError, RemoteError, TracerError, writing
 from tracer.model.model import Model, out_of_memory
 from tracer.ndif.server import JobFailedError, TooLargeError
-from tracer.prompts import Encoded, Prompt, batches, encode
+from tracer.prompts import Encoded, Prompt, encode
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.workers.messages import Beat, Report, Task
 from tracer.store import schemas
@@ -41,6 +42,8 @@ from tracer.store.run_folder import RunFolder
 STICKY = 70  # exit code of a process whose device can compute no more
 PASSING = (ConnectionError, TimeoutError)
 """What may go well if it is tried again."""
+NO_ROOM = "make room or choose another with --out; what is committed is kept, repeat the command to resume"
+"""What to do where a run's folder cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -198,14 +201,8 @@ class ShardWork:
             tables["edges"] = shard.edges(), schemas.EDGES
         if shard.sums is not None:
             tables["means"] = shard.sums.table(), schemas.MEANS
-        try:
+        with writing(self.folder.place, "folder", NO_ROOM):
             return {name: self.folder.write_shard(name, unit, *content) for name, content in tables.items()}
-        except OSError as error:
-            raise RunError(
-                f"folder {self.folder.place}",
-                f"cannot be written ({error.strerror or error})",
-                "make room or choose another --out; what is committed is kept, repeat the command to go on",
-            ) from error
 
 
 def options(job: DatasetJob) -> dict[str, Any]:
@@ -303,9 +300,7 @@ class _Shard:
         lengths = [len(item.encoded.token_ids) for item in ordered]
         each = self.model.bytes_per_token(length=max(lengths, default=1))
         for part in batches(lengths, each, self.task.max_bytes or self.model.budget()):
-            most = self.job.batch or len(part)
-            for first in range(part.start, part.stop, most):
-                batch = ordered[first : min(first + most, part.stop)]
+            for batch in chunked(ordered[part.start : part.stop], self.job.batch or len(part)):
                 if any(item.id in apart for item in batch):
                     yield from ([item] for item in batch)
                 else:
@@ -378,8 +373,8 @@ class _Shard:
         half = (len(items) + 1) // 2 if memory else 1
         with self._counting:
             self.halved += memory
-        for first in range(0, len(items), half):
-            yield from self._batch(items[first : first + half])
+        for part in chunked(items, half):
+            yield from self._batch(part)
 
     def _traced(self, items: list[_Item]) -> _Traced:
         found: list[Attribution] = []

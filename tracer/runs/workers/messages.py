@@ -11,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
 
+from tracer.records import Record
 from tracer.settings import ModelRecord
 from tracer.store.file import File
 
 
-class _Record(BaseModel):
-    # A number that is none stays one on its way: JSON's null would be another thing.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+class _Message(Record):
+    # NaN and infinities survive the journey, which JSON would turn into null.
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
 
-class Setup(_Record):
+class Setup(_Message):
     """What a worker is started with, as it travels to another process.
 
     Attributes:
@@ -43,7 +44,7 @@ class Setup(_Record):
     in_flight: int = 1
 
 
-class Task(_Record):
+class Task(_Message):
     """One unit of work.
 
     Attributes:
@@ -60,15 +61,15 @@ class Task(_Record):
     unit: int
     attempt: int = 1
     alone: tuple[int, ...] = ()
-    quarantined: dict[int, tuple[str, str]] = {}
-    deaths: dict[int, int] = {}
+    quarantined: dict[int, tuple[str, str]] = Field(default_factory=dict)
+    deaths: dict[int, int] = Field(default_factory=dict)
     only: tuple[int, ...] | None = None
-    files: dict[str, str] = {}
+    files: dict[str, str] = Field(default_factory=dict)
     max_bytes: int | None = None
     finish: bool = False
 
 
-class Report(_Record):
+class Report(_Message):
     """A unit that is done.
 
     Attributes:
@@ -81,15 +82,15 @@ class Report(_Record):
     """
 
     unit: int
-    files: dict[str, File] = {}
-    statuses: dict[str, int] = {}
-    errors: dict[str, int] = {}
+    files: dict[str, File] = Field(default_factory=dict)
+    statuses: dict[str, int] = Field(default_factory=dict)
+    errors: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
     halved: int = 0
     outcome: dict[str, Any] | None = None
 
 
-class Started(_Record):
+class Started(_Message):
     """A worker is ready: its model is loaded. `max_bytes`: bytes a batch may use by default on its device."""
 
     worker: str
@@ -98,7 +99,7 @@ class Started(_Record):
     where: str
 
 
-class Began(_Record):
+class Began(_Message):
     """A worker began prompts (a batch is begun at once), or still has them under way. `done`: prompts of the unit that
     it has finished. `note`: what it waits for, if it waits for a service."""
 
@@ -115,14 +116,14 @@ class Beat(Protocol):
     def __call__(self, prompts: Sequence[int], done: int, note: str = "") -> None: ...
 
 
-class Done(_Record):
+class Done(_Message):
     """A worker finished its unit."""
 
     worker: str
     report: Report
 
 
-class Refused(_Record):
+class Refused(_Message):
     """A worker met what the user must mend (a `TracerError`): its class and three parts. The run ends."""
 
     worker: str
@@ -132,14 +133,14 @@ class Refused(_Record):
     next_step: str
 
 
-class Broke(_Record):
+class Broke(_Message):
     """A worker's unit raised something that is no prompt's fault; the worker lives on."""
 
     worker: str
     error: str
 
 
-class Died(_Record):
+class Died(_Message):
     """A worker is gone.
 
     Attributes:

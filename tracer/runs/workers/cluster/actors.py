@@ -10,11 +10,10 @@ import importlib
 import itertools
 import os
 import socket
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from tracer.errors import TracerError, kind_of
+from tracer.errors import TracerError, described, kind_of
 from tracer.runs.workers.cluster.connection import last_line, load_ray
 from tracer.runs.workers.messages import Setup, Started, Task
 from tracer.version import VERSION
@@ -72,7 +71,7 @@ class Actor:
         except TracerError as error:
             return _refusal(error)
         except Exception as error:  # noqa: BLE001 - the edge of a process
-            return ("failed", describe_error(error))
+            return ("failed", described(error))
         context = load_ray().get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         where = f"{socket.gethostname()}, process {os.getpid()}" + (f", GPU {' '.join(gpus)}" if gpus else "")
@@ -95,15 +94,8 @@ class Actor:
         except TracerError as error:
             return _refusal(error)
         except (Exception, JournalLostError) as error:  # noqa: BLE001 - the edge of a process
-            return ("broke", describe_error(error))
+            return ("broke", described(error))
         return ("done", report.model_dump_json())
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception on one line: type, message, and where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" (in {frames[-1].name}, {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {last_line(error, 500)}{place}"
 
 
 def _refusal(error: TracerError) -> tuple[str, ...]:
