@@ -91,7 +91,7 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_importing_tracer_does_not_import_ray() -> None:
-    script = "import sys, tracer.cluster, tracer.cluster.submission; sys.exit('ray' in sys.modules)"
+    script = "import sys, tracer.runs.workers.cluster.submission; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
