@@ -1,5 +1,6 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
+# shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
 # test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,13 +9,20 @@ TRACES := .venv/.traces
 READY := .venv/.ready
 SLOW ?= slow
 
-.PHONY: demo test check slow bench test-ndif clean
+SHIFTS ?= 0:1 4:1 8:2 16:1 32:2
+PARITY := tests/model tests/attribution tests/evaluation tests/runs tests/ndif tests/test_reference.py
+
+.PHONY: demo test shifted check slow bench test-ndif clean
 
 demo: $(TRACES)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
+
+shifted: $(READY)
+	for one in $(SHIFTS); do echo "shift:threads $$one"; \
+		TRACER_TEST_SHIFT=$${one%:*} TRACER_TEST_THREADS=$${one#*:} $(BIN)/python -m pytest -n 2 $(PARITY) || exit; done
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "$(SLOW)"

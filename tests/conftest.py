@@ -24,6 +24,19 @@ settings.register_profile(
 settings.load_profile("tracer")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> Iterator[None]:
+    """This machine; or the one that `make shifted` asks for: see support/truth.py."""
+    asked = {name: os.environ.get(f"TRACER_TEST_{name.upper()}") for name in ("shift", "threads")}
+    if not any(asked.values()):
+        yield
+        return
+    from truth import other_machine
+
+    with other_machine(int(asked["shift"] or 0), int(asked["threads"] or 1)):
+        yield
+
+
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A `loopback.Loopback`: imported here, since tracer is to be imported after its type checks are on."""

@@ -17,6 +17,7 @@ from tracer.evaluation import faithfulness, statistics
 from tracer.evaluation.ablations import Job
 from tracer.evaluation.curves import Bench, Curves, curves, ordered
 from tracer.prompts import Encoded, Prompt, encode
+from truth import tolerance
 
 
 @functools.cache
@@ -67,7 +68,8 @@ def test_areas_are_over_mibs_sizes() -> None:
         assert found.cpr.estimate == pytest.approx(float(torch.trapezoid(value, at)), abs=1e-6)
         assert found.cmd.estimate == pytest.approx(float(torch.trapezoid((1 - value).abs(), at)), abs=1e-6)
         assert found.sizes[-1] == total
-        assert (found.faithfulness.estimate[-1], found.completeness.estimate[-1]) == (1.0, 0.0)
+        ends = (found.faithfulness.estimate[-1], found.completeness.estimate[-1])
+        assert ends == pytest.approx((1.0, 0.0), abs=tolerance())  # measured in other batches than the whole
 
 
 @functools.cache

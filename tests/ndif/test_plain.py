@@ -17,6 +17,8 @@ from nnsight import TransformersModel
 from nnsight.intervention.backends.remote import RemoteBackend, RemoteError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from truth import close
+
 pytestmark = [
     pytest.mark.ndif,
     pytest.mark.skipif("NDIF_HOST" not in os.environ, reason="no NDIF_HOST: run make test-ndif"),
@@ -62,7 +64,7 @@ def test_forward(model: TransformersModel, ids: torch.Tensor) -> None:
         return logits
 
     local, far = both(run)
-    assert torch.equal(local, far)
+    assert close(far, local)
 
 
 def test_gradient(model: TransformersModel, ids: torch.Tensor) -> None:
@@ -107,7 +109,7 @@ def test_intervention(model: TransformersModel, ids: torch.Tensor) -> None:
         return logits
 
     local, far = both(run)
-    assert torch.equal(local, far)
+    assert close(far, local)
     with model.trace(ids):
         untouched = nnsight.save(model.lm_head.output[:, -1])
     assert not torch.equal(far, untouched)
@@ -126,7 +128,7 @@ def test_generation_under_intervention(model: TransformersModel, ids: torch.Tens
         return torch.cat(kept)
 
     local, far = both(run)
-    assert torch.equal(local, far)
+    assert close(far, local)
     assert local.shape[0] == 6
 
 
@@ -141,7 +143,7 @@ def test_non_blocking(model: TransformersModel, ids: torch.Tensor) -> None:
     assert result is not None
     with model.trace(ids):
         local = nnsight.save(model.lm_head.output[:, -1])
-    assert torch.equal(result["logits"], local)
+    assert close(result["logits"], local)
 
 
 def test_a_result_above_8_mib_comes_by_the_object_store(model: TransformersModel, ids: torch.Tensor) -> None:

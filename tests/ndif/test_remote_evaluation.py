@@ -14,7 +14,7 @@ from torch import Tensor
 
 import tracer
 from helpers import error, fresh, load, refused
-from loopback import LIMITS, Loopback, same
+from loopback import LIMITS, Loopback
 from tracer.attribution.attribute import mean_values
 from tracer.circuit.circuit import Circuit
 from tracer.data.tasks import capitals, sva
@@ -29,6 +29,7 @@ from tracer.evaluation.steering import swap_states
 from tracer.model import interventions
 from tracer.ndif import server as ndif
 from tracer.prompts import Batch, Prompt, encode
+from truth import close
 
 PARTS = ("whole", "empty", "inside", "outside", "control")
 NAMES = ("demo", "gpt2")
@@ -84,7 +85,7 @@ def test_every_ablation_measures_what_it_does_here(server: Loopback, name: str, 
     circuit = circuit_of(here, name, basis=basis)
     for ablation in ABLATIONS:
         got, wanted = (measured(model, circuit, name, ablation, aligned) for model in (there, here))
-        assert same(got, wanted), ablation
+        assert close(got, wanted), ablation
         assert len(set(wanted.tolist())) > 20, ablation
 
 
@@ -94,7 +95,7 @@ def test_an_evaluation_is_the_local_one(server: Loopback, ablation: str) -> None
     circuit = circuit_of(here, "demo")
     got, wanted = (tracer.evaluate(model, circuit, questions("demo"), ablation) for model in (there, here))
     for part in PARTS:
-        assert same(getattr(got, part), getattr(wanted, part)), part
+        assert close(getattr(got, part), getattr(wanted, part)), part
     assert got.sizes == wanted.sizes
     changes = [minimality(model, circuit, questions("demo"), ablation) for model in (there, here)]
     assert float((changes[0] - changes[1]).abs().max()) < 1e-6  # of a faithfulness, which is about 1
@@ -108,13 +109,13 @@ def test_rankings_of_all_nodes_are_measured_as_here(server: Loopback) -> None:
         bench = Bench.of(model, [encode(one, model) for one in questions("demo")], "mean", "activation", 0)
         found.append((bench, curves(bench, ranks, [10, 100], 0)))
     (there_bench, got), (here_bench, wanted) = found
-    assert same(there_bench.whole, here_bench.whole)
-    assert same(there_bench.empty, here_bench.empty)
+    assert close(there_bench.whole, here_bench.whole)
+    assert close(there_bench.empty, here_bench.empty)
     for part in ("faithfulness", "completeness", "control"):
         estimates = [torch.tensor(getattr(one, part).estimate) for one in (got, wanted)]
         assert error(*estimates) < 1e-5, part
     groups = [[Job(row, ranks, 9, True, without) for row in range(8)] for without in (-1, 0, 8)]
-    assert same(there_bench.test.measure_apart(groups), here_bench.test.measure_apart(groups))
+    assert close(there_bench.test.measure_apart(groups), here_bench.test.measure_apart(groups))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -130,8 +131,7 @@ def test_exact_effects_of_single_nodes_are_the_local_ones(server: Loopback, name
             for model in (there, here)
         )
         assert torch.equal(got.neuron, wanted.neuron)
-        # Differences of a metric: right to the rounding of the logits that it is made of.
-        assert float((got.exact - wanted.exact).abs().max() / logits) < 1e-6, ablation
+        assert close(got.exact, wanted.exact, of=logits), ablation
     with refused(JobError, "at most 2 tokens"):
         estimate_quality(there, circuit, prompt, ablation="mean", reference=[Prompt(token_ids=(5, 6))])
 
@@ -209,7 +209,7 @@ def test_the_wires_precision_does_not_touch_an_evaluation(server: Loopback) -> N
     there = server.load("demo", wire="bfloat16", attention="eager")
     circuit = circuit_of(here, "demo")
     got, wanted = (measured(model, circuit, "demo", "mean", True) for model in (there, here))
-    assert same(got, wanted)
+    assert close(got, wanted)
 
 
 # ------------------------------------------------------------------------------------------- sandboxes, small servers
@@ -225,12 +225,12 @@ def test_a_sandboxed_key_is_enough(server: Loopback) -> None:
             Bench.of(model, [encode(one, model) for one in questions("demo")], ablation, "activation", 0)
             for model in (there, here)
         )
-        assert same(got.empty, wanted.empty), ablation
-        assert same(got.whole, wanted.whole), ablation
+        assert close(got.empty, wanted.empty), ablation
+        assert close(got.whole, wanted.whole), ablation
     both = server.load("demo", attention="eager", weights="local")
     circuit = circuit_of(here, "demo")
     for ablation in ABLATIONS:
-        assert same(*(measured(model, circuit, "demo", ablation, True) for model in (both, here))), ablation
+        assert close(*(measured(model, circuit, "demo", ablation, True) for model in (both, here))), ablation
 
 
 def test_a_small_server_takes_halves(server: Loopback) -> None:
@@ -242,7 +242,7 @@ def test_a_small_server_takes_halves(server: Loopback) -> None:
             wanted = measured(here, circuit, "demo", ablation, True)
             found: list[Tensor] = []
             work = traffic(there, lambda one=ablation, to=found: to.append(measured(there, circuit, "demo", one, True)))
-            assert same(found[0], wanted)
+            assert close(found[0], wanted)
             assert work.requests > 2
     server.mode(oom_rows=3)
     exact = [
@@ -263,16 +263,16 @@ def test_requests_stay_under_their_bound_and_several_are_in_flight(server: Loopb
     server.mode(queued=0.05)
     got, wanted = (tracer.evaluate(model, circuit, tests, "mean", memory=small) for model in (there, here))
     for part in PARTS:
-        assert same(getattr(got, part), getattr(wanted, part)), part
+        assert close(getattr(got, part), getattr(wanted, part)), part
     assert 1 < server.seen()["most_open"] <= 3
     server.mode()
     large = tracer.trace(here, tests[0], nodes=1000, edges=False)  # its sets outweigh the source that travels with them
     wanted, whole = tracer.evaluate(here, large, tests, "mean"), []
     sent = traffic(there, lambda: whole.append(tracer.evaluate(there, large, tests, "mean"))).sent
-    assert same(whole[0].inside, wanted.inside)
+    assert close(whole[0].inside, wanted.inside)
     bound = server.load("demo", replace(LIMITS, request=sent * 9 // 10), attention="eager")
     server.mode()
-    assert same(tracer.evaluate(bound, large, tests, "mean").inside, wanted.inside)
+    assert close(tracer.evaluate(bound, large, tests, "mean").inside, wanted.inside)
     assert 0 < server.seen()["largest"] <= sent * 9 // 10
 
 
@@ -290,7 +290,7 @@ def test_a_mean_over_prompts_is_the_one_worked_out_here() -> None:
     for basis in ("activation", "output"):
         ask = SimpleNamespace(others=behind, mean=True, longest=4, basis=basis)
         (got,) = on_server.replacements(model.nn, model.plan, ask)
-        assert same(got, mean_values(model, ids, 4, basis))
+        assert close(got, mean_values(model, ids, 4, basis))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.005, 0.3, 1.0])

@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 
 import tracer
 from helpers import error, refused
-from loopback import Loopback, prompts, same
+from loopback import Loopback, prompts
 from tracer.cli.app import app
 from tracer.errors import JobError, RemoteError
 from tracer.evaluation.quality import always_on
 from tracer.ndif import server as ndif
+from truth import close
 
 PARENTS = tracer.Prompt("The parents", target=" are", foil=" is")
 CHILDREN = tracer.Prompt("The children", target=" are", foil=" is")
@@ -39,7 +40,7 @@ def test_exact_is_halved_where_the_server_runs_out_of_memory(server: Loopback) -
     got = tracer.trace(there, PARENTS, nodes=5, method="exact", progress=lambda *done: told.append(done))
     wanted = tracer.trace(here, PARENTS, nodes=5, method="exact")
     assert got.neurons.select(["layer", "position", "neuron"]) == wanted.neurons.select(["layer", "position", "neuron"])
-    assert same(*(torch.tensor(one.nodes["attribution"].to_pylist()[:5]) for one in (got, wanted)))
+    assert close(*(torch.tensor(one.nodes["attribution"].to_pylist()[:5]) for one in (got, wanted)))
     total = here.n_layers * here.n_neurons() * len(got.token_ids)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
     assert told[-1] == (total, total)

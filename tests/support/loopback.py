@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import torch
 
 import tiny as t
 import tracer
-from helpers import error
 from tracer import demo
 from tracer.ndif import server as ndif
 
 FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
 LIMITS = ndif.Limits(wait=30.0, patience=5.0, busy=5.0, lost=0.6, quiet=0.0)
-
-
-def same(got: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Whether two results are equal but for the last bits."""
-    return error(got, wanted) < 1e-6
 
 
 @dataclass

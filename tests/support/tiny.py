@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from truth import placed
+
 FAMILIES: tuple[str, ...] = (
     "llama",
     "mistral",
@@ -129,7 +131,7 @@ def tiny(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn)
     _randomise(model, seed, biases)
-    return model.to(dtype).eval()
+    return placed(model.to(dtype).eval())
 
 
 def batch(model: PreTrainedModel, lengths: Sequence[int], seed: int = 0) -> tuple[Tensor, Tensor]:
