@@ -12,7 +12,9 @@ from torch import Tensor
 import reference
 import tiny
 import tracer
+from helpers import refused
 from tracer.circuit.circuit import Circuit
+from tracer.errors import JobError
 from tracer.model.model import Model
 
 IDS = (1, 6, 7, 8, 9, 10, 11)
@@ -203,3 +205,21 @@ def test_the_paths_to_a_node_carry_what_the_direct_edges_do() -> None:
         slope = float(found.neurons[1][middle] / found.activations[middle])
         wanted = float(found.from_baseline[1][0, start]) * slope * rows[route.nodes[-1]]["gradient"]
         assert route.attribution == pytest.approx(wanted, rel=1e-3, abs=1e-7)
+
+
+def test_a_counterfactual_that_is_given_is_used() -> None:
+    """In Python as in the shell: by default where every prompt has one, and never for some of them."""
+    model = loaded("llama")
+    plain = tracer.Prompt(token_ids=IDS, target=TARGET, foil=FOIL)
+    pair = tracer.Prompt(token_ids=IDS, target=TARGET, foil=FOIL, counterfactual=PAIRED)
+    assert tracer.trace(model, pair).settings.baseline == "counterfactual"
+    assert tracer.trace(model, plain).settings.baseline == "zero"
+    assert torch.equal(
+        tracer.attribute(model, [pair]).nodes, tracer.attribute(model, [pair], baseline="counterfactual").nodes
+    )
+    said = tracer.trace(model, pair, baseline="zero")
+    assert said.settings.baseline == "zero"
+    assert said.counterfactual_ids == PAIRED
+    assert said.nodes.equals(tracer.trace(model, plain).nodes)
+    with refused(JobError, "some prompts have a counterfactual", "baseline='zero'"):
+        tracer.attribute(model, [plain, pair])

@@ -89,6 +89,11 @@ def test_without_target_the_own_top_token_is_traced() -> None:
 def test_counterfactual_sets_the_baseline() -> None:
     found = json.loads(traced(*KEYS, "--counterfactual", "The key near the cabinet", "--format", "json").stdout)
     assert found["settings"]["baseline"] == "counterfactual"
+    pair = (*KEYS, "--counterfactual", "The key near the cabinet", "--baseline", "zero", "--format", "json")
+    plain, paired = json.loads(traced(*KEYS, "--format", "json").stdout), json.loads(traced(*pair).stdout)
+    assert paired["settings"]["baseline"] == "zero"
+    assert paired["counterfactual_ids"] is not None
+    assert paired["nodes"] == plain["nodes"]
 
 
 def test_reference_file_gives_the_mean_baseline(tmp_path: Path) -> None:
@@ -127,10 +132,6 @@ BAD = {
     "target equal to foil": (["The keys", "--target", " are", "--foil", " are"], "both target and foil"),
     "foil alone": (["The keys", "--foil", " are"], "give a target"),
     "counterfactual of another length": (["The keys", "--counterfactual", "The key near"], "equally long"),
-    "counterfactual with another baseline": (
-        ["The keys", "--counterfactual", "The key", "--baseline", "zero"],
-        "no effect",
-    ),
     "unknown method": (["The keys", "--method", "magic"], "'relp'"),
     "unknown baseline": (["The keys", "--baseline", "median"], "'mean'"),
     "unknown metric": (["The keys", "--metric", "loss"], "'logit'"),

@@ -89,7 +89,7 @@ def trace(
         list[str] | None, typer.Option(help="Wrong token; the metric becomes the logit difference.")
     ] = None,
     counterfactual: Annotated[
-        str | None, typer.Option(help="Paired prompt of equal length; the baseline becomes 'counterfactual'.")
+        str | None, typer.Option(help="Paired prompt of equal length: the baseline, unless --baseline says another.")
     ] = None,
     token_ids: Annotated[str | None, typer.Option(help="The prompt as ids: '1,351,95'.")] = None,
     positions: Annotated[
@@ -105,7 +105,10 @@ def trace(
     method: Annotated[
         str, typer.Option(help="relp, grad, ig, conductance, ig-activation, exact, delta, random.")
     ] = "relp",
-    baseline: Annotated[str | None, typer.Option(help="zero, mean, counterfactual. Default: zero.")] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="zero, mean, counterfactual. Default: the counterfactual if there is one, else zero."),
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Text file, a prompt a line: the mean baseline is taken over it.")
     ] = None,
@@ -175,9 +178,6 @@ def trace(
         counterfactual=counterfactual,
         positions=_numbers(positions, "--positions"),
     )
-    chosen = baseline or ("counterfactual" if counterfactual is not None else "zero")
-    if counterfactual is not None and chosen != "counterfactual":
-        raise JobError("--counterfactual", f"has no effect with baseline {chosen!r}", "leave one of them out")
     if top is not None and metric != "auto":
         raise JobError(f"--metric {metric}", "has no effect with --top", "leave one of them out")
     others = _lines(reference) if reference is not None else None
@@ -201,7 +201,7 @@ def trace(
             prompt,
             nodes,
             method,
-            baseline=chosen,
+            baseline=baseline,
             basis=basis,
             rules=rules,
             steps=steps,
