@@ -32,8 +32,16 @@ def encoded(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
-    """A Parquet writer in the layout of `encoded`, for tables that are written in parts."""
+def writer(
+    sink: Any, schema: pa.Schema, sorting: Sequence[str] | None = None, page_index: bool = False
+) -> pq.ParquetWriter:
+    """A Parquet writer in the layout of `encoded`, for tables that are written in parts; every page has a checksum.
+
+    Args:
+        sink: an open binary file, or a path on this machine.
+        sorting: the columns that the rows are sorted by, for the footer to say so; the caller sorts them.
+        page_index: keep the range of every page, for readers that look for few rows.
+    """
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     keys = [field.name for field in schema if field.name not in floats and not pa.types.is_nested(field.type)]
     return pq.ParquetWriter(
@@ -43,17 +51,20 @@ def writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
         compression_level=3,
         use_dictionary=keys,  # pyright: ignore[reportArgumentType]
         use_byte_stream_split=floats or False,  # pyright: ignore[reportArgumentType]
+        write_page_checksum=True,
+        write_page_index=page_index,
+        sorting_columns=pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in sorting or ()]) or None,
     )
 
 
 def opened(source: Any, fs: FileSystem | None = None, **options: Any) -> pq.ParquetFile:
-    """A table file for reading.
+    """A table file for reading, its pages' checksums compared.
 
     Raises:
         OSError, pa.ArrowException: it is missing or damaged.
     """
     try:
-        return pq.ParquetFile(source, filesystem=fs, **options)
+        return pq.ParquetFile(source, filesystem=fs, page_checksum_verification=True, **options)
     except UnicodeDecodeError as error:
         raise pa.ArrowInvalid("the names of its columns are not text") from error
 
