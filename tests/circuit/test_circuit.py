@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+import s3
 import tracer
 from helpers import load, refused
 from tracer import Circuit, Prompt, RunError
 from tracer.circuit.circuit import nodes_table, versions
 from tracer.errors import JobError
-from tracer.store.parquet import NODES, read_run, write_run
+from tracer.store.one_prompt import read_run, write_run
+from tracer.store.schemas import NODES
 
 PROMPT = Prompt("The secretaries near the car", target=" are", foil=[" is", " was"], id="mine")
 KINDS: list[tuple[str, Prompt, dict[str, Any]]] = [
@@ -53,6 +56,23 @@ def test_a_saved_circuit_loads_as_an_equal_one(
     assert again.fingerprint == made.fingerprint
     again.save(tmp_path / "run")
     assert Circuit.load(str(tmp_path / "run")) == made
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[s3.Store]:
+    with s3.server() as made:
+        yield made
+
+
+def test_a_circuit_in_an_object_store_is_the_one_saved(circuit: Circuit, store: s3.Store) -> None:
+    address = store.address()
+    assert circuit.save(address) == address
+    assert Circuit.load(address) == circuit
+    other = tracer.trace(load("llama"), PROMPT, nodes=21, edges=False)
+    with refused(RunError, "another run", "overwrite"):
+        other.save(address)
+    other.save(address, overwrite=True)
+    assert Circuit.load(address) == other
 
 
 def test_the_prompts_table_says_what_was_asked_and_found(circuit: Circuit, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import s3
 import tracer
 from tracer.cli.app import app
 
@@ -56,6 +57,22 @@ def test_saved_run_is_shown_again(tmp_path: Path) -> None:
     again = run("show", str(tmp_path / "run"))
     assert again.exit_code == 0
     assert again.stdout.strip() == first.stdout.split("saved to")[0].strip()
+
+
+def test_a_run_in_an_object_store_is_shown_viewed_and_exported(tmp_path: Path) -> None:
+    with s3.server() as store:
+        address = store.address()
+        first = traced(*KEYS, "--nodes", "20", "--out", address)
+        assert run("show", address).stdout.strip() == first.stdout.split("saved to")[0].strip()
+        for verb, name in (("view", "graph.html"), ("export", "graph.json")):
+            assert run(verb, address, "--out", str(tmp_path / name)).exit_code == 0
+            assert (tmp_path / name).stat().st_size > 1000
+            refused = run(verb, address)
+            assert refused.exit_code == 2
+            assert "with --out" in refused.stderr
+        other = run("trace", *KEYS, "--nodes", "21", "--out", address)
+        assert other.exit_code == 2
+        assert "holds another run" in other.stderr
 
 
 def test_same_trace_into_the_same_folder_again(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tracer.circuit.circuit import Graph, edges_table, nodes_table
 from tracer.reports import tables as report
 from tracer.reports import viewer
-from tracer.store import parquet
+from tracer.store.schemas import NODES
 
 FOLDER = Path(viewer.__file__).parent
 ARRAYS = {"i4": "<i4", "f4": "<f4", "i2": "<i2", "u1": "|u1"}
@@ -196,7 +196,7 @@ def test_an_imported_graph_keeps_its_errors_groups_and_unknowns() -> None:
     links = {"source": [0, 1], "target": [4, 4], "weight": [1.0, -2.0], "share": [None] * 2, "attribution": [None] * 2}
     columns: dict[str, Any] = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     graph = Graph(
-        nodes=nodes_table(dict.fromkeys(parquet.NODES.names[2:], [None] * len(rows)) | columns),
+        nodes=nodes_table(dict.fromkeys(NODES.names[2:], [None] * len(rows)) | columns),
         links=edges_table(links),
         text="a b",
         tokens=("a", " b"),

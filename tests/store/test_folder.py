@@ -18,7 +18,7 @@ from helpers import refused
 from tracer.errors import RunError
 from tracer.runs import status
 from tracer.runs.workers.messages import Report
-from tracer.store import run_folder, schemas
+from tracer.store import compaction, edge_means, run_folder, schemas
 from tracer.store.file import File
 from tracer.store.run_folder import Commit, RunFolder, is_ours
 
@@ -42,6 +42,12 @@ def row(number: int, **more: Any) -> dict[str, Any]:
 def nodes(prompts: list[int]) -> pa.Table:
     columns = {field.name: [None] * len(prompts) for field in schemas.NODES}
     return pa.table({**columns, "prompt_id": prompts, "node_id": [0] * len(prompts)}, schemas.NODES)
+
+
+def edges(count: int) -> pa.Table:
+    """Edges of one node to itself."""
+    columns = {name: [0] * count for name in ("prompt_id", "source", "target")}
+    return pa.table({**columns, **{name: [0.1] * count for name in ("weight", "share", "attribution")}}, schemas.EDGES)
 
 
 def done(folder: RunFolder, unit: int, **more: Any) -> Commit:
@@ -195,6 +201,48 @@ def test_tables_are_written_in_their_schema_and_read_back(folder: RunFolder) -> 
     folder.place.remove(file.name)
     with refused(RunError, file.name):
         folder.read_table(file.name)
+
+
+def test_a_page_that_has_changed_is_found_without_the_commit(tmp_path: Path) -> None:
+    """Every page has a checksum: a reader of one table need not hash the file. The last byte of a column's chunk is in
+    its last page."""
+    folder = RunFolder(tmp_path)
+    file = folder.write_shard("edges", 0, edges(64), schemas.EDGES)
+    whole = folder.place.read(file.name)
+    group = pq.read_metadata(tmp_path / file.name).row_group(0)
+    for number in range(group.num_columns):
+        column = group.column(number)
+        last = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 1
+        folder.place.write(file.name, whole[:last] + bytes([whole[last] ^ 1]) + whole[last + 1 :])
+        with refused(RunError, file.name, "damaged"):
+            folder.read_table(file.name)
+    folder.place.write(file.name, whole)
+    assert folder.read_table(file.name).equals(edges(64))
+
+
+def test_every_table_has_one_layout(tmp_path: Path) -> None:
+    """Shards, the input, sums and compacted tables: Zstandard, dictionaries on keys, byte-stream split on floats."""
+    folder = RunFolder(tmp_path)
+    folder.write_input([row(0)], 1)
+    one = nodes([0])
+    one = one.set_column(2, "kind", pa.array(["neuron"])).set_column(3, "layer", pa.array([1], pa.int16()))
+    for name, value in (("position", 0), ("neuron", 3)):
+        one = one.set_column(one.column_names.index(name), name, pa.array([value], pa.int32()))
+    paths = [folder.place.path(folder.write_shard("nodes", 0, one, schemas.NODES).name)]
+    links = [folder.place.path(folder.write_shard("edges", 0, edges(1), schemas.EDGES).name)]
+    with folder.place.writing("edges_mean.parquet") as file:
+        edge_means.write_edges_mean(paths, links, folder.place.fs, file)
+    compaction.compact(paths, links, folder.place.fs, folder.place)
+    tables = list(tmp_path.rglob("*.parquet"))
+    assert len(tables) == 6
+    for path in tables:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            assert (file.schema_arrow.metadata or {})[b"schema_version"] == schemas.SCHEMA_VERSION.encode()
+            group = file.metadata.row_group(0)
+            for column in map(group.column, range(group.num_columns)):
+                assert column.compression == "ZSTD"
+                assert ("BYTE_STREAM_SPLIT" in column.encodings) == (column.physical_type in ("FLOAT", "DOUBLE"))
+            assert bool(group.sorting_columns) == ("compact" in path.parts)
 
 
 # ---------------------------------------------------------------------------------------------- what is whose

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import old_folders
+import s3
 import tracer
 from helpers import refused
 from tracer import RunError
-from tracer.store import parquet
-from tracer.store.parquet import EDGES, NODES, PROMPTS, SCHEMAS, fingerprint, read_run, write_run
+from tracer.store import one_prompt
+from tracer.store.one_prompt import check_writable, read_run, write_run
+from tracer.store.parquet import fingerprint
+from tracer.store.run_folder import RunFolder
+from tracer.store.schemas import EDGES, NODES, PROMPTS, SCHEMA_VERSION, SCHEMAS
 
 Table = list[dict[str, Any]]
 
@@ -90,7 +96,7 @@ def test_any_tables_come_back_as_they_were(
     written = {"prompts": prompts, "nodes": nodes, "edges": edges}
     record = {"fingerprint": "f", "kind": "trace", "number": 0.1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parquet, "_write_neurons", lambda *_: None)  # any values at all are no nodes
+        patch.setattr(one_prompt, "_write_neurons", lambda *_: None)  # any values at all are no nodes
         write_run(folder, record, written)
     read, found = read_run(folder)
     assert sorted(found) == sorted(written)
@@ -135,11 +141,11 @@ def test_every_parquet_file_has_the_schema_version_and_is_zstd(run: Path) -> Non
     assert len(files) == 4
     for path in files:
         file = pq.ParquetFile(path)
-        assert (file.schema_arrow.metadata or {})[b"schema_version"] == parquet.SCHEMA_VERSION.encode()
+        assert (file.schema_arrow.metadata or {})[b"schema_version"] == SCHEMA_VERSION.encode()
         if file.metadata.num_row_groups:
             group = file.metadata.row_group(0)
             assert {group.column(i).compression for i in range(group.num_columns)} == {"ZSTD"}
-    assert json.loads((run / "run.json").read_text())["schema_version"] == parquet.SCHEMA_VERSION
+    assert json.loads((run / "run.json").read_text())["schema_version"] == SCHEMA_VERSION
 
 
 def test_only_files_that_a_commit_names_count(run: Path) -> None:
@@ -213,7 +219,7 @@ def test_a_folder_that_cannot_be_made_is_refused() -> None:
         write_run(Path("/proc/tracer/run"), RECORD, TABLES)
 
 
-@pytest.mark.parametrize("at", range(7))
+@pytest.mark.parametrize("at", range(8))
 def test_an_interrupted_write_is_never_read_as_a_run(tmp_path: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk fills up at the n-th file: an error, and no reader takes what is there for a finished run."""
     calls, replace = [], os.replace
@@ -240,6 +246,34 @@ def test_an_interrupted_write_is_never_read_as_a_run(tmp_path: Path, at: int, mo
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     found = json.loads(path.read_text())
     path.write_text(json.dumps(change(found)))
+
+
+@pytest.mark.parametrize("name", ["run.json", "_commits/0.json"])
+def test_everything_before_a_mark_is_on_the_disk_when_the_mark_is_made(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file is flushed before it has its name, and the tables have theirs before the commit."""
+    events: list[tuple[str, str]] = []
+    replace, fsync = os.replace, os.fsync
+
+    def named(source: Any, target: Any) -> None:
+        events.append(("named", str(Path(target).relative_to(tmp_path))))
+        replace(source, target)
+
+    def flushed(number: int) -> None:
+        events.append(("flushed", os.readlink(f"/proc/self/fd/{number}")))
+        fsync(number)
+
+    monkeypatch.setattr(os, "replace", named)
+    monkeypatch.setattr(os, "fsync", flushed)
+    write_run(tmp_path, RECORD, TABLES)
+    order = [what for kind, what in events if kind == "named"]
+    assert order.index("run.json") == 0
+    assert order.index("_commits/0.json") > max(order.index(file) for file in order if file.endswith(".parquet"))
+    assert order[-1] == "_SUCCESS.json"
+    before = events[: events.index(("named", name))]
+    assert before[-1][0] == "flushed"
+    assert Path(before[-1][1]).name.startswith(f".{Path(name).name}.")
 
 
 def one_file(run: Path, table: str = "nodes") -> Path:
@@ -277,15 +311,29 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("name", sorted(DAMAGE))
-def test_a_damaged_run_is_refused(run: Path, name: str) -> None:
+def test_a_damaged_run_is_refused(run: Path, name: str, old: bool) -> None:
+    if old:
+        old_folders.make_old(run)
     DAMAGE[name](run)
     with refused(RunError):
         read_run(run)
 
 
-def test_flipped_bytes_are_refused_or_harmless(run: Path) -> None:
-    """Whatever byte of a Parquet file changes: the table as it was, other values, or a RunError, never a crash."""
+@pytest.mark.parametrize("table", ["nodes", "prompts"])
+def test_a_flipped_byte_is_found_and_its_file_named(run: Path, table: str) -> None:
+    path = one_file(run, table)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        with refused(RunError, f"{table}/{path.name}", "other content than was committed", "run it again"):
+            read_run(run)
+
+
+def test_flipped_bytes_without_a_hash_are_refused_or_harmless(run: Path) -> None:
+    """In version 2, whatever byte of a Parquet file changes: the table as it was, other values, or a RunError."""
+    old_folders.make_old(run)
     path = one_file(run)
     whole = path.read_bytes()
     for at in range(0, len(whole), 7):
@@ -325,10 +373,10 @@ def test_shards_are_read_in_order_of_their_number(run: Path) -> None:
     for shard in (10, 2):
         file = f"nodes/{shard}-x.parquet"
         pq.write_table(nodes([{"prompt_id": shard, "layer": 0, "neuron": 0}]), run / file)
-        files = {**commit["files"], "nodes": file}
-        (run / "_commits" / f"{shard}.json").write_text(
-            json.dumps({"shard": shard, "files": files, "rows": {**commit["rows"], "nodes": 1}})
-        )
+        content = (run / file).read_bytes()
+        more = {"files": file, "rows": 1, "sizes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        mine = {"shard": shard, **{key: {**commit[key], "nodes": value} for key, value in more.items()}}
+        (run / "_commits" / f"{shard}.json").write_text(json.dumps(mine))
     assert read_run(run)[1]["nodes"]["prompt_id"].to_pylist() == [0, 2, 10]
 
 
@@ -393,6 +441,56 @@ def test_a_run_whose_parts_disagree_is_refused(run: Path, damage: str) -> None:
         path.rename(run / "_commits" / "7.json")
     with refused(RunError, "damaged"):
         read_run(run)
+
+
+def test_a_commit_of_today_has_hashes(run: Path) -> None:
+    edit(run / "_commits" / "0.json", lambda commit: {key: commit[key] for key in ("shard", "files", "rows")})
+    with refused(RunError, "its commit says None"):
+        read_run(run)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[s3.Store]:
+    with s3.server() as made:
+        yield made
+
+
+def test_an_object_store_holds_the_same_run(run: Path, store: s3.Store) -> None:
+    address = store.address()
+    check_writable(address)
+    place = RunFolder(address).place
+    assert place.files(recursive=True) == []
+    write_run(address, RECORD, TABLES)
+    there = {name.split("-")[0] for name, _ in place.files(recursive=True)}
+    assert there == {name.split("-")[0] for name in content(run)}
+    assert all(equal(table, read_run(run)[1][name]) for name, table in read_run(address)[1].items())
+    with refused(RunError, "another run", "overwrite"):
+        write_run(address, {**RECORD, "fingerprint": "two"}, TABLES)
+    write_run(address, {**RECORD, "fingerprint": "two"}, TABLES, overwrite=True)
+    (table,) = (name for name, _ in place.files("nodes"))
+    whole = place.read(table)
+    place.write(table, whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    with refused(RunError, table, "other content than was committed"):
+        read_run(address)
+
+
+def test_an_object_store_that_holds_something_else_or_is_not_there_is_refused(store: s3.Store) -> None:
+    address = store.address()
+    RunFolder(address).place.write("notes.txt", b"mine")
+    for overwrite in (False, True):
+        with refused(RunError, "not a run", "--out"):
+            write_run(address, RECORD, TABLES, overwrite)
+    for refuse in (check_writable, lambda there: write_run(there, RECORD, TABLES)):
+        with refused(RunError, "cannot be written", "--out"):
+            refuse(address.replace("s3://bucket", "s3://nowhere"))
+    with refused(RunError, "holds no run"):
+        read_run(store.address())
+
+
+@pytest.mark.parametrize("below", ["", "a/b/c"])
+def test_a_check_leaves_nothing_behind(tmp_path: Path, below: str) -> None:
+    check_writable(tmp_path / below)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_commit_cannot_name_a_file_outside_its_run(run: Path) -> None:

@@ -1,7 +1,7 @@
 """Prompt in, circuit out: the nodes selected, the edges between them, and what a reader needs beside them.
 
 Knows how attributions, selection, edges and pruning make one `Circuit`. Refuses to know nnsight (model/passes.py), how
-attributions are computed (attribution/attribute.py) and files (store/parquet.py).
+attributions are computed (attribution/attribute.py) and files (store/).
 """
 
 from __future__ import annotations

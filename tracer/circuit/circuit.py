@@ -2,7 +2,7 @@
 
 A `Graph` is nodes and edges over tokens, wherever they came from; a `Circuit` is one that tracer made, with its
 metric, checks and settings. Both are frozen records with Arrow tables. Knows how they are counted, walked, saved and
-loaded (through store/parquet.py). Refuses to know how attributions are computed.
+loaded (through store/one_prompt.py). Refuses to know how attributions are computed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from tracer.errors import JobError, RunError
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
-from tracer.store import parquet
+from tracer.store import one_prompt
+from tracer.store.parquet import fingerprint
+from tracer.store.schemas import EDGES, NODES, PROMPTS
+from tracer.store.storage import is_remote
 
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
 
@@ -64,7 +67,7 @@ class Graph(Record):
     """Nodes and direct edges over the tokens of one prompt.
 
     Attributes:
-        nodes: Arrow table in `store.NODES`: neurons strongest first, then embeddings by position, then logits.
+        nodes: Arrow table in `schemas.NODES`: neurons strongest first, then embeddings by position, then logits.
             For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
             is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
             `influence` the part of the logits' |weight| that flows through it within this graph;
@@ -72,7 +75,7 @@ class Graph(Record):
             logit's is its weight in the metric); null where it is not kept.
             `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
             edges. An imported graph may have nodes of kind ``error``.
-        links: Arrow table in `store.EDGES`, strongest first; None where edges were not traced. `edges` has both
+        links: Arrow table in `schemas.EDGES`, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
         text, tokens: the prompt.
         n_layers: of the model; logits are in that layer.
@@ -220,8 +223,12 @@ class Graph(Record):
         """Nodes and edges as pandas DataFrames; the edges are None where they were not traced."""
         return self.nodes.to_pandas(), None if self.links is None else self.edges.to_pandas()
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Write the graph as a run folder of one shard (store/parquet.py).
+    def save(self, folder: str | Path, overwrite: bool = False) -> str | Path:
+        """Write the graph as a run folder of one shard (store/one_prompt.py), and return where.
+
+        Args:
+            folder: a path, or ``s3://`` or ``gs://``.
+            overwrite: replace another run that is there.
 
         Raises:
             RunError: the folder cannot be written, or holds something else.
@@ -229,19 +236,19 @@ class Graph(Record):
         tables = {"prompts": self._prompts(), "nodes": self.nodes}
         if self.links is not None:
             tables["edges"] = self.links
-        parquet.write_run(Path(folder), self._record(), tables, overwrite)
-        return Path(folder)
+        one_prompt.write_run(folder, self._record(), tables, overwrite)
+        return folder if is_remote(folder) else Path(folder)
 
     def _record(self) -> dict[str, Any]:
         """What run.json holds."""
         content = self.model_dump(mode="json", exclude={"nodes", "links"})
-        return {"kind": "graph", "fingerprint": parquet.fingerprint(content), **provenance(), "graph": content}
+        return {"kind": "graph", "fingerprint": fingerprint(content), **provenance(), "graph": content}
 
     def _prompts(self) -> pa.Table:
         """The one row of the prompts table."""
         ids = [row["neuron"] for row in self.rows("embedding")]
         row = _prompt_row(text=self.text, token_ids=ids, n_nodes=self.n_nodes, n_edges=self.n_edges)
-        return pa.Table.from_pylist([row], schema=parquet.PROMPTS)
+        return pa.Table.from_pylist([row], schema=PROMPTS)
 
 
 class Circuit(Graph):
@@ -342,7 +349,7 @@ class Circuit(Graph):
         asked = {"token_ids", "target_ids", "foil_ids", "positions", "counterfactual_ids", "reference", "selection"}
         job = self.model_dump(mode="json", include=asked)
         settings = self.settings.record()
-        return parquet.fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
+        return fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
 
     def _record(self) -> dict[str, Any]:
         content = self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
@@ -365,7 +372,7 @@ class Circuit(Graph):
         )
 
     def _prompts(self) -> pa.Table:
-        return pa.Table.from_pylist([self.prompt_row()], schema=parquet.PROMPTS)
+        return pa.Table.from_pylist([self.prompt_row()], schema=PROMPTS)
 
     @classmethod
     def load(cls, folder: str | Path) -> Circuit:
@@ -387,9 +394,9 @@ def load_graph(folder: str | Path) -> Graph:
         RunError: neither is there, or it is damaged.
     """
     classes: dict[str, tuple[str, type[Graph]]] = {"trace": ("circuit", Circuit), "graph": ("graph", Graph)}
-    if parquet.read_record(Path(folder)).get("kind") not in classes:
+    if one_prompt.read_record(folder).get("kind") not in classes:
         raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "name one of its prompts: --prompt 0")
-    record, tables = parquet.read_run(Path(folder))
+    record, tables = one_prompt.read_run(folder)
     name, kind = classes[record["kind"]]
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
         raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")
@@ -416,18 +423,16 @@ def _prompt_row(**columns: Any) -> dict[str, Any]:
 
 
 def edges_table(columns: dict[str, Any]) -> pa.Table:
-    """A table in `store.EDGES` for one prompt from its columns."""
+    """A table in `schemas.EDGES` for one prompt from its columns."""
     numbered = {"prompt_id": [0] * len(columns["source"]), **columns}
-    return pa.table(
-        {field.name: pa.array(numbered[field.name], field.type, from_pandas=True) for field in parquet.EDGES}
-    )
+    return pa.table({field.name: pa.array(numbered[field.name], field.type, from_pandas=True) for field in EDGES})
 
 
 def nodes_table(columns: dict[str, Any]) -> pa.Table:
-    """A table in `store.NODES` for one prompt from its columns, numbered in their order."""
+    """A table in `schemas.NODES` for one prompt from its columns, numbered in their order."""
     size = len(columns["kind"])
     numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), **columns}
-    return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in parquet.NODES})
+    return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in NODES})
 
 
 def versions() -> dict[str, str]:

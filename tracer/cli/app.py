@@ -155,7 +155,9 @@ def trace(
     drop_dangling: Annotated[
         bool, typer.Option("--drop-dangling", help="Drop nodes that no kept edge leads into, or none out of.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Save the run folder here (Parquet and run.json).")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Save the run folder here (Parquet and run.json): a path, s3:// or gs://.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
     rows: Rows = 20,
     style: Style = Format.table,
@@ -168,7 +170,7 @@ def trace(
     """
     import tracer
     from tracer.settings import RULES
-    from tracer.store import parquet
+    from tracer.store import one_prompt
 
     prompt = tracer.Prompt(
         text=text,
@@ -192,7 +194,7 @@ def trace(
     )
     excluded = [_neuron(one) for one in exclude or ()]
     if out is not None:
-        parquet.check_place(out)
+        one_prompt.check_writable(out)
     terminal.quiet()
     loaded = _loaded(model, remote, local_weights, revision=revision, device=device, device_map=device_map, dtype=dtype)
     with terminal.ProgressBar(f"{method} on {model}") as bar:
@@ -227,7 +229,7 @@ def trace(
 @terminal.report_errors
 def show(
     folder: Annotated[
-        Path, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
+        str, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
     ],
     rows: Rows = 20,
     style: Style = Format.table,
@@ -242,7 +244,7 @@ def show(
 @app.command()
 @terminal.report_errors
 def view(
-    source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
+    source: Annotated[str, typer.Argument(help="A run folder, or a graph file.")],
     out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     prompt: OfRun = None,
@@ -251,7 +253,7 @@ def view(
     from tracer.reports import tables
 
     graph = _graph(source, prompt)
-    page = tables.view(graph, out or (source / "graph.html" if source.is_dir() else source.with_suffix(".html")))
+    page = tables.view(graph, out or _beside(source, "graph.html", file_too=True))
     typer.echo(f"wrote {page} ({_size(page)}); open it in a browser")
     if open_page:
         typer.launch(page.resolve().as_uri())
@@ -260,7 +262,7 @@ def view(
 @app.command()
 @terminal.report_errors
 def export(
-    source: Annotated[Path, typer.Argument(help="A run folder, or a graph file.")],
+    source: Annotated[str, typer.Argument(help="A run folder, or a graph file.")],
     form: Annotated[str, typer.Option("--format", help="neuronpedia, mib, graphml, csv.")] = "neuronpedia",
     out: Annotated[
         Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
@@ -277,7 +279,7 @@ def export(
             raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
         graph = graph.model_copy(update={"groups": exchange.read_groups(groups, graph)})
     ending = form if form in ("graphml", "csv") else "json"
-    done = exchange.export(graph, out or (source if source.is_dir() else source.parent) / f"{form}.{ending}", form)
+    done = exchange.export(graph, out or _beside(source, f"{form}.{ending}"), form)
     for file in done.files:
         typer.echo(f"wrote {file} ({_size(file)})")
     typer.echo(f"left out: {'; '.join(done.lost)}")
@@ -287,7 +289,7 @@ def export(
 @terminal.report_errors
 def import_(
     file: Annotated[Path, typer.Argument(help="A Neuronpedia or circuit-tracer graph file (JSON).")],
-    out: Annotated[Path | None, typer.Option(help="Save it as a run folder here.")] = None,
+    out: Annotated[str | None, typer.Option(help="Save it as a run folder here: a path, s3:// or gs://.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
     max_mib: Annotated[int, typer.Option(help="Refuse a larger file unread.", min=1)] = 256,
     rows: Rows = 20,
@@ -556,7 +558,7 @@ def _report(line: str) -> None:
     typer.echo(line, err=True)
 
 
-def _graph(source: Path, prompt: int | None) -> Graph:
+def _graph(source: str, prompt: int | None) -> Graph:
     """What a run folder or a graph file holds; of a run over many prompts, one prompt's graph."""
     from tracer.circuit.circuit import load_graph
     from tracer.circuit.exchange import import_graph
@@ -564,7 +566,19 @@ def _graph(source: Path, prompt: int | None) -> Graph:
 
     if prompt is not None:
         return graph_of(source, prompt)
-    return import_graph(source) if source.is_file() else load_graph(source)
+    return import_graph(source) if Path(source).is_file() else load_graph(source)
+
+
+def _beside(source: str, name: str, file_too: bool = False) -> Path:
+    """Where a file goes by default: into a run folder, or beside a graph file (`file_too`: under its name)."""
+    from tracer.store.storage import is_remote
+
+    if is_remote(source):
+        raise JobError(f"run {quoted(source, 200)}", "is not on this machine", "name a file here with --out")
+    path = Path(source)
+    if path.is_dir():
+        return path / name
+    return path.with_suffix(Path(name).suffix) if file_too else path.parent / name
 
 
 def _size(file: Path) -> str:

@@ -33,6 +33,7 @@ from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import RetryLimits, Runner
 from tracer.store import parquet
 from tracer.store.run_folder import Commit, RunFolder
+from tracer.store.schemas import SCHEMA_VERSION
 
 Watch = Callable[[Status], None]
 
@@ -491,7 +492,7 @@ def _digest(job: Job) -> str:
 
 
 def _fingerprint(job: Job, content: str) -> str:
-    return parquet.fingerprint({"job": job.numbers(), "input": content, "schema": parquet.SCHEMA_VERSION})
+    return parquet.fingerprint({"job": job.numbers(), "input": content, "schema": SCHEMA_VERSION})
 
 
 def _resumable(there: Mapping[str, Any]) -> bool:

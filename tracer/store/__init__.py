@@ -3,6 +3,6 @@
 Knows schemas, hashes, locks, commits and how tables are read, sorted and summed. Refuses to know models, prompts as
 text, and why a row was written.
 
-Door: `run_folder.RunFolder` and `Commit`, `storage`, `parquet`, `schemas`, `file.File`; `aggregation`, `edge_means`,
-`compaction`, `query` for whoever finishes or reads a run.
+Door: `run_folder.RunFolder` and `Commit`, `one_prompt`, `storage`, `parquet`, `schemas`, `file.File`; `aggregation`,
+`edge_means`, `compaction`, `query` for whoever finishes or reads a run.
 """

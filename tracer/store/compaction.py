@@ -25,7 +25,7 @@ from pyarrow.fs import FileSystem
 
 from tracer.errors import RunError, quoted
 from tracer.store.columns import InOrder, changes, ends, filled, ordered, read, shards
-from tracer.store.parquet import opened, rows_of
+from tracer.store.parquet import opened, rows_of, writer
 from tracer.store.schemas import EDGES, NODES
 from tracer.store.storage import Storage
 
@@ -162,31 +162,20 @@ def _part(tables: Iterator[pa.Table], column: str, scratch: Path) -> dict[int, P
                     writers[layer] = pa.ipc.new_stream(scratch / f"{layer}.arrow", table.schema)
                 writers[layer].write_table(parted.slice(at, size))
     finally:
-        for writer in writers.values():
-            writer.close()
+        for part in writers.values():
+            part.close()
     return {layer: scratch / f"{layer}.arrow" for layer in writers}
 
 
 def _sort(path: Path, folder: Storage, name: str, table: str, memory: int) -> int:
     """Sort one layer's rows into its file; how many there are."""
     schema, order, rows = SCHEMAS[table], _ORDER[table], 0
-    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     with folder.writing(name) as stream, pa.memory_map(str(path)) as source:
         batches = [batch for batch in pa.ipc.open_stream(source) if batch.num_rows]
-        writer = pq.ParquetWriter(
-            stream,
-            schema,
-            compression="zstd",
-            compression_level=3,
-            use_dictionary=[one for one in schema.names if one not in floats],  # pyright: ignore[reportArgumentType]
-            use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
-            write_page_index=True,
-            sorting_columns=pq.SortingColumn.from_ordering(schema, [(one, "ascending") for one in order]),
-        )
-        with writer:
+        with writer(stream, schema, order, page_index=True) as parquet:
             for part in _parts(pa.Table.from_batches(batches), order[0], memory):
                 keys = [part[one].to_numpy() for one in reversed(order)]
-                writer.write_table(part.take(pa.array(np.lexsort(keys))), row_group_size=_ROW_GROUP)
+                parquet.write_table(part.take(pa.array(np.lexsort(keys))), row_group_size=_ROW_GROUP)
                 rows += part.num_rows
     return rows
 

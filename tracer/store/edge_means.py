@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from tracer.store.columns import (
@@ -34,6 +33,7 @@ from tracer.store.columns import (
     read,
     shards,
 )
+from tracer.store.parquet import writer
 
 _MEANS = ["mean_weight", "mean_share", "mean_attribution", "mean_abs_attribution", "prompt_mean_attribution"]
 EDGES_MEAN = pa.schema(
@@ -74,7 +74,7 @@ def write_edges_mean(
         node_files: nodes files in shard order.
         edge_files: edges files of the same shards; empty if the run has no edges.
         fs: where they are.
-        out: a path on `fs`, or an open binary file. A path is written in place: give a temporary name and rename.
+        out: an open binary file, or a path on this machine, which is written in place: give a temporary name.
         memory: bytes to hold, beside the nodes' names and two shards.
 
     Returns:
@@ -83,25 +83,14 @@ def write_edges_mean(
     Raises:
         RunError: a file is missing or damaged, prompts are out of order, or an edge's end is no node.
     """
-    options = {"filesystem": fs} if isinstance(out, str) else {}
-    floats = [field.name for field in EDGES_MEAN if pa.types.is_floating(field.type)]
-    keys = [name for name in EDGES_MEAN.names if name not in floats]
-    with pq.ParquetWriter(
-        out,
-        EDGES_MEAN,
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=keys,  # pyright: ignore[reportArgumentType]
-        use_byte_stream_split=floats,  # pyright: ignore[reportArgumentType]
-        **options,
-    ) as writer:
+    with writer(out, EDGES_MEAN) as parquet:
         if not edge_files:
             return 0
         names, rows, low = _names(node_files, fs), 0, 0
         while True:
             sums, high = _edge_pass(_pairs(node_files, edge_files, fs, names), low, max(2, memory // _PAIR_BYTES))
             for at in range(0, len(sums.keys), CHUNK):
-                writer.write_table(_edge_table(sums, names, slice(at, at + CHUNK)))
+                parquet.write_table(_edge_table(sums, names, slice(at, at + CHUNK)))
             rows += len(sums.keys)
             if high is None:
                 return rows

@@ -24,6 +24,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "top_prompts": aggregation.TOP_PROMPTS,
 }
 """The tables that a query can name."""
+_FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
 
 
 def query(files: Mapping[str, Sequence[str]], fs: FileSystem, sql: str) -> pa.Table:
@@ -74,11 +75,11 @@ def _show(connection: Any, name: str, files: list[str], fs: FileSystem, schema: 
         connection.execute(f"SET allowed_paths = {_list([*known, *files])}")
         source = f"read_parquet({_list(files)})"
     elif all(new == old for new, old in columns.items()):
-        connection.register(name, ds.dataset(files, schema, format="parquet", filesystem=fs))
+        connection.register(name, ds.dataset(files, schema, format=_FORMAT, filesystem=fs))
         return
     else:
         source = f'"{name} as stored"'
-        connection.register(f"{name} as stored", ds.dataset(files, stored, format="parquet", filesystem=fs))
+        connection.register(f"{name} as stored", ds.dataset(files, stored, format=_FORMAT, filesystem=fs))
     shown = ", ".join(f'"{old}" AS "{new}"' if old else f'NULL::FLOAT AS "{new}"' for new, old in columns.items())
     connection.execute(f'CREATE VIEW "{name}" AS SELECT {shown} FROM {source}')
 

@@ -22,11 +22,11 @@ import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tracer.errors import RunError, quoted
 from tracer.store.file import File
@@ -50,19 +50,17 @@ _OTHER = re.compile(
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
 _TEMPORARY = re.compile(r"((?:.*/)?)\.([^/]+)\.[0-9a-f]{8}")
+_PROBE = ".probe"
 _SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.json", LOCK, LEASE_FILE, *MADE))
 
 
 class Commit(BaseModel):
-    """A unit that is done: its files by table, and what came of its prompts.
-
-    `files` and `rows` are as in the folder of a single prompt.
-    """
+    """A unit that is done: its files by table, and what came of its prompts."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     shard: int
-    files: dict[str, str] = {}
+    files: dict[str, Annotated[str, Field(pattern=r"^[a-z]+/[\w.-]+\.parquet$")]] = {}
     rows: dict[str, int] = {}
     sizes: dict[str, int] = {}
     sha256: dict[str, str] = {}
@@ -75,15 +73,27 @@ class Commit(BaseModel):
     @classmethod
     def of(cls, report: Any) -> Commit:
         """The commit that a worker's report becomes."""
-        files = report.files
+        outcome = report.model_dump(include={"statuses", "errors", "seconds", "halved", "outcome"})
+        return cls.naming(report.unit, report.files, **outcome)
+
+    @classmethod
+    def naming(cls, shard: int, files: Mapping[str, File], **outcome: Any) -> Commit:
+        """The commit of a unit that left these files, by table."""
         return cls(
-            shard=report.unit,
+            shard=shard,
             files={name: file.name for name, file in files.items()},
             rows={name: file.rows for name, file in files.items()},
             sizes={name: file.size for name, file in files.items()},
             sha256={name: file.sha256 for name, file in files.items()},
-            **report.model_dump(include={"statuses", "errors", "seconds", "halved", "outcome"}),
+            **outcome,
         )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Commit:
+        """Rows, sizes and hashes are of the files named; version 2 kept no sizes and hashes of a single prompt's."""
+        if self.rows.keys() != self.files.keys() or {*self.sizes, *self.sha256} - self.files.keys():
+            raise ValueError("rows, sizes or hashes are not of the files it names")
+        return self
 
     @property
     def n_prompts(self) -> int:
@@ -154,6 +164,9 @@ class RunFolder:
         if local is not None:
             local.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=local).close()
+        else:
+            self.place.write(_PROBE, b"x")
+            self.place.remove(_PROBE)
 
     def clear(self) -> None:
         """Remove a run: everything of ours, and nothing else. While there is a commit there is its run.json."""
@@ -307,13 +320,15 @@ class RunFolder:
         return self._commit(unit, name) if self.place.exists(name) else None
 
     def _commit(self, unit: int, name: str) -> Commit:
+        step = "delete it and repeat the command"
         try:
-            found = Commit.model_validate(self.place.read_json(name))
-        except (RunError, ValidationError):
-            found = None
-        if found is None or found.shard != unit:
-            raise RunError(f"commit {quoted(name)}", "is not that of its unit", "delete it and repeat the run command")
-        return found
+            commit = Commit.model_validate(self.place.read_json(name))
+        except (RunError, ValidationError) as error:
+            rule = "is damaged: it does not name the files of its unit"
+            raise RunError(f"commit {quoted(name)}", rule, step) from error
+        if commit.shard != unit:
+            raise RunError(f"commit {quoted(name)}", f"is damaged: it is that of unit {commit.shard}", step)
+        return commit
 
     def uncommit(self, unit: int) -> None:
         """Take a commit back: its unit is to be done again."""
