@@ -18,7 +18,8 @@ import torch
 import tracer
 from tracer.circuit.circuit import Circuit
 from tracer.data.tasks import sva
-from tracer.evaluation.faithfulness import Evaluation, evaluate
+from tracer.evaluation.curves import Evaluation
+from tracer.evaluation.faithfulness import evaluate
 
 SIZES = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50, 70, 100, 140, 200, 280, 400, 560, 800, 1000)
 ONE_ROW = 1

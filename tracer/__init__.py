@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tracer.errors import RemoteError as RemoteError
     from tracer.errors import RunError as RunError
     from tracer.errors import TracerError as TracerError
-    from tracer.evaluation.faithfulness import Evaluation as Evaluation
+    from tracer.evaluation.curves import Evaluation as Evaluation
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
     from tracer.evaluation.quality import estimate_quality as estimate_quality
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Attribution": "attribution.result",
     "Circuit": "circuit.circuit",
-    "Evaluation": "evaluation.faithfulness",
+    "Evaluation": "evaluation.curves",
     "Graph": "circuit.circuit",
     "JobError": "errors",
     "Model": "model.model",

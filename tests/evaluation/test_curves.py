@@ -1,4 +1,4 @@
-"""Curves of one ranking: areas, rankings, position-free rankings, and what a bench refuses."""
+"""Curves of one ranking: areas, rankings, position-free rankings, and which test prompts are refused."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from helpers import refused
 from tracer.attribution import attribute
 from tracer.data import tasks
 from tracer.errors import JobError
-from tracer.evaluation import faithfulness, statistics
-from tracer.evaluation.ablations import Job
-from tracer.evaluation.curves import Bench, Curves, curves, ordered
+from tracer.evaluation import statistics
+from tracer.evaluation.curves import Curves, curves, ordered
+from tracer.evaluation.testset import NEVER, Job, TestSet
 from tracer.prompts import Encoded, Prompt, encode
 from truth import tolerance
 
@@ -34,8 +34,14 @@ def encoded(prompts: list[Prompt]) -> list[Encoded]:
 
 
 @functools.cache
-def bench() -> Bench:
-    return Bench.of(demo(), encoded(pairs()), "mean", "activation", 0)
+def bench() -> TestSet:
+    return TestSet.of(demo(), encoded(pairs()), "mean", "activation", 0).with_known_ends()
+
+
+def ends(test: TestSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """The metric of the full model and of the empty one."""
+    assert test.known is not None
+    return test.known
 
 
 @functools.cache
@@ -84,16 +90,17 @@ def test_sizes_are_those_asked_for_and_mibs() -> None:
 
 
 def test_a_position_free_circuit_is_its_neurons_at_every_position() -> None:
-    """Against the bench's own measurement of masks made by hand."""
+    """Against the test set's own measurement of masks made by hand."""
     ranks, found = free_ranks(), free()
     first = set(ranks[:, 0].flatten().argsort()[:7].tolist())
     n_layers, length, n_neurons = ranks.shape
     mask = torch.tensor([place in first for place in range(n_layers * n_neurons)]).view(n_layers, 1, n_neurons)
     by_hand = torch.where(mask.expand(-1, length, -1), 0, 9).int()
-    rows = range(len(bench().whole))
-    span = (bench().whole - bench().empty).double().mean()
-    for stays, curve, start in ((True, found.faithfulness, bench().empty), (False, found.completeness, bench().empty)):
-        measured = bench().test.measure([Job(row, by_hand, 5, stays) for row in rows])
+    full, empty = ends(bench())
+    rows = range(len(full))
+    span = (full - empty).double().mean()
+    for stays, curve, start in ((True, found.faithfulness, empty), (False, found.completeness, empty)):
+        measured = bench().measure([Job(row, by_hand, 5, stays) for row in rows])
         value = (measured - start).double().mean() / span
         assert curve.estimate[found.sizes.index(7)] == pytest.approx(float(value), abs=1e-5)
     assert found.n_neurons == found.sizes  # a node of such a circuit is a neuron
@@ -101,13 +108,13 @@ def test_a_position_free_circuit_is_its_neurons_at_every_position() -> None:
 
 def test_the_control_of_a_position_free_circuit_is_position_free(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    real = faithfulness.AblationTest.measure
+    real = TestSet.measure
 
     def measure(self: Any, jobs: Any, progress: Any = None) -> torch.Tensor:
         seen.extend(jobs)
         return real(self, jobs, progress)
 
-    monkeypatch.setattr(faithfulness.AblationTest, "measure", measure)
+    monkeypatch.setattr(TestSet, "measure", measure)
     curves(bench(), free_ranks(), [7], 3)
     control = seen[-1][1]
     assert torch.equal(control, control[:, :1].expand_as(control))
@@ -119,40 +126,39 @@ def test_the_control_of_a_position_free_circuit_is_position_free(monkeypatch: py
 def test_seeds_decide_control_and_intervals_alone() -> None:
     again = curves(bench(), ordered(mean(), "absolute"), [10, 100], 0)
     other = curves(bench(), ordered(mean(), "absolute"), [10, 100], 1)
-    assert again == aligned()
-    assert other.faithfulness.estimate == aligned().faithfulness.estimate
-    assert other.control.estimate != aligned().control.estimate
+    assert again.record() == aligned().record()
+    assert torch.equal(other.faithfulness.estimate, aligned().faithfulness.estimate)
+    assert not torch.equal(other.control_faithfulness.estimate, aligned().control_faithfulness.estimate)
 
 
 def test_a_bench_with_little_memory_measures_the_same() -> None:
-    small = Bench.of(demo(), encoded(pairs()), "mean", "activation", 0, memory=1)
-    assert torch.allclose(small.whole, bench().whole, atol=1e-5)
+    small = TestSet.of(demo(), encoded(pairs()), "mean", "activation", 0, memory=1).with_known_ends()
+    assert torch.allclose(ends(small)[0], ends(bench())[0], atol=1e-5)
     found = curves(small, ordered(mean(), "absolute"), [10], 0)
     at = [aligned().sizes.index(size) for size in found.sizes]
-    wanted = [aligned().faithfulness.estimate[i] for i in at]
-    assert found.faithfulness.estimate == pytest.approx(wanted, abs=1e-4)
+    assert torch.allclose(found.faithfulness.estimate, aligned().faithfulness.estimate[at], rtol=0, atol=1e-4)
 
 
 def test_a_reference_is_what_nodes_are_ablated_to() -> None:
     others = pairs("train", 4)
-    found = Bench.of(demo(), encoded(pairs()), "mean", "activation", 0, reference=others)
+    found = TestSet.of(demo(), encoded(pairs()), "mean", "activation", 0, reference=others).with_known_ends()
     wanted = attribute.mean_values(demo(), [one.token_ids for one in encoded(others)], 6, "activation")
-    assert torch.allclose(found.test.values[0], wanted)
-    assert not torch.allclose(found.empty, bench().empty)
+    assert torch.allclose(found.values[0], wanted)
+    assert not torch.allclose(ends(found)[1], ends(bench())[1])
 
 
 def test_the_metric_is_settled_by_the_prompts() -> None:
     plain = [Prompt(one.text, target=one.target, counterfactual=one.counterfactual) for one in pairs()]
-    assert bench().test.metric == "difference"
-    assert Bench.of(demo(), encoded(plain), "mean", "activation", 0).test.metric == "logit"
-    asked = Bench.of(demo(), encoded(plain), "mean", "activation", 0, metric="logprob")
-    assert asked.test.metric == "logprob"
-    assert bool((asked.whole < 0).all())
+    assert bench().metric == "difference"
+    assert TestSet.of(demo(), encoded(plain), "mean", "activation", 0).metric == "logit"
+    asked = TestSet.of(demo(), encoded(plain), "mean", "activation", 0, metric="logprob").with_known_ends()
+    assert asked.metric == "logprob"
+    assert bool((ends(asked)[0] < 0).all())
 
 
 def test_what_cannot_be_tested_is_refused() -> None:
-    def made(prompts: list[Prompt], ablation: str = "mean", **more: Any) -> Bench:
-        return Bench.of(demo(), encoded(prompts), ablation, "activation", 0, **more)
+    def made(prompts: list[Prompt], ablation: str = "mean", **more: Any) -> TestSet:
+        return TestSet.of(demo(), encoded(prompts), ablation, "activation", 0, **more).with_known_ends()
 
     with refused(JobError, "at least 2"):
         made(pairs(count=1))
@@ -178,6 +184,6 @@ def test_rankings_that_do_not_fit_are_refused() -> None:
     with refused(JobError, "every place"):
         curves(bench(), ranks + 1, [3], 0)
     with refused(JobError, "every place"):
-        curves(bench(), torch.where(ranks < 10, ranks, faithfulness.NEVER), [3], 0)
+        curves(bench(), torch.where(ranks < 10, ranks, NEVER), [3], 0)
     with refused(JobError, "every place"):
         curves(bench(), torch.zeros_like(ranks), [3], 0)

@@ -13,8 +13,9 @@ import tracer
 from helpers import refused
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError
-from tracer.evaluation.ablations import Job
-from tracer.evaluation.faithfulness import Evaluation, evaluate, minimality
+from tracer.evaluation.curves import Evaluation, shuffled
+from tracer.evaluation.faithfulness import evaluate, minimality
+from tracer.evaluation.testset import Job
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Prompt
@@ -184,7 +185,7 @@ def _measured(model: Model, circuit: Circuit, prompts: list[Prompt], sizes: tupl
     """The raw measurements: a random model's denominator may be too small for an interval."""
     from tracer.evaluation import faithfulness
 
-    test = faithfulness._test(model, circuit, prompts, "zero", None, (), True, 0, 2**30)
+    test = faithfulness._test_set(model, circuit, prompts, "zero", None, (), True, 0, 2**30)
     ranks = faithfulness._ranks(model, circuit, 5, True)
     rows = range(len(prompts))
     whole, empty = (test.measure([Job(row, ranks, 0, stays) for row in rows]) for stays in (False, True))
@@ -216,11 +217,11 @@ def test_random_nodes_are_as_many_in_each_layer() -> None:
     model = tracer.load("demo")
     circuit = tracer.trace(model, sva_prompts()[0], nodes=100, edges=False)
     ranks = faithfulness._ranks(model, circuit, 6, True)
-    random = faithfulness.shuffled(ranks, 0)
+    random = shuffled(ranks, 0)
     for size in (1, 10, 100):
         assert torch.equal((ranks < size).sum((1, 2)), (random < size).sum((1, 2)))
     assert not torch.equal(ranks, random)
-    assert torch.equal(random, faithfulness.shuffled(ranks, 0))
+    assert torch.equal(random, shuffled(ranks, 0))
 
 
 def test_two_evaluations_and_any_memory_agree() -> None:

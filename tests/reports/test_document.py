@@ -17,7 +17,7 @@ from helpers import refused
 from tracer.circuit.circuit import Circuit
 from tracer.data.tasks import sva
 from tracer.errors import RunError
-from tracer.evaluation.faithfulness import Evaluation
+from tracer.evaluation.curves import Evaluation
 from tracer.evaluation.quality import STRATA, AlwaysOn, Quality, always_on, estimate_quality
 from tracer.evaluation.statistics import Interval
 from tracer.prompts import Prompt

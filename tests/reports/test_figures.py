@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,11 @@ def curve(height: float) -> SimpleNamespace:
     return SimpleNamespace(estimate=estimate, low=estimate - 0.1, high=estimate + 0.1)
 
 
+def three(faithful: Any, complete: Any, control: Any) -> Any:
+    named = {"faithfulness": faithful, "completeness": complete, "control_faithfulness": control}
+    return SimpleNamespace(sizes=SIZES, **named)
+
+
 def test_every_method_has_a_line_of_its_own_without_colour() -> None:
     methods = [name for name in METHODS if name != "random"]
     looks = [*range(len(methods)), figures.CONTROL]
@@ -35,7 +41,7 @@ def test_every_method_has_a_line_of_its_own_without_colour() -> None:
 def test_lines_and_bands_are_the_numbers() -> None:
     axes = figures.new(4.0, 3.0).subplots()
     curves = [curve(height) for height in (1.0, 0.5, 0.1)]
-    figures.draw_curves(axes, figures.three(SIZES, curves, ("a", "b", "c")), ylim=figures.VIEW, xlabel="nodes")
+    figures.draw_curves(axes, figures.three(three(*curves), ("a", "b", "c")), ylim=figures.VIEW, xlabel="nodes")
     assert (axes.get_xscale(), axes.get_ylim(), axes.get_xlabel()) == ("log", figures.VIEW, "nodes")
     for line, band, given in zip(axes.get_lines(), axes.collections, curves, strict=False):
         assert line.get_xydata() == pytest.approx(np.stack([SIZES, given.estimate], -1))
@@ -45,7 +51,7 @@ def test_lines_and_bands_are_the_numbers() -> None:
 
 
 def test_a_prompt_in_a_title_is_text_and_no_formula() -> None:
-    lines = figures.three(SIZES, [curve(1)] * 3, ("a", "b", "c"))
+    lines = figures.three(three(*[curve(1)] * 3), ("a", "b", "c"))
     assert figures.evaluation_png(lines, "from $5 to $6 in {").startswith(b"\x89PNG")
 
 

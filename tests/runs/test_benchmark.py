@@ -23,7 +23,8 @@ from tracer.data import tasks
 from tracer.data.tasks import Pair
 from tracer.errors import JobError, RunError
 from tracer.evaluation.curves import ordered
-from tracer.evaluation.faithfulness import AblationTest, evaluate
+from tracer.evaluation.faithfulness import evaluate
+from tracer.evaluation.testset import TestSet
 from tracer.runs import finish
 from tracer.runs.jobs import BenchmarkJob, load_job
 from tracer.runs.units import benchmark
@@ -100,13 +101,13 @@ def test_numbers_equal_evaluates_on_the_same_ranking(tmp_path: Path, structure: 
     assert found.n_total == outcome.n_total
     assert found.n_neurons == curves.n_neurons[: len(sizes)]
     pairs = ((found.faithfulness, curves.faithfulness), (found.completeness, curves.completeness))
-    for theirs, mine in (*pairs, (found.control_faithfulness, curves.control)):
+    for theirs, mine in (*pairs, (found.control_faithfulness, curves.control_faithfulness)):
         for end in ("estimate", "low", "high"):
             wanted = getattr(theirs, end)
-            assert torch.allclose(torch.tensor(getattr(mine, end)[: len(sizes)]).double(), wanted, atol=1e-5)
+            assert torch.allclose(getattr(mine, end)[: len(sizes)], wanted, atol=1e-5)
     for level, size in found.sizes_for.items():
         if size.estimate is not None:
-            assert curves.sizes_for[f"{level:g}"].estimate == size.estimate
+            assert curves.sizes_for[level].estimate == size.estimate
     assert outcome.whole == pytest.approx(float(found.whole.mean()), abs=1e-5)
     assert outcome.empty == pytest.approx(float(found.empty.mean()), abs=1e-5)
 
@@ -220,16 +221,16 @@ def test_a_combination_alone_is_as_in_the_run(tmp_path: Path) -> None:
     """What a worker process computes does not depend on the combinations before it."""
     job = tiny("structures=[simple, nounpp]", "bases=[activation, output]")
     run = run_benchmark(job, tmp_path)
-    measured = ("rankings", "whole", "empty", "n_total", "skipped", "n_train", "n_test")
+    measured = {"rankings", "whole", "empty", "n_total", "skipped", "n_train", "n_test"}
     one = Benchmark(job, demo())
-    for combination in reversed(job.combinations()):  # every bench is made anew
+    for combination in reversed(job.combinations()):  # every test set is made anew
         wanted = next(outcome for outcome in run.outcomes if outcome.combination == combination)
         found = one.outcome(combination)
-        assert all(getattr(found, name) == getattr(wanted, name) for name in measured)
+        assert found.model_dump(include=measured) == wanted.model_dump(include=measured)
     last = job.combinations()[0]
-    bench = one._bench(last[0], last[2])
+    test = one._test(last[0], last[2])
     one.outcome(job.combinations()[1])
-    assert one._bench(last[0], last[2]) is bench
+    assert one._test(last[0], last[2]) is test
 
 
 def test_the_end_writes_outcomes_in_the_jobs_order(tmp_path: Path) -> None:
@@ -279,7 +280,7 @@ def test_some_skipped_pairs_are_counted(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_an_ablation_that_changes_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AblationTest, "measure", lambda self, jobs, progress=None: torch.ones(len(jobs)))
+    monkeypatch.setattr(TestSet, "measure", lambda self, jobs, progress=None: torch.ones(len(jobs)))
     with refused(JobError, "nounpp/relp/activation/counterfactual", "F(model) - F(empty)"):
         run_benchmark(tiny(), tmp_path)
 

@@ -56,7 +56,7 @@ def test_the_evaluation_is_the_benchmarks_on_the_same_pairs(tmp_path: Path) -> N
     )
     assert isinstance(job, BenchmarkJob)
     wanted = Benchmark(job, demo()).outcome(job.combinations()[0])
-    curves = wanted.rankings["absolute"].model_dump(mode="json")
+    curves = wanted.rankings["absolute"].record()
     assert found["curves"]["sizes"] == curves["sizes"]
     for name in ("faithfulness", "completeness"):
         for end in ("estimate", "low", "high"):

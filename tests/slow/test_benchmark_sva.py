@@ -40,6 +40,6 @@ def test_paired_relp_needs_far_fewer_nodes_than_random_ones(result: BenchmarkRes
         for basis in result.job.bases:
             relp = found[structure, "relp", basis, "counterfactual"].rankings["absolute"]
             random = found[structure, "random", basis, "none"].rankings["absolute"]
-            sizes = [curves.sizes_for["0.8"].estimate or curves.sizes[-1] for curves in (relp, random)]
+            sizes = [curves.sizes_for[0.8].estimate or curves.sizes[-1] for curves in (relp, random)]
             assert sizes[0] * 4 <= sizes[1]
             assert relp.cmd.estimate < random.cmd.estimate

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from math import ceil
 from types import SimpleNamespace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from tracer import metrics
@@ -31,12 +31,10 @@ from tracer.prompts import Batch, Encoded
 from tracer.settings import settings
 from tracer.shapes import Nodes, PerPrompt
 
-NEVER = torch.iinfo(torch.int32).max
 NO_NODES = torch.empty(0, 3, dtype=torch.int32)
 FORWARDS = 8
 """Forwards of one request, where there is work for as many: a small one takes less than its way to the server."""
 
-Ranks = Int[Tensor, "layer pos neuron"]
 Item = TypeVar("Item")
 
 
@@ -54,22 +52,6 @@ class AblatedRow:
     nodes: Tensor
     stays: bool = False
     other: int = 0
-
-
-class Job(NamedTuple):
-    """One number to measure.
-
-    Attributes:
-        row: the test prompt. ranks: of its nodes.
-        size: the set is the first `size` ranks. without: but for the node (or neuron) of this rank; -1 for none.
-        stays: whether the set is what stays, or what is ablated.
-    """
-
-    row: int
-    ranks: Ranks
-    size: int
-    stays: bool
-    without: int = -1
 
 
 @dataclass(frozen=True)
@@ -96,80 +78,6 @@ class Replacement:
             return mean_values(model, self.others, length, basis, memory).expand(n_prompts, -1, -1, -1)
         found = passes.values(model, Batch(self.others), basis=basis)[0]
         return found if self.drawn == tuple(range(len(found))) else found[list(self.drawn)]
-
-
-@dataclass(frozen=True)
-class AblationTest:
-    """Test prompts of one length, what their nodes are ablated to, and how their metric is read.
-
-    Attributes:
-        values: what each node of each prompt is ablated to; of a remote model where that comes from.
-        memory: bytes one batch may use.
-    """
-
-    model: Model
-    prompts: tuple[Encoded, ...]
-    metric: str
-    values: Float[Tensor, "prompt layer pos neuron"] | Replacement
-    basis: str
-    memory: int
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Nodes of a prompt: (layers, positions, neurons)."""
-        return self.model.n_layers, len(self.prompts[0].token_ids), self.model.n_neurons(self.basis)
-
-    def measure(self, jobs: Sequence[Job], progress: Progress | None = None) -> Tensor:
-        """The metric of each job [job]."""
-        if isinstance(self.values, Replacement):
-            rows = self._rows(jobs, self.values)
-            return there(self.model, rows, self.values, self.metric, self.basis, self.memory, progress=progress)
-        values, length = self.values, len(self.prompts[0].token_ids)
-        each = self.model.bytes_per_token(gradient=False, length=length) * length
-        size = max(1, self.memory // each)
-
-        def some(part: range) -> Tensor:
-            found = self._measure([jobs[i] for i in part], values)
-            if progress is not None:
-                progress(part.stop, len(jobs))
-            return found
-
-        return torch.cat(self.model.each(some, chunked(range(len(jobs)), size)))
-
-    def measure_apart(self, groups: Sequence[Sequence[Job]]) -> Float[Tensor, "group job"]:
-        """The metric of groups of as many jobs. Here they do not share batches, so that none depends on another; on a
-        server, where each batch is a request, they do."""
-        if self.model.remote is None:
-            return torch.stack([self.measure(group) for group in groups])
-        return self.measure([job for group in groups for job in group]).view(len(groups), -1)
-
-    def _rows(self, jobs: Sequence[Job], to: Replacement) -> list[AblatedRow]:
-        """The jobs as a server takes them; those of one ranking and size share one set, which travels once."""
-        sets = {(id(job.ranks), job.size, job.without): job for job in jobs}
-        found = {key: listed((job.ranks < job.size) & (job.ranks != job.without)) for key, job in sets.items()}
-        drawn = to.drawn or (0,) * len(self.prompts)
-        return [
-            AblatedRow(self.prompts[row], found[id(ranks), size, without], stays, drawn[row])
-            for row, ranks, size, stays, without in jobs
-        ]
-
-    def _measure(self, jobs: Sequence[Job], values: Tensor) -> Tensor:
-        rows = torch.tensor([job.row for job in jobs])
-        ranks = torch.stack([job.ranks for job in jobs])
-        size, stays, without = (
-            torch.tensor(part)[:, None, None, None]
-            for part in zip(*((job.size, job.stays, job.without) for job in jobs), strict=True)
-        )
-        ablated = ((ranks < size) & (ranks != without)) != stays
-        edits = [
-            passes.Edit(layer, ablated[:, layer], 0.0, values[rows, layer])
-            for layer in range(self.model.n_layers)
-            if bool(ablated[:, layer].any())
-        ]
-        prompts = [self.prompts[row] for row in rows.tolist()]
-        metric = metric_of(prompts, settings(metric=self.metric))
-        batch = Batch(tuple(prompt.token_ids for prompt in prompts))
-        return metric.read(passes.intervened(self.model, batch, edits, basis=self.basis, kept=metric.kept))
 
 
 def listed(mask: Bool[Tensor, "layer pos neuron"]) -> Tensor:

@@ -1,13 +1,13 @@
-"""What circuits of every size do, for one ranking of all nodes: faithfulness, completeness and a control, by size.
+"""What circuits of every size do: faithfulness, completeness and a control, by size.
 
-Knows how a ranking becomes curves, areas and sizes with intervals, on test prompts that are prepared once for all
-rankings. Refuses to know where a ranking comes from, and jobs, tasks and files.
+Knows how a ranking of nodes is measured and becomes curves, areas and sizes with intervals. Refuses to know where a
+ranking comes from, and jobs, tasks and files.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,113 +15,161 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer.attribution.attribute import with_metric
+from tracer.attribution.methods import Progress
 from tracer.errors import JobError
 from tracer.evaluation import statistics
-from tracer.evaluation.ablations import NEVER, AblationTest, Job, Ranks
-from tracer.evaluation.faithfulness import LEVELS, ablation_values, check_test, shuffled
-from tracer.model.model import Model
-from tracer.prompts import Encoded, Prompt
-from tracer.records import Record
-from tracer.settings import settings
+from tracer.evaluation.statistics import Interval, Size
+from tracer.evaluation.testset import Job, Ranks, TestSet
+from tracer.shapes import PerPrompt
 
-_ROWS = 256  # of one batch of ablations: more gain nothing on a CPU
+LEVELS = (0.5, 0.8, 0.9, 0.95)
 
-
-class Number(Record):
-    """A number with the ends of its 95 % interval."""
-
-    estimate: float
-    low: float
-    high: float
+_INTERVALS = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
 
 
-class Band(Record):
-    """A curve with the ends of its 95 % intervals, by size."""
+@dataclass(frozen=True)
+class Curves:
+    """What circuits do, by size.
 
-    estimate: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-
-class Reach(Record):
-    """The fewest nodes that reach a level of faithfulness; None where no measured size does."""
-
-    estimate: int | None
-    low: int | None
-    high: int | None
-
-
-class Curves(Record):
-    """What the circuits of one ranking do, by size; fields as in `evaluation.Evaluation`.
-
-    `cpr` and `cmd` are areas over MIB's sizes, `sizes_for` is over all sizes measured.
+    Attributes:
+        sizes: nodes of the circuit, strongest first. n_neurons: unique (layer, neuron) among them.
+        faithfulness, completeness, control_faithfulness: ratios of means, with 95 % intervals over prompts; the control
+            is of random nodes, as many in each layer as the circuit has.
+        cpr, cmd: areas over size as MIB defines them.
+        sizes_for: the fewest of `sizes` that reach a faithfulness, by level; None where none does.
     """
 
     sizes: tuple[int, ...]
     n_neurons: tuple[int, ...]
-    faithfulness: Band
-    completeness: Band
-    control: Band
-    cpr: Number
-    cmd: Number
-    sizes_for: dict[str, Reach]
+    faithfulness: Interval
+    completeness: Interval
+    control_faithfulness: Interval
+    cpr: Interval
+    cmd: Interval
+    sizes_for: dict[float, Size]
+
+    def record(self) -> dict[str, Any]:
+        """As files hold it: numbers, lists and names."""
+        return {
+            "sizes": list(self.sizes),
+            "n_neurons": list(self.n_neurons),
+            **{name.removesuffix("_faithfulness"): getattr(self, name).record() for name in _INTERVALS},
+            "sizes_for": {f"{level:g}": size.record() for level, size in self.sizes_for.items()},
+        }
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> Curves:
+        """Curves from their `record`."""
+        return Curves(
+            sizes=tuple(record["sizes"]),
+            n_neurons=tuple(record["n_neurons"]),
+            **{name: Interval.of(record[name.removesuffix("_faithfulness")]) for name in _INTERVALS},
+            sizes_for={float(level): Size(**size) for level, size in record["sizes_for"].items()},
+        )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The curves as a table, a row per size."""
+        record = self.record()
         for i, size in enumerate(self.sizes):
             row: dict[str, Any] = {"size": size, "n_neurons": self.n_neurons[i]}
             for name in ("faithfulness", "completeness", "control"):
-                band: Band = getattr(self, name)
-                row |= {name: band.estimate[i], f"{name}_low": band.low[i], f"{name}_high": band.high[i]}
+                row |= columns(name, {end: values[i] for end, values in record[name].items()})
             yield row
 
 
+def columns(name: str, ends: Mapping[str, Any]) -> dict[str, Any]:
+    """An interval's or a size's record as three columns of a table."""
+    return {name: ends["estimate"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
+
+
 @dataclass(frozen=True)
-class Bench:
-    """Test prompts with what their nodes are ablated to, and the metric of each: of the whole model, and of the empty
-    one, with every node ablated."""
+class Evaluation(Curves):
+    """What ablations say of a circuit, at each of its sizes; the curves' fields as in `Curves`.
 
-    test: AblationTest
-    whole: Float[Tensor, " prompt"]
-    empty: Float[Tensor, " prompt"]
+    Attributes:
+        n_total: nodes the model has on these prompts.
+        whole, empty: the metric of each prompt, of the model as it is and with every node ablated.
+        inside, outside: of each prompt and size, with everything outside the circuit ablated, and the circuit ablated.
+        control: as `inside`, for random nodes, as many in each layer as the circuit has.
+        ablation, seed: how it was measured.
+    """
 
-    @staticmethod
-    def of(
-        model: Model,
-        test: Sequence[Encoded],
-        ablation: str,
-        basis: str,
-        seed: int,
-        reference: Sequence[Prompt] | None = None,
-        *,
-        metric: str = "auto",
-        train: Sequence[Encoded] = (),
-        memory: int | None = None,
-    ) -> Bench:
-        """Prepare test prompts, all of one length.
+    n_total: int
+    whole: PerPrompt
+    empty: PerPrompt
+    inside: Float[Tensor, "prompt size"]
+    outside: Float[Tensor, "prompt size"]
+    control: Float[Tensor, "prompt size"]
+    ablation: str
+    seed: int
 
-        Args:
-            ablation, reference: as in `evaluation.evaluate`. seed: of the prompts that ``resample`` draws.
-            metric: as in `attribute`; ``auto`` is the difference where the prompts have foils, else the target's logit.
-            train: prompts that the rankings come from; one of them among the test prompts is an error.
-            memory: bytes one batch may use; the model's own default if None.
 
-        Raises:
-            JobError: prompts that do not fit, an ablation that changes nothing.
-        """
-        check_test(test, train)
-        metric = with_metric(settings(metric=metric), test).metric
-        values = ablation_values(model, test, ablation, reference, basis, seed)
-        length = len(test[0].token_ids)
-        most = _ROWS * model.bytes_per_token(gradient=False, length=length) * length
-        made = AblationTest(model, tuple(test), metric, values, basis, min(most, memory or model.budget()))
-        ranks = torch.full(made.shape, NEVER, dtype=torch.int32)
-        rows = range(len(test))
-        whole, empty = made.measure_apart([[Job(row, ranks, 0, stays) for row in rows] for stays in (False, True)])
-        # Refuses an ablation that changes nothing, before anything else is measured.
-        statistics.faithfulness(whole[:, None], empty, whole)
-        return Bench(made, whole, empty)
+def measure(
+    test: TestSet,
+    ranks: Ranks,
+    control: Ranks,
+    sizes: Sequence[int],
+    n_total: int,
+    seed: int,
+    *,
+    areas: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Circuits of every size, what is without them and random ones on all test prompts, in shared passes.
+
+    Args:
+        ranks: each node's place in the ranking, from 0. control: of the random one.
+        n_total: nodes, of which `sizes` are shares.
+        seed: of the intervals.
+        areas: those of `sizes` that `cpr` and `cmd` are areas over; all if None.
+    """
+    n, rows, areas = len(sizes), range(len(test.prompts)), areas or sizes
+    kinds = ((ranks, True), (ranks, False), (control, True))
+    jobs = [Job(row, ranking, size, stays) for ranking, stays in kinds for row in rows for size in sizes]
+    full, empty, measured = test.measure_with_ends(jobs, progress)
+    tables = measured.view(3, len(rows), n)
+    ratios = statistics.resample(
+        torch.cat([empty[:, None], full[:, None], *tables], -1),
+        lambda rows: statistics.restored(rows[..., 2:], rows[..., 0], rows[..., 1]),
+        seed=seed,
+    )
+    parts = [ratios.map(lambda values, i=i: values[..., i * n : (i + 1) * n]) for i in range(3)]
+    at, shares = [sizes.index(size) for size in areas], [size / n_total for size in areas]
+    over = parts[0].map(lambda values: values[..., at])
+    return Evaluation(
+        tuple(sizes),
+        _unique(ranks, sizes),
+        *(part.interval() for part in parts),
+        cpr=over.map(functools.partial(statistics.cpr, shares)).interval(),
+        cmd=over.map(functools.partial(statistics.cmd, shares)).interval(),
+        sizes_for={level: statistics.size_for(list(sizes), parts[0], level) for level in LEVELS},
+        n_total=n_total,
+        whole=full,
+        empty=empty,
+        inside=tables[0],
+        outside=tables[1],
+        control=tables[2],
+        ablation=test.ablation,
+        seed=seed,
+    )
+
+
+def curves(test: TestSet, ranks: Ranks, sizes: Sequence[int], seed: int) -> Evaluation:
+    """One ranking's curves: all sizes and prompts, circuits, what is without them and random ones, in shared passes.
+
+    Args:
+        ranks: the place of every node from 0, each given once, from `ordered`; or of every neuron, the same at every
+            position, where a circuit of n is n neurons at all positions, and so is its random control.
+        sizes: of the circuits. Those above all there are are left out; MIB's shares of all are added.
+        seed: of the random control and the intervals.
+
+    Raises:
+        JobError: a ranking of other nodes than the test prompts', or one that leaves some out or names one twice.
+    """
+    total = _n_ranked(test, ranks)
+    areas = sorted({max(1, round(share * total)) for share in statistics.MIB_SIZES})
+    sizes = sorted({*(size for size in sizes if size <= total), *areas})
+    return measure(test, ranks, _control(ranks, seed), sizes, total, seed, areas=areas)
 
 
 def ordered(attributions: Float[Tensor, "layer pos neuron"], ranking: str) -> Ranks:
@@ -137,48 +185,16 @@ def ordered(attributions: Float[Tensor, "layer pos neuron"], ranking: str) -> Ra
     return ranks.view_as(attributions)
 
 
-def curves(bench: Bench, ranks: Ranks, sizes: Sequence[int], seed: int) -> Curves:
-    """One ranking's curves: all sizes and prompts, circuits, what is without them and random ones, in shared passes.
-
-    Args:
-        ranks: the place of every node from 0, each given once, from `ordered`; or of every neuron, the same at every
-            position, where a circuit of n is n neurons at all positions, and so is its random control.
-        sizes: of the circuits. Those above all there are are left out; MIB's shares of all are added.
-        seed: of the random control and the intervals.
-
-    Raises:
-        JobError: a ranking of other nodes than the bench's, or one that leaves some out or names one twice.
-    """
-    total, n_prompts = _n_ranked(bench, ranks), len(bench.whole)
-    areas = sorted({max(1, round(share * total)) for share in statistics.MIB_SIZES})
-    sizes = sorted({*(size for size in sizes if size <= total), *areas})
-    kinds = ((ranks, True), (ranks, False), (_control(ranks, seed), True))
-    jobs = [Job(row, one, size, stays) for one, stays in kinds for row in range(n_prompts) for size in sizes]
-    measured = bench.test.measure(jobs).view(3, n_prompts, len(sizes))
-    table = torch.cat([bench.empty[:, None], bench.whole[:, None], *measured], -1)
-    found = statistics.resample(
-        table, lambda rows: statistics.restored(rows[..., 2:], rows[..., 0], rows[..., 1]), seed=seed
-    )
-    n = len(sizes)
-    parts = [found.map(lambda values, i=i: values[..., i * n : (i + 1) * n]) for i in range(3)]
-    at, shares = [sizes.index(one) for one in areas], [one / total for one in areas]
-    over = parts[0].map(lambda values: values[..., at])
-    levels = {level: statistics.size_for(sizes, parts[0], level) for level in LEVELS}
-    return Curves(
-        sizes=tuple(sizes),
-        n_neurons=_unique(ranks, sizes),
-        faithfulness=_band(parts[0]),
-        completeness=_band(parts[1]),
-        control=_band(parts[2]),
-        cpr=_number(over.map(functools.partial(statistics.cpr, shares))),
-        cmd=_number(over.map(functools.partial(statistics.cmd, shares))),
-        sizes_for={f"{k:g}": Reach(estimate=one.estimate, low=one.low, high=one.high) for k, one in levels.items()},
-    )
+def shuffled(ranks: Ranks, seed: int) -> Ranks:
+    """The same ranks at random places of their layers: at every size as many nodes in each layer as the circuit."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [layer.flatten()[torch.randperm(layer.numel(), generator=generator)].view_as(layer) for layer in ranks]
+    return torch.stack(layers)
 
 
-def _n_ranked(bench: Bench, ranks: Ranks) -> int:
+def _n_ranked(test: TestSet, ranks: Ranks) -> int:
     """How many are ranked: all nodes, or all neurons where a neuron has one place at every position."""
-    nodes = bench.test.shape
+    nodes = test.shape
     if tuple(ranks.shape) != nodes:
         shapes = f"[layer, pos, neuron] is {list(ranks.shape)}, of the test prompts {list(nodes)}"
         raise JobError("ranking", shapes, "test on prompts of the same length, on the same model and basis")
@@ -201,13 +217,3 @@ def _unique(ranks: Ranks, sizes: Sequence[int]) -> tuple[int, ...]:
     """(layer, neuron) pairs among the first nodes: each counts from its best position on."""
     best = ranks.amin(1).flatten()
     return tuple(int((best < size).sum()) for size in sizes)
-
-
-def _band(found: statistics.Resamples) -> Band:
-    one = found.interval()
-    return Band(estimate=tuple(one.estimate.tolist()), low=tuple(one.low.tolist()), high=tuple(one.high.tolist()))
-
-
-def _number(found: statistics.Resamples) -> Number:
-    one = found.interval()
-    return Number(estimate=float(one.estimate), low=float(one.low), high=float(one.high))

@@ -77,8 +77,7 @@ class Correlation:
         found: dict[str, Any] = {"n": self.n, "reason": self.reason}
         for name in ("pearson", "spearman"):
             one = None if self.agreement is None else getattr(self.agreement, name)
-            ends = ("estimate", "low", "high")
-            found[name] = None if one is None else {end: float(getattr(one, end)) for end in ends}
+            found[name] = None if one is None else one.record()
         return found
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from tracer.errors import JobError, quoted
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Circuit sizes of the MIB benchmark, as shares of all nodes."""
 
+_ENDS = ("estimate", "low", "high")
 _NEGLIGIBLE = 1e-6  # of the values' own size: where a float32 difference is rounding
 _CHUNK = 1 << 23  # resampled values held at once (64 MB)
 _DECADE = 10  # the middle stratum reaches to this many times the strong one
@@ -130,13 +132,28 @@ def completeness(
 # ------------------------------------------------------------------------------------------- bootstrap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Interval:
     """A number, or several, with the ends of its confidence interval; float64."""
 
     low: Float[Tensor, "*statistic"]
     high: Float[Tensor, "*statistic"]
     estimate: Float[Tensor, "*statistic"]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Interval) and self.record() == other.record()
+
+    def __hash__(self) -> int:
+        return hash(str(self.record()))
+
+    def record(self) -> dict[str, Any]:
+        """As plain numbers, or lists of them."""
+        return {name: getattr(self, name).tolist() for name in _ENDS}
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> Interval:
+        """An interval from its `record`."""
+        return Interval(**{name: torch.tensor(record[name], dtype=torch.double) for name in _ENDS})
 
 
 @dataclass(frozen=True)
@@ -317,6 +334,10 @@ class Size:
     low: int | None
     high: int | None
     estimate: int | None
+
+    def record(self) -> dict[str, int | None]:
+        """As plain numbers."""
+        return {name: getattr(self, name) for name in _ENDS}
 
 
 def first_size(sizes: Sequence[int], faithfulness: Float[Tensor, " size"], level: float | int) -> int | None:

@@ -18,7 +18,7 @@ import jinja2
 
 from tracer.circuit.circuit import Circuit, versions
 from tracer.errors import JobError
-from tracer.evaluation.faithfulness import Evaluation
+from tracer.evaluation.curves import Evaluation
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.evaluation.statistics import Interval, Size
 from tracer.reports import figures, tables

@@ -15,8 +15,9 @@ import numpy as np
 from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from tracer.evaluation.faithfulness import Evaluation
+    from tracer.evaluation.curves import Curves
     from tracer.evaluation.quality import Quality
+    from tracer.evaluation.statistics import Interval
 
 VIEW = (-0.4, 1.6)
 """Of a share's axis, where what lies far outside 0 to 1 may be cut off."""
@@ -34,13 +35,13 @@ class Line(NamedTuple):
     """One curve by circuit size.
 
     Attributes:
-        curve: has `estimate`, `low` and `high`, a value for each size.
+        curve: a value for each size.
         look: which colour, marker and dashes.
     """
 
     label: str
     sizes: Sequence[int]
-    curve: Any
+    curve: Interval
     look: int
 
 
@@ -51,10 +52,12 @@ def new(width: float, height: float) -> Any:
     return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
 
 
-def three(sizes: Sequence[int], curves: Sequence[Any], labels: Sequence[str]) -> list[Line]:
+def three(found: Curves, labels: Sequence[str]) -> list[Line]:
     """The curves of one circuit: faithfulness, completeness and the random control."""
-    looks = zip(labels, curves, (0, 1, CONTROL), strict=True)
-    return [Line(label, sizes, curve, look) for label, curve, look in looks]
+    curves = zip(
+        labels, (found.faithfulness, found.completeness, found.control_faithfulness), (0, 1, CONTROL), strict=True
+    )
+    return [Line(label, found.sizes, curve, look) for label, curve, look in curves]
 
 
 def draw_curves(
@@ -87,12 +90,12 @@ def evaluation_png(lines: Sequence[Line], title: str, **labels: Any) -> bytes:
     return png(figure)
 
 
-def curves_svg(found: Evaluation) -> Markup:
+def curves_svg(found: Curves) -> Markup:
     """Faithfulness, completeness and the random control against size, for a page."""
     figure = new(7.6, 3.9)
     axes = figure.subplots()
     labels = ("faithfulness (wanted: 1)", "completeness (wanted: 0)", "faithfulness of random nodes")
-    lines = three(found.sizes, (found.faithfulness, found.completeness, found.control_faithfulness), labels)
+    lines = three(found, labels)
     axis = {"xlabel": "nodes in the circuit (log scale)", "ylabel": "share of F(model) - F(empty)"}
     draw_curves(axes, lines, tuple(_PAGE), _FAINT, **axis)
     ticks = [size for size in found.sizes if str(size)[0] in "125" and not str(size)[1:].strip("0")]

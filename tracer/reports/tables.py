@@ -25,9 +25,8 @@ from tracer.reports import figures, viewer
 from tracer.settings import RULES
 
 if TYPE_CHECKING:
-    from tracer.evaluation.faithfulness import Evaluation
+    from tracer.evaluation.curves import Evaluation
     from tracer.evaluation.quality import AlwaysOn, Quality
-    from tracer.evaluation.statistics import Interval
     from tracer.evaluation.steering import Steering
 
 NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
@@ -200,16 +199,12 @@ def evaluation_json(
     found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
 ) -> str:
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
-
-    def curve(one: Interval) -> dict[str, Any]:
-        return {name: getattr(one, name).tolist() for name in ("estimate", "low", "high")}
-
-    content: dict[str, Any] = {name: curve(getattr(found, name)) for name in CURVES}
+    content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
     content |= {name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed")}
     content |= {name: getattr(found, name).tolist() for name in ("whole", "empty", "inside", "outside", "control")}
     content["estimate"] = [one.record() for one in qualities]
     content["always_on"] = None if constant is None else [vars(one) for one in constant]
-    content["sizes_for"] = {f"{level:g}": vars(size) for level, size in found.sizes_for.items()}
+    content["sizes_for"] = {f"{level:g}": size.record() for level, size in found.sizes_for.items()}
     return json.dumps(content, indent=1, allow_nan=False)
 
 
@@ -219,8 +214,7 @@ def plot_evaluation(found: Evaluation, path: str | Path, title: str) -> Path:
     Raises:
         RunError: the file cannot be written.
     """
-    curves = (found.faithfulness, found.completeness, found.control_faithfulness)
-    lines = figures.three(found.sizes, curves, ("faithfulness", "completeness", "random nodes"))
+    lines = figures.three(found, ("faithfulness", "completeness", "random nodes"))
     labels = {"xlabel": "nodes in the circuit", "ylabel": "share of F(model) - F(empty)"}
     return write_page(figures.evaluation_png(lines, title, **labels), path)
 

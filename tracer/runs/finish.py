@@ -66,7 +66,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
     for name, content in said.items():
         place.write(f"{name}.json", json.dumps(content, indent=1, allow_nan=True).encode())
     if "evaluation" in said:
-        made = Curves.model_validate(said["evaluation"]["curves"])
+        made = Curves.of(said["evaluation"]["curves"])
         place.write("evaluation.csv", csv_bytes(list(made.rows())))
         place.write("evaluation.png", evaluation_plot(made, said["evaluation"]))
 

@@ -153,8 +153,7 @@ def rows_text(found: Any, style: str) -> str:
 
 def evaluation_plot(made: Curves, about: Mapping[str, Any]) -> bytes:
     """Faithfulness, completeness and the random control against size as a PNG, 95 % intervals shaded."""
-    curves = (made.faithfulness, made.completeness, made.control)
-    lines = figures.three(made.sizes, curves, ("faithfulness", "completeness", "random circuits"))
+    lines = figures.three(made, ("faithfulness", "completeness", "random circuits"))
     unit = "neurons" if about["circuit"] == "free" else "nodes"
     title = (
         f"{about['circuit']} circuit of {about['n_prompts']:,} prompts, tested on {about['n_test']:,} others by "

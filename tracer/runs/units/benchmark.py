@@ -22,7 +22,8 @@ from tracer.attribution.attribute import attribute
 from tracer.data import tasks
 from tracer.data.tasks import Pair, sva
 from tracer.errors import JobError, TracerError
-from tracer.evaluation.curves import Bench, Curves, curves, ordered
+from tracer.evaluation.curves import Evaluation, curves, ordered
+from tracer.evaluation.testset import TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
@@ -46,16 +47,16 @@ class _Data:
 
 
 class Benchmark:
-    """A job on a model. Pairs are made once for all combinations of a structure; the test bench, which is large, is
+    """A job on a model. Pairs are made once for all combinations of a structure; the test set, which is large, is
     kept until a combination of another structure or basis comes."""
 
     def __init__(self, job: BenchmarkJob, model: Model) -> None:
         self.job, self.model = job, model
         self._data: Callable[[str], _Data] = functools.cache(lambda structure: _pairs(job, model, structure))
-        self._bench: Callable[[str, str], Bench] = functools.lru_cache(maxsize=1)(
-            lambda structure, basis: Bench.of(
+        self._test: Callable[[str, str], TestSet] = functools.lru_cache(maxsize=1)(
+            lambda structure, basis: TestSet.of(
                 model, self._data(structure).test, job.ablation, basis, job.seed, metric=METRIC
-            )
+            ).with_known_ends()
         )
 
     def outcome(self, combination: Combination) -> Outcome:
@@ -73,13 +74,14 @@ class Benchmark:
 
     def _outcome(self, combination: Combination) -> Outcome:
         job, (structure, method, basis, baseline) = self.job, combination
-        data, bench = self._data(structure), self._bench(structure, basis)
+        data, test = self._data(structure), self._test(structure, basis)
         started = time.perf_counter()
         attributions = mean_attribution(job, self.model, data.train, method, basis, baseline)
         attributed = time.perf_counter()
-        rankings: dict[Ranking, Curves] = {
-            name: curves(bench, ordered(attributions, name), job.sizes, job.seed) for name in job.rankings
+        rankings: dict[Ranking, Evaluation] = {
+            name: curves(test, ordered(attributions, name), job.sizes, job.seed) for name in job.rankings
         }
+        measured = rankings[job.rankings[0]]
         return Outcome(
             structure=structure,
             method=method,
@@ -89,9 +91,9 @@ class Benchmark:
             n_test=len(data.test),
             skipped=data.skipped,
             n_total=attributions.numel(),
-            whole=float(bench.whole.double().mean()),
-            empty=float(bench.empty.double().mean()),
-            rankings=rankings,
+            whole=float(measured.whole.double().mean()),
+            empty=float(measured.empty.double().mean()),
+            rankings={**rankings},
             attribution_seconds=attributed - started,
             evaluation_seconds=time.perf_counter() - attributed,
         )

@@ -8,17 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from tracer.evaluation.curves import Curves, Number, Reach
+from tracer.evaluation.curves import Curves, columns
+from tracer.evaluation.statistics import Size
 from tracer.records import Record
 from tracer.reports import figures
 from tracer.reports.tables import csv_bytes
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.settings import ModelRecord
+
+Recorded = Annotated[
+    InstanceOf[Curves],
+    BeforeValidator(lambda given: given if isinstance(given, Curves) else Curves.of(given)),
+    PlainSerializer(Curves.record),
+]
+"""Curves, which a file holds as their record."""
 
 
 class Outcome(Record):
@@ -40,7 +49,7 @@ class Outcome(Record):
     n_total: int
     whole: float
     empty: float
-    rankings: dict[Ranking, Curves]
+    rankings: dict[Ranking, Recorded]
     attribution_seconds: float
     evaluation_seconds: float
 
@@ -95,10 +104,8 @@ def _table_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
             row = {**_names(outcome, ranking), "n_train": outcome.n_train, "n_test": outcome.n_test}
             row |= {"n_total": outcome.n_total, "whole": outcome.whole, "empty": outcome.empty}
             for level, size in curves.sizes_for.items():
-                row |= {f"size_{level}": size.estimate, f"size_{level}_low": size.low, f"size_{level}_high": size.high}
-            for name in ("cpr", "cmd"):
-                number: Number = getattr(curves, name)
-                row |= {name: number.estimate, f"{name}_low": number.low, f"{name}_high": number.high}
+                row |= columns(f"size_{level:g}", size.record())
+            row |= columns("cpr", curves.cpr.record()) | columns("cmd", curves.cmd.record())
             seconds = {"attribution": outcome.attribution_seconds, "evaluation": outcome.evaluation_seconds}
             yield row | {f"{name}_seconds": round(one, 3) for name, one in seconds.items()}
 
@@ -138,14 +145,15 @@ def benchmark_table(result: BenchmarkResult) -> RenderableType:
     for name in ("structure", "basis", "method", "baseline"):
         table.add_column(name, no_wrap=True)
     first = rankings[0]
-    heads = [f"nodes for {level}" for level in ("0.8", "0.9", "0.95")]
+    levels = (0.8, 0.9, 0.95)
+    heads = [f"nodes for {level}" for level in levels]
     heads += [f"{area} {ranking}" for area in ("CPR", "CMD") for ranking in rankings]
     for name in (*heads, "seconds"):
         table.add_column(name, justify="right")
     for before, outcome in zip((None, *result.outcomes), result.outcomes, strict=False):
         if before is not None and before.structure != outcome.structure:
             table.add_section()
-        cells = [_reach(outcome.rankings[first].sizes_for[level]) for level in ("0.8", "0.9", "0.95")]
+        cells = [_reach(outcome.rankings[first].sizes_for[level]) for level in levels]
         cells += [
             f"{getattr(outcome.rankings[ranking], area).estimate:.3f}"
             for area in ("cpr", "cmd")
@@ -156,7 +164,7 @@ def benchmark_table(result: BenchmarkResult) -> RenderableType:
     return Group(table, "", _about(result))
 
 
-def _reach(size: Reach) -> str:
+def _reach(size: Size) -> str:
     ends = ("-" if one is None else f"{one:,}" for one in (size.low, size.high))
     return f"{'-' if size.estimate is None else f'{size.estimate:,}'} ({', '.join(ends)})"
 

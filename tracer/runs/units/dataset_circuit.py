@@ -22,9 +22,9 @@ from tracer.attribution.trace import trace_all
 from tracer.data.source import Source
 from tracer.errors import JobError, quoted
 from tracer.evaluation import statistics
-from tracer.evaluation.ablations import Job, Ranks
-from tracer.evaluation.curves import Bench, curves, ordered
+from tracer.evaluation.curves import curves, ordered
 from tracer.evaluation.quality import estimate_quality
+from tracer.evaluation.testset import Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode
 from tracer.runs.jobs import DatasetJob
@@ -122,39 +122,37 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     mean = mean_of(folder, folder.commits())
     if mean is None:
         raise JobError("evaluate", "no prompt has an attribution to test", "see failed.parquet")
-    test = [encode(prompt, model) for prompt in _prompts(job, asked.test)]
-    lengths = sorted({len(one.token_ids) for one in test})
+    prompts = [encode(prompt, model) for prompt in _prompts(job, asked.test)]
+    lengths = sorted({len(one.token_ids) for one in prompts})
     if lengths != [mean.length] and (mean.length >= 0 or len(lengths) > 1):
         wanted = f"the circuit's {mean.length}" if mean.length >= 0 else "one length for all"
         raise JobError(f"evaluate.test with prompts of {lengths} tokens", f"need {wanted}", "choose other test prompts")
-    _check_apart(folder, test)
+    _check_apart(folder, prompts)
     reference = None if asked.reference is None else list(_prompts(job, asked.reference))
-    bench = Bench.of(model, test, asked.ablation, job.basis, asked.seed, reference, metric=job.metric)
+    test = TestSet.of(model, prompts, asked.ablation, job.basis, asked.seed, reference, metric=job.metric)
+    test = test.with_known_ends()
     ranks = ordered(_eligible(job, mean), "absolute").expand(-1, lengths[0], -1)
-    made = curves(bench, ranks, asked.sizes, asked.seed)
+    made = curves(test, ranks, asked.sizes, asked.seed)
     return {
-        "curves": made.model_dump(mode="json"),
-        "minimality": None
-        if asked.minimality is None
-        else _minimality(bench, ranks, asked.minimality, mean.length < 0),
+        "curves": made.record(),
+        "minimality": None if asked.minimality is None else _minimality(test, ranks, asked.minimality, mean.length < 0),
         "ablation": asked.ablation,
         "circuit": job.circuit,
         "n_prompts": mean.n_prompts,
         "n_left_out": mean.n_left_out,
-        "n_test": len(test),
-        "whole": float(bench.whole.double().mean()),
-        "empty": float(bench.empty.double().mean()),
+        "n_test": len(prompts),
+        "whole": float(made.whole.double().mean()),
+        "empty": float(made.empty.double().mean()),
         "seed": asked.seed,
     }
 
 
-def _minimality(bench: Bench, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
+def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
     """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
-    rows = range(len(bench.whole))
-    found = bench.test.measure_apart(
-        [[Job(row, ranks, size, True, without) for row in rows] for without in range(-1, size)]
-    )
-    kept = statistics.faithfulness(found.T.contiguous(), bench.empty, bench.whole)
+    assert test.known is not None
+    (full, empty), rows = test.known, range(len(test.prompts))
+    found = test.measure_apart([[Job(row, ranks, size, True, without) for row in rows] for without in range(-1, size)])
+    kept = statistics.faithfulness(found.T.contiguous(), empty, full)
     places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
     return [
         {"layer": layer, "position": -1 if free else position, "neuron": neuron, "change": float(change)}
