@@ -115,7 +115,7 @@ def _check(duckdb: Any, sql: str) -> None:
 
 def _failed(sql: str, error: Exception) -> JobError:
     rule = f"fails: {_first_line(error)}"
-    return JobError(f"query {quoted(sql)}", rule, "mend the statement; DESCRIBE TABLE shows the columns")
+    return JobError(f"query {quoted(sql)}", rule, "fix the statement; DESCRIBE TABLE shows the columns")
 
 
 def _first_line(error: Exception) -> str:
