@@ -178,10 +178,10 @@ def test_groups_saved_by_the_page_are_read(circuit: Circuit, tmp_path: Path) -> 
     assert read_groups(path, circuit) == {"g": (3, 1)}
     nodes[0]["neuron"] = 999999
     path.write_text(json.dumps(saved))
-    with pytest.raises(RunError, match="no node here"):
+    with pytest.raises(RunError, match="not a node here"):
         read_groups(path, circuit)
     path.write_text("{}")
-    with pytest.raises(RunError, match="no groups file"):
+    with pytest.raises(RunError, match="not a groups file"):
         read_groups(path, circuit)
 
 

@@ -317,11 +317,11 @@ def test_damage_is_refused(tmp_path: Path) -> None:
         neurons([nodes[1], nodes[0]], FS)
     with pytest.raises(RunError, match="every file once"):
         top_prompts([nodes[0], nodes[0]], FS)
-    with pytest.raises(RunError, match="is no nodes table"):
+    with pytest.raises(RunError, match="is not a nodes table"):
         neurons(edges, FS)
     with pytest.raises(RunError, match="missing or damaged"):
         neurons([*nodes, str(tmp_path / "gone.parquet")], FS)
-    with pytest.raises(RunError, match="at no node of its shard"):
+    with pytest.raises(RunError, match="not a node of its shard"):
         edges_mean(nodes, edges[::-1])
     with pytest.raises(ValueError, match="same shards"):
         edges_mean(nodes, edges[1:])
@@ -350,7 +350,12 @@ def test_rows_that_cannot_be_counted_are_refused(tmp_path: Path, change: Row, me
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
-    [("source", -1, "no node"), ("target", 999, "no node"), ("prompt_id", 77, "no node"), ("weight", None, "value")],
+    [
+        ("source", -1, "not a node"),
+        ("target", 999, "not a node"),
+        ("prompt_id", 77, "not a node"),
+        ("weight", None, "value"),
+    ],
 )
 def test_edges_that_end_nowhere_are_refused(tmp_path: Path, name: str, value: int | None, message: str) -> None:
     shards = example()
@@ -442,7 +447,7 @@ def test_what_was_not_compacted_whole_is_refused(tmp_path: Path) -> None:
     assert compaction.compacted(out) is None
     assert compaction.compact(nodes, [], FS, out)["edges"] == 0
     assert compaction.lookup(out, 0, 0, "edges").num_rows == 0
-    with pytest.raises(RunError, match="at no node"):
+    with pytest.raises(RunError, match="not a node"):
         compaction.compact(nodes, edges[::-1], FS, out)
     with pytest.raises(RunError, match="no compacted"):
         compaction.lookup(out, 0, 0)

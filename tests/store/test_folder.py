@@ -255,7 +255,7 @@ FOREIGN += ["paper.tex", ".hidden", ".hidden.0123abcd", "input.csv", "plots/mine
 
 def test_names_tell_what_is_ours() -> None:
     made = ["input.parquet", "run.json", "progress.json", "_SUCCESS.json", "_commits/0.json", "_journal/deaths.json"]
-    assert all(map(is_ours, [*made, *LEFT, *run_folder.MADE, "plots/nounpp-activation.png", "compact/compact.json"]))
+    assert all(map(is_ours, [*made, *LEFT, *run_folder.OUTPUTS, "plots/nounpp-activation.png", "compact/compact.json"]))
     assert not any(map(is_ours, FOREIGN))
 
 
@@ -263,7 +263,7 @@ def test_sweeping_and_clearing_leave_foreign_files_alone(tmp_path: Path) -> None
     folder = RunFolder(tmp_path)
     folder.begin({"kind": "dataset"})
     commit = done(folder, 0)
-    for name in (*LEFT, *FOREIGN, *run_folder.MADE, "_SUCCESS.json", "_journal/deaths.json", "progress.json"):
+    for name in (*LEFT, *FOREIGN, *run_folder.OUTPUTS, "_SUCCESS.json", "_journal/deaths.json", "progress.json"):
         folder.place.write(name, b"x")
     assert folder.sweep(commit.files.values()) == len(LEFT)
     there = {name for name, _ in folder.place.files(recursive=True)}
@@ -275,9 +275,9 @@ def test_sweeping_and_clearing_leave_foreign_files_alone(tmp_path: Path) -> None
 
 def test_taking_back_the_end_leaves_no_result_that_is_out_of_date(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    for name in (*run_folder.MADE, "_SUCCESS.json", "plots/rc-output.png", "compact/nodes/layer_-1.parquet"):
+    for name in (*run_folder.OUTPUTS, "_SUCCESS.json", "plots/rc-output.png", "compact/nodes/layer_-1.parquet"):
         folder.place.write(name, b"x")
-    folder.unfinish()
+    folder.delete_outputs()
     assert folder.place.files(recursive=True) == []
 
 

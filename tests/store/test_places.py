@@ -57,7 +57,7 @@ def test_keys_are_no_part_of_an_address_and_are_not_repeated(address: str) -> No
 
 
 def test_an_address_that_cannot_be_meant_is_refused() -> None:
-    with refused(RunError, "s3://", "no address"):
+    with refused(RunError, "s3://", "not an address"):
         Storage("s3://bucket/x?no_such_option=1")
 
 

@@ -132,7 +132,7 @@ class Graph(Record):
     def n_unconnected(self) -> int:
         """Neurons that no kept edge leads into or out of."""
         ends = set() if self.links is None else {*self.links["source"].to_pylist(), *self.links["target"].to_pylist()}
-        return sum(one not in ends for one in self.neurons["node_id"].to_pylist())
+        return sum(node not in ends for node in self.neurons["node_id"].to_pylist())
 
     @property
     def edges(self) -> pa.Table:
@@ -381,10 +381,11 @@ class Circuit(Graph):
         Raises:
             RunError: no circuit there, or a damaged one.
         """
-        found = load_graph(folder)
-        if not isinstance(found, Circuit):
-            raise RunError(f"run {str(folder)!r}", "is an imported graph, no circuit of ours", "use circuit.load_graph")
-        return found
+        graph = load_graph(folder)
+        if not isinstance(graph, Circuit):
+            rule = "is an imported graph, not a circuit of ours"
+            raise RunError(f"run {str(folder)!r}", rule, "use circuit.load_graph")
+        return graph
 
 
 def load_graph(folder: str | Path) -> Graph:
@@ -437,10 +438,10 @@ def nodes_table(columns: dict[str, Any]) -> pa.Table:
 
 def versions() -> dict[str, str]:
     """Installed versions of the packages that decide numbers."""
-    found = {}
+    installed = {}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed

@@ -108,7 +108,7 @@ def read_groups(path: str | Path, graph: Graph) -> dict[str, tuple[int, ...]]:
     """The named groups that the page saved, as node ids of `graph`.
 
     Raises:
-        RunError: the file cannot be read, is no groups file, or names a node the graph does not have.
+        RunError: the file cannot be read, is not a groups file, or names a node the graph does not have.
     """
     path = Path(path)
     try:
@@ -119,7 +119,7 @@ def read_groups(path: str | Path, graph: Graph) -> dict[str, tuple[int, ...]]:
         ) from error
     except ValueError as error:
         raise RunError(
-            f"file {quoted(path.name)}", "is no groups file", "save one from the page of 'tracer view'"
+            f"file {quoted(path.name)}", "is not a groups file", "save one from the page of 'tracer view'"
         ) from error
     rows = graph.nodes.select(["layer", "position", "neuron", "node_id"]).to_pylist()
     number = {(row["layer"], row["position"], row["neuron"]): row["node_id"] for row in rows}
@@ -129,7 +129,7 @@ def read_groups(path: str | Path, graph: Graph) -> dict[str, tuple[int, ...]]:
         if unknown := [place for place in places if place not in number]:
             raise RunError(
                 f"group {quoted(group.name)}",
-                f"names {unknown[0]}, no node here",
+                f"names {unknown[0]}, which is not a node here",
                 "save the groups from this circuit's page",
             )
         groups[group.name] = tuple(number[place] for place in places)
@@ -226,7 +226,7 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is no JSON number")
+    raise ValueError(f"it holds {name}, which is not a JSON number")
 
 
 def from_neuronpedia(content: Any, name: str = "graph") -> Graph:
@@ -404,18 +404,19 @@ def _nodes_of(nodes: list[dict[str, Any]], places: list[_Place], tokens: tuple[s
         "neuron": [place.neuron for place in places],
         "token": names,
         "activation": [_float32(node.get("activation")) for node in nodes],
-        "attribution": [_float32(one.get("attribution")) for one in ours],
-        "gradient": [_float32(one.get("gradient")) for one in ours],
-        "explained": [_float32(one.get("explained")) for one in ours],
+        "attribution": [_float32(record.get("attribution")) for record in ours],
+        "gradient": [_float32(record.get("gradient")) for record in ours],
+        "explained": [_float32(record.get("explained")) for record in ours],
         "influence": [
-            _float32(one.get("influence") if one else alone) for one, alone in zip(ours, influence, strict=True)
+            _float32(record.get("influence") if record else alone)
+            for record, alone in zip(ours, influence, strict=True)
         ],
-        "bias_share": [_float32(one.get("bias_share", one.get("remainder"))) for one in ours],
+        "bias_share": [_float32(record.get("bias_share", record.get("remainder"))) for record in ours],
     }
 
 
 def _float32(value: float | None) -> float | None:
-    """A number that float32 can hold; what it cannot is no number of a model's."""
+    """A number that float32 can hold; others are refused."""
     if value is not None and not abs(value) < FLOAT32_MAX:
         raise _bad("values", f"{value!r} is not a finite float32 number")
     return value
@@ -437,14 +438,14 @@ def _links_of(
     """Edges as columns: shares and attributions are worked out from the nodes, in float32 as they were. Ours keep
     their order; others' are put strongest first, by weight."""
     if not ours:
-        links = sorted(links, key=lambda one: -abs(one["weight"]))
-    if unknown := next((one[end] for one in links for end in ("source", "target") if one[end] not in number), None):
+        links = sorted(links, key=lambda link: -abs(link["weight"]))
+    if unknown := next((link[end] for link in links for end in ("source", "target") if link[end] not in number), None):
         raise _bad(name, f"a link names the unknown node {unknown!r}")
-    source = np.array([number[one["source"]] for one in links], np.int32)
-    target = np.array([number[one["target"]] for one in links], np.int32)
+    source = np.array([number[link["source"]] for link in links], np.int32)
+    target = np.array([number[link["target"]] for link in links], np.int32)
     if len(set(zip(source.tolist(), target.tolist(), strict=True))) < len(links):
         raise _bad(name, "a link is there twice")
-    weight = np.array([_float32(one["weight"]) for one in links], np.float32)
+    weight = np.array([_float32(link["weight"]) for link in links], np.float32)
     layers = np.array(nodes["layer"])
     if bool((layers[source] >= layers[target]).any()) if links else False:
         raise _bad(name, "a link does not rise from a lower layer to a higher one")
@@ -463,13 +464,13 @@ def _links_of(
 def _groups(supernodes: list[list[str]], number: Mapping[str, int], name: str) -> dict[str, tuple[int, ...]]:
     groups: dict[str, tuple[int, ...]] = {}
     for title, *members in supernodes:
-        if unknown := next((one for one in members if one not in number), None):
+        if unknown := next((member for member in members if member not in number), None):
             raise _bad(name, f"supernode {title!r} names the unknown node {unknown!r}")
         free, times = title, 1
         while free in groups:
             times += 1
             free = f"{title} ({times})"
-        groups[free] = tuple(number[one] for one in members)
+        groups[free] = tuple(number[member] for member in members)
     return groups
 
 
@@ -483,7 +484,7 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
 
 
 def _bad(name: str, rule: str) -> RunError:
-    return RunError(f"graph {quoted(name)}", rule, "nothing was imported; mend or re-export the file")
+    return RunError(f"graph {quoted(name)}", rule, "nothing was imported; fix or re-export the file")
 
 
 @cache

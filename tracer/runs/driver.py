@@ -309,7 +309,7 @@ class _Driver:
         for unit in damaged:
             self.folder.uncommit(unit)
         if damaged or self._redo:
-            self.folder.unfinish()
+            self.folder.delete_outputs()
         if self._redo:
             self._journal = {"deaths": {}, "quarantined": {}}
             self._write_journal()
@@ -328,7 +328,7 @@ class _Driver:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return not self.n_left and self.folder.place.exists("_SUCCESS.json") and not self.folder.unmade()
+        return not self.n_left and self.folder.place.exists("_SUCCESS.json") and not self.folder.check_outputs()
 
     # --------------------------------------------------------------------------------------- running
 
@@ -433,7 +433,7 @@ class _Driver:
         finish_run(self.job, self.folder, commits, self.record, self._asked)
         if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
-            done["files"] = self.folder.made()
+            done["files"] = self.folder.output_hashes()
             self.folder.place.write_json("_SUCCESS.json", done)
 
     def _asked(self) -> dict[str, Any] | None:

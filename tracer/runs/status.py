@@ -147,7 +147,7 @@ def condition(address: Any, contents: bool = True) -> Condition:
         problems += folder.problems(commit, contents)
     problems += [f"_commits/{unit}.json is damaged" for unit in damaged]
     if contents:
-        problems += folder.unmade()
+        problems += folder.check_outputs()
         if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
             problems.append("input.parquet is missing or not the one that was planned (begin anew with --overwrite)")
     try:

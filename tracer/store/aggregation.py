@@ -18,11 +18,11 @@ from tracer.store.columns import (
     Array,
     Columns,
     Ints,
+    StringTable,
     Sums,
-    Words,
     as_table,
     changes,
-    gather,
+    coalesce,
     neuron_rows,
     ordered,
     split_key,
@@ -78,14 +78,14 @@ def neurons(files: Sequence[str], fs: FileSystem) -> pa.Table:
     whole, real = np.int64, np.float64
     sums = Sums(n_prompts=whole, n=whole, first=real, sum=real, abs=real, max=real, activation=real)
     sums.columns |= {name: np.empty(0) for name in ("shifted", "squared", "prompt_abs")}
-    for rows in gather(neuron_rows(files, fs, ["attribution", "activation"]), sums.least):
+    for rows in coalesce(neuron_rows(files, fs, ["attribution", "activation"]), sums.min_rows):
         _add_neurons(sums, rows)
     layer, neuron = split_key(sums.keys)
     of, n, n_prompts = sums.columns, sums.columns["n"], sums.columns["n_prompts"]
     variance = (of["squared"] - of["shifted"] * (of["shifted"] / n)) / n
-    found = [layer, neuron, n_prompts, n, of["sum"] / n, of["abs"] / n, np.sqrt(np.maximum(variance, 0)), of["max"]]
-    found += [of["activation"] / n, of["sum"] / n_prompts, of["prompt_abs"] / n_prompts]
-    return as_table(NEURONS, found)
+    columns = [layer, neuron, n_prompts, n, of["sum"] / n, of["abs"] / n, np.sqrt(np.maximum(variance, 0)), of["max"]]
+    columns += [of["activation"] / n, of["sum"] / n_prompts, of["prompt_abs"] / n_prompts]
+    return as_table(NEURONS, columns)
 
 
 def _add_neurons(sums: Sums, rows: Columns) -> None:
@@ -93,7 +93,7 @@ def _add_neurons(sums: Sums, rows: Columns) -> None:
     key, prompt = rows["key"][order], rows["prompt"][order]
     value = rows["attribution"][order].astype(np.float64)
     start, start_prompt = changes(key), changes(key, prompt)
-    group, new = sums.slots(key[start])
+    group, new = sums.indices_for(key[start])
     sums.columns["first"][group[new]] = value[start][new]
     slot = group[np.cumsum(start) - 1]
     # Of differences to the first value: squares of the values themselves would lose a small spread in a large mean.
@@ -130,16 +130,16 @@ def top_prompts(files: Sequence[str], fs: FileSystem, count: int = 10) -> pa.Tab
     """
     if not 1 <= count < 2**15:
         raise ValueError(f"count is {count}, between 1 and 32767 is needed")
-    words = Words()
+    strings = StringTable()
     names = ["attribution", "position", "activation"]
     types = {"key": np.int64, "prompt": np.int64, "attribution": np.float32, "position": np.int32}
     types |= {"activation": np.float32, "token": np.int32}
     best: Columns = {name: np.empty(0, kind) for name, kind in types.items()}
     rank = np.empty(0, np.int64)
-    for rows in gather(neuron_rows(files, fs, names, words), lambda: max(CHUNK, len(rank) // 4)):  # noqa: B023
-        found = _contenders(best, _by_prompt(rows), count)
+    for rows in coalesce(neuron_rows(files, fs, names, strings), lambda: max(CHUNK, len(rank) // 4)):  # noqa: B023
+        contenders = _contenders(best, _by_prompt(rows), count)
         for name in types:  # one after the other, so that only one is held twice
-            best[name] = np.concatenate([best[name], found.pop(name)])
+            best[name] = np.concatenate([best[name], contenders.pop(name)])
         order = ordered(-_strength(best["attribution"]))
         order = order[ordered(best["key"][order])]
         rank = _rank(best["key"][order])
@@ -147,8 +147,8 @@ def top_prompts(files: Sequence[str], fs: FileSystem, count: int = 10) -> pa.Tab
         for name in types:
             best[name] = best[name][kept]
     layer, neuron = split_key(best["key"])
-    found = [layer, neuron, rank, best["prompt"], best["attribution"], best["position"]]
-    return as_table(TOP_PROMPTS, [*found, words.strings(best["token"]), best["activation"]])
+    columns = [layer, neuron, rank, best["prompt"], best["attribution"], best["position"]]
+    return as_table(TOP_PROMPTS, [*columns, strings.strings(best["token"]), best["activation"]])
 
 
 def _by_prompt(rows: Columns) -> Columns:
@@ -160,10 +160,10 @@ def _by_prompt(rows: Columns) -> Columns:
     strength = _strength(rows["attribution"])
     at = np.flatnonzero(strength == np.maximum.reduceat(strength, first)[group])
     strongest = at[changes(group[at])]
-    found = {name: column[strongest] for name, column in rows.items()}
+    summed = {name: column[strongest] for name, column in rows.items()}
     total = np.bincount(group, weights=rows["attribution"].astype(np.float64))
     with np.errstate(over="ignore"):
-        return found | {"attribution": total.astype(np.float32)}
+        return summed | {"attribution": total.astype(np.float32)}
 
 
 def _contenders(best: Columns, rows: Columns, count: int) -> Columns:

@@ -1,7 +1,7 @@
 """Table files in shard order, read as numpy columns and checked, with one way to sort and to sum by key.
 
 Reads ahead, a file at a time, and refuses what would give wrong sums: a file that is damaged or of another schema,
-prompts out of order or twice, an edge whose end is no node. Knows the tables' schemas. Refuses to know run folders,
+prompts out of order or twice, an edge whose end is not a node. Knows the tables' schemas. Refuses to know run folders,
 commits and models.
 """
 
@@ -55,14 +55,14 @@ def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str])
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for one in waiting:
-                one.cancel()
+            for future in waiting:
+                future.cancel()
 
 
 def _read(path: str, fs: FileSystem, table: str, names: Sequence[str]) -> pa.Table:
     schema = SCHEMAS[table]
     strings = [name for name in names if pa.types.is_string(schema.field(name).type)]
-    other = RunError(f"file {quoted(path, 200)}", f"is no {table} table of this version", "run it again")
+    other = RunError(f"file {quoted(path, 200)}", f"is not a {table} table of this version", "run it again")
     try:
         with opened(path, fs, read_dictionary=strings, pre_buffer=True) as file:
             rows = rows_of(file, names, threads=False)
@@ -100,35 +100,37 @@ class InOrder:
         self._last = int(prompts[-1])
 
 
-class Words:
+class StringTable:
     """Strings as numbers, the same over all files; null is -1."""
 
-    def __init__(self, known: Iterable[str] = ()) -> None:
-        self._numbers = {word: number for number, word in enumerate(known)}
+    def __init__(self, strings: Iterable[str] = ()) -> None:
+        self._numbers = {string: number for number, string in enumerate(strings)}
 
     def numbers(self, column: pa.ChunkedArray) -> NDArray[np.int32]:
-        """The numbers of a column of dictionaries; new words get the next ones."""
+        """The numbers of a column of dictionaries; new strings get the next ones."""
         parts = [np.empty(0, np.int32)]
         for chunk in column.chunks:
-            words = chunk.dictionary.to_pylist()
-            lookup = [-1 if word is None else self._numbers.setdefault(word, len(self._numbers)) for word in words]
-            index = chunk.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)
+            strings = chunk.dictionary.to_pylist()
+            lookup = [
+                -1 if string is None else self._numbers.setdefault(string, len(self._numbers)) for string in strings
+            ]
+            index = chunk.indices.fill_null(len(strings)).to_numpy(zero_copy_only=False)
             parts.append(np.array([*lookup, -1], np.int32)[index])
         return np.concatenate(parts)
 
     def strings(self, numbers: Array) -> pa.Array:
         """The column of these numbers."""
-        words = pa.array(list(self._numbers), pa.string())
-        return words.take(pa.array(numbers, pa.int64(), mask=numbers < 0))
+        strings = pa.array(list(self._numbers), pa.string())
+        return strings.take(pa.array(numbers, pa.int64(), mask=numbers < 0))
 
 
 def kinds(column: pa.ChunkedArray) -> NDArray[np.int32]:
     """Numbers of kinds, as in `KINDS`.
 
     Raises:
-        RunError: a kind that there is not.
+        RunError: an unknown kind.
     """
-    numbers = Words(KINDS).numbers(column)
+    numbers = StringTable(KINDS).numbers(column)
     if np.any(numbers < 0) or np.any(numbers >= len(KINDS)):
         raise RunError("a nodes table", "has a node of unknown kind", "it is damaged: run it again")
     return numbers
@@ -138,7 +140,7 @@ def filled(table: pa.Table, names: Sequence[str]) -> Columns:
     """Columns that have a value in every row.
 
     Raises:
-        RunError: one has not.
+        RunError: one has a null.
     """
     for name in names:
         if table[name].null_count:
@@ -147,29 +149,29 @@ def filled(table: pa.Table, names: Sequence[str]) -> Columns:
 
 
 def neuron_rows(
-    files: Sequence[str], fs: FileSystem, names: Sequence[str], words: Words | None = None
+    files: Sequence[str], fs: FileSystem, names: Sequence[str], strings: StringTable | None = None
 ) -> Iterator[Columns]:
     """The neurons' rows of nodes files, a file at a time: ``prompt``, ``key`` and `names`.
 
     Args:
         files, fs: the nodes files in shard order, and where they are.
         names: further columns, without nulls.
-        words: turns the column ``token`` into numbers; None: it is not read.
+        strings: turns the column ``token`` into numbers; None: it is not read.
 
     Raises:
         RunError: as `read`, or a neuron without a value, or prompts out of order.
     """
-    order, tokens = InOrder(), [] if words is None else ["token"]
+    order, tokens = InOrder(), [] if strings is None else ["token"]
     for table in read(files, fs, "nodes", ["prompt_id", "kind", "layer", "neuron", *names, *tokens]):
         order.check(filled(table, ["prompt_id"])["prompt_id"])
         mask = kinds(table["kind"]) == NEURON
         rows = table.drop_columns(["kind", *tokens]).filter(pa.array(mask))
-        found = filled(rows, ["prompt_id", "layer", "neuron", *names])
-        found["prompt"], layer, neuron = (found.pop(name) for name in ("prompt_id", "layer", "neuron"))
-        found["key"] = neuron_key(layer, neuron)
-        if words is not None:
-            found["token"] = words.numbers(table["token"])[mask]
-        yield found
+        columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
+        columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
+        columns["key"] = neuron_key(layer, neuron)
+        if strings is not None:
+            columns["token"] = strings.numbers(table["token"])[mask]
+        yield columns
 
 
 def neuron_key(layer: Array, neuron: Array) -> Ints:
@@ -207,7 +209,7 @@ def ends(nodes: pa.Table, edges: pa.Table) -> tuple[Ints, Ints]:
     """Rows in `nodes` of the source and the target of every edge of the same shard.
 
     Raises:
-        RunError: node ids do not run from 0 within a prompt, or an edge has an end that is no node.
+        RunError: node ids do not run from 0 within a prompt, or an edge has an end that is not a node.
     """
     place, linked = filled(nodes, ["prompt_id", "node_id"]), filled(edges, ["prompt_id", "source", "target"])
     prompts, first, count = np.unique(place["prompt_id"], return_index=True, return_counts=True)
@@ -222,12 +224,14 @@ def ends(nodes: pa.Table, edges: pa.Table) -> tuple[Ints, Ints]:
         there[there] = (linked[name][there] >= 0) & (linked[name][there] < count[at[there]])
     if not there.all():
         prompt = linked["prompt_id"][~there][0]
-        raise RunError(f"an edge of prompt {prompt}", "ends at no node of its shard", "it is damaged: run it again")
+        raise RunError(
+            f"an edge of prompt {prompt}", "has an end that is not a node of its shard", "it is damaged: run it again"
+        )
     return first[at] + linked["source"], first[at] + linked["target"]
 
 
-def gather(parts: Iterable[Columns], least: Callable[[], int]) -> Iterator[Columns]:
-    """The same rows in fewer parts, of `least()` rows or more but for the last; none is empty."""
+def coalesce(parts: Iterable[Columns], min_rows: Callable[[], int]) -> Iterator[Columns]:
+    """Join parts to at least `min_rows()` rows each; only the last may have fewer, and none is empty."""
     held: list[Columns] = []
     rows = 0
     for part in parts:
@@ -235,7 +239,7 @@ def gather(parts: Iterable[Columns], least: Callable[[], int]) -> Iterator[Colum
         if size:
             held.append(part)
             rows += size
-        if rows >= max(1, least()):
+        if rows >= max(1, min_rows()):
             yield _joined(held)
             held, rows = [], 0
     if held:
@@ -258,9 +262,9 @@ def ordered(keys: Ints) -> Ints:
 
 def changes(*columns: Array) -> NDArray[np.bool_]:
     """Whether a row differs from the one before in any of the columns; the first does."""
-    found = np.ones(len(columns[0]), bool)
-    found[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-    return found
+    differs = np.ones(len(columns[0]), bool)
+    differs[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return differs
 
 
 class Sums:
@@ -277,11 +281,11 @@ class Sums:
         self.keys: Ints = np.empty(0, np.int64)
         self.columns: Columns = {name: np.empty(0, kind) for name, kind in columns.items()}
 
-    def least(self) -> int:
-        """Rows to wait for, so that making room for new keys costs little beside summing."""
+    def min_rows(self) -> int:
+        """Rows to collect before summing, so that making room for new keys costs little beside it."""
         return max(CHUNK, len(self.keys) // 4)
 
-    def slots(self, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    def indices_for(self, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Where keys (ascending, no two equal) have their sums, and which are new; new ones start from zero."""
         new = np.ones(len(keys), bool)
         if len(self.keys):
@@ -294,9 +298,9 @@ class Sums:
             self.keys = np.insert(self.keys, at, keys[new])
         return np.searchsorted(self.keys, keys), new
 
-    def add(self, name: str, slots: Ints, values: Array | int | float) -> None:
-        """Add values to the sums at `slots`, one after the other."""
-        np.add.at(self.columns[name], slots, values)
+    def add(self, name: str, indices: Ints, values: Array | int | float) -> None:
+        """Add values to the sums at `indices`, one after the other."""
+        np.add.at(self.columns[name], indices, values)
 
     def cut(self, size: int) -> None:
         """Keep the first keys only."""

@@ -63,7 +63,7 @@ def compact(
         Rows by table.
 
     Raises:
-        RunError: a file is missing or damaged, prompts are out of order, or an edge's end is no node.
+        RunError: a file is missing or damaged, prompts are out of order, or an edge's end is not a node.
         OSError: there is no room, or no right to write.
     """
     folder.remove(_RECORD)
@@ -115,18 +115,18 @@ def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa
     path = folder.path(f"compact/{table}/layer_{layer}.parquet")
     try:
         with opened(path, folder.fs) as file:
-            found = rows_of(file, groups=[number for number, low, high in _ranges(file, key) if low <= neuron <= high])
+            rows = rows_of(file, groups=[number for number, low, high in _ranges(file, key) if low <= neuron <= high])
     except (OSError, pa.ArrowException) as error:
         raise RunError(f"file {quoted(path, 300)}", "is missing or damaged", "compact the run again") from error
-    return found.filter(pc.field(key) == neuron)
+    return rows.filter(pc.field(key) == neuron)
 
 
 def _ranges(file: pq.ParquetFile, column: str) -> Iterator[tuple[int, int, int]]:
     """Number, least and largest value of every row group."""
     at = file.schema_arrow.get_field_index(column)
     for number in range(file.metadata.num_row_groups):
-        found = file.metadata.row_group(number).column(at).statistics
-        yield number, found.min, found.max
+        statistics = file.metadata.row_group(number).column(at).statistics
+        yield number, statistics.min, statistics.max
 
 
 def _nodes(files: Sequence[str], fs: FileSystem) -> Iterator[pa.Table]:
@@ -174,7 +174,7 @@ def _sort(path: Path, folder: Storage, name: str, table: str, memory: int) -> in
         batches = [batch for batch in pa.ipc.open_stream(source) if batch.num_rows]
         with writer(stream, schema, order, page_index=True) as parquet:
             for part in _parts(pa.Table.from_batches(batches), order[0], memory):
-                keys = [part[one].to_numpy() for one in reversed(order)]
+                keys = [part[name].to_numpy() for name in reversed(order)]
                 parquet.write_table(part.take(pa.array(np.lexsort(keys))), row_group_size=_ROW_GROUP)
                 rows += part.num_rows
     return rows

@@ -20,13 +20,13 @@ from tracer.store.columns import (
     Array,
     Columns,
     Ints,
+    StringTable,
     Sums,
-    Words,
     as_table,
     changes,
+    coalesce,
     ends,
     filled,
-    gather,
     kinds,
     neuron_key,
     ordered,
@@ -81,7 +81,7 @@ def write_edges_mean(
         The rows of the table.
 
     Raises:
-        RunError: a file is missing or damaged, prompts are out of order, or an edge's end is no node.
+        RunError: a file is missing or damaged, prompts are out of order, or an edge's end is not a node.
     """
     with writer(out, EDGES_MEAN) as parquet:
         if not edge_files:
@@ -110,7 +110,7 @@ def _edge_pass(pairs: Iterator[Columns], low: int, limit: int) -> tuple[Sums, in
             mask &= rows["key"] < high
         return rows if mask.all() else {name: column[mask] for name, column in rows.items()}
 
-    for part in gather(map(within, pairs), lambda: min(sums.least(), max(1, limit // 4))):
+    for part in coalesce(map(within, pairs), lambda: min(sums.min_rows(), max(1, limit // 4))):
         rows = within(part)  # while they waited the pass may have been cut
         if len(rows["key"]):
             _add_edges(sums, rows)
@@ -125,7 +125,7 @@ def _add_edges(sums: Sums, rows: Columns) -> None:
     order = ordered(rows["key"])
     key, prompt = rows["key"][order], rows["prompt"][order]
     start = changes(key)
-    group, _ = sums.slots(key[start])
+    group, _ = sums.indices_for(key[start])
     slot = group[np.cumsum(start) - 1]
     sums.add("n", slot, 1)
     sums.add("n_prompts", slot[changes(key, prompt)], 1)
@@ -146,7 +146,7 @@ def _edge_table(sums: Sums, names: Ints, part: slice) -> pa.Table:
     columns: list[Array | pa.Array] = []
     for end in (source, target):
         kind, neuron = (end >> 32) & 3, (end & (2**32 - 1)) - 2**31
-        columns += [Words(KINDS).strings(kind), end >> 34, neuron]
+        columns += [StringTable(KINDS).strings(kind), end >> 34, neuron]
     columns += [of["n_prompts"], of["n"], of["weight"] / of["n"]]
     for name, by in (("share", "n_share"), ("attribution", "n_attribution"), ("abs", "n_attribution")):
         columns.append(pa.array(of[name] / np.maximum(of[by], 1), mask=of[by] == 0))
@@ -162,12 +162,12 @@ def _name(nodes: pa.Table) -> Ints:
 
 def _names(files: Sequence[str], fs: FileSystem) -> Ints:
     """Every name of a node that is in the files, ascending."""
-    found, held = np.empty(0, np.int64), []
+    names, held = np.empty(0, np.int64), []
     for nodes in read(files, fs, "nodes", ["kind", "layer", "neuron"]):
         held.append(_distinct(_name(nodes)))
-        if sum(map(len, held)) > max(CHUNK, len(found)):
-            found, held = _distinct(np.concatenate([found, *held])), []
-    return _distinct(np.concatenate([found, *held]))
+        if sum(map(len, held)) > max(CHUNK, len(names)):
+            names, held = _distinct(np.concatenate([names, *held])), []
+    return _distinct(np.concatenate([names, *held]))
 
 
 def _distinct(keys: Ints) -> Ints:
@@ -179,8 +179,8 @@ def _pairs(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem,
     """The edges of each shard; ``key`` is the pair of their ends, as places in `names`, target first."""
     for nodes, edges in shards(node_files, edge_files, fs, ["kind", "layer", "neuron"]):
         source, target = ends(nodes, edges)
-        found = _name(nodes)
-        order, place = ordered(found), np.empty(len(found), np.int64)
-        place[order] = np.searchsorted(names, found[order])  # in order, a search stays in the processor's cache
+        own = _name(nodes)
+        order, place = ordered(own), np.empty(len(own), np.int64)
+        place[order] = np.searchsorted(names, own[order])  # in order, a search stays in the processor's cache
         rows = {name: edges[name].to_numpy() for name in ("weight", "share", "attribution")}
         yield rows | {"prompt": edges["prompt_id"].to_numpy(), "key": place[target] * len(names) + place[source]}

@@ -115,4 +115,4 @@ def _check(duckdb: Any, sql: str) -> None:
 
 def _failed(sql: str, error: Exception) -> JobError:
     rule = f"fails: {first_line(error, 1000)}"
-    return JobError(f"query {quoted(sql)}", rule, "mend the statement; DESCRIBE TABLE shows the columns")
+    return JobError(f"query {quoted(sql)}", rule, "fix the statement; DESCRIBE TABLE shows the columns")

@@ -35,12 +35,12 @@ from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
 TABLES = ("prompts", "nodes", "edges", "means")
-MADE = (
+OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv"),
 )
-"""What is made of the committed units at the end."""
+"""Files that are made of all committed units at the end."""
 
 _GROUP = 1024  # rows of a row group at least, where shards are smaller: every group adds to a footer that all read
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
@@ -51,7 +51,7 @@ _OTHER = re.compile(
 )
 _TEMPORARY = re.compile(r"((?:.*/)?)\.([^/]+)\.[0-9a-f]{8}")
 _PROBE = ".probe"
-_SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.json", LOCK, LEASE_FILE, *MADE))
+_SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.json", LOCK, LEASE_FILE, *OUTPUTS))
 
 
 class Commit(BaseModel):
@@ -129,27 +129,27 @@ class RunFolder:
         """
         if not self.place.exists("run.json"):
             return None
-        found = self.place.read_json("run.json")
-        if found.get("schema_version") not in ({SCHEMA_VERSION} if resume else READABLE):
+        record = self.place.read_json("run.json")
+        if record.get("schema_version") not in ({SCHEMA_VERSION} if resume else READABLE):
             raise RunError(
                 f"run {quoted(str(self.place), 300)}",
-                f"has schema version {found.get('schema_version')!r}, this tracer reads {SCHEMA_VERSION!r}",
+                f"has schema version {record.get('schema_version')!r}, this tracer reads {SCHEMA_VERSION!r}",
                 "read it with the version that wrote it, or run it again elsewhere",
             )
-        return found
+        return record
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Write run.json: from now on this is the run of that job."""
         self.place.write_json("run.json", {"schema_version": SCHEMA_VERSION, **record})
 
     def is_empty(self) -> bool:
-        """Whether nothing of anybody's is here, but for what a driver leaves that ends before its run is planned."""
+        """Whether nothing is here but what a driver leaves behind that ends before its run is planned."""
         if self.place.exists("run.json") or any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits")):
             return False
         return all(is_ours(name) or name.startswith(".") for name, _ in self.place.files(recursive=True))
 
     def check(self) -> None:
-        """Refuse, before anything is computed, a place that is somebody else's or cannot be written.
+        """Refuse, before anything is computed, a folder that holds something else or cannot be written.
 
         Raises:
             RunError: that.
@@ -170,7 +170,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove a run: everything of ours, and nothing else. While there is a commit there is its run.json."""
-        self.unfinish()
+        self.delete_outputs()
         for file in self.place.files("_commits"):
             if is_ours(file.name):
                 self.place.remove(file.name)
@@ -285,9 +285,9 @@ class RunFolder:
     # ------------------------------------------------------------------------------- what the driver writes
 
     def commit(self, commit: Commit) -> None:
-        """Say that a unit is done; the files it names were written before."""
+        """Mark a unit as done; the files it names were written before."""
         content = commit.model_dump(mode="json", exclude_defaults=True) | {"shard": commit.shard}
-        # Numbers that are none stay so: an outcome may hold some.
+        # An outcome may hold NaN.
         self.place.write(f"_commits/{commit.shard}.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
     def commits(self, damaged: list[int] | None = None) -> Iterator[Commit]:
@@ -302,13 +302,13 @@ class RunFolder:
         names = {int(stem): name for name, _ in self.place.files("_commits") if (stem := _stem(name)).isdecimal()}
         for unit in sorted(names):
             try:
-                found = self._commit(unit, names[unit])
+                commit = self._commit(unit, names[unit])
             except RunError:
                 if damaged is None:
                     raise
                 damaged.append(unit)
             else:
-                yield found
+                yield commit
 
     def has_commits(self) -> bool:
         """Whether anything is done."""
@@ -336,38 +336,38 @@ class RunFolder:
 
     def problems(self, commit: Commit, contents: bool = True) -> list[str]:
         """What is wrong with a commit's files: missing, of another size, or of other content (if that is read)."""
-        found = []
+        problems = []
         for table, name in commit.files.items():
             size = self.place.size(name)
             if size is None:
-                found.append(f"{name} is missing")
+                problems.append(f"{name} is missing")
             elif size != commit.sizes.get(table):
-                found.append(f"{name} has {size} bytes, its commit says {commit.sizes.get(table)}")
+                problems.append(f"{name} has {size} bytes, its commit says {commit.sizes.get(table)}")
             elif contents and (problem := self._content_problem(name, commit.sha256.get(table))):
-                found.append(f"{name} {problem}")
-        return found
+                problems.append(f"{name} {problem}")
+        return problems
 
     def _content_problem(self, name: str, wanted: str | None) -> str | None:
         try:
-            found = hashlib.sha256(self.place.read(name)).hexdigest()
+            actual = hashlib.sha256(self.place.read(name)).hexdigest()
         except OSError as error:
             return f"cannot be read ({error.strerror or error})"
-        return None if found == wanted else "has other content than was committed"
+        return None if actual == wanted else "has other content than was committed"
 
-    def made(self) -> dict[str, str]:
-        """SHA-256 of every file that is made of the whole run."""
-        there = [name for name in MADE if self.place.exists(name)]
+    def output_hashes(self) -> dict[str, str]:
+        """SHA-256 of every output that is there."""
+        there = [name for name in OUTPUTS if self.place.exists(name)]
         return {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
 
-    def unmade(self) -> list[str]:
-        """What is wrong with those files of a run that ended: missing, or of other content than when it ended."""
+    def check_outputs(self) -> list[str]:
+        """What is wrong with the outputs of a run that ended: missing, or of other content than when it ended."""
         if not self.place.exists("_SUCCESS.json"):
             return []
         try:
             then = self.place.read_json("_SUCCESS.json").get("files", {})
         except RunError:
             return ["_SUCCESS.json is damaged"]
-        now = self.made()
+        now = self.output_hashes()
         missing = [f"{name} is missing" for name in then if name not in now]
         return missing + [
             f"{name} has other content than when the run ended" for name in now if now[name] != then.get(name)
@@ -384,9 +384,9 @@ class RunFolder:
                     removed += 1
         return removed
 
-    def unfinish(self) -> None:
-        """Take back what is made at the end: more is to come."""
-        for name in ("_SUCCESS.json", *MADE):
+    def delete_outputs(self) -> None:
+        """Delete the outputs and the mark that the run ended: more units are to come."""
+        for name in ("_SUCCESS.json", *OUTPUTS):
             self.place.remove(name)
         for name, _ in (*self.place.files("plots"), *self.place.files("compact", recursive=True)):
             if is_ours(name):

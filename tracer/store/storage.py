@@ -1,8 +1,8 @@
-"""Places: folders on this machine, on a shared file system or in an object store, with whole files only.
+"""Storage: folders on this machine, on a shared file system or in an object store, with whole files only.
 
 A file appears under its name when all of it is there: by rename on a file system, by the end of the upload in an
-object store. One driver holds a place's lock: an flock, which ends with its process, or where there is none a lease
-that is renewed. Knows bytes and names. Refuses to know what is in them.
+object store. One driver holds a folder's writer lock: an flock, which ends with its process, or where there is none a
+lease that is renewed. Knows bytes and names. Refuses to know what is in them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pyarrow import fs
 from tracer.errors import RunError, first_line, quoted
 
 SCHEMES = ("s3", "gs", "gcs")
-LEASE = 120.0  # seconds after which a lease that was not renewed is nobody's
+LEASE = 120.0  # seconds after which a lease that was not renewed has expired
 LOCK = ".lock"
 LEASE_FILE = "_lock.json"
 
 
 class Found(NamedTuple):
-    """A file in a place: its name relative to it, and its size in bytes."""
+    """A file in a folder: its name relative to it, and its size in bytes."""
 
     name: str
     size: int
@@ -74,7 +74,7 @@ class Storage:
         try:
             self.fs, self.root = fs.FileSystem.from_uri(self.address.replace("gcs://", "gs://", 1))
         except (pa.ArrowException, OSError, ValueError) as error:
-            rule = f"is no address that Arrow can open ({first_line(error)})"
+            rule = f"is not an address that Arrow can open ({first_line(error)})"
             raise RunError(f"address {quoted(self.address, 200)}", rule, "write s3://bucket/folder") from error
 
     def __str__(self) -> str:
@@ -90,15 +90,17 @@ class Storage:
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; None if it is not there."""
-        found = self.fs.get_file_info(self.path(name))
-        return found.size if found.type == fs.FileType.File else None
+        info = self.fs.get_file_info(self.path(name))
+        return info.size if info.type == fs.FileType.File else None
 
     def files(self, folder: str = "", recursive: bool = False) -> list[Found]:
         """The files in a folder, by name; none if it is not there."""
         selector = fs.FileSelector(self.path(folder), recursive=recursive, allow_not_found=True)
         start = len(self.root) + 1
         return sorted(
-            Found(one.path[start:], one.size) for one in self.fs.get_file_info(selector) if one.type == fs.FileType.File
+            Found(file.path[start:], file.size)
+            for file in self.fs.get_file_info(selector)
+            if file.type == fs.FileType.File
         )
 
     def read(self, name: str) -> bytes:
@@ -118,14 +120,14 @@ class Storage:
         """
         value, step = f"file {quoted(name)}", "run it again"
         try:
-            found = json.loads(self.read(name))
+            content = json.loads(self.read(name))
         except (OSError, ValueError) as error:
             raise RunError(
                 value, f"cannot be read ({first_line(getattr(error, 'strerror', None) or error)})", step
             ) from error
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise RunError(value, "does not hold a JSON object", step)
-        return found
+        return content
 
     def write(self, name: str, content: bytes) -> None:
         """Write a whole file, in place of one that is there."""
@@ -150,16 +152,16 @@ class Storage:
                 with self.fs.open_output_stream(self.path(name)) as stream:
                     shutil.copyfileobj(file, stream, 2**22)
             return
-        place = self.local / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
+        target = self.local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, place)
-            _sync_folder(place.parent)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -174,7 +176,7 @@ class Storage:
                 raise
 
     def is_held(self) -> bool | None:
-        """Whether a driver holds the place now; None where only a lease tells, and not at once."""
+        """Whether a driver holds the lock now; None where only a lease tells, and not at once."""
         if self.local is None or not (self.local / LOCK).exists():
             return None
         with (self.local / LOCK).open("rb") as file:
@@ -188,7 +190,7 @@ class Storage:
 
     @contextmanager
     def locked(self) -> Iterator[Lease]:
-        """Hold the place alone.
+        """Take the exclusive writer lock.
 
         Raises:
             RunError: another driver holds it; the message says which.
@@ -254,56 +256,55 @@ class Storage:
 
 
 def _flock(file: Any) -> None:
-    """Take a lock, or say that another has it. A driver that was killed while it started a process has left its lock to
-    that for a moment."""
-    for patience in (0.05, 0.1, 0.15, 0.0):
+    """Take a lock, or raise BlockingIOError. The child of a driver that was killed may briefly inherit its lock."""
+    for pause in (0.05, 0.1, 0.15, 0.0):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if not patience:
+            if not pause:
                 raise
-            time.sleep(patience)
+            time.sleep(pause)
         else:
             return
 
 
 class Lease:
-    """The right to write a place. With a lock of the file system there is nothing to do; elsewhere it is a file that
-    must be written again and again, which a thread does, whatever else its driver is busy with."""
+    """The right to write a folder. With a lock of the file system there is nothing to do; elsewhere it is a file that
+    must be renewed, which a thread does whatever else its driver is busy with."""
 
-    def __init__(self, place: Storage | None, me: dict[str, Any]) -> None:
-        self._place, self._me = place, me
+    def __init__(self, storage: Storage | None, me: dict[str, Any]) -> None:
+        self._storage, self._me = storage, me
         self._lost: RunError | None = None
 
     def mine(self) -> bool:
-        """Whether nobody else has taken it meanwhile."""
-        if self._place is None:
+        """Whether no other driver has taken it meanwhile."""
+        if self._storage is None:
             return True
         try:
-            return self._place.read_json(LEASE_FILE).get("owner") == self._me["owner"]
+            return self._storage.read_json(LEASE_FILE).get("owner") == self._me["owner"]
         except RunError:
             return False
 
     def take(self) -> None:
-        """Say that the driver lives, from now on for `LEASE` seconds."""
-        if self._place is not None:
-            self._place.write_json(LEASE_FILE, {**self._me, "time": time.time()})
+        """Claim it for `LEASE` seconds from now."""
+        if self._storage is not None:
+            self._storage.write_json(LEASE_FILE, {**self._me, "time": time.time()})
 
     def keep(self, over: threading.Event) -> None:
         """Renew it until it is over, or lost."""
-        assert self._place is not None
+        assert self._storage is not None
         while not over.wait(LEASE / 4):
             try:
-                there = json.loads(self._place.read(LEASE_FILE))
+                there = json.loads(self._storage.read(LEASE_FILE))
                 if there.get("owner") != self._me["owner"]:
-                    self._lost = self._place._held(json.dumps(there).encode())
+                    self._lost = self._storage._held(json.dumps(there).encode())
                     return
                 self.take()
             except (OSError, ValueError):
-                continue  # what is out of reach now may be there the next time, which is long before the lease ends
+                continue  # the next renewal is long before the lease expires
 
     def renew(self) -> None:
-        """Make sure that it is still held; cheap to call often.
+        """Check that it is still held; cheap to call often.
 
         Raises:
             RunError: the lease ran out, and another driver took it.
@@ -313,8 +314,8 @@ class Lease:
 
 
 def _time(lease: dict[str, Any]) -> float:
-    found = lease.get("time")
-    return float(found) if isinstance(found, int | float) else 0.0
+    renewed = lease.get("time")
+    return float(renewed) if isinstance(renewed, int | float) else 0.0
 
 
 def _sync_folder(folder: Path) -> None:
