@@ -318,7 +318,7 @@ def test_a_device_that_can_compute_no_more_ends_its_process(tmp_path: Path, monk
         Shard(tmp_path, sentences()).run()
 
 
-def test_a_disk_that_is_full_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_is_the_users_to_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard = Shard(tmp_path, sentences(2))
 
     def full(_place: storage.Storage, _name: str, _content: bytes) -> None:

@@ -1,8 +1,8 @@
-"""What one session on a server does: several traces, and the arithmetic that reduces them before anything comes back.
+"""What one session on a server does: several traces, and the arithmetic that reduces them before anything is returned.
 
-All nodes' values and gradients of a large model are gigabytes; what a circuit says of them is kilobytes. So the server
-attributes, selects and finds the edges in one request, with the functions that do the same here. They travel as their
-source: what is asked for is plain values (see `selected.circuits`), and so is what comes back.
+All nodes' values and gradients of a large model are gigabytes; what a circuit keeps of them is kilobytes. So the server
+attributes, selects and computes the edges in one request, with the functions that do the same here. They travel as
+source: arguments are plain values (see `selected.circuits`), and so are results.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from tracer.model import traces
 
 
 def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
-    """What the circuit of each prompt of a batch is made of: see `selected.circuits`."""
+    """The parts of each prompt's circuit, for one batch: see `selected.circuits`."""
     nodes, values, embeddings, metric, start = attributions(nn, plan, ask)
     logits = traces.logits(nn, plan, ask.inputs)
     shift = [nodes.shape[2] - len(ids) for ids in ask.token_ids]
-    found = []
+    answers = []
     for row, first in enumerate(shift):
         begin = None if start is None else float(start[row])
         of_prompt = nodes[row, :, first:], values[row, :, first:], embeddings[row, first:].clone()
         asked = logits[row], ask.logits_at[row], ask.last[row], ask.top
-        found.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, logit_summary(*asked)))
-    del nodes, values, logits  # the edges need the room
+        answers.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, logit_summary(*asked)))
+    del nodes, values, logits  # the edges need the memory
     if ask.edge_rules is None:
-        return found
-    columns = [one["nodes"].long() + torch.tensor([0, by, 0]) for one, by in zip(found, shift, strict=True)]
+        return answers
+    columns = [answer["nodes"].long() + torch.tensor([0, by, 0]) for answer, by in zip(answers, shift, strict=True)]
     rules, basis = ask.edge_rules, ask.basis
     linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.max_bytes)
-    for one, by, (aims, weight, embedded, incoming) in zip(found, shift, linked, strict=True):
-        one["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, aims)
-    return found
+    for answer, by, (aims, weight, embedded, incoming) in zip(answers, shift, linked, strict=True):
+        answer["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, aims)
+    return answers
 
 
 def reduced(

@@ -154,7 +154,7 @@ def along_path(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ig and conductance: attributions of nodes and embeddings, and the metric at the path's end (method.md section 2).
 
-    It may travel to a server, and knows nothing but tensors.
+    It may travel to a server, and uses nothing but tensors.
 
     Args:
         reading: values of all nodes and the metric's gradients to them, the embedding and the gradient to it, and the
@@ -166,9 +166,9 @@ def along_path(
     previous, score = values[0], torch.empty(0)
     for step in range(1, steps + 1):
         at = start + (end - start) * (step / steps) if step < steps else end
-        found, gradients, _, to_embedding, score = reading(at)
-        total += gradients * (found - previous) if conductance else gradients / steps
-        previous = found
+        reached, gradients, _, to_embedding, score = reading(at)
+        total += gradients * (reached - previous) if conductance else gradients / steps
+        previous = reached
         embedding_grad += to_embedding / steps
     if not conductance:
         total *= values[1] - baseline
@@ -198,7 +198,7 @@ def along_activations(
         for alpha in fractions:
             total[:, layer] += layer_grad(layer, values[:, layer] - away[:, layer] * alpha) / steps
     for alpha in reversed(fractions):  # the last is the whole model, whose metric is kept
-        found = reading(embedding - back * alpha)
-        to_embedding += found[3] / steps
-        score = found[4]
+        parts = reading(embedding - back * alpha)
+        to_embedding += parts[3] / steps
+        score = parts[4]
     return total * away, (back * to_embedding).sum(-1), score
