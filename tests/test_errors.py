@@ -1,4 +1,4 @@
-"""Every error a user can mend says value, rule and next step on one line."""
+"""Every error a user can fix says value, rule and next step on one line."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """The exception tree of tracer.
 
-    TracerError             everything a user can mend; the CLI prints it and exits with code 2
+    TracerError             everything a user can fix; the CLI prints it and exits with code 2
     +-- JobError            a prompt, a setting, a job file or its data
     +-- ModelError          an architecture, weights, a device
     +-- RunError            a run folder
     +-- RemoteError         NDIF
 
-Every message has three parts: the value that was met, the rule it breaks, and what to do next.
-This module knows no other; anything that is not a `TracerError` is a bug of ours and keeps its traceback.
+Every message has three parts: the value that was given, the rule it breaks, and what to do next.
+This module imports no other; anything that is not a `TracerError` is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-"""Line ends of every kind and other control characters; spaces are the user's own and stay."""
+"""Line ends of every kind and other control characters; spaces are kept as the user wrote them."""
 
 
 class TracerError(Exception):
-    """A problem the user can mend, told as value, rule and next step.
+    """A problem the user can fix: value, rule and next step.
 
     Args:
-        value: what was met, e.g. ``"target ' arent'"``.
+        value: what was given, e.g. ``"target ' arent'"``.
         rule: the rule it breaks, e.g. ``"is 2 tokens, one is needed"``.
         next_step: what to do, e.g. ``"choose a one-token word"``.
     """
@@ -56,7 +56,7 @@ class RemoteError(TracerError):
 
 
 def kind_of(error: TracerError) -> type[TracerError]:
-    """The public class of an error: what it is to whoever is told."""
+    """The public class of an error: what callers catch and users read."""
     return next(kind for kind in (JobError, ModelError, RunError, RemoteError, TracerError) if isinstance(error, kind))
 
 

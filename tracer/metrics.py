@@ -72,7 +72,7 @@ def read(
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """The likeliest next token [prompt]: what a trace reads where no metric is asked for. It may travel to a server."""
+    """The likeliest next token [prompt]: what a trace reads where there is no metric. It may travel to a server."""
     return logits[:, -1].argmax(-1)
 
 
@@ -91,8 +91,10 @@ def entries(
 
 
 def logit_summary(logits: Tensor, at: Tensor, last: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a circuit says of one prompt's logits [column, vocab]: value and probability of each (column, token) in
-    `at`; ids and probabilities of the `count` likeliest tokens at the column `last`. It may travel to a server."""
+    """Logits and probabilities of the target tokens, and the top-k predictions, from one prompt's [column, vocab].
+
+    `at` holds the targets as (column, token); the `count` predictions are read at the column `last`. It may travel to
+    a server."""
     chances, (column, token) = torch.softmax(logits.double(), -1), at.to(logits.device).unbind(-1)
     top = chances[last].topk(min(count, chances.shape[-1]))
     return logits[column, token], chances[column, token], top.indices, top.values

@@ -1,7 +1,7 @@
 """Prompts: what the user asks, the token ids it becomes, and left-padded batches of them.
 
 Knows tokens and positions. Refuses to know models beyond a tokenizer, a vocabulary size and a context length,
-and never repairs a prompt: what cannot be meant as written is a `JobError`.
+and never repairs a prompt: one that cannot be taken literally is a `JobError`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         for name in ("target", "foil", "counterfactual", "token_ids", "positions"):
-            # Arrays and tensors become lists here: they have no truth value, and two of them no equality.
+            # Arrays and tensors become lists here: they have no truth value and no plain equality.
             object.__setattr__(self, name, as_python(getattr(self, name)))
         for name in ("text", "id"):
             if not isinstance(given := getattr(self, name), str | None):
@@ -72,7 +72,7 @@ class Prompt:
             text = isinstance(value, str) and name == "counterfactual"
             if value is not None and not text and not is_list(value):
                 raise JobError(
-                    f"{name} {quoted(value)}", "is no sequence of token ids", "give a list such as [1, 5, 7]"
+                    f"{name} {quoted(value)}", "is not a sequence of token ids", "give a list such as [1, 5, 7]"
                 )
         if self.text is None and self.token_ids is None:
             raise JobError("prompt", "neither text nor token_ids was given", "give one of them")
@@ -123,8 +123,8 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
 
 
 def decode(vocabulary: Vocabulary, token: int) -> str:
-    """One token as it reads after other text, so its leading space is kept; bytes that are no text alone show as
-    the replacement character."""
+    """One token as it reads after other text, so its leading space is kept; bytes that are not text by themselves
+    become the replacement character."""
     tokenizer = vocabulary.tokenizer
 
     def text(ids: list[int]) -> str:
@@ -135,7 +135,7 @@ def decode(vocabulary: Vocabulary, token: int) -> str:
     # Tokenizers of the SentencePiece kind drop the space that begins a text: decoded after an anchor it stays.
     anchor = list(tokenizer.encode("a", add_special_tokens=False))
     before, both = text(anchor), text([*anchor, token])
-    # Not so where the anchor itself is bytes that the token changes, or where the token adds nothing.
+    # Unless the token changes the bytes of the anchor itself, or adds nothing to it.
     return both[len(before) :] if both.startswith(before) and both != before else text([token])
 
 
@@ -172,16 +172,16 @@ def _encoded(text: str, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
 
 
 def _check_characters(text: str, what: str) -> None:
-    """Surrogates, which undecodable bytes of a command line become, are no text that can be encoded or saved."""
+    """Refuse surrogates (undecodable bytes of a command line become these): they cannot be encoded or saved."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        rule = f"holds {text[error.start]!a} at character {error.start}, which is no Unicode text"
+        rule = f"holds {text[error.start]!a} at character {error.start}, which is not Unicode text"
         raise JobError(f"{what} {quoted(text)}", rule, "give it as UTF-8") from None
 
 
 def _check_tokenizer(ids: Sequence[int], vocabulary: Vocabulary, name: str) -> None:
-    """Text becomes only tokens that the model has: else an embedding would be read that is not there."""
+    """Refuse tokens outside the model's vocabulary, which have no embedding."""
     if beyond := [token for token in ids if token >= vocabulary.vocab_size]:
         raise JobError(
             name,
@@ -196,14 +196,14 @@ def _singles(value: Any, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
     several = list(value) if is_list(value) else [value]
     if not several:
         raise JobError(f"{what} {quoted(value)}", "is empty", "give a token or leave it out")
-    ids = tuple(_single(one, vocabulary, what) for one in several)
+    ids = tuple(_single(item, vocabulary, what) for item in several)
     if len(set(ids)) < len(ids):
         raise JobError(f"{what} {quoted(value)}", "names a token twice", "name each token once")
     return ids
 
 
 def _single(value: Any, vocabulary: Vocabulary, what: str) -> int:
-    """The one token that is this text where it follows other text, or the id."""
+    """The token that stands for this text after other text, or the id."""
     if not isinstance(value, str):
         return _in_vocabulary(value, vocabulary, what)
     if not value:
@@ -211,9 +211,9 @@ def _single(value: Any, vocabulary: Vocabulary, what: str) -> int:
     _check_characters(value, what)
     alone, following = _readings(value, vocabulary)
     _check_tokenizer((*alone, *following), vocabulary, f"{what} {quoted(value)}")
-    found = _meant(value, alone, following, vocabulary)
-    if found is not None:
-        return found
+    token = _meant(value, alone, following, vocabulary)
+    if token is not None:
+        return token
     spaced = " " + value
     known = _meant(spaced, *_readings(spaced, vocabulary), vocabulary) is not None
     hint = f"did you mean {spaced!r} with its leading space?" if known else "give one token, or its id"
@@ -226,10 +226,10 @@ def _single(value: Any, vocabulary: Vocabulary, what: str) -> int:
 
 
 def _readings(value: str, vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens of `value` alone, and those it adds to a text that ends before it (alone, if that cannot be told)."""
+    """The tokens of `value` by itself, and those it adds to a preceding text (or again by itself, if unclear)."""
     encode = vocabulary.tokenizer.encode
     alone = tuple(encode(value, add_special_tokens=False))
-    # A letter after a digit begins a token of its own, as anything else does after a letter.
+    # A letter after a digit starts a new token, and so does anything else after a letter.
     anchor = "1" if value[0].isalpha() else "a"
     before = tuple(encode(anchor, add_special_tokens=False))
     both = tuple(encode(anchor + value, add_special_tokens=False))
@@ -249,9 +249,9 @@ def _meant(value: str, alone: tuple[int, ...], following: tuple[int, ...], vocab
     return alone[0] if reads(alone) and len(following) != 1 else None
 
 
-def _same(one: str, other: str) -> bool:
-    """Up to the Unicode form, which many tokenizers normalise."""
-    return unicodedata.normalize("NFKC", one) == unicodedata.normalize("NFKC", other)
+def _same(text: str, other: str) -> bool:
+    """Whether two texts are equal up to Unicode normalisation, which many tokenizers apply."""
+    return unicodedata.normalize("NFKC", text) == unicodedata.normalize("NFKC", other)
 
 
 def _in_vocabulary(token: Any, vocabulary: Vocabulary, what: str) -> int:
@@ -273,10 +273,10 @@ def _positions(value: Any, length: int) -> tuple[int, ...]:
     for pos, number in zip(several, numbers, strict=True):
         if number is None or not -length <= number < length:
             raise JobError(f"position {quoted(pos)}", f"the prompt has {length} tokens", f"use 0 to {length - 1}")
-    found = tuple(number % length for number in numbers if number is not None)
-    if len(set(found)) < len(found):
+    positions = tuple(number % length for number in numbers if number is not None)
+    if len(set(positions)) < len(positions):
         raise JobError(f"positions {quoted(value)}", "names a position twice", "name each position once")
-    return found
+    return positions
 
 
 @dataclass(frozen=True)

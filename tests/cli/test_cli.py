@@ -162,7 +162,7 @@ BAD = {
     "a folder that is not there": (["The keys", "--model", "./nowhere"], "does not exist"),
     "an id that cannot be reached": (["The keys", "--model", "nobody/nothing"], "Hugging Face"),
     "a device that is not there": (["The keys", "--device", "cuda:77"], "GPU"),
-    "a device that is none": (["The keys", "--device", "quantum"], "is no device"),
+    "a device that is none": (["The keys", "--device", "quantum"], "is not a device"),
     "unknown dtype": (["The keys", "--dtype", "float3"], "float32"),
     "beyond the context": (["The " * 500], "at most"),
     "unwritable folder": (["The keys", "--out", "/proc/nowhere/run"], "cannot be written"),

@@ -160,7 +160,7 @@ def test_plan_says_what_a_job_needs() -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--resume"], "no run to go on with"),
+        (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--resume"], "no run to resume"),
         (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--gpus-per-worker", "1.5"], "1.5"),
         (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--workers", "0"], "workers=0"),
         (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--set", "input={path: nowhere.jsonl}"], "nowhere.jsonl"),
@@ -193,7 +193,7 @@ def test_a_service_that_goes_away_is_told_with_what_is_kept(
     monkeypatch.setattr(driver, "run", gone)
     result = run(*words(lines, tmp_path / "run"))
     assert result.exit_code == 2
-    said = "cannot be reached; try again later; 48 prompts are committed, repeat the command to go on"
+    said = "cannot be reached; try again later; 48 prompts are committed, repeat the command to resume"
     assert said in " ".join(result.stderr.split())
 
 

@@ -317,7 +317,7 @@ WRONG = [
     ({"text": 3.5}, "text is 3.5, not text"),
     ({"text": True}, "text is True"),
     ({"text": ["a"]}, "text is ['a']"),
-    ({"text": "a\ud800"}, "no Unicode text"),
+    ({"text": "a\ud800"}, "not Unicode text"),
     ({"token_ids": "1 2"}, "token_ids is '1 2'"),
     ({"token_ids": 7}, "token_ids is 7"),
     ({"token_ids": []}, "token_ids is an empty list"),
@@ -503,7 +503,7 @@ def test_files_that_are_not_there_or_not_ours(tmp_path: Path) -> None:
     with refused(JobError, "named twice"):
         data.read(source([f"{tmp_path}/y/a.jsonl", f"{tmp_path}/y/*.jsonl"]))
     for wrong in (" ", "a\0b"):
-        with refused(JobError, "no path"):
+        with refused(JobError, "is not a path"):
             data.read(source(wrong))
 
 
@@ -707,7 +707,7 @@ def test_a_class_is_no_target(hub: Path) -> None:
     features = library.Features({"text": library.Value("string"), "target": library.ClassLabel(names=["no", "yes"])})
     hub.mkdir()
     library.Dataset.from_dict({"text": ["a"], "target": [1]}, features=features).to_parquet(hub / "train.parquet")
-    with refused(JobError, "column 'target'", "classes"):
+    with refused(JobError, "column 'target'", "class numbers"):
         data.read(named(hub))
     assert next(data.read(named(hub, columns={"text": "text"}, labels=["target"]))).labels == {"target": "1"}
 

@@ -127,7 +127,7 @@ def test_the_first_error_ends_the_others_and_what_they_began() -> None:
 
     with refused(RemoteError, "is gone"):
         list(server.stream(outer, [[0], [1], [2], [3]]))
-    assert ended == ["a job is no longer waited for"] * 2
+    assert ended == ["a job was abandoned, since another one failed"] * 2
 
 
 def test_an_error_within_ends_no_more_than_what_is_within() -> None:

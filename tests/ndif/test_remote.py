@@ -611,7 +611,7 @@ def test_what_a_request_cannot_hold_is_not_quoted(server: Loopback) -> None:
     "host", ["http://[bad", "http://127.0.0.1:99999", "http://127.0.0.1:abc", "localhost:80", "", "ftp://a", "http://"]
 )
 def test_a_host_that_is_none(host: str) -> None:
-    with refused(RemoteError, "is no http:// or https:// address", "NDIF_HOST"):
+    with refused(RemoteError, "is not an http:// or https:// address", "NDIF_HOST"):
         ndif.Server(host)
 
 
@@ -759,12 +759,12 @@ def test_no_server_and_no_ndif_server(server: Loopback) -> None:
         tracer.load("demo", remote=True, host="http://127.0.0.1:9", limits=LIMITS)
     assert time.monotonic() - started < 10
     server.mode(broken="<html>hello</html>")
-    with refused(RemoteError, "no NDIF server's"):
+    with refused(RemoteError, "not come from an NDIF server"):
         server.load("demo")
     server.mode(broken="[]")
-    with refused(RemoteError, "no NDIF server's"):
+    with refused(RemoteError, "not come from an NDIF server"):
         server.load("demo")
-    with refused(RemoteError, "is no http"):
+    with refused(RemoteError, "is not an http"):
         tracer.load("demo", remote=True, host="ndif.us")
 
 

@@ -99,7 +99,7 @@ def test_importing_tracer_does_not_import_ray() -> None:
     "address", ["", "head", "head:", ":6379", "http://head:8265", "head:6379/x", "a b:1", "locall"]
 )
 def test_what_is_no_address(address: str) -> None:
-    with refused(JobError, "is no address of a Ray cluster"):
+    with refused(JobError, "is not an address of a Ray cluster"):
         RayPool(address)
 
 
@@ -179,10 +179,10 @@ def send(path: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "is no job"),
-        ("- a\n", "is no job"),
-        ("a: [", "is no YAML"),
-        ("\x00", "is no YAML"),
+        ("", "is not a job"),
+        ("- a\n", "is not a job"),
+        ("a: [", "is not YAML"),
+        ("\x00", "is not YAML"),
         ("kind: dataset\ninput: {path: prompts.jsonl}\n", "'prompts.jsonl'"),
         ("kind: dataset\ninput: {path: [/shared/a, ./b]}\n", "'./b'"),
         ("kind: dataset\nevaluate: {test: {path: file.csv}}\n", "'file.csv'"),
@@ -238,7 +238,7 @@ def test_secrets_do_not_travel_in_the_command(tmp_path: Path) -> None:
     "address", ["head:8265", "ray://head:10001", "auto", "ftp://head", "http://", "http://u:p@head:8265", "http://a b"]
 )
 def test_what_is_no_job_server(address: str) -> None:
-    with refused(JobError, "is no address of a Ray job server", "http://HEAD:8265"):
+    with refused(JobError, "is not an address of a Ray job server", "http://HEAD:8265"):
         status(address, "a")
 
 
@@ -292,7 +292,7 @@ def test_output_after_a_cut_has_each_line_once(monkeypatch: pytest.MonkeyPatch) 
 def test_a_server_that_stays_away_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(submission, "LOST", 0.0)
-    with refused(RunError, "job-1 may go on", "ray job logs --follow"):
+    with refused(RunError, "job-1 may still run", "ray job logs --follow"):
         submission._followed(Cut([], [], []), "job-1", "http://x", print, stop_on_interrupt=False)
 
 

@@ -1,4 +1,4 @@
-"""Whole runs with a worker that has no model: planned once, done once, gone on with, repaired, refused."""
+"""Whole runs with a worker that has no model: planned once, done once, resumed, repaired, refused."""
 
 from __future__ import annotations
 

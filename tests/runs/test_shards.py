@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
 from collections.abc import Callable, Sequence
@@ -14,13 +15,15 @@ import pytest
 import torch
 
 import tracer
+from helpers import refused
 from tracer import data
+from tracer.errors import RemoteError, RunError
 from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units import shards
 from tracer.runs.units.dataset_circuit import mean_of
 from tracer.runs.units.shards import ShardWork, input_row
 from tracer.runs.workers.messages import Report, Task
-from tracer.store import schemas
+from tracer.store import schemas, storage
 from tracer.store.run_folder import Commit, RunFolder
 from truth import same_tables
 
@@ -256,6 +259,70 @@ def test_a_prompt_for_which_memory_never_suffices_fails_alone(
     assert shard.run().statuses == {"ok": 5, "failed": 1}
     assert shard.report.errors == {"OutOfMemory": 1}
     assert shard.column("status")[4] == "failed"
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, TimeoutError, ConnectionResetError])
+def test_what_can_pass_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    slept, left = list[float](), [kind("no route"), kind("no route")]
+    monkeypatch.setattr(shards.time, "sleep", slept.append)
+    sizes = raising(monkeypatch, lambda _prompts: left.pop() if left else None)
+    shard = Shard(tmp_path, sentences())
+    assert shard.run().statuses == {"ok": 6}
+    assert (sizes, shard.column("attempts")) == ([6, 6, 6], [3] * 6)
+    assert 0.5 <= slept[0] <= 1.5
+    assert 1.0 <= slept[1] <= 3.0
+
+
+def test_what_does_not_pass_is_a_failure_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = list[float]()
+    monkeypatch.setattr(shards.time, "sleep", slept.append)
+    bad = sentences()[3].text
+    error = ConnectionError("is busy")
+    sizes = raising(monkeypatch, lambda prompts: error if any(prompt.text == bad for prompt in prompts) else None)
+    shard = Shard(tmp_path, sentences(), retries=2)
+    assert shard.run().errors == {"ConnectionError": 1}
+    assert (shard.column("status")[3], shard.column("attempts")[3]) == ("failed", 3)
+    assert sizes == [6] * 3 + [1] * 3 + [1] * 3 + [1] * 2  # as a batch, then one by one
+    assert len(slept) == 4
+
+
+def test_a_service_that_is_gone_ends_the_unit_and_is_no_prompts_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = raising(monkeypatch, lambda _prompts: RemoteError("service", "is gone", "wait"))
+    with refused(RemoteError, "is gone"):
+        Shard(tmp_path, sentences()).run()
+    assert sizes == [6]
+
+
+def test_a_device_that_can_compute_no_more_ends_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AcceleratorError(RuntimeError):
+        pass
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(torch, "AcceleratorError", AcceleratorError, raising=False)
+    monkeypatch.setattr(shards.os, "_exit", leave)
+    raising(monkeypatch, lambda _prompts: AcceleratorError("CUDA error: device-side assert triggered"))
+    with pytest.raises(SystemExit, match="70"):
+        Shard(tmp_path, sentences()).run()
+
+
+def test_a_disk_that_is_full_is_the_users_to_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = Shard(tmp_path, sentences(2))
+
+    def full(_place: storage.Storage, _name: str, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.Storage, "write", full)
+    with refused(RunError, "No space left on device", "make room"):
+        shard.run()
+
+
+# ------------------------------------------------------------------------------------- deaths and second tries
 
 
 def test_a_batch_that_killed_is_taken_apart_and_the_others_stay_as_they_were(tmp_path: Path) -> None:

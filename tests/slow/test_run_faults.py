@@ -231,7 +231,7 @@ def test_the_command_that_is_stopped_says_how_to_go_on(tmp_path: Path, whole: Ru
     process.send_signal(number)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == code, said
-    assert "repeat the command to go on" in said
+    assert "repeat the command to resume" in said
     assert "Traceback" not in said
     assert status.condition(tmp_path / "run").status.state == "stopped"
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)

@@ -28,7 +28,7 @@ from tracer.shapes import MeanValues
 
 
 class Reference:
-    """Prompts behind the baseline ``mean``; what they are on a model is worked out once and kept.
+    """Prompts behind the baseline ``mean``; their means on a model are computed once and kept.
 
     Args:
         prompts: at least one of them must reach every position that is asked for.
@@ -111,7 +111,7 @@ def attribute(
     Raises:
         JobError: a prompt or setting is wrong.
         ModelError: a number is not finite, or conservation fails where it must hold.
-        RemoteError: a server does not do what is asked, or does not let this key.
+        RemoteError: a server fails, or does not permit it for this key.
 
     Source: Arora et al. 2026, section 3; method.md sections 2 and 3.
     """
@@ -181,7 +181,7 @@ def settled(baseline: str | None, prompts: Sequence[Prompt], method: str) -> str
 def prepared(
     model: Model, prompts: Sequence[Prompt], chosen: Settings, reference: Sequence[Prompt] | Reference | None = None
 ) -> tuple[Settings, list[Encoded]]:
-    """The settings with their metric settled, and the prompts as tokens.
+    """The settings with ``auto`` resolved, and the prompts as tokens.
 
     Raises:
         JobError, RemoteError: what `attribute` refuses before it computes.
@@ -196,7 +196,7 @@ def prepared(
 
 
 def with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
-    """Settle ``auto`` and refuse targets, foils and metrics that do not go together."""
+    """Resolve ``auto`` and refuse targets, foils and metrics that do not go together."""
     if not prompts:
         raise JobError("prompts []", "there is nothing to attribute", "give at least one prompt")
     kinds = {"difference" if prompt.foil_ids else "logit" for prompt in prompts}
@@ -262,8 +262,8 @@ def mean_values(
 
     def batch(part: range) -> tuple[Tensor, Tensor]:
         some = Batch(tuple(token_ids[i] for i in part))
-        found = some.aligned(passes.values(model, some, basis=basis)[0], 2)
-        return (found * some.real()[:, None, :, None]).double().sum(0), some.real().sum(0)
+        values = some.aligned(passes.values(model, some, basis=basis)[0], 2)
+        return (values * some.real()[:, None, :, None]).double().sum(0), some.real().sum(0)
 
     for summed, counted in model.each(batch, list(split(model, [len(ids) for ids in token_ids], memory))):
         reach = min(longest, len(counted))
@@ -303,29 +303,29 @@ def _attribute_batch(
         paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in prompts))
     baseline = _baseline(model, batch, paired, means, chosen.basis)
     work = Work(model, batch, paired, metric_of(prompts, chosen), chosen, baseline, max_bytes, report, gradients)
-    found = methods.run(work)
+    result = methods.run(work)
     real = batch.real()
 
     def of_nodes(values: Tensor | None) -> Tensor | None:
         return None if values is None else batch.aligned(values, 2) * real[:, None, :, None]
 
     return Attribution(
-        nodes=batch.aligned(found.nodes, 2) * real[:, None, :, None],
-        activations=batch.aligned(found.activations, 2) * real[:, None, :, None],
-        embeddings=batch.aligned(found.embeddings, 1) * real,
-        metric=found.metric,
+        nodes=batch.aligned(result.nodes, 2) * real[:, None, :, None],
+        activations=batch.aligned(result.activations, 2) * real[:, None, :, None],
+        embeddings=batch.aligned(result.embeddings, 1) * real,
+        metric=result.metric,
         token_ids=batch.token_ids,
         target_ids=tuple(prompt.target_ids for prompt in prompts),
         foil_ids=tuple(prompt.foil_ids for prompt in prompts),
         settings=chosen,
-        start_metric=found.start,
-        gradients=of_nodes(found.gradients) if gradients else None,
-        baselines=of_nodes(found.baselines) if gradients else None,
+        start_metric=result.start,
+        gradients=of_nodes(result.gradients) if gradients else None,
+        baselines=of_nodes(result.baselines) if gradients else None,
     )
 
 
 def with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen: Settings) -> list[Encoded]:
-    """Give prompts without a target the model's own top token(s), which stay fixed over all passes."""
+    """Give prompts without a target the model's own top token(s), fixed for all passes."""
     wanted = chosen.top_k if chosen.metric == "topk" else 1
     if wanted > model.vocab_size:
         raise JobError(f"top_k={wanted}", f"the vocabulary has {model.vocab_size} tokens", "use fewer")
@@ -333,10 +333,10 @@ def with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen:
         return list(prompts)
     columns = [min(prompt.positions) - len(prompt.token_ids) for prompt in prompts]
     likeliest = passes.top_tokens(model, batch, columns, wanted)
-    found = []
+    settled = []
     for prompt, tokens in zip(prompts, likeliest.tolist(), strict=True):
         if prompt.target_ids:
-            found.append(prompt)
+            settled.append(prompt)
             continue
         if len(prompt.positions) > 1:
             raise JobError(
@@ -344,8 +344,8 @@ def with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen:
                 "the model's top tokens differ between positions",
                 "give a target",
             )
-        found.append(replace(prompt, target_ids=tuple(tokens)))
-    return found
+        settled.append(replace(prompt, target_ids=tuple(tokens)))
+    return settled
 
 
 def metric_of(prompts: Sequence[Encoded], chosen: Settings) -> Metric:

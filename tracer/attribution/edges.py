@@ -1,8 +1,8 @@
 """The graph engine: direct edges between nodes, from one forward (method.md section 4).
 
 *replay* (attribution/replay.py) is matrix products over the frozen linear map. *autograd* takes the same gradients
-through the linearised model itself, MLPs cut: it is the truth the replay is tested against, and serves where weights
-cannot be read (quantised, offloaded) or rules are switched off.
+through the linearised model itself, with detached MLPs: it is the truth that the replay is tested against, and is used
+where weights cannot be read (quantised, offloaded) or rules are switched off.
 
 Knows which engine applies and what an edge's numbers mean. Refuses to know nnsight, selection and files.
 """
@@ -84,18 +84,18 @@ def direct_edges(
             "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
         )
     if engine == "autograd" or not possible:
-        found = _by_autograd(model, graph, rules)
+        edges = _by_autograd(model, graph, rules)
     else:
         replay = Replay(model, graph, max_bytes)
         weight, incoming, from_baseline = replay.run(direction)
         values = torch.cat([replay.values, replay.frozen.logits.cpu()])
-        found = Edges(weight, incoming, replay.values, values, from_baseline)
-    check_sum(model, found, rules)
-    return found
+        edges = Edges(weight, incoming, replay.values, values, from_baseline)
+    check_sum(model, edges, rules)
+    return edges
 
 
 def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
-    """Refuse edges where neither gradients nor the weights can be had, before anything is computed.
+    """Refuse edges where neither gradients nor weights are available, before anything is computed.
 
     Raises:
         RemoteError: the server takes no gradients, and the replay does not apply.
@@ -106,13 +106,13 @@ def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
         passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
 
 
-def check_sum(model: Model, found: Edges, rules: frozenset[str]) -> None:
+def check_sum(model: Model, edges: Edges, rules: frozenset[str]) -> None:
     """Refuse edges whose incoming weights do not add up to their target's value, where they must: under all rules,
     without biases."""
     if rules != RULES or model.has_biases:
         return
-    scale = float(found.target_values.abs().max()) if len(found.target_values) else 0.0
-    worst = float((found.incoming - found.target_values).abs().max()) if scale else 0.0
+    scale = float(edges.target_values.abs().max()) if len(edges.target_values) else 0.0
+    worst = float((edges.incoming - edges.target_values).abs().max()) if scale else 0.0
     if worst > (1e-3 if model.conserves else 0.2) * scale:
         raise ModelError(
             f"edges: incoming weights miss their target's value by {worst:.3g} of {scale:.3g}",
@@ -124,7 +124,7 @@ def check_sum(model: Model, found: Edges, rules: frozenset[str]) -> None:
 def _check(
     model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str, direction: str
 ) -> None:
-    """Refuse what indexing would answer with an error, or with another node's number."""
+    """Refuse indices that would raise later, or silently read another node."""
     allowed = {
         "basis": (basis, BASES),
         "engine": (engine, ("auto", "replay", "autograd")),
@@ -146,7 +146,7 @@ def _check(
 
 
 def _by_autograd(model: Model, graph: EdgeRequest, rules: frozenset[str]) -> Edges:
-    """Batched vector-Jacobian products through the linearised model, MLPs cut."""
+    """Batched vector-Jacobian products through the linearised model, with detached MLPs."""
     values, weight, embedded, incoming, from_baseline = passes.direct_weights(
         model,
         graph.token_ids,

@@ -35,8 +35,8 @@ FORWARD_ONLY = frozenset({"exact", "delta", "random"})
 
 
 class Result(NamedTuple):
-    """What a method finds: padded, float32 on the CPU, not yet cleared of padding. `start` is the metric where a path
-    begins; `gradients` and `baselines` as in `Attribution`."""
+    """What a method returns: padded, float32 on the CPU, not yet cleared of padding. `start` is the metric at the
+    start of a path; `gradients` and `baselines` as in `Attribution`."""
 
     nodes: PaddedNodes
     activations: PaddedNodes
@@ -49,7 +49,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Work:
-    """One batch on its way through a method.
+    """One batch, as a method gets it.
 
     Attributes:
         paired: the counterfactual batch, where the baseline is ``counterfactual``.
@@ -74,13 +74,13 @@ class Work:
         return self.baseline if isinstance(self.baseline, Tensor) else None
 
     def report(self, done: int, total: int) -> None:
-        """Tell the caller how far the method is."""
+        """Report progress to the caller."""
         if self.progress is not None:
             self.progress(done, total)
 
 
 def check_permitted(model: Model, chosen: Settings) -> None:
-    """Refuse a method that needs gradients where it can have none, before anything is computed.
+    """Refuse a method that needs gradients where there are none, before anything is computed.
 
     Raises:
         RemoteError: the server takes none, and the linearised model cannot be replayed here.
@@ -138,12 +138,12 @@ def _along_path(work: Work) -> Result:
 
 
 def _readings(work: Work, done: Iterator[int], total: int) -> Callable[[Tensor], Sequence[Tensor]]:
-    """What a path's arithmetic asks for: a pass with the embedding at a point of the path."""
+    """The function that a path method calls: a pass with the embedding at a point of the path."""
 
     def reading(at: Tensor) -> Sequence[Tensor]:
-        found = passes.gradients(work.model, work.batch, work.metric, basis=work.settings.basis, embedding=at)
+        at_point = passes.gradients(work.model, work.batch, work.metric, basis=work.settings.basis, embedding=at)
         work.report(next(done), total)
-        return found.values, found.gradients, found.embedding, found.embedding_gradient, found.metric
+        return at_point.values, at_point.gradients, at_point.embedding, at_point.embedding_gradient, at_point.metric
 
     return reading
 
@@ -168,9 +168,9 @@ def _along_activations(work: Work) -> Result:
     start = _start(work, embedding)
 
     def layer_grad(layer: int, at: Tensor) -> Tensor:
-        found, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
+        grad, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
         work.report(next(done), total)
-        return found
+        return grad
 
     nodes, embeddings, score, gradients = along_activations(
         layer_grad,
@@ -208,7 +208,7 @@ def _by_ablation(work: Work) -> Result:
 
 
 def _counter(work: Work, total: int) -> Callable[[int], None]:
-    """What reports that so many more are done; on a server parts are done in several threads."""
+    """A function that reports how many more are done; on a server several threads call it."""
     done, lock = 0, threading.Lock()
 
     def more(count: int) -> None:
@@ -221,8 +221,8 @@ def _counter(work: Work, total: int) -> Callable[[int], None]:
 
 
 def _ablate_nodes(work: Work, row: int, baseline: Tensor, more: Callable[[int], None]) -> Tensor:
-    """Effects of one prompt's nodes [layer, pos, neuron]. Row 0 of each batch is left whole: the difference is then
-    between rows that went through the same kernels."""
+    """Effects of one prompt's nodes [layer, pos, neuron]. Row 0 of each batch is not ablated, so that the
+    difference is between rows that went through the same kernels."""
     flat, size, width = baseline.flatten(), baseline[0].numel(), baseline.shape[-1]
 
     def effects(part: range) -> Tensor:
@@ -234,7 +234,7 @@ def _ablate_nodes(work: Work, row: int, baseline: Tensor, more: Callable[[int], 
             metric,
             layer=part.start // size,
             where=(torch.arange(1, len(part) + 1), at % size // width, at % width),
-            to=flat[at],  # a copy: a slice would travel with the whole
+            to=flat[at],  # a copy: a slice would travel with its whole storage
             basis=work.settings.basis,
         )
         more(len(part))
@@ -255,17 +255,17 @@ def _ablate_embeddings(work: Work, row: int, start: Tensor) -> tuple[Tensor, Ten
         score = passes.embeddings_ablated(work.model, batch, metric, where=where, to=start[at])
         return score[0] - score[1:], score[0]
 
-    found = work.model.each(effects, _parts(work, row, range(len(start))))
-    return torch.cat([part for part, _ in found]), found[0][1]
+    answers = work.model.each(effects, _parts(work, row, range(len(start))))
+    return torch.cat([part for part, _ in answers]), answers[0][1]
 
 
 def _copies(work: Work, row: int, count: int) -> tuple[Batch, Metric]:
-    """One prompt so many times, and its metric."""
+    """A batch of `count` copies of one prompt, and its metric."""
     return Batch((work.batch.token_ids[row],) * count), work.metric.repeat(row, count)
 
 
 def _parts(work: Work, row: int, whole: range) -> list[range]:
-    """What is ablated of one prompt, in parts of as many rows as the byte limit allows beside the whole one."""
+    """The nodes to ablate of one prompt, in parts of as many rows as the byte limit allows beside the unablated row."""
     length = len(work.batch.token_ids[row])
     room = work.max_bytes // (work.model.bytes_per_token(gradient=False, length=length) * length) - 1
     return chunked(whole, min(max(1, room), EXACT_ROWS))

@@ -1,8 +1,8 @@
-"""What one session on a server does: several traces, and the arithmetic that reduces them before anything comes back.
+"""What one session on a server does: several traces, and the arithmetic that reduces them before anything is returned.
 
-All nodes' values and gradients of a large model are gigabytes; what a circuit says of them is kilobytes. So the server
-attributes, selects and finds the edges in one request, with the functions that do the same here. They travel as their
-source: what is asked for is plain values (see `selected.circuits`), and so is what comes back.
+All nodes' values and gradients of a large model are gigabytes; what a circuit keeps of them is kilobytes. So the server
+attributes, selects and computes the edges in one request, with the functions that do the same here. They travel as
+source: arguments are plain values (see `selected.circuits`), and so are results.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from tracer.model import traces
 
 
 def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
-    """What the circuit of each prompt of a batch is made of: see `selected.circuits`."""
-    prompts = selected(nn, plan, ask)
+    """The parts of each prompt's circuit, for one batch: see `selected.circuits`."""
+    answers = selected(nn, plan, ask)
     if ask.edge_rules is None:
-        return prompts
+        return answers
     width = max(len(ids) for ids in ask.token_ids)
     shift = [width - len(ids) for ids in ask.token_ids]
-    columns = [one["nodes"].long() + torch.tensor([0, by, 0]) for one, by in zip(prompts, shift, strict=True)]
-    rules, basis, away = ask.edge_rules, ask.basis, baselines(nn, plan, ask, prompts)
+    columns = [answer["nodes"].long() + torch.tensor([0, by, 0]) for answer, by in zip(answers, shift, strict=True)]
+    rules, basis, away = ask.edge_rules, ask.basis, baselines(nn, plan, ask, answers)
     linked = traces.direct_weights(nn, plan, ask.inputs, columns, ask.logits_at, rules, basis, ask.max_bytes, away)
-    for one, by, (values, weight, embedded, incoming, moved) in zip(prompts, shift, linked, strict=True):
+    for answer, by, (values, weight, embedded, incoming, moved) in zip(answers, shift, linked, strict=True):
         real = [*range(weight.shape[1]), *range(weight.shape[1] + by, weight.shape[1] + width)]
         from_baseline = None if moved is None else moved[:, real]
-        one["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, values, from_baseline)
-    return prompts
+        answer["edges"] = (torch.cat([weight, embedded[:, by:]], -1), incoming, values, from_baseline)
+    return answers
 
 
 def selected(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
     """Of each prompt, what is `reduced` of its attributions; those of all nodes end here."""
     nodes, values, embeddings, metric, start, grads, base = attributions(nn, plan, ask)
-    logits, prompts = traces.logits(nn, plan, ask.inputs), []
+    logits, answers = traces.logits(nn, plan, ask.inputs), []
     for row, ids in enumerate(ask.token_ids):
         first = nodes.shape[2] - len(ids)
         begin = None if start is None else float(start[row])
         of_prompt = nodes[row, :, first:], values[row, :, first:], embeddings[row, first:].clone()
-        more = [None if one is None else one[row, :, first:] for one in (grads, base)]
-        said = logit_summary(logits[row], ask.logits_at[row], ask.last[row], ask.top)
-        prompts.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, said, *more))
-    return prompts
+        more = [None if of_all is None else of_all[row, :, first:] for of_all in (grads, base)]
+        summary = logit_summary(logits[row], ask.logits_at[row], ask.last[row], ask.top)
+        answers.append(reduced(*of_prompt, float(metric[row]), begin, ask.selection, summary, *more))
+    return answers
 
 
-def baselines(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, prompts: list[dict[str, Any]]) -> Any:
+def baselines(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, answers: list[dict[str, Any]]) -> Any:
     """Of each prompt's nodes, and of all embeddings [prompt, column, d_model]; None where all are zero."""
-    nodes = [one["baselines"] for one in prompts]
+    nodes = [answer["baselines"] for answer in answers]
     if ask.paired is not None and ask.method != "random":
         return nodes, traces.embedding(nn, plan, ask.paired)
-    if all(one is None or not bool(one.any()) for one in nodes):
+    if all(values is None or not bool(values.any()) for values in nodes):
         return None
     return nodes, torch.zeros(())
 

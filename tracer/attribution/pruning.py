@@ -153,7 +153,7 @@ def influence(edges: EdgeColumns, logit_weight: Float[Tensor, " node"]) -> Float
     """How much of the logits flows through each node: |flow| normalised per target, summed over all paths.
 
     It is relative to the nodes of this graph: what nodes outside it contribute is not counted, so that a node's
-    influence falls as more nodes are selected. `Pruned.explained` tells how much is missing.
+    influence falls as more nodes are selected. `Pruned.explained` says how much is missing.
 
     Edges form a graph without cycles, so that the sum over paths ends after as many steps as the longest path.
 

@@ -29,7 +29,7 @@ from tracer.prompts import Batch
 
 @dataclass(frozen=True)
 class EdgeRequest:
-    """What edges are asked for: neurons as rows of (layer, position, neuron), logits of (position, token).
+    """The edges that are wanted: neurons as rows of (layer, position, neuron), logits of (position, token).
 
     Sources are the neurons, then every embedding; targets are the neurons, then the logits. With `baselines`, of the
     neurons and of the embeddings, the sources' distance from them is followed too.
@@ -114,7 +114,7 @@ class LinearMap:
         *,
         transposed: bool = False,
     ) -> Tensor:
-        """A frozen norm of a block; nothing where there is none."""
+        """A frozen norm of a block; the identity where there is none."""
         if path is None:
             return state
         kind = next(step.kind for step in self.model.family.steps if step.path == path)
@@ -136,7 +136,7 @@ class LinearMap:
         return self._part(layer, weight).float()
 
     def _part(self, layer: int, weight: Weight) -> Tensor:
-        """A linear map of a block [out, in], in the model's own dtype and without a copy where that can be."""
+        """A linear map of a block [out, in], in the model's own dtype, without a copy where possible."""
         part = self.model.part(layer, weight.path)
         matrix = part.weight
         matrix = matrix.T if type(part).__name__ == "Conv1D" else matrix
@@ -287,8 +287,8 @@ class Replay(LinearMap):
         positions = self.targets.position[mine]
         for pos in positions[positions >= first].unique().tolist():
             readers = mine[positions == pos]
-            found = state[:, pos - first] @ self.targets.vector[readers].to(state.device).T
-            weight[readers[:, None], rows[None]] = found.T.cpu()
+            weights = state[:, pos - first] @ self.targets.vector[readers].to(state.device).T
+            weight[readers[:, None], rows[None]] = weights.T.cpu()
 
     def _sum_up(self, incoming: Tensor) -> None:
         """The total incoming weight of every target: one walk of everything that is written, together."""
@@ -345,8 +345,8 @@ class Replay(LinearMap):
         positions = self.sources.position[mine]
         for pos in positions[positions < width].unique().tolist():
             writers = mine[positions == pos]
-            found = state[:, pos] @ self.sources.vector[writers].to(state.device).T
-            weight[rows[:, None], writers[None]] = found.cpu()
+            weights = state[:, pos] @ self.sources.vector[writers].to(state.device).T
+            weight[rows[:, None], writers[None]] = weights.cpu()
 
     # The vectors of sources and targets.
 
@@ -424,7 +424,7 @@ class Replay(LinearMap):
 
 
 def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activation") -> passes.Gradients:
-    """What `passes.gradients` finds with all RelP rules, without a gradient: one forward, then matrix products.
+    """The result of `passes.gradients` with all RelP rules, without autograd: one forward, then matrix products.
 
     The linearised model's backward pass is a linear map whose constants the forward brings; it is walked here, one
     prompt at a time, from the logits down. It needs the model's weights in memory.
@@ -447,7 +447,7 @@ def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activat
 
 
 def _of_prompt(block: tuple[Any, ...], row: int, first: int) -> passes.FrozenBlock:
-    """One prompt's constants of a block, its padding left out."""
+    """One prompt's constants of a block, without its padding."""
     scales, pattern, gate, up, values, output = block
     return passes.FrozenBlock(
         {path: scale[row, first:] for path, scale in scales.items()},
@@ -477,17 +477,17 @@ class _Backward(LinearMap):
         norm = self.model.module.get_submodule(final.path)
         state = torch.zeros(1, len(final_scale), self.model.d_model, device=rows.device)
         state[0, -kept:] = self._scaled(final.kind, norm, final_scale[-kept:, None], rows, True)
-        found = []
+        by_layer = []
         for layer, block in reversed(list(enumerate(blocks))):
             state = state.to(block.output.device)
             written = self._through_norm(layer, self.wiring.mlp_out, block, state, transposed=True)
             to_neurons = written @ self._matrix(layer, Weight(self.model.family.down))
-            found.append((to_neurons if self.basis == "activation" else written)[0].cpu())
+            by_layer.append((to_neurons if self.basis == "activation" else written)[0].cpu())
             read = self._through_mlp(layer, block, to_neurons)
             read = self._through_norm(layer, self.wiring.mlp_in, block, read, transposed=True)
             before = state if self.model.parallel else state + read
             state = state + read + self._attend(layer, block, before, 0, transposed=True)
-        return torch.stack(found[::-1]), state[0].cpu()
+        return torch.stack(by_layer[::-1]), state[0].cpu()
 
     def _through_mlp(self, layer: int, block: passes.FrozenBlock, grad: Tensor) -> Tensor:
         """From the neurons' gradient to that of the MLP's input, by rules 3 and 4."""

@@ -160,7 +160,7 @@ def along_path(
     """ig and conductance: attributions of nodes and embeddings, the metric at the path's end, and the mean gradient to
     every node (method.md section 2).
 
-    It may travel to a server, and knows nothing but tensors.
+    It may travel to a server, and uses nothing but tensors.
 
     Args:
         reading: values of all nodes and the metric's gradients to them, the embedding and the gradient to it, and the
@@ -172,11 +172,11 @@ def along_path(
     total, previous, score = torch.zeros_like(mean) if conductance else mean, values[0], torch.empty(0)
     for step in range(1, steps + 1):
         at = start + (end - start) * (step / steps) if step < steps else end
-        found, gradients, _, to_embedding, score = reading(at)
+        reached, gradients, _, to_embedding, score = reading(at)
         mean += gradients / steps
         if conductance:
-            total += gradients * (found - previous)
-        previous = found
+            total += gradients * (reached - previous)
+        previous = reached
         embedding_grad += to_embedding / steps
     if not conductance:
         total = mean * (values[1] - baseline)
@@ -206,7 +206,7 @@ def along_activations(
         for alpha in fractions:
             mean[:, layer] += layer_grad(layer, values[:, layer] - away[:, layer] * alpha) / steps
     for alpha in reversed(fractions):  # the last is the whole model, whose metric is kept
-        found = reading(embedding - back * alpha)
-        to_embedding += found[3] / steps
-        score = found[4]
+        parts = reading(embedding - back * alpha)
+        to_embedding += parts[3] / steps
+        score = parts[4]
     return mean * away, (back * to_embedding).sum(-1), score, mean

@@ -1,6 +1,6 @@
-"""What is found about one prompt: its selected nodes and the numbers that its circuit says beside them.
+"""One prompt's selected nodes, with the numbers that its circuit reports beside them.
 
-Worked out here from the attributions of all nodes, or on a server, which sends nothing else. Knows which settings a
+Computed here from the attributions of all nodes, or on a server, which then sends nothing else. Knows which settings a
 server can reduce by itself. Refuses to know nnsight (model/passes.py), pruning and circuits (attribution/trace.py).
 """
 
@@ -37,7 +37,7 @@ SelectionRules = tuple[int | None, float | None, float | None, bool, Sequence[tu
 
 @dataclass(frozen=True)
 class SelectedNodes:
-    """One prompt's selected nodes, and what else its circuit says.
+    """One prompt's selected nodes, and what else its circuit reports.
 
     Attributes:
         encoded: the prompt, its targets resolved.
@@ -48,7 +48,7 @@ class SelectedNodes:
         terms: the (position, token, weight) of each logit in the metric; logits and chances are their values and
             probabilities.
         top: the likeliest tokens where the metric is read, and their probabilities.
-        edges: among what is selected, if they were found with it.
+        edges: among the selected nodes, if they were computed with them.
         gradients: of the metric at the nodes, if they are known. baselines: of the nodes; None where all are zero.
     """
 
@@ -75,7 +75,7 @@ class SelectedNodes:
 def local_circuits(
     model: Model, encoded: Sequence[Encoded], result: Attribution, rules: SelectionRules
 ) -> Iterator[SelectedNodes]:
-    """From the attributions of all nodes of these prompts. One forward each, for the logits."""
+    """Selected nodes of each prompt, from the attributions of all nodes. One forward each, for the logits."""
     for row, prompt in enumerate(encoded):
         asked = replace(prompt, target_ids=result.target_ids[row])
         yield _selected(model, asked, result, row, rules)
@@ -101,8 +101,8 @@ def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, rul
 
 
 def can_reduce_on_server(model: Model, chosen: Settings) -> bool:
-    """Whether a server can work out circuits by itself: it takes gradients, and needs nothing large from here. (The
-    method ``exact`` is more passes than one request should hold.)"""
+    """Whether a server can compute circuits by itself: it grants gradients, and needs nothing large from here. (The
+    method ``exact`` takes more passes than one request should hold.)"""
     return (
         model.remote is not None
         and model.remote.grants.gradients
@@ -121,40 +121,40 @@ def server_circuits(
     memory: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[SelectedNodes]:
-    """From a server, one request for each batch of prompts.
+    """Selected nodes of each prompt, from a server; one request for each batch of prompts.
 
     Raises:
         JobError: as `attribute`.
-        ModelError: a number is not finite, or what must be conserved is not.
+        ModelError: a number is not finite, or conservation fails.
         RemoteError: as any pass.
     """
     linear = chosen.edge_rules
 
     def batch(part: range) -> list[SelectedNodes]:
-        found = _asked(model, [encoded[i] for i in part], chosen, rules, linear if edges else None)
+        selected = _asked(model, [encoded[i] for i in part], chosen, rules, linear if edges else None)
         if progress is not None:
             progress(part.stop, len(encoded))
-        return found
+        return selected
 
-    lengths = [len(one.token_ids) for one in encoded]
-    for found in model.each(batch, list(split(model, lengths, memory))):
-        _check(model, found, chosen)
-        for one in found:
-            if one.edges is not None:
-                check_sum(model, one.edges, linear)
-        yield from found
+    lengths = [len(prompt.token_ids) for prompt in encoded]
+    for part in model.each(batch, list(split(model, lengths, memory))):
+        _check(model, part, chosen)
+        for selected in part:
+            if selected.edges is not None:
+                check_sum(model, selected.edges, linear)
+        yield from part
 
 
 def _asked(
     model: Model, encoded: Sequence[Encoded], chosen: Settings, rules: SelectionRules, edge_rules: frozenset[str] | None
 ) -> list[SelectedNodes]:
     """One batch."""
-    batch, paired = Batch(tuple(one.token_ids for one in encoded)), None
+    batch, paired = Batch(tuple(prompt.token_ids for prompt in encoded)), None
     if chosen.baseline == "counterfactual":
-        paired = Batch(tuple(one.counterfactual_ids or () for one in encoded))
+        paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in encoded))
     encoded = with_targets(model, batch, encoded, chosen)
-    terms = [entries(one.positions, one.target_ids, one.foil_ids, chosen.metric) for one in encoded]
-    lengths = [len(one.token_ids) for one in encoded]
+    terms = [entries(prompt.positions, prompt.target_ids, prompt.foil_ids, chosen.metric) for prompt in encoded]
+    lengths = [len(prompt.token_ids) for prompt in encoded]
     answers = circuits(
         model,
         batch,
@@ -166,14 +166,14 @@ def _asked(
             torch.tensor([(place - length, token) for place, token, _ in mine])
             for mine, length in zip(terms, lengths, strict=True)
         ],
-        [max(one.positions) - length for one, length in zip(encoded, lengths, strict=True)],
+        [max(prompt.positions) - length for prompt, length in zip(encoded, lengths, strict=True)],
         edge_rules=edge_rules,
         max_bytes=MAX_BYTES,
         top=TOP,
     )
     return [
-        _read(model, one, answer, mine, chosen, answer["metric"] - float(answer["embeddings"].sum()))
-        for one, answer, mine in zip(encoded, answers, terms, strict=True)
+        _read(model, prompt, answer, mine, chosen, answer["metric"] - float(answer["embeddings"].sum()))
+        for prompt, answer, mine in zip(encoded, answers, terms, strict=True)
     ]
 
 
@@ -191,7 +191,7 @@ def circuits(
     max_bytes: int,
     top: int,
 ) -> list[dict[str, Any]]:
-    """What the circuit of each prompt of a batch is made of, worked out where the model is: one request to a server.
+    """The parts of each prompt's circuit, for one batch, computed where the model is: one request to a server.
 
     Args:
         chosen: any method but ``exact``, and a baseline of zero or the counterfactual.
@@ -208,7 +208,7 @@ def circuits(
         embeddings [pos]; metric, start; logits and chances of `logits_at`; top and top_chances; and edges, a tuple of
         weight [target, source], incoming [target], the targets' values, and `Edges.from_baseline`.
     """
-    kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-one for one in last))
+    kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-position for position in last))
     passes.needs_gradients(model)
     ask = SimpleNamespace(
         inputs=batch.inputs(model.device, kept),
@@ -222,7 +222,7 @@ def circuits(
         seed=chosen.seed,
         selection=selection,
         logits_at=[at + torch.tensor([kept, 0]) for at in logits_at],
-        last=[one + kept for one in last],
+        last=[position + kept for position in last],
         edge_rules=edge_rules,
         max_bytes=max_bytes,
         top=top,
@@ -238,7 +238,7 @@ def _read(
     chosen: Settings,
     unexplained: float,
 ) -> SelectedNodes:
-    """What `on_server.reduced` says of one prompt, from here or a server."""
+    """The answer of `on_server.reduced` for one prompt, local or remote, as a record."""
     edges = None
     if "edges" in answer:
         weight, incoming, values, from_baseline = answer["edges"]
@@ -265,11 +265,11 @@ def _read(
     )
 
 
-def _check(model: Model, found: Sequence[SelectedNodes], chosen: Settings) -> None:
-    """What `attribute` checks of its result. The total holds every node's attribution, and so its value."""
-    metric = torch.tensor([one.metric for one in found])
-    embeddings = torch.nn.utils.rnn.pad_sequence([one.embeddings for one in found], batch_first=True)
-    total = torch.tensor([one.total for one in found], dtype=torch.float64)
+def _check(model: Model, selected: Sequence[SelectedNodes], chosen: Settings) -> None:
+    """The checks that `attribute` makes. The total covers every node's attribution, and so its value."""
+    metric = torch.tensor([prompt.metric for prompt in selected])
+    embeddings = torch.nn.utils.rnn.pad_sequence([prompt.embeddings for prompt in selected], batch_first=True)
+    total = torch.tensor([prompt.total for prompt in selected], dtype=torch.float64)
     check_finite({"metric": metric, "embedding attribution": embeddings, "attribution": total})
     if chosen.conserves and model.conserves:
         check_conservation(metric, embeddings)

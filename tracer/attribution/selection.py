@@ -60,7 +60,7 @@ def strongest(
     skip_first: bool,
     exclude: Iterable[tuple[int, int]],
 ) -> Tensor:
-    """`select` with the rules as they apply; it may travel to a server, and knows nothing but tensors."""
+    """`select` with resolved rules; it may travel to a server, and uses nothing but tensors."""
     strength = attributions.abs().clone()
     if skip_first:
         strength[:, 0] = 0

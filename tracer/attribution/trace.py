@@ -1,4 +1,4 @@
-"""Prompt in, circuit out: the nodes selected, the edges between them, and what a reader needs beside them.
+"""Prompt in, circuit out: the nodes selected, the edges between them, and what is needed to read them.
 
 Knows how attributions, selection, edges and pruning make one `Circuit`. Refuses to know nnsight (model/passes.py), how
 attributions are computed (attribution/attribute.py) and files (store/).
@@ -183,34 +183,34 @@ def trace_all(
         "pruning": asdict(pruning) | {"share": pruning.least_share} if edges else None,
     }
     each, begun = (time.perf_counter() - started) / len(prompts), time.perf_counter()
-    for found in every:
-        if not len(found.nodes):
-            raise _nothing(found, threshold)
-        circuit = _circuit(model, found, chosen, pruning if edges else None, selection)
-        told = None if reference is None else reference.hash(model)
-        yield circuit.model_copy(update={"reference": told, "seconds": each + time.perf_counter() - begun})
+    for selected in every:
+        if not len(selected.nodes):
+            raise _nothing(selected, threshold)
+        circuit = _circuit(model, selected, chosen, pruning if edges else None, selection)
+        reference_hash = None if reference is None else reference.hash(model)
+        yield circuit.model_copy(update={"reference": reference_hash, "seconds": each + time.perf_counter() - begun})
         begun = time.perf_counter()
 
 
-def _nothing(found: SelectedNodes, threshold: float | None) -> JobError:
-    """What to say where no node is kept."""
-    top, value = found.largest, found.metric
+def _nothing(selected: SelectedNodes, threshold: float | None) -> JobError:
+    """The error where no node is kept."""
+    top, value = selected.largest, selected.metric
     return JobError(
-        f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(found.encoded.text)}",
+        f"threshold={threshold}" if threshold is not None and top else f"prompt {quoted(selected.encoded.text)}",
         f"no node is kept: the strongest has |attribution| {top:.3g}, the metric is {value:.3g}",
         "lower the threshold" if threshold is not None and top else "choose another baseline or prompt",
     )
 
 
 def _circuit(
-    model: Model, found: SelectedNodes, chosen: Settings, pruning: Pruning | None, selection: dict[str, Any]
+    model: Model, selected: SelectedNodes, chosen: Settings, pruning: Pruning | None, selection: dict[str, Any]
 ) -> Circuit:
-    """One prompt's circuit; with edges where there is a pruning."""
-    encoded = found.encoded
-    columns, weights = _node_columns(model, found, chosen)
+    """One prompt's circuit; with edges if `pruning` is given."""
+    encoded = selected.encoded
+    columns, weights = _node_columns(model, selected, chosen)
     table, links, n_links = nodes_table(columns), None, 0
     if pruning is not None:
-        table, links, n_links = _graph(model, found, columns, weights, chosen, pruning)
+        table, links, n_links = _graph(model, selected, columns, weights, chosen, pruning)
     return Circuit(
         nodes=table,
         links=links,
@@ -223,18 +223,18 @@ def _circuit(
         foil_ids=encoded.foil_ids,
         positions=encoded.positions,
         counterfactual_ids=encoded.counterfactual_ids,
-        metric=found.metric,
-        unexplained=found.unexplained,
-        start_metric=found.start,
-        kept_mass=_mass(found.total, table),
-        n_total=found.n_total,
-        n_selected=len(found.nodes),
+        metric=selected.metric,
+        unexplained=selected.unexplained,
+        start_metric=selected.start,
+        kept_mass=_mass(selected.total, table),
+        n_total=selected.n_total,
+        n_selected=len(selected.nodes),
         conserves=chosen.conserves and model.conserves,
         predictions=tuple(
             Prediction(token=decode(model, token), token_id=token, probability=probability)
-            for token, probability in zip(*(part.tolist() for part in found.top), strict=True)
+            for token, probability in zip(*(part.tolist() for part in selected.top), strict=True)
         ),
-        probabilities=_probabilities(table, found),
+        probabilities=_probabilities(table, selected),
         settings=chosen,
         selection=selection,
         model=model.record(),
@@ -244,7 +244,7 @@ def _circuit(
 
 def _graph(
     model: Model,
-    found: SelectedNodes,
+    selected: SelectedNodes,
     columns: dict[str, list[Any]],
     weights: list[float],
     chosen: Settings,
@@ -256,14 +256,14 @@ def _graph(
     is_logit = torch.tensor([kind == "logit" for kind in kinds])
     is_embedding = ~(is_neuron | is_logit)
     place = torch.tensor([columns["layer"], columns["position"], columns["neuron"]]).T
-    direct = found.edges or direct_edges(
+    direct = selected.edges or direct_edges(
         model,
-        found.encoded.token_ids,
+        selected.encoded.token_ids,
         place[is_neuron],
         place[is_logit][:, 1:],
         basis=chosen.basis,
         rules=chosen.edge_rules,
-        baselines=_baselines(model, found, chosen),
+        baselines=_baselines(model, selected, chosen),
     )
     # Sources are neurons then embeddings, in the order of the table; targets are neurons then logits.
     sources, targets = (~is_logit).nonzero()[:, 0], (is_neuron | is_logit).nonzero()[:, 0]
@@ -287,7 +287,7 @@ def _graph(
     kept["influence"] = left.influence.tolist()
     value = _column(columns["activation"])
     bias_share = torch.where((value == 0) | is_embedding, torch.nan, 1 - incoming / value)[left.nodes]
-    kept["bias_share"] = [None if math.isnan(one) else one for one in bias_share.tolist()]
+    kept["bias_share"] = [None if math.isnan(share) else share for share in bias_share.tolist()]
     edges = left.edges
     links = {name: getattr(edges, name).numpy() for name in ("source", "target", "weight", "share", "attribution")}
     return nodes_table(kept), edges_table(links), len(whole)
@@ -298,25 +298,25 @@ def _column(values: Sequence[float | None]) -> Tensor:
     return torch.tensor([math.nan if value is None else value for value in values])
 
 
-def _baselines(model: Model, found: SelectedNodes, chosen: Settings) -> tuple[Tensor, Tensor] | None:
+def _baselines(model: Model, selected: SelectedNodes, chosen: Settings) -> tuple[Tensor, Tensor] | None:
     """Of a prompt's nodes, and of its embeddings [pos, d_model]; None where all are zero. An embedding's baseline is
     zero but for the counterfactual's."""
-    paired = found.encoded.counterfactual_ids if chosen.baseline == "counterfactual" else None
-    if found.baselines is None and paired is None:
+    paired = selected.encoded.counterfactual_ids if chosen.baseline == "counterfactual" else None
+    if selected.baselines is None and paired is None:
         return None
-    nodes = torch.zeros(len(found.nodes)) if found.baselines is None else found.baselines
+    nodes = torch.zeros(len(selected.nodes)) if selected.baselines is None else selected.baselines
     if paired is None:
-        return nodes, torch.zeros(len(found.encoded.token_ids), model.d_model)
+        return nodes, torch.zeros(len(selected.encoded.token_ids), model.d_model)
     return nodes, passes.embedding(model, Batch((paired,)))[0].float()
 
 
-def _node_columns(model: Model, found: SelectedNodes, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
+def _node_columns(model: Model, selected: SelectedNodes, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
     """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
     of each logit in the metric."""
-    layer, position, neuron = (part.tolist() for part in found.nodes.unbind(-1))
-    token_ids, n_kept = found.encoded.token_ids, len(found.nodes)
-    places, tokens, weights = (list(part) for part in zip(*found.terms, strict=True))
-    length, n_terms = len(token_ids), len(found.terms)
+    layer, position, neuron = (part.tolist() for part in selected.nodes.unbind(-1))
+    token_ids, n_kept = selected.encoded.token_ids, len(selected.nodes)
+    places, tokens, weights = (list(part) for part in zip(*selected.terms, strict=True))
+    length, n_terms = len(token_ids), len(selected.terms)
     at = [*position, *range(length)]
     size = len(at) + n_terms
     columns: dict[str, list[Any]] = {
@@ -324,12 +324,12 @@ def _node_columns(model: Model, found: SelectedNodes, chosen: Settings) -> tuple
         "layer": layer + [-1] * length + [model.n_layers] * n_terms,
         "position": at + places,
         "neuron": [*neuron, *token_ids, *tokens],
-        "token": [decode(model, one) for one in [*(token_ids[pos] for pos in at), *tokens]],
-        "activation": found.activations.tolist() + [None] * length + found.logits.tolist(),
-        "attribution": found.attributions.tolist()
-        + found.embeddings.tolist()
-        + _of_logits(found.logits * torch.tensor(weights), chosen),
-        "gradient": ([None] * n_kept if found.gradients is None else found.gradients.tolist())
+        "token": [decode(model, token) for token in [*(token_ids[pos] for pos in at), *tokens]],
+        "activation": selected.activations.tolist() + [None] * length + selected.logits.tolist(),
+        "attribution": selected.attributions.tolist()
+        + selected.embeddings.tolist()
+        + _of_logits(selected.logits * torch.tensor(weights), chosen),
+        "gradient": ([None] * n_kept if selected.gradients is None else selected.gradients.tolist())
         + [None] * length
         + _of_logits(torch.tensor(weights), chosen),
         "explained": [None] * size,
@@ -354,10 +354,11 @@ def _mass(total: float, table: pa.Table) -> float:
     return kept / total if total else 0.0
 
 
-def _probabilities(table: pa.Table, found: SelectedNodes) -> tuple[float, ...]:
+def _probabilities(table: pa.Table, selected: SelectedNodes) -> tuple[float, ...]:
     """The probability of each logit node's token at its position."""
     known = {
-        (place, token): chance for (place, token, _), chance in zip(found.terms, found.chances.tolist(), strict=True)
+        (place, token): chance
+        for (place, token, _), chance in zip(selected.terms, selected.chances.tolist(), strict=True)
     }
     columns = (table[name].to_pylist() for name in ("kind", "position", "neuron"))
     return tuple(known[place, token] for kind, place, token in zip(*columns, strict=True) if kind == "logit")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tracer.circuit.circuit import Circuit, Graph
     from tracer.evaluation.quality import Quality
 
-# Of click's, or of the copy of it that newer typer carries: the base of every complaint about the words of a call.
+# The base class of click's usage errors, or of those of the copy that newer typer bundles.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ def _version(asked: bool) -> bool:
 
 @app.callback()
 def root(
-    version: Annotated[  # its callback does the work
+    version: Annotated[  # its callback prints it
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -192,7 +192,7 @@ def trace(
         edge_influence=edge_influence,
         drop_dangling=drop_dangling or None,
     )
-    excluded = [_neuron(one) for one in exclude or ()]
+    excluded = [_neuron(name) for name in exclude or ()]
     if out is not None:
         one_prompt.check_writable(out)
     terminal.quiet()
@@ -352,13 +352,13 @@ def evaluate(
         device=device,
         dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
     )
-    found = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
+    test_pairs = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")
-    tests = [pair.to_prompt() for pair in found]
+    tests = [pair.to_prompt() for pair in test_pairs]
     with terminal.ProgressBar("ablating") as bar:
         result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
     with terminal.ProgressBar("checking the estimate") as bar:
-        qualities = _qualities(model, circuit, [pair.counterfactual for pair in found], seed, bar)
+        qualities = _qualities(model, circuit, [pair.counterfactual for pair in test_pairs], seed, bar)
     others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
     constant = quality.always_on(model, circuit, others) if others else None
     content = tables.evaluation_json(result, qualities, constant)
@@ -384,7 +384,7 @@ def _qualities(model: Any, circuit: Circuit, counterfactuals: list[str], seed: i
         model, circuit, ablation="mean", reference=reference, seed=seed, progress=bar
     ) if circuit.settings.baseline != "mean" else None  # fmt: skip
     own = tracer.estimate_quality(model, circuit, seed=seed, progress=bar) if by_mean is not None else None
-    return [one for one in (own, by_mean) if one is not None]
+    return [quality for quality in (own, by_mean) if quality is not None]
 
 
 def _unrelated(structure: str | None) -> list[Any]:
@@ -443,7 +443,7 @@ def steer(
     prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
     loaded = _loaded(model, remote, local_weights, device=device, dtype=dtype)
     chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
-    found = tracer.steer(
+    result = tracer.steer(
         loaded,
         chosen,
         prompt,
@@ -458,11 +458,11 @@ def steer(
         random=random,
         seed=seed,
     )
-    terminal.console().print(tables.steering_table(found))
+    terminal.console().print(tables.steering_table(result))
 
 
 def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
-    """The pairs of a file that fit the circuit's length; what was left out is said."""
+    """The pairs of a file that fit the circuit's length; what was left out is reported."""
     from tracer.data import tasks
 
     reading = tasks.sva.read(path, model, length=len(circuit.token_ids))
@@ -493,9 +493,9 @@ def doctor(
         raise JobError(f"model {quoted(given)} and --model {quoted(model)}", "one is measured at a time", "give one")
     model = given or model or "demo"
     console = terminal.console()
-    for title, found in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
+    for title, values in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
-        for name, value in found.items():
+        for name, value in values.items():
             table.add_row(name, escape(value))
         console.print(table, "")
     checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
@@ -524,7 +524,7 @@ for verb in runs.VERBS:
 
 
 def main() -> None:
-    """The console script: every error a user can mend is one line on standard error, with exit code 2."""
+    """The console script: every error a user can fix is one line on standard error, with exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a token's letters
     try:

@@ -49,17 +49,17 @@ class Check:
 
 def environment() -> dict[str, str]:
     """Versions, devices and memory of this machine."""
-    found = {"python": platform.python_version(), **versions()}
+    shown = {"python": platform.python_version(), **versions()}
     memory = psutil.virtual_memory()
-    found["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
-    found["memory"] = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"
+    shown["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    shown["memory"] = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        found[f"cuda:{index}"] = f"{about.name}, {free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"
+        shown[f"cuda:{index}"] = f"{about.name}, {free / 2**30:.1f} GiB free of {total / 2**30:.1f} GiB"
     if not torch.cuda.is_available():
-        found["cuda"] = "none: everything runs on the CPU"
-    return found
+        shown["cuda"] = "none: everything runs on the CPU"
+    return shown
 
 
 def optional() -> dict[str, str]:
@@ -90,13 +90,13 @@ def remote(name: str = "demo", host: str | None = None, report: Notify | None = 
     server = Server(host, report=report)
     model, probe = connect(skeleton(name), server)
     grants, there = probe.grants, probe.there
-    versions = ", ".join(f"{one} {probe.here[one]} ({there.get(one, 'not told')})" for one in probe.here)
+    versions = ", ".join(f"{package} {probe.here[package]} ({there.get(package, 'unknown')})" for package in probe.here)
     small = probe.request < LARGEST_REQUEST
     gradient = (
         f"{probe.derivative:.6g}, finite difference {probe.difference:.6g}" if grants.gradients else grants.reason
     )
     asked = "a circuit with its edges" if grants.gradients else "one forward"
-    found = [
+    checks = [
         Check(f"server {probe.host} answers", f"{probe.seconds:.2f} s for {asked}", True),
         Check("the key is accepted", "NDIF_API_KEY or nnsight's" if server.has_key else "none is set or needed", True),
         Check("the model is deployed", f"among {', '.join(probe.deployed)}"[:200], True),
@@ -107,7 +107,7 @@ def remote(name: str = "demo", host: str | None = None, report: Notify | None = 
         Check("activations", str(grants.dtype).removeprefix("torch."), True),
         Check("a request without tensors < 1 MB", f"{probe.request:,} bytes, {probe.result:,} came back", small),
     ]
-    return found + (_identities(model, CHECKS[1:]) if grants.gradients else [])
+    return checks + (_identities(model, CHECKS[1:]) if grants.gradients else [])
 
 
 def _identities(model: Model, checks: Sequence[Callable[[Model, list[Prompt]], Check]]) -> list[Check]:
@@ -188,7 +188,7 @@ def _true_gradient(model: Model, prompts: list[Prompt]) -> Check:
 
     expected = float((reading.embedding_gradient * direction).sum())
     extrapolated = [(4 * derivative(step / 2) - derivative(step)) / 3 for step in (1e-2, 3e-3, 1e-3)]
-    gap = min(abs(one - expected) for one in extrapolated) / max(abs(expected), 1e-6)
+    gap = min(abs(estimate - expected) for estimate in extrapolated) / max(abs(expected), 1e-6)
     return Check("gradient = finite difference", f"{gap:.1e} relative", gap < 0.02)
 
 
@@ -197,15 +197,15 @@ def _edges_add_up(model: Model, prompts: list[Prompt]) -> Check:
     circuit = trace(model, prompts[0], nodes=50)
     ids, logits = circuit.token_ids, circuit.rows("logit")
     at = torch.tensor([[row["position"], row["neuron"]] for row in logits])
-    found = direct_edges(model, ids, torch.zeros(0, 3, dtype=torch.long), at)
-    gap = _gap(found.incoming, found.target_values)
+    edges = direct_edges(model, ids, torch.zeros(0, 3, dtype=torch.long), at)
+    gap = _gap(edges.incoming, edges.target_values)
     if model.has_biases:
-        return Check("edges into a logit (biases: the remainder is reported only)", f"{gap:.1e}", True)
+        return Check("edges into a logit (biases: the difference is reported only)", f"{gap:.1e}", True)
     return Check("incoming edge weights add up to the logit", f"{gap:.1e}", gap < (1e-4 if model.conserves else 0.1))
 
 
 CHECKS = (_same_forward, _conserved, _padding, _repeatable, _true_gradient, _edges_add_up)
 
 
-def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))
+def _gap(value: torch.Tensor, other: torch.Tensor) -> float:
+    return float((value - other).abs().max() / other.abs().max().clamp_min(1e-12))

@@ -40,7 +40,7 @@ Change = Annotated[
 Ray = Annotated[
     str | None,
     typer.Option(
-        help="local: a Ray of its own on this machine. auto, or HOST:6379: a running cluster this machine is part of."
+        help="local: a new Ray on this machine. auto, or HOST:6379: a running cluster this machine is part of."
     ),
 ]
 Workers = Annotated[
@@ -77,16 +77,14 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do the prompts again that failed or were quarantined.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Nothing but a reminder: the same command always goes on.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Only a reminder: the same command always resumes.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
     start_timeout: Annotated[
         float | None,
         typer.Option(help="Seconds to wait for the first worker. Default: 600; 3600 with --remote.", min=1),
     ] = None,
 ) -> None:
-    """Run a job over many prompts: a dataset's circuits, or the agreement benchmark. Stop it, repeat it: it goes on.
+    """Run a job over many prompts: a dataset's circuits, or the agreement benchmark. Stop it, repeat it: it resumes.
 
     Example: tracer run jobs/dataset.yaml --out runs/dataset        with --ray local, or --ray auto on a cluster
     """
@@ -117,17 +115,19 @@ def run(
                 note=terminal.note,
             )
     except driver.Stopped as stopped:
-        terminal.complain(f"stopped: {stopped} and committed; repeat the command to go on")
+        terminal.complain(f"stopped: {stopped} and committed; repeat the command to resume")
         raise typer.Exit(stopped.code) from None
     except RemoteError as error:
         if not watch.done:
             raise
-        step = f"{error.next_step}; {watch.done:,} prompts are committed, repeat the command to go on"
+        step = f"{error.next_step}; {watch.done:,} prompts are committed, repeat the command to resume"
         raise RemoteError(error.value, error.rule, step) from error
     if isinstance(chosen, jobs.BenchmarkJob):
         folder = result.folder
-        found = finish.benchmark_result(chosen, folder, list(folder.commits()), folder.record() or {}, result.resumed)
-        terminal.console().print(benchmark_report.benchmark_table(found))
+        outcomes = finish.benchmark_result(
+            chosen, folder, list(folder.commits()), folder.record() or {}, result.resumed
+        )
+        terminal.console().print(benchmark_report.benchmark_table(outcomes))
     else:
         terminal.console().print(report.neurons_table(result.table("neurons")))
     typer.echo(report.run_summary(result.status, out, result.seconds, result.resumed))
@@ -146,13 +146,13 @@ def status(
     from tracer.runs.status import condition
 
     if style is Rows.csv:
-        raise JobError("--format csv", "a status is no table", "use table or json")
-    found = condition(folder, contents=not quick)
+        raise JobError("--format csv", "a status is not a table", "use table or json")
+    seen = condition(folder, contents=not quick)
     if style is Rows.json:
-        typer.echo(found.model_dump_json(indent=1, exclude={"record"}))
+        typer.echo(seen.model_dump_json(indent=1, exclude={"record"}))
     else:
-        terminal.console().print(report.condition_table(found))
-    if found.problems:
+        terminal.console().print(report.condition_table(seen))
+    if seen.problems:
         raise typer.Exit(1)
 
 
@@ -175,11 +175,11 @@ def query(
     files = tables_of(place)
     if not files:
         raise JobError(f"folder {folder!r}", "holds no committed table", "give the --out of a run")
-    found = querying.query(files, place.place.fs, sql)
+    answer = querying.query(files, place.place.fs, sql)
     if style is Rows.table:
-        terminal.console().print(report.rows_table(found))
+        terminal.console().print(report.rows_table(answer))
     else:
-        typer.echo(report.rows_text(found, style.value).rstrip())
+        typer.echo(report.rows_text(answer, style.value).rstrip())
 
 
 @terminal.report_errors
@@ -204,8 +204,8 @@ def compact(
     started = time.perf_counter()
     if neuron is None:
         written = compaction.compact(nodes, edges, place.fs, place)
-        told = ", ".join(f"{count:,} {name}" for name, count in written.items())
-        typer.echo(f"{told} sorted by neuron in {time.perf_counter() - started:.1f} s: {folder}/compact")
+        counts = ", ".join(f"{count:,} {name}" for name, count in written.items())
+        typer.echo(f"{counts} sorted by neuron in {time.perf_counter() - started:.1f} s: {folder}/compact")
         return
     layer, _, number = neuron.partition("/")
     if not (layer.removeprefix("-").isdecimal() and number.isdecimal()):
@@ -215,10 +215,10 @@ def compact(
             f"{folder}/compact", "is not there, or not of the run as it is now", "run 'tracer compact' first"
         )
     started = time.perf_counter()
-    found = compaction.lookup(place, int(layer), int(number))
+    table = compaction.lookup(place, int(layer), int(number))
     took = time.perf_counter() - started
-    terminal.console().print(report.rows_table(found, rows))
-    typer.echo(f"{found.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
+    terminal.console().print(report.rows_table(table, rows))
+    typer.echo(f"{table.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
 
 
 @terminal.report_errors
@@ -267,49 +267,53 @@ def submit(
     strict: Annotated[bool, typer.Option("--strict", help="Fail if any prompt failed.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed prompts again.")] = False,
 ) -> None:
-    """Run a job on a Ray cluster from here: submit, follow its log, stop it, go on by submitting it again.
+    """Run a job on a Ray cluster from here: submit, follow its log, stop it, resume it by submitting it again.
 
     Example: tracer submit jobs/dataset.yaml --address http://HOST:8265 --out /shared/runs/dataset
     """
     from tracer.runs.workers import cluster
 
-    if sum(one is not None for one in (job, follow, stop, state)) != 1:
+    if sum(given is not None for given in (job, follow, stop, state)) != 1:
         raise JobError("submit", "needs one of JOB, --follow, --status and --stop", "see tracer submit --help")
     if stop is not None:
-        found = cluster.stop(address, stop)
+        submission = cluster.stop(address, stop)
     elif follow is not None:
-        found = cluster.follow(address, follow, typer.echo)
+        submission = cluster.follow(address, follow, typer.echo)
     elif state is not None:
-        found = cluster.status(address, state)
+        submission = cluster.status(address, state)
     else:
-        found = None
-    if found is not None:
-        typer.echo(f"{found.id}: {found.state}" + (f" ({found.message})" if found.message else ""))
-        raise typer.Exit((found.exit_code or 0) if follow is not None else 0)
+        submission = None
+    if submission is not None:
+        typer.echo(f"{submission.id}: {submission.state}" + (f" ({submission.message})" if submission.message else ""))
+        raise typer.Exit((submission.exit_code or 0) if follow is not None else 0)
     if out is None:
         raise JobError("submit without --out", "the cluster must know where to write", "give --out")
     assert job is not None
     words = [
-        *(word for one in _changes(change, limit=limit, shard_size=shard_size, dtype=dtype) for word in ("--set", one)),
+        *(
+            word
+            for override in _changes(change, limit=limit, shard_size=shard_size, dtype=dtype)
+            for word in ("--set", override)
+        ),
         *(["--workers", str(workers)] if workers is not None else []),
         *(["--gpus-per-worker", f"{gpus_per_worker:g}"] if gpus_per_worker is not None else []),
         *(["--strict"] if strict else []),
         *(["--retry-failed"] if retry_failed else []),
     ]
-    found = cluster.submit(
+    submission = cluster.submit(
         Path(job), address, out=out, options=words, submission_id=submission_id, wait=wait, log=typer.echo
     )
     if not wait:
-        typer.echo(f"follow it with: tracer submit --address {found.address} --follow {found.id}")
-    elif found.state != "SUCCEEDED":
-        raise typer.Exit(found.exit_code or 1)
+        typer.echo(f"follow it with: tracer submit --address {submission.address} --follow {submission.id}")
+    elif submission.state != "SUCCEEDED":
+        raise typer.Exit(submission.exit_code or 1)
 
 
 VERBS: tuple[Callable[..., None], ...] = (run, status, plan, query, compact, submit)
 
 
 def _changes(change: list[str] | None, **options: Any) -> list[str]:
-    """``--set`` words, and the options that are short for some, which win."""
+    """The ``--set`` values, then those of shorthand options, which win."""
     return [*(change or ()), *(f"{name}={value}" for name, value in options.items() if value is not None)]
 
 
@@ -317,7 +321,7 @@ def _must_be_there(out: str) -> None:
     from tracer.store.run_folder import RunFolder
 
     if RunFolder(out).record() is None:
-        raise JobError(f"--resume with --out {out!r}", "there is no run to go on with", "leave out --resume")
+        raise JobError(f"--resume with --out {out!r}", "there is no run to resume", "leave out --resume")
 
 
 class _Watch:

@@ -1,4 +1,4 @@
-"""What every verb shares with a terminal: errors in a line, tables that are never cut, a bar, and silence else.
+"""What every verb needs of a terminal: one-line errors, tables that are never cut, a progress bar, no other output.
 
 Knows standard output and error. Refuses to know any verb.
 """
@@ -42,14 +42,14 @@ def complain(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """One line on standard error that is no error."""
+    """One line on standard error that is not an error."""
     from rich.console import Console
 
     Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"note: {message}", markup=False)
 
 
 def console() -> Console:
-    """Standard output for tables: no text of a user's is taken for an emoji, and no number is ever cut."""
+    """Standard output for tables: a user's text is never read as an emoji, and no number is cut."""
     from rich.console import Console
 
     made = Console(emoji=False, highlight=False)
@@ -58,7 +58,7 @@ def console() -> Console:
 
 
 class ProgressBar:
-    """A progress bar on standard error for methods of many passes; nothing where there is no terminal."""
+    """A progress bar on standard error for methods of many passes; nothing outside a terminal."""
 
     def __init__(self, name: str) -> None:
         from rich.console import Console
@@ -78,7 +78,7 @@ class ProgressBar:
 
 
 def quiet() -> None:
-    """Keep the terminal for our own output: the libraries' warnings and bars tell a user nothing here."""
+    """Keep the terminal for our own output: the libraries' warnings and bars are of no use to a user here."""
     import logging
     import os
 

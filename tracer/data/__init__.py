@@ -36,13 +36,13 @@ def read(source: Source, limit: int | None = None) -> Iterator[Row]:
         limit: no more rows than this, nor than the source's own limit.
 
     Raises:
-        JobError: before the first row for a source that is not there, holds none, or lacks a column (those there are
+        JobError: before the first row for a source that is not there, holds none, or lacks a column (the existing ones
             are named), and files whose columns differ; later, for a file or connection that breaks off. What is wrong
             with one row is its `Row.error`.
     """
     if limit is not None and limit < 1:
         raise JobError(f"limit={limit}", "at least one prompt is needed", "use 1 or more, or leave it out")
-    most = min((one for one in (limit, source.limit) if one is not None), default=None)
+    most = min((given for given in (limit, source.limit) if given is not None), default=None)
     if source.path is not None:
         rows = _of_files(source, find(source.path))
     elif source.dataset is not None:
@@ -66,7 +66,7 @@ def digest(source: Source) -> str:
         content: list[object] = ["path", *([file.name, file.digest()] for file in find(source.path))]
     elif source.dataset is not None:
         hub = Hub(source.dataset, source.config, source.split, source.revision)
-        # A folder may be moved; its content says what it is.
+        # A folder may be moved: it is identified by its content.
         content = ["dataset", None if hub.local else hub.name, hub.config, hub.split, hub.digest()]
     else:
         content = ["task", source.task, source.structure, source.split, source.count, source.seed]
@@ -82,28 +82,28 @@ def _named(source: Source) -> str:
 # -------------------------------------------------------------------------------------------------- files
 
 
-def _of_files(source: Source, found: Sequence[File]) -> Iterator[Row]:
-    chosen = _columns_of_files(source, found)
-    for file in found:
+def _of_files(source: Source, files: Sequence[File]) -> Iterator[Row]:
+    chosen = _columns_of_files(source, files)
+    for file in files:
         if (used := chosen.get(file.path)) is not None:
             for where, record in formats.records(file, used.names):
                 yield used.row(record, where, written=file.kind == "csv")
 
 
-def _columns_of_files(source: Source, found: Sequence[File]) -> dict[str, Columns]:
+def _columns_of_files(source: Source, files: Sequence[File]) -> dict[str, Columns]:
     """What is read of each file that is not empty, by its path; all files are checked before the first is read."""
     wanted = {*source.columns.values(), *source.labels}
-    there = {file.path: names for file in found if (names := formats.columns(file, wanted)) is not None}
-    lines = any(file.kind == "json" for file in found)
+    there = {file.path: names for file in files if (names := formats.columns(file, wanted)) is not None}
+    lines = any(file.kind == "json" for file in files)
     if lines and not source.columns:
-        # A key that is missing here and there is a null; one that a whole file lacks is likely a mistake.
+        # A key missing in some records is a null; one that a whole file lacks is likely a mistake.
         used = {name for names in there.values() for name in names if name in ROW_FIELDS}
-        for file in found:
+        for file in files:
             if file.path in there and not used <= set(there[file.path]):
                 there[file.path] = formats.columns(file, wanted | used) or []
     chosen: dict[str, Columns] = {}
     first: tuple[File, list[str]] | None = None
-    for file in (file for file in found if file.path in there):
+    for file in (file for file in files if file.path in there):
         names = there[file.path]
         chosen[file.path] = columns(source.columns, source.labels, names, file.shown, may_grow=lines)
         kept = [name for name in names if name in ROW_FIELDS and not source.columns] if lines else names

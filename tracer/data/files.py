@@ -1,4 +1,4 @@
-"""Files of records, here or in a bucket: found, told apart by name, opened and digested.
+"""Files of records, local or in a bucket: found, recognised by name, opened and hashed.
 
 Knows paths, folders, globs, addresses and compression. Refuses to know what is in a file.
 """
@@ -32,7 +32,7 @@ _USE = "use .jsonl, .json or .ndjson (JSON lines), .csv, .parquet, or .gz of the
 
 @dataclass(frozen=True)
 class File:
-    """A file that is there.
+    """An existing file.
 
     Attributes:
         filesystem, path: where pyarrow finds it.
@@ -52,11 +52,11 @@ class File:
 
     def digest(self) -> str:
         """SHA-256 of the bytes, in hexadecimal digits."""
-        found = hashlib.sha256()
+        sha256 = hashlib.sha256()
         with reading(self), self.filesystem.open_input_stream(self.path, compression=None) as stream:
             while block := stream.read(BLOCK):
-                found.update(block)
-        return found.hexdigest()
+                sha256.update(block)
+        return sha256.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------- finding
@@ -75,8 +75,8 @@ def find(paths: str | Sequence[str]) -> list[File]:
     if unknown := [file for file in files if not file.kind]:
         raise JobError(unknown[0].shown, "is of no known format", f"{_USE}; name some files of a folder by a glob")
     if len(kinds := {file.kind: file for file in files}) > 1:
-        one, other = list(kinds.values())[:2]
-        rule = f"is {other.kind}, and {quoted(one.path, 100)} is {one.kind}"
+        first, other = list(kinds.values())[:2]
+        rule = f"is {other.kind}, and {quoted(first.path, 100)} is {first.kind}"
         raise JobError(other.shown, rule, "name files of one format, such as FOLDER/*.jsonl")
     seen: set[str] = set()
     for file in files:
@@ -92,23 +92,23 @@ def _found(given: str) -> list[File]:
     if remote:
         _check_address(given, shown)
     elif not given.strip() or "\0" in given:
-        raise JobError(shown, "is no path", "name a file, a folder or a glob")
+        raise JobError(shown, "is not a path", "name a file, a folder or a glob")
     with _accessing(shown):
         system, path = _located(given)
         kind = system.get_file_info(path).type
         if kind == fs.FileType.File:
-            start, found = path.rfind("/") + 1, [path]
+            start, names = path.rfind("/") + 1, [path]
         elif kind == fs.FileType.Directory:
             start, below = len(path) + 1, system.get_file_info(fs.FileSelector(path, recursive=True))
-            found = [one.path for one in below if one.is_file]
+            names = [entry.path for entry in below if entry.is_file]
         else:
-            start, found = _literal(path, "*?["), _matching(system, path)
-    # What is named itself is read, whatever its name.
+            start, names = _literal(path, "*?["), _matching(system, path)
+    # A file that is named explicitly is read, even if hidden.
     if kind != fs.FileType.File:
-        found = [one for one in found if not any(part[:1] in {".", "_"} for part in one[start:].split("/"))]
-    if not found:
+        names = [name for name in names if not any(part[:1] in {".", "_"} for part in name[start:].split("/"))]
+    if not names:
         raise JobError(shown, "names no file", "check the path, or the glob's pattern")
-    return [File(system, one, one[start:], _kind(one)) for one in sorted(found)]
+    return [File(system, name, name[start:], _kind(name)) for name in sorted(names)]
 
 
 def _check_address(given: str, shown: str) -> None:
@@ -117,23 +117,23 @@ def _check_address(given: str, shown: str) -> None:
         raise JobError(f"path {given.partition('://')[0]}://...", "holds a key", next_step)
     if not given.startswith(_SCHEMES):
         next_step = f"use {', '.join(_SCHEMES)}; what is on the Hub is a dataset, not a path"
-        raise JobError(shown, "is no address that is known", next_step)
+        raise JobError(shown, "is not an address of a known kind", next_step)
 
 
 def _matching(system: Any, pattern: str) -> list[str]:
     if isinstance(system, fs.LocalFileSystem):
-        return [one for one in glob.glob(pattern, recursive=True) if os.path.isfile(one)]
+        return [name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)]
     try:
-        names = [str(one) for one in ArrowFSWrapper(system).glob(pattern)]
+        names = [str(name) for name in ArrowFSWrapper(system).glob(pattern)]
     except ValueError as error:
         raise JobError(
-            f"path {quoted(pattern, 300)}", "is no pattern", "let ** be a folder, as in a/**/*.csv"
+            f"path {quoted(pattern, 300)}", "is not a valid pattern", "let ** be a folder, as in a/**/*.csv"
         ) from error
-    return [one for one in names if system.get_file_info(one).is_file]
+    return [name for name in names if system.get_file_info(name).is_file]
 
 
 def _literal(path: str, special: str) -> int:
-    """Where the last folder ends that stands before any special character."""
+    """The end of the last folder before any special character."""
     length = next((i for i, char in enumerate(path) if char in special), len(path))
     return path.rfind("/", 0, length) + 1
 
@@ -143,14 +143,14 @@ def _located(given: str) -> tuple[Any, str]:
     if "://" not in given:
         return fs.LocalFileSystem(), os.path.abspath(given)
     address, _, options = given.replace("gcs://", "gs://", 1).partition("?")
-    # A pattern is no part of a URI that could be parsed.
+    # A pattern cannot be parsed as part of a URI.
     start = _literal(address, "*[") if any(char in address for char in "*[") else len(address)
     system, path = fs.FileSystem.from_uri(address[:start] + (f"?{options}" if options else ""))
     return system, "/".join(part for part in (path.rstrip("/"), address[start:]) if part)
 
 
 def _kind(path: str) -> str:
-    """The format, or nothing where the name tells none."""
+    """The format, or empty where the name does not say."""
     stem, end = os.path.splitext(path.lower())
     if end != ".gz":
         return FORMATS.get(end, "")
@@ -160,7 +160,7 @@ def _kind(path: str) -> str:
 
 @contextmanager
 def _accessing(shown: str) -> Iterator[None]:
-    """What the file system, a decompressor or Arrow has to say, as a `JobError`."""
+    """Errors of the file system, a decompressor or Arrow as a `JobError`."""
     try:
         yield
     except (OSError, EOFError, zlib.error, UnicodeError, pa.ArrowException) as error:

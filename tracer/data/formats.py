@@ -1,7 +1,7 @@
 """The formats of files of records: JSON lines, CSV and Parquet, one record at a time.
 
-Reads each in memory that does not grow with it. A line that is no record is an `Unreadable` in its place; a file that
-cannot be read on is an error. Refuses to know where a file is and what a record means.
+Reads each in memory that does not grow with it. A line that is not a record becomes an `Unreadable`; a file that
+cannot be read to its end is an error. Refuses to know where a file is and what a record means.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def records(file: File, names: Sequence[str]) -> Iterator[tuple[str, RawRecord]]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, unless it has a key twice: the last would replace the others in silence."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """A JSON object; one with a repeated key is refused, since the last value would silently win."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise _TwiceError(f"has the key {quoted(key)} twice")
-    return found
+    return content
 
 
 class _TwiceError(ValueError):
@@ -64,14 +64,14 @@ class _TwiceError(ValueError):
 
 def _object(line: bytes) -> RawRecord:
     try:
-        found = json.loads(line.decode(), object_pairs_hook=_unique)
+        content = json.loads(line.decode(), object_pairs_hook=_unique)
     except _TwiceError as error:
         return Unreadable(f"an object {error}")
     except UnicodeDecodeError:
         return Unreadable(f"{quoted(line, 40)} is not UTF-8 text")
     except (ValueError, RecursionError):
         return Unreadable(f"{quoted(line.decode().strip(), 40)} is not JSON")
-    return found if isinstance(found, dict) else Unreadable(f"{quoted(found, 40)} is not a JSON object")
+    return content if isinstance(content, dict) else Unreadable(f"{quoted(content, 40)} is not a JSON object")
 
 
 def _json_records(file: File) -> Generator[tuple[str, RawRecord], None, None]:
@@ -89,15 +89,15 @@ def _json_records(file: File) -> Generator[tuple[str, RawRecord], None, None]:
 
 
 def _json_columns(file: File, wanted: set[str]) -> list[str] | None:
-    found: dict[str, None] = {}
+    keys: dict[str, None] = {}
     number = 0
     with closing(_json_records(file)) as records:
         for number, (_, record) in enumerate(records, start=1):
             if isinstance(record, dict):
-                found.update(dict.fromkeys(record))
-            if number >= _HEAD and wanted <= set(found):
+                keys.update(dict.fromkeys(record))
+            if number >= _HEAD and wanted <= set(keys):
                 break
-    return list(found) if number else None
+    return list(keys) if number else None
 
 
 # ---------------------------------------------------------------------------------------------------- CSV
@@ -107,7 +107,7 @@ def _csv_lines(file: File) -> Generator[tuple[int, list[str] | Unreadable], None
     """Number and cells of every row that is not blank, the heading first."""
     csv.field_size_limit(max(csv.field_size_limit(), _CELL))
     with opened(file) as stream:
-        # Bytes that are no UTF-8 become surrogates, which spoil their own cell and no other row.
+        # Bytes that are not UTF-8 become surrogates, which affect their own cell only.
         text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
         reader = csv.reader(text, strict=True)
         while True:
@@ -168,10 +168,10 @@ def _parquet(file: File) -> Iterator[pq.ParquetFile]:
     with (
         reading(file),
         file.filesystem.open_input_file(file.path) as stream,
-        # Buffered, or a row group's whole column would be in memory.
-        pq.ParquetFile(stream, buffer_size=BLOCK, pre_buffer=False) as found,
+        # Buffered: otherwise a row group's whole column would be in memory.
+        pq.ParquetFile(stream, buffer_size=BLOCK, pre_buffer=False) as table,
     ):
-        yield found
+        yield table
 
 
 def _parquet_columns(file: File) -> list[str] | None:
@@ -193,7 +193,7 @@ def _values(column: pa.Array) -> list[Any]:
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):
-        return [_value(one) for one in column]
+        return [_value(scalar) for scalar in column]
 
 
 def _value(scalar: pa.Scalar) -> Any:

@@ -54,24 +54,24 @@ class Hub:
         """Columns, whether a record may have others, and the records."""
         with self._accessing():
             try:
-                found = self._library.load_dataset(
+                rows = self._library.load_dataset(
                     self.name, self.config, split=self.split, revision=self.revision, streaming=True
                 )
             except StopIteration:  # datasets looks for the columns of a file that is empty
                 return [], True, iter(())
-            features = found.features
+            features = rows.features
             if features is not None:
                 self._features = features
-                return list(features), False, self._records(found)
+                return list(features), False, self._records(rows)
             # The columns of some text formats are known from their records alone.
-            records = iter(found)
+            records = iter(rows)
             first = next(records, None)
         if first is None:
             return [], True, iter(())
         return list(first), True, self._records(itertools.chain([first], records))
 
     def check(self, chosen: Columns) -> None:
-        """Refuse the number of a class as a token.
+        """Refuse class numbers as tokens.
 
         Raises:
             JobError: a target or foil whose column is a class label.
@@ -79,12 +79,12 @@ class Hub:
         for name in ("target", "foil"):
             column = chosen.fields.get(name)
             if column is not None and isinstance(self._features.get(column), self._library.ClassLabel):
-                rule = f"of {self.shown} holds numbers of classes, which are no tokens"
+                rule = f"of {self.shown} holds class numbers, which are not tokens"
                 raise JobError(f"column {quoted(column)}", rule, "list under columns those that are to be read")
 
-    def _records(self, found: Any) -> Iterator[dict[str, Any]]:
+    def _records(self, rows: Any) -> Iterator[dict[str, Any]]:
         with self._accessing():
-            yield from found
+            yield from rows
 
     def digest(self) -> str:
         """What identifies the content: the commit, or SHA-256 of a local folder's data files."""
@@ -95,24 +95,24 @@ class Hub:
             paths = files.get(self.split) or list(itertools.chain.from_iterable(files.values()))
             if not paths:
                 raise JobError(self.shown, "has no data files", "name a folder that holds some")
-            found = hashlib.sha256()
+            sha256 = hashlib.sha256()
             for path in paths:
                 with open(path, "rb") as file:
                     inner = hashlib.file_digest(file, "sha256").hexdigest()
-                found.update(f"{json.dumps(os.path.basename(path))} {inner}\n".encode())
-        return found.hexdigest()
+                sha256.update(f"{json.dumps(os.path.basename(path))} {inner}\n".encode())
+        return sha256.hexdigest()
 
     def _commit(self) -> str:
         try:
             commit = huggingface_hub.dataset_info(self.name, revision=self.revision, timeout=_SECONDS).sha
         except (OSError, HTTPError):
             commit = None
-        # Without the Hub: what is cached, whose hash is the commit it was loaded from.
+        # Without the Hub: the cached copy, whose hash is the commit it was loaded from.
         return commit or self._library.load_dataset_builder(self.name, self.config, revision=self.revision).hash
 
     @contextmanager
     def _accessing(self) -> Iterator[None]:
-        """What `datasets`, the Hub or Arrow has to say, as a `JobError`."""
+        """Errors of `datasets`, the Hub or Arrow as a `JobError`."""
         known = (OSError, HTTPError, ValueError, NotImplementedError, pa.ArrowException)
         try:
             yield

@@ -1,7 +1,7 @@
 """Rows of prompts as data, before any tokenizer has seen them.
 
-Knows the fields of a prompt, which columns they come from and which values they may have; a value that cannot be is
-told in its row, never raised. Refuses to know files, networks and models.
+Knows the fields of a prompt, which columns they come from and which values they may have; an invalid value is
+recorded in its row, never raised. Refuses to know files, networks and models.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Row:
 
 
 def row_error(row: Row | Mapping[str, Any]) -> JobError:
-    """What is wrong with a row, also one that a table gave back, as the error of its prompt."""
+    """The error of a row, read from a source or back from a table."""
     problem = row.error if isinstance(row, Row) else row["error"]
-    return JobError("row", str(problem), "mend it where the prompts come from")
+    return JobError("row", str(problem), "fix it where the prompts come from")
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A cell or a whole record that is there and cannot be read, and why: ``"is not UTF-8 text"``."""
+    """A cell or a whole record that cannot be read, and why: ``"is not UTF-8 text"``."""
 
     problem: str
 
@@ -118,7 +118,7 @@ class Columns:
 def columns(
     given: Mapping[Any, str] | None, labels: Iterable[str], there: Sequence[str], where: str, *, may_grow: bool = False
 ) -> Columns:
-    """Which columns are read, checked against those there are.
+    """Which columns are read, checked against the existing ones.
 
     Args:
         given: field to column; None or empty takes every column named like a field.
@@ -141,14 +141,14 @@ def columns(
     if not {"text", "token_ids"} & (set(fields) if given else set(there)):
         rule = "has no column for text or token_ids"
         raise JobError(where, rule, f"name it under columns, such as text: COLUMN; {next_step}")
-    found = Columns(fields, kept)
-    if twice := [name for name in found.names if there.count(name) > 1]:
+    chosen = Columns(fields, kept)
+    if twice := [name for name in chosen.names if there.count(name) > 1]:
         raise JobError(f"column {quoted(twice[0])}", f"is in {where} more than once", "give each column its own name")
-    return found
+    return chosen
 
 
 def _check_near(there: Sequence[str], where: str) -> None:
-    """A target column that is passed over in silence would change the metric."""
+    """Refuse near misses: a target column that is silently ignored would change the metric."""
     for name in there:
         near = name.strip().lower()
         if near in ROW_FIELDS and near not in there and near != "id":
@@ -160,10 +160,10 @@ def _check_near(there: Sequence[str], where: str) -> None:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """The value with what other writers mean by a null as None, and bytes as text."""
+    """The value, with other writers' nulls as None and bytes as text."""
     if isinstance(value, Unreadable):
         raise ValueError(f"{name} {value.problem}")
-    if isinstance(value, float) and math.isnan(value):  # pandas writes a null among numbers so
+    if isinstance(value, float) and math.isnan(value):  # how pandas writes a null among numbers
         return None
     if isinstance(value, bytes):
         try:
@@ -174,7 +174,7 @@ def _plain(name: str, value: Any) -> Any:
 
 
 def _field(name: str, value: Any, written: bool) -> Any:
-    """A field's value, whichever it is; None for none."""
+    """A field's value; None where there is none."""
     value = _plain(name, value)
     if written and name in _NUMBERS and value is not None:
         value = _written(name, value)
@@ -187,12 +187,12 @@ def _text(name: str, value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{name} {quoted(value)} holds a character that is no Unicode text") from None
+        raise ValueError(f"{name} {quoted(value)} holds a character that is not Unicode text") from None
     return value
 
 
 def _scalar(name: str, value: Any) -> str:
-    """One value of any kind as text; truth values as JSON writes them."""
+    """One value of any kind as text; booleans as JSON writes them."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, _SCALARS):
@@ -201,7 +201,7 @@ def _scalar(name: str, value: Any) -> str:
 
 
 def _whole(name: str, value: Any, lowest: int) -> int:
-    """A whole number; 1.0 is one, since pandas writes a column of ids with a null so."""
+    """A whole number; 1.0 counts, since pandas writes ids so where the column holds a null."""
     if isinstance(value, float | decimal.Decimal) and abs(value) <= _LARGEST and value == int(value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= _LARGEST:
@@ -219,17 +219,17 @@ def _list(name: str, value: Any) -> Sequence[Any]:
 
 
 def _ids(name: str, value: Any) -> tuple[int, ...]:
-    return tuple(_whole(name, one, 0) for one in _list(name, value))
+    return tuple(_whole(name, item, 0) for item in _list(name, value))
 
 
 def _positions(name: str, value: Any) -> tuple[int, ...]:
-    return tuple(_whole(name, one, -_LARGEST) for one in _list(name, value if is_list(value) else [value]))
+    return tuple(_whole(name, item, -_LARGEST) for item in _list(name, value if is_list(value) else [value]))
 
 
 def _tokens(name: str, value: Any) -> tuple[str | int, ...]:
     """One token or several, each as text or id."""
-    values = [_plain(name, one) for one in _list(name, value if is_list(value) else [value])]
-    return tuple(_text(name, one) if isinstance(one, str) else _whole(name, one, 0) for one in values)
+    values = [_plain(name, item) for item in _list(name, value if is_list(value) else [value])]
+    return tuple(_text(name, item) if isinstance(item, str) else _whole(name, item, 0) for item in values)
 
 
 def _written(name: str, value: str) -> list[int]:
@@ -244,7 +244,7 @@ def _written(name: str, value: str) -> list[int]:
 
 
 def _conflicts(values: Mapping[str, Any]) -> Iterable[str]:
-    """What no prompt can have together."""
+    """Fields that contradict each other."""
     given = {name for name, value in values.items() if value is not None}
     if {"text", "token_ids"} <= given:
         yield f"text {quoted(values['text'])} and token_ids are both given; only one can be the prompt"

@@ -19,7 +19,7 @@ ROW_FIELDS: tuple[str, ...] = get_args(RowField)
 
 def _paths(value: Any) -> Any:
     value = as_list(value)
-    return [os.fspath(one) if isinstance(one, os.PathLike) else one for one in value] if is_list(value) else value
+    return [os.fspath(path) if isinstance(path, os.PathLike) else path for path in value] if is_list(value) else value
 
 
 class Source(Record):
@@ -32,9 +32,9 @@ class Source(Record):
         split: of a dataset or a task (``train`` or ``test``).
         task: ``sva`` or ``capitals``, with `count` pairs drawn with `seed`; sva has a `structure`.
         columns: the column that each field of a prompt is read from, by field. By default every field that has a column
-            of its own name.
+            of the same name.
         labels: columns that are kept as labels of the prompt.
-        limit: only so many rows, the first.
+        limit: only the first so many rows.
     """
 
     path: Annotated[tuple[Name, ...], BeforeValidator(_paths)] | None = None
@@ -54,8 +54,8 @@ class Source(Record):
     def _has_effect(self) -> Source:
         given = [name for name in ("path", "dataset", "task") if getattr(self, name) is not None]
         if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ValueError(f"prompts come from one of path, dataset and task, not from {found}")
+            sources = " and ".join(given) or "none of them"
+            raise ValueError(f"prompts come from one of path, dataset and task, not from {sources}")
         takes = {
             "path": {"columns", "labels"},
             "dataset": {"config", "split", "revision", "columns", "labels"},
@@ -92,7 +92,7 @@ class Source(Record):
     @property
     def most(self) -> int | None:
         """No more rows than this; None where that is not known."""
-        known = [one for one in (self.count, self.limit) if one is not None]
+        known = [bound for bound in (self.count, self.limit) if bound is not None]
         return min(known) if known else None
 
 

@@ -1,4 +1,4 @@
-"""Where a model runs: what `Model` asks of a place that is not this process. `ndif` implements it."""
+"""Where a model runs: what `Model` needs of a backend outside this process. `ndif` implements it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Grants:
         gradients: whether gradients can be taken there; `reason` says why not.
         weights: whether a block can read them.
         fingerprint: of the weights there, or a text that says that they were not read.
-        dtype: of the activations there. quantized: whether some weights are no floats.
+        dtype: of the activations there. quantized: whether some weights are not floating-point.
     """
 
     gradients: bool
@@ -30,7 +30,7 @@ class Grants:
 
 @runtime_checkable
 class Remote(Protocol):
-    """A place elsewhere where a model runs."""
+    """A backend outside this process."""
 
     server: Any
     deployment: str

@@ -17,7 +17,7 @@ from tracer.model.rules import FACTORS
 
 
 class Step(NamedTuple):
-    """One module of a block: its kind (a key of `linearize.RULE_OF`, or ``neurons`` for the down projection, whose
+    """One module of a block: its kind (a key of `rules.RULE_OF`, or ``neurons`` for the down projection, whose
     input holds them) and its path from the block."""
 
     kind: str
@@ -254,7 +254,7 @@ def _check_config(config: Any) -> None:
 
 
 def _first_uncovered(module: nn.Module) -> tuple[str, str]:
-    """Path and class of the first leaf that is not plainly linear: the likeliest to need a rule."""
+    """Path and class of the first leaf module that is neither linear nor known: the likeliest to need a rule."""
     leaves = [(path, type(part).__name__) for path, part in module.named_modules() if not any(part.children())]
     known = LINEAR | frozenset(FACTORS) | {"LayerNorm"}
     return next((leaf for leaf in leaves if leaf[1] not in known and ROTARY not in leaf[1]), leaves[0])

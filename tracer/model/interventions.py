@@ -2,7 +2,7 @@
 
 They touch modules in the order the model runs them, as nnsight requires. A remote request carries these functions as
 their source and nothing of the package around them, so they may use torch, model/rules.py and their arguments, which
-are tensors, plain containers and the `plan` of a model (see `Model.plan`). They know no record of tracer's.
+are tensors, plain containers and the `plan` of a model (see `Model.plan`). They know none of tracer's records.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAMPLE = 4096
 
 
 def embed_leaf(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: bool) -> Tensor:
-    """Put the embedding's output (or its replacement) in its place; as a leaf, the tensor that gradients lead to."""
+    """Set the embedding's output (or its replacement); with `leaf`, as the tensor that gradients are taken to."""
     output = nn.get(plan.embedding).output
     chosen = output if embedding is None else embedding.to(output.device, output.dtype)
     entered = chosen.detach().clone().requires_grad_(leaf)
@@ -33,17 +33,17 @@ def embed_leaf(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: b
 
 def walk(nn: Any, plan: SimpleNamespace, rules: frozenset[str], visit: Callable[[Any, int], Any]) -> list[Any]:
     """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection."""
-    found = []
+    visited = []
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, plan.steps)
     for layer, block in enumerate(blocks):
         for kind, path in plan.steps:
             module = block.get(path)
             if kind == "neurons":
-                found.append(visit(module, layer))
+                visited.append(visit(module, layer))
             else:
                 linearize.apply(kind, module, rules)
-    return found
+    return visited
 
 
 def through_blocks(
@@ -58,7 +58,7 @@ def through_blocks(
 
 
 def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
-    """The neurons of one layer, after `edit` if there is one."""
+    """The neurons of one layer, after `edit` if given."""
     if basis == "activation":
         if edit is not None:
             down.input = edit(layer, down.input)
@@ -80,8 +80,8 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
 
 
 def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Detach one MLP where it writes, so that no path runs through it: its neurons before, then as a leaf and the
-    output that this leaf has (None in the basis ``output``), and the output that goes on, a leaf too.
+    """Detach one MLP's output, so that no path runs through it. Returns its neurons, the same as a leaf and that leaf's
+    output (both None in the basis ``output``), and the detached output, a leaf too.
 
     Leaves are as wide as the residual stream: gradients to all layers' neurons would be several times larger.
     """
@@ -129,19 +129,19 @@ def direct_weights(
     [target, node], from each column's embedding [target, column], and from everything together [target]; and with each
     source's distance from its baseline in the place of its value [target, node + column], None without baselines.
 
-    Prompts do not meet, so that one backward serves a target of each. What is not asked for is summed at once.
+    Prompts are independent, so that one backward serves a target of each. Nodes that are not asked for are only summed.
 
     Args:
         max_bytes: bytes of gradients held at a time.
         baselines: of each prompt's nodes [node], and of all embeddings [prompt, column, d_model].
     """
-    most = max(len(one) for one in targets)
-    summed = torch.stack([torch.nn.functional.pad(one, (0, most - len(one))) for one in targets]).sum(0)
-    leaves, leaf_size = [one[3] for one in cuts], sum(one[3].numel() for one in cuts)
-    widest = max(one[0].numel() for one in cuts)
+    most = max(len(values) for values in targets)
+    summed = torch.stack([torch.nn.functional.pad(values, (0, most - len(values))) for values in targets]).sum(0)
+    leaves, leaf_size = [parts[3] for parts in cuts], sum(parts[3].numel() for parts in cuts)
+    widest = max(parts[0].numel() for parts in cuts)
     step = max(1, min(64, max_bytes // (4 * (leaf_size + (2 if baselines is None else 3) * widest))))
     unit = torch.eye(most, device=summed.device, dtype=summed.dtype)
-    found: list[list[tuple[Tensor, ...]]] = [[] for _ in targets]
+    chunks: list[list[tuple[Tensor, ...]]] = [[] for _ in targets]
     for first in range(0, most, step):
         grads = torch.autograd.grad(
             summed,
@@ -158,10 +158,13 @@ def direct_weights(
             if inner is not None and inside is not None:
                 source = inner
                 (weight,) = torch.autograd.grad(inside, inner, grad, is_grads_batched=True, retain_graph=True)
-            mine = [one[one[:, 0] == layer, 1:].to(weight.device).unbind(-1) for one in nodes]
+            mine = [rows[rows[:, 0] == layer, 1:].to(weight.device).unbind(-1) for rows in nodes]
             value = source.detach().float()
             if baselines is not None:
-                base = [one[at[:, 0] == layer].to(weight.device) for one, at in zip(baselines[0], nodes, strict=True)]
+                base = [
+                    given[rows[:, 0] == layer].to(weight.device)
+                    for given, rows in zip(baselines[0], nodes, strict=True)
+                ]
                 moved.append(
                     [
                         (weight[:, row, column, neuron].float() * (value[row, column, neuron] - base[row])).cpu()
@@ -176,17 +179,17 @@ def direct_weights(
         if baselines is not None:
             away = entered.detach().float() - baselines[1].to(entered.device)
             moved.append(list((grads[-1].float() * away).sum(-1).cpu().unbind(1)))
-        for row, one in enumerate(targets):
-            left = max(0, min(step, len(one) - first))
+        for row, values in enumerate(targets):
+            left = max(0, min(step, len(values) - first))
             parts = [torch.cat([layer[row] for layer in weights], -1), embedded[:, row], total[:, row]]
             if baselines is not None:
                 parts.append(torch.cat([layer[row] for layer in moved], -1))
-            found[row].append(tuple(part[:left] for part in parts))
+            chunks[row].append(tuple(part[:left] for part in parts))
     answers = []
-    for parts, one in zip(found, nodes, strict=True):
+    for parts, rows in zip(chunks, nodes, strict=True):
         weight, embedding, incoming, *more = (torch.cat(part) for part in zip(*parts, strict=True))
-        order = torch.argsort(torch.argsort(one[:, 0], stable=True))
-        both = torch.cat([more[0][:, : len(one)][:, order], more[0][:, len(one) :]], -1) if more else None
+        order = torch.argsort(torch.argsort(rows[:, 0], stable=True))
+        both = torch.cat([more[0][:, : len(rows)][:, order], more[0][:, len(rows) :]], -1) if more else None
         answers.append((weight[:, order], embedding, incoming, both))
     return answers
 
@@ -274,44 +277,44 @@ def members(nodes: Tensor, layer: int, shape: Sequence[int]) -> Tensor:
     if nodes.dtype == torch.uint8:
         bits = (nodes[layer][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
         return bits.flatten()[: shape[0] * shape[1]].view(shape[0], shape[1]).bool()
-    found = torch.zeros(shape[0], shape[1], dtype=torch.bool)
+    inside = torch.zeros(shape[0], shape[1], dtype=torch.bool)
     mine = nodes[nodes[:, 0] == layer].long()
-    found[mine[:, 1], mine[:, 2]] = True
-    return found
+    inside[mine[:, 1], mine[:, 2]] = True
+    return inside
 
 
 def replace_layer(value: Tensor, other: Tensor, here: bool) -> Tensor:
-    """A layer's neurons, or the others in their place."""
+    """A layer's neurons, or `other` where `here`."""
     return other.to(value.device, value.dtype) if here else value
 
 
 def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
-    """Neurons with those at (row, column, neuron) set to `to`; or embeddings with those at (row, column)."""
+    """`value` with the neurons at (row, column, neuron), or the embeddings at (row, column), set to `to`."""
     index = tuple(part.to(value.device) for part in where)
     return value.clone().index_put(index, to.to(value.device, value.dtype))
 
 
 def stack(plan: SimpleNamespace, layers: Any) -> Tensor:
-    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU: float32, or what the wire takes."""
+    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in the plan's transfer dtype."""
     return torch.stack([layer.to(plan.transfer_dtype) for layer in to_cpu(*layers)], dim=1)
 
 
 class Guard(TorchFunctionMode):
-    """Raises when an operation mixes real tensors with meta tensors (weights that a server hides): PyTorch would
-    return uninitialised memory. In force around every block where weights are hidden (ndif/server.py)."""
+    """Raise when an op mixes real and meta tensors (weights the server hides): PyTorch would return uninitialised
+    memory. Active around every block where weights are hidden (ndif/server.py)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = (*args, *(kwargs or {}).values())
-        parts = [one for part in given for one in (part if isinstance(part, (tuple, list)) else (part,))]
-        hidden = [one.is_meta for one in parts if isinstance(one, torch.Tensor)]
+        parts = [item for part in given for item in (part if isinstance(part, (tuple, list)) else (part,))]
+        hidden = [part.is_meta for part in parts if isinstance(part, torch.Tensor)]
         if any(hidden) and not all(hidden):
             raise RuntimeError("this computes with weights that are hidden here")
         return func(*args, **(kwargs or {}))
 
 
 def to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors as they leave a trace: float32, on the CPU. One without values (from a weight that a server hides)
-    raises: sent over the wire it would become memory's garbage."""
+    """Tensors as they leave a trace: float32, on the CPU. A meta tensor (from a weight that a server hides) raises: it
+    would arrive as uninitialised memory."""
     for tensor in tensors:
         if tensor.device.type == "meta":
             raise RuntimeError("a result depends on weights that are hidden here")

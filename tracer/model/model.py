@@ -104,18 +104,18 @@ class Model:
         return None if self.remote is None else self.remote.backend()
 
     def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
-        """`function` of every part of some work, in order: one after another here; on a server several at a time,
-        and in halves where a part is too large for it."""
+        """Ordered map over parts of some work: sequential here, several at a time on a server, which also gets a part
+        in halves where it is too large."""
         if self.remote is None:
             return [function(part) for part in parts]
         return self.remote.server.each(function, parts)
 
     def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
-        """`each` without halves, and every answer as soon as it is its turn."""
+        """`each` without halving, each answer as soon as those before it are out."""
         return map(function, parts) if self.remote is None else self.remote.server.stream(function, parts)
 
     def sleep(self, seconds: float) -> None:
-        """Wait; in a thread of `each` or `stream` no longer than there is work."""
+        """Wait; in a thread of `each` or `stream` only until that work is cancelled."""
         if self.remote is None:
             time.sleep(seconds)
         else:
@@ -187,7 +187,7 @@ class Model:
         return all(value.is_floating_point() and value.device.type != "meta" for value in self.module.parameters())
 
     def replays(self, rules: frozenset[str]) -> bool:
-        """Whether its linearisation under these rules can be worked out here, without gradients."""
+        """Whether its linearisation under these rules can be computed here, without gradients."""
         return rules == RULES and self.weights_readable
 
     @property
@@ -279,8 +279,8 @@ class Model:
         raise JobError(value, "was traced on another model", "load that model")
 
     def budget(self) -> int:
-        """Bytes one batch may use by default: a GiB, or a quarter of a GPU. Never what happens to be free,
-        so that the same call is split in the same way; for a server, four times what one request may hold."""
+        """Bytes one batch may use by default: a GiB, or a quarter of a GPU. Independent of what is free now,
+        so that the same call is always split the same way; for a server, four times what one request may hold."""
         if self.remote is not None:
             return 4 * self.remote.server.limits.request
         if self.device.type != "cuda":
@@ -292,8 +292,8 @@ class Model:
 
         It counts activations (all layers' for a backward pass), attention patterns over `length` positions or the
         context if that is shorter, the two float32 results, and the float32 logits of the token with their gradient,
-        which are held only where logits are read. It is no bound: prompts longer than `length` hold more patterns,
-        and kernels hold workspace of their own.
+        which are held only where logits are read. It is not a bound: prompts longer than `length` hold more patterns,
+        and kernels allocate workspace as well.
         """
         heads = int(getattr(self.config, "num_attention_heads", 1))
         return bytes_per_token(
@@ -308,7 +308,7 @@ class Model:
 
 
 def _shape_of(record: ModelRecord) -> dict[str, Any]:
-    """What two names, or two dtypes, of one model have in common."""
+    """The fields that two names, or two dtypes, of one model share."""
     return record.model_dump(exclude={"name", "revision", "fingerprint", "dtype"})
 
 
@@ -357,7 +357,7 @@ def load(
         _without_effect(device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention)
         return _wrap(name, tokenizer, type(name).__name__, None)
     if not isinstance(name, str | Path):
-        raise ModelError(f"model {quoted(name)}", "is no name, folder or module", "give a folder or id, or 'demo'")
+        raise ModelError(f"model {quoted(name)}", "is not a name, folder or module", "give a folder or id, or 'demo'")
     if tokenizer is not None:
         raise ModelError("tokenizer", "has no effect on a model that is loaded by name", "leave it out")
     if device is not None and device_map is not None:
@@ -368,7 +368,7 @@ def load(
     if attention is not None:
         options["attn_implementation"] = attention
     placed = _device(device) if device_map is None else _device_map(device_map)
-    # A folder of that name is not the shipped model, and must not be taken for it later.
+    # A folder named "demo" is not the shipped model, and must not be mistaken for it later.
     label = os.path.join(".", "demo") if isinstance(name, Path) and str(name) == "demo" else str(name)
     source = _source(name, revision)
     with _silence():
@@ -412,7 +412,7 @@ def _without_effect(**options: Any) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No bars for weights and no loading report while a model is read: what is wrong with it is raised.
+    """Silence progress bars and loading reports while a model is read: problems are raised instead.
 
     The user's settings are as before afterwards. Bars of downloads, which take long, stay.
     """
@@ -436,7 +436,7 @@ def _source(name: str | Path, revision: str | None) -> str:
         exists, complete = folder.exists(), (folder / "config.json").is_file()
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
-            f"model {quoted(given)}", f"is no path ({first_line(error)})", "check how it is written"
+            f"model {quoted(given)}", f"is not a path ({first_line(error)})", "check how it is written"
         ) from error
     if exists or isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
         if not complete:
@@ -454,7 +454,7 @@ def _source(name: str | Path, revision: str | None) -> str:
 
 
 def _check_shipped() -> None:
-    """Everything that is said of the demo model was measured on the committed weights."""
+    """Refuse changed weights: all documented numbers of the demo model are of the committed ones."""
     try:
         intact = demo.verify()
     except (OSError, ValueError, IndexError):
@@ -474,7 +474,7 @@ def _check_reachable(name: str, revision: str | None) -> None:
     except urllib.error.HTTPError:
         return
     except (OSError, ValueError, http.client.HTTPException) as error:
-        # Certificates are the hub client's own business, which may know others than Python.
+        # Certificates are left to the hub client, which may trust others than Python does.
         if not isinstance(getattr(error, "reason", error), ssl.SSLError):
             raise _unloadable(name, error) from error
 
@@ -485,11 +485,11 @@ def _device(device: str | None, option: str = "device") -> str:
     try:
         kind = torch.device(chosen)
     except RuntimeError:
-        raise ModelError(f"{option}={device!r}", "is no device", "use cpu, cuda or cuda:N") from None
+        raise ModelError(f"{option}={device!r}", "is not a device", "use cpu, cuda or cuda:N") from None
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     counts["xpu"] = torch.xpu.device_count()
     if kind.type not in counts:
-        raise ModelError(f"{option}={device!r}", "is no device that models run on", "use cpu, cuda or cuda:N")
+        raise ModelError(f"{option}={device!r}", "is not a device that models run on", "use cpu, cuda or cuda:N")
     if (kind.index or 0) >= counts[kind.type]:
         what = "GPUs" if kind.type == "cuda" else f"devices of the kind {kind.type}"
         step = f"use {option}='cpu'"
@@ -518,7 +518,7 @@ def _known_place(place: str) -> str:
     try:
         torch.device(place)
     except RuntimeError:
-        rule = f"is no device and none of {', '.join(STRATEGIES)}"
+        rule = f"is neither a device nor one of {', '.join(STRATEGIES)}"
         raise ModelError(f"device_map={place!r}", rule, "use device_map='auto', or device=") from None
     return _device(place, "device_map")
 
@@ -582,7 +582,7 @@ def read_tokenizer(name: str, revision: str | None = None) -> Any:
     """The tokenizer of a model that is not loaded.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the model has none.
     """
     from transformers import AutoTokenizer
 
@@ -609,14 +609,14 @@ def _check_architecture(config: Any, attention: str | None) -> None:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; torch tells a failed allocation on the CPU by its text alone."""
+    """Whether memory ran out; a failed allocation of torch on the CPU is recognised by its text alone."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     said = str(error).lower()
     return known or any(part in said for part in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
 def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
-    """What went wrong with a folder or an id, told apart: memory, a package, the device map, files, the network."""
+    """What went wrong with a folder or an id: memory, a package, the device map, files, or the network."""
     name = f"model folder {quoted(source)}" if os.path.isdir(source) else f"model {quoted(source)}"
     if out_of_memory(error):
         return ModelError(
@@ -642,7 +642,7 @@ def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **option
         raise ModelError(f"model {name}", "comes without a tokenizer", "pass tokenizer=")
     if not hasattr(getattr(module, "config", None), "model_type"):
         raise ModelError(
-            f"module {name}", "is no Hugging Face language model", "pass a model from AutoModelForCausalLM"
+            f"module {name}", "is not a Hugging Face language model", "pass a model from AutoModelForCausalLM"
         )
     family = family_of(module, module.config)
     for part in module.modules():

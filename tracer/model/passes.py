@@ -34,12 +34,12 @@ NO_RULES = traces.NO_RULES
 
 @dataclass(frozen=True)
 class Gradients:
-    """What a pass with a backward brings back; neurons are float32 on the CPU.
+    """What a pass with a backward returns; neurons are float32 on the CPU.
 
     Attributes:
         values: of the neurons, in the chosen basis.
         gradients: of the metric with respect to them.
-        embedding: the tensor that left the embedding (or replaced it).
+        embedding: the embedding's output (or its replacement).
         embedding_gradient: of the metric with respect to it.
         metric: of each prompt.
     """
@@ -74,17 +74,17 @@ def gradients(
     """
     read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
     with model.lock:
-        found = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
-    return Gradients(found[0].float(), found[1].float(), *found[2:])
+        parts = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
+    return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
 
 
 def values(
     model: Model, batch: Batch, *, basis: str = "activation", embedding: Embedded | None = None
 ) -> tuple[PaddedNodes, Embedded]:
-    """Values of every neuron, and what left the embedding. One forward."""
+    """Values of every neuron, and the embedding's output. One forward."""
     with model.lock:
-        found = traces.values(model.nn, model.plan, batch.inputs(model.device), basis, embedding, model.backend())
-    return found[0].float(), found[1]
+        parts = traces.values(model.nn, model.plan, batch.inputs(model.device), basis, embedding, model.backend())
+    return parts[0].float(), parts[1]
 
 
 def replaced(
@@ -102,8 +102,8 @@ def replaced(
     """
     read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
     with model.lock:
-        found = traces.replaced(model.nn, model.plan, inputs, read, layer, neurons, basis, model.backend())
-    return found[0], found[1]
+        parts = traces.replaced(model.nn, model.plan, inputs, read, layer, neurons, basis, model.backend())
+    return parts[0], parts[1]
 
 
 def ablated(
@@ -145,7 +145,7 @@ def embedding(model: Model, batch: Batch) -> Embedded:
 def embeddings_ablated(
     model: Model, batch: Batch, metric: Metric, *, where: tuple[Tensor, Tensor], to: Tensor
 ) -> PerPrompt:
-    """The metric after setting what leaves the embedding at single tokens. One forward.
+    """The metric after setting the embedding's output at single tokens. One forward.
 
     Args:
         where: (row, column) index tensors, one entry per token that is set.
@@ -246,7 +246,7 @@ class FrozenBlock:
         gate: input of the activation, up: the other factor (None without one); at the nodes asked for, either
             [node] (basis activation) or [node, d_mlp] (basis output).
         values: of the nodes asked for [node].
-        output: of the MLP [pos, d_model]; without its bias, which is no neuron's, in the basis activation.
+        output: of the MLP [pos, d_model]; in the basis activation without its bias, which belongs to no neuron.
     """
 
     scales: dict[str, Tensor]
@@ -262,7 +262,7 @@ class Frozen:
     """One prompt's linearised model as constants, for edges.
 
     Attributes:
-        embedding: what left the embedding [pos, d_model].
+        embedding: the embedding's output [pos, d_model].
         blocks: in order.
         final_scale: statistic of the final norm [pos].
         logits, uncapped: after and before the soft-cap, at the target logits [target].
@@ -290,13 +290,13 @@ def frozen(
         model, Batch((tuple(token_ids),)), kept, nodes, basis=basis
     )
     places = (at - len(token_ids) + kept).to(capped.device), logits_at[:, 1].to(capped.device)
-    found = []
+    frozen_blocks = []
     for layer, (scales, pattern, gate, up, values, output) in enumerate(blocks):
         bias = getattr(model.part(layer, model.family.down), "bias", None)
         written = output[0] if basis == "output" or bias is None else output[0] - bias.float()
         rows = {path: scale[0] for path, scale in scales.items()}
-        found.append(FrozenBlock(rows, pattern[0], gate, up, values, written))
-    return Frozen(embedding[0], found, final_scale[0], capped[0][places], uncapped[0][places])
+        frozen_blocks.append(FrozenBlock(rows, pattern[0], gate, up, values, written))
+    return Frozen(embedding[0], frozen_blocks, final_scale[0], capped[0][places], uncapped[0][places])
 
 
 def coefficients(
@@ -324,21 +324,23 @@ def coefficients(
     return saved if model.remote is None else beside_weights(model, saved)
 
 
-def beside_weights(model: Model, found: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What `coefficients` had from a server, on the devices of the weights that it is multiplied with here."""
-    embedding, blocks, *last = found
+def beside_weights(model: Model, constants: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A server's `coefficients` on the devices of the local weights that they are multiplied with."""
+    embedding, blocks, *last = constants
 
     def place(value: Any, device: torch.device) -> Any:
         if isinstance(value, dict):
-            return {name: place(one, device) for name, one in value.items()}
+            return {name: place(item, device) for name, item in value.items()}
         return None if value is None else value.to(device)
 
     down, head = model.family.down, model.module.get_output_embeddings().weight.device
     if head.type == "meta":
-        return found
+        return constants
     devices = [next(model.part(layer, down).parameters()).device for layer in range(len(blocks))]
-    placed = [tuple(place(one, device) for one in block) for block, device in zip(blocks, devices, strict=True)]
-    return place(embedding, devices[0]), placed, *(place(one, head) for one in last)
+    placed = [
+        tuple(place(constant, device) for constant in block) for block, device in zip(blocks, devices, strict=True)
+    ]
+    return place(embedding, devices[0]), placed, *(place(constant, head) for constant in last)
 
 
 def direct_weights(
@@ -354,8 +356,8 @@ def direct_weights(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     """Weights of the direct edges from every node and embedding into every node and logit, over direct paths only.
 
-    One forward, and batched backwards. Every MLP is cut, so that no path runs through one. What is not asked for is
-    summed where it is computed.
+    One forward, and batched backwards. Every MLP is detached, so that no path runs through it. Nodes that are not asked
+    for are only summed, where they are computed.
 
     Args:
         nodes: rows of (layer, position, neuron), sources and targets. logits_at: rows of (position, token), targets.
@@ -364,7 +366,7 @@ def direct_weights(
 
     Returns:
         The targets' values, nodes then logits [target]; weights into them from the nodes [target, node], from each
-        embedding [target, pos], and from everything there is, nodes or not [target]; and with each source's distance
+        embedding [target, pos], and from all nodes and embeddings together [target]; and with each source's distance
         from its baseline in the place of its value [target, node + pos], None without baselines.
     """
     needs_gradients(model)
@@ -373,10 +375,10 @@ def direct_weights(
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
     away = None if baselines is None else ([baselines[0]], baselines[1][None])
     with model.lock:
-        (found,) = traces.direct_weights(
+        (parts,) = traces.direct_weights(
             model.nn, model.plan, inputs, [nodes], [at], rules, basis, max_bytes, away, model.backend()
         )
-    return found[0], found[1], found[2], found[3], found[4]
+    return parts[0], parts[1], parts[2], parts[3], parts[4]
 
 
 def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) -> Any:
@@ -384,8 +386,8 @@ def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) ->
     nn, plan = model.nn, _unrounded(model)
     with model.lock:
         with nn.session(backend=model.backend()):
-            found = nnsight.save(function(nn, plan, ask))
-    return found
+            result = nnsight.save(function(nn, plan, ask))
+    return result
 
 
 def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
@@ -394,7 +396,7 @@ def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -
     with model.lock, torch.no_grad():
         with nn.trace(**inputs, backend=model.backend()):
             out = interventions.logits(nn, plan, NO_RULES).float()
-            at = torch.stack([one[column] for one, column in zip(out, columns, strict=True)])
+            at = torch.stack([row[column] for row, column in zip(out, columns, strict=True)])
             saved = nnsight.save(at.topk(count).indices.cpu())
     return saved
 
@@ -402,7 +404,7 @@ def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -
 def probe(
     model: Model, token_ids: Sequence[int], steps: Sequence[float], direction: Tensor, projection: Tensor
 ) -> tuple[Tensor, Tensor, float, str, tuple[bool, bool, str]]:
-    """What a server answers to small questions, one row for each of `steps`. One forward.
+    """The small measurements that show whether a server can be trusted, one row for each of `steps`. One forward.
 
     The embedding of a row is moved by its step times `direction` [pos, d_model], in units of their norms' ratio.
 
@@ -420,8 +422,8 @@ def probe(
             nn.get(plan.embedding).output = moved.to(output.dtype)
             out = interventions.first_output(nn, plan)
             read = (out.float() * projection.to(out.device)).sum((1, 2))
-            found = interventions.to_cpu(read, nn.output.logits[:, -1])
-            saved = nnsight.save((*found, float(unit), str(output.dtype), interventions.weights(nn._module)))
+            measured = interventions.to_cpu(read, nn.output.logits[:, -1])
+            saved = nnsight.save((*measured, float(unit), str(output.dtype), interventions.weights(nn._module)))
     return saved
 
 
@@ -439,7 +441,7 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
 
 
 def _unrounded(model: Model) -> SimpleNamespace:
-    """The plan of a session: what it sends is little, and need not be as short as the wire takes all nodes' values."""
+    """The plan of a session, with float32 as transfer dtype: what a session returns is small."""
     return SimpleNamespace(**{**vars(model.plan), "transfer_dtype": torch.float32})
 
 
@@ -449,7 +451,7 @@ def reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
 
 
 def _differentiable(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
-    """As `reader`, where gradients are to be taken."""
+    """As `reader`, for a pass with gradients."""
     needs_gradients(model)
     return reader(model, metric)
 
@@ -473,7 +475,7 @@ def needs_gradients(model: Model, what: str = "this", instead: str | None = None
 
 
 def _without_gradients(model: Model) -> str:
-    """What to do instead of taking gradients on a server."""
+    """What a user can do instead of taking gradients on a server."""
     trusted = "ask its operator for the tag 'trusted'"
     if not model.has_weights:
         return f"use method relp with all its rules and weights='local' (--local-weights), or {trusted}"

@@ -84,7 +84,7 @@ class Shape:
         return self.d_mlp if basis == "activation" else self.d_model
 
     def bytes_per_token(self, gradient: bool = True, length: int = 1024) -> int:
-        """As the loaded model's own, by which batches are split."""
+        """As `Model.bytes_per_token`, by which batches are split."""
         return loading.bytes_per_token(
             n_layers=self.n_layers,
             d_model=self.d_model,
@@ -171,7 +171,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
 
 
 def _bits(config: Any, dtype: str) -> int | None:
-    """Of a linear weight, where the dtype or the checkpoint itself is quantised."""
+    """Bits of a linear weight, where the dtype or the checkpoint itself is quantised; else None."""
     given = getattr(config, "quantization_config", None) or {}
     given = given if isinstance(given, dict) else given.to_dict()
     if given.get("load_in_4bit") or given.get("load_in_8bit"):
@@ -187,7 +187,7 @@ def _window(config: Any) -> int | None:
 
 
 def _bytes(module: nn.Module, bits: int | None) -> int:
-    """Of all weights; those of linear maps in `bits` each, where that is given (their scales, a few percent, apart)."""
+    """Bytes of all weights; those of linear maps at `bits` each, if given (without their scales, a few percent)."""
     linear = {id(part.weight) for part in module.modules() if type(part).__name__ in ("Linear", "Conv1D")}
     return sum(
         value.numel() * bits // 8 if bits and id(value) in linear else value.numel() * value.element_size()

@@ -2,7 +2,7 @@
 
 Each is one forward, and one backward where it says so, over a left-padded batch. Like the functions of
 model/interventions.py they travel to a server as their source: they take a model's `plan` and a batch's keyword
-arguments, and know no record of tracer's. `backend` is what runs the trace; inside a session there is none.
+arguments, and know none of tracer's records. `backend` is what runs the trace; None inside a session.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def gradients(
     embedding: Tensor | None = None,
     backend: Any = None,
 ) -> tuple[Tensor, ...]:
-    """Values of all neurons and the metric's gradients to them [prompt, layer, column, neuron]; what left the
-    embedding, or was put there, and the gradient to it [prompt, column, d_model]; the metric [prompt]."""
+    """Values of all neurons and the metric's gradients to them [prompt, layer, column, neuron]; the embedding's output
+    (or its replacement) and the gradient to it [prompt, column, d_model]; the metric [prompt]."""
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs, backend=backend):
             entered = interventions.embed_leaf(nn, plan, embedding, True)
@@ -51,7 +51,7 @@ def values(
     embedding: Tensor | None = None,
     backend: Any = None,
 ) -> tuple[Tensor, ...]:
-    """Values of all neurons [prompt, layer, column, neuron], and what left the embedding [prompt, column, d_model]."""
+    """Values of all neurons [prompt, layer, column, neuron], and the embedding's output [prompt, column, d_model]."""
     with torch.no_grad():
         with nn.trace(**inputs, backend=backend):
             entered = interventions.embed_leaf(nn, plan, embedding, False)
@@ -153,7 +153,7 @@ def direct_weights(
     baselines: tuple[Sequence[Tensor], Tensor] | None = None,
     backend: Any = None,
 ) -> list[tuple[Any, ...]]:
-    """Of each prompt: its targets' values [target], and what `interventions.direct_weights` returns.
+    """For each prompt: its targets' values [target], and what `interventions.direct_weights` returns.
 
     Args:
         nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column of the logits, token),
@@ -165,9 +165,9 @@ def direct_weights(
             entered = interventions.embed_leaf(nn, plan, None, True)
             cuts = interventions.walk(nn, plan, rules, lambda down, _: interventions.detach_mlp(down, basis))
             out = interventions.logits(nn, plan, rules)
-            targets = interventions.target_values([one[0] for one in cuts], nodes, out, logits_at)
-            found = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes, baselines)
+            targets = interventions.target_values([parts[0] for parts in cuts], nodes, out, logits_at)
+            weights = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes, baselines)
             saved = nnsight.save(
-                [(*interventions.to_cpu(one), *rest) for one, rest in zip(targets, found, strict=True)]
+                [(*interventions.to_cpu(values), *rest) for values, rest in zip(targets, weights, strict=True)]
             )
     return saved

@@ -71,10 +71,10 @@ class OrderedMap:
                 cancellation.cancel()
                 raise
 
-        def taken(one: Future[Answer]) -> Answer:
-            if one.exception() is not None:
+        def taken(future: Future[Answer]) -> Answer:
+            if future.exception() is not None:
                 raise failed[0]  # the others only say that they were stopped
-            return one.result()
+            return future.result()
 
         with ThreadPoolExecutor(count, initializer=begin) as pool:
             waiting: deque[Future[Answer]] = deque()
@@ -87,8 +87,8 @@ class OrderedMap:
                     yield taken(waiting.popleft())
             finally:
                 cancellation.cancel()
-                for one in waiting:
-                    one.cancel()
+                for future in waiting:
+                    future.cancel()
 
     def sleep(self, seconds: float) -> None:
         """Wait, unless the map that this thread belongs to is cancelled.

@@ -19,7 +19,7 @@ from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
 
 _PARSING = threading.Lock()
 """Held while source is parsed: Python 3.11 counts the depth of syntax trees over all threads at once, and raises
-SystemError where two are in the middle of theirs."""
+SystemError where two threads parse at once."""
 
 
 class _Pickler(CustomCloudPickler):
@@ -32,7 +32,7 @@ class _Pickler(CustomCloudPickler):
         plain: Any = inspect.unwrap(func)
         if plain.__closure__ is not None or "<locals>" in plain.__qualname__:
             return super()._dynamic_function_reduce(plain)
-        # Finding a function's source takes longer than all the rest of a request.
+        # Finding a function's source takes longer than the rest of a request together.
         if plain not in self._kept:
             self._kept[plain] = super()._dynamic_function_reduce(plain)
         return self._kept[plain]
@@ -46,7 +46,7 @@ class _Pickler(CustomCloudPickler):
 
 
 class _Guarding(ast.NodeTransformer):
-    """Puts the body of every ``with`` into one more: an invoke's runs when the block around it has ended."""
+    """Wrap every ``with`` body in the guard; an invoke's body runs after its enclosing block exits."""
 
     NAME = "_guard_of_hidden_weights"
 
@@ -63,7 +63,7 @@ def serialized(tracer: Any, guard: Callable[[], Any] | None = None) -> bytes:
     """A traced block, its values and the functions it calls, as `RequestModel.serialize` writes them.
 
     Args:
-        guard: makes a context in which the block is to run.
+        guard: makes the context in which the block runs.
     """
     frame, node = tracer.info.frame, tracer.node
     variables = dict(frame.f_locals)

@@ -2,8 +2,8 @@
 
 A remote model is a `Model` whose weights are elsewhere: the same passes run on it. Before it is used it answers small
 questions: is it deployed, do the versions fit, are weights readable and the client's own, does an intervention have
-an effect, does a gradient equal its finite difference. What a server grants a key cannot be known, only measured.
-Refuses to know the wire (ndif/server.py) and what a trace does (model/passes.py).
+an effect, does a gradient equal its finite difference. What a server grants a key is measured, not assumed.
+Refuses to know the protocol (ndif/server.py) and what a trace does (model/passes.py).
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Probe:
     Attributes:
         host, deployment: where.
         deployed: every repository that the server serves.
-        here, there: versions of the packages that matter; `there` is empty if the server does not tell.
+        here, there: versions of the packages that matter; `there` is empty if the server does not say.
         grants: what the key may do.
         effect: how far the intervention moved the first block's output, relative to it.
-        derivative, difference: the gradient and the finite difference; the gradient is NaN where there is none.
+        derivative, difference: the gradient and the finite difference; the gradient is NaN where it could not be taken.
         logits_gap: between the server's logits and the client's, relative; None without weights on the client.
         request, result: bytes of a typical request (a circuit of 200 nodes with its edges; all nodes' values where no
             gradients are granted), and of what came back. seconds: that it took.
@@ -103,7 +103,7 @@ def load(
         wire: ``bfloat16`` halves what comes back; nodes are then right to about 1 in 250. By default they come as they
             are there, in float32.
         limits: of waiting and sending; the defaults if None.
-        report: told each change of a remote job's state, as a line.
+        report: called with each change of a remote job's state, as a line.
         device, dtype, revision, device_map, attention, tokenizer, seed: as in `tracer.model.load`. Of a remote model
             without local weights only `revision` and `attention` have an effect, and `dtype` must be the server's.
 
@@ -131,10 +131,10 @@ def load(
         _refuse("a remote model without local weights", **here, seed=seed or None)
     client = skeleton(name, revision=revision, attention=attention)
     server = Server(host, limits, report)
-    found, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)
-    if found.remote is None or wire is None:
-        return found
-    return replace(found, remote=replace(found.remote, transfer_dtype=DTYPES[wire]))  # type: ignore[type-var]
+    model, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)
+    if model.remote is None or wire is None:
+        return model
+    return replace(model, remote=replace(model.remote, transfer_dtype=DTYPES[wire]))  # type: ignore[type-var]
 
 
 def _refuse(what: str, **options: Any) -> None:
@@ -177,7 +177,7 @@ def connect(
     probe = Probe(
         host=server.host,
         deployment=deployment,
-        deployed=tuple(sorted({str(one.get("repo_id")) for one in deployments.values()})),
+        deployed=tuple(sorted({str(deployed.get("repo_id")) for deployed in deployments.values()})),
         here=here,
         there=there,
         grants=grants,
@@ -197,18 +197,18 @@ def _deployment(client: Model, server: Server, deployments: dict[str, dict[str, 
     names = {name.casefold() for name in _spellings(client.name)}
     wanted = client.revision or "main"
     mine = {
-        key: one
-        for key, one in deployments.items()
-        if str(one.get("repo_id")).casefold() in names and one.get("task") in (None, "text-generation")
+        key: deployed
+        for key, deployed in deployments.items()
+        if str(deployed.get("repo_id")).casefold() in names and deployed.get("task") in (None, "text-generation")
     }
-    for key, one in mine.items():
-        if (one.get("revision") or "main") == wanted:
+    for key, deployed in mine.items():
+        if (deployed.get("revision") or "main") == wanted:
             return key
     if mine:
-        revisions = ", ".join(sorted({str(one.get("revision") or "main") for one in mine.values()}))
+        revisions = ", ".join(sorted({str(deployed.get("revision") or "main") for deployed in mine.values()}))
         rule = f"is not deployed on {server.host}; there it is {revisions}"
         raise RemoteError(f"revision {quoted(wanted)} of {quoted(client.name)}", rule, "use that revision")
-    known = sorted({str(one.get("repo_id")) for one in deployments.values()})
+    known = sorted({str(deployed.get("repo_id")) for deployed in deployments.values()})
     listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
     raise RemoteError(
         f"model {quoted(client.name)}",
@@ -267,7 +267,7 @@ class _Measured:
         self.request, self.result = server.traffic.sent - before.sent, server.traffic.received - before.received
 
     def _typical(self) -> None:
-        """What a trace asks for: a circuit with its edges, or, without gradients, all values."""
+        """Send a typical request: a circuit with its edges, or, without gradients, all values."""
         batch, last = Batch((self.ids,)), torch.tensor([[-1, self.ids[0]]])
         if self.reason:
             passes.values(self.model, batch)
@@ -278,26 +278,26 @@ class _Measured:
         circuits(self.model, batch, metric, chosen, None, rules, *ends, edge_rules=RULES, max_bytes=MAX_BYTES, top=1)
 
     def grants(self) -> Grants:
-        readable, floating, found = self.weights
+        readable, floating, weights_hash = self.weights
         name = f"{self.model.name} {self.model.revision or ''}".strip()
-        fingerprint = found if readable else f"weights of {name} are not readable on {self.server.host}"
+        fingerprint = weights_hash if readable else f"weights of {name} are not readable on {self.server.host}"
         gradients = not self.reason
         return Grants(gradients, self.reason, readable, fingerprint, self.dtype, not floating)
 
     def _difference(self, read: Tensor, unit: float) -> tuple[float, float]:
-        """The derivative by differences of two steps, extrapolated to none; and the intervention's effect."""
+        """The derivative by differences of two steps, extrapolated to step 0; and the intervention's effect."""
         step = STEPS.get(self.dtype, COARSE)
         rows = read.double()[1:5] if self.dtype in STEPS else read.double()[5:]
         ahead, behind, near, far = rows.tolist()
         wide, narrow = (ahead - behind) / (2 * step * unit), (near - far) / (step * unit)
-        moved = max(abs(one - float(read[0])) for one in (ahead, behind))
+        moved = max(abs(value - float(read[0])) for value in (ahead, behind))
         scale = max(abs(float(read[0])), 1e-6)
         if not moved or bool((self.logits[1:] == self.logits[0]).all()):
             raise self._untrusted("ignored an intervention: the embedding was changed, what follows it was not")
         return (4 * narrow - wide) / 3, moved / scale
 
     def _gradient(self, direction: Tensor, projection: Tensor) -> tuple[float, str]:
-        """The derivative by gradient, or NaN and why there is none."""
+        """The derivative by gradient, or NaN and the reason why it was refused."""
         try:
             derivative = passes.probe_gradient(self.model, self.ids, direction, projection)
         except JobFailedError as error:
@@ -327,7 +327,7 @@ def _with_weights(model: Model, measured: _Measured, options: dict[str, Any]) ->
     gap = float((measured.logits[0] - own).abs().max() / own.abs().max().clamp_min(1e-12))
     if not gap < (1e-3 if local.dtype in STEPS else 0.1):
         raise _other_weights(model, host, f"by their logits, which differ by {gap:.2g} of the largest")
-    # Weights that are hidden there but give the same logits are those here.
+    # Hidden weights that give the same logits are taken to be the local ones.
     grants = replace(model.remote.grants, fingerprint=local.fingerprint)
     return replace(local, remote=replace(model.remote, grants=grants), lock=nullcontext()), gap  # type: ignore[type-var]
 

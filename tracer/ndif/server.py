@@ -1,4 +1,4 @@
-"""The wire to NDIF: one server as one key sees it, requests in flight, retries, results.
+"""The client of NDIF: one server as one key sees it, requests in flight, retries, results.
 
 A traced block is serialised here, submitted without a socket, polled until it is done, and its saved values put where
 the block's own would be. Busy servers, timeouts, cut connections and forgotten jobs are tried again with growing,
@@ -44,7 +44,7 @@ from tracer.settings import IN_FLIGHT
 
 MIB = 2**20
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP answers that another try may mend."""
+"""HTTP answers that are worth another try."""
 BUSY = frozenset({429, 503})
 """Those of a server that is there, and asks for patience."""
 ANSWER = 20.0
@@ -136,7 +136,7 @@ class _Key(httpx.Auth):
 
     def __init__(self, key: str) -> None:
         if not re.fullmatch(r"[!-~]*", key):
-            # Not quoted: what is wrong with it is little, and the rest of it is secret.
+            # Not quoted: apart from the wrong character it is secret.
             rule = "holds a line break, a space or another character that no key has"
             raise RemoteError("the key in NDIF_API_KEY or nnsight's configuration", rule, "copy it again, on one line")
         self._sign = lambda headers: headers.__setitem__("ndif-api-key", key) if key else None
@@ -153,7 +153,7 @@ class _Key(httpx.Auth):
 
 @dataclass
 class Traffic:
-    """What went over the wire."""
+    """Requests and bytes so far."""
 
     requests: int = 0
     sent: int = 0
@@ -167,22 +167,22 @@ class Server:
 
     Args:
         host: its URL; by default ``NDIF_HOST``, or nnsight's configuration. The key is ``NDIF_API_KEY``, or nnsight's.
-        report: told each change of a job's state.
+        report: called with each change of a job's state.
 
     Raises:
-        RemoteError: the host is no URL.
+        RemoteError: the host is not a URL.
     """
 
     def __init__(self, host: str | None = None, limits: Limits | None = None, report: Notify | None = None) -> None:
         given = (os.environ.get("NDIF_HOST") or CONFIG.API.HOST) if host is None else host
         self.host = _address(given)
-        nnsight.register("tracer")  # the server has none: our functions travel as their source
+        nnsight.register("tracer")  # not installed on the server: our functions travel as source
         self.limits, self.report, self.traffic = limits or Limits(), report, Traffic()
         self._key = _Key((os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY or "").strip())
         timeout = httpx.Timeout(min(10.0, self.limits.patience), read=min(ANSWER, max(1.0, self.limits.patience / 4)))
         take = min(TAKE, max(1.0, self.limits.patience / 2))
         self._long = httpx.Timeout(min(10.0, self.limits.patience), read=take, write=take)
-        # As many connections as there are requests in flight, where httpx would let those beyond 100 time out.
+        # One connection for each request in flight: by default httpx lets those beyond 100 time out.
         pool = httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.in_flight)
         self._client = httpx.Client(base_url=given.rstrip("/"), auth=self._key, timeout=timeout, limits=pool)
         # Result stores are other hosts: they never see the key.
@@ -207,21 +207,21 @@ class Server:
         """The deployments that can be used, by model key.
 
         Raises:
-            RemoteError: the server cannot be reached, or is none.
+            RemoteError: the server cannot be reached, or is not an NDIF server.
         """
         body = self._json("/status")
-        found = body.get("deployments") if isinstance(body, dict) else None
-        if not isinstance(found, dict):
+        deployments = body.get("deployments") if isinstance(body, dict) else None
+        if not isinstance(deployments, dict):
             raise self._no_server("/status")
         usable: dict[str, dict[str, Any]] = {}
-        for name, one in found.items():
-            up = isinstance(one, dict) and one.get("deployment_level") in ("HOT", "WARM")
-            if up and one.get("application_state") != "UNHEALTHY":
-                usable.setdefault(str(one.get("model_key") or name), one)
+        for name, deployment in deployments.items():
+            up = isinstance(deployment, dict) and deployment.get("deployment_level") in ("HOT", "WARM")
+            if up and deployment.get("application_state") != "UNHEALTHY":
+                usable.setdefault(str(deployment.get("model_key") or name), deployment)
         return usable
 
     def environment(self) -> dict[str, str]:
-        """Package versions there, and ``python``; empty where the server does not tell."""
+        """Package versions there, and ``python``; empty where the server does not say."""
         try:
             body = self._json("/env")
         except _RefusedError as error:
@@ -250,7 +250,7 @@ class Server:
         return [answer for answers in self.stream(halved, parts) for answer in answers]
 
     def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
-        """`each` without halves, and every answer as soon as it is its turn; see `OrderedMap.stream`."""
+        """`each` without halving, each answer as soon as those before it are out; see `OrderedMap.stream`."""
         return self._parallel.stream(function, parts)
 
     def run(self, deployment: str, environment: dict[str, Any], blob: bytes, compressed: bool) -> dict[str, Any]:
@@ -263,7 +263,7 @@ class Server:
             rule = f"at most {_size(self.limits.request)} are sent at a time"
             raise TooLargeError(f"a request of {_size(len(blob))}", rule, "use fewer prompts")
         with self._slots:
-            self.sleep(0.0)  # while it waited for a slot, its work may have ended
+            self.sleep(0.0)  # while it waited for a slot, its map may have been cancelled
             started, attempt = time.monotonic(), 0
             while True:
                 attempt += 1
@@ -274,22 +274,24 @@ class Server:
                 if job is not None and not _passing(job.description):
                     raise self._failed(job.description)
                 if attempt >= self.limits.attempts:
-                    told = "the server lost it" if job is None else self._reason(job.description)
-                    raise self._error(f"gave up after {attempt} submissions ({told})", "try again later")
+                    reason = "the server lost it" if job is None else self._reason(job.description)
+                    raise self._error(f"gave up after {attempt} submissions ({reason})", "try again later")
                 self._again("submitting a job again", attempt, started)
 
     def sleep(self, seconds: float) -> None:
-        """Wait, unless the work that this thread is part of has ended.
+        """Wait, unless the map that this thread belongs to is cancelled.
 
         Raises:
-            RemoteError: it has.
+            RemoteError: it was.
         """
         try:
             self._parallel.sleep(seconds)
         except EndedError:
-            raise self._error("a job is no longer waited for", "see the error before this one") from None
+            raise self._error(
+                "a job was abandoned, since another one failed", "see the error before this one"
+            ) from None
 
-    # The parts of a job's way.
+    # From submission to result.
 
     def _submit(self, deployment: str, environment: dict[str, Any], blob: bytes, compressed: bool) -> str:
         envelope = RequestModel(model_key=deployment, compress=compressed, env=environment).metadata()
@@ -310,7 +312,7 @@ class Server:
 
     def _wait(self, number: str, started: float) -> ResponseModel | None:
         """The job's last state; None if the server does not know it (any more)."""
-        submitted, told, pause = time.monotonic(), ("", 0.0), 0.01
+        submitted, reported, pause = time.monotonic(), ("", 0.0), 0.01
         while True:
             answer = self._exchange("GET", f"/response/{number}", missing=True)
             now = time.monotonic()
@@ -318,11 +320,11 @@ class Server:
                 job = self._response(answer)
                 if job.status in (Status.COMPLETED, Status.ERROR):
                     return job
-                told = self._tell(job, now - started, told)
-            elif now - submitted > (min(self.limits.lost, 5.0) if told[0] else self.limits.lost):
+                reported = self._report_state(job, now - started, reported)
+            elif now - submitted > (min(self.limits.lost, 5.0) if reported[0] else self.limits.lost):
                 return None
             if now - started > self.limits.wait:
-                state = told[0] or "not known to the server"
+                state = reported[0] or "not known to the server"
                 raise self._error(
                     f"a job was not done after {now - started:.0f} s ({state})",
                     "try again later, or use fewer prompts at a time",
@@ -330,14 +332,16 @@ class Server:
             self.sleep(pause * (0.5 + random.random()))
             pause = min(1.5 * pause, 2.0)
 
-    def _tell(self, job: ResponseModel, seconds: float, before: tuple[str, float]) -> tuple[str, float]:
-        """Report a job's state where that is news; the state, and when it was last reported."""
+    def _report_state(self, job: ResponseModel, seconds: float, before: tuple[str, float]) -> tuple[str, float]:
+        """Report a job's state if it changed; returns the state, and when it was last reported."""
         state = self._key.scrub(f"{job.status.value.lower()}: {job.description}".strip(": "))[:200]
-        told, last = before
-        news = seconds >= self.limits.quiet and (state != told or not last or seconds - last > self.limits.quiet + 5)
-        if news and self.report is not None:
+        previous, last = before
+        changed = seconds >= self.limits.quiet and (
+            state != previous or not last or seconds - last > self.limits.quiet + 5
+        )
+        if changed and self.report is not None:
             self.report(f"{self.host}, {seconds:.0f} s, {state}")
-        return state, seconds if news else last
+        return state, seconds if changed else last
 
     def _download(self, data: Any, compressed: bool) -> dict[str, Any]:
         if not isinstance(data, str) or not data.startswith(("http://", "https://")):
@@ -361,17 +365,17 @@ class Server:
         try:
             if compressed:
                 body = zstandard.ZstdDecompressor().decompress(body, max_output_size=self.limits.result)
-            found = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+            saved = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
         except UNREADABLE as error:
             raise self._error(
                 f"sent a result that cannot be read ({type(error).__name__})", "try again; then check the versions"
             ) from None
-        if not isinstance(found, dict) or not found:
+        if not isinstance(saved, dict) or not saved:
             raise self._error("sent a result without values", "check the versions with 'tracer doctor --remote'")
-        return found
+        return saved
 
     def _failed(self, description: str) -> RemoteError:
-        """What a job's own failure means."""
+        """The error that a failed job's description stands for."""
         said = self._reason(description)
         text = said.lower()
         if "out of memory" in text or "outofmemory" in text:
@@ -382,7 +386,7 @@ class Server:
         return JobFailedError(f"job on {self.host}", f"failed there ({said})", "check it with 'tracer doctor --remote'")
 
     def _reason(self, description: str) -> str:
-        """Of a traceback its exception, in one line; else what was said."""
+        """The exception of a traceback, on one line; otherwise the first line."""
         lines = [line for line in description.strip().splitlines() if line.strip()]
         frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
         if description.startswith("Traceback") and frames:
@@ -390,7 +394,7 @@ class Server:
         said = lines[0].strip() if lines else "it did not say why"
         return self._key.scrub(said)[:200].rstrip(".")
 
-    # HTTP, with patience.
+    # HTTP, with retries.
 
     def _exchange(self, method: str, path: str, missing: bool = False, **content: Any) -> Any:
         """One answer's JSON; None for a 404 where that may be."""
@@ -408,7 +412,7 @@ class Server:
         return self._exchange("GET", path)
 
     def _persist(self, once: Callable[[], Any], what: str) -> Any:
-        """Try until it works, patience ends, or another try would be useless."""
+        """Retry until it works, patience ends, or another try would be useless."""
         started, attempt = time.monotonic(), 0
         while True:
             limit, asked = self.limits.patience, 0.0
@@ -424,8 +428,8 @@ class Server:
             except (httpx.TransportError, httpx.StreamError) as error:
                 problem = self._unreachable(error)
                 if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
-                    raise problem from None  # what was to be sent is wrong: so would be the next try
-                # No server at all: nothing of ours is there yet that patience could save.
+                    raise problem from None  # the request itself is malformed: another try would fail too
+                # No server at all, and no work there yet that waiting could save.
                 if self.traffic.requests == 0 and isinstance(error, httpx.ConnectError) and attempt >= 2:
                     raise problem from None
             except ValueError:
@@ -436,8 +440,7 @@ class Server:
             self._again(problem.rule, attempt, started, asked)
 
     def _again(self, why: str, attempt: int, started: float, asked: float = 0.0) -> None:
-        """Wait before the next try: twice as long each time, by a random factor, so that clients do not meet; and no
-        less than the server `asked` for."""
+        """Wait before the next try: exponential backoff with jitter, and at least as long as the server `asked` for."""
         with self._count:
             self.traffic.retries += 1
         longest = min(30.0, self.limits.patience / 4)
@@ -447,7 +450,7 @@ class Server:
         self.sleep(pause)
 
     def _said(self, answer: httpx.Response) -> str:
-        """A refusal's own words; the real server repeats a malformed key in them."""
+        """The text of a refusal, with the key removed: the real server repeats a malformed key in it."""
         try:
             answer.read()
             body = answer.json()
@@ -471,13 +474,13 @@ class Server:
 
     def _unreachable(self, error: Exception) -> RemoteError:
         rule = "did not answer in time" if isinstance(error, httpx.TimeoutException) else "cannot be reached"
-        # A protocol error quotes what was to be sent, the key among it.
+        # A protocol error quotes the request, the key included.
         quotes = isinstance(error, httpx.LocalProtocolError)
         reason = type(error).__name__ if quotes else self._key.scrub(str(error) or type(error).__name__)[:120]
         return self._error(f"{rule} ({reason})", "check NDIF_HOST and the network, or try again later")
 
     def _no_server(self, what: str) -> RemoteError:
-        return self._error(f"gave an answer to {what} that is no NDIF server's", "check NDIF_HOST")
+        return self._error(f"gave an answer to {what} that does not come from an NDIF server", "check NDIF_HOST")
 
     def _error(self, rule: str, step: str) -> RemoteError:
         return RemoteError(f"server {self.host}", rule, step)
@@ -494,7 +497,7 @@ class JobFailedError(RemoteError):
 
 
 class _RefusedError(RemoteError):
-    """An HTTP answer that says no."""
+    """An HTTP answer that refuses the request."""
 
     def __init__(self, status: int, value: str, rule: str, next_step: str) -> None:
         super().__init__(value, rule, next_step)
@@ -502,7 +505,7 @@ class _RefusedError(RemoteError):
 
 
 def _passing(description: str) -> bool:
-    """Whether a job failed by what happened to the server, not by what it asked for."""
+    """Whether a job failed because of the server's state, not because of what it computes."""
     return "Traceback" not in description and any(part in description.lower() for part in PASSING)
 
 
@@ -510,7 +513,7 @@ def _address(given: str) -> str:
     """The name, and the port, of the server at a URL.
 
     Raises:
-        RemoteError: it is none.
+        RemoteError: it is not a URL of a server.
     """
     try:
         parts = urlsplit(given)
@@ -519,13 +522,13 @@ def _address(given: str) -> str:
     except (ValueError, httpx.InvalidURL):
         host = port = None
     if not host:
-        rule = "is no http:// or https:// address"
+        rule = "is not an http:// or https:// address"
         raise RemoteError(f"host {quoted(given)}", rule, "set NDIF_HOST, or host= (host: in a job)")
     return f"{host}:{port}" if port else host
 
 
 def _seconds(header: str | None) -> float:
-    """What a Retry-After asks for, as far as it is a number; no more than two minutes."""
+    """The seconds of a Retry-After header, two minutes at most; 0 where it holds no number."""
     return min(120.0, float(header)) if header is not None and header.strip().isdigit() else 0.0
 
 
@@ -544,7 +547,7 @@ class Request(Backend):
 
     def __call__(self, tracer: Any = None) -> None:
         blob = payload.serialized(tracer, self.guard)
-        found = self.server.run(self.deployment, self.environment, blob, compressed=True)
-        for value in found.values():
+        saved = self.server.run(self.deployment, self.environment, blob, compressed=True)
+        for value in saved.values():
             mark(value)
-        push(tracer.info.frame, found)
+        push(tracer.info.frame, saved)

@@ -1,7 +1,7 @@
-"""One run: planned, mapped over workers, committed unit by unit, finished; and gone on with where it stopped.
+"""One run: planned, mapped over workers, committed unit by unit, finished; and resumed where it stopped.
 
-Whatever ends a run, what was committed stays, and the same command goes on from there: the tables at the end are those
-of an undisturbed run. Knows the order in which things happen and are written. Refuses to know how a prompt is traced
+Whatever ends a run, what was committed stays, and the same command resumes it: the tables at the end are those of an
+undisturbed run. Knows the order in which things happen and are written. Refuses to know how a prompt is traced
 (runs/units/shards.py), who does it (runs/workers/scheduler.py) and how files are written (store/run_folder.py).
 """
 
@@ -42,7 +42,7 @@ _PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight")
 _WORKER = "tracer.runs.worker:Worker"
 START, START_REMOTE = 600.0, 3600.0
 _WRITE_EVERY = 2.0  # seconds between two writings of progress.json
-_FEW = 20  # prompts before a share of failures says anything
+_FEW = 20  # prompts before a share of failures means anything
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Run:
 
     Attributes:
         job: what was run. address: where its folder is.
-        status: what became of its prompts. resumed: units that were there before.
+        status: of its prompts. resumed: units that were already committed.
         seconds: this call took.
     """
 
@@ -75,7 +75,7 @@ class Run:
         """
         folder = self.folder
         if name in ("prompts", "nodes", "edges"):
-            parts = [folder.read_table(one.files[name]) for one in folder.commits() if name in one.files]
+            parts = [folder.read_table(commit.files[name]) for commit in folder.commits() if name in commit.files]
         else:
             there = folder.place.exists(f"{name}.parquet")
             parts = [folder.read_table(f"{name}.parquet")] if there else []
@@ -85,7 +85,7 @@ class Run:
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was told to stop: what is committed is kept. `code` is the exit code of the signal."""
+    """A run was asked to stop: what is committed is kept. `code` is the exit code of the signal."""
 
     def __init__(self, status: Status, number: int) -> None:
         super().__init__(f"{status.done:,} of {status.n_prompts:,} done")
@@ -110,7 +110,7 @@ def run(
     pool: Pool | None = None,
     factory: str = _WORKER,
 ) -> Run:
-    """Run a job into a folder; a folder that holds a part of the same job is gone on with.
+    """Run a job into a folder; a folder that holds part of the same job is resumed.
 
     Every prompt of the input gets exactly one row, ``ok``, ``failed`` or ``quarantined``; the tables are the same,
     bit for bit, however many workers there were, wherever, and however often the run was stopped. Only what takes a
@@ -120,19 +120,19 @@ def run(
     Args:
         job: a job file, its content, or a record of runs/jobs.py. set: changes to it, ``key=value``.
         out: the run folder: a path, or ``s3://`` or ``gs://``.
-        ray: None for processes of this machine; ``local`` for a Ray of its own here; ``auto`` or an address for a
+        ray: None for processes of this machine; ``local`` for a new Ray on this machine; ``auto`` or an address for a
             running cluster.
         workers: how many processes hold a model; by default one for every GPU, or for every core as memory allows, and
             one where the model is remote. Requests to a service are shared out among them (the job's `in_flight`).
         gpus_per_worker: a part of a GPU, or several for a model with ``device_map``.
-        threads: of torch, of each worker on a CPU; a resumed run keeps those it was begun with.
+        threads: of torch, of each worker on a CPU; a resumed run keeps those it started with.
         strict: raise at the end if a prompt failed.
         retry_failed: do the prompts again that failed or were quarantined.
         overwrite: replace another job's run.
         start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
             pass first.
-        watch: told how far the run is, about every second.
-        note: told what the planner has to say, e.g. that some prompts are too long.
+        watch: called with the progress about every second.
+        note: called with the planner's advice, e.g. that some prompts are too long.
         pool, factory: other workers, for tests.
 
     Raises:
@@ -149,7 +149,7 @@ def run(
         signals = stack.enter_context(_Signals())
         driver = _Driver(chosen, folder, watch, lease.renew, signals)
         here, real = ray in (None, "local"), pool is None and factory == _WORKER
-        # A new run is planned before it claims the folder, so that what is wrong with it leaves nothing behind.
+        # A new run is planned before it claims the folder, so that an error leaves nothing behind.
         early = real and folder.is_empty()
         planned = local.plan_local_run(chosen, workers, gpus_per_worker, here) if early else None
         driver.plan(threads, overwrite, retry_failed)
@@ -165,7 +165,7 @@ def run(
             most, driver.max_bytes = (planned.workers, planned.max_bytes) if planned and here else (None, None)
             made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
             stack.callback(made.pool.close)
-            signals.install()  # Ray has put its own in place
+            signals.install()  # Ray has installed its own handlers
             if note is not None and not here and not made.gpus and not chosen.remote and chosen.device is None:
                 note("the cluster shows no GPU now, so workers run on CPUs; if it grows, use --gpus-per-worker 1")
             setup = Setup(
@@ -193,13 +193,13 @@ def run(
         raise RunError(
             f"all {result.status.done} prompts",
             f"failed (most often {name}, {count} times)",
-            f"see {folder.place}/failed.parquet and mend the job or its input; --retry-failed does them again",
+            f"see {folder.place}/failed.parquet and fix the job or its input; --retry-failed does them again",
         )
     return result
 
 
 class _Driver:
-    """What a driver keeps while it runs."""
+    """The state of a running driver."""
 
     def __init__(
         self, job: Job, folder: RunFolder, watch: Watch | None, renew: Callable[[], None], signals: _Signals
@@ -222,7 +222,7 @@ class _Driver:
     # -------------------------------------------------------------------------------------- planning
 
     def plan(self, threads: int, overwrite: bool, retry_failed: bool) -> None:
-        """Find out what is to be done: all of it, or what an earlier run left."""
+        """Find out which units are to do: all of them, or those that an earlier run left."""
         there = None if self.folder.is_empty() else self._there(overwrite)
         content = _digest(self.job)
         if there is not None and not overwrite and self.folder.has_commits():
@@ -287,14 +287,14 @@ class _Driver:
         return Stopped(self.status("stopped"), self.signals.number)
 
     def _resume(self, retry_failed: bool) -> None:
-        """Trust what is committed and intact; sweep away what is not."""
+        """Keep what is committed and intact; delete the rest."""
         if self.kind == "dataset":
             planned = (*self.folder.count_input(), self.folder.digest_input())
             if planned != (self.record["n_prompts"], self.n_units, self.record.get("plan")):
                 raise RunError("file 'input.parquet'", "is not the one that was planned", "use --overwrite")
-        with suppress(RunError, KeyError):  # a journal that cannot be read costs some attempts, no result
-            found = self.folder.place.read_json("_journal/deaths.json")
-            self._journal = {"deaths": found["deaths"], "quarantined": found["quarantined"]}
+        with suppress(RunError, KeyError):  # an unreadable journal costs some attempts, but no result
+            journal = self.folder.place.read_json("_journal/deaths.json")
+            self._journal = {"deaths": journal["deaths"], "quarantined": journal["quarantined"]}
         kept: list[str] = []
         damaged: list[int] = []
         for commit in self.folder.commits(damaged):
@@ -371,7 +371,7 @@ class _Driver:
         return tuple(row["prompt_id"] for row in prompts if row["status"] != "ok")
 
     def _on_start(self, event: Started) -> int | None:
-        """The first worker settles the model and the memory of a batch; every other must have the same model."""
+        """The first worker fixes the model and the memory of a batch; every other must have the same model."""
         model = event.model.model_dump(mode="json")
         if "model" not in self.record:
             batch = {"model": model, "memory": min(event.max_bytes, self.max_bytes or event.max_bytes)}
@@ -381,8 +381,8 @@ class _Driver:
             differing = [name for name, value in model.items() if self.record["model"].get(name) != value]
             raise RunError(
                 f"the model on {event.where}",
-                f"is not the one the run was begun with ({', '.join(differing)} differ)",
-                "load the same weights everywhere, or begin anew with --overwrite",
+                f"is not the one the run was started with ({', '.join(differing)} differ)",
+                "load the same weights everywhere, or start again with --overwrite",
             )
         if self._first is None:
             self._first, self._before = time.monotonic(), self.tally.statuses.total()
@@ -419,12 +419,12 @@ class _Driver:
             raise RunError(
                 f"{failed} of {done} prompts",
                 f"failed, more than the {most:.0%} that is allowed (most often {name}, {count} times)",
-                "see 'tracer status', mend the input or raise max_error_rate, and use --retry-failed",
+                "see 'tracer status', fix the input or raise max_error_rate, and use --retry-failed",
             )
         self.show(self._state)
 
     def _finish(self) -> None:
-        """Everything that is made of all units; the mark that the run is whole comes last."""
+        """Write everything that summarises all units; the mark that the run is complete comes last."""
         assert self.runner is not None
         self._state = "finishing"
         self.show(self._state, force=True)
@@ -437,10 +437,10 @@ class _Driver:
             self.folder.place.write_json("_SUCCESS.json", done)
 
     def _asked(self) -> dict[str, Any] | None:
-        """What a worker says of the whole run; None if the run was stopped meanwhile."""
+        """A worker's outcome for the whole run; None if the run was stopped meanwhile."""
         assert self.runner is not None
-        found = [one.outcome for one in self.runner.map([Task(unit=self.n_units, finish=True)])]
-        return None if self.signals.number else found[0]
+        outcomes = [report.outcome for report in self.runner.map([Task(unit=self.n_units, finish=True)])]
+        return None if self.signals.number else outcomes[0]
 
     # ------------------------------------------------------------------------------------ being watched
 
@@ -468,7 +468,7 @@ class _Driver:
         )
 
     def show(self, state: RunState, force: bool = False, message: str | None = None) -> None:
-        """Tell whoever watches, and write progress.json, now and then."""
+        """Report progress to `watch`, and write progress.json, now and then."""
         now = time.monotonic()
         self.renew()
         if not force and now - min(self._shown, self._written) < 0.5:
@@ -483,12 +483,12 @@ class _Driver:
 
 
 def _digest(job: Job) -> str:
-    """What everything is that a job reads, by content."""
+    """A hash of everything that a job reads, by content."""
     if isinstance(job, BenchmarkJob):
         return "none"
     tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
-    found = [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
-    return found[0] if len(found) == 1 else parquet.fingerprint({"sources": found})
+    digests = [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
+    return digests[0] if len(digests) == 1 else parquet.fingerprint({"sources": digests})
 
 
 def _fingerprint(job: Job, content: str) -> str:
@@ -502,7 +502,7 @@ def _resumable(there: Mapping[str, Any]) -> bool:
 
 
 def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: str) -> None:
-    """Refuse to go on with anything but the same job on the same input with the same packages."""
+    """Refuse to resume anything but the same job on the same input with the same packages."""
     value, again = f"folder {quoted(str(folder.place), 300)}", "choose another with --out, or pass --overwrite"
     if there.get("kind") != job.kind:
         raise RunError(value, f"holds a run of another kind ({there.get('kind')})", again)
@@ -514,12 +514,14 @@ def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: 
         raise RunError("the input", f"has changed since the run in {folder.place} was planned", again)
     if not _resumable(there):
         was, now = there.get("packages", {}), provenance()["packages"]
-        told = ", ".join(f"{name} {was.get(name)}, now {now[name]}" for name in _PACKAGES if was.get(name) != now[name])
-        raise RunError(value, f"was begun with other versions ({told})", "install those, or pass --overwrite")
+        differing = ", ".join(
+            f"{name} {was.get(name)}, now {now[name]}" for name in _PACKAGES if was.get(name) != now[name]
+        )
+        raise RunError(value, f"was started with other versions ({differing})", "install those, or pass --overwrite")
 
 
 class _Signals:
-    """SIGINT and SIGTERM as a number that is asked for; the second one acts at once. Elsewhere than in the main thread
+    """SIGINT and SIGTERM as a number that the driver polls; a second signal acts at once. Outside the main thread
     nothing is caught."""
 
     def __init__(self) -> None:
@@ -531,11 +533,11 @@ class _Signals:
         return self
 
     def install(self) -> None:
-        """Catch them from now on, also where something else has begun to."""
+        """Catch them from now on, even if other handlers were installed meanwhile."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                found = signal.signal(number, self._catch)
-                self._before.setdefault(int(number), found)
+                previous = signal.signal(number, self._catch)
+                self._before.setdefault(int(number), previous)
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         if self.number:

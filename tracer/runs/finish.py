@@ -1,7 +1,7 @@
-"""What is made of a run when all its units are there: tables over all prompts, and what a worker says of the whole.
+"""What a run adds once all its units are committed: tables over all prompts, and its evaluation by a worker.
 
 Knows which files a finished run holds. Each is a function of the committed tables alone, in the order of their units,
-so that a run that was stopped and gone on with ends with the same bytes. Refuses to know workers and when it is called.
+so that a run that was stopped and resumed ends with the same bytes. Refuses to know workers and when it is called.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def finish_run(job: Job, folder: RunFolder, commits: Sequence[Commit], record: M
     """Write every file of the whole run but the mark that it ended.
 
     Args:
-        ask: has a worker judge the run; None where the run was stopped meanwhile.
+        ask: has a worker evaluate the run; None where the run was stopped meanwhile.
     """
     if isinstance(job, BenchmarkJob):
         _finish_benchmark(benchmark_result(job, folder, commits, record), folder)
@@ -47,7 +47,7 @@ def finish_run(job: Job, folder: RunFolder, commits: Sequence[Commit], record: M
 
 
 def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], ask: Ask) -> None:
-    nodes, edges = ([one.files[name] for one in commits if name in one.files] for name in ("nodes", "edges"))
+    nodes, edges = ([commit.files[name] for commit in commits if name in commit.files] for name in ("nodes", "edges"))
     place = folder.place
     paths = [place.path(name) for name in nodes]
     _write_failed(folder, commits)
@@ -57,18 +57,18 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         with place.writing("edges_mean.parquet") as file:
             edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
     if job.circuit != "none" and (mean := mean_of(folder, commits)) is not None:
-        metric = mean_metric((folder.read_table(one.files["prompts"]) for one in commits), mean.length)
+        metric = mean_metric((folder.read_table(commit.files["prompts"]) for commit in commits), mean.length)
         folder.write_table("circuit.parquet", circuit_table(job, mean, metric))
     if job.evaluate is None and not job.quality:
         return
-    if (said := ask()) is None:
+    if (outcome := ask()) is None:
         return
-    for name, content in said.items():
+    for name, content in outcome.items():
         place.write(f"{name}.json", json.dumps(content, indent=1, allow_nan=True).encode())
-    if "evaluation" in said:
-        made = Curves.of(said["evaluation"]["curves"])
+    if "evaluation" in outcome:
+        made = Curves.of(outcome["evaluation"]["curves"])
         place.write("evaluation.csv", csv_bytes(list(made.rows())))
-        place.write("evaluation.png", evaluation_plot(made, said["evaluation"]))
+        place.write("evaluation.png", evaluation_plot(made, outcome["evaluation"]))
 
 
 def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
@@ -97,12 +97,12 @@ def benchmark_result(
             raise RunError(f"commit {commit.shard}.json", "holds no outcome", "delete it and repeat the run command")
         outcomes.append(Outcome.model_validate(commit.outcome))
     model = ModelRecord.model_validate(record["model"])
-    seconds = sum(one.attribution_seconds + one.evaluation_seconds for one in outcomes)
+    seconds = sum(outcome.attribution_seconds + outcome.evaluation_seconds for outcome in outcomes)
     return BenchmarkResult(job, model, tuple(outcomes), str(folder.place), resumed, seconds)
 
 
 def _finish_benchmark(result: BenchmarkResult, folder: RunFolder) -> None:
-    outcomes = [one.model_dump(mode="json") for one in result.outcomes]
+    outcomes = [outcome.model_dump(mode="json") for outcome in result.outcomes]
     folder.place.write("results.json", json.dumps({"outcomes": outcomes}).encode())
     for name, content in benchmark_report.files(result):
         folder.place.write(name, content)
@@ -110,12 +110,12 @@ def _finish_benchmark(result: BenchmarkResult, folder: RunFolder) -> None:
 
 def tables_of(folder: RunFolder) -> dict[str, list[str]]:
     """Every table of a run and its files, as full paths for Arrow and DuckDB; only what is committed."""
-    found: dict[str, list[str]] = {}
+    tables: dict[str, list[str]] = {}
     for commit in folder.commits():
         for name, file in commit.files.items():
             if name != "means":
-                found.setdefault(name, []).append(folder.place.path(file))
+                tables.setdefault(name, []).append(folder.place.path(file))
     for name in ("neurons", "edges_mean", "top_prompts", "failed", "circuit"):
         if folder.place.exists(f"{name}.parquet"):
-            found[name] = [folder.place.path(f"{name}.parquet")]
-    return found
+            tables[name] = [folder.place.path(f"{name}.parquet")]
+    return tables

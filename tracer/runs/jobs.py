@@ -42,7 +42,7 @@ Ablation = Literal["zero", "mean", "counterfactual", "resample"]
 
 
 NO_BASELINE = "none"
-"""How a method without a baseline, `random`, is listed; it runs once."""
+"""The baseline of a method that has none (`random`); it runs once."""
 
 WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host", "in_flight"})
 """Keys of a job that do not decide its numbers."""
@@ -111,7 +111,7 @@ class _ModelOptions(Record):
 
     @property
     def requests(self) -> int:
-        """How many of a remote run are in flight at a time: `in_flight`, or as many as by default."""
+        """Requests that a remote run may have in flight at a time."""
         return self.in_flight or IN_FLIGHT
 
     def numbers(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class DatasetJob(_ModelOptions):
 
     Attributes:
         model, revision, dtype, device, device_map, attention: as in `tracer.load`.
-        input: where the prompts come from. limit: only so many, the first.
+        input: where the prompts come from. limit: only the first so many.
         shard_size: prompts in one unit of work.
         method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
         reference: prompts of the baseline ``mean``, which needs them.
@@ -175,7 +175,7 @@ class DatasetJob(_ModelOptions):
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
         evaluate: how that circuit is tested.
-        quality: for so many prompts, the first, estimates are compared with exact single ablations.
+        quality: for the first so many prompts, estimates are compared with exact single ablations.
         batch: prompts computed at once; planned from the memory there is if None.
         prompt_timeout: seconds after which a prompt counts as hung. retries: of a unit that failed for no prompt's
             fault. max_error_rate: the share of failed prompts above which the run ends.
@@ -231,7 +231,7 @@ class DatasetJob(_ModelOptions):
         if self.metric not in SUMS_OF_LOGITS | {"auto"}:
             if self.edges and "edges" in self.model_fields_set:
                 raise ValueError(f"edges lead into single logits: with metric {self.metric!r} use edges: false")
-            # Past the frozen record, and left out of `model_fields_set`: another metric may yet be set with --set.
+            # Bypasses the frozen record and `model_fields_set`, so that --set may still choose another metric.
             object.__setattr__(self, "edges", False)
         if self.pruning is not None and not self.edges:
             raise ValueError("pruning has no effect without edges")
@@ -331,7 +331,7 @@ class BenchmarkJob(_ModelOptions):
         """The baselines a method is combined with."""
         if method == "random":
             return (NO_BASELINE,)
-        return tuple(one for one in self.baselines if _allowed(method, one))
+        return tuple(baseline for baseline in self.baselines if _allowed(method, baseline))
 
     def combinations(self) -> list[tuple[str, str, str, str]]:
         """(structure, method, basis, baseline) of everything that is run, in order."""
@@ -378,7 +378,7 @@ def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, ov
     A key of a record within the job is dotted: ``input.limit=100``, ``input.columns.text=prompt``.
 
     Raises:
-        JobError: an unreadable file, an unknown key (the known ones are named), or a value that cannot be.
+        JobError: an unreadable file, an unknown key (the known ones are named), or an invalid value.
     """
     where = f"job {quoted(str(job), 300)}" if isinstance(job, str | Path) else "job"
     if isinstance(job, BaseModel):
@@ -387,8 +387,8 @@ def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, ov
         content = {"kind": job.kind, **job.model_dump(exclude_unset=True)}
     else:
         content = copy.deepcopy(dict(job)) if isinstance(job, Mapping) else parsed(Path(job), where)
-    for one in [overrides] if isinstance(overrides, str) else overrides:
-        override(content, one)
+    for text in [overrides] if isinstance(overrides, str) else overrides:
+        override(content, text)
     kind = content.get("kind")
     if kind is None:
         raise JobError(where, "has no kind", f"give it kind: {' or kind: '.join(_KINDS)}")

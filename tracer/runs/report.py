@@ -88,7 +88,7 @@ def _state(found: Condition) -> str:
     if status.state in ("stopped", "failed"):
         return f"{status.state}, {ago}" + (f": {status.message}" if status.message else "")
     if found.held is False or (found.held is None and found.age > 60):
-        return f"its driver last wrote {ago} ({status.state}) and is gone: repeat the run command to go on"
+        return f"its driver last wrote {ago} ({status.state}) and is gone: repeat the run command to resume"
     return f"{status.state}, written {ago}"
 
 

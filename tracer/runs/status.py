@@ -1,4 +1,4 @@
-"""How far a run is, as its driver writes it and as anyone reads it beside the driver.
+"""The progress of a run, as its driver writes it and as anyone else reads it.
 
 Knows progress.json and how committed files are checked. Refuses to know how units are done.
 """
@@ -23,7 +23,7 @@ class Status(BaseModel):
     Attributes:
         kind: ``dataset`` or ``benchmark``. state: what its driver does or did last.
         n_units, committed: units of the run, and how many are done. n_prompts: planned (combinations, of a benchmark).
-        statuses: prompts by what became of them. errors: the error types of those that failed.
+        statuses: prompts by outcome. errors: the error types of those that failed.
         rows: of every table.
         in_flight: prompts done in units that are not.
         workers: whose model is loaded. deaths: of workers, since this driver started.
@@ -59,12 +59,12 @@ class Status(BaseModel):
 
     @property
     def failed(self) -> int:
-        """Of them, those without a result."""
+        """Committed prompts without a result."""
         return self.done - self.statuses.get("ok", 0)
 
     @property
     def eta(self) -> float | None:
-        """Seconds to go at this rate; None where that cannot be told."""
+        """Seconds to go at this rate; None where it is unknown."""
         if not self.rate or self.state in ("done", "stopped", "failed"):
             return None
         return max(0.0, (self.n_prompts - self.done - self.in_flight) / self.rate)
@@ -87,7 +87,7 @@ class Tally:
                 total[name] += sign * count
 
     def record(self) -> dict[str, Any]:
-        """The fields of a `Status` that it knows."""
+        """These counts as fields of a `Status`."""
         parts = {"statuses": self.statuses, "errors": self.errors, "rows": self.rows}
         return {"committed": self.committed} | {
             name: {key: count for key, count in sorted(part.items()) if count} for name, part in parts.items()
@@ -101,7 +101,7 @@ class Condition(BaseModel):
         status: what its driver wrote last, with what the commits themselves add up to.
         problems: committed files that are missing or damaged.
         age: seconds since the driver last wrote; a running driver writes every few seconds.
-        held: whether a driver is there now; None where that cannot be told.
+        held: whether a driver is there now; None where it is unknown.
         model, job: from run.json.
     """
 
@@ -149,10 +149,10 @@ def condition(address: Any, contents: bool = True) -> Condition:
     if contents:
         problems += folder.check_outputs()
         if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
-            problems.append("input.parquet is missing or not the one that was planned (begin anew with --overwrite)")
+            problems.append("input.parquet is missing or not the one that was planned (start again with --overwrite)")
     try:
         written = Status.model_validate(folder.place.read_json("progress.json"))
-    except (RunError, ValidationError):  # a driver that died before it wrote any
+    except (RunError, ValidationError):  # a driver that died before it wrote one
         now = time.time()
         written = Status(kind=record["kind"], state="stopped", started=now, updated=now)
     planned = {"n_units": record.get("n_units", 0), "n_prompts": record.get("n_prompts", 0)}

@@ -1,8 +1,8 @@
-"""What runs in a process of its own: a model loaded once, then one unit of a run after another.
+"""A worker process: a model loaded once, then one unit of a run after another.
 
     python -m tracer.runs.worker NAME   # speaks JSON lines (runs/workers/processes.py): setup and tasks in, events out
 
-Knows which kind of unit a job has. A user's error goes back as data, anything else as text. Refuses to know what other
+Knows which kind of unit a job has. A user's error is returned as data, any other as text. Refuses to know what other
 workers do, and to write anything but its units' tables.
 """
 
@@ -25,7 +25,7 @@ from tracer.settings import ModelRecord
 
 
 def limit_malloc_retention() -> bool:
-    """Have this process give freed tensors back to the system at once; False where that cannot be had (not glibc).
+    """Make this process return freed tensors to the system at once; False where that is not possible (not glibc).
 
     By default glibc raises the size from which it maps memory up to 32 MiB and keeps what is freed below it, in
     pieces: a process grows by 1.3 to 2 times what it ever holds. A fixed limit of 1 MiB ends that.
@@ -82,10 +82,10 @@ class Worker:
         """Do one unit.
 
         Args:
-            began: told (prompts, how many of the unit are done) before each batch, and what a service lets it wait for.
+            began: called with (prompts, how many of the unit are done) before each batch, and with news of a service.
 
         Raises:
-            TracerError: what the user must mend, which ends the run.
+            TracerError: what the user must fix, which ends the run.
         """
         last: tuple[Sequence[int], int] = (), 0
 
@@ -100,7 +100,7 @@ class Worker:
         return self._work(task, heard)
 
     def _waits(self, line: str) -> None:
-        """A service tells of a request: to wait in its queue is not to hang."""
+        """Send a heartbeat when a service reports on a request: waiting in its queue is not hanging."""
         if self._beat is not None:
             self._beat(line)
 
@@ -124,9 +124,9 @@ def refused(worker: str, error: TracerError) -> Refused:
 
 
 def main(name: str) -> None:
-    """Serve tasks from standard input until it ends, which is when the driver does."""
+    """Serve tasks from standard input until it closes, which is when the driver ends."""
     with os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8") as out:
-        os.dup2(2, 1)  # whatever a library prints is no event
+        os.dup2(2, 1)  # what a library prints is not an event
         lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=_listen, args=(lines,), daemon=True).start()
 
@@ -134,7 +134,7 @@ def main(name: str) -> None:
 
         def say(event: Any) -> None:
             text = json.dumps({"kind_of_event": type(event).__name__, **event.model_dump(mode="json")})
-            with saying:  # a service's news come from other threads
+            with saying:  # a service reports from other threads
                 out.write(text + "\n")
 
         try:
@@ -153,13 +153,13 @@ def main(name: str) -> None:
                 say(Done(worker=name, report=worker.work(task, began)))
             except TracerError as error:
                 say(refused(name, error))
-            except Exception as error:  # noqa: BLE001  the driver decides what becomes of a unit that broke
+            except Exception as error:  # noqa: BLE001  the driver decides what happens to a unit that broke
                 traceback.print_exc()
                 say(Broke(worker=name, error=described(error)))
 
 
 def _listen(lines: queue.Queue[str]) -> None:
-    """Tasks as they come; without a driver there is nobody to work for, in the middle of a unit too."""
+    """Queue tasks as they come; end the process, even in the middle of a unit, when the driver is gone."""
     for line in sys.stdin:
         lines.put(line)
     os._exit(0)

@@ -16,7 +16,7 @@ from tracer.errors import JobError, quoted
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe part, where a key given twice is an error: the first value would be lost in silence."""
+    """YAML's safe part, where a key given twice is an error: the first value would be lost silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -44,8 +44,8 @@ def parsed(path: Path, where: str) -> dict[Any, Any]:
         content = _yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobError(where, f"cannot be read ({error.strerror or error})", "check the path") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:  # a date that is none is a ValueError
-        raise JobError(where, f"is not YAML ({_why(error)})", "mend that line") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:  # an impossible date is a ValueError
+        raise JobError(where, f"is not YAML ({_why(error)})", "fix that line") from error
     if not isinstance(content, dict):
         raise JobError(where, f"holds a {type(content).__name__}, not keys with values", "write lines of key: value")
     return content
@@ -61,7 +61,7 @@ def override(content: dict[Any, Any], text: str) -> None:
     """Set one key from ``key=value``, dotted if it lies within another; the value is YAML.
 
     Raises:
-        JobError: no such text, or a key within something that holds no keys.
+        JobError: not of that form, or a key within something that holds no keys.
     """
     name, equals, value = text.partition("=")
     if not equals:

@@ -37,7 +37,8 @@ def load(name: str, **options: Any) -> list[Pair]:
     parameters = inspect.signature(TASKS[name]).parameters
     if unknown := [option for option in options if option not in parameters]:
         raise JobError(f"option {quoted(unknown[0])} of task {name}", "is not known", f"use {', '.join(parameters)}")
-    needed = [key for key, one in parameters.items() if one.default is one.empty and key not in options]
+    required = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]
+    needed = [key for key in required if key not in options]
     if needed:
         raise JobError(f"task {name}", f"needs {', '.join(needed)}", "give each a value")
     return TASKS[name](**options)

@@ -50,19 +50,19 @@ def states(
         template: the prompt, with ``{city}`` once.
 
     Raises:
-        JobError: an unknown split, a template without its city, or a first token that is no text by itself.
+        JobError: an unknown split, a template without its city, or a first token that is not text by itself.
     """
     if split is not None and split not in SPLITS:
         raise JobError(f"split {quoted(split)}", "is not known", f"use {', '.join(SPLITS)}")
     if template.count("{city}") != 1:
         raise JobError(f"template {quoted(template)}", "must hold {city} once", f"the demo's is {quoted(TEMPLATE)}")
     held = {None: {True, False}, "train": {False}, "test": {True}}[split]
-    found = []
+    chosen = []
     for state in data.STATES:
         cities = [city for city in state.cities if (city in data.HELD_CITIES) in held]
         prompts = {city: template.replace("{city}", city) for city in cities}
-        found.append(State(state.name, state.capital, _first_token(state.capital, vocabulary), prompts))
-    return tuple(found)
+        chosen.append(State(state.name, state.capital, _first_token(state.capital, vocabulary), prompts))
+    return tuple(chosen)
 
 
 def _first_token(capital: str, vocabulary: Vocabulary | None) -> str:
@@ -100,16 +100,16 @@ def pairs(
     cities = [
         (city, state) for state in states(split, vocabulary=vocabulary, template=template) for city in state.prompts
     ]
-    found: list[Pair] = []
+    drawn: list[Pair] = []
     for (city, state), (other, other_state) in _partners(cities, vocabulary, random.Random(f"{seed} {split}")):
-        if len(found) == count:
+        if len(drawn) == count:
             break
-        name, case = f"capitals-{split}-{seed}-{len(found)}", f"{state.name} / {other_state.name}"
+        name, case = f"capitals-{split}-{seed}-{len(drawn)}", f"{state.name} / {other_state.name}"
         texts = state.prompts[city], other_state.prompts[other]
-        found.append(Pair(name, *texts, state.target, other_state.target, case))
-    if len(found) < count:
-        raise JobError(f"count={count}", f"there are {len(found)} {split} pairs", f"use at most {len(found)}")
-    return found
+        drawn.append(Pair(name, *texts, state.target, other_state.target, case))
+    if len(drawn) < count:
+        raise JobError(f"count={count}", f"there are {len(drawn)} {split} pairs", f"use at most {len(drawn)}")
+    return drawn
 
 
 _City = tuple[str, State]
@@ -119,15 +119,16 @@ def _partners(cities: list[_City], vocabulary: Vocabulary | None, rng: random.Ra
     """Each city with its first partner, then each with its second, and so on; both in random order."""
     length = {city: _length(state.prompts[city], vocabulary) for city, state in cities}
     order = rng.sample(cities, len(cities))
-    waiting: list[tuple[_City, Iterator[_City]]] = [(one, iter(rng.sample(cities, len(cities)))) for one in order]
+    waiting: list[tuple[_City, Iterator[_City]]] = [(city, iter(rng.sample(cities, len(cities)))) for city in order]
     while waiting:
         left = []
-        for one, others in waiting:
-            fits = (two for two in others if one[1].target != two[1].target and length[one[0]] == length[two[0]])
+        for city, others in waiting:
+            name, state = city
+            fits = (two for two in others if state.target != two[1].target and length[name] == length[two[0]])
             partner = next(fits, None)
             if partner is not None:
-                yield one, partner
-                left.append((one, others))
+                yield city, partner
+                left.append((city, others))
         waiting = left
 
 

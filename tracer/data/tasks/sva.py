@@ -1,7 +1,7 @@
 """Subject-verb agreement: pairs from our own word lists, and the JSON-lines files of Marks et al. (2024).
 
 Knows the four structures, their split and the five keys of a file's item. Refuses to know models beyond a tokenizer
-and a context length, and never repairs an item: what a model cannot be asked is skipped, counted and said.
+and a context length, and never repairs an item: what a model cannot be asked is skipped, counted and reported.
 """
 
 from __future__ import annotations
@@ -70,15 +70,24 @@ def generate(structure: str, split: str, count: int, seed: int = 0, *, verb: str
     _known("split", split, tuple(SPLITS))
     verbs = data.CLAUSE_VERBS if structure == "within_rc" else data.MAIN_VERBS
     if verb is not None:
-        _known("verb", verb, tuple(one.plural for one in verbs))
+        _known("verb", verb, tuple(known.plural for known in verbs))
     if count < 1:
         raise JobError(f"count={count}", "at least one pair is needed", "use 1 or more; 300 to train and 40 to test")
-    found = _found(structure, split, count, seed, verb)
-    if len(found) < count:
-        raise JobError(f"count={count}", f"{structure} has {len(found)} {split} pairs", f"use at most {len(found)}")
+    examples = _found(structure, split, count, seed, verb)
+    if len(examples) < count:
+        raise JobError(
+            f"count={count}", f"{structure} has {len(examples)} {split} pairs", f"use at most {len(examples)}"
+        )
     return [
-        Pair(f"{structure}-{split}-{seed}-{i}", one.prompt, one.other, one.answer, one.foil, _case(one))
-        for i, one in enumerate(found)
+        Pair(
+            f"{structure}-{split}-{seed}-{i}",
+            example.prompt,
+            example.other,
+            example.answer,
+            example.foil,
+            _case(example),
+        )
+        for i, example in enumerate(examples)
     ]
 
 
@@ -89,9 +98,9 @@ def _found(structure: str, split: str, count: int, seed: int, verb: str | None) 
         kept = _drawn(structure, split, count, seed, verb)
     seen: Counter[str] = Counter()
     rounds: list[int] = []
-    for one in kept:
-        rounds.append(seen[one.prompt])
-        seen[one.prompt] += 1
+    for example in kept:
+        rounds.append(seen[example.prompt])
+        seen[example.prompt] += 1
     order = sorted(range(len(kept)), key=rounds.__getitem__)
     return [kept[i] for i in order[:count]]
 
@@ -115,20 +124,20 @@ def _drawn(structure: str, split: str, count: int, seed: int, verb: str | None) 
 
 
 def _of_split(examples: list[data.Agreement], split: str) -> list[data.Agreement]:
-    return [one for one in examples if _decided(one) == (split == "test")]
+    return [example for example in examples if _decided(example) == (split == "test")]
 
 
-def _decided(one: data.Agreement) -> bool:
+def _decided(example: data.Agreement) -> bool:
     """Whether the prompt itself, apart from the verb that follows, belongs to the test side."""
-    if one.structure == "simple":
-        return one.combinations[0][0] in TEST_NOUNS
+    if example.structure == "simple":
+        return example.combinations[0][0] in TEST_NOUNS
     # The pair of nouns: after the subject's verb, except where that does not come into the sentence.
-    return one.combinations[0 if one.structure == "within_rc" else 1] in data.HELD_NOUN_NOUNS
+    return example.combinations[0 if example.structure == "within_rc" else 1] in data.HELD_NOUN_NOUNS
 
 
-def _case(one: data.Agreement) -> str:
-    words = one.prompt.split()
-    return "_".join("plural" if words[i] in _PLURALS else "singular" for i in _NOUN_PLACES[one.structure])
+def _case(example: data.Agreement) -> str:
+    words = example.prompt.split()
+    return "_".join("plural" if words[i] in _PLURALS else "singular" for i in _NOUN_PLACES[example.structure])
 
 
 def _known(what: str, value: str, allowed: Sequence[str]) -> None:
@@ -156,8 +165,8 @@ class Reading:
 
     def summary(self) -> str:
         """One line, e.g. ``"38 of 40 pairs; 2 skipped because ... (line 7: ' arent')"``."""
-        left = sum(one.count for one in self.skipped.values())
-        reasons = [f"{one.count} skipped because {why} ({one.examples[0]})" for why, one in self.skipped.items()]
+        left = sum(group.count for group in self.skipped.values())
+        reasons = [f"{group.count} skipped because {why} ({group.examples[0]})" for why, group in self.skipped.items()]
         return "; ".join([f"{len(self.pairs)} of {len(self.pairs) + left} pairs", *reasons])
 
 
@@ -243,7 +252,9 @@ def _item(line: str, where: str) -> dict[str, str]:
         if key.endswith("prefix") and not value.strip():
             raise JobError(f"{where}: {key} {quoted(value)}", "is empty", "give at least one word")
         if any(0xD800 <= ord(char) <= 0xDFFF for char in value):
-            raise JobError(f"{where}: {key}", "holds half a surrogate pair, which is no text", "write whole characters")
+            raise JobError(
+                f"{where}: {key}", "holds half a surrogate pair, which is not text", "write whole characters"
+            )
     return item
 
 

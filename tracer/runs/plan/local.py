@@ -30,7 +30,7 @@ SAMPLE = 256
 
 @dataclass(frozen=True)
 class Start:
-    """What the planner says to a run that is about to start.
+    """The planner's answer for a run that is about to start.
 
     Attributes:
         workers: that fit on this machine with batches as they are always cut; at least 1.
@@ -51,7 +51,7 @@ def plan_job(
 
     Args:
         workers: as asked for; as many as fit if None. gpus_per_worker: a part of a GPU, if workers share one.
-        least: bytes that a batch shall have on a CPU, with fewer workers if need be.
+        least: bytes that a batch needs on a CPU, with fewer workers if necessary.
 
     Raises:
         JobError: the job's data. ModelError: no such model.
@@ -76,9 +76,9 @@ def plan_job(
     made = first = ask(cpus=workers or os.cpu_count() or 1)
     while least is not None and made.device is None and made.memory < least and made.workers > 1:
         made = ask(cpus=made.workers - 1)
-    told = list(first.advice)
+    advice = list(first.advice)
     if long := len(lengths) - len(fitting):
-        told.append(
+        advice.append(
             f"{long} of {len(lengths)} prompts sampled are longer than the {shape.context_length} tokens that "
             "the model reads: they will fail"
         )
@@ -86,16 +86,16 @@ def plan_job(
         positions = made.longest if getattr(job, "circuit", "none") == "aligned" else 1
         size = shape.n_layers * shape.n_neurons(demands(job)[0].basis) * positions * 8
         if size > 2**26:
-            told.append(
+            advice.append(
                 f"the circuit of the dataset takes {gib(size)} of memory for each length of prompt in a shard, and as "
                 "much disk for each shard: use larger shards, or circuit: none"
             )
-    return replace(made, advice=tuple(told))
+    return replace(made, advice=tuple(advice))
 
 
 def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:
-    """The plan of a run that is about to start; None where workers run elsewhere and only they can see the model, or
-    the model itself is elsewhere.
+    """The plan of a run that is about to start; None for remote workers, which must measure for themselves, and for
+    remote models.
 
     Args:
         here: whether workers run on this machine.
@@ -116,22 +116,22 @@ def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None,
     check(made)
     if made.device is not None:
         return Start(made.workers, None, made.advice)
-    told = list(made.advice)
+    advice = list(made.advice)
     if workers is not None and made.workers < workers:
-        told.append(
+        advice.append(
             f"memory is planned for {made.workers} workers, {workers} are asked for: some may die and be replaced"
         )
     if made.memory >= BUDGET_WITHOUT_GPU:
-        return Start(made.workers, None, tuple(told))
-    told.append(
+        return Start(made.workers, None, tuple(advice))
+    advice.append(
         f"memory is short: batches may use {gib(made.memory)}, not {gib(BUDGET_WITHOUT_GPU)}, and last bits may differ "
         "from those of a machine with more; batch: 1 in the job rules that out"
     )
-    return Start(made.workers, made.memory, tuple(told))
+    return Start(made.workers, made.memory, tuple(advice))
 
 
 def _lengths(job: Job) -> Iterator[int]:
-    """Tokens of the first prompts; those that are no prompts at all are the run's to tell."""
+    """Tokens of the first prompts; the run itself reports those that are not valid prompts."""
     tokenizer = read_tokenizer(job.model, job.revision)
     if isinstance(job, BenchmarkJob):
         for structure in job.structures:

@@ -101,14 +101,14 @@ class _Case:
         return self.shape.n_layers * self.shape.n_neurons(self.basis)
 
     @property
-    def one(self) -> int:
+    def single(self) -> int:
         """A float32 of every node of one prompt."""
         return 4 * self.nodes_of_token * self.length
 
     @property
     def result(self) -> int:
         """A float32 of every node of the batch."""
-        return self.one * self.batch
+        return self.single * self.batch
 
     @property
     def gradient_of_everything(self) -> bool:
@@ -151,7 +151,7 @@ class _Case:
         if forward_only:
             saved = shape.n_layers * shape.n_neurons(self.basis) * size if kept_neurons else 0
             return tokens * (saved + size * max(block, 3 * patterns + 4 * shape.attention_width))
-        # In attention's own backward the MLP of that block is done with.
+        # During attention's own backward the MLP of that block is already freed.
         scores = 3 * patterns - 5 * shape.d_mlp if self.gradient_of_everything else 2 * patterns - 4 * shape.d_mlp
         at_work = max(tokens * size * max(block, scores), self._logits())
         return tokens * shape.n_layers * self.saved() + at_work
@@ -165,12 +165,12 @@ class _Case:
     # The phases.
 
     def attribution(self) -> list[_Phase]:
-        """The method's passes and what it holds meanwhile, then its results being made."""
-        kept = {"counterfactual": self.result, "mean": self.one + self.padded * self.result}.get(self.baseline, 0)
+        """The method's passes and what it holds meanwhile, then the assembly of its results."""
+        kept = {"counterfactual": self.result, "mean": self.single + self.padded * self.result}.get(self.baseline, 0)
         held = kept + {"relp": 0, "grad": 0, "delta": 0, "random": 0, "exact": 3}.get(self.method, 5) * self.result
         phases = [_Phase("attribution", kept + (5 if self.padded else 4) * self.result)]
         if self.baseline == "mean":  # float64 sums, and a batch of the reference in float32 and float64
-            phases.append(_Phase("attribution", 3 * self.one + 4 * self.result))
+            phases.append(_Phase("attribution", 3 * self.single + 4 * self.result))
         if self.method == "exact":
             return [*phases, *self._ablations(held)]
         if self.method in ("delta", "random"):
@@ -197,7 +197,7 @@ class _Case:
 
     def selection(self) -> _Phase:
         """The results, and one prompt's nodes being sorted."""
-        return _Phase("selection", 2 * self.result + self.one // 4 * (SELECT_MASS if self.mass else SELECT))
+        return _Phase("selection", 2 * self.result + self.single // 4 * (SELECT_MASS if self.mass else SELECT))
 
     def graph(self) -> list[_Phase]:
         """One prompt's edges beside the batch's results."""
@@ -227,8 +227,8 @@ class _Case:
         ]
 
     def _by_autograd(self, host: int) -> _Phase:
-        """Batched backwards through the linearised model, MLPs cut: gradients of what every MLP writes, once per target
-        of a chunk, and of one layer's neurons at a time."""
+        """Batched backwards through the linearised model, with detached MLPs: gradients of every MLP's output, once per
+        target of a chunk, and of one layer's neurons at a time."""
         shape, size, length = self.shape, self.shape.itemsize, self.length
         written, widest = length * shape.n_layers * shape.d_model, length * shape.n_neurons(self.basis)
         chunk = max(1, min(64, MAX_AUTOGRAD_BYTES // (4 * (written + 2 * widest))))
@@ -271,7 +271,7 @@ def predict(
         positions: how many of the last positions logits are read at.
         padded: whether prompts differ in length, so that they are padded and masked.
         mass: whether nodes are selected by `mass`.
-        max_bytes: bytes that one batch may use, as ``exact`` is told; a GiB if None.
+        max_bytes: bytes that one batch may use, for ``exact``; a GiB if None.
         cuda: whether the model is on GPUs. Nothing was measured there.
 
     Raises:
@@ -310,7 +310,7 @@ def predict(
 def _memory(case: _Case) -> Memory:
     shape, cuda = case.shape, case.cuda
     runtime, context = RUNTIME + TOKENIZER * shape.vocab_size, CUDA_CONTEXT if cuda else 0
-    loading_ = 0 if cuda else shape.checkpoint_bytes  # pages of a file, which the system takes back when it must
+    loading_ = 0 if cuda else shape.checkpoint_bytes  # pages of a file, which the system can reclaim
     attribution = case.attribution()
     phases = [_Phase("loading", loading_), *attribution, case.selection(), *(case.graph() if case.edges else ())]
     most = max(phases, key=lambda phase: phase.host + phase.device)

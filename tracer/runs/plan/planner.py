@@ -106,7 +106,7 @@ class LengthRow:
 
     length: int
     prompts: int
-    one: Memory
+    single: Memory
     batch: Memory
 
 
@@ -145,7 +145,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Capacity:
-    """What one worker may use, and how its model lies in it."""
+    """The memory that one worker may use, and over how many GPUs its model is spread."""
 
     shape: Shape
     demands: tuple[Demand, ...]
@@ -156,23 +156,23 @@ class _Capacity:
 
     def memory(self, length: int, batch: int) -> Memory:
         """The most demanding demand's memory."""
-        found = [
-            one.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
-            for one in self.demands
+        predictions = [
+            demand.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
+            for demand in self.demands
         ]
-        return max(found, key=lambda memory: memory.peak)
+        return max(predictions, key=lambda memory: memory.peak)
 
     def holds(self, length: int, batch: int) -> bool:
         """Whether every demand fits, on the host and on each GPU."""
-        for one in self.demands:
-            need = one.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
+        for demand in self.demands:
+            need = demand.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
             on_gpu = 0 if self.device is None else on_one_gpu(self.shape, need, self.gpus) - self.device
             if need.host > self.host or on_gpu > 0:
                 return False
         return True
 
     def most(self, length: int) -> int:
-        """Prompts of a length that fit together; 0 where not one does."""
+        """Prompts of a length that fit together; 0 if not even one does."""
         low, high = 0, 1
         while high <= MOST_PROMPTS and self.holds(length, high):
             low, high = high, 2 * high
@@ -212,7 +212,7 @@ def plan(
         cpus: the most workers on a machine without a GPU.
 
     Raises:
-        JobError: no prompts, or a length or a number of devices that cannot be.
+        JobError: no prompts, or a length or an impossible number of devices.
     """
     several = (wanted,) if isinstance(wanted, Demand) else tuple(wanted)
     _check(several, lengths, host, device, n_devices, cpus)
@@ -239,7 +239,7 @@ def plan(
         workers=workers,
         memory=memory,
         rows=rows,
-        disk=max(_disk(shape, one, int(median(lengths))) for one in several),
+        disk=max(_disk(shape, demand, int(median(lengths))) for demand in several),
         advice=(),
     )
     return replace(made, advice=tuple(_advice(made, capacity)))
@@ -268,12 +268,12 @@ def _capacity(
     first = _Capacity(shape, several, USED * host, None if device is None else USED * device, 1, max_bytes)
     sizes = range(1, n_devices + 1) if device is not None else range(1, 2)
     smaller = [max_bytes]
-    while any(one.method == "exact" for one in several) and smaller[-1] // 4 >= LEAST_BUDGET:
+    while any(demand.method == "exact" for demand in several) and smaller[-1] // 4 >= LEAST_BUDGET:
         smaller.append(smaller[-1] // 4)
     for gpus in sizes:
         for size in smaller:
-            if (found := replace(first, gpus=gpus, max_bytes=size)).holds(longest, 1):
-                return found
+            if (spread := replace(first, gpus=gpus, max_bytes=size)).holds(longest, 1):
+                return spread
     return replace(first, gpus=sizes[-1])
 
 
@@ -284,12 +284,12 @@ def _batches(capacity: _Capacity, marks: Sequence[int]) -> tuple[int, tuple[Leng
     """
     each = {length: length * capacity.shape.bytes_per_token(length=length) for length in marks}
     most = {length: capacity.most(length) for length in marks}
-    exact = any(one.method == "exact" for one in capacity.demands)
+    exact = any(demand.method == "exact" for demand in capacity.demands)
     limit = capacity.max_bytes if capacity.device is None or exact else None
     memory = min(max(1, most[length]) * each[length] for length in marks)
     if limit is not None:
         memory = min(memory, limit)
-    asked = min((one.batch for one in capacity.demands if one.batch is not None), default=MOST_PROMPTS)
+    asked = min((demand.batch for demand in capacity.demands if demand.batch is not None), default=MOST_PROMPTS)
     rows = []
     for length in marks:
         prompts = min(most[length], asked, max(1, memory // each[length]))
@@ -297,20 +297,20 @@ def _batches(capacity: _Capacity, marks: Sequence[int]) -> tuple[int, tuple[Leng
     return memory, tuple(rows)
 
 
-def _disk(shape: Shape, one: Demand, length: int) -> int:
-    nodes = 2000 if one.nodes is None else one.nodes
-    nodes = min(nodes, shape.n_layers * shape.n_neurons(one.basis) * length) + length + 2
-    edges = EDGES_OF_NODE * nodes if one.edges else 0
+def _disk(shape: Shape, demand: Demand, length: int) -> int:
+    nodes = 2000 if demand.nodes is None else demand.nodes
+    nodes = min(nodes, shape.n_layers * shape.n_neurons(demand.basis) * length) + length + 2
+    edges = EDGES_OF_NODE * nodes if demand.edges else 0
     return 1000 * (NODE_ROW * nodes + EDGE_ROW * edges + PROMPT_ROW + 4 * length)
 
 
 def gib(size: int) -> str:
-    """Bytes as a reader takes them in."""
+    """Bytes in readable units."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
 def _advice(made: Plan, capacity: _Capacity) -> list[str]:
-    """What does not fit, or stands in the way, and what to change."""
+    """What does not fit or limits the run, and what to change."""
     shape, need, lines = made.shape, capacity.memory(made.longest, 1), []
     if made.fits:
         if made.gpus_per_worker > 1:
@@ -318,7 +318,7 @@ def _advice(made: Plan, capacity: _Capacity) -> list[str]:
         if made.device is not None and made.workers * made.gpus_per_worker < made.n_devices:
             lines.append(f"{made.n_devices - made.workers * made.gpus_per_worker} GPUs stay idle: "
                          "host memory or the GPUs that one worker takes leave no room for another")  # fmt: skip
-        if any(one.nodes is None for one in made.demands):
+        if any(demand.nodes is None for demand in made.demands):
             lines.append("how many nodes a threshold or mass keeps is not known before: 2,000 are counted; set nodes")
     else:
         where = f"{gib(need.peak)}, most of it in {need.phase}"
@@ -340,10 +340,10 @@ def _remedies(made: Plan, capacity: _Capacity, need: Memory) -> list[str]:
         lines += [] if enough is None else [f"{enough} GPUs of this size are enough, with device_map='auto'"]
     if shape.itemsize == 4:
         lines.append("dtype: bfloat16 halves weights and activations")
-    plain = tuple(replace(one, edges=False) for one in made.demands)
-    if any(one.edges for one in made.demands) and replace(capacity, demands=plain).holds(made.longest, 1):
+    plain = tuple(replace(demand, edges=False) for demand in made.demands)
+    if any(demand.edges for demand in made.demands) and replace(capacity, demands=plain).holds(made.longest, 1):
         lines.append("edges: false fits")
-    fewer = tuple(replace(one, nodes=min(200, one.nodes or 200)) for one in made.demands)
+    fewer = tuple(replace(demand, nodes=min(200, demand.nodes or 200)) for demand in made.demands)
     if fewer != made.demands and replace(capacity, demands=fewer).holds(made.longest, 1):
         lines.append("nodes: 200 fits")
     if capacity.most(1):

@@ -18,9 +18,9 @@ def plan_table(made: Plan) -> RenderableType:
         table.add_column(name, justify="right")
     table.add_column("most in")
     for row in made.rows:
-        one, batch = ((memory.device, memory.host) if gpu else (memory.peak,) for memory in (row.one, row.batch))
-        cells = [str(row.length), *map(gib, one), str(row.prompts), *map(gib, batch)]
-        table.add_row(*(cells if row.prompts else [*cells[: 2 + len(one)], *["-"] * len(batch)]), row.batch.phase)
+        single, batch = ((memory.device, memory.host) if gpu else (memory.peak,) for memory in (row.single, row.batch))
+        cells = [str(row.length), *map(gib, single), str(row.prompts), *map(gib, batch)]
+        table.add_row(*(cells if row.prompts else [*cells[: 2 + len(single)], *["-"] * len(batch)]), row.batch.phase)
     return Group(table, *(Text(line) for line in _lines(made)))
 
 
@@ -30,8 +30,8 @@ def _lines(made: Plan) -> list[str]:
     if made.device is None:
         place = f"workers on this machine: {made.workers}, of {gib(made.host)} of memory"
     else:
-        one = "one GPU" if made.gpus_per_worker == 1 else f"{made.gpus_per_worker} GPUs"
-        place = f"workers on this machine: {made.workers}, each on {one} of {gib(made.device)}"
+        gpus = "one GPU" if made.gpus_per_worker == 1 else f"{made.gpus_per_worker} GPUs"
+        place = f"workers on this machine: {made.workers}, each on {gpus} of {gib(made.device)}"
     return [
         place,
         f"a batch may use {gib(made.memory)} by tracer's own estimate",

@@ -1,8 +1,8 @@
 """One shard of prompts: read, traced in batches of like length, written as tables; every prompt gets its row.
 
-Knows what may happen to a prompt and what becomes of it: its circuit, or a row that says why there is none. Memory
-that runs out halves the batch; what can pass is tried again; what a prompt alone raises is that prompt's failure. Of a
-model that is elsewhere several batches are under way at a time; what is written does not depend on how many. Refuses to
+Knows what may happen to a prompt and what it ends as: its circuit, or a row that says why there is none. A batch that
+runs out of memory is halved; transient errors are retried; what a prompt raises alone is that prompt's failure. On a
+remote model several batches are in flight at a time; what is written does not depend on how many. Refuses to
 know other shards, processes and who gives the tasks.
 """
 
@@ -39,16 +39,16 @@ from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
 
-STICKY = 70  # exit code of a process whose device can compute no more
+STICKY = 70  # exit code of a process whose device is unusable
 PASSING = (ConnectionError, TimeoutError)
-"""What may go well if it is tried again."""
+"""Transient errors, which are retried."""
 NO_ROOM = "make room or choose another with --out; what is committed is kept, repeat the command to resume"
 """What to do where a run's folder cannot be written."""
 
 
 @dataclass(frozen=True)
 class _Item:
-    """A prompt on its way: its row of the input, and what it became."""
+    """A prompt with its row of the input and its tokens."""
 
     row: dict[str, Any]
     prompt: Prompt
@@ -61,7 +61,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a prompt became: its row and tables, and its attributions with their length where these are summed."""
+    """What a prompt ended as: its row and tables, and its attributions with their length where these are summed."""
 
     row: dict[str, Any]
     tables: dict[str, pa.Table] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Traced:
-    """A batch that went well: its circuits, and its attributions [prompt, layer, pos, neuron] where they are summed."""
+    """A successful batch: its circuits, and its attributions [prompt, layer, pos, neuron] where they are summed."""
 
     circuits: list[Circuit]
     nodes: Tensor | None
@@ -116,9 +116,9 @@ class _Sums:
 
 
 class _Pulse:
-    """What the driver is told of a shard: the prompts under way, in however many threads, and how many are done.
+    """Heartbeats of a shard to the driver: the prompts in flight, over all threads, and how many are done.
 
-    A process's death is held against those under way, so they are told whenever they change.
+    A process's death counts against the prompts in flight, so every change is sent.
     """
 
     def __init__(self, began: Beat) -> None:
@@ -127,24 +127,24 @@ class _Pulse:
         self._told, self._lock = 0.0, threading.Lock()
 
     def begin(self, ids: Iterable[int]) -> None:
-        """Prompts are under way."""
+        """Prompts are in flight."""
         with self._lock:
             self._under_way |= dict.fromkeys(ids)
             self._tell()
 
     def alive(self) -> None:
-        """Say, now and then, that this is no hung shard."""
+        """Send a heartbeat now and then, to show that the shard does not hang."""
         with self._lock:
             if time.monotonic() - self._told > 1.0:
                 self._tell()
 
     def end(self, ids: Iterable[int], done: int) -> None:
-        """Prompts are under way no more, and so many of them done."""
+        """Prompts are no longer in flight, and `done` of them are finished."""
         with self._lock:
-            for one in ids:
-                self._under_way.pop(one, None)
+            for prompt_id in ids:
+                self._under_way.pop(prompt_id, None)
             self._done += done
-            if self._under_way:  # else what begins next is told at once
+            if self._under_way:  # otherwise the next `begin` reports
                 self._tell()
 
     def _tell(self) -> None:
@@ -171,7 +171,7 @@ class ShardWork:
         """Trace one shard and write its tables.
 
         Args:
-            began: told (prompts, prompts that are done) before each batch.
+            began: called with (prompts, prompts that are done) before each batch.
 
         Raises:
             RunError: the folder cannot be written or read.
@@ -183,7 +183,7 @@ class ShardWork:
             shard.keep({name: self.folder.read_table(file) for name, file in task.files.items()}, task.only)
             rows = [row for row in rows if row["prompt_id"] in task.only]
         shard.trace(rows)
-        began((), len(shard.rows))  # a process that dies while it writes dies through no prompt's fault
+        began((), len(shard.rows))  # a process that dies while it writes dies without a prompt to blame
         statuses: Counter[str] = Counter(row["status"] for row in shard.rows)
         errors: Counter[str] = Counter(row["error_type"] for row in shard.rows if row.get("error_type"))
         return Report(
@@ -307,7 +307,7 @@ class _Shard:
                     yield batch
 
     def _outcomes(self, batches: Iterable[list[_Item]]) -> Generator[_Made, None, None]:
-        """What becomes of every prompt, in the order of the batches, whichever is done first."""
+        """The outcome of every prompt, in the order of the batches, whichever finishes first."""
         for alone, some in groupby(batches, self._is_alone):
             if alone:
                 for batch in some:
@@ -317,39 +317,39 @@ class _Shard:
                     yield from made
 
     def _is_alone(self, batch: list[_Item]) -> bool:
-        """Whether nothing else may be under way: what is computed here fills the memory that was planned for it, and
-        of a prompt that processes died on, among others, it must now be known whether it is the reason."""
+        """Whether a batch must run alone: local computation fills the memory that was planned for it, and a prompt that
+        processes died on must be told apart from others in flight."""
         here = self.model.remote is None or self.job.weights is not None
         return here or any(item.id in self.task.alone for item in batch)
 
     def _batch(self, items: list[_Item]) -> Iterator[_Made]:
-        """What becomes of a batch. Runs in several threads at a time: it leaves nothing behind but its outcome."""
+        """The outcomes of a batch. Runs in several threads at a time, without side effects."""
         ids = [item.id for item in items]
         if len(items) == 1 and ids[0] in self.task.quarantined:
             self._pulse.end((), 1)
             yield self._lost(items[0].row, "quarantined", *self.task.quarantined[ids[0]])
             return
         self._pulse.begin(ids)
-        found, attempt = self._tried(items)
-        if isinstance(found, _Traced):
+        result, attempt = self._tried(items)
+        if isinstance(result, _Traced):
             self._pulse.end(ids, len(ids))
-            for row, (item, circuit) in enumerate(zip(items, found.circuits, strict=True)):
-                yield self._found(item, circuit, None if found.nodes is None else found.nodes[row], attempt)
+            for row, (item, circuit) in enumerate(zip(items, result.circuits, strict=True)):
+                yield self._found(item, circuit, None if result.nodes is None else result.nodes[row], attempt)
             return
-        if _sticky(found):
+        if _sticky(result):
             os._exit(STICKY)
         self._pulse.end(ids, int(len(ids) == 1))
-        yield from self._raised(items, found, attempt)
+        yield from self._raised(items, result, attempt)
 
     def _tried(self, items: list[_Item]) -> tuple[_Traced | Exception, int]:
-        """What a batch came to, or what it raised, and in which attempt: what can pass is tried again."""
+        """A batch's result or error, and in which attempt; transient errors are retried."""
         attempt = 0
         while True:
             attempt += 1
             try:
                 return self._traced(items), attempt
             except RemoteError as error:
-                # A server that is gone or says no to everything is no prompt's failure: the run ends, and can go on.
+                # A server that is gone or refuses everything is no prompt's failure: the run ends, and can be resumed.
                 if not isinstance(error, JobFailedError | TooLargeError):
                     raise
                 return error, attempt
@@ -357,12 +357,12 @@ class _Shard:
                 if attempt > self.job.retries:
                     return error, attempt
                 self.model.sleep(min(60.0, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1.5))
-                self._pulse.begin(item.id for item in items)  # waiting is not hanging
-            except Exception as error:  # noqa: BLE001  a prompt's failure is a row, the others go on
+                self._pulse.begin(item.id for item in items)  # a heartbeat, since waiting is not hanging
+            except Exception as error:  # noqa: BLE001  a prompt's failure is a row, the others continue
                 return error, attempt
 
     def _raised(self, items: list[_Item], error: Exception, attempt: int) -> Iterator[_Made]:
-        """What was raised on several is tried on fewer; on one it is that one's failure."""
+        """An error of several prompts is retried on fewer; of one prompt, it is that prompt's failure."""
         memory = out_of_memory(error) or isinstance(error, TooLargeError)
         if memory:
             _release()
@@ -377,7 +377,7 @@ class _Shard:
             yield from self._batch(part)
 
     def _traced(self, items: list[_Item]) -> _Traced:
-        found: list[Attribution] = []
+        attributions: list[Attribution] = []
         each = self.model.bytes_per_token(length=max(len(item.encoded.token_ids) for item in items))
         room = len(items) * max(len(item.encoded.token_ids) for item in items) * each  # it was split before: one batch
         circuits = []
@@ -386,12 +386,12 @@ class _Shard:
             [item.prompt for item in items],
             **self.options,
             memory=max(room, self.task.max_bytes or self.model.budget()),
-            attributed=None if self.sums is None else found.append,  # all nodes, where they are asked for
+            attributed=None if self.sums is None else attributions.append,  # all nodes, where they are asked for
             progress=lambda _done, _total: self._pulse.alive(),
         ):
             circuits.append(circuit)
             self._pulse.alive()
-        return _Traced(circuits, None if self.sums is None else found[0].nodes)
+        return _Traced(circuits, None if self.sums is None else attributions[0].nodes)
 
     # -------------------------------------------------------------------------------------------- rows
 
@@ -407,8 +407,8 @@ class _Shard:
         attempts = self.task.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
         kept = {name: row[name] for name in ("prompt_id", "user_id", "text", "token_ids", "labels")}
         ids = {name: row[name] or [] for name in ("target_ids", "foil_ids")}
-        told = {"status": status, "error_type": error_type, "error": error[:2000], "attempts": attempts}
-        return _Made(kept | ids | told | {"n_nodes": 0, "n_edges": 0})
+        outcome = {"status": status, "error_type": error_type, "error": error[:2000], "attempts": attempts}
+        return _Made(kept | ids | outcome | {"n_nodes": 0, "n_edges": 0})
 
     def _record(self, made: _Made) -> None:
         """Keep what is written; called in one thread, in the order of the batches."""
@@ -421,7 +421,7 @@ class _Shard:
 
 
 def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
-    """The prompt of a row of the input: of what the row has, only what the job has a use for. A foil is used by the
+    """The prompt of a row of the input, with only the fields that the job uses. A foil is used by the
     metrics ``difference`` and ``auto``, a target by all but ``topk``, a counterfactual where prompts are `paired`.
 
     Raises:
@@ -449,10 +449,10 @@ def input_row(row: data.Row) -> dict[str, Any]:
     """A row of the dataset as a row of input.parquet."""
 
     def texts(values: Sequence[str | int] | None) -> list[str] | None:
-        return [one for one in values if isinstance(one, str)] if values is not None else None
+        return [token for token in values if isinstance(token, str)] if values is not None else None
 
     def ids(values: Sequence[str | int] | None) -> list[int] | None:
-        return [one for one in values if isinstance(one, int)] if values is not None else None
+        return [token for token in values if isinstance(token, int)] if values is not None else None
 
     other = row.counterfactual
     return {
@@ -481,7 +481,7 @@ def _joined(parts: list[tuple[int, pa.Table]], schema: pa.Schema) -> pa.Table:
 
 
 def _sticky(error: Exception) -> bool:
-    """Whether a device can compute no more until its process ends."""
+    """Whether a device is unusable until its process ends."""
     broken = getattr(torch, "AcceleratorError", None)
     return (broken is not None and isinstance(error, broken)) and not out_of_memory(error)
 

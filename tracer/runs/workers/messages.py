@@ -1,9 +1,8 @@
-"""What a driver and its workers say to one another, and what any set of workers must offer: plain records.
+"""The messages between a driver and its workers, and the interface of a pool of workers: plain records.
 
-A run is cut into units (a shard of prompts, a combination of a benchmark). The driver gives a worker an `Task` for
-one unit; the worker answers with a `Report`, or is heard of through other `Event`s. A `Pool` is where workers live:
-processes of this machine (runs/workers/processes.py) or actors of a Ray cluster (cluster.py). Knows no model, no file
-and no Ray.
+A run is cut into units (a shard of prompts, a combination of a benchmark). The driver gives a worker a `Task` for one
+unit; the worker answers with a `Report`, and reports progress through other `Event`s. A `Pool` is where workers live:
+processes of this machine (processes.py) or actors of a Ray cluster (cluster/). Knows no model, no file and no Ray.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Task(_Message):
         only: the prompts to do again, of a unit that was committed; the others are kept from `files`.
         files: of that commit, by table.
         max_bytes: bytes one batch may use; the model's own default if None.
-        finish: this is no unit but the stage after all of them.
+        finish: this is not a unit but the stage after all of them.
     """
 
     unit: int
@@ -78,7 +77,7 @@ class Report(_Message):
         statuses: how many prompts ended ``ok``, ``failed``, ``quarantined``.
         errors: the error types of the others, counted.
         seconds: it took. halved: how often a batch was halved because memory ran out.
-        outcome: what a benchmark's combination came to.
+        outcome: of a benchmark's combination.
     """
 
     unit: int
@@ -100,8 +99,8 @@ class Started(_Message):
 
 
 class Began(_Message):
-    """A worker began prompts (a batch is begun at once), or still has them under way. `done`: prompts of the unit that
-    it has finished. `note`: what it waits for, if it waits for a service."""
+    """A heartbeat: a worker began prompts (a batch at once), or still has them in flight. `done`: prompts of the unit
+    that it has finished. `note`: what it waits for, if it waits for a service."""
 
     worker: str
     prompts: tuple[int, ...]
@@ -111,7 +110,7 @@ class Began(_Message):
 
 @runtime_checkable
 class Beat(Protocol):
-    """How a worker says what `Began` holds, while it works; from any thread."""
+    """How a worker sends `Began` while it works; from any thread."""
 
     def __call__(self, prompts: Sequence[int], done: int, note: str = "") -> None: ...
 
@@ -124,7 +123,7 @@ class Done(_Message):
 
 
 class Refused(_Message):
-    """A worker met what the user must mend (a `TracerError`): its class and three parts. The run ends."""
+    """A worker met an error that the user must fix (a `TracerError`): its class and three parts. The run ends."""
 
     worker: str
     kind: str
@@ -134,19 +133,19 @@ class Refused(_Message):
 
 
 class Broke(_Message):
-    """A worker's unit raised something that is no prompt's fault; the worker lives on."""
+    """A worker's unit raised an error that is no prompt's fault; the worker stays alive."""
 
     worker: str
     error: str
 
 
 class Died(_Message):
-    """A worker is gone.
+    """A worker died.
 
     Attributes:
-        prompts: what it had begun and not finished, as far as is known.
+        prompts: begun and not finished, as far as is known.
         reason: e.g. "killed by signal 9".
-        blame: whether the prompts may be the reason; a lost machine is not their fault.
+        blame: whether the prompts may be the cause; a lost machine is not their fault.
     """
 
     worker: str
@@ -163,20 +162,20 @@ class Pool(Protocol):
     """Where workers live. Names are the driver's; no call blocks for longer than a message takes, `events` apart."""
 
     def start(self, worker: str, setup: Setup) -> None:
-        """Ask for a worker; `Started`, `Refused` or `Died` follows when there is something to say."""
+        """Ask for a worker; `Started`, `Refused` or `Died` follows in time."""
 
     def give(self, worker: str, task: Task) -> None:
         """Give a unit to a worker that has none; `Done`, `Refused`, `Broke` or `Died` follows."""
 
     def kill(self, worker: str) -> None:
-        """End a worker at once, whatever it does; `Died` follows with what it had begun."""
+        """End a worker at once, whatever it does; `Died` follows with the prompts it had begun."""
 
     def events(self, timeout: float) -> Sequence[Event]:
-        """What happened, in order for each worker; empty after `timeout` seconds without news."""
+        """What happened, in order for each worker; empty after `timeout` seconds without events."""
         ...
 
     def describe(self) -> str:
-        """What there is to run on, for the message when no worker starts."""
+        """The available resources, for the message when no worker starts."""
         ...
 
     def close(self) -> None:

@@ -28,15 +28,15 @@ class Placing:
 
 
 def seats(gpus: float, each: float) -> int:
-    """Workers that so many GPUs hold: shared ones are not split between two workers."""
+    """Workers that fit on so many GPUs, without splitting one worker over two shared ones."""
     return int(int(gpus) * (1 // each)) if each < 1 else int(gpus / each)
 
 
 def check_asked(job: Job, workers: int | None, gpus_per_worker: float | None) -> None:
-    """Refuse numbers that cannot be.
+    """Refuse impossible numbers of workers and GPUs.
 
     Raises:
-        JobError: which, and what can.
+        JobError: which number, and what is possible.
     """
     if workers is not None and workers < 1:
         raise JobError(f"workers={workers}", "must be 1 or more", "leave it out for as many as fit")
@@ -79,7 +79,7 @@ def place(
         most: workers that fit in this machine's memory, as planned; matters where their number was not asked for.
 
     Raises:
-        JobError: GPUs that this machine has not. RunError: a cluster that cannot be reached.
+        JobError: more GPUs than this machine has. RunError: a cluster that cannot be reached.
     """
     if pool is not None:
         return Placing(pool, workers or 1, 1.0, float(gpus_per_worker or 0), _share(job, workers or 1))
@@ -102,7 +102,7 @@ def place(
         workers = 1 if elsewhere else seats(gpus, each) if each else int(cpus) if ray else min(int(cpus), _MOST)
         workers = min(workers, workers if most is None else most, job.requests if job.remote else workers)
     workers = max(1, min(workers, n_units))
-    # Workers that wait for a server take no core for themselves.
+    # Workers that wait for a server need no core of their own.
     return Placing(made, workers, 0.1 if job.remote else 1.0, each, _share(job, workers))
 
 

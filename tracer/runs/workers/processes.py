@@ -1,6 +1,6 @@
 """Workers as processes of this machine, which speak JSON lines over pipes: no Ray, no pickle, nothing shared.
 
-A process that dies takes nothing with it but its unit, and what it had begun is known, since a pipe outlives its
+A process that dies loses nothing but its unit, and the prompts it had begun are known, since a pipe outlives its
 writer. A worker ends when its driver does. Knows processes. Refuses to know what a unit is.
 """
 
@@ -60,7 +60,7 @@ class LocalPool:
         )
         process = _Process(popen, errors)
         self._processes[worker] = process
-        self._say(process, setup)  # not an argument: a job may be longer than one can be
+        self._say(process, setup)  # not as an argument: a job may exceed its maximal length
         process.thread = threading.Thread(target=self._listen, args=(worker, process), daemon=True)
         process.thread.start()
 
@@ -71,19 +71,19 @@ class LocalPool:
         self._say(process, task)
 
     def kill(self, worker: str) -> None:
-        """SIGKILL; what it had begun follows as `Died`."""
+        """SIGKILL; `Died` follows with the prompts it had begun."""
         if worker in self._processes:
             self._processes[worker].popen.kill()
 
     def events(self, timeout: float) -> Sequence[Event]:
         """What the processes said, in order."""
-        found: list[Event] = []
+        events: list[Event] = []
         end = time.monotonic() + timeout
         while True:
             try:
-                found.append(self._events.get(timeout=0 if found else max(0.0, end - time.monotonic())))
+                events.append(self._events.get(timeout=0 if events else max(0.0, end - time.monotonic())))
             except queue.Empty:
-                return found
+                return events
 
     def describe(self) -> str:
         """Cores of this machine."""
@@ -102,7 +102,7 @@ class LocalPool:
     @staticmethod
     def _say(process: _Process, what: Setup | Task) -> None:
         assert process.popen.stdin is not None
-        # A pipe without a reader, or closed since the process ended: what there is to say of it is on the way.
+        # A pipe without a reader, or closed since the process ended: its `Died` is on the way.
         with contextlib.suppress(BrokenPipeError, ValueError):
             process.popen.stdin.write(what.model_dump_json().encode() + b"\n")
             process.popen.stdin.flush()
@@ -166,7 +166,7 @@ def _read(worker: str, line: bytes) -> Event | None:
 
 
 def _reason(code: int, errors: Any) -> str:
-    """How a process ended, and the last it said."""
+    """How a process ended, and the last line of its errors."""
     if code < 0:
         try:
             how = f"killed by {signal.Signals(-code).name}"

@@ -1,9 +1,9 @@
-"""Units to workers and back: who does what, who died on what, and what becomes of it.
+"""Maps units over workers, and decides what happens after a worker's death.
 
-Every unit is reported exactly once, whatever happens to the workers. A process's death is held against the prompts it
-had begun: its batch is tried again as it was, then its prompts one by one, and a prompt that takes a process with it
-alone, not for the first time, is quarantined. A machine that is lost is nobody's fault; a unit that breaks three times
-for other reasons ends the run, since something is wrong with more than a prompt. Knows tasks, reports and time.
+Every unit is reported exactly once, whatever happens to the workers. A process's death counts against the prompts it
+had begun: its batch is retried as it was, then its prompts one by one, and a prompt that repeatedly kills a process by
+itself is quarantined. A lost machine counts against no prompt; a unit that breaks three times for other reasons ends
+the run, since more than a prompt is wrong. Knows tasks, reports and time.
 Refuses to know files, models and what a unit is.
 """
 
@@ -29,8 +29,8 @@ class RetryLimits:
     """Timeouts and retry limits.
 
     Attributes:
-        start: seconds without any worker. prompt: seconds without news of a prompt or its batch; None for no limit.
-        tries: of a unit that breaks through no prompt's fault, and of starting a worker.
+        start: seconds without any worker. prompt: seconds without a heartbeat for a batch; None for no limit.
+        tries: of a unit that breaks without a prompt to blame, and of starting a worker.
         deaths: processes that die on a prompt before it is left out.
     """
 
@@ -56,12 +56,12 @@ class Runner:
 
     Attributes:
         pool, setup, workers: where workers are, how they are started, and how many.
-        started: told of every worker that is ready; returns the bytes a batch may use (None: the worker's default).
-        heard: told after every event and at least every second, e.g. to draw progress.
-        deaths: of processes, by prompt; what earlier runs left is given, and what happens is kept here.
+        started: called for every worker that is ready; returns the bytes a batch may use (None: the worker's default).
+        heard: called after every event and at least every second, e.g. to draw progress.
+        deaths: of processes, by prompt, those of earlier runs included; updated here.
         quarantined: prompts that are left out, and why (error type, error).
-        stop: asked between events; when it says so, no more is reported.
-        died: told of every worker's death, with the prompts it is held against.
+        stop: checked between events; once true, nothing more is reported.
+        died: called for every worker's death, with the prompts that it counts against.
     """
 
     pool: Pool
@@ -94,12 +94,12 @@ class Runner:
     @property
     def in_flight(self) -> int:
         """Prompts of unfinished units that workers have done."""
-        return sum(one.done for one in self._busy.values())
+        return sum(busy.done for busy in self._busy.values())
 
     @property
     def waiting(self) -> str:
         """What a worker waits for, if one waits for a service."""
-        return next((one.note for one in self._busy.values() if one.note), "")
+        return next((busy.note for busy in self._busy.values() if busy.note), "")
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Report]:
         """Every task's report, in the order they end.
@@ -175,7 +175,7 @@ class Runner:
         return None
 
     def _on_worker_death(self, event: Died, busy: _Busy | None) -> None:
-        """A worker died: what it did is done again, by another."""
+        """Give a dead worker's unit to another; count the death against its prompts."""
         self._ready.discard(event.worker)
         self._busy.pop(event.worker, None)
         was_starting = event.worker in self._starting
@@ -205,7 +205,7 @@ class Runner:
         self._again.append(busy.task.model_copy(update={"attempt": busy.task.attempt + 1}))
 
     def _failed_to_start(self, event: Died) -> None:
-        """After a few in a row the run goes on with the workers there are, and ends if there is none."""
+        """After a few failures in a row the run continues with the existing workers, and ends if there is none."""
         self._failures += 1
         if self._failures < self.limits.tries:
             return
@@ -223,14 +223,14 @@ class Runner:
         return "ProcessDied", f"{self.deaths[prompt]} processes died on it; the last: {event.reason}"
 
     def _failed(self, task: Task, reason: str, machine: bool = False) -> None:
-        """A unit ended through no prompt's fault; machines may be lost more often than units may break."""
+        """A unit ended without a prompt to blame; lost machines are tolerated more often than broken units."""
         self._tries[task.unit, machine] += 1
         tries = self._tries[task.unit, machine]
         if tries >= self.limits.tries * (3 if machine else 1):
             raise RunError(
                 f"unit {task.unit} of the run",
                 f"failed {tries} times through no fault of a prompt ({reason})",
-                "mend that and repeat the command: what is committed is kept",
+                "fix that and repeat the command: what is committed is kept",
             )
         self._again.append(task.model_copy(update={"attempt": task.attempt + 1}))
 
@@ -249,5 +249,5 @@ class Runner:
         for worker, busy in self._busy.items():
             if not busy.late and not busy.task.finish and now - busy.since > self.limits.prompt:
                 busy.late = True
-                self._ready.discard(worker)  # whatever it still answers, it gets no more work
+                self._ready.discard(worker)  # it gets no more work, whatever it still answers
                 self.pool.kill(worker)

@@ -1,4 +1,4 @@
-"""What runs inside the cluster: a worker's process and the journal of what was begun.
+"""What runs inside the cluster: a worker's process, and the journal of the prompts it began.
 
 Plain classes, made actors by pool.py; Ray sends them by name, so tracer must be installed on every node. Everything
 they are given and answer is JSON text or plain numbers. Refuses to know any model or file.
@@ -23,13 +23,13 @@ WRITE = 60.0
 
 
 Entry = tuple[tuple[int, ...], int, str, int]
-"""Prompts under way, how many of the unit are done, what is waited for, and how often the worker was heard of: saying
-the same again is news too."""
+"""Prompts in flight, how many of the unit are done, wait reason, and a heartbeat counter (a repeated message still
+counts as a heartbeat)."""
 NOTHING: Entry = ((), 0, "", 0)
 
 
 class Journal:
-    """What each worker began last; an actor beside the driver, so that it outlasts the workers."""
+    """The last entry of each worker; an actor beside the driver, so that it outlives the workers."""
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[int, Entry]] = {}
@@ -44,11 +44,11 @@ class Journal:
 
 
 class JournalLostError(BaseException):
-    """The journal did not answer. No `Exception`: a worker must not take it for a prompt's error."""
+    """The journal did not answer. Not an `Exception`: a worker must not mistake it for a prompt's error."""
 
 
 class Actor:
-    """A worker's process. What it raises goes back as text: not every exception survives the journey."""
+    """A worker's process. What it raises is returned as text: not every exception can be pickled."""
 
     def __init__(self, worker: str, version: str, setup: str, journal: Any) -> None:
         self._worker, self._version, self._setup, self._journal = worker, version, setup, journal
@@ -83,7 +83,7 @@ class Actor:
         ray = load_ray()
 
         def began(prompts: Sequence[int], done: int, note: str = "") -> None:
-            entry = (tuple(int(one) for one in prompts), int(done), note, next(self._beats))
+            entry = (tuple(int(prompt) for prompt in prompts), int(done), note, next(self._beats))
             try:
                 ray.get(self._journal.write.remote(self._worker, turn, entry), timeout=WRITE)
             except ray.exceptions.RayError as error:

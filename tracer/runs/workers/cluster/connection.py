@@ -20,7 +20,7 @@ STORE = 75 * 2**20
 
 
 def last_line(text: object, limit: int = 200) -> str:
-    """The last line that says something, shortened."""
+    """The last non-empty line, shortened: Ray puts the cause of an error last."""
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
     line = lines[-1] if lines else type(text).__name__
     return line if len(line) <= limit else line[: limit - 3] + "..."
@@ -29,7 +29,7 @@ def last_line(text: object, limit: int = 200) -> str:
 def load_ray() -> Any:
     """The package, or what to install."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray prints twenty lines to standard output for each process that dies; `Died` says it in one.
+    # Ray prints twenty lines to standard output for each process that dies; `Died` says it in one line.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     try:
         importlib.import_module("ray.exceptions")
@@ -50,7 +50,7 @@ def connect(address: str, options: dict[str, Any]) -> None:
         ray.init(address=address, **(quiet | options))
     except (OSError, RuntimeError, ValueError) as error:  # ConnectionError is an OSError
         ray.shutdown()  # what it had started of a local cluster
-        step = "mend that, or run without --ray" if address == "local" else "is it the version of Ray that runs there?"
+        step = "fix that, or run without --ray" if address == "local" else "is it the version of Ray that runs there?"
         raise RunError(f"--ray {address}", f"Ray did not start: {last_line(error)}", step) from None
 
 
@@ -68,7 +68,7 @@ def _reached(address: str) -> str:
             ) from None
     match = re.fullmatch(r"(ray://)?(\[[0-9a-fA-F:]+\]|[^:/\s]+):(\d{1,5})", address)
     if match is None:
-        rule = "is no address of a Ray cluster"
+        rule = "is not an address of a Ray cluster"
         step = "give local, auto, HOST:6379 or ray://HOST:10001; http addresses are for tracer submit"
         raise JobError(f"--ray {quoted(address)}", rule, step)
     host, port = match[2].strip("[]"), int(match[3])

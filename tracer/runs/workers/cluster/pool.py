@@ -1,6 +1,6 @@
-"""Workers as actors of a Ray cluster: started, given units, heard of when they die.
+"""Workers as actors of a Ray cluster: started, given units, and reported when they die.
 
-Knows how each of Ray's errors reads in words, and whether the prompts a worker had begun may be the reason. Refuses to
+Knows what each of Ray's errors means, and whether the prompts a worker had begun may be the cause. Refuses to
 know what a worker does.
 """
 
@@ -47,7 +47,7 @@ class RayPool:
         options: of ``ray.init``, e.g. ``num_cpus`` with ``local``.
 
     Raises:
-        JobError: Ray is not installed, or that is no address.
+        JobError: Ray is not installed, or the address is malformed.
         RunError: no cluster answers there.
     """
 
@@ -65,13 +65,13 @@ class RayPool:
         self._actor = self._ray.remote(Actor)
         here = self._ray.get_runtime_context().get_node_id()
         affinity = importlib.import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
-        # It may be the first that Ray's memory monitor ends; the driver's own copy then stands in.
+        # Ray's memory monitor may end it first; the driver's own copy then replaces it.
         lasting = {"max_restarts": -1, "max_task_retries": -1, "num_cpus": 0}
         journal = self._ray.remote(Journal).options(**lasting, scheduling_strategy=affinity(here, soft=False))
         self._journal = journal.remote()
 
     def start(self, worker: str, setup: Setup) -> None:
-        """Ask for an actor; where the cluster has no room for it, nothing follows until there is."""
+        """Ask for an actor; while the cluster has no room for it, nothing follows."""
         if worker in self._workers:
             raise ValueError(f"there is a worker {worker!r} already")
         if setup.gpus > 1 and setup.gpus != int(setup.gpus):
@@ -114,12 +114,12 @@ class RayPool:
         """
         end = time.monotonic() + timeout
         try:
-            while not (found := self._look(max(0.0, end - time.monotonic()))) and time.monotonic() < end:
+            while not (events := self._look(max(0.0, end - time.monotonic()))) and time.monotonic() < end:
                 pass
         except ConnectionError as error:
             rule = f"the connection was lost ({last_line(error)})"
             raise RunError("the Ray cluster", rule, "repeat the command: what is done is kept") from None
-        return found
+        return events
 
     def describe(self) -> str:
         """Nodes, CPUs and GPUs of the cluster, and how many are free at the moment."""
@@ -145,7 +145,7 @@ class RayPool:
             self._ray.shutdown()
 
     def _look(self, wait: float) -> list[Event]:
-        """Wait for the next answer, journal entry or limit; what came of it."""
+        """Wait for the next answer, journal entry or time limit; the resulting events."""
         now = time.monotonic()
         turns = [held.turn for held in self._workers.values() if held.turn]
         if turns and self._poll is None and now >= self._next_poll:
@@ -162,14 +162,14 @@ class RayPool:
         ready, _ = self._ray.wait(calls, num_returns=1, timeout=wait)
         if ready:
             ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
-        found = self._news() if self._poll is not None and self._poll in ready else []
+        events = self._news() if self._poll is not None and self._poll in ready else []
         for name, held in list(self._workers.items()):
             if held.call is not None and held.call in ready:
-                found += self._answer(name, held)
+                events += self._answer(name, held)
             elif held.limit and time.monotonic() >= held.limit:
                 reason = _KILLED if held.killed else "no answer from its node"
-                found.append(self._died(name, reason, blame=held.killed))
-        return found
+                events.append(self._died(name, reason, blame=held.killed))
+        return events
 
     def _news(self) -> list[Event]:
         """What the workers began since the last look."""
@@ -178,22 +178,22 @@ class RayPool:
             entries = self._ray.get(poll, timeout=ANSWER)
         except self._ray.exceptions.RayError:  # it is being restarted; the next look finds it
             return []
-        found: list[Event] = []
+        events: list[Event] = []
         for name, held in self._workers.items():
             entry = entries.get(held.turn, NOTHING)
             if entry not in (NOTHING, held.began):
                 held.began = entry
-                found.append(Began(worker=name, prompts=entry[0], done=entry[1], note=entry[2]))
-        return found
+                events.append(Began(worker=name, prompts=entry[0], done=entry[1], note=entry[2]))
+        return events
 
     def _answer(self, name: str, held: _Held) -> list[Event]:
-        """What a worker's call came to."""
+        """The events of a worker's answered call."""
         errors = self._ray.exceptions
         call, held.call = held.call, None
         try:
             kind, *said = self._ray.get(call, timeout=ANSWER)
         except errors.ActorUnavailableError:
-            # Cut off, or dead and Ray does not know yet which way: its next answer says whether prompts are to blame.
+            # Cut off, or dead and Ray does not know the cause yet: its next answer says whether prompts are to blame.
             held.limit = held.limit or time.monotonic() + GRACE
             held.call = held.actor.ping.remote()
             return []
@@ -228,7 +228,7 @@ class RayPool:
         return [Refused(worker=name, kind=kind, value=value, rule=rule, next_step=step)]
 
     def _death(self, error: Exception, held: _Held) -> tuple[str, bool]:
-        """Why an actor is gone, in words, and whether what it worked on may be the reason."""
+        """Why an actor died, in words, and whether its prompts may be the cause."""
         errors, text = self._ray.exceptions, str(error)
         if isinstance(error, errors.OutOfMemoryError):
             return "ended by Ray's memory monitor: its node had no memory left", True
@@ -241,7 +241,7 @@ class RayPool:
         return last_line(text), isinstance(error, errors.ActorDiedError)
 
     def _died(self, name: str, reason: str, blame: bool) -> Died:
-        """The last word on a worker, with what it had begun."""
+        """The death of a worker, with the prompts it had begun."""
         held = self._workers.pop(name)
         self._ray.kill(held.actor, no_restart=True)
         prompts = held.began[0]
@@ -249,7 +249,7 @@ class RayPool:
             try:
                 entries = self._ray.get(self._journal.read.remote([held.turn]), timeout=ANSWER)
                 prompts = entries[held.turn][0] if held.turn in entries else prompts
-            except self._ray.exceptions.RayError:  # what was seen of it last is the best there is
+            except self._ray.exceptions.RayError:  # its last known entry is the best available
                 pass
         return Died(worker=name, prompts=tuple(prompts) if held.turn else (), reason=reason, blame=blame)
 

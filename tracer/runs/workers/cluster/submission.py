@@ -32,7 +32,7 @@ from tracer.errors import JobError, RunError, quoted
 from tracer.runs.workers.cluster.connection import REACH, last_line, load_ray
 
 LOST = 120.0
-"""Seconds without an answer after which a job is no longer followed; it goes on."""
+"""Seconds without an answer after which a job is no longer followed; it keeps running."""
 LARGEST = 2**20
 """Bytes of a job file; Ray takes up to 100 MiB, but a job is a page of text."""
 ALLOWED = frozenset(
@@ -91,7 +91,7 @@ def submit(
         env: variables for the job, out of `ALLOWED`.
         submission_id: a new name for Ray; by default made of `out` and the time.
         wait: follow it to its end.
-        stop_on_interrupt: whether Ctrl-C stops the job; otherwise it goes on, and `log` says how to reach it.
+        stop_on_interrupt: whether Ctrl-C stops the job; otherwise it keeps running, and `log` says how to reach it.
         log: takes the job's output and what is said about it, line by line.
 
     Raises:
@@ -110,7 +110,7 @@ def submit(
             raise JobError("a word of the command", rule, "keep keys in the nodes' environment or a file there")
     client, address = _client(address)
     name = submission_id or _name(out)
-    with tempfile.TemporaryDirectory() as folder, _told(address):
+    with tempfile.TemporaryDirectory() as folder, _readable_errors(address):
         shutil.copyfile(job, Path(folder) / job.name)
         runtime = {"working_dir": folder, "env_vars": variables}
         client.submit_job(entrypoint=shlex.join(words), submission_id=name, runtime_env=runtime)
@@ -151,12 +151,12 @@ def stop(address: str | None, name: str, limit: float = 30.0) -> Submission:
         RunError: the server does not answer, or knows no such job.
     """
     client, address = _client(address)
-    with _told(address):
+    with _readable_errors(address):
         client.stop_job(name)
     end = time.monotonic() + limit
-    while (found := _asked(client, name, address)).state not in _ENDED and time.monotonic() < end:
+    while (submission := _asked(client, name, address)).state not in _ENDED and time.monotonic() < end:
         time.sleep(0.5)
-    return found
+    return submission
 
 
 def _variables(given: Mapping[str, str]) -> dict[str, str]:
@@ -167,7 +167,7 @@ def _variables(given: Mapping[str, str]) -> dict[str, str]:
             rule = "looks like a secret, and Ray shows a job's variables to everyone"
             raise JobError(f"--env {quoted(name)}", rule, step)
         if name not in ALLOWED:
-            rule = f"is none of {', '.join(sorted(ALLOWED))}"
+            rule = f"is not one of {', '.join(sorted(ALLOWED))}"
             raise JobError(f"--env {quoted(name)}", rule, "set it in the nodes' environment")
     return dict(given)
 
@@ -184,14 +184,14 @@ def _check_job(job: Path) -> None:
     except (OSError, ValueError) as error:
         raise JobError(quoted(str(job)), f"cannot be read ({last_line(error)})", "give a job file") from None
     except yaml.YAMLError as error:
-        rule = f"is no YAML ({' '.join(str(error).split())[:200]})"
-        raise JobError(quoted(str(job)), rule, "mend the file") from None
+        rule = f"is not YAML ({' '.join(str(error).split())[:200]})"
+        raise JobError(quoted(str(job)), rule, "fix the file") from None
     if not isinstance(content, dict):
-        raise JobError(quoted(str(job)), "is no job: it holds no keys", "start from a file in jobs/")
+        raise JobError(quoted(str(job)), "is not a job: it holds no keys", "start from a file in jobs/")
     if _SECRET.search(text):
         raise JobError(quoted(str(job)), "holds what looks like a secret", "keep keys in the nodes' environment")
     for where in _relative(content):
-        rule = "is a place of this machine, and a node of the cluster has another current folder"
+        rule = "is relative to this machine, and a node of the cluster has another current folder"
         raise JobError(quoted(where), rule, "give an absolute path that all nodes share, or s3://, gs://")
 
 
@@ -221,7 +221,7 @@ def _client(address: str | None) -> tuple[Any, str]:
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     step = "give the dashboard's address, http://HEAD:8265"
     if not re.fullmatch(r"https?://[^\s/@]+(/[^\s@]*)?", address):
-        raise JobError(f"--address {quoted(address)}", "is no address of a Ray job server", step)
+        raise JobError(f"--address {quoted(address)}", "is not an address of a Ray job server", step)
     address, headers = address.rstrip("/"), {}
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=REACH) as answer:
@@ -229,17 +229,17 @@ def _client(address: str | None) -> tuple[Any, str]:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code not in (401, 403):
-            raise RunError(f"--address {address}", f"is no Ray job server (HTTP {error.code})", step) from None
+            raise RunError(f"--address {address}", f"is not a Ray job server (HTTP {error.code})", step) from None
         headers = _token()
     except (OSError, ValueError, KeyError, TypeError, importlib.import_module("http.client").HTTPException) as error:
         rule = f"no Ray job server answers ({last_line(error)})"
         raise RunError(f"--address {address}", rule, f"{step}; 6379 and 10001 are other ports of Ray") from None
     module = importlib.import_module("ray.job_submission")
     for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
-        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every file they send
+        logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they log every file they send
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:
-        with _told(address):  # either variable would win over the address asked for
+        with _readable_errors(address):  # either variable would win over the address asked for
             return module.JobSubmissionClient(address, headers=headers or None), address
     finally:
         os.environ.update(hidden)
@@ -253,7 +253,7 @@ def _token() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _told(address: str) -> Iterator[None]:
+def _readable_errors(address: str) -> Iterator[None]:
     """Ray's errors, which are RuntimeErrors with a page of text, as one line."""
     requests = importlib.import_module("requests")
     try:
@@ -274,7 +274,7 @@ def _told(address: str) -> Iterator[None]:
 
 def _asked(client: Any, name: str, address: str) -> Submission:
     """What the server says of a job."""
-    with _told(address):
+    with _readable_errors(address):
         info = client.get_job_info(name)
     state = str(getattr(info.status, "value", info.status))
     code = info.driver_exit_code if state in _ENDED else None
@@ -285,14 +285,14 @@ def _followed(client: Any, name: str, address: str, log: Callable[[str], None], 
     """Show the output until the job ends, whatever happens to the connection."""
     try:
         _tail(client, name, address, _Lines(log))
-        while (found := _asked(client, name, address)).state not in _ENDED:
+        while (submission := _asked(client, name, address)).state not in _ENDED:
             time.sleep(0.5)
-        return found
+        return submission
     except KeyboardInterrupt:
         if stop_on_interrupt:
             log(f"stopping {name}")
             return stop(address, name)
-        log(f"{name} goes on; follow it: ray job logs --follow --address {address} {name}")
+        log(f"{name} keeps running; follow it: ray job logs --follow --address {address} {name}")
         log(f"stop it (what is done is kept): ray job stop --address {address} {name}")
         return Submission(name, address, "RUNNING")
 
@@ -319,7 +319,7 @@ def _tail(client: Any, name: str, address: str, lines: _Lines) -> None:
         except (aiohttp.ClientError, RuntimeError, OSError, RunError) as error:
             cut = time.monotonic() if cut is None or lines.seen > seen else cut
             if time.monotonic() - cut > LOST:
-                rule = f"no answer for {LOST:g} s ({last_line(error)}); {name} may go on"
+                rule = f"no answer for {LOST:g} s ({last_line(error)}); {name} may still run"
                 step = f"follow it: ray job logs --follow --address {address} {name}"
                 raise RunError(f"--address {address}", rule, step) from None
         time.sleep(1.0)
