@@ -421,37 +421,6 @@ def test_too_few_nodes_and_values_that_are_not_finite_are_refused() -> None:
         statistics.agreement(tensor(1.0, 2.0, math.nan), torch.arange(3.0))
 
 
-def test_auroc_by_hand() -> None:
-    # Pairs: 1<2, 1<3, 2=2 (half), 2<3, 4>2, 4>3: 2.5 of 6.
-    assert float(statistics.auroc(tensor(1.0, 2.0, 4.0), tensor(2.0, 3.0))) == pytest.approx(2.5 / 6)
-
-
-@given(
-    st.lists(st.integers(-3, 3), min_size=1, max_size=8),
-    st.lists(st.integers(-3, 3), min_size=1, max_size=8),
-)
-def test_auroc_counts_pairs(positive: list[int], negative: list[int]) -> None:
-    pairs = [(one > two) + 0.5 * (one == two) for one in positive for two in negative]
-    got = statistics.auroc(torch.tensor(positive), torch.tensor(negative))
-    assert float(got) == pytest.approx(sum(pairs) / len(pairs))
-    assert float(got + statistics.auroc(torch.tensor(negative), torch.tensor(positive))) == pytest.approx(1)
-
-
-def test_auroc_of_many_neurons_at_once() -> None:
-    generator = torch.Generator().manual_seed(0)
-    positive, negative = torch.randn(7, 2, 3, generator=generator), torch.randn(4, 2, 3, generator=generator)
-    got = statistics.auroc(positive, negative)
-    assert got.shape == (2, 3)
-    assert float(got[1, 2]) == pytest.approx(float(statistics.auroc(positive[:, 1, 2], negative[:, 1, 2])))
-
-
-def test_auroc_needs_both_kinds_and_finite_scores() -> None:
-    with refused(JobError, "no negative example"):
-        statistics.auroc(tensor(1.0), torch.zeros(0))
-    with refused(JobError, "positive", "not finite"):
-        statistics.auroc(tensor(math.nan), tensor(1.0))
-
-
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(0, 9))
 def test_strata_are_disjoint_and_as_large_as_can_be(n_nodes: int, n_each: int, seed: int) -> None:
     strength = torch.randn(n_nodes, generator=torch.Generator().manual_seed(seed))

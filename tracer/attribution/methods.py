@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution import replay
@@ -198,16 +198,27 @@ def _by_ablation(work: Work) -> Result:
     start = _start(work, embedding)
     baseline = work.baseline if isinstance(work.baseline, Tensor) else torch.zeros_like(values)
     nodes, embeddings, scores = torch.zeros_like(values), torch.zeros(embedding.shape[:2]), []
-    more = _counter(work, sum(len(ids) for ids in work.batch.token_ids) * work.model.n_layers * values.shape[-1])
+    total = sum(len(ids) for ids in work.batch.token_ids) * work.model.n_layers * values.shape[-1]
+    more = counter(work.progress, total)
     for row, ids in enumerate(work.batch.token_ids):
         first = work.batch.width - len(ids)
-        nodes[row, :, first:] = _ablate_nodes(work, row, baseline[row, :, first:], more)
+        to = baseline[row, :, first:]
+        nodes[row, :, first:] = single_effects(
+            work.model,
+            ids,
+            work.metric.repeat(row, 1),
+            torch.cartesian_prod(*map(torch.arange, to.shape)),
+            to.flatten(),
+            basis=work.settings.basis,
+            max_bytes=work.max_bytes,
+            more=more,
+        ).view_as(to)
         embeddings[row, first:], score = _ablate_embeddings(work, row, start[row, first:])
         scores.append(score)
     return Result(nodes, values, embeddings, torch.stack(scores), None, _lent(work), work.baselines)
 
 
-def _counter(work: Work, total: int) -> Callable[[int], None]:
+def counter(report: Progress | None, total: int) -> Callable[[int], None]:
     """A function that reports how many more are done; on a server several threads call it."""
     done, lock = 0, threading.Lock()
 
@@ -215,60 +226,70 @@ def _counter(work: Work, total: int) -> Callable[[int], None]:
         nonlocal done
         with lock:
             done += count
-            work.report(done, total)
+            if report is not None:
+                report(done, total)
 
     return more
 
 
-def _ablate_nodes(work: Work, row: int, baseline: Tensor, more: Callable[[int], None]) -> Tensor:
-    """Effects of one prompt's nodes [layer, pos, neuron]. Row 0 of each batch is not ablated, so that the
-    difference is between rows that went through the same kernels."""
-    flat, size, width = baseline.flatten(), baseline[0].numel(), baseline.shape[-1]
+def single_effects(
+    model: Model,
+    token_ids: tuple[int, ...],
+    metric: Metric,
+    nodes: Int[Tensor, "node 3"],
+    to: Float[Tensor, " node"],
+    *,
+    basis: str,
+    max_bytes: int,
+    more: Callable[[int], None],
+) -> Float[Tensor, " node"]:
+    """How far one prompt's metric falls when each node (layer, position, neuron) alone is set to its value in `to`.
+
+    Row 0 of each batch is not ablated: the difference is then between rows that went through the same kernels.
+    """
+    layer, position, neuron = nodes.unbind(-1)
+    order = layer.argsort(stable=True)
 
     def effects(part: range) -> Tensor:
-        at = torch.arange(part.start, part.stop)
-        batch, metric = _copies(work, row, len(part) + 1)
+        at, rows = order[part.start : part.stop], len(part) + 1
         score = passes.ablated(
-            work.model,
-            batch,
-            metric,
-            layer=part.start // size,
-            where=(torch.arange(1, len(part) + 1), at % size // width, at % width),
-            to=flat[at],  # a copy: a slice would travel with its whole storage
-            basis=work.settings.basis,
+            model,
+            Batch((token_ids,) * rows),
+            metric.repeat(0, rows),
+            layer=int(layer[at[0]]),
+            where=(torch.arange(1, rows), position[at], neuron[at]),
+            to=to[at],
+            basis=basis,
         )
         more(len(part))
         return score[0] - score[1:]
 
-    layers = [range(start, start + size) for start in range(0, len(flat), size)]
-    parts = [part for layer in layers for part in _parts(work, row, layer)]
-    return torch.cat(work.model.each(effects, parts)).view_as(baseline)
+    ends = [0, *layer.bincount().cumsum(0).tolist()]
+    parts = [part for layer in pairwise(ends) for part in _parts(model, len(token_ids), max_bytes, range(*layer))]
+    falls = torch.empty(len(nodes))
+    falls[order] = torch.cat([torch.empty(0), *model.each(effects, parts)])
+    return falls
+
+
+def _parts(model: Model, length: int, max_bytes: int, whole: range) -> list[range]:
+    """The nodes to ablate of one prompt, in parts of as many rows as the byte limit allows beside the unablated row."""
+    rows = max_bytes // (model.bytes_per_token(gradient=False, length=length) * length) - 1
+    return chunked(whole, min(max(1, rows), EXACT_ROWS))
 
 
 def _ablate_embeddings(work: Work, row: int, start: Tensor) -> tuple[Tensor, Tensor]:
     """Effect of each token's embedding going to zero (or to the counterfactual's), and the metric itself."""
+    token_ids = work.batch.token_ids[row]
 
     def effects(part: range) -> tuple[Tensor, Tensor]:
-        at = torch.arange(part.start, part.stop)
-        batch, metric = _copies(work, row, len(part) + 1)
-        where = torch.arange(1, len(part) + 1), at
+        at, rows = torch.arange(part.start, part.stop), len(part) + 1
+        batch, metric = Batch((token_ids,) * rows), work.metric.repeat(row, rows)
+        where = torch.arange(1, rows), at
         score = passes.embeddings_ablated(work.model, batch, metric, where=where, to=start[at])
         return score[0] - score[1:], score[0]
 
-    answers = work.model.each(effects, _parts(work, row, range(len(start))))
+    answers = work.model.each(effects, _parts(work.model, len(token_ids), work.max_bytes, range(len(start))))
     return torch.cat([part for part, _ in answers]), answers[0][1]
-
-
-def _copies(work: Work, row: int, count: int) -> tuple[Batch, Metric]:
-    """A batch of `count` copies of one prompt, and its metric."""
-    return Batch((work.batch.token_ids[row],) * count), work.metric.repeat(row, count)
-
-
-def _parts(work: Work, row: int, whole: range) -> list[range]:
-    """The nodes to ablate of one prompt, in parts of as many rows as the byte limit allows beside the unablated row."""
-    length = len(work.batch.token_ids[row])
-    room = work.max_bytes // (work.model.bytes_per_token(gradient=False, length=length) * length) - 1
-    return chunked(whole, min(max(1, room), EXACT_ROWS))
 
 
 def _control(work: Work) -> Result:

@@ -17,16 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution.attribute import Reference, attribute, mean_values, metric_of
-from tracer.attribution.methods import EXACT_ROWS, Progress
+from tracer.attribution.methods import Progress, counter, single_effects
 from tracer.attribution.result import Attribution
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow
-from tracer.metrics import Metric
-from tracer.model import passes
 from tracer.model.model import Model
-from tracer.prompts import Batch, Encoded, Prompt, encode
+from tracer.prompts import Encoded, Prompt, encode
 
 ABLATIONS = ("zero", "mean", "counterfactual")
 STRATA = ("strong", "middle", "random")
@@ -392,9 +390,10 @@ def _alone(
     if model.remote is not None:
         return _falls(model, circuit, [(prompt, nodes)], to, memory, progress)
     basis, ids = circuit.settings.basis, prompt.token_ids
-    values = to.values(model, 1, len(ids), basis, memory)[0]
-    mine, budget = values[nodes.unbind(-1)], memory or model.budget()
-    return _ablated(model, ids, metric_of([prompt], circuit.settings), nodes, mine, basis, budget, progress)
+    values = to.values(model, 1, len(ids), basis, memory)[0][nodes.unbind(-1)]
+    how: dict[str, Any] = {"basis": basis, "max_bytes": memory or model.budget()}
+    metric, more = metric_of([prompt], circuit.settings), counter(progress, len(nodes))
+    return single_effects(model, ids, metric, nodes, values, **how, more=more)
 
 
 def _falls(
@@ -410,41 +409,6 @@ def _falls(
     rows = [AblatedRow(one, node[None].clone()) for one, nodes in asked for node in nodes.int()]
     chosen, budget = circuit.settings, memory or model.budget()
     return ablations.there(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
-
-
-def _ablated(
-    model: Model,
-    token_ids: tuple[int, ...],
-    metric: Metric,
-    nodes: Int[Tensor, "node 3"],
-    to: Float[Tensor, " node"],
-    basis: str,
-    budget: int,
-    progress: Progress | None,
-) -> Float[Tensor, " node"]:
-    """How far the metric falls when each node alone is set to its value in `to`. Row 0 of each batch stays whole, so
-    that the difference is between rows that went through the same kernels."""
-    layer, position, neuron = nodes.unbind(-1)
-    each = model.bytes_per_token(gradient=False, length=len(token_ids)) * len(token_ids)
-    rows, done = max(1, min(EXACT_ROWS, budget // each - 1)), 0
-    effects = torch.empty(len(nodes))
-    for at in layer.unique().tolist():
-        for part in (layer == at).nonzero()[:, 0].split(rows):
-            count = len(part)
-            score = passes.ablated(
-                model,
-                Batch((token_ids,) * (count + 1)),
-                metric.repeat(0, count + 1),
-                layer=at,
-                where=(torch.arange(1, count + 1), position[part], neuron[part]),
-                to=to[part],
-                basis=basis,
-            )
-            effects[part] = score[0] - score[1:]
-            done += count
-            if progress is not None:
-                progress(done, len(nodes))
-    return effects
 
 
 def _judged(circuit: Circuit, sample: Sample, metric: float, ablation: str, seed: int) -> Quality:
@@ -535,15 +499,15 @@ def _to_the_mean(
     for row, one in enumerate(prompts):
         layer, neuron = candidates[row].nonzero().unbind(-1)
         at = position[row, layer, neuron]
-        effects[row, layer, neuron] = _ablated(
+        effects[row, layer, neuron] = single_effects(
             model,
             one.token_ids,
             metric_of([one], circuit.settings),
             torch.stack([layer, at, neuron], -1),
             means[layer, at, neuron],
-            basis,
-            memory or model.budget(),
-            None,
+            basis=basis,
+            max_bytes=memory or model.budget(),
+            more=counter(None, 0),
         ).abs()
         if progress is not None:
             progress(row + 1, len(prompts))

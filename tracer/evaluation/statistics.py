@@ -439,27 +439,6 @@ def _spearman(rows: Float[Tensor, "resample node 2"]) -> Float[Tensor, " resampl
     return _pearson(torch.from_numpy(rankdata(rows.numpy(), axis=1)))
 
 
-def auroc(
-    positive: Shaped[Tensor, "positive *rest"], negative: Shaped[Tensor, "negative *rest"]
-) -> Float[Tensor, "*rest"]:
-    """P(a positive is larger than a negative) plus half the ties, from ranks (method.md section 7).
-
-    Args:
-        positive, negative: the scores of examples with and without the concept; further axes, such as neurons, apart.
-
-    Raises:
-        JobError: no example on one side, or a score that is not finite.
-    """
-    for name, scores in (("positive", positive), ("negative", negative)):
-        if not len(scores):
-            raise JobError(f"no {name} example", "both kinds are needed", "give examples of both")
-        _check_rows(scores, 1, name)
-    both = torch.cat([positive.detach().cpu().double(), negative.detach().cpu().double()])
-    # Mann-Whitney's U over the number of pairs.
-    ranks = torch.from_numpy(np.asarray(rankdata(both.numpy(), axis=0)))[: len(positive)].sum(0)
-    return (ranks - len(positive) * (len(positive) + 1) / 2) / (len(positive) * len(negative))
-
-
 @dataclass(frozen=True)
 class Strata:
     """Flat indices of nodes, no node twice: the strongest, those ranked next, and others at random."""
