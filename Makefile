@@ -1,4 +1,5 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
+# quick: the tests without model, server or process, in under a minute.
 # check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
 # shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
 # test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
@@ -12,13 +13,16 @@ SLOW ?= slow
 SHIFTS ?= 0:1 4:1 8:2 16:1 32:2
 PARITY := tests/model tests/attribution tests/evaluation tests/runs tests/ndif tests/test_reference.py
 
-.PHONY: demo test shifted check slow bench test-ndif clean
+.PHONY: demo quick test shifted check slow bench test-ndif clean
 
 demo: $(TRACES)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
 
+quick: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "unit and not slow"
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 shifted: $(READY)
 	for one in $(SHIFTS); do echo "shift:threads $$one"; \

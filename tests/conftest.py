@@ -1,9 +1,10 @@
-"""Settings of every test process: offline, one thread, reproducible hypothesis; and the loop-back server."""
+"""Settings of every test process: offline, one thread, reproducible hypothesis; its tiers; and the loop-back server."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +25,48 @@ settings.register_profile(
 settings.load_profile("tracer")
 
 
+TIERS = {
+    ".": "unit",
+    "./test_reference.py": "model",
+    "attribution": "model",
+    "attribution/test_pruning.py": "unit",
+    "attribution/test_selection.py": "unit",
+    "circuit": "model",
+    "cli": "model",
+    "cli/test_cli_runs.py": "process",
+    "data": "unit",
+    "data/test_tasks.py": "model",
+    "demo": "model",
+    "evaluation": "model",
+    "evaluation/test_statistics.py": "unit",
+    "model": "model",
+    "ndif": "server",
+    "reports": "model",
+    "reports/test_viewer.py": "unit",
+    "runs": "process",
+    "runs/test_benchmark.py": "model",
+    "runs/test_dataset_circuit.py": "model",
+    "runs/test_jobs.py": "unit",
+    "runs/test_planner.py": "model",
+    "runs/test_scheduling.py": "unit",
+    "runs/test_shards.py": "model",
+    "runs/test_yamlfile.py": "unit",
+    "slow": "process",
+    "store": "unit",
+    "store/test_folder.py": "process",
+    "store/test_places.py": "process",
+}
+"""What the tests of a room, or of one of its files, need; a test may say otherwise of itself."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in set(TIERS.values())):
+            file = item.path.relative_to(here)
+            item.add_marker(TIERS.get(f"{file.parent}/{file.name}") or TIERS[str(file.parent)])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def machine() -> Iterator[None]:
     """This machine; or the one that `make shifted` asks for: see support/truth.py."""
@@ -37,7 +80,7 @@ def machine() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A `loopback.Loopback`: imported here, since tracer is to be imported after its type checks are on."""
     import loopback

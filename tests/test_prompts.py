@@ -282,6 +282,7 @@ for wrong in ({"token_ids": [1, 2.5]}, {"token_ids": [1, "a"]}, {"token_ids": [1
 """
 
 
+@pytest.mark.process
 def test_values_of_a_wrong_type_are_refused_without_the_test_suites_type_checks() -> None:
     """In a process of its own, since here beartype refuses them first."""
     done = subprocess.run([sys.executable, "-c", MISTYPED], capture_output=True, text=True, check=True)

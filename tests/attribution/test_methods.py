@@ -43,7 +43,7 @@ def question(method: str) -> Question:
 
 
 def depth(method: str) -> dict[str, int]:
-    return {"n_layers": 2} if method == "exact" else {}
+    return {"n_layers": 2} if method == "exact" or method in PATH_METHODS else {}
 
 
 def steps(method: str) -> dict[str, int]:

@@ -763,6 +763,7 @@ print(count, (most - before) / 2**20)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("write", ["jsonl", "csv", "parquet"])
+@pytest.mark.process
 def test_a_large_file_is_read_in_flat_memory(tmp_path: Path, write: str) -> None:
     count, text = 300_000, "The key to the cabinets near the door of the house " * 4
     path = tmp_path / f"a.{write}"

@@ -59,6 +59,7 @@ def training_texts() -> list[str]:
 # ------------------------------------------------------------------------------- the shipped files
 
 
+@pytest.mark.process
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, tracer.demo; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -470,6 +470,7 @@ for wrong in (None, 5, b"demo"):
 """
 
 
+@pytest.mark.process
 def test_what_is_no_name_is_refused_without_the_test_suites_type_checks() -> None:
     """In a process of its own, since here beartype refuses it first."""
     done = subprocess.run([sys.executable, "-c", NAMELESS], capture_output=True, text=True, check=True)

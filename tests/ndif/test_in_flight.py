@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,6 @@ from tracer.runs.workers.processes import LocalPool
 from tracer.store.run_folder import Commit, RunFolder
 
 PATIENCE = 30.0  # seconds until a thread that should have been heard of was not
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
-    server = start({"demo": str(demo.path())}, tmp_path_factory.mktemp("ndif"))
-    yield server
-    stop(server)
 
 
 def job(count: int = 8, **changes: Any) -> dict[str, Any]:
@@ -289,6 +282,7 @@ def test_memory_that_runs_out_halves_batches_under_way(
     assert [commit.halved for commit in found.folder.commits()] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_keeps_what_is_committed_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,7 +172,7 @@ def test_a_second_signal_acts_at_once() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_driver_that_is_killed_at_any_moment_is_followed(tmp_path: Path, undisturbed: Run, seed: int) -> None:
     """SIGKILL while it plans, runs or finishes, again and again; the same command ends with the same bits."""
     slow = {number: f"slow/{number}" for number in range(20)}

@@ -88,8 +88,10 @@ def served(place: Path) -> Iterator[Loopback]:
     }
     server = start(served | {folders["changed"]: other}, place)
     server.folders = folders
-    yield server
-    stop(server)
+    try:
+        yield server
+    finally:
+        stop(server)
 
 
 def prompts(name: str) -> list[tracer.Prompt]:
