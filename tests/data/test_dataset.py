@@ -817,7 +817,7 @@ def test_files_in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert one(f"s3://bucket/c/a.csv{options}").target == (" b",)  # type: ignore[arg-type]
         assert [row.text for row in rows(f"s3://bucket/p/a.parquet{options}")] == ["a", "b"]
         assert len(data.digest(source(f"s3://bucket/j{options}"))) == 64
-        with refused(JobError, "'bucket/j/**.jsonl'", "no pattern"):
+        with refused(JobError, "'bucket/j/**.jsonl'", "not a valid pattern"):
             data.read(source(f"s3://bucket/j/**.jsonl{options}"))
         for path in ("nope", "j/*.csv"):
             with refused(JobError, f"s3://bucket/{path}'", "names no file"):
