@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,17 +70,3 @@ def test_verbs_are_these() -> None:
 
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert verbs >= set(VERBS.split())
-
-
-def loaded_by(*words: str) -> set[str]:
-    """The top-level modules that a verb of the command line has imported when it ends."""
-    code = (
-        "import sys, tracer.cli\n"
-        f"sys.argv = ['tracer', *{words!r}]\n"
-        "try:\n    tracer.cli.main()\n"
-        "except SystemExit as end:\n    assert not end.code, end.code\n"
-        "print('\\n' + ' '.join(sorted({name.partition('.')[0] for name in sys.modules})))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.splitlines()[-1].split())

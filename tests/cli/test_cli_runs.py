@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import old_folders
+from loaded import COMPUTES, loaded_by
 from tracer.cli.app import app
 from tracer.errors import RemoteError
 from tracer.runs import driver, status
@@ -203,3 +204,9 @@ def test_status_says_what_is_waited_for(done: tuple[Path, Result], monkeypatch: 
     monkeypatch.setattr(status, "condition", lambda *_, **__: found.model_copy(update={"status": waits}))
     said = " ".join(run("status", str(done[0])).stdout.split())
     assert "waiting for a.host, 12 s, queued: 3rd in the queue" in said
+
+
+@pytest.mark.parametrize("words", [("status",), ("query", "select count(*) from nodes"), ("compact",)])
+def test_verbs_that_read_a_run_import_nothing_that_computes(done: tuple[Path, Result], words: tuple[str, ...]) -> None:
+    verb, *more = words
+    assert loaded_by(verb, str(done[0]), *more) & COMPUTES == set()

@@ -167,12 +167,11 @@ def query(
     Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
     """
     from tracer.runs import report
-    from tracer.runs.finish import tables_of
     from tracer.store import query as querying
     from tracer.store.run_folder import RunFolder
 
     place = RunFolder(folder)
-    files = tables_of(place)
+    files = place.tables()
     if not files:
         raise JobError(f"folder {folder!r}", "holds no committed table", "give the --out of a run")
     answer = querying.query(files, place.place.fs, sql)
@@ -194,12 +193,12 @@ def compact(
 
     Example: tracer compact runs/dataset      then      tracer compact runs/dataset --neuron 1/13
     """
-    from tracer.runs import finish, report
+    from tracer.runs import report
     from tracer.store import compaction
     from tracer.store.run_folder import RunFolder
 
     run_folder = RunFolder(folder)
-    place, files = run_folder.place, finish.tables_of(run_folder)
+    place, files = run_folder.place, run_folder.tables()
     nodes, edges = files.get("nodes", []), files.get("edges", [])
     started = time.perf_counter()
     if neuron is None:

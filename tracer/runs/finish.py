@@ -106,16 +106,3 @@ def _finish_benchmark(result: BenchmarkResult, folder: RunFolder) -> None:
     folder.place.write("results.json", json.dumps({"outcomes": outcomes}).encode())
     for name, content in benchmark_report.files(result):
         folder.place.write(name, content)
-
-
-def tables_of(folder: RunFolder) -> dict[str, list[str]]:
-    """Every table of a run and its files, as full paths for Arrow and DuckDB; only what is committed."""
-    tables: dict[str, list[str]] = {}
-    for commit in folder.commits():
-        for name, file in commit.files.items():
-            if name != "means":
-                tables.setdefault(name, []).append(folder.place.path(file))
-    for name in ("neurons", "edges_mean", "top_prompts", "failed", "circuit"):
-        if folder.place.exists(f"{name}.parquet"):
-            tables[name] = [folder.place.path(f"{name}.parquet")]
-    return tables

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from tracer.evaluation.curves import Curves
 from tracer.reports import figures
 from tracer.runs.status import Condition, Status
+
+if TYPE_CHECKING:
+    from tracer.evaluation.curves import Curves
 
 
 def line(status: Status) -> str:

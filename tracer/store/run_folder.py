@@ -290,6 +290,18 @@ class RunFolder:
         # An outcome may hold NaN.
         self.place.write(f"_commits/{commit.shard}.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
+    def tables(self) -> dict[str, list[str]]:
+        """Every table of the run and its files, as full paths for Arrow and DuckDB; only what is committed."""
+        tables: dict[str, list[str]] = {}
+        for commit in self.commits():
+            for name, file in commit.files.items():
+                if name != "means":
+                    tables.setdefault(name, []).append(self.place.path(file))
+        for name in OUTPUTS:
+            if name.endswith(".parquet") and self.place.exists(name):
+                tables[name.removesuffix(".parquet")] = [self.place.path(name)]
+        return tables
+
     def commits(self, damaged: list[int] | None = None) -> Iterator[Commit]:
         """Every unit that is done, in order; read as they are asked for.
 
