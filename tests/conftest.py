@@ -80,6 +80,16 @@ def machine() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_child_outlives_its_test() -> Iterator[None]:
+    import children
+
+    try:
+        yield
+    finally:
+        children.end_all()
+
+
 @pytest.fixture(scope="session")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A `loopback.Loopback`: imported here, since tracer is to be imported after its type checks are on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+import children
 import tiny as t
 from helpers import aligned, padded, refused
 from tracer.batching import batches
@@ -264,28 +264,10 @@ def test_what_cannot_be_meant_is_refused(arguments: dict[str, Any], parts: tuple
         encode(Prompt(**arguments), WORDS)
 
 
-MISTYPED = """
-from types import SimpleNamespace
-import numpy as np
-from tracer.prompts import Prompt, encode
-tokenizer = SimpleNamespace(decode=lambda *_, **__: 'x')
-words = SimpleNamespace(vocab_size=101, context_length=12, tokenizer=tokenizer)
-for wrong in ({"token_ids": [1, 2.5]}, {"token_ids": [1, "a"]}, {"token_ids": [1, 5], "positions": [0.5]},
-              {"token_ids": [1, None]}, {"token_ids": [1, 5], "target": 2.5}, {"text": 55}, {"token_ids": 56},
-              {"token_ids": [1, 5], "positions": 1.5}, {"token_ids": [1, 5], "counterfactual": 57},
-              {"token_ids": "58"}, {"token_ids": b"59"}, {"token_ids": {60}}, {"text": "The", "id": 61},
-              {"token_ids": [1, 5], "positions": "62"}, {"token_ids": [1, np.float32(63)]}):
-    try:
-        encode(Prompt(**wrong), words)
-    except Exception as problem:
-        print(type(problem).__name__, problem)
-"""
-
-
 @pytest.mark.process
 def test_values_of_a_wrong_type_are_refused_without_the_test_suites_type_checks() -> None:
     """In a process of its own, since here beartype refuses them first."""
-    done = subprocess.run([sys.executable, "-c", MISTYPED], capture_output=True, text=True, check=True)
+    done = subprocess.run(children.command("mistyped"), capture_output=True, text=True, check=True, timeout=120)
     lines = done.stdout.splitlines()
     values = "2.5 'a' 0.5 None 2.5 55 56 1.5 57 '58' b'59' {60} 61 '62' 63".split()
     assert len(lines) == len(values), done.stdout

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from truth import close, same_bits, same_tables, tolerance
+from truth import close, same_bits, same_tables, same_text, tolerance
 
 TABLE = pa.table(
     {
@@ -46,3 +46,10 @@ def test_what_is_no_rounding_differs(name: str, values: list[object]) -> None:
     assert not same_tables(TABLE.set_column(column, name, pa.array(values, TABLE.schema.field(name).type)), TABLE)
     assert not same_tables(TABLE.slice(1), TABLE)
     assert same_tables(TABLE.set_column(2, "bias_share", pa.array([-1e-8, 0.0, 0.0])), TABLE)
+
+
+def test_printed_numbers_are_numbers() -> None:
+    assert same_text("metric +6.90  unexplained +4.77e-07", "metric +6.91 unexplained +9.54e-07")
+    assert not same_text("metric +6.90", "metric +7.10")
+    assert not same_text("metric +6.90", "logit +6.90")
+    assert not same_text("rank 1 2", "rank 1 2 3")

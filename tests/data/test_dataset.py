@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import children
 from helpers import refused
 from tracer import data
 from tracer.data import Row, tasks
@@ -745,21 +746,6 @@ def test_without_the_package_it_is_said_how_to_install_it(monkeypatch: pytest.Mo
 
 # --------------------------------------------------------------------------------------------------- memory
 
-GROWTH = """
-import psutil, sys
-from tracer import dataset
-from tracer.runs.jobs import Source
-def resident(): return psutil.Process().memory_info().rss
-source = Source(path=sys.argv[1], labels=["topic"])
-for _ in zip(range(2000), dataset.read(source)): pass
-before, most, count = resident(), 0, 0
-for row in dataset.read(source):
-    count += 1
-    if not count % 10_000: most = max(most, resident())
-assert row.error is None
-print(count, (most - before) / 2**20)
-"""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("write", ["jsonl", "csv", "parquet"])
@@ -776,8 +762,9 @@ def test_a_large_file_is_read_in_flat_memory(tmp_path: Path, write: str) -> None
             file.writelines(line.format(text, i) for i in range(count))
     assert path.stat().st_size > 60e6
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", GROWTH, str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        children.command("growth", path), env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     n_rows, growth = done.stdout.split()
     assert int(n_rows) == count

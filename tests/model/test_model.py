@@ -7,7 +7,6 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import children
 import tiny as t
 import tracer
 from helpers import Question, direct_logits, error, fresh, load, refused
@@ -460,20 +460,10 @@ def test_the_cost_of_a_token_counts_logits_and_the_length_read() -> None:
     assert small.bytes_per_token(length=8) < small.bytes_per_token(length=64) == small.bytes_per_token(length=10**6)
 
 
-NAMELESS = """
-import tracer
-for wrong in (None, 5, b"demo"):
-    try:
-        tracer.load(wrong)
-    except tracer.ModelError as problem:
-        print(problem)
-"""
-
-
 @pytest.mark.process
 def test_what_is_no_name_is_refused_without_the_test_suites_type_checks() -> None:
     """In a process of its own, since here beartype refuses it first."""
-    done = subprocess.run([sys.executable, "-c", NAMELESS], capture_output=True, text=True, check=True)
+    done = subprocess.run(children.command("nameless"), capture_output=True, text=True, check=True, timeout=120)
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["model None", "model 5", "model b'demo'"]
 
 

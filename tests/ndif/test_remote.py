@@ -43,7 +43,7 @@ from tracer.prompts import Batch
 from tracer.runs.jobs import load_job
 from tracer.runs.status import condition
 from tracer.settings import settings
-from truth import close, tolerance
+from truth import close, same_text, tolerance
 
 KEY = "0badc0de-5ec2-4e70-8a11-5ec2e7a11cee"
 FAILING = {"refused": {"keys": ["another-key"]}, "oom": {"keys": [KEY], "oom": 99}, "busy": {"keys": [KEY], "busy": 99}}
@@ -873,11 +873,11 @@ def test_commands_run_remotely(server: Loopback) -> None:
     command = ["trace", "The secretaries near the car", "--target", " are", "--foil", " is", "--nodes", "20"]
     got, wanted = (CliRunner().invoke(app, [*command, *more]) for more in (["--remote"], []))
     assert got.exit_code == 0, got.output
-    assert got.stdout == wanted.stdout
+    assert same_text(got.stdout, wanted.stdout)
     steering = ["steer", "The parents", "--target", " are", "--top", "5", "--factor", "-1", "--max-new-tokens", "3"]
     got, wanted = (CliRunner().invoke(app, [*steering, *more]) for more in (["--remote"], []))
     assert got.exit_code == 0, got.output
-    assert got.stdout == wanted.stdout
+    assert same_text(got.stdout, wanted.stdout)
 
 
 @pytest.mark.slow
@@ -887,7 +887,7 @@ def test_evaluate_runs_remotely(server: Loopback, tmp_path: Path) -> None:
     checking = ["evaluate", str(tmp_path / "run"), "--structure", "nounpp", "--count", "2", "--sizes", "5,20"]
     got, wanted = (CliRunner().invoke(app, [*checking, *more]) for more in (["--remote"], []))
     assert got.exit_code == 0, got.output
-    assert got.stdout == wanted.stdout
+    assert same_text(got.stdout, wanted.stdout)
 
 
 def test_commands_refuse_in_one_line(server: Loopback) -> None:

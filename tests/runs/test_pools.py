@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+import children
 from tracer.runs.workers import processes
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Pool, Refused, Setup, Started, Task
 from tracer.runs.workers.processes import LocalPool
@@ -188,30 +187,10 @@ def test_closing_ends_all_processes_and_can_be_repeated(pool: LocalPool) -> None
     assert not any(psutil.pid_exists(pid) for pid in children)
 
 
-_DRIVER = """
-import sys, time
-from tracer.runs.workers.processes import LocalPool
-from tracer.runs.workers.messages import Task, Setup, Began
-pool = LocalPool()
-pool.start("w0", Setup(folder="none", job={"units": [["hang"]]}, factory="faulty:Worker"))
-while not pool.events(1):
-    pass
-pool.give("w0", Task(unit=0))
-while not pool.events(1):
-    pass
-print(pool._processes["w0"].popen.pid, flush=True)
-time.sleep(600)
-"""
-
-
 def test_workers_end_with_a_driver_that_is_killed() -> None:
-    driver = subprocess.Popen([sys.executable, "-c", _DRIVER], stdout=subprocess.PIPE, text=True)
-    try:
-        assert driver.stdout is not None
-        worker = psutil.Process(int(driver.stdout.readline()))
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.communicate()
+    driver = children.start("orphan")
+    worker = psutil.Process(int(children.line(driver)))
+    children.end(driver)
     with contextlib.suppress(psutil.NoSuchProcess):
         worker.wait(10)
     assert not worker.is_running()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import children
 import faulty
 from tracer.errors import JobError, RunError
 from tracer.runs.workers.cluster import RayPool
@@ -202,33 +202,10 @@ def test_misuse(pool: RayPool) -> None:
         RayPool("10.1.2.3:6379")
 
 
-TWICE = """
-import sys, time
-from tracer.runs.workers.cluster import RayPool
-from tracer.runs.workers.messages import Task, Setup
-for _ in range(2):
-    pool = RayPool(sys.argv[1], **({"num_cpus": 1} if sys.argv[1] == "local" else {}))
-    pool.start("a", Setup(folder="", job={"units": [["ok"], ["hang"], ["kill"]]}, factory="faulty:Worker"))
-    print(type(pool.events(60)[0]).__name__)
-    pool.give("a", Task(unit=0))
-    while not (found := [one for one in pool.events(60) if type(one).__name__ == "Done"]):
-        pass
-    print(found[0].report.statuses["ok"])
-    pool.give("a", Task(unit=2))
-    while not (found := [one for one in pool.events(60) if type(one).__name__ == "Died"]):
-        pass
-    print(found[0].prompts)
-    pool.close()
-    pool.close()
-import ray
-print(ray.is_initialized())
-"""
-
-
 def twice(address: str, folder: Path) -> list[str]:
     """What a process of its own prints with two pools, one after the other."""
     environment = os.environ | {"PYTHONPATH": str(HERE.parent / "support")}
-    command = [sys.executable, "-W", "error", "-c", TWICE, address]
+    command = children.command("pool_twice", address, warnings="error")
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=environment, cwd=folder, check=False
     )

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pytest
 import yaml
 
+import children
 import runs
 import tracer
 from helpers import refused
@@ -223,7 +224,7 @@ def test_the_command_that_is_stopped_says_how_to_go_on(tmp_path: Path, whole: Ru
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(tmp_path, prompts(SLOW))))
     command = [sys.executable, "-m", "tracer", "run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run")]
     command += ["--workers", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = children.begin(command)
     commits = tmp_path / "run" / "_commits"
     end = time.monotonic() + 90
     while not list(commits.glob("[0-9]*.json")) and time.monotonic() < end:
@@ -358,33 +359,10 @@ def test_two_nodes_of_which_one_is_lost(tmp_path: Path, whole: Run) -> None:
 
 # --------------------------------------------------------------------------------------------------- memory
 
-_MEMORY = """
-import json, sys, time
-from tracer import dataset
-from tracer.store.run_folder import RunFolder
-from tracer.runs.jobs import load_job
-from tracer.runs.workers.processes import LocalPool
-from tracer.runs.driver import run
-from tracer.runs.units.shards import input_row
-
-what, job, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
-started = time.perf_counter()
-if what == "plan":
-    made = load_job(job)
-    rows = (input_row(row) for row in dataset.read(made.source))
-    count = RunFolder(out).write_input(rows, made.shard_size)
-    assert RunFolder(out).count_input()[0] == count
-else:
-    run(job, out, workers=2, factory="fake_runs:Tiny")
-with open("/proc/self/status") as file:
-    peak = next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
-print(json.dumps({"seconds": time.perf_counter() - started, "peak": peak}))
-"""
-
 
 def memory(what: str, made: dict[str, Any], out: Path) -> tuple[float, float]:
     """Seconds, and the driver's peak memory in MiB."""
-    command = [sys.executable, "-c", _MEMORY, what, json.dumps(made), str(out)]
+    command = children.command("memory", what, json.dumps(made), out)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+import children
 from helpers import refused
 from tracer.errors import RunError
 from tracer.runs.workers.cluster import RayPool, status, stop, submit
@@ -175,31 +176,17 @@ def test_a_running_job_is_asked_about_and_stopped(head: Head, tmp_path: Path) ->
             verb(head.address, "nobody")
 
 
-FOLLOW = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
-from pathlib import Path
-from tracer.runs.workers.cluster import submit
-done = submit(Path(sys.argv[1]), sys.argv[2], out="/o", stop_on_interrupt=sys.argv[3] == "stop",
-              log=lambda line: print(line, flush=True))
-print(done.state, done.id, flush=True)
-"""
-
-
 @pytest.mark.parametrize("how", ["leave", "stop"])
 def test_interrupting_leaves_the_job_or_stops_it(head: Head, tmp_path: Path, how: str) -> None:
     path = job(tmp_path, "echo here; sleep 300")
-    command = [sys.executable, "-W", "error", "-c", FOLLOW, str(path), head.address, how]
+    command = children.command("follow", path, head.address, how, warnings="error")
     # RAY_ADDRESS must not win over the address that was given.
     environment = os.environ | {"RAY_ADDRESS": "http://127.0.0.1:1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        while (line := process.stdout.readline()) != "here\n":
-            assert line
-        process.send_signal(signal.SIGINT)
-        said, complaint = process.communicate(timeout=60)
+    process = children.begin(command, stderr=subprocess.PIPE, env=environment)
+    while children.line(process) != "here\n":
+        pass
+    process.send_signal(signal.SIGINT)
+    said, complaint = process.communicate(timeout=60)
     assert (process.returncode, complaint) == (0, "")
     *told, last = said.splitlines()
     state, name = last.split()
@@ -225,33 +212,11 @@ def test_other_ports_of_ray_are_told_from_the_right_one(head: Head, tmp_path: Pa
     assert time.monotonic() - begin < 10
 
 
-TWICE = """
-import sys
-import faulty
-from tracer.runs.workers.cluster import RayPool
-from tracer.runs.workers.messages import Task, Setup
-def until(kind):
-    while not (found := [one for one in pool.events(60) if type(one).__name__ == kind]):
-        pass
-    return found[0]
-for _ in range(2):
-    pool = RayPool(sys.argv[1])
-    pool.start("a", Setup(folder="", job={"units": [["ok"], ["ok", "kill"]]}, factory="faulty:Worker"))
-    until("Started")
-    pool.give("a", Task(unit=0))
-    print(until("Done").report.statuses["ok"])
-    pool.give("a", Task(unit=1))
-    print(until("Died").prompts[0])
-    print(pool.describe())
-    pool.close()
-"""
-
-
 @pytest.mark.parametrize("kind", ["client", "auto"])
 def test_pools_attach_one_after_another(head: Head, kind: str, tmp_path: Path) -> None:
     environment = os.environ | AUTH | {"PYTHONPATH": str(TESTS), "RAY_ADDRESS": head.gcs}
     address = kind if kind == "auto" else getattr(head, kind)
-    command = [sys.executable, "-W", "error", "-c", TWICE, address]
+    command = children.command("attach_twice", address, warnings="error")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import children
 import s3
 from helpers import refused
 from tracer.errors import RunError
@@ -307,24 +307,6 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").check()
 
 
-_CLEAR = """
-import os, sys
-from tracer.store import run_folder as folder
-from tracer.store import storage as places
-run, left = folder.RunFolder(sys.argv[1]), int(sys.argv[2])
-remove = places.Storage.remove
-def counted(self, name):
-    global left
-    if self.exists(name):
-        left -= 1
-    if left < 0:
-        os._exit(9)
-    remove(self, name)
-places.Storage.remove = counted
-run.clear()
-"""
-
-
 def test_a_driver_that_dies_while_it_clears_can_be_followed(tmp_path: Path) -> None:
     """Whenever that is: the old run is still one, or there is none."""
     for steps in (0, 1, 3, 5, 7):
@@ -337,7 +319,7 @@ def test_a_driver_that_dies_while_it_clears_can_be_followed(tmp_path: Path) -> N
             done(folder, unit)
         folder.place.write_json("progress.json", {})
         folder.place.write_json("_journal/deaths.json", {})
-        assert subprocess.run([sys.executable, "-c", _CLEAR, str(path), str(steps)], check=False).returncode == 9
+        assert subprocess.run(children.command("clear", path, steps), check=False, timeout=60).returncode == 9
         folder.check()
         assert not folder.place.exists("_SUCCESS.json") or steps == 0
         if folder.record() is None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import children
 import s3
 from helpers import refused
 from tracer.errors import RunError
@@ -144,26 +142,14 @@ def test_a_number_that_json_has_not_is_a_bug_and_not_written(tmp_path: Path) -> 
 
 # ---------------------------------------------------------------------------------------------------- locks
 
-_HOLD = """
-import sys, time
-from tracer.store.storage import Storage
-with Storage(sys.argv[1]).locked():
-    print("held", flush=True)
-    time.sleep(600)
-"""
-
 
 def test_a_second_driver_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    first = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert first.stdout is not None
-        assert first.stdout.readline() == "held\n"
-        with refused(RunError, f"process {first.pid} on"), Storage(tmp_path).locked():
-            pass
-        assert first.poll() is None
-    finally:
-        first.send_signal(signal.SIGKILL)
-        first.communicate()
+    first = children.start("hold", tmp_path)
+    assert children.line(first) == "held\n"
+    with refused(RunError, f"process {first.pid} on"), Storage(tmp_path).locked():
+        pass
+    assert first.poll() is None
+    children.end(first)
     with Storage(tmp_path).locked() as lease:
         assert lease.mine()
         lease.renew()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+import children
 from tracer.store.run_folder import RunFolder
 
 TESTS = Path(__file__).parent
@@ -88,42 +86,19 @@ def orphans(path: Path) -> set[str]:
     return there - named
 
 
-_DRIVER = """
-import json, sys
-from tracer.runs import driver as running
-job, out, options = json.loads(sys.argv[1])
-print("begun", flush=True)
-try:
-    running.run(job, out, **options, watch=lambda status: print("done", status.done, status.state, flush=True))
-except running.Stopped as stopped:
-    print("stopped", stopped, flush=True)
-    sys.exit(stopped.code)
-"""
-
-
 class Driver:
     """A run in a process of its own, to be killed."""
 
     def __init__(self, job: dict[str, Any], out: Path, **options: Any) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _DRIVER, json.dumps([job, str(out), options])],
-            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        environment = {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.process = children.start("driver", json.dumps([job, str(out), options]), env=os.environ | environment)
         self.said: list[str] = []
 
     def wait_for(self, wanted: Any, seconds: float = 90) -> None:
         """Until a line it prints is the one."""
-        assert self.process.stdout is not None
         end = time.monotonic() + seconds
-        for line in self.process.stdout:
-            self.said.append(line)
-            if wanted(line):
-                return
-            assert time.monotonic() < end, self.said
-        raise AssertionError("".join(self.said))
+        while not self.said or not wanted(self.said[-1]):
+            self.said.append(children.line(self.process, end - time.monotonic(), "".join(self.said)))
 
     def committed(self, count: int) -> None:
         """Until so many prompts are committed."""
@@ -133,11 +108,7 @@ class Driver:
         """Its exit code, after a signal if one is given."""
         if number is not None:
             self.process.send_signal(number)
-        try:
-            said, _ = self.process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGKILL)
-            raise
+        said, _ = self.process.communicate(timeout=90)
         self.said.append(said)
         return self.process.returncode
 
