@@ -166,7 +166,7 @@ def test_edges_paths_and_embeddings_are_the_circuits() -> None:
             )
     for row, path in zip(found.tables["paths"], circuit.paths(PATHS), strict=True):
         assert numbers(row[:2]) == pytest.approx([path.attribution, path.share], abs=1e-4)
-        assert row[2].count("→") == len(path.nodes) - 1
+        assert row[2].count(" -> ") == len(path.nodes) - 1
     for row, node in zip(found.tables["embeddings"], circuit.rows("embedding"), strict=True):
         share = node["attribution"] / circuit.metric
         wanted = [node["position"], node["attribution"], share]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from tracer.errors import JobError
 from tracer.evaluation.curves import Evaluation
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.evaluation.statistics import Interval, Size
-from tracer.reports import figures, tables
-from tracer.settings import PATH_METHODS, RULES
+from tracer.reports import figures, sheet, tables
+from tracer.reports.sheet import PAGE, Sheet, decimal, ends, quoted_token, shown, unit
+from tracer.settings import RULES
 
 NODES, EDGES, PATHS = 30, 20, 5
 CONTROL = "control_faithfulness"
@@ -56,26 +57,6 @@ _QUESTIONS = {
     "logprob": "how probable does it find {target}?",
     "centred": "how far above the average token of its vocabulary does it put {target}?",
 }
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A cell that shows a number as a length: where it starts, its width and where zero is, in percent of the cell."""
-
-    left: float
-    width: float
-    zero: float
-    look: str
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table of the page; a heading that starts with ``<`` is of a column of text, set to the left."""
-
-    name: str
-    caption: str
-    heads: tuple[str, ...]
-    rows: tuple[tuple[str | Bar, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -118,11 +99,11 @@ def document(
         quality=_quality(circuit, quality),
         evaluation=_evaluation(evaluation),
         always_on=_always_on(circuit, always_on),
-        nodes=_nodes(circuit, always_on or ()),
-        edges=_edges(circuit),
+        nodes=_strongest(sheet.nodes(circuit, NODES, always_on or ()), circuit.n_nodes),
+        edges=None if circuit.links is None else _strongest(sheet.edges(circuit, EDGES), circuit.n_edges),
         paths=_paths(circuit),
-        embeddings=_embeddings(circuit),
-        nature=tables._plain(tables._nature(circuit)),
+        embeddings=sheet.embeddings(circuit).on(PAGE),
+        nature=sheet.nature_text(circuit),
         made=_made(circuit, date or datetime.datetime.now(datetime.UTC).date()),
         python=_python(circuit),
     )
@@ -145,21 +126,11 @@ def write_document(
     return tables.write_page(document(circuit, evaluation, quality, always_on, date=date), path)
 
 
-def shown(text: str) -> str:
-    """Text with what cannot be seen spelt out: control characters, line ends, marks that turn the reading direction."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
-def token(text: str) -> str:
-    """A token as `shown`, with its spaces visible."""
-    return shown(text).replace(" ", "␣")
-
-
 # ------------------------------------------------------------------------------------------ in plain words
 
 
 def _question(circuit: Circuit) -> str:
-    name = {row["neuron"]: f"“{token(row['token'])}”" for row in circuit.rows("logit")}
+    name = {row["neuron"]: quoted_token(row["token"]) for row in circuit.rows("logit")}
     tokens = {
         "target": " or ".join(name[one] for one in circuit.target_ids),
         "foil": " or ".join(name[one] for one in circuit.foil_ids),
@@ -175,9 +146,9 @@ def _finding(circuit: Circuit) -> str:
     says = ""
     if circuit.predictions:
         first = circuit.predictions[0]
-        says = f"Its most likely next token is “{token(first.token)}” (probability {first.probability:.3f}). "
+        says = f"Its most likely next token is {quoted_token(first.token)} (probability {first.probability:.3f}). "
     return (
-        f"{says}The number that was traced, the {_metric(circuit)}, is {circuit.metric:+.4f} {_unit(circuit)}. "
+        f"{says}The number that was traced, the {_metric(circuit)}, is {circuit.metric:+.4f} {unit(circuit)}. "
         f"Of the {circuit.n_total:,} nodes that the model has on this prompt (a node is one neuron at one token), "
         f"{circuit.n_nodes:,} were kept, {circuit.n_neurons:,} different neurons; they hold "
         f"{circuit.kept_mass:.1%} of the summed size of all attributions."
@@ -223,17 +194,21 @@ def _judged(whole: tuple[float, float, float], control: tuple[float, float, floa
 
 def _cards(circuit: Circuit, found: Evaluation | None, quality: Quality | None) -> Iterator[tuple[str, str, str]]:
     """The numbers to remember: name, value, what goes with it."""
-    yield _metric(circuit), f"{circuit.metric:+.3f}", _unit(circuit)
+    yield _metric(circuit), f"{circuit.metric:+.3f}", unit(circuit)
     yield "nodes kept", f"{circuit.n_nodes:,}", f"of {circuit.n_total:,}; {circuit.n_neurons:,} unique neurons"
     if found is not None:
         curves = {"faithfulness": "faithfulness", "completeness": "completeness", "random nodes": CONTROL}
         for name, field in curves.items():
             estimate, low, high = _at(getattr(found, field), -1)
-            yield name, _number(estimate), f"95 % interval {_number(low)} to {_number(high)}, {found.sizes[-1]:,} nodes"
+            yield (
+                name,
+                decimal(estimate),
+                f"95 % interval {decimal(low)} to {decimal(high)}, {found.sizes[-1]:,} nodes",
+            )
     if quality is not None and quality.whole.agreement is not None:
         one = quality.whole.agreement.pearson
-        ends = f"{_number(float(one.low))} to {_number(float(one.high))}"
-        yield "estimate against truth", _number(float(one.estimate)), f"Pearson correlation, 95 % interval {ends}"
+        ends = f"{decimal(float(one.low))} to {decimal(float(one.high))}"
+        yield "estimate against truth", decimal(float(one.estimate)), f"Pearson correlation, 95 % interval {ends}"
 
 
 # ------------------------------------------------------------------------------------------ sections
@@ -248,7 +223,7 @@ def _settings(circuit: Circuit) -> Sheet:
         "model": f"{shown(model.name)}{'' if model.revision is None else f', revision {shown(model.revision)}'}",
         "architecture": f"{shown(model.family)}: {model.n_layers} layers, {model.d_mlp:,} MLP neurons each, width "
         f"{model.d_model:,}, {model.n_heads} heads, {model.dtype}",
-        "model says": ", ".join(f"“{token(one.token)}” {one.probability:.3f}" for one in circuit.predictions) or "-",
+        "model says": sheet.predictions_text(circuit, quoted_token) or "-",
         "method": _method(circuit),
         "baseline": f"{chosen.baseline}: attributions are relative to {_against(circuit)}",
         "basis": "MLP activations (input of the down projection)" if chosen.basis == "activation" else "MLP outputs",
@@ -258,14 +233,14 @@ def _settings(circuit: Circuit) -> Sheet:
         rows["edges"] = f"{circuit.n_edges:,} kept of {circuit.n_links:,} between the selected nodes{_pruning(circuit)}"
     if circuit.counterfactual_ids is not None:
         rows["counterfactual"] = "token ids " + ", ".join(map(str, circuit.counterfactual_ids))
-    return Sheet("settings", "What was asked, and how", ("<setting", "<value"), tuple(rows.items()))
+    return Sheet.of("settings", "What was asked, and how", ("<setting", "<value"), tuple(rows.items()))
 
 
 def _conservation(circuit: Circuit) -> str:
     """The check that the prompt's own tokens account for the metric."""
     return (
-        f"The attributions of the prompt's tokens sum to {circuit.metric - circuit.unexplained:+.4f} {_unit(circuit)}; "
-        f"the model's number is {circuit.metric:+.4f}. In full: {tables._plain(tables.conservation_text(circuit))}."
+        f"The attributions of the prompt's tokens sum to {circuit.metric - circuit.unexplained:+.4f} {unit(circuit)}; "
+        f"the model's number is {circuit.metric:+.4f}. In full: {sheet.conservation_text(circuit)}."
     )
 
 
@@ -283,8 +258,8 @@ def _quality(circuit: Circuit, found: Quality | None) -> dict[str, Any] | None:
     rows = tuple((name, f"{one.n:,}", *_correlations(one), _in_words(one)) for name, one in parts.items())
     return {
         "text": text,
-        "table": Sheet("correlations", "Attribution against exact ablation of single nodes", heads, rows),
-        "picture": figures.scatter_svg(found, _unit(circuit)),
+        "table": Sheet.of("correlations", "Attribution against exact ablation of single nodes", heads, rows),
+        "picture": figures.scatter_svg(found, unit(circuit)),
         "differs": found.ablation != found.baseline,
         "seed": found.seed,
     }
@@ -294,7 +269,7 @@ def _correlations(one: Correlation) -> tuple[str, ...]:
     if one.agreement is None:
         return ("-",) * 4
     sides = (one.agreement.pearson, one.agreement.spearman)
-    return tuple(text for side in sides for text in (f"{float(side.estimate):.3f}", _ends(*_at(side)[1:])))
+    return tuple(text for side in sides for text in (f"{float(side.estimate):.3f}", ends(*_at(side)[1:])))
 
 
 def _in_words(one: Correlation) -> str:
@@ -319,7 +294,7 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
         "text": text,
         "picture": figures.curves_svg(found),
         "sizes": _levels(found),
-        "table": _points(found),
+        "table": sheet.curves(found),
         "areas": _areas(found),
         "seed": found.seed,
     }
@@ -333,19 +308,7 @@ def _levels(found: Evaluation) -> Sheet:
         rows.append(
             (f"{level:g}", "not reached" if size.estimate is None else f"{size.estimate:,}", _span(size), share)
         )
-    return Sheet("sizes", "How many nodes it takes", heads, tuple(rows))
-
-
-def _points(found: Evaluation) -> Sheet:
-    names = ("faithfulness", "completeness", "random nodes")
-    heads = ("nodes", "neurons", *(head for name in names for head in (name, "95 % interval")))
-    curves = (found.faithfulness, found.completeness, found.control_faithfulness)
-    rows = []
-    for i, size in enumerate(found.sizes):
-        points = [_at(curve, i) for curve in curves]
-        cells = (text for estimate, low, high in points for text in (_number(estimate), _ends(low, high)))
-        rows.append((f"{size:,}", f"{found.n_neurons[i]:,}", *cells))
-    return Sheet("curves", "Every size that was measured", heads, tuple(rows))
+    return Sheet.of("sizes", "How many nodes it takes", heads, tuple(rows))
 
 
 def _areas(found: Evaluation) -> str:
@@ -353,7 +316,7 @@ def _areas(found: Evaluation) -> str:
     areas = [(name, _at(getattr(found, name.lower()))) for name in ("CPR", "CMD")]
     if any(math.isnan(value) for _, values in areas for value in values):
         return ""
-    shown_areas = ", ".join(f"{name} {_number(values[0])} {_ends(*values[1:])}" for name, values in areas)
+    shown_areas = ", ".join(f"{name} {decimal(values[0])} {ends(*values[1:])}" for name, values in areas)
     return (
         f"Areas over the share of nodes, ranked by absolute attribution: {shown_areas}; CPR lies under faithfulness, "
         "CMD between faithfulness and 1."
@@ -364,8 +327,8 @@ def _always_on(circuit: Circuit, found: Sequence[AlwaysOn] | None) -> Sheet | No
     """Neurons that look strong everywhere; None where nobody looked, without rows where there are none."""
     if found is None:
         return None
-    unit = _unit(circuit)
-    heads = ("<neuron", f"attribution ({unit})", f"exact effect ({unit})", "strong on", "nodes of this circuit")
+    of = unit(circuit)
+    heads = ("<neuron", f"attribution ({of})", f"exact effect ({of})", "strong on", "nodes of this circuit")
     rows = tuple(
         (
             f"layer {one.layer} neuron {one.neuron}",
@@ -376,89 +339,23 @@ def _always_on(circuit: Circuit, found: Sequence[AlwaysOn] | None) -> Sheet | No
         )
         for one in found
     )
-    return Sheet("always-on", "Looks strong, does little", heads, rows)
+    return Sheet.of("always-on", "Looks strong, does little", heads, rows)
 
 
-def _nodes(circuit: Circuit, always_on: Sequence[AlwaysOn]) -> Sheet:
-    unit, rows = _unit(circuit), circuit.neurons.slice(0, NODES).to_pylist()
-    heads = ["rank", "layer", "neuron", "position", "<token", "activation", f"attribution ({unit})", "<", "of metric"]
-    heads += ["explained"] if circuit.links is not None else []
-    known = {(one.layer, one.neuron) for one in always_on} & {(row["layer"], row["neuron"]) for row in rows}
-    heads += ["<note"] if known else []
-    bars = _bars([row["attribution"] for row in rows])
-    cells = []
-    for rank, (row, bar) in enumerate(zip(rows, bars, strict=True), start=1):
-        cell = (
-            *(f"{value}" for value in (rank, row["layer"], row["neuron"], row["position"])),
-            token(row["token"]),
-            f"{row['activation']:+.4f}",
-            f"{row['attribution']:+.4f}",
-            bar,
-            tables._share(row["attribution"], circuit),
-        )
-        cell += (tables._number(row["explained"], ".2f"),) if circuit.links is not None else ()
-        cell += ("always on" if (row["layer"], row["neuron"]) in known else "",) if known else ()
-        cells.append(cell)
-    return Sheet("nodes", f"The {len(rows)} strongest of {circuit.n_nodes:,} nodes", tuple(heads), tuple(cells))
-
-
-def _edges(circuit: Circuit) -> Sheet | None:
-    if circuit.links is None:
-        return None
-    nodes, rows = circuit.nodes.to_pylist(), circuit.links.slice(0, EDGES).to_pylist()
-    heads = ("<from", "<to", "weight", "share of target", f"attribution ({_unit(circuit)})", "<")
-    bars = _bars([row["attribution"] for row in rows])
-    cells = tuple(
-        (
-            _node(nodes[row["source"]]),
-            _node(nodes[row["target"]]),
-            f"{row['weight']:+.4f}",
-            tables._number(row["share"], "+.1%"),
-            tables._number(row["attribution"], "+.4f"),
-            bar,
-        )
-        for row, bar in zip(rows, bars, strict=True)
-    )
-    return Sheet("edges", f"The {len(rows)} strongest of {circuit.n_edges:,} edges", heads, cells)
+def _strongest(found: Sheet, total: int) -> Sheet:
+    """The strongest nodes or edges, as the page shows them."""
+    return replace(found.on(PAGE), title=f"The {len(found.rows)} strongest of {total:,} {found.name}")
 
 
 def _paths(circuit: Circuit) -> Sheet | str:
     """The strongest paths, or why there are none."""
     try:
-        found = circuit.paths(PATHS)
+        found = sheet.paths(circuit, PATHS)
     except JobError as error:
         return f"None: {error.rule}. To have them, {error.next_step}."
-    if not found:
+    if not found.rows:
         return "None: no chain of kept edges leads from a token to a logit. Keep more nodes, or weaker edges."
-    nodes = circuit.nodes.to_pylist()
-    rows = tuple(
-        (
-            tables._number(one.attribution, "+.4f"),
-            f"{one.share:+.2%}",
-            " → ".join(_node(nodes[node]) for node in one.nodes),
-        )
-        for one in found
-    )
-    heads = (f"attribution ({_unit(circuit)})", "share of the logit", "<from token to logit")
-    return Sheet("paths", f"The {len(rows)} strongest paths", heads, rows)
-
-
-def _embeddings(circuit: Circuit) -> Sheet:
-    rows = circuit.rows("embedding")
-    bars = _bars([row["attribution"] for row in rows])
-    cells = tuple(
-        (
-            f"{row['position']}",
-            token(row["token"]),
-            f"{row['attribution']:+.4f}",
-            bar,
-            tables._share(row["attribution"], circuit),
-        )
-        for row, bar in zip(rows, bars, strict=True)
-    )
-    against = "the counterfactual" if tables._paired_path(circuit) else "zero"
-    heads = ("position", "<token", f"attribution ({_unit(circuit)})", "<", "of metric")
-    return Sheet("embeddings", f"Attribution of each token's embedding, against {against}", heads, cells)
+    return found
 
 
 def _made(circuit: Circuit, date: datetime.date) -> Sheet:
@@ -472,7 +369,7 @@ def _made(circuit: Circuit, date: datetime.date) -> Sheet:
     ]
     if circuit.reference is not None:
         rows.append(("reference prompts", f"hash {circuit.reference}"))
-    return Sheet("made", "Versions and fingerprints", ("<what", "<value"), tuple(rows))
+    return Sheet.of("made", "Versions and fingerprints", ("<what", "<value"), tuple(rows))
 
 
 def _python(circuit: Circuit) -> str:
@@ -509,33 +406,16 @@ def _python(circuit: Circuit) -> str:
 
 
 def _metric(circuit: Circuit) -> str:
-    """As `report.metric_text`, with this page's way of showing tokens."""
-    name = {row["neuron"]: f"“{token(row['token'])}”" for row in circuit.rows("logit")}
-    kind = tables.METRIC_NAMES[circuit.settings.metric]
-    targets, foils = (", ".join(name[one] for one in ids) for ids in (circuit.target_ids, circuit.foil_ids))
-    return f"{kind} {targets} minus {foils}" if circuit.settings.metric == "difference" else f"{kind} {targets}"
+    return sheet.metric_text(circuit, quoted_token)
 
 
 def _places(circuit: Circuit) -> str:
-    places = ", ".join(f"{at} (“{token(circuit.tokens[at])}”)" for at in circuit.positions)
-    return f"position {places}" if len(circuit.positions) == 1 else f"positions {places}"
-
-
-def _node(row: dict[str, Any]) -> str:
-    """As `report.node_text`: layer and neuron, or what it embeds or predicts, at its position."""
-    if row["kind"] == "neuron":
-        return f"L{row['layer']} N{row['neuron']} @{row['position']} “{token(row['token'])}”"
-    return f"{row['kind']} “{token(row['token'])}” @{row['position']}"
+    return f"position{'s' * (len(circuit.positions) > 1)} {sheet.positions_text(circuit, quoted_token)}"
 
 
 def _method(circuit: Circuit) -> str:
     chosen = circuit.settings
-    text = f"{chosen.method}: {_METHODS[chosen.method]}"
-    if chosen.method == "relp" and chosen.rules != RULES:
-        text += f", with the rules {', '.join(sorted(chosen.rules)) or 'none'}"
-    if chosen.method in PATH_METHODS:
-        text += f", {chosen.steps} steps"
-    return f"{text}, seed {chosen.seed}" if chosen.method == "random" else text
+    return f"{chosen.method}: {_METHODS[chosen.method]}{sheet.options_text(chosen)}"
 
 
 def _against(circuit: Circuit) -> str:
@@ -559,10 +439,6 @@ def _pruning(circuit: Circuit) -> str:
     return f" ({', '.join(f'{name} {value}' for name, value in rules.items())})" if rules else ""
 
 
-def _unit(circuit: Circuit) -> str:
-    return tables._unit(circuit)
-
-
 def _arguments(values: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
 
@@ -574,14 +450,6 @@ def _at(curve: Interval, index: int | None = None) -> tuple[float, float, float]
     return estimate, low, high
 
 
-def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:z.3f}"  # z: no minus before 0.000
-
-
-def _ends(low: float, high: float) -> str:
-    return f"[{_number(low)}, {_number(high)}]"
-
-
 def _percent(point: tuple[float, float, float]) -> str:
     if any(math.isnan(value) for value in point):
         return "an undefined share"
@@ -591,18 +459,3 @@ def _percent(point: tuple[float, float, float]) -> str:
 
 def _span(size: Size) -> str:
     return " to ".join("not reached" if end is None else f"{end:,}" for end in (size.low, size.high))
-
-
-def _bars(values: Sequence[float | None]) -> list[Bar]:
-    """Bars on one scale, which reaches from the lowest value, or 0, to the highest, or 0."""
-    known = [value if value is not None and math.isfinite(value) else 0.0 for value in values]
-    low, high = min([0.0, *known]), max([0.0, *known])
-    span = (high - low) or 1.0
-
-    def percent(length: float) -> float:
-        return round(100 * length / span, 1)
-
-    return [
-        Bar(percent(min(one, 0.0) - low), percent(abs(one)), percent(-low), "plus" if one >= 0 else "minus")
-        for one in known
-    ]

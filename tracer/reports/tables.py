@@ -1,6 +1,6 @@
 """What a person reads: a circuit as a table on a terminal, as JSON, as CSV, or as the graph page.
 
-Knows formatting, units and wording. Computes no number beyond shares of the metric, and reads no model.
+Knows layout and files. Refuses to know units and wording (reports/sheet.py); computes no number and reads no model.
 """
 
 from __future__ import annotations
@@ -17,38 +17,40 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 
 from tracer.circuit.circuit import Circuit, Graph
 from tracer.errors import writing
-from tracer.reports import figures, viewer
-from tracer.settings import RULES
+from tracer.reports import figures, sheet, viewer
+from tracer.reports.sheet import TERMINAL, Sheet, token, unit
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation
     from tracer.evaluation.quality import AlwaysOn, Quality
     from tracer.evaluation.steering import Steering
 
-NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
-
+PATHS = 5
 CURVES = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
-
-METRIC_NAMES = {
-    "logit": "logit of",
-    "difference": "logit difference",
-    "topk": "sum of the top logits",
-    "logprob": "log-probability of",
-    "centred": "logit above the vocabulary mean of",
-}
 
 
 def circuit_table(circuit: Circuit, rows: int = 20) -> RenderableType:
     """The circuit for a terminal: prompt, metric, conservation, tokens, and the strongest `rows` nodes."""
-    parts: list[RenderableType] = [_heading(circuit), _tokens(circuit), _nodes(circuit, rows)]
+    parts: list[RenderableType] = [_heading(circuit), _table(sheet.embeddings(circuit), no_wrap=False)]
+    parts.append(_table(sheet.nodes(circuit, rows)))
     if circuit.links is not None:
-        parts += [_edges(circuit, rows), _paths(circuit)]
+        parts += [_table(found, no_wrap=False) for found in (sheet.edges(circuit, rows), sheet.paths(circuit, PATHS))]
     parts.append(_footer(circuit, rows))
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
+
+
+def _table(found: Sheet, no_wrap: bool = True) -> Table:
+    """A sheet for a terminal."""
+    shown = found.on(TERMINAL)
+    table = Table(title=shown.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in shown.columns:
+        table.add_column(column.head, justify="left" if column.left else "right", no_wrap=no_wrap)
+    for row in shown.rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    return table
 
 
 def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
@@ -59,7 +61,7 @@ def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
     grid.add_row(
         "[bold]holds[/]", f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
     )
-    return Group(grid, "", _edges(graph, rows)) if graph.links is not None else grid
+    return Group(grid, "", _table(sheet.edges(graph, rows), no_wrap=False)) if graph.links is not None else grid
 
 
 def view(graph: Graph, path: str | Path) -> Path:
@@ -99,7 +101,7 @@ def _payload(graph: Graph) -> viewer.Payload:
         about = {name: value for name, value in circuit.settings.model_dump(mode="json").items() if name != "rules"}
         about |= {
             "rules": ", ".join(sorted(circuit.settings.rules)),
-            "conservation": _plain(conservation_text(circuit)),
+            "conservation": sheet.conservation_text(circuit),
         }
         about |= {f"model {name}": value for name, value in circuit.model.model_dump().items()}
         about |= {f"kept by {name}": value for name, value in circuit.selection.items()}
@@ -107,7 +109,7 @@ def _payload(graph: Graph) -> viewer.Payload:
         title=graph.text,
         model=circuit.model.name if circuit is not None else str(graph.notes.get("scan", "imported")),
         method=circuit.settings.method if circuit is not None else "imported graph",
-        metric_text=_plain(metric_text(circuit)) if circuit is not None else "no metric",
+        metric_text=sheet.metric_text(circuit) if circuit is not None else "no metric",
         settings=about,
         tokens=list(graph.tokens),
         n_layers=graph.n_layers,
@@ -134,22 +136,11 @@ def _payload(graph: Graph) -> viewer.Payload:
     )
 
 
-def _plain(markup: str) -> str:
-    return Text.from_markup(markup).plain
-
-
 def evaluation_table(
     found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
 ) -> RenderableType:
     """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, and how good the
     estimate was."""
-    table = Table(title="Circuit sizes", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("nodes", "neurons", "faithfulness", "95 %", "completeness", "95 %", "random nodes", "95 %"):
-        table.add_column(name, justify="right", no_wrap=True)
-    curves = (found.faithfulness, found.completeness, found.control_faithfulness)
-    for i, size in enumerate(found.sizes):
-        cells = [text for curve in curves for text in (f"{curve.estimate[i]:.3f}", _ends(curve.low[i], curve.high[i]))]
-        table.add_row(f"{size:,}", f"{found.n_neurons[i]:,}", *cells)
     levels = Table.grid(padding=(0, 2))
     for level, size in found.sizes_for.items():
         reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
@@ -167,7 +158,7 @@ def evaluation_table(
         estimate.add_row("[bold]always on[/]", str(neuron))
     if constant is not None and not constant:
         estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
-    return Group(table, "", levels, "", about, "", estimate)
+    return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate)
 
 
 def steering_table(found: Steering) -> RenderableType:
@@ -185,11 +176,11 @@ def steering_table(found: Steering) -> RenderableType:
         shift = effect.probability
         spread = shift.control
         shown = ("-", "-") if spread is None else (f"{spread.mean:.4f}", f"[{spread.low:.4f}, {spread.high:.4f}]")
-        table.add_row(token(effect.token), effect.role, f"{shift.before:.4f}", f"{shift.after:.4f}", *shown)
+        table.add_row(escape(token(effect.token)), effect.role, f"{shift.before:.4f}", f"{shift.after:.4f}", *shown)
     texts = Table.grid(padding=(0, 2))
     for name, one in (("unsteered", found.unsteered), ("steered", found.steered), ("random nodes", found.control)):
         if one is not None:
-            texts.add_row(f"[bold]{name}[/]", token(one.text))
+            texts.add_row(f"[bold]{name}[/]", escape(token(one.text)))
     verdict = "changed" if found.changed else "did not change"
     about = f"The most probable token {verdict}; it did with {found.control_changed} of {found.random} random draws."
     return Group(grid, "", table, "", texts, "", about)
@@ -217,10 +208,6 @@ def plot_evaluation(found: Evaluation, path: str | Path, title: str) -> Path:
     lines = figures.three(found, ("faithfulness", "completeness", "random nodes"))
     labels = {"xlabel": "nodes in the circuit", "ylabel": "share of F(model) - F(empty)"}
     return write_page(figures.evaluation_png(lines, title, **labels), path)
-
-
-def _ends(low: Any, high: Any) -> str:
-    return f"[{float(low):.3f}, {float(high):.3f}]"
 
 
 def graph_json(graph: Graph) -> str:
@@ -251,150 +238,23 @@ def csv_bytes(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = N
     return out.getvalue().encode()
 
 
-def token(text: str) -> str:
-    """A token as it is shown: spaces and line ends visible, safe as markup."""
-    return escape(repr(text)[1:-1].replace(" ", "␣"))
-
-
-def metric_text(circuit: Circuit) -> str:
-    """What the metric is, in words, with its tokens."""
-    logits = circuit.rows("logit")
-    name = {row["neuron"]: token(row["token"]) for row in logits}
-    targets = ", ".join(name[one] for one in circuit.target_ids)
-    kind = METRIC_NAMES[circuit.settings.metric]
-    if circuit.settings.metric == "difference":
-        return f"{kind} {targets} minus {', '.join(name[one] for one in circuit.foil_ids)}"
-    return f"{kind} {targets}"
-
-
-def conservation_text(circuit: Circuit) -> str:
-    """What stays unexplained, and what it says."""
-    scale = sum(abs(row["attribution"]) for row in circuit.rows("embedding"))
-    relative = abs(circuit.unexplained) / scale if scale else float("nan")
-    shown = f"unexplained {circuit.unexplained:+.2e} ({relative:.1e} of the summed |embedding attributions|)"
-    if circuit.conserves:
-        return f"{shown}: [green]holds[/] (must be below 1e-3)"
-    if circuit.start_metric is not None:
-        left = circuit.unexplained - circuit.start_metric
-        return f"{shown}: {circuit.start_metric:+.4f} is the metric where the path begins, {left:+.2e} unexplained"
-    if circuit.settings.method in NO_DECOMPOSITION:
-        return f"{shown}: no meaning, {circuit.settings.method} does not split the metric into parts"
-    return f"{shown}: what this method leaves unexplained here"
-
-
 def _heading(circuit: Circuit) -> Table:
     grid = Table.grid(padding=(0, 2))
-    settings = circuit.settings
-    how = f"{settings.method}, baseline {settings.baseline}, basis {settings.basis}"
-    if settings.method == "relp" and settings.rules != RULES:
-        how += f", rules {', '.join(sorted(settings.rules)) or 'none'}"
-    if settings.method in ("ig", "conductance", "ig-activation"):
-        how += f", {settings.steps} steps"
-    if settings.method == "random":
-        how += f", seed {settings.seed}"
-    top = "  ".join(f"{token(one.token)} {one.probability:.3f}" for one in circuit.predictions)
-    places = ", ".join(f"{pos} ({token(circuit.tokens[pos])})" for pos in circuit.positions)
+    chosen = circuit.settings
+    how = f"{chosen.method}, baseline {chosen.baseline}, basis {chosen.basis}{sheet.options_text(chosen)}"
+    metric, places = escape(sheet.metric_text(circuit)), escape(sheet.positions_text(circuit))
     grid.add_row("[bold]prompt[/]", f"{escape(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
     grid.add_row("[bold]model[/]", f"{escape(circuit.model.name)} [dim]({_model_size(circuit)})[/]")
-    grid.add_row(
-        "[bold]metric[/]", f"{metric_text(circuit)} = [bold]{circuit.metric:+.4f}[/] {_unit(circuit)}, read at {places}"
-    )
-    grid.add_row("[bold]model says[/]", top)
+    grid.add_row("[bold]metric[/]", f"{metric} = [bold]{circuit.metric:+.4f}[/] {unit(circuit)}, read at {places}")
+    grid.add_row("[bold]model says[/]", escape(sheet.predictions_text(circuit)))
     grid.add_row("[bold]method[/]", how)
-    grid.add_row("[bold]conservation[/]", conservation_text(circuit))
+    grid.add_row("[bold]conservation[/]", sheet.conservation_text(circuit).replace(" holds ", " [green]holds[/] "))
     return grid
 
 
 def _model_size(circuit: Circuit) -> str:
     model = circuit.model
     return f"{model.family}, {model.n_layers} layers, d_model {model.d_model}, d_mlp {model.d_mlp}, {model.dtype}"
-
-
-def _tokens(circuit: Circuit) -> Table:
-    against = "the counterfactual" if _paired_path(circuit) else "zero"
-    title = f"Embedding attributions, against {against}"
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name, justify in (
-        ("position", "right"),
-        ("token", "left"),
-        ("attribution", "right"),
-        ("share of metric", "right"),
-    ):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for row in circuit.rows("embedding"):
-        table.add_row(
-            str(row["position"]),
-            token(row["token"]),
-            f"{row['attribution']:+.4f}",
-            _share(row["attribution"], circuit),
-        )
-    return table
-
-
-def _nodes(circuit: Circuit, rows: int) -> Table:
-    table = Table(title="Strongest nodes", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    names = [
-        "",
-        "layer",
-        "neuron",
-        "polarity",
-        "position",
-        "token",
-        "activation",
-        "attribution",
-        "share of metric",
-    ]
-    names += ["explained"] if circuit.links is not None else []
-    for name in names:
-        table.add_column(name, justify="left" if name in ("polarity", "token") else "right", no_wrap=True)
-    for number, row in enumerate(circuit.neurons.slice(0, rows).to_pylist(), start=1):
-        table.add_row(
-            str(number),
-            str(row["layer"]),
-            str(row["neuron"]),
-            "+" if row["activation"] >= 0 else "-",
-            str(row["position"]),
-            token(row["token"]),
-            f"{row['activation']:+.4f}",
-            f"{row['attribution']:+.4f}",
-            _share(row["attribution"], circuit),
-            *([_number(row["explained"], ".2f")] if circuit.links is not None else []),
-        )
-    return table
-
-
-def _edges(circuit: Graph, rows: int) -> Table:
-    table = Table(title="Strongest edges", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("source", "", "target", "weight", "share of target", "attribution"):
-        table.add_column(name, justify="left" if name in ("source", "", "target") else "right")
-    nodes = circuit.nodes.to_pylist()
-    for row in circuit.links.slice(0, rows).to_pylist() if circuit.links is not None else ():
-        source, target = (node_text(nodes[row[end]]) for end in ("source", "target"))
-        values = f"{row['weight']:+.4f}", _number(row["share"], "+.1%"), _number(row["attribution"], "+.4f")
-        table.add_row(source, "->", target, *values)
-    return table
-
-
-def _paths(circuit: Circuit, count: int = 5) -> Table:
-    table = Table(title="Strongest paths", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("attribution", "share", "from embedding to logit"):
-        table.add_column(name, justify="left" if name.startswith("from") else "right")
-    nodes = circuit.nodes.to_pylist()
-    for path in circuit.paths(count):
-        way = " -> ".join(node_text(nodes[one]) for one in path.nodes)
-        table.add_row(f"{path.attribution:+.4f}", f"{path.share:+.2%}", way)
-    return table
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def node_text(node: dict[str, Any]) -> str:
-    """A node in a word: layer and neuron, or what it embeds or predicts, at its position."""
-    if node["kind"] == "neuron":
-        return f"L{node['layer']} N{node['neuron']} @{node['position']} {token(node['token'])}"
-    return f"{node['kind']} {token(node['token'])} @{node['position']}"
 
 
 def _footer(circuit: Circuit, rows: int) -> str:
@@ -412,34 +272,5 @@ def _footer(circuit: Circuit, rows: int) -> str:
     return (
         f"{circuit.n_nodes} nodes kept of {circuit.n_total:,} ({circuit.n_neurons} unique neurons){more}. "
         f"They hold {circuit.kept_mass:.1%} of the summed |attribution|. "
-        f"{edges}[dim]{_nature(circuit)}[/]"
+        f"{edges}[dim]{sheet.nature_text(circuit)}[/]"
     )
-
-
-def _nature(circuit: Circuit) -> str:
-    """What the numbers are, in a sentence."""
-    kinds = {
-        "exact": "Attributions are true changes of the metric, one node at a time",
-        "delta": "A control, no attribution",
-        "random": "A control, no attribution",
-    }
-    what = kinds.get(circuit.settings.method, "Attributions are first-order estimates")
-    text = f"{what}, in {_unit(circuit)}; they overlap between layers and do not add up."
-    if circuit.links is not None and circuit.settings.method != "relp":
-        text += " Edges are RelP's, whatever the method."
-    if circuit.metric < 0:
-        text += " The metric is negative: a positive share pushes it down."
-    return text
-
-
-def _unit(circuit: Circuit) -> str:
-    return "nats" if circuit.settings.metric == "logprob" else "logits"
-
-
-def _paired_path(circuit: Circuit) -> bool:
-    """Whether embeddings, too, are compared with the counterfactual's: gradients at the prompt itself are not."""
-    return circuit.settings.baseline == "counterfactual" and circuit.settings.method not in ("relp", "grad", "random")
-
-
-def _share(attribution: float, circuit: Circuit) -> str:
-    return f"{attribution / circuit.metric:+.1%}" if circuit.metric else "-"

@@ -1,0 +1,283 @@
+"""Tables of a circuit and its evaluation as rows of text, for a terminal and for a page, and the words both use.
+
+Knows columns, formats, units and wording. Computes no number beyond shares of the metric. Refuses to know how a table
+is drawn (reports/tables.py, reports/document.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tracer.circuit.circuit import Circuit, Graph
+from tracer.settings import PATH_METHODS, RULES, Settings
+
+if TYPE_CHECKING:
+    from tracer.evaluation.curves import Curves
+    from tracer.evaluation.quality import AlwaysOn
+
+TERMINAL, PAGE = "terminal", "page"
+METRIC_NAMES = {
+    "logit": "logit of",
+    "difference": "logit difference",
+    "topk": "sum of the top logits",
+    "logprob": "log-probability of",
+    "centred": "logit above the vocabulary mean of",
+}
+NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A cell that shows a number as a length: where it starts, its width and where zero is, in percent of the cell."""
+
+    left: float
+    width: float
+    zero: float
+    look: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, whether it is of text (set to the left), its unit, and where alone it is shown."""
+
+    head: str
+    left: bool = False
+    unit: str = ""
+    only: str = ""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table. `name` is its id on a page."""
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str | Bar, ...], ...]
+
+    @staticmethod
+    def of(name: str, title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[str | Bar]]) -> Sheet:
+        """A column may be its heading alone, which starts with ``<`` if it is of text."""
+        made = (Column(one.removeprefix("<"), one.startswith("<")) if isinstance(one, str) else one for one in columns)
+        return Sheet(name, title, tuple(made), tuple(map(tuple, rows)))
+
+    def on(self, medium: str) -> Sheet:
+        """The table as a terminal or a page shows it."""
+        kept = [i for i, column in enumerate(self.columns) if column.only in ("", medium)]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
+        return Sheet(self.name, self.title, tuple(self.columns[i] for i in kept), rows)
+
+
+def embeddings(circuit: Circuit) -> Sheet:
+    """What each token of the prompt contributes."""
+    rows = circuit.rows("embedding")
+    against = "the counterfactual" if _paired_path(circuit) else "zero"
+    columns = ["position", "<token", Column("attribution", unit=unit(circuit)), _BAR, "share of metric"]
+    bars = _bars([row["attribution"] for row in rows])
+    cells = [
+        (str(row["position"]), token(row["token"]), f"{row['attribution']:+.4f}", bar, _share(row, circuit))
+        for row, bar in zip(rows, bars, strict=True)
+    ]
+    return Sheet.of("embeddings", f"Embedding attributions, against {against}", columns, cells)
+
+
+def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> Sheet:
+    """The strongest neurons; those that are always on are noted where there is one."""
+    rows = circuit.neurons.slice(0, count).to_pylist()
+    columns = ["", "layer", "neuron", Column("polarity", left=True, only=TERMINAL), "position", "<token", "activation"]
+    columns += [Column("attribution", unit=unit(circuit)), _BAR, "share of metric"]
+    columns += ["explained"] if circuit.links is not None else []
+    known = {(one.layer, one.neuron) for one in always_on} & {(row["layer"], row["neuron"]) for row in rows}
+    columns += [Column("note", left=True, only=PAGE)] if known else []
+    cells = []
+    for rank, (row, bar) in enumerate(zip(rows, _bars([row["attribution"] for row in rows]), strict=True), start=1):
+        cell: list[str | Bar] = [str(value) for value in (rank, row["layer"], row["neuron"])]
+        cell += ["+" if row["activation"] >= 0 else "-", str(row["position"]), token(row["token"])]
+        cell += [f"{row['activation']:+.4f}", f"{row['attribution']:+.4f}", bar, _share(row, circuit)]
+        cell += [number(row["explained"], ".2f")] if circuit.links is not None else []
+        cell += ["always on" if (row["layer"], row["neuron"]) in known else ""] if known else []
+        cells.append(cell)
+    return Sheet.of("nodes", "Strongest nodes", columns, cells)
+
+
+def edges(graph: Graph, count: int) -> Sheet:
+    """The strongest edges."""
+    places = graph.nodes.to_pylist()
+    rows = graph.links.slice(0, count).to_pylist() if graph.links is not None else []
+    columns = ["<source", Column("", left=True, only=TERMINAL), "<target", "weight", "share of target"]
+    columns += [Column("attribution", unit=unit(graph) if isinstance(graph, Circuit) else ""), _BAR]
+    cells = [
+        (
+            node_text(places[row["source"]]),
+            "->",
+            node_text(places[row["target"]]),
+            f"{row['weight']:+.4f}",
+            number(row["share"], "+.1%"),
+            number(row["attribution"], "+.4f"),
+            bar,
+        )
+        for row, bar in zip(rows, _bars([row["attribution"] for row in rows]), strict=True)
+    ]
+    return Sheet.of("edges", "Strongest edges", columns, cells)
+
+
+def paths(circuit: Circuit, count: int) -> Sheet:
+    """The strongest paths from a token of the prompt to a logit.
+
+    Raises:
+        JobError: as `Circuit.paths`.
+    """
+    places = circuit.nodes.to_pylist()
+    rows = [
+        (number(path.attribution, "+.4f"), f"{path.share:+.2%}", " -> ".join(node_text(places[i]) for i in path.nodes))
+        for path in circuit.paths(count)
+    ]
+    columns = [Column("attribution", unit=unit(circuit)), "share", "<from embedding to logit"]
+    return Sheet.of("paths", "Strongest paths", columns, rows)
+
+
+def curves(found: Curves) -> Sheet:
+    """Every size that was measured."""
+    three = (found.faithfulness, found.completeness, found.control_faithfulness)
+    columns = ["nodes", "neurons", "faithfulness", "95 %", "completeness", "95 %", "random nodes", "95 %"]
+    rows = []
+    for i, size in enumerate(found.sizes):
+        values = [(float(one.estimate[i]), float(one.low[i]), float(one.high[i])) for one in three]
+        cells = (text for estimate, low, high in values for text in (decimal(estimate), ends(low, high)))
+        rows.append((f"{size:,}", f"{found.n_neurons[i]:,}", *cells))
+    return Sheet.of("curves", "Circuit sizes", columns, rows)
+
+
+# ------------------------------------------------------------------------------------------ cells
+
+
+_BAR = Column("", left=True, only=PAGE)
+
+
+def _bars(values: Sequence[float | None]) -> list[Bar]:
+    """Bars on one scale, which reaches from the lowest value, or 0, to the highest, or 0."""
+    known = [value if value is not None and math.isfinite(value) else 0.0 for value in values]
+    low, high = min([0.0, *known]), max([0.0, *known])
+    span = (high - low) or 1.0
+
+    def percent(length: float) -> float:
+        return round(100 * length / span, 1)
+
+    return [
+        Bar(percent(min(one, 0.0) - low), percent(abs(one)), percent(-low), "plus" if one >= 0 else "minus")
+        for one in known
+    ]
+
+
+def _share(row: dict[str, Any], circuit: Circuit) -> str:
+    return f"{row['attribution'] / circuit.metric:+.1%}" if circuit.metric else "-"
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def decimal(value: float) -> str:
+    """A share with three decimals."""
+    return "undefined" if math.isnan(value) else f"{value:z.3f}"  # z: no minus before 0.000
+
+
+def ends(low: float, high: float) -> str:
+    """An interval."""
+    return f"[{decimal(low)}, {decimal(high)}]"
+
+
+def shown(text: str) -> str:
+    """Text with what cannot be seen spelt out: control characters, line ends, marks that turn the reading direction."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def token(text: str) -> str:
+    """A token as `shown`, with its spaces visible."""
+    return shown(text).replace(" ", "␣")
+
+
+def quoted_token(text: str) -> str:
+    """A token within a sentence."""
+    return f"“{token(text)}”"
+
+
+def node_text(node: dict[str, Any]) -> str:
+    """A node in a word: layer and neuron, or what it embeds or predicts, at its position."""
+    if node["kind"] == "neuron":
+        return f"L{node['layer']} N{node['neuron']} @{node['position']} {token(node['token'])}"
+    return f"{node['kind']} {token(node['token'])} @{node['position']}"
+
+
+# ------------------------------------------------------------------------------------------ wording
+
+
+def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
+    """What the metric is, in words, with its tokens."""
+    name = {row["neuron"]: named(row["token"]) for row in circuit.rows("logit")}
+    targets, foils = (", ".join(name[one] for one in ids) for ids in (circuit.target_ids, circuit.foil_ids))
+    text = f"{METRIC_NAMES[circuit.settings.metric]} {targets}"
+    return f"{text} minus {foils}" if circuit.settings.metric == "difference" else text
+
+
+def positions_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
+    """Where the metric is read."""
+    return ", ".join(f"{at} ({named(circuit.tokens[at])})" for at in circuit.positions)
+
+
+def predictions_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
+    """The most likely next tokens with their probabilities."""
+    return "  ".join(f"{named(one.token)} {one.probability:.3f}" for one in circuit.predictions)
+
+
+def options_text(chosen: Settings) -> str:
+    """What was chosen of a method's own options, if anything; begins with a comma."""
+    rules = chosen.method == "relp" and chosen.rules != RULES
+    text = f", rules {', '.join(sorted(chosen.rules)) or 'none'}" if rules else ""
+    text += f", {chosen.steps} steps" if chosen.method in PATH_METHODS else ""
+    return text + (f", seed {chosen.seed}" if chosen.method == "random" else "")
+
+
+def conservation_text(circuit: Circuit) -> str:
+    """What stays unexplained, and what it says."""
+    scale = sum(abs(row["attribution"]) for row in circuit.rows("embedding"))
+    relative = abs(circuit.unexplained) / scale if scale else float("nan")
+    text = f"unexplained {circuit.unexplained:+.2e} ({relative:.1e} of the summed |embedding attributions|)"
+    if circuit.conserves:
+        return f"{text}: holds (must be below 1e-3)"
+    if circuit.start_metric is not None:
+        left = circuit.unexplained - circuit.start_metric
+        return f"{text}: {circuit.start_metric:+.4f} is the metric where the path begins, {left:+.2e} unexplained"
+    if circuit.settings.method in NO_DECOMPOSITION:
+        return f"{text}: no meaning, {circuit.settings.method} does not split the metric into parts"
+    return f"{text}: what this method leaves unexplained here"
+
+
+def nature_text(circuit: Circuit) -> str:
+    """What the numbers are, in a sentence."""
+    kinds = {
+        "exact": "Attributions are true changes of the metric, one node at a time",
+        "delta": "A control, no attribution",
+        "random": "A control, no attribution",
+    }
+    what = kinds.get(circuit.settings.method, "Attributions are first-order estimates")
+    text = f"{what}, in {unit(circuit)}; they overlap between layers and do not add up."
+    if circuit.links is not None and circuit.settings.method != "relp":
+        text += " Edges are RelP's, whatever the method."
+    if circuit.metric < 0:
+        text += " The metric is negative: a positive share pushes it down."
+    return text
+
+
+def unit(circuit: Circuit) -> str:
+    """Of the metric and of attributions."""
+    return "nats" if circuit.settings.metric == "logprob" else "logits"
+
+
+def _paired_path(circuit: Circuit) -> bool:
+    """Whether embeddings, too, are compared with the counterfactual's: gradients at the prompt itself are not."""
+    return circuit.settings.baseline == "counterfactual" and circuit.settings.method not in ("relp", "grad", "random")
