@@ -32,7 +32,7 @@ def others(count: int = 4, length: int = 6, seed: int = 3) -> list[Prompt]:
 
 
 def traced(model: Model, **how: object) -> Circuit:
-    return tracer.trace(model, prompt(), **{**CUT, **how})  # type: ignore[arg-type]
+    return tracer.trace(model, prompt(), **{"baseline": "zero", **CUT, **how})  # type: ignore[arg-type]
 
 
 def at_nodes(quality: Quality, nodes: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def test_exact_effects_are_those_of_the_method_exact(family: str, basis: str, ab
     how = {"method": "exact", "baseline": ablation, "basis": basis, "reference": reference}
     wanted = tracer.attribute(model, [prompt()], **how).nodes[0]  # type: ignore[arg-type]
     assert torch.allclose(quality.sample.exact, at_nodes(quality, wanted), atol=1e-5)
-    estimate = tracer.attribute(model, [prompt()], basis=basis).nodes[0]
+    estimate = tracer.attribute(model, [prompt()], baseline="zero", basis=basis).nodes[0]
     assert torch.equal(quality.sample.attribution, at_nodes(quality, estimate))
     assert quality.ablation == ablation
     assert quality.baseline == "zero"

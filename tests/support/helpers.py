@@ -124,7 +124,8 @@ class Differences:
 
 def compare(model: tracer.Model, question: Question, method: str = "relp", **how: object) -> Differences:
     """Product against oracle on one batch; `how` goes to both (baseline, basis, rules, steps)."""
-    baseline = str(how.get("baseline", "zero"))
+    how = {"baseline": "zero"} | how  # every prompt of a question has a counterfactual
+    baseline = str(how["baseline"])
     width, basis = max(question.lengths), str(how.get("basis", "activation"))
     extra: dict[str, object] = {}
     oracle: dict[str, object] = {}

@@ -660,7 +660,7 @@ def _ranked(
 
 
 def _attributed(model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], method: str) -> Attribution:
-    return attribute(model, _prompts(asked), method, metric="logit")
+    return attribute(model, _prompts(asked), method, baseline="zero", metric="logit")
 
 
 def _prompts(asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Prompt]:
