@@ -147,13 +147,13 @@ def _along_activations(work: Work) -> Result:
     values, embedding = passes.values(model, work.batch, basis=chosen.basis)
     start = _start(work, embedding)
 
-    def slope(layer: int, at: Tensor) -> Tensor:
+    def grad(layer: int, at: Tensor) -> Tensor:
         found, _ = passes.replaced(model, work.batch, work.metric, layer=layer, neurons=at, basis=chosen.basis)
         work.report(next(done), total)
         return found
 
     nodes, embeddings, score = along_activations(
-        slope, _readings(work, done, total), values, values - work.baseline, embedding, embedding - start, chosen.steps
+        grad, _readings(work, done, total), values, values - work.baseline, embedding, embedding - start, chosen.steps
     )
     begin = passes.from_embedding(model, work.batch, work.metric, start)
     return Result(nodes, values, embeddings, score, begin)
