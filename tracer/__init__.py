@@ -33,15 +33,18 @@ if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation as Evaluation
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
+    from tracer.evaluation.quality import always_on as always_on
     from tracer.evaluation.quality import estimate_quality as estimate_quality
     from tracer.evaluation.steering import Steering as Steering
     from tracer.evaluation.steering import steer as steer
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
+    from tracer.ndif.server import Limits as Limits
     from tracer.prompts import Prompt as Prompt
     from tracer.reports.tables import view as view
     from tracer.runs.driver import Run as Run
     from tracer.runs.driver import run as run
+    from tracer.runs.plan.local import plan as plan
 
 _HOME = {
     "Attribution": "attribution.result",
@@ -49,6 +52,7 @@ _HOME = {
     "Evaluation": "evaluation.curves",
     "Graph": "circuit.circuit",
     "JobError": "errors",
+    "Limits": "ndif.server",
     "Model": "model.model",
     "ModelError": "errors",
     "Prompt": "prompts",
@@ -58,6 +62,7 @@ _HOME = {
     "RunError": "errors",
     "TracerError": "errors",
     "Steering": "evaluation.steering",
+    "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
@@ -65,6 +70,7 @@ _HOME = {
     "import_graph": "circuit.exchange",
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
+    "plan": "runs.plan.local",
     "run": "runs.driver",
     "steer": "evaluation.steering",
     "trace": "attribution.trace",
@@ -76,6 +82,7 @@ __all__ = [
     "Evaluation",
     "Graph",
     "JobError",
+    "Limits",
     "Model",
     "ModelError",
     "Prompt",
@@ -85,6 +92,7 @@ __all__ = [
     "RunError",
     "Steering",
     "TracerError",
+    "always_on",
     "attribute",
     "estimate_quality",
     "evaluate",
@@ -92,6 +100,7 @@ __all__ = [
     "import_graph",
     "load",
     "minimality",
+    "plan",
     "run",
     "steer",
     "trace",

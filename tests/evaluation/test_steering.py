@@ -311,7 +311,7 @@ BAD_FILES = {
     '{"layer": 1, "neuron": true}': "its neuron is True",
     '{"layer": 1, "neuron": 1.5}': "its neuron is 1.5",
     '{"layer": 1, "neuron": 2}\n[1, 2]': "line 2",
-    '{"layer": 1, ': "is no JSON",
+    '{"layer": 1, ': "is not JSON",
 }
 
 
@@ -326,7 +326,7 @@ def test_no_file_and_no_run_are_errors(tmp_path: Path) -> None:
     with refused(JobError, "cannot be read"):
         read_nodes(tmp_path / "nothing")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x80")
-    with refused(JobError, "no UTF-8"):
+    with refused(JobError, "not UTF-8"):
         read_nodes(tmp_path / "bytes")
     with refused(RunError, "no run"):
         read_nodes(tmp_path)

@@ -215,7 +215,7 @@ def test_sections_without_data_say_so_and_how_to_get_them() -> None:
         "tracer evaluate DIR",
         "tracer.evaluate(",
         "tracer.estimate_quality(",
-        "tracer.evaluation.quality.always_on(",
+        "tracer.always_on(",
     ):
         assert call in found.text
     assert "Not tested." in found.sections["head"]

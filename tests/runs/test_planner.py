@@ -14,6 +14,7 @@ from rich.console import Console
 
 import tiny
 import tracer
+from helpers import refused
 from tracer.batching import batches
 from tracer.errors import JobError, ModelError
 from tracer.model.sizes import Shape
@@ -276,3 +277,17 @@ def test_jobs_say_what_they_demand(tmp_path: object) -> None:
     assert not any(one.edges for one in several)
     assert len(set(several)) == len(several)
     assert plan(Shape.of("demo"), several, [10], host=8 * GIB).fits
+
+
+def test_a_plan_can_be_had_in_python() -> None:
+    job = {"kind": "dataset", "input": {"task": "sva", "structure": "simple", "count": 5}, "nodes": 20}
+    made = tracer.plan(job, set=["nodes=30"], workers=1)
+    assert (made.fits, made.workers, made.demands[0].nodes) == (True, 1, 30)
+    with refused(JobError, "unknown", "kind"):
+        tracer.plan({"kind": "unknown"})
+
+
+def test_what_messages_name_is_public() -> None:
+    for name in ("Limits", "always_on", "plan"):
+        assert name in tracer.__all__
+        assert getattr(tracer, name).__name__ == name

@@ -229,13 +229,11 @@ def plan(
     change: Change = None,
 ) -> None:
     """What a job will need: memory of a worker by prompt length, batch, GPUs, disk; and what will not fit."""
-    from tracer.runs import jobs
     from tracer.runs.plan import local, planner
     from tracer.runs.plan import table as planner_report
 
     terminal.quiet()
-    chosen = jobs.load_job(job, _changes(change, limit=limit, dtype=dtype))
-    made = local.plan_job(chosen, workers)
+    made = local.plan(job, set=_changes(change, limit=limit, dtype=dtype), workers=workers)
     terminal.console().print(planner_report.plan_table(made))
     planner.check(made)
 

@@ -76,8 +76,8 @@ class Replacement:
             return torch.zeros(1, 1, 1, 1).expand(n_prompts, model.n_layers, length, model.n_neurons(basis))
         if self.drawn is None:
             return mean_values(model, self.others, length, basis, memory).expand(n_prompts, -1, -1, -1)
-        found = passes.values(model, Batch(self.others), basis=basis)[0]
-        return found if self.drawn == tuple(range(len(found))) else found[list(self.drawn)]
+        values = passes.values(model, Batch(self.others), basis=basis)[0]
+        return values if self.drawn == tuple(range(len(values))) else values[list(self.drawn)]
 
 
 def listed(mask: Bool[Tensor, "layer pos neuron"]) -> Tensor:
@@ -88,7 +88,7 @@ def listed(mask: Bool[Tensor, "layer pos neuron"]) -> Tensor:
     return torch.from_numpy(np.packbits(mask.flatten(1).numpy(), axis=1, bitorder="little"))
 
 
-def there(
+def measure_on_server(
     model: Model,
     rows: Sequence[AblatedRow],
     to: Replacement,
@@ -101,13 +101,13 @@ def there(
 ) -> Tensor:
     """The metric of each row [row], from a server; several requests at a time, and only this number comes back.
 
-    Every request brings the prompts behind a mean. So that they cost no more than what they are for, it holds as many
-    forwards of its own as they need, or more, where there is work for as many.
+    A mean's reference prompts are sent again with each request, so a request has at least as many forwards of rows as
+    of reference prompts, where there is work for as many.
 
     Args:
         metric: as in `Settings`, settled; None for the greedy next token.
         memory: bytes one forward may use, and a request's replacement values for each of its forwards.
-        falls: how far the metric falls from that of the prompt as it is, in the same forward: a difference of
+        falls: return how far the metric falls from that of the unablated prompt in the same forward: a difference of
             rows that went through the same kernels.
 
     Raises:
@@ -125,12 +125,12 @@ def there(
 
     def some(part: range) -> Tensor:
         mine = [rows[i] for i in part]
-        few = ceil(step * len(part) / size)  # a request that was halved has half as large forwards
-        groups = list(_against_whole(mine, few) if falls else chunked(mine, few))
-        found = _request(model, groups, to, metric, basis, few)
+        few = ceil(step * len(part) / size)  # the forwards of a request that was halved are half as large
+        groups = list(_chunks_with_unablated(mine, few) if falls else chunked(mine, few))
+        metrics_of = _request(model, groups, to, metric, basis, few)
         if progress is not None:
             progress(part.stop, len(rows))
-        return torch.cat([one[0] - one[1:] for one in found] if falls else found)
+        return torch.cat([group[0] - group[1:] for group in metrics_of] if falls else metrics_of)
 
     parts = chunked(range(len(rows)), size)
     return torch.cat([torch.empty(0), *model.each(some, parts)])
@@ -139,12 +139,12 @@ def there(
 def _request(
     model: Model, groups: list[list[AblatedRow]], to: Replacement, metric: str | None, basis: str, few: int
 ) -> list[Tensor]:
-    """One request: a forward for each group of rows, and the others in forwards of a `few`."""
+    """One request: a forward for each group of rows, and the reference prompts in forwards of at most `few`."""
     others = to.others
     if to.drawn is not None:  # only those that this request's rows need
         used = sorted({row.other for group in groups for row in group})
-        place, others = {other: at for at, other in enumerate(used)}, tuple(to.others[other] for other in used)
-        groups = [[replace(row, other=place[row.other]) for row in group] for group in groups]
+        index, others = {other: i for i, other in enumerate(used)}, tuple(to.others[other] for other in used)
+        groups = [[replace(row, other=index[row.other]) for row in group] for group in groups]
     reads = [
         None if metric is None else metric_of([row.prompt for row in group], settings(metric=metric))
         for group in groups
@@ -189,8 +189,8 @@ def ablated_sets(
     return passes.session(model, on_server.ablated, ask)
 
 
-def _against_whole(rows: Sequence[AblatedRow], few: int) -> Iterable[list[AblatedRow]]:
-    """Groups of a `few` rows of one prompt, each behind the prompt as it is."""
+def _chunks_with_unablated(rows: Sequence[AblatedRow], few: int) -> Iterable[list[AblatedRow]]:
+    """Chunks of at most `few` of one prompt's rows, each preceded by its unablated row."""
     for _, mine in groupby(rows, key=lambda row: row.prompt):
         for part in chunked(list(mine), max(1, few - 1)):
             yield [replace(part[0], nodes=NO_NODES, stays=False), *part]

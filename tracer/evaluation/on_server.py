@@ -12,15 +12,15 @@ from tracer.model import traces
 
 
 def ablated(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor]:
-    """What is read [prompt] of each forward with its nodes ablated: see `passes.ablated_sets`."""
+    """What is read [prompt] of each forward with its nodes ablated: see `ablations.ablated_sets`."""
     to = replacements(nn, plan, ask) if ask.others else None
     return [traces.ablated(nn, plan, one.inputs, one.read, one.rows, to, ask.basis) for one in ask.forwards]
 
 
 def replacements(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor]:
-    """What nodes are set to: the values of each other prompt [layer, pos, neuron], or only their mean per position.
+    """What nodes are set to: the values of each reference prompt [layer, pos, neuron], or their mean per position.
 
-    One forward for each part of the other prompts, in whose columns a prompt ends last.
+    One forward for each batch of them; batches are padded on the left.
     """
     found, total, count = [], torch.zeros(()), torch.zeros(ask.longest)
     for inputs, lengths in ask.others:

@@ -408,7 +408,9 @@ def _falls(
     # Cloned, since a part of a tensor travels with all of it.
     rows = [AblatedRow(one, node[None].clone()) for one, nodes in asked for node in nodes.int()]
     chosen, budget = circuit.settings, memory or model.budget()
-    return ablations.there(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
+    return ablations.measure_on_server(
+        model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress
+    )
 
 
 def _judged(circuit: Circuit, sample: Sample, metric: float, ablation: str, seed: int) -> Quality:

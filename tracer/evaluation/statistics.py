@@ -35,28 +35,27 @@ _DECADE = 10  # the middle stratum reaches to this many times the strong one
 
 @dataclass(frozen=True)
 class Ratio:
-    """Fractions that are divided late, so that a bottom near 0 can be told from a large value.
+    """Numerators and denominators, kept apart so that a denominator near 0 can be told from a large ratio.
 
     Attributes:
-        top: the numerators.
-        bottom: the denominators, broadcast over `top`.
-        scale: the size of what `bottom` is a difference of; a bottom is 0 when it is rounding of that.
+        numerator, denominator: broadcast against one another.
+        scale: the size of what the denominator is a difference of; it counts as 0 when it is rounding of that.
     """
 
-    top: Float[Tensor, "*statistic"]
-    bottom: Float[Tensor, "*#statistic"]
+    numerator: Float[Tensor, "*statistic"]
+    denominator: Float[Tensor, "*#statistic"]
     scale: Float[Tensor, "*#statistic"]
 
     @property
     def negligible(self) -> Tensor:
-        """Where the bottom is 0 up to rounding."""
-        return self.bottom.abs() <= _NEGLIGIBLE * self.scale
+        """Where the denominator is 0 up to rounding."""
+        return self.denominator.abs() <= _NEGLIGIBLE * self.scale
 
     def value(self) -> Float[Tensor, "*statistic"]:
-        """top / bottom.
+        """numerator / denominator.
 
         Raises:
-            JobError: a bottom of 0 up to rounding.
+            JobError: a denominator of 0 up to rounding.
         """
         if bool(self.negligible.any()):
             raise JobError(
@@ -64,7 +63,7 @@ class Ratio:
                 "is 0 up to rounding: ablating every node does not change the metric, so there is no share of it",
                 "use prompts on which the ablation matters, a foil, or another ablation",
             )
-        return self.top / self.bottom
+        return self.numerator / self.denominator
 
 
 Statistic = Callable[[Tensor], Tensor | Ratio]
@@ -79,7 +78,7 @@ def mean(rows: Shaped[Tensor, "resample prompt *rest"]) -> Float[Tensor, "resamp
 def restored(
     ablated: Float[Tensor, "resample prompt *size"],
     empty: Float[Tensor, "resample prompt"],
-    whole: Float[Tensor, "resample prompt"],
+    full: Float[Tensor, "resample prompt"],
 ) -> Ratio:
     """(F(ablated) - F(empty)) / (F(model) - F(empty)) of each resample, F the mean over prompts.
 
@@ -87,15 +86,15 @@ def restored(
 
         bootstrap(table, lambda rows: restored(rows[..., 2:], rows[..., 0], rows[..., 1]))
     """
-    empty, whole, ablated = empty.double(), whole.double(), ablated.double()
+    empty, full, ablated = empty.double(), full.double(), ablated.double()
     trailing = (1,) * (ablated.dim() - 2)
-    top = mean(ablated - empty.view(*empty.shape, *trailing))
-    bottom, scale = mean(whole - empty), mean(whole.abs() + empty.abs())
-    return Ratio(top, bottom.view(-1, *trailing), scale.view(-1, *trailing))
+    numerator = mean(ablated - empty.view(*empty.shape, *trailing))
+    denominator, scale = mean(full - empty), mean(full.abs() + empty.abs())
+    return Ratio(numerator, denominator.view(-1, *trailing), scale.view(-1, *trailing))
 
 
 def faithfulness(
-    circuit: Float[Tensor, "prompt *size"], empty: Float[Tensor, " prompt"], whole: Float[Tensor, " prompt"]
+    circuit: Float[Tensor, "prompt *size"], empty: Float[Tensor, " prompt"], full: Float[Tensor, " prompt"]
 ) -> Float[Tensor, "*size"]:
     """How much of the metric the circuit alone keeps; 1 for the whole model and 0 for nothing, exactly.
 
@@ -104,29 +103,29 @@ def faithfulness(
     Args:
         circuit: the metric with everything outside the circuit ablated, per prompt and circuit size.
         empty: the metric with every node ablated.
-        whole: the metric of the model as it is.
+        full: the metric of the model as it is.
 
     Raises:
         JobError: F(model) - F(empty) is 0 up to rounding, no prompt, or a value that is not finite.
     """
-    for name, values in (("circuit", circuit), ("empty", empty), ("whole", whole)):
+    for name, values in (("circuit", circuit), ("empty", empty), ("full", full)):
         _check_rows(values, 1, name)
-    return restored(circuit[None], empty[None], whole[None]).value()[0]
+    return restored(circuit[None], empty[None], full[None]).value()[0]
 
 
 def completeness(
-    without: Float[Tensor, "prompt *size"], empty: Float[Tensor, " prompt"], whole: Float[Tensor, " prompt"]
+    without: Float[Tensor, "prompt *size"], empty: Float[Tensor, " prompt"], full: Float[Tensor, " prompt"]
 ) -> Float[Tensor, "*size"]:
     """How much of the metric is left without the circuit; 0 without the whole model and 1 without nothing, exactly.
 
     Args:
         without: the metric with the circuit's own nodes ablated, per prompt and circuit size.
-        empty, whole: as for `faithfulness`, whose formula this is.
+        empty, full: as for `faithfulness`, whose formula this is.
 
     Raises:
         JobError: as for `faithfulness`.
     """
-    return faithfulness(without, empty, whole)
+    return faithfulness(without, empty, full)
 
 
 # ------------------------------------------------------------------------------------------- bootstrap
@@ -224,22 +223,22 @@ def resample(
     """
     _check_rows(values, 2, "values")
     rows = values.detach().cpu().double()
-    whole = statistic(rows[None])
-    estimate = whole.value() if isinstance(whole, Ratio) else whole
+    sample = statistic(rows[None])
+    estimate = sample.value() if isinstance(sample, Ratio) else sample
     if not bool(estimate.isfinite().all()):
         raise JobError("the statistic", "is not finite on the sample", "check the values it is made of")
     drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(rows), size=(n_resamples, len(rows))))
     step = max(1, _CHUNK // max(1, rows.numel()))
-    parts = [_divided(statistic(rows[index]), whole) for index in drawn.split(step)]
+    parts = [_divided(statistic(rows[index]), sample) for index in drawn.split(step)]
     return Resamples(estimate[0], torch.cat(parts))
 
 
-def _divided(found: Tensor | Ratio, whole: Tensor | Ratio) -> Tensor:
-    if not isinstance(found, Ratio) or not isinstance(whole, Ratio):
+def _divided(found: Tensor | Ratio, sample: Tensor | Ratio) -> Tensor:
+    if not isinstance(found, Ratio) or not isinstance(sample, Ratio):
         assert isinstance(found, Tensor), "a statistic is a Ratio on the sample and its resamples, or on neither"
         return found
-    lost = found.negligible | (found.bottom.sign() != whole.bottom.sign())
-    return torch.where(lost, torch.nan, found.top / torch.where(lost, 1.0, found.bottom))
+    lost = found.negligible | (found.denominator.sign() != sample.denominator.sign())
+    return torch.where(lost, torch.nan, found.numerator / torch.where(lost, 1.0, found.denominator))
 
 
 def _tail(confidence: float, n_resamples: int) -> float:

@@ -222,7 +222,7 @@ def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tu
         The folder's circuit; triples in the file's order, or pairs where it has no positions.
 
     Raises:
-        JobError: a file that cannot be read, or a row that is no node. RunError: a folder that is no run.
+        JobError: a file that cannot be read, or a row that is not a node. RunError: a folder that is not a run.
     """
     path = Path(path)
     if path.is_dir():
@@ -231,7 +231,7 @@ def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tu
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise JobError(name, f"cannot be read ({reason})", "give JSON lines, CSV or a run folder") from error
     rows = _json_rows(text, name) if text.lstrip()[:1] == "{" else _csv_rows(text, name)
     found = [
@@ -390,7 +390,9 @@ def _places(nodes: Nodes, top: int | None) -> list[_Place]:
     elif isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes):
         found = [_place(node) for node in nodes]
     else:
-        raise JobError(f"nodes {quoted(nodes)}", "is no circuit and no list", "give a circuit, or [(layer, neuron)]")
+        raise JobError(
+            f"nodes {quoted(nodes)}", "is neither a circuit nor a list", "give a circuit, or [(layer, neuron)]"
+        )
     if not found:
         raise JobError("nodes", "there is none to steer", "give at least one neuron")
     if len({position is None for _, position, _ in found}) > 1:
@@ -404,7 +406,7 @@ def _place(node: Any) -> _Place:
     if isinstance(node, Sequence) and len(node) in (2, 3) and all(_is_index(part) for part in node):
         numbers = [operator.index(part) for part in node]
         return numbers[0], numbers[1] if len(numbers) == 3 else None, numbers[-1]
-    rule = "is no (layer, position, neuron) and no (layer, neuron)"
+    rule = "is neither (layer, position, neuron) nor (layer, neuron)"
     raise JobError(f"node {quoted(node)}", rule, "give whole numbers, such as (1, 5, 13)")
 
 
@@ -543,10 +545,10 @@ def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            rule = f"is no JSON ({error})"
+            rule = f"is not JSON ({error})"
             raise JobError(f"{name}, line {number}", rule, 'write {"layer": 1, "position": 5, "neuron": 13}') from error
         if not isinstance(row, dict):
-            raise JobError(f"{name}, line {number}", "is no JSON object", "give one object a line")
+            raise JobError(f"{name}, line {number}", "is not a JSON object", "give one object a line")
         yield f"{name}, line {number}", row
 
 
@@ -567,12 +569,12 @@ def _whole(value: Any, column: str, place: str) -> int:
     except ValueError:
         number = None
     if not _is_index(number):
-        raise JobError(f"{place}", f"its {column} is {quoted(value)}, no whole number", "give whole numbers")
+        raise JobError(f"{place}", f"its {column} is {quoted(value)}, not a whole number", "give whole numbers")
     return operator.index(number)
 
 
 def _is_index(value: Any) -> TypeGuard[int]:
-    """A whole number of any kind, but no truth value."""
+    """A whole number of any kind, but not a truth value."""
     return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
 
 
@@ -633,7 +635,7 @@ def _swap_there(
     untouched = [AblatedRow(one, ablations.NO_NODES) for one in (*encoded, *paired)]
 
     def answers(rows: list[AblatedRow], to: ablations.Replacement) -> Tensor:
-        return ablations.there(model, rows, to, None, "activation", memory).long()
+        return ablations.measure_on_server(model, rows, to, None, "activation", memory).long()
 
     values = ablations.Replacement(tuple(one.token_ids for one in paired), tuple(range(len(paired))))
     swapped = answers(swaps, values).view(len(ks), 2, len(encoded))

@@ -116,7 +116,7 @@ class TestSet:
         """The metric of each job [job]."""
         if isinstance(self.values, Replacement):
             rows = self._rows(jobs, self.values)
-            return ablations.there(
+            return ablations.measure_on_server(
                 self.model, rows, self.values, self.metric, self.basis, self.memory, progress=progress
             )
         values, length = self.values, len(self.prompts[0].token_ids)

@@ -122,9 +122,7 @@ def load(
     if wire not in (None, *WIRES):
         raise ModelError(f"wire={quoted(wire)}", f"must be one of {', '.join(WIRES)}", "leave it out")
     if limits is not None and not isinstance(limits, Limits):
-        raise ModelError(
-            f"limits={quoted(limits)}", "must be a tracer.ndif.server.Limits", "leave them out for the defaults"
-        )
+        raise ModelError(f"limits={quoted(limits)}", "must be a tracer.Limits", "leave them out for the defaults")
     if isinstance(dtype, str) and dtype not in (*DTYPES, *QUANTIZED):
         raise ModelError(f"dtype={dtype!r}", f"must be one of {', '.join((*DTYPES, *QUANTIZED))}", "choose one")
     if weights is None:

@@ -72,11 +72,11 @@ class Worker:
             self._benchmark: Any = Benchmark(job, loaded)
             self._work = self._combination
         else:
-            from tracer.runs.units.dataset_circuit import judge
+            from tracer.runs.units.dataset_circuit import evaluate_run
             from tracer.runs.units.shards import ShardWork
 
             self._work = ShardWork(loaded, job, folder).run
-            self._finish = lambda: judge(loaded, job, folder)
+            self._finish = lambda: evaluate_run(loaded, job, folder)
 
     def work(self, task: Task, began: Beat) -> Report:
         """Do one unit.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,8 +22,9 @@ from tracer.data import tasks
 from tracer.errors import TracerError
 from tracer.model.model import BUDGET_WITHOUT_GPU, read_tokenizer
 from tracer.model.sizes import Shape
-from tracer.runs.jobs import BenchmarkJob, Job
-from tracer.runs.plan.planner import Plan, check, demands, gib, plan
+from tracer.runs.jobs import BenchmarkJob, Job, load_job
+from tracer.runs.plan import planner
+from tracer.runs.plan.planner import Plan, check, demands, gib
 from tracer.runs.workers.placement import seats
 
 SAMPLE = 256
@@ -42,6 +45,18 @@ class Start:
     workers: int
     max_bytes: int | None
     advice: tuple[str, ...]
+
+
+def plan(job: str | Path | Mapping[str, Any] | Job, *, set: Sequence[str] = (), workers: int | None = None) -> Plan:
+    """What a job will need, from its first prompts and the model's configuration, without weights; as ``tracer plan``.
+
+    Args:
+        job, set: as of `tracer.run`. workers: as asked for; as many as fit on this machine if None.
+
+    Raises:
+        JobError: the job or its data. ModelError: no such model.
+    """
+    return plan_job(load_job(job, set), workers)
 
 
 def plan_job(
@@ -65,7 +80,7 @@ def plan_job(
     gpus = torch.cuda.device_count() if on_gpu else 0
     part = min(1.0, gpus_per_worker or 1.0)
     ask = partial(
-        plan,
+        planner.plan,
         shape,
         demands(job),
         fitting or [1],

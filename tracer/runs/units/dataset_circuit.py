@@ -101,9 +101,9 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in CIRCUIT}, CIRCUIT)
 
 
-def judge(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
-    """What a model says of the whole run: ``evaluation``, the curves of the dataset's circuit on other prompts, and
-    ``quality``, of each of the first prompts how its estimates follow exact ablations; as JSON holds them.
+def evaluate_run(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
+    """What needs the model when all units are done: ``evaluation``, the curves of the dataset's circuit on other
+    prompts, and ``quality``, how the estimates of each of the first prompts follow exact ablations; as JSON holds them.
 
     Raises:
         JobError: test prompts that do not fit, or are among the prompts of the run.
