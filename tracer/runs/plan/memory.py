@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tracer.attribution.edges import MAX_AUTOGRAD_BYTES, MAX_REPLAY_BYTES
-from tracer.attribution.methods import EXACT_ROWS
+from tracer.attribution.methods import EXACT_ROWS, FORWARD_ONLY
 from tracer.errors import JobError, quoted
 from tracer.model import model as loading
 from tracer.model.sizes import Shape
@@ -162,13 +162,22 @@ class _Case:
         rows = 2 * self.shape.itemsize * self.positions + 8 * entries * (2 if self.metric == "logprob" else 1)
         return self.batch * rows * self.shape.vocab_size
 
+    @property
+    def results(self) -> int:
+        """What is kept of all nodes for a circuit, each float32: attributions, values, gradients, baselines but zero."""
+        gradients = self.edges or self.method not in FORWARD_ONLY
+        baselines = self.baseline != "zero" or self.method in ("ig", "conductance")
+        return 2 + gradients + (gradients and baselines)
+
     # The phases.
 
     def attribution(self) -> list[_Phase]:
         """The method's passes and what it holds meanwhile, then the assembly of its results."""
         kept = {"counterfactual": self.result, "mean": self.single + self.padded * self.result}.get(self.baseline, 0)
-        held = kept + {"relp": 0, "grad": 0, "delta": 0, "random": 0, "exact": 3}.get(self.method, 5) * self.result
-        phases = [_Phase("attribution", kept + (5 if self.padded else 4) * self.result)]
+        held = {"relp": 0, "grad": 0, "delta": 0, "random": 0, "exact": 3, "conductance": 6}.get(self.method, 5)
+        held = kept + held * self.result
+        made = 2 * min(self.results, 3) + (self.results > 3) + self.padded
+        phases = [_Phase("attribution", kept + made * self.result)]
         if self.baseline == "mean":  # float64 sums, and a batch of the reference in float32 and float64
             phases.append(_Phase("attribution", 3 * self.single + 4 * self.result))
         if self.method == "exact":
@@ -197,13 +206,15 @@ class _Case:
 
     def selection(self) -> _Phase:
         """The results, and one prompt's nodes being sorted."""
-        return _Phase("selection", 2 * self.result + self.single // 4 * (SELECT_MASS if self.mass else SELECT))
+        return _Phase(
+            "selection", self.results * self.result + self.single // 4 * (SELECT_MASS if self.mass else SELECT)
+        )
 
     def graph(self) -> list[_Phase]:
         """One prompt's edges beside the batch's results."""
         shape, length, n = self.shape, self.length, min(self.nodes, self.nodes_of_token * self.length)
         logits = {"difference": 2, "auto": 2, "topk": self.top_k}.get(self.metric, 1) * self.positions
-        sources, targets, results = n + length, n + logits, 2 * self.result
+        sources, targets, results = n + length, n + logits, self.results * self.result
         dense = 4 * sources * targets
         # A neuron has direct edges to layers above it alone: at most half of the pairs.
         many = EDGE * (n * n // 2 + n * length + logits * sources) + 4 * 8 * (n + length)
