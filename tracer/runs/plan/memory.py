@@ -164,7 +164,7 @@ class _Case:
 
     @property
     def results(self) -> int:
-        """What is kept of all nodes for a circuit, each float32: attributions, values, gradients, baselines but zero."""
+        """What is kept of all nodes for a circuit, each float32: attributions, values, gradients, baselines."""
         gradients = self.edges or self.method not in FORWARD_ONLY
         baselines = self.baseline != "zero" or self.method in ("ig", "conductance")
         return 2 + gradients + (gradients and baselines)
