@@ -4,17 +4,21 @@
     prompt = tracer.Prompt("The secretaries near the car", target=" are", foil=" is")
     circuit = tracer.trace(model, prompt, nodes=100)
 
-The names below are the whole public interface; they load on first use, so that importing tracer is instant.
+The names below are the whole public interface; they load on first use, so that importing tracer is instant. What takes
+long or is tried again goes to the logger ``tracer``: logging.basicConfig(level="INFO") shows it.
 """
 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tracer.version import VERSION
 
 __version__ = VERSION
+
+logging.getLogger("tracer").addHandler(logging.NullHandler())  # silent unless the program that imports us listens
 
 if TYPE_CHECKING:
     from tracer.attribution.attribute import attribute as attribute

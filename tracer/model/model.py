@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import http.client
 import importlib.metadata
+import logging
 import os
 import re
 import ssl
@@ -36,6 +37,8 @@ from tracer.model import interventions
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of
 from tracer.settings import RULES, ModelRecord
+
+log = logging.getLogger(__name__)
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -654,7 +657,9 @@ def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **option
         if not bool(value.isfinite().all()):
             raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")
     wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer, **options)
-    return Model(name, revision, wrapped, family, tokenizer)
+    model = Model(name, revision, wrapped, family, tokenizer)
+    log.info("loaded %s: %s, %d layers of %d neurons, %s", name, family.name, model.n_layers, model.d_mlp, module.dtype)
+    return model
 
 
 def _real_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -10,6 +10,7 @@ the key anywhere: it is in no representation, message or file.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import random
@@ -41,6 +42,8 @@ from tracer.model.backend import Grants
 from tracer.ndif import payload
 from tracer.ndif.parallel import EndedError, OrderedMap
 from tracer.settings import IN_FLIGHT
+
+log = logging.getLogger(__name__)
 
 MIB = 2**20
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -445,6 +448,7 @@ class Server:
             self.traffic.retries += 1
         longest = min(30.0, self.limits.patience / 4)
         pause = max(asked, min(longest, 0.25 * 2 ** min(attempt - 1, 20)) * (0.5 + random.random()))
+        log.info("%s: %s; again in %d s", self.host, why, math.ceil(pause))
         if self.report is not None:
             self.report(f"{self.host}, {time.monotonic() - started:.0f} s, {why}; again in {math.ceil(pause)} s")
         self.sleep(pause)

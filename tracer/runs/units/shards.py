@@ -8,6 +8,7 @@ know other shards, processes and who gives the tasks.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
@@ -38,6 +39,8 @@ from tracer.runs.workers.messages import Beat, Report, Task
 from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 STICKY = 70  # exit code of a process whose device is unusable
 PASSING = (ConnectionError, TimeoutError)
@@ -371,6 +374,7 @@ class _Shard:
             yield self._lost(items[0].row, "failed", name, str(error), attempt)
             return
         half = (len(items) + 1) // 2 if memory else 1
+        log.warning("%d prompts failed together (%s): again, %d at a time", len(items), type(error).__name__, half)
         with self._counting:
             self.halved += memory
         for part in chunked(items, half):

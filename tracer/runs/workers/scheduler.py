@@ -9,6 +9,7 @@ Refuses to know files, models and what a unit is.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from tracer import errors
 from tracer.errors import RunError, TracerError
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Pool, Refused, Report, Setup, Started, Task
+
+log = logging.getLogger(__name__)
 
 _TICK = 0.2  # seconds between two looks at the clock
 _KINDS: dict[str, type[TracerError]] = {
@@ -176,6 +179,7 @@ class Runner:
 
     def _on_worker_death(self, event: Died, busy: _Busy | None) -> None:
         """Give a dead worker's unit to another; count the death against its prompts."""
+        log.warning("worker %s died: %s", event.worker, event.reason)
         self._ready.discard(event.worker)
         self._busy.pop(event.worker, None)
         was_starting = event.worker in self._starting
