@@ -70,9 +70,3 @@ def test_verbs_are_these() -> None:
 
     verbs = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     assert verbs >= set(VERBS.split())
-
-
-def test_a_program_that_listens_hears_what_is_loaded(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="tracer"):
-        tracer.load("demo")
-    assert any("loaded demo: llama, 4 layers of 384 neurons" in record.getMessage() for record in caplog.records)

@@ -471,3 +471,9 @@ def test_a_model_cannot_be_changed() -> None:
     model: Model = load("llama")
     with pytest.raises(AttributeError):
         model.name = "other"  # type: ignore[misc]
+
+
+def test_a_program_that_listens_hears_what_is_loaded(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="tracer"):
+        tracer.load("demo")
+    assert any("loaded demo: llama, 4 layers of 384 neurons" in record.getMessage() for record in caplog.records)
