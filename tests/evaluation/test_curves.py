@@ -137,6 +137,7 @@ def test_a_reference_is_what_nodes_are_ablated_to() -> None:
     others = pairs("train", 4)
     found = Bench.of(demo(), encoded(pairs()), "mean", "activation", 0, reference=others)
     wanted = attribute.mean_values(demo(), [one.token_ids for one in encoded(others)], 6, "activation")
+    assert isinstance(found.test.values, torch.Tensor)
     assert torch.allclose(found.test.values[0], wanted)
     assert not torch.allclose(found.empty, bench().empty)
 

@@ -12,14 +12,14 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from faulty import MODEL
-from tracer.runs.workers.messages import Report, Setup, Task
+from tracer.runs.workers.messages import Beat, Report, Setup, Task
 from tracer.store import schemas
 from tracer.store.run_folder import RunFolder
 
@@ -61,7 +61,7 @@ class Faulty:
         self._worker = worker.Worker(setup)
         self.model, self.budget = self._worker.model, self._worker.budget
 
-    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, order: Task, began: Beat) -> Report:
         return self._worker.work(order, began)
 
 
@@ -74,7 +74,7 @@ class Tiny:
     def __init__(self, setup: Setup) -> None:
         self.folder, self.edges = RunFolder(setup.folder), setup.job["edges"]
 
-    def work(self, order: Task, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, order: Task, began: Beat) -> Report:
         if order.finish:
             return Report(unit=order.unit, outcome={"quality": [{"prompt_id": 0}]})
         rows, kept = self.folder.read_input(order.unit), {name: list[Any]() for name in ("prompts", "nodes", "edges")}
