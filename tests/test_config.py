@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from helpers import refused
 from tracer.errors import JobError
 from tracer.settings import BASELINES, BASES, LINEAR_METRICS, METHODS, METRICS, PATH_METHODS, RULES, Settings, settings
 
-WRONG: list[tuple[dict[str, object], tuple[str, ...]]] = [
+WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"method": "attnlrp"}, ("method='attnlrp'", *METHODS)),
     ({"baseline": "median"}, ("baseline='median'", *BASELINES)),
     ({"basis": "residual"}, ("basis='residual'", *BASES)),
@@ -25,7 +26,7 @@ WRONG: list[tuple[dict[str, object], tuple[str, ...]]] = [
     ({"method": "random", "seed": -1}, ("seed=-1", "0")),
     ({"layers": 3}, ("layers=3",)),
 ]
-WITHOUT_EFFECT: list[tuple[dict[str, object], str]] = [
+WITHOUT_EFFECT: list[tuple[dict[str, Any], str]] = [
     *[({"method": method, "rules": ["norm"]}, "rules") for method in METHODS if method != "relp"],
     *[({"method": method, "steps": 3}, "steps") for method in METHODS if method not in PATH_METHODS],
     ({"method": "random", "baseline": "mean"}, "baseline"),
@@ -38,14 +39,14 @@ WITHOUT_EFFECT: list[tuple[dict[str, object], str]] = [
 
 @pytest.mark.parametrize(("values", "parts"), WRONG, ids=lambda value: str(value)[:50])
 def test_a_wrong_value_is_refused_by_name_value_and_what_is_allowed(
-    values: dict[str, object], parts: tuple[str, ...]
+    values: dict[str, Any], parts: tuple[str, ...]
 ) -> None:
     with refused(JobError, *parts):
         settings(**values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("values", "name"), WITHOUT_EFFECT, ids=str)
-def test_a_setting_without_effect_is_refused(values: dict[str, object], name: str) -> None:
+def test_a_setting_without_effect_is_refused(values: dict[str, Any], name: str) -> None:
     with refused(JobError, name, "effect"):
         settings(**values)  # type: ignore[arg-type]
 

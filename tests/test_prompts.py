@@ -172,8 +172,9 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(arguments: dict[
 
 @pytest.mark.parametrize("where", ["text", "target", "counterfactual", "id"])
 def test_bytes_that_are_no_text_are_refused(where: str) -> None:
+    given: dict[str, Any] = {"text": "The car", where: "a\udcff"}
     with refused(JobError, "'\\udcff'", "not Unicode text"):
-        encode(Prompt(**{"text": "The car", where: "a\udcff"}), WORDS)
+        encode(Prompt(**given), WORDS)
 
 
 def test_a_second_start_token_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def error(got: Tensor, wanted: Tensor) -> float:
     return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
-def model_and_batch(family: str, **over: object) -> tuple[PreTrainedModel, Tensor, Tensor]:
+def model_and_batch(family: str, **over: Any) -> tuple[PreTrainedModel, Tensor, Tensor]:
     model = t.tiny(family, **over)
     return model, *t.batch(model, LENGTHS, seed=1)
 
@@ -229,6 +230,7 @@ def test_conductance_telescopes_where_the_metric_is_linear_in_the_neurons() -> N
     other = torch.where(mask.bool(), (ids * 5 + 1) % 97 + 4, ids)
     settings = {"baseline": "counterfactual", "counterfactual_ids": other, "steps": 4}
     got = ref.attribute(model, ids, mask, TARGET, "conductance", **settings)
+    assert TARGET.targets is not None
     moved = (ref.embed(model, ids) - ref.embed(model, other))[:, -1]
     direct = (moved * model.lm_head.weight[TARGET.targets[:, 0]]).sum(-1)
     change = got.metric - TARGET(logits_of(model, other, mask))
@@ -294,6 +296,7 @@ def test_half_rule_halves_each_factor() -> None:
             slopes[name] = torch.autograd.grad(mlp.module(x)[0, 0, 4], x)[0]
     assert error(2 * slopes["half"], slopes["whole"]) < 1e-6
     gate, up = mlp.project(x)
+    assert up is not None
     slope = gate[0, 0, :, None] * mlp.module.up_proj.weight + up[0, 0, :, None] * mlp.module.gate_proj.weight
     middle = torch.sigmoid(gate)[0, 0, :, None] * slope
     by_hand = 0.5 * mlp.down.weight[4] @ middle

@@ -26,7 +26,7 @@ BASELINES = ("zero", "mean", "counterfactual")
 EVERY = tracer.Pruning(share=0.0)
 
 
-def loaded(family: str, **over: object) -> Model:
+def loaded(family: str, **over: Any) -> Model:
     return tracer.load(tiny.tiny(family, **over), tokenizer=tiny.tokenizer(101))
 
 
@@ -68,8 +68,13 @@ def oracle(model: Model, circuit: Circuit, baseline: str, method: str, basis: st
     return wanted
 
 
+def linked(circuit: Circuit) -> list[dict[str, Any]]:
+    assert circuit.links is not None
+    return circuit.links.to_pylist()
+
+
 def links(circuit: Circuit) -> dict[tuple[int, int], float]:
-    return {(row["source"], row["target"]): row["attribution"] for row in circuit.links.to_pylist()}
+    return {(row["source"], row["target"]): row["attribution"] for row in linked(circuit)}
 
 
 def assert_equal(got: dict[tuple[int, int], float], wanted: dict[tuple[int, int], float]) -> None:
@@ -140,7 +145,7 @@ def test_the_gradient_in_the_table_makes_the_attribution(baseline: str) -> None:
 def test_with_baseline_zero_it_is_share_times_the_targets_attribution() -> None:
     circuit = traced(loaded("llama"), "zero")
     attribution = dict(zip(circuit.nodes["node_id"].to_pylist(), circuit.nodes["attribution"].to_pylist(), strict=True))
-    for row in circuit.links.to_pylist():
+    for row in linked(circuit):
         assert row["attribution"] == pytest.approx(row["share"] * attribution[row["target"]], rel=1e-5, abs=1e-9)
 
 
@@ -158,7 +163,7 @@ def test_a_source_that_is_zero_and_differs_carries_attribution(baseline: str) ->
     model = loaded("llama", hidden_act="relu")
     circuit = traced(model, baseline, nodes=400)
     zero = {row["node_id"] for row in circuit.rows("neuron") if row["activation"] == 0.0}
-    carried = [row for row in circuit.links.to_pylist() if row["source"] in zero]
+    carried = [row for row in linked(circuit) if row["source"] in zero]
     assert any(row["attribution"] != 0.0 for row in carried)
     assert all(row["weight"] == 0.0 for row in carried)
     assert_equal(links(circuit), oracle(model, circuit, baseline, "relp", "activation"))

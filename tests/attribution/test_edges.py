@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ CASES = [
 ]
 
 
-def loaded(family: str, attn: str = "eager", **over: object) -> Model:
+def loaded(family: str, attn: str = "eager", **over: Any) -> Model:
     return tracer.load(tiny.tiny(family, attn=attn, **over), tokenizer=tiny.tokenizer(101))
 
 
@@ -125,7 +127,7 @@ def test_nudges_on_the_demo_model() -> None:
 def test_nothing_flows_backwards_in_layers_or_positions(family: str, way: str) -> None:
     model = loaded(family)
     nodes = some_nodes(model)
-    options = {"engine": "autograd"} if way == "autograd" else {"engine": "replay", "direction": way}
+    options: dict[str, Any] = {"engine": "autograd"} if way == "autograd" else {"engine": "replay", "direction": way}
     weight = direct_edges(model, IDS, nodes, LOGITS, **options).weight
     layer = torch.cat([nodes[:, 0], torch.full((len(LOGITS),), model.n_layers)])
     position = torch.cat([nodes[:, 1], LOGITS[:, 0]])
@@ -212,7 +214,7 @@ def test_bfloat16_edges_are_close_to_float32() -> None:
     ],
 )
 def test_what_lies_outside_the_model_is_refused(
-    nodes: list[list[int]], logits: list[list[int]], options: dict[str, str]
+    nodes: list[list[int]], logits: list[list[int]], options: dict[str, Any]
 ) -> None:
     with pytest.raises(JobError):
         direct_edges(loaded("llama"), IDS, torch.tensor(nodes), torch.tensor(logits), **options)
@@ -240,6 +242,7 @@ def test_several_prompts_give_the_edges_each_gives_alone() -> None:
         ids = together.token_ids[i]
         logits = torch.tensor([[len(ids) - 1, 20], [len(ids) - 1, 30]])
         found = direct_edges(model, ids, kept, logits).weight
+        assert alone.links is not None
         rows = {(row["source"], row["target"]): row["weight"] for row in alone.links.to_pylist()}
         neurons = len(kept)
         for (source, target), weight in rows.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ BASES = ("activation", "output")
 KINDS = tuple(kind for kind in METRICS if kind != "auto")
 SUBSETS = [frozenset(part) for size in range(5) for part in itertools.combinations(sorted(RULES), size)]
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
-VARIANTS: list[tuple[str, dict[str, object]]] = [
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gpt_neox", {"use_parallel_residual": False}),
     ("llama", {"attention_bias": True, "mlp_bias": True}),
     ("llama", {"tie_word_embeddings": True}),
@@ -42,11 +43,11 @@ def question(method: str) -> Question:
     return SMALL if method == "exact" else Question()
 
 
-def depth(method: str) -> dict[str, int]:
+def depth(method: str) -> dict[str, Any]:
     return {"n_layers": 2} if method == "exact" or method in PATH_METHODS else {}
 
 
-def steps(method: str) -> dict[str, int]:
+def steps(method: str) -> dict[str, Any]:
     return {"steps": 3} if method in PATH_METHODS else {}
 
 
@@ -111,7 +112,7 @@ def test_each_rule_changes_the_attributions(family: str) -> None:
 
 @pytest.mark.parametrize("method", ["relp", "grad", "ig", "ig-activation", "exact"])
 @pytest.mark.parametrize(("family", "over"), VARIANTS)
-def test_method_equals_oracle_in_variants_of_a_family(family: str, over: dict[str, object], method: str) -> None:
+def test_method_equals_oracle_in_variants_of_a_family(family: str, over: dict[str, Any], method: str) -> None:
     found = compare(load(family, **depth(method), **over), question(method), method, **steps(method))
     assert found.worst <= TOLERANCE, found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_silent_target_keeps_no_edge_by_share() -> None:
         {"edge_influence": 1.5},
     ],
 )
-def test_rules_out_of_range_are_refused(rules: dict[str, float]) -> None:
+def test_rules_out_of_range_are_refused(rules: dict[str, Any]) -> None:
     with pytest.raises(JobError):
         Pruning(**rules)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -150,7 +152,7 @@ def test_an_excluded_neuron_is_left_out_at_every_position() -> None:
         ({"exclude": [(-1, 0)]}, "exclude=(-1, 0)"),
     ],
 )
-def test_a_rule_out_of_range_is_refused(rule: dict[str, object], part: str) -> None:
+def test_a_rule_out_of_range_is_refused(rule: dict[str, Any], part: str) -> None:
     with refused(JobError, part):
         select(torch.ones(2, 3, 4), 1.0, **rule)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-source = data.Source(path=sys.argv[1], labels=["topic"])
+source = data.Source(path=(sys.argv[1],), labels=("topic",))
 for _ in islice(data.read(source), 2000):
     pass
 before, most, count = resident(), 0, 0

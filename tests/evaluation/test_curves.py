@@ -143,6 +143,7 @@ def test_a_reference_is_what_nodes_are_ablated_to() -> None:
     others = pairs("train", 4)
     found = TestSet.of(demo(), encoded(pairs()), "mean", "activation", 0, reference=others).with_known_ends()
     wanted = attribute.mean_values(demo(), [one.token_ids for one in encoded(others)], 6, "activation")
+    assert isinstance(found.values, torch.Tensor)
     assert torch.allclose(found.values[0], wanted)
     assert not torch.allclose(ends(found)[1], ends(bench())[1])
 

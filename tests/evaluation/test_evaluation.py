@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 import tiny
 import tracer
-from helpers import refused
+from helpers import Change, hooked, refused
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError
 from tracer.evaluation.curves import Evaluation, shuffled
@@ -23,25 +24,14 @@ from tracer.prompts import Batch, Prompt
 TOKENS = ((1, 6, 7, 8, 9), (1, 12, 13))
 
 
-def random_model(family: str = "llama", attn: str = "eager", **over: object) -> Model:
+def random_model(family: str = "llama", attn: str = "eager", **over: Any) -> Model:
     return tracer.load(tiny.tiny(family, attn=attn, **over), tokenizer=tiny.tokenizer(101))
 
 
-def by_hooks(model: Model, batch: Batch, change: Callable[[int, Tensor], Tensor], basis: str = "activation") -> Tensor:
+def by_hooks(model: Model, batch: Batch, change: Change, basis: str = "activation") -> Tensor:
     """Logits with a function applied to every layer's neurons by plain PyTorch hooks."""
-    handles = []
-    for layer in range(model.n_layers):
-        down = model.part(layer, model.family.down)
-        if basis == "activation":
-            handles.append(down.register_forward_pre_hook(lambda part, args, at=layer: (change(at, args[0]),)))
-        else:
-            handles.append(down.register_forward_hook(lambda part, args, out, at=layer: change(at, out)))
-    try:
-        with torch.no_grad():
-            return model.module(**batch.inputs("cpu", batch.width)).logits.float()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(model, change, basis):
+        return model.module(**batch.inputs("cpu", batch.width)).logits.float()
 
 
 def some_mask(model: Model, batch: Batch, seed: int, basis: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ IDS = (1, 9, 14, 30, 22, 17)
 PAIRED = (1, 9, 15, 33, 22, 17)
 
 
-def prompt(**over: object) -> Prompt:
+def prompt(**over: Any) -> Prompt:
     return Prompt(**{"token_ids": IDS, "target": 7, "foil": 8, "counterfactual": PAIRED, **over})  # type: ignore[arg-type]
 
 
@@ -31,7 +32,7 @@ def others(count: int = 4, length: int = 6, seed: int = 3) -> list[Prompt]:
     return [Prompt(token_ids=(1, *row)) for row in drawn.tolist()]
 
 
-def traced(model: Model, **how: object) -> Circuit:
+def traced(model: Model, **how: Any) -> Circuit:
     return tracer.trace(model, prompt(), **{"baseline": "zero", **CUT, **how})  # type: ignore[arg-type]
 
 
@@ -199,7 +200,7 @@ def test_wrong_input_is_refused() -> None:
     model = load("llama", n_layers=2)
     circuit, plain = traced(model), tracer.trace(model, prompt(counterfactual=None), nodes=5, edges=False)
     mean = traced(model, baseline="mean", reference=others())
-    cases: list[tuple[Circuit, dict[str, object], str]] = [
+    cases: list[tuple[Circuit, dict[str, Any], str]] = [
         (circuit, {"ablation": "resample"}, "ablation='resample'"),
         (circuit, {"ablation": "mean"}, "give reference="),
         (circuit, {"reference": others()}, "no effect"),
@@ -225,7 +226,7 @@ def test_wrong_input_is_refused() -> None:
 def test_wrong_unrelated_prompts_are_refused() -> None:
     model = load("llama", n_layers=2)
     circuit, given = traced(model), others()
-    cases: list[tuple[list[Prompt], dict[str, float], str]] = [
+    cases: list[tuple[list[Prompt], dict[str, Any], str]] = [
         (given[:1], {}, "1 unrelated prompts"),
         ([*given, prompt()], {}, "is the circuit's own"),
         ([*given, given[0]], {}, "is given twice"),

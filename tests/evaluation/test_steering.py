@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tracer
-from helpers import load, refused
+from helpers import Change, hooked, load, refused
 from tracer.circuit.circuit import Circuit
 from tracer.data.tasks import capitals
 from tracer.data.tasks.pairs import Pair
@@ -26,7 +25,6 @@ from tracer.prompts import Prompt, decode, encode
 
 SECRETARIES = Prompt("The secretaries near the car", target=" are", foil=" is")
 TINY = Prompt(token_ids=(1, 20, 30, 40, 50), target=7, foil=8)
-Change = Callable[[int, Tensor], Tensor]
 
 
 @cache
@@ -39,25 +37,7 @@ def circuit() -> Circuit:
     return tracer.trace(demo(), SECRETARIES, nodes=50, edges=False)
 
 
-@contextmanager
-def hooked(model: Model, change: Change, basis: str = "activation") -> Iterator[None]:
-    """Every layer's neurons changed by plain hooks."""
-    handles = []
-    for layer in range(model.n_layers):
-        down = model.part(layer, model.family.down)
-        if basis == "activation":
-            handles.append(down.register_forward_pre_hook(lambda part, args, at=layer: (change(at, args[0]),)))
-        else:
-            handles.append(down.register_forward_hook(lambda part, args, out, at=layer: change(at, out)))
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def on(nodes: Sequence[tuple[int, ...]], act: Callable[[Tensor], Tensor]) -> Change:
+def on(nodes: Sequence[Any], act: Callable[[Tensor], Tensor]) -> Change:
     """`act` on each node; a pair at every position, a triple at its own while the prompt is read."""
 
     def change(layer: int, value: Tensor) -> Tensor:
@@ -90,7 +70,7 @@ def plain_text(model: Model, prompt: Prompt, change: Change, count: int) -> tupl
     return tuple(ids[start:])
 
 
-ACTIONS: dict[str, tuple[dict[str, float], Callable[[Tensor], Tensor]]] = {
+ACTIONS: dict[str, tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = {
     "ablate": ({"factor": 0.0}, lambda value: value * 0),
     "invert": ({"factor": -1.5}, lambda value: value * -1.5),
     "set": ({"set_to": 0.7}, lambda value: torch.full_like(value, 0.7)),
@@ -135,7 +115,8 @@ def test_the_output_basis_equals_hooks() -> None:
 
 
 def test_factor_one_and_adding_nothing_change_nothing() -> None:
-    for how in ({"factor": 1}, {"add": 0.0}):
+    ways: list[dict[str, Any]] = [{"factor": 1}, {"add": 0.0}]
+    for how in ways:
         for everywhere in (False, True):
             got = steer(demo(), circuit(), SECRETARIES, everywhere=everywhere, max_new_tokens=5, **how)
             for effect in got.effects:

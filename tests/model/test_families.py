@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_the_parts_are_where_the_oracle_finds_them(family: str) -> None:
     found = family_of(module, module.config)
     assert module.get_submodule(found.embedding) is module.get_input_embeddings()
     assert module.get_submodule(found.head) is module.get_output_embeddings()
-    blocks = list(module.get_submodule(found.blocks))
+    blocks = list(module.get_submodule(found.blocks).children())
     assert [block.get_submodule(found.down) for block in blocks] == [mlp.down for mlp in ref.mlps(module)]
     paths = {kind: [step.path for step in found.steps if step.kind == kind] for kind in {*RULE_OF, "neurons"}}
     acts = [block.get_submodule(path) for block in blocks for path in paths["activation"]]
@@ -51,7 +52,7 @@ def test_every_norm_has_a_step(family: str) -> None:
     module = t.tiny(family)
     found = family_of(module, module.config)
     steps = [step.path for step in found.steps if step.kind.endswith("_norm")]
-    named = [block.get_submodule(path) for block in module.get_submodule(found.blocks) for path in steps]
+    named = [block.get_submodule(path) for block in module.get_submodule(found.blocks).children() for path in steps]
     named.append(module.get_submodule(found.final_norm.path))
     assert set(named) == set(ref.norms(module))
     assert len(named) == len(set(named))
@@ -121,8 +122,9 @@ def test_a_linear_map_that_is_also_a_neuron_step_needs_no_rule() -> None:
 
 @pytest.mark.parametrize("option", ["add_cross_attention", "reorder_and_upcast_attn"])
 def test_an_option_no_step_describes_is_refused(option: str) -> None:
+    over: dict[str, Any] = {option: True}
     with refused(ModelError, f"{option}=True"):
-        tracer.load(t.tiny("gpt2", **{option: True}), tokenizer=t.tokenizer())
+        tracer.load(t.tiny("gpt2", **over), tokenizer=t.tokenizer())
 
 
 def test_the_wrapped_model_knows_its_family() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,14 +18,14 @@ from tracer.model.rules import FACTORS
 from tracer.settings import RULES
 
 NAMES = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
-WIDTHS = {torch.float16: 16, torch.float32: 32}
+WIDTHS: dict[torch.dtype, Literal[16, 32]] = {torch.float16: 16, torch.float32: 32}
 FINITE = {
     dtype: st.lists(st.floats(width=width, allow_nan=False, allow_infinity=False), min_size=1, max_size=30)
     for dtype, width in WIDTHS.items()
 }
 
 
-def factor(name: str) -> tuple[torch.nn.Module, type]:
+def factor(name: str) -> tuple[Any, Any]:
     module = ACT2FN[name]
     return module, FACTORS[type(module).__name__]
 

@@ -350,7 +350,8 @@ def test_a_quantized_dtype_without_its_package_says_what_to_install(
 
 def test_a_device_that_the_machine_lacks_is_refused(complete: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for options in ({"device": "mps"}, {"device_map": "mps"}):
+    ways: list[dict[str, Any]] = [{"device": "mps"}, {"device_map": "mps"}]
+    for options in ways:
         with refused(ModelError, "='mps'", "this machine has 0"):
             tracer.load(complete, **options)
 

@@ -168,7 +168,7 @@ def test_no_attribution_to_later_positions(family: str, method: str) -> None:
 @pytest.mark.parametrize("family", t.FAMILIES)
 def test_values_are_what_hooks_see(family: str, basis: str) -> None:
     model = load(family)
-    seen: list[Tensor] = []
+    seen: list[Any] = []
     hooks = [
         mlp.down.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         if basis == "activation"

@@ -339,7 +339,9 @@ class Told:
         self.work, self.began = ShardWork(model, made, folder), list[tuple[tuple[int, ...], int]]()
 
     def run(self, **order: Any) -> None:
-        report = self.work.run(Task(unit=0, **order), lambda ids, done: self.began.append((tuple(ids), done)))
+        report = self.work.run(
+            Task(unit=0, **order), lambda prompts, done, note="": self.began.append((tuple(prompts), done))
+        )
         assert sum(report.statuses.values()) == 8
 
 

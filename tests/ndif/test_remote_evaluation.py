@@ -69,7 +69,7 @@ def known(model: tracer.Model, ablation: str) -> TestSet:
     return test
 
 
-def traffic(model: tracer.Model, work: Callable[[], Any]) -> ndif.Tally:
+def traffic(model: tracer.Model, work: Callable[[], Any]) -> ndif.Traffic:
     """Requests and bytes of some work."""
     assert model.remote is not None
     traffic = model.remote.server.traffic

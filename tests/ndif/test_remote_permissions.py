@@ -93,7 +93,8 @@ def test_methods_are_refused_before_anything_is_sent(server: Loopback) -> None:
             tracer.attribute(hidden, targetless, method, "zero" if method == "conductance" else "mean")
         with refused(RemoteError, "needs gradients", "(--local-weights)"):
             tracer.trace(hidden, PARENTS, method=method, edges=False)
-    for options in ({"method": "grad"}, {"rules": ["norm"]}, {"method": "ig", "edges": False}):
+    ways: list[dict[str, Any]] = [{"method": "grad"}, {"rules": ["norm"]}, {"method": "ig", "edges": False}]
+    for options in ways:
         with refused(RemoteError, "needs gradients", "only method relp with all its rules", "'trusted'"):
             tracer.trace(local, PARENTS, **options)
     assert server.seen()["requests"] == before

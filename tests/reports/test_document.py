@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def whole() -> Page:
     return Page(document(*demo(), date=DAY))
 
 
-def page(**over: object) -> Page:
+def page(**over: Any) -> Page:
     if not over:
         return whole()
     circuit, evaluation, quality, constant = demo()
@@ -271,7 +272,7 @@ def test_the_same_report_twice_is_the_same_page() -> None:
 def test_its_python_traces_the_same_circuit() -> None:
     text = re.search(r"<pre><code>(.*?)</code>", document(bare()), re.DOTALL)
     assert text is not None
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(__import__("html").unescape(text[1]), names)
     again = names["circuit"]
     assert isinstance(again, Circuit)

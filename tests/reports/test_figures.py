@@ -17,7 +17,7 @@ from tracer.settings import METHODS
 SIZES = (1, 10, 100)
 
 
-def curve(height: float) -> SimpleNamespace:
+def curve(height: float) -> Any:
     estimate = height * np.array([0.2, 0.5, 0.9])
     return SimpleNamespace(estimate=estimate, low=estimate - 0.1, high=estimate + 0.1)
 

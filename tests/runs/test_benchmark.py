@@ -26,7 +26,7 @@ from tracer.evaluation.curves import ordered
 from tracer.evaluation.faithfulness import evaluate
 from tracer.evaluation.testset import TestSet
 from tracer.runs import finish
-from tracer.runs.jobs import BenchmarkJob, load_job
+from tracer.runs.jobs import BenchmarkJob, Ranking, load_job
 from tracer.runs.units import benchmark
 from tracer.runs.units.benchmark import Benchmark
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome, benchmark_table, files
@@ -52,9 +52,9 @@ def tiny(*more: str) -> BenchmarkJob:
 def run_benchmark(job: BenchmarkJob, out: Path, **options: Any) -> BenchmarkResult:
     """The benchmark by the runner that every job has, its worker in this process."""
     found = tracer.run(job, out, pool=InlinePool(), **options)
-    return finish.benchmark_result(
-        job, found.folder, list(found.folder.commits()), found.folder.record(), found.resumed
-    )
+    record = found.folder.record()
+    assert record is not None
+    return finish.benchmark_result(job, found.folder, list(found.folder.commits()), record, found.resumed)
 
 
 def outcomes(out: Path) -> list[Outcome]:
@@ -84,7 +84,7 @@ def ranked_circuit(ranks: torch.Tensor, nodes: int, pair: Pair) -> Circuit:
 
 @pytest.mark.parametrize("ranking", ["absolute", "signed"])
 @pytest.mark.parametrize("structure", ["nounpp", "within_rc"])
-def test_numbers_equal_evaluates_on_the_same_ranking(tmp_path: Path, structure: str, ranking: str) -> None:
+def test_numbers_equal_evaluates_on_the_same_ranking(tmp_path: Path, structure: str, ranking: Ranking) -> None:
     """Faithfulness, completeness, random control, intervals, sizes and unique neurons; answers differ by pair."""
     job = tiny(f"structures={structure}", "methods=relp", "seed=2")
     outcome = run_benchmark(job, tmp_path / "out").outcomes[0]
@@ -245,7 +245,7 @@ def test_the_end_writes_outcomes_in_the_jobs_order(tmp_path: Path) -> None:
 def changed_pairs(monkeypatch: pytest.MonkeyPatch, split: str, **fields: object) -> None:
     real = tasks.load
 
-    def load(name: str, **options: object) -> list[Pair]:
+    def load(name: str, **options: Any) -> list[Pair]:
         pairs = real(name, **options)
         return [dataclasses.replace(one, **fields) for one in pairs] if options["split"] == split else pairs
 
@@ -269,7 +269,7 @@ def test_pairs_that_are_all_skipped_are_an_error(tmp_path: Path, monkeypatch: py
 def test_some_skipped_pairs_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = tasks.load
 
-    def load(name: str, **options: object) -> list[Pair]:
+    def load(name: str, **options: Any) -> list[Pair]:
         first, *rest = real(name, **options)
         return [dataclasses.replace(first, foil=" is are"), *rest]
 

@@ -147,7 +147,7 @@ def test_a_mapping_and_a_record_are_jobs_too() -> None:
     assert load_job(job) is job
     again = load_job(job, ["input.count=4"])
     assert again == load_job(content, ["input.count=4", "nodes=7"])
-    made = DatasetJob(input=Source(task="capitals", count=3))
+    made = DatasetJob.model_validate({"input": Source(task="capitals", count=3)})
     assert load_job({"kind": "dataset", "input": made.input}, ["input.seed=2"]).numbers()["input"]["seed"] == 2
     assert load_job(made, "nodes=5") == made.model_copy(update={"nodes": 5})
 

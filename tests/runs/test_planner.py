@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ LARGE = Shape(
 )
 
 
-def loaded(family: str, **over: object) -> tracer.Model:
+def loaded(family: str, **over: Any) -> tracer.Model:
     return tracer.load(tiny.tiny(family, **over), tokenizer=tiny.tokenizer())  # type: ignore[arg-type]
 
 
@@ -103,7 +104,7 @@ def test_an_architecture_without_rules_is_refused_by_its_name(tmp_path: object) 
         Shape.of(str(tmp_path))
 
 
-def case(shape: Shape, **over: object) -> _Case:
+def case(shape: Shape, **over: Any) -> _Case:
     settings = {"method": "grad", "basis": "activation", "baseline": "zero", "nodes": 10, "edges": False}
     settings |= {"metric": "logit", "length": 40, "batch": 2, "eager": shape.attention == "eager", "padded": False}
     settings |= {"whole": True, "top_k": 5, "positions": 1, "mass": False, "max_bytes": None, "cuda": False}
@@ -153,7 +154,7 @@ def _saved_by_autograd(family: str, attention: str, n_layers: int) -> int:
 def test_more_never_takes_less(
     method: str, basis: str, baseline: str, edges: bool, length: int, batch: int, attention: str, cuda: bool
 ) -> None:
-    def peak(**over: object) -> int:
+    def peak(**over: Any) -> int:
         settings = {"method": method, "basis": basis, "baseline": baseline, "edges": edges, "length": length}
         settings |= {"batch": batch, "attention": attention, "cuda": cuda, "padded": True} | over
         found = predict(LARGE, **settings)  # type: ignore[arg-type]
@@ -256,7 +257,7 @@ def test_long_prompts_are_told_how_long_they_may_be() -> None:
         ({"device": GIB}, "n_devices=0"),
     ],
 )
-def test_a_plan_refuses_what_cannot_be(over: dict[str, object], named: str) -> None:
+def test_a_plan_refuses_what_cannot_be(over: dict[str, Any], named: str) -> None:
     settings = {"lengths": [8], "host": GIB, **over}
     with pytest.raises(JobError, match=named):
         plan(LARGE, Demand(), settings.pop("lengths"), **settings)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -52,7 +53,7 @@ def until(pool: LocalPool, *kinds: type[Event], seconds: float = 30) -> list[Eve
     raise AssertionError(f"none of {kinds} in {seconds} s, only {found}")
 
 
-def ready(pool: LocalPool, units: list[list[str]], name: str = "w0", **more: object) -> None:
+def ready(pool: LocalPool, units: list[list[str]], name: str = "w0", **more: Any) -> None:
     pool.start(name, setup(units, **more))  # type: ignore[arg-type]
     until(pool, Started)
 
@@ -76,6 +77,7 @@ def test_a_worker_starts_and_does_units_with_the_threads_asked_for(
         *began, done = until(pool, Done)
         assert [event.prompts for event in began if isinstance(event, Began)] == prompts
         assert isinstance(done, Done)
+        assert done.report.outcome is not None
         assert (done.report.unit, done.report.outcome["OMP_NUM_THREADS"]) == (unit, "3")
         assert done.report.outcome["pid"] == pool._processes["w0"].popen.pid
 

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,7 +33,7 @@ MODEL = ModelRecord(
     parallel=False,
 )
 
-Step = tuple[str, object]
+Step = tuple[str, Any]
 Script = Callable[["Fake", str, Task], Iterator[Step]]
 
 
@@ -96,18 +97,17 @@ class Fake:
         self.queues[worker] = deque([Died(worker=worker, reason="killed by the driver")])
 
     def events(self, timeout: float) -> list[Event]:
-        found = []
+        found: list[Event] = []
         for worker, queue in list(self.queues.items()):
-            if queue and isinstance(queue[0], float):
-                self.now += queue.popleft()
-                continue
-            if queue:
-                found.append(self._said(worker, queue.popleft()))
+            said = queue.popleft() if queue else None
+            if isinstance(said, float | int):
+                self.now += said
+            elif said is not None:
+                found.append(self._said(worker, said))
         self.now += 0.0 if found else timeout
         return found
 
-    def _said(self, worker: str, event: Event | float) -> Event:
-        assert not isinstance(event, float)
+    def _said(self, worker: str, event: Event) -> Event:
         if isinstance(event, Began):
             self.begun[worker] = event.prompts
         elif isinstance(event, Died):
@@ -126,7 +126,7 @@ class Fake:
         pass
 
 
-def runner(pool: Fake, monkeypatch: pytest.MonkeyPatch, workers: int = 1, **more: object) -> Runner:
+def runner(pool: Fake, monkeypatch: pytest.MonkeyPatch, workers: int = 1, **more: Any) -> Runner:
     monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: pool.now))
     return Runner(pool=pool, setup=SETUP, workers=workers, **more)  # type: ignore[arg-type]
 

@@ -118,7 +118,7 @@ def test_a_dead_process_tells_what_it_had_begun(pool: RayPool, how: str, words: 
 def test_a_hanging_worker_is_killed(pool: RayPool) -> None:
     started(pool, "a", ["ok", "hang"])
     pool.give("a", Task(unit=0))
-    assert until(pool, Began)[-1] in (Began(worker="a", prompts=(n,), done=n) for n in (0, 1))
+    assert until(pool, Began)[-1] in [Began(worker="a", prompts=(n,), done=n) for n in (0, 1)]
     time.sleep(0.5)
     begin = time.monotonic()
     pool.kill("a")
@@ -220,13 +220,13 @@ def test_a_pool_of_its_own_closes_what_it_opened(tmp_path: Path) -> None:
 def test_a_lost_node_is_no_prompts_fault(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
 
-    small = {"object_store_memory": 75 * 2**20}
+    small: dict[str, Any] = {"object_store_memory": 75 * 2**20}
     if ray.is_initialized():
         ray.shutdown()
     many = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
     try:
         node = many.add_node(num_cpus=1, **small)
-        pool = RayPool(many.address)
+        pool = RayPool(str(many.address))
         assert pool.describe() == "Ray with 2 nodes, 1 CPUs (1 free), 0 GPUs (0 free)"
         started(pool, "a", ["ok", "hang"])
         pool.give("a", Task(unit=0))

@@ -21,7 +21,7 @@ import pytest
 
 from tracer.reports import viewer
 
-sys.path.append(str(Path(__file__).parents[1] / "support"))
+sys.path.append(str(Path(__file__).parents[1] / "reports"))
 from test_viewer import MALICIOUS, changed, foreign, payload
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

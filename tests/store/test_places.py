@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -184,7 +185,7 @@ def test_a_lock_on_a_file_system_without_locks_is_a_lease(tmp_path: Path, monkey
     assert not (tmp_path / LEASE_FILE).exists()
 
 
-def _lease(place: Storage, age: float) -> dict[str, object]:
+def _lease(place: Storage, age: float) -> dict[str, Any]:
     there = {"host": "elsewhere", "pid": 12, "owner": "x", "time": time.time() - age}
     place.write_json(LEASE_FILE, there)
     return there

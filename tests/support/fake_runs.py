@@ -12,14 +12,14 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from faulty import MODEL
-from tracer.runs.workers.messages import Report, Setup, Task
+from tracer.runs.workers.messages import Beat, Report, Setup, Task
 from tracer.store import schemas
 from tracer.store.run_folder import RunFolder
 
@@ -61,7 +61,7 @@ class Faulty:
         self._worker = worker.Worker(setup)
         self.model, self.max_bytes = self._worker.model, self._worker.max_bytes
 
-    def work(self, task: Task, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, task: Task, began: Beat) -> Report:
         return self._worker.work(task, began)
 
 
@@ -74,7 +74,7 @@ class Tiny:
     def __init__(self, setup: Setup) -> None:
         self.folder, self.edges = RunFolder(setup.folder), setup.job["edges"]
 
-    def work(self, task: Task, began: Callable[[Sequence[int], int], None]) -> Report:
+    def work(self, task: Task, began: Beat) -> Report:
         if task.finish:
             return Report(unit=task.unit, outcome={"quality": [{"prompt_id": 0}]})
         rows, kept = self.folder.read_input(task.unit), {name: list[Any]() for name in ("prompts", "nodes", "edges")}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -30,12 +31,12 @@ FOILS = ((8,), (12,), (24,))
 
 
 @functools.cache
-def load(family: str, attn: str = "eager", **over: object) -> tracer.Model:
+def load(family: str, attn: str = "eager", **over: Any) -> tracer.Model:
     """A tiny model as the product wraps it; shared, since nothing may change it."""
     return tracer.load(t.tiny(family, attn=attn, **over), tokenizer=t.tokenizer())
 
 
-def fresh(family: str, **over: object) -> tracer.Model:
+def fresh(family: str, **over: Any) -> tracer.Model:
     """A tiny model of one's own, to be broken."""
     return tracer.load(t.tiny(family, **over), tokenizer=t.tokenizer())
 
@@ -122,13 +123,13 @@ class Differences:
         return max(self.nodes, self.activations, self.embeddings, self.metric)
 
 
-def compare(model: tracer.Model, question: Question, method: str = "relp", **how: object) -> Differences:
+def compare(model: tracer.Model, question: Question, method: str = "relp", **how: Any) -> Differences:
     """Product against oracle on one batch; `how` goes to both (baseline, basis, rules, steps)."""
     how = {"baseline": "zero"} | how  # every prompt of a question has a counterfactual
     baseline = str(how["baseline"])
     width, basis = max(question.lengths), str(how.get("basis", "activation"))
-    extra: dict[str, object] = {}
-    oracle: dict[str, object] = {}
+    extra: dict[str, Any] = {}
+    oracle: dict[str, Any] = {}
     if baseline == "mean":
         others = replace(question, lengths=(width, width, width - 1, 3), seed=9).ids()
         extra["reference"] = [tracer.Prompt(token_ids=row) for row in others]
@@ -185,6 +186,28 @@ def direct_logits(model: tracer.Model, rows: Sequence[Sequence[int]]) -> Tensor:
     """The logits of the last column by the Hugging Face model's own forward."""
     with torch.no_grad():
         return model.module(**Batch(tuple(tuple(row) for row in rows)).inputs("cpu")).logits
+
+
+Change = Callable[[int, Tensor], Tensor]
+"""From a layer and its neurons' values to other values."""
+
+
+@contextmanager
+def hooked(model: tracer.Model, change: Change, basis: str = "activation") -> Iterator[None]:
+    """Every layer's neurons changed by plain hooks."""
+    handles = []
+    for layer in range(model.n_layers):
+        down = model.part(layer, model.family.down)
+        if basis == "activation":
+            handles.append(down.register_forward_pre_hook(lambda part, args, at=layer: (change(at, args[0]),)))
+        else:
+            handles.append(down.register_forward_hook(lambda part, args, out, at=layer: change(at, out)))
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -66,9 +66,9 @@ def _swap(value: Tensor, surrogate: Tensor) -> Tensor:
 class Mlp:
     """An MLP: `down(act(gate) * up)`, or `down(act(gate))` where `project` gives no `up`."""
 
-    module: nn.Module
-    down: nn.Module
-    act: nn.Module
+    module: Any
+    down: Any
+    act: Any
     project: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
@@ -109,7 +109,7 @@ class Attention:
     out: nn.Module
     head_dim: int
     split: tuple[nn.Module, ...] = ()
-    value: nn.Module | None = None
+    value: Any = None
     fused: Any = None
     columns: Tensor = field(default_factory=lambda: torch.empty(0))
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import boto3
 import pytest
@@ -26,7 +27,7 @@ class Store:
         self.client().create_bucket(Bucket=bucket)
         return f"s3://{bucket}/{folder}?endpoint_override=127.0.0.1:{self.port}&scheme=http"
 
-    def client(self) -> object:
+    def client(self) -> Any:
         return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self.port}", region_name="us-east-1")
 
 

@@ -47,7 +47,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def close(got: Tensor, wanted: Tensor, dtype: torch.dtype = torch.float32, of: Tensor | None = None) -> bool:
+def close(got: Tensor, wanted: Tensor, *, dtype: torch.dtype = torch.float32, of: Tensor | None = None) -> bool:
     """Whether two tensors are the same numbers, computed in `dtype` in another order, or from weights elsewhere.
 
     Args:
