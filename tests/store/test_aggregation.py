@@ -472,6 +472,18 @@ def remote() -> PyFileSystem:
 
 
 @pytest.mark.parametrize("make", [LocalFileSystem, remote])
+def test_a_folder_that_is_called_like_a_column_changes_none(tmp_path: Path, make: Any) -> None:
+    """DuckDB and Arrow take layer=3/ in a path for a value of the column, in every row."""
+    nodes, edges = write(tmp_path / "layer=3" / "kind=logit", example())
+    found = query({"nodes": nodes, "edges": edges}, make(), "SELECT DISTINCT layer, kind FROM nodes ORDER BY ALL")
+    stored = pa.concat_tables([pq.read_table(pa.BufferReader(Path(file).read_bytes())) for file in nodes])
+    wanted = sorted(set(zip(stored["layer"].to_pylist(), stored["kind"].to_pylist(), strict=True)))
+    assert list(zip(found["layer"].to_pylist(), found["kind"].to_pylist(), strict=True)) == wanted
+    assert len(wanted) > 2
+    assert neurons(nodes, make()).equals(neurons([str(file) for file in nodes], FS))
+
+
+@pytest.mark.parametrize("make", [LocalFileSystem, remote])
 def test_a_query_reads_the_tables(tables: dict[str, list[str]], make: Any) -> None:
     fs = make()
     everything = sum(pq.read_metadata(file).num_rows for file in tables["nodes"])

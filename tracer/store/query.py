@@ -73,7 +73,7 @@ def _show(connection: Any, name: str, files: list[str], fs: FileSystem, schema: 
     if isinstance(fs, LocalFileSystem):
         known = connection.execute("SELECT current_setting('allowed_paths')").fetchone()[0]
         connection.execute(f"SET allowed_paths = {_list([*known, *files])}")
-        source = f"read_parquet({_list(files)})"
+        source = f"read_parquet({_list(files)}, hive_partitioning = false)"  # a folder may be called layer=3
     elif all(new == old for new, old in columns.items()):
         connection.register(name, ds.dataset(files, schema, format=_FORMAT, filesystem=fs))
         return
