@@ -59,12 +59,21 @@ TIERS = {
 """What the tests of a room, or of one of its files, need; a test may say otherwise of itself."""
 
 
+def _tier(path: Path) -> str:
+    file = path.relative_to(Path(__file__).parent)
+    return TIERS.get(f"{file.parent}/{file.name}") or TIERS[str(file.parent)]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where the units alone are run, what others import (nnsight, transformers, servers) is not."""
+    units = config.option.markexpr.startswith("unit")
+    return True if units and collection_path.name.startswith("test_") and _tier(collection_path) != "unit" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in set(TIERS.values())):
-            file = item.path.relative_to(here)
-            item.add_marker(TIERS.get(f"{file.parent}/{file.name}") or TIERS[str(file.parent)])
+            item.add_marker(_tier(item.path))
 
 
 @pytest.fixture(scope="session", autouse=True)
