@@ -196,7 +196,7 @@ def test_more_steps_change_every_path_method() -> None:
 def test_embeddings_of_relp_and_grad_are_compared_with_zero_whatever_the_baseline() -> None:
     model, asked = load("llama"), Question()
     for method in ("relp", "grad"):
-        zero = tracer.attribute(model, asked.prompts(), method)
+        zero = tracer.attribute(model, asked.prompts(), method, baseline="zero")
         other = tracer.attribute(model, asked.prompts(), method, baseline="counterfactual")
         mean = tracer.attribute(model, asked.prompts(), method, baseline="mean", reference=asked.prompts()[:1])
         assert torch.equal(zero.embeddings, other.embeddings)
