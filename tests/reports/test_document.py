@@ -94,7 +94,7 @@ def demo() -> tuple[Circuit, Evaluation, Quality, tuple[AlwaysOn, ...]]:
     """A circuit of the demo model with everything known of it."""
     model = tracer.load("demo")
     pair = sva.generate("nounpp", "train", 1)[0].to_prompt()
-    circuit = tracer.trace(model, pair, nodes=60)
+    circuit = tracer.trace(model, pair, nodes=60, baseline="zero")
     prompts = [one.to_prompt() for one in sva.generate("nounpp", "test", 6)]
     unrelated = [Prompt(one.to_prompt().text) for one in sva.generate("rc", "test", 8)]
     found = tracer.evaluate(model, circuit, prompts, sizes=[1, 5, 20, 60])
@@ -103,7 +103,9 @@ def demo() -> tuple[Circuit, Evaluation, Quality, tuple[AlwaysOn, ...]]:
 
 @functools.cache
 def bare() -> Circuit:
-    return tracer.trace(tracer.load("demo"), sva.generate("simple", "train", 1)[0].to_prompt(), nodes=5, edges=False)
+    return tracer.trace(
+        tracer.load("demo"), sva.generate("simple", "train", 1)[0].to_prompt(), nodes=5, edges=False, baseline="zero"
+    )
 
 
 @functools.cache
