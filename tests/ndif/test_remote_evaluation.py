@@ -46,8 +46,8 @@ def questions(name: str, count: int = 8) -> list[Prompt]:
     return [Prompt(token_ids=one, target=7, foil=8, counterfactual=other) for one, other in ids]
 
 
-def circuit_of(model: tracer.Model, name: str, **how: Any) -> Circuit:
-    return tracer.trace(model, questions(name)[0], nodes=20, edges=False, **{"baseline": "zero"} | how)
+def circuit_of(model: tracer.Model, name: str, baseline: str = "zero", **how: Any) -> Circuit:
+    return tracer.trace(model, questions(name)[0], nodes=20, edges=False, baseline=baseline, **how)
 
 
 def measured(model: tracer.Model, circuit: Circuit, name: str, ablation: str, aligned: bool) -> Tensor:
