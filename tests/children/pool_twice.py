@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import ray
-
 from tracer.runs.workers.cluster import RayPool
 from tracer.runs.workers.messages import Died, Done, Setup, Task
 
@@ -23,4 +21,7 @@ for _ in range(2):
     print(died[0].prompts)
     pool.close()
     pool.close()
+
+import ray  # noqa: E402  not before the pool, which tells it what to print
+
 print(ray.is_initialized())

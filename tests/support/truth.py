@@ -99,10 +99,10 @@ _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 def same_text(one: str, other: str) -> bool:
     """Whether two printed tables say the same: in a number of three digits the last may be rounded the other way, a
-    remainder (1e-6 of a metric) may be any, and columns are as wide as their numbers."""
+    remainder (below 1e-5) may be any, and columns are as wide as their numbers."""
     words = [_NUMBER.sub("0", text).split() for text in (one, other)]
     mine, its = ([float(number) for number in _NUMBER.findall(text)] for text in (one, other))
-    return words[0] == words[1] and mine == pytest.approx(its, rel=1e-2, abs=1e-6)
+    return words[0] == words[1] and mine == pytest.approx(its, rel=1e-2, abs=1e-5)
 
 
 # ---------------------------------------------------------------- a machine on which it shows
