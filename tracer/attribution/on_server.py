@@ -53,7 +53,7 @@ def selected(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[
 def baselines(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, answers: list[dict[str, Any]]) -> Any:
     """Of each prompt's nodes, and of all embeddings [prompt, column, d_model]; None where all are zero."""
     nodes = [answer["baselines"] for answer in answers]
-    if ask.paired is not None and ask.method != "random":
+    if ask.paired is not None:
         return nodes, traces.embedding(nn, plan, ask.paired)
     if all(values is None or not bool(values.any()) for values in nodes):
         return None

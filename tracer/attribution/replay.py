@@ -197,14 +197,14 @@ class Replay(LinearMap):
                 self._sweep_down(chunk, weight, incoming)
         if self.graph.baselines is None:
             return weight, incoming, None
-        return *self._split(weight, incoming), self._from_baseline(weight)
+        return self._weights(weight), incoming, self._from_baseline(weight)
 
-    def _split(self, carried: Tensor, incoming: Tensor) -> tuple[Tensor, Tensor]:
+    def _weights(self, carried: Tensor) -> Tensor:
         """The weights, of what sources carried: a neuron that is 0 carried a unit, and weighs nothing."""
         count = len(self.graph.neurons)
         weight = carried[:, : count + self.length].clone()
         weight[:, :count] *= self.values / self._carries
-        return weight, incoming
+        return weight
 
     def _from_baseline(self, carried: Tensor) -> Tensor:
         """With the distance from its baseline in the place of each source's value; exactly 0 where there is none."""

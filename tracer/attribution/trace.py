@@ -271,7 +271,8 @@ def _graph(
     row, column = ((direct.weight != 0) | (moved != 0)).nonzero(as_tuple=True)
     weight, moved = direct.weight[row, column], moved[row, column]
     # Of the activation in the table, so that share = weight / activation holds to the bit for whoever reads it.
-    value = _column(columns["activation"])[targets][row]
+    activation = _column(columns["activation"])
+    value = activation[targets][row]
     share = torch.where(value == 0, torch.nan, weight / value)
     if direct.from_baseline is None and chosen.method in VALUE_TIMES_GRADIENT:
         attribution = share * torch.tensor(columns["attribution"])[targets[row]]
@@ -280,13 +281,12 @@ def _graph(
     whole = EdgeColumns(sources[column], targets[row], weight, share, attribution, moved)
     logit_weight, incoming = torch.zeros(n_nodes), torch.zeros(n_nodes)
     logit_weight[is_logit], incoming[targets] = torch.tensor(weights), direct.incoming
-    activation = None if direct.from_baseline is None else _column(columns["activation"])
-    left = prune(whole, is_neuron, logit_weight, incoming, pruning, activation)
+    by_flow = None if direct.from_baseline is None else activation
+    left = prune(whole, is_neuron, logit_weight, incoming, pruning, by_flow)
     kept = {name: [values[i] for i in left.nodes.tolist()] for name, values in columns.items()}
     kept["explained"] = [None if math.isnan(value) else value for value in left.explained.tolist()]
     kept["influence"] = left.influence.tolist()
-    value = _column(columns["activation"])
-    bias_share = torch.where((value == 0) | is_embedding, torch.nan, 1 - incoming / value)[left.nodes]
+    bias_share = torch.where((activation == 0) | is_embedding, torch.nan, 1 - incoming / activation)[left.nodes]
     kept["bias_share"] = [None if math.isnan(share) else share for share in bias_share.tolist()]
     edges = left.edges
     links = {name: getattr(edges, name).numpy() for name in ("source", "target", "weight", "share", "attribution")}
