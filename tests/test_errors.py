@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracer
-from tracer.errors import JobError, ModelError, RemoteError, RunError, TracerError, quoted
+from tracer.errors import JobError, ModelError, RemoteError, RunError, TracerError, option, quoted, say, surface
 
 KINDS = (JobError, ModelError, RunError, RemoteError)
 
@@ -58,3 +58,34 @@ def test_spaces_of_the_user_are_kept_and_only_line_ends_and_controls_replaced() 
 def test_quoted_shows_short_values_whole() -> None:
     assert quoted(" are") == "' are'"
     assert quoted("x" * 100) == "'" + "x" * 56 + "..."
+
+
+def test_a_setting_is_named_as_the_surface_writes_it() -> None:
+    words = {}
+    for name in ("python", "shell", "job"):
+        with surface(name):
+            words[name] = [option("skip_first", True), option("foil", " is"), option("out")]
+    assert words == {
+        "python": ["skip_first=True", "foil=' is'", "out="],
+        "shell": ["--skip-first", "--foil ' is'", "--out"],
+        "job": ["skip_first: true", "foil: ' is'", "out:"],
+    }
+    assert option("bos", True) == "bos=True"
+
+
+def test_what_is_said_is_a_warning_of_ours_on_one_line() -> None:
+    with pytest.warns(tracer.TracerWarning, match="^one two$") as seen:
+        say(["one\ntwo"])
+    assert len(seen) == 1
+
+
+def test_the_command_line_prints_a_warning_once_as_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    from tracer.cli import terminal
+
+    @terminal.report_errors
+    def verb() -> None:
+        say([f"heard; {option('bos', True)} adds it"])
+        say([f"heard; {option('bos', True)} adds it"])
+
+    verb()
+    assert capsys.readouterr().err == "note: heard; --bos adds it\n"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tracer.errors import RemoteError as RemoteError
     from tracer.errors import RunError as RunError
     from tracer.errors import TracerError as TracerError
+    from tracer.errors import TracerWarning as TracerWarning
     from tracer.evaluation.curves import Evaluation as Evaluation
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
@@ -65,6 +66,7 @@ _HOME = {
     "Run": "runs.driver",
     "RunError": "errors",
     "TracerError": "errors",
+    "TracerWarning": "errors",
     "Steering": "evaluation.steering",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
@@ -96,6 +98,7 @@ __all__ = [
     "RunError",
     "Steering",
     "TracerError",
+    "TracerWarning",
     "always_on",
     "attribute",
     "estimate_quality",

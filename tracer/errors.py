@@ -6,8 +6,10 @@
     +-- RunError            a run folder
     +-- RemoteError         NDIF
 
-Every message has three parts: the value that was given, the rule it breaks, and what to do next.
-This module imports no other; anything that is not a `TracerError` is a bug of ours and keeps its traceback.
+    TracerWarning           what a user should know of a result: said when it is found, kept in its record
+
+Every message has three parts: the value that was given, the rule it breaks, and what to do next. It names settings as
+the surface in use writes them: ``bos=True``, ``--bos`` or ``bos: true``. This module imports no other; anything that is not a `TracerError` is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -15,11 +17,21 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Line ends of every kind and other control characters; spaces are kept as the user wrote them."""
+
+
+_surface: ContextVar[Literal["python", "shell", "job"]] = ContextVar("surface", default="python")
+
+
+class TracerWarning(UserWarning):
+    """Something that a user should know of a result: what was read otherwise than it was given, or is easily misread."""
 
 
 class TracerError(Exception):
@@ -53,6 +65,39 @@ class RunError(TracerError):
 
 class RemoteError(TracerError):
     """The remote service did not do what the request needs."""
+
+
+@contextmanager
+def surface(name: Literal["python", "shell", "job"]) -> Iterator[None]:
+    """Word messages inside for who reads them: arguments, options of the command line, or keys of a job file."""
+    token = _surface.set(name)
+    try:
+        yield
+    finally:
+        _surface.reset(token)
+
+
+def option(name: str, value: object = None) -> str:
+    """A setting as the surface in use writes it: ``skip_first=True``, ``--skip-first``, ``skip_first: true``.
+
+    Args:
+        name: of the argument, as Python has it.
+        value: what to give it; None names the setting alone.
+    """
+    shown = value if not isinstance(value, str) or re.fullmatch(r"[\w./-]+", value) else repr(value)
+    match _surface.get():
+        case "shell":
+            return "--" + name.replace("_", "-") + ("" if value is None or value is True else f" {shown}")
+        case "job":
+            return f"{name}:" if value is None else f"{name}: {'true' if value is True else shown}"
+        case _:
+            return f"{name}=" if value is None else f"{name}={value!r}"
+
+
+def say(notes: Iterable[str]) -> None:
+    """Warn of each, as a `TracerWarning`: a line on a terminal, and Python's own warning elsewhere."""
+    for text in notes:
+        warnings.warn(_CONTROL.sub(" ", text), TracerWarning, stacklevel=3)
 
 
 def kind_of(error: TracerError) -> type[TracerError]:

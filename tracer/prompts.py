@@ -84,7 +84,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt as token ids, checked against a vocabulary. Positions are indices from 0."""
+    """A prompt as token ids, checked against a vocabulary. Positions are indices from 0.
+
+    Attributes:
+        warnings: what whoever reads a result should know of how it was read, a sentence each.
+    """
 
     token_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -93,6 +97,7 @@ class Encoded:
     positions: tuple[int, ...]
     text: str
     id: str | None
+    warnings: tuple[str, ...] = ()
 
 
 def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:

@@ -30,7 +30,7 @@ from tracer.attribution.selected import (
 )
 from tracer.attribution.selection import check_excluded, check_selection, node_limit
 from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, quoted, say
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Prompt, decode
@@ -101,6 +101,7 @@ def trace(
         pruning=pruning,
         progress=progress,
     )
+    say(circuit.warnings)
     return circuit
 
 
@@ -239,6 +240,7 @@ def _circuit(
         selection=selection,
         model=model.record(),
         user_id=encoded.id,
+        warnings=(*model.warnings, *encoded.warnings),
     )
 
 

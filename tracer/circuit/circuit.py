@@ -269,6 +269,7 @@ class Circuit(Graph):
         probabilities: of the logit nodes' tokens, in the order of the nodes.
         settings, selection, model: how it was made, and from what.
         seconds: it took.
+        warnings: what whoever reads the circuit should know, a sentence each; `tracer.trace` warns of them too.
     """
 
     token_ids: tuple[int, ...]
@@ -292,6 +293,7 @@ class Circuit(Graph):
     model: ModelRecord
     user_id: str | None = None
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod

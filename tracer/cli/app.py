@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import runs, terminal
-from tracer.errors import JobError, first_line, quoted, writing
+from tracer.errors import JobError, first_line, quoted, say, writing
 
 if TYPE_CHECKING:
     from tracer.attribution.methods import Progress
@@ -597,6 +597,8 @@ def _show(graph: Graph, style: Format, rows: int) -> None:
         return
     table = tables.circuit_table(graph, rows) if isinstance(graph, Circuit) else tables.graph_table(graph, rows)
     terminal.console().print(table)
+    if isinstance(graph, Circuit):
+        say(graph.warnings)
 
 
 def _numbers(value: str | None, option: str) -> list[int] | None:

@@ -5,13 +5,15 @@ Knows standard output and error. Refuses to know any verb.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tracer.errors import TracerError
+from tracer.errors import TracerError, TracerWarning, surface
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,17 +22,39 @@ if TYPE_CHECKING:
 
 
 def report_errors(verb: Callable[..., None]) -> Callable[..., None]:
-    """Print a user's error as one line on standard error, and end with code 2."""
+    """Print a user's error as one line on standard error, and end with code 2; print what is warned of as a note, once.
+
+    Messages name options as the command line writes them.
+    """
 
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            verb(*args, **kwargs)
+            with surface("shell"), _noted():
+                verb(*args, **kwargs)
         except TracerError as error:
             complain(str(error))
             raise typer.Exit(2) from None
 
     return run
+
+
+@contextmanager
+def _noted() -> Iterator[None]:
+    """Each `TracerWarning` as one note; other warnings as Python shows them."""
+    said, usual = set[str](), warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, TracerWarning):
+            usual(message, category, *place, **more)
+        elif (text := str(message)) not in said:
+            said.add(text)
+            note(text)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TracerWarning)
+        warnings.showwarning = show
+        yield
 
 
 def complain(message: str) -> None:

@@ -70,6 +70,7 @@ class Model:
         tokenizer: its Hugging Face tokenizer.
         lock: held by every pass, since two threads on one nnsight model break it; a remote model needs none.
         remote: where it runs, if that is not here; `nn` then holds no weights, unless they were asked for.
+        warnings: what whoever reads a result should know of how it was loaded, a sentence each.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Model:
     tokenizer: Any
     lock: Any = field(default_factory=threading.RLock, repr=False)
     remote: Remote | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = ()
 
     @property
     def module(self) -> Any:
