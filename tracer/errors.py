@@ -9,7 +9,8 @@
     TracerWarning           what a user should know of a result: said when it is found, kept in its record
 
 Every message has three parts: the value that was given, the rule it breaks, and what to do next. It names settings as
-the surface in use writes them: ``bos=True``, ``--bos`` or ``bos: true``. This module imports no other; anything that is not a `TracerError` is a bug of ours and keeps its traceback.
+the surface in use writes them: ``bos=True``, ``--bos`` or ``bos: true``. This module imports no other; anything that
+is not a `TracerError` is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _surface: ContextVar[Literal["python", "shell", "job"]] = ContextVar("surface", 
 
 
 class TracerWarning(UserWarning):
-    """Something that a user should know of a result: what was read otherwise than it was given, or is easily misread."""
+    """What a user should know of a result: what was read otherwise than it was given, or is easily misread."""
 
 
 class TracerError(Exception):
