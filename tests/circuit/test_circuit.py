@@ -19,6 +19,7 @@ from tracer import Circuit, Prompt, RunError
 from tracer.circuit.circuit import nodes_table, versions
 from tracer.errors import JobError
 from tracer.store.one_prompt import read_run, write_run
+from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import NODES
 
 PROMPT = Prompt("The secretaries near the car", target=" are", foil=[" is", " was"], id="mine")
@@ -190,6 +191,7 @@ def change_record(folder: Path, **changes: Any) -> None:
     record = json.loads(path.read_text())
     record["circuit"] = {**record["circuit"], **changes}
     path.write_text(json.dumps(record))
+    RunFolder(folder).seal()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from tracer.cli.app import app
 from tracer.errors import RemoteError
 from tracer.runs import driver, status
 from tracer.runs.status import Status
+from tracer.store.run_folder import RunFolder
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -167,7 +168,7 @@ def test_plan_says_what_a_job_needs() -> None:
         (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--set", "input={path: nowhere.jsonl}"], "nowhere.jsonl"),
         (["run", str(JOBS / "dataset.yaml"), "--out", "s3://key:secret@bucket/x"], "holds a key"),
         (["status", "OUT"], "no run"),
-        (["query", "OUT", "select 1"], "no committed table"),
+        (["query", "OUT", "select 1"], "holds no run"),
         (["compact", "OUT", "--neuron", "x"], "LAYER/NEURON"),
         (["plan", "nowhere.yaml"], "nowhere.yaml"),
         (["submit"], "needs one of"),
@@ -210,3 +211,19 @@ def test_status_says_what_is_waited_for(done: tuple[Path, Result], monkeypatch: 
 def test_verbs_that_read_a_run_import_nothing_that_computes(done: tuple[Path, Result], words: tuple[str, ...]) -> None:
     verb, *more = words
     assert loaded_by(verb, str(done[0]), *more) & COMPUTES == set()
+
+
+def test_query_says_what_a_run_has_lost_and_refuses_under_strict(done: tuple[Path, Result], tmp_path: Path) -> None:
+    out, sql = tmp_path / "run", "select count(*) as n from prompts"
+    shutil.copytree(done[0], out)
+    whole = run("query", str(out), sql, "--format", "csv", "--strict")
+    assert (whole.exit_code, whole.stdout.split(), whole.stderr) == (0, ["n", "3"], "")
+    assert run("query", str(out), "select user_id from failed", "--format", "csv").stdout.split() == ["user_id", "c"]
+    RunFolder(out).uncommit(0)
+    RunFolder(out).delete_outputs()
+    found = run("query", str(out), sql, "--format", "csv")
+    assert "unfinished" in found.stderr
+    assert found.stdout.split() != ["n", "3"]
+    strict = run("query", str(out), sql, "--strict")
+    assert (strict.exit_code, strict.stdout) == (2, "")
+    assert "leave out --strict" in strict.stderr

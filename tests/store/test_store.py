@@ -377,6 +377,7 @@ def test_shards_are_read_in_order_of_their_number(run: Path) -> None:
         more = {"files": file, "rows": 1, "sizes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         mine = {"shard": shard, **{key: {**commit[key], "nodes": value} for key, value in more.items()}}
         (run / "_commits" / f"{shard}.json").write_text(json.dumps(mine))
+    RunFolder(run).seal()
     assert read_run(run)[1]["nodes"]["prompt_id"].to_pylist() == [0, 2, 10]
 
 

@@ -29,10 +29,9 @@ def make_old(folder: Any) -> None:
             commit = {key: commit[key] for key in ("shard", "files", "rows")}
         place.write_json(name, commit)
     success = place.read_json("_SUCCESS.json")
-    if "files" in success:
-        place.write_json(
-            "_SUCCESS.json", success | {"files": {name: _sha256(place, name) for name in success["files"]}}
-        )
+    files = [name for name in success.pop("files") if name != "run.json" and record["kind"] == "dataset"]
+    del success["commits"]
+    place.write_json("_SUCCESS.json", success | {"files": {name: _sha256(place, name) for name in files}})
 
 
 def _rewrite(place: Storage, name: str) -> None:

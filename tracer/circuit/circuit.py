@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from tracer.circuit import identities
 from tracer.errors import JobError, RunError
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
@@ -404,11 +405,14 @@ def load_graph(folder: str | Path) -> Graph:
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
         raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")
     try:
-        return kind.model_validate({**record[name], "nodes": tables["nodes"], "links": tables.get("edges")})
+        graph = kind.model_validate({**record[name], "nodes": tables["nodes"], "links": tables.get("edges")})
     except (ValidationError, KeyError, TypeError) as error:
         raise RunError(
             f"run {str(folder)!r}", f"run.json is damaged ({type(error).__name__})", "run it again"
         ) from error
+    if isinstance(graph, Circuit) and (rule := identities.broken(graph)):
+        raise RunError(f"run {str(folder)!r}", f"is not a circuit: {rule}", "trace it again")
+    return graph
 
 
 def provenance() -> dict[str, Any]:

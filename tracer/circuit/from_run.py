@@ -37,7 +37,7 @@ def graph_of(address: Any, prompt_id: int) -> Graph:
     commit = folder.find(unit)
     if commit is None:
         raise RunError(f"prompt {prompt_id}", "is not done yet", "wait, or repeat the run command")
-    rows = {name: _rows(folder.read_table(file), prompt_id) for name, file in commit.files.items() if name != "means"}
+    rows = {name: _rows(folder.read_committed(commit, name), prompt_id) for name in commit.files if name != "means"}
     prompt = rows["prompts"].to_pylist()[0]
     if prompt["status"] != "ok":
         raise JobError(f"prompt {prompt_id}", f"{prompt['status']} ({prompt['error']})", "choose one that went well")

@@ -6,7 +6,7 @@ Knows their options and what they print. Each imports what it needs inside itsel
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from tracer.errors import JobError, RemoteError, RunError
 
 if TYPE_CHECKING:
     from tracer.runs.status import Status
+    from tracer.store.run_folder import RunFolder
 
 LOG_EVERY = 10.0  # seconds between two lines of a job's log
 
@@ -161,8 +162,13 @@ def query(
     folder: RunDir,
     sql: Annotated[str, typer.Argument(help="One SELECT over prompts, nodes, edges, neurons, ...", metavar="SQL")],
     style: Annotated[Rows, typer.Option("--format", help="table for people, json or csv for scripts.")] = Rows.table,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a run that is unfinished or has lost a file, instead of a note.")
+    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not compare the tables' files with their hashes.")] = False,
 ) -> None:
-    """Ask a run's tables in SQL, with DuckDB, which the extra 'query' installs.
+    """Ask a run's tables in SQL, with DuckDB, which the extra 'query' installs: prompts, nodes, edges, neurons,
+    edges_mean, top_prompts, failed and circuit.
 
     Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
     """
@@ -171,9 +177,7 @@ def query(
     from tracer.store.run_folder import RunFolder
 
     place = RunFolder(folder)
-    files = place.tables()
-    if not files:
-        raise JobError(f"folder {folder!r}", "holds no committed table", "give the --out of a run")
+    files = _tables(place, querying.tables_named(sql), contents=not quick, strict=strict)
     answer = querying.query(files, place.place.fs, sql)
     if style is Rows.table:
         terminal.console().print(report.rows_table(answer))
@@ -197,8 +201,11 @@ def compact(
     from tracer.store import compaction
     from tracer.store.run_folder import RunFolder
 
+    layer, _, number = (neuron or "0/0").partition("/")
+    if not (layer.removeprefix("-").isdecimal() and number.isdecimal()):
+        raise JobError(f"--neuron {neuron!r}", "must be LAYER/NEURON", "write it as in 3/120")
     run_folder = RunFolder(folder)
-    place, files = run_folder.place, run_folder.tables()
+    place, files = run_folder.place, _tables(run_folder, ("nodes", "edges"), contents=neuron is None)
     nodes, edges = files.get("nodes", []), files.get("edges", [])
     started = time.perf_counter()
     if neuron is None:
@@ -206,9 +213,6 @@ def compact(
         counts = ", ".join(f"{count:,} {name}" for name, count in written.items())
         typer.echo(f"{counts} sorted by neuron in {time.perf_counter() - started:.1f} s: {folder}/compact")
         return
-    layer, _, number = neuron.partition("/")
-    if not (layer.removeprefix("-").isdecimal() and number.isdecimal()):
-        raise JobError(f"--neuron {neuron!r}", "must be LAYER/NEURON", "write it as in 3/120")
     if compaction.compacted(place) != compaction.digest(nodes, edges):
         raise RunError(
             f"{folder}/compact", "is not there, or not of the run as it is now", "run 'tracer compact' first"
@@ -312,6 +316,16 @@ VERBS: tuple[Callable[..., None], ...] = (run, status, plan, query, compact, sub
 def _changes(change: list[str] | None, **options: Any) -> list[str]:
     """The ``--set`` values, then those of shorthand options, which win."""
     return [*(change or ()), *(f"{name}={value}" for name, value in options.items() if value is not None)]
+
+
+def _tables(folder: RunFolder, wanted: Collection[str], contents: bool, strict: bool = False) -> dict[str, list[str]]:
+    """The files of tables; what is not among them is said, or refused if `strict`."""
+    files, gaps = folder.tables(wanted, contents)
+    if gaps and strict:
+        raise RunError(f"run {folder.place}", gaps[0], "repeat the run command, or leave out --strict")
+    for gap in gaps:
+        terminal.note(f"{folder.place}: {gap}; the answer is of what is there")
+    return files
 
 
 def _must_be_there(out: str) -> None:

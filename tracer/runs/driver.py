@@ -75,10 +75,10 @@ class Run:
         """
         folder = self.folder
         if name in ("prompts", "nodes", "edges"):
-            parts = [folder.read_table(commit.files[name]) for commit in folder.commits() if name in commit.files]
+            parts = [folder.read_committed(commit, name) for commit in folder.commits() if name in commit.files]
         else:
             there = folder.place.exists(f"{name}.parquet")
-            parts = [folder.read_table(f"{name}.parquet")] if there else []
+            parts = [folder.read_output(f"{name}.parquet")] if there else []
         if not parts:
             raise RunError(f"table {quoted(name)}", "is not among this run's", "see 'tracer status'")
         return pa.concat_tables(parts)
@@ -367,7 +367,7 @@ class _Driver:
             yield Task(unit=unit, files=commit.files, only=self._failed_of(commit))
 
     def _failed_of(self, commit: Commit) -> tuple[int, ...]:
-        prompts = self.folder.read_table(commit.files["prompts"], ["prompt_id", "status"]).to_pylist()
+        prompts = self.folder.read_committed(commit, "prompts", ["prompt_id", "status"]).to_pylist()
         return tuple(row["prompt_id"] for row in prompts if row["status"] != "ok")
 
     def _on_start(self, event: Started) -> int | None:
@@ -433,8 +433,7 @@ class _Driver:
         finish_run(self.job, self.folder, commits, self.record, self._asked)
         if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
-            done["files"] = self.folder.output_hashes()
-            self.folder.place.write_json("_SUCCESS.json", done)
+            self.folder.seal(**done)
 
     def _asked(self) -> dict[str, Any] | None:
         """A worker's outcome for the whole run; None if the run was stopped meanwhile."""

@@ -57,7 +57,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         with place.writing("edges_mean.parquet") as file:
             edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
     if job.circuit != "none" and (mean := mean_of(folder, commits)) is not None:
-        metric = mean_metric((folder.read_table(commit.files["prompts"]) for commit in commits), mean.length)
+        metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
         folder.write_table("circuit.parquet", circuit_table(job, mean, metric))
     if job.evaluate is None and not job.quality:
         return
@@ -76,7 +76,7 @@ def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
     with folder.place.writing("failed.parquet") as file, writer(file, schemas.PROMPTS) as parquet:
         for commit in commits:
             if commit.n_prompts > commit.statuses.get("ok", 0):
-                table = folder.read_table(commit.files["prompts"])
+                table = folder.read_committed(commit, "prompts")
                 parquet.write_table(table.filter(pc.field("status") != "ok").cast(schemas.PROMPTS))
 
 

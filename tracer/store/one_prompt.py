@@ -52,7 +52,7 @@ def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.T
         _write_neurons(folder, commit.files["nodes"], tables["nodes"])
         folder.commit(commit)
         folder.place.write_json("progress.json", {"shards": 1, "committed": 1, "prompts": prompts.num_rows})
-        folder.place.write_json("_SUCCESS.json", {"shards": 1, "rows": commit.rows})
+        folder.seal(shards=1, rows=commit.rows)
 
 
 def check_writable(address: Any) -> None:
@@ -99,6 +99,8 @@ def read_run(address: Any) -> tuple[dict[str, Any], dict[str, pa.Table]]:
             raise RunError(f"run {quoted(str(folder.place), 300)}", problem, "it is damaged: run it again")
         for name, file in commit.files.items():
             tables.setdefault(name, []).append(_read_table(folder, name, file, commit.rows[name]))
+    for problem in folder.check_outputs():
+        raise RunError(f"run {quoted(str(folder.place), 300)}", problem, "it is damaged: run it again")
     if not tables.keys() >= {"prompts", "nodes"}:
         rule = "holds a run with nothing committed"
         raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, "run it again")

@@ -22,6 +22,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "neurons": aggregation.NEURONS,
     "edges_mean": edge_means.EDGES_MEAN,
     "top_prompts": aggregation.TOP_PROMPTS,
+    "failed": schemas.PROMPTS,
+    "circuit": schemas.CIRCUIT,
 }
 """The tables that a query can name."""
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
@@ -60,6 +62,22 @@ def query(files: Mapping[str, Sequence[str]], fs: FileSystem, sql: str) -> pa.Ta
                 return connection.execute(sql).to_arrow_table()
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 raise _failed(sql, error) from error
+
+
+def tables_named(sql: str) -> frozenset[str]:
+    """The tables in `SCHEMAS` that a statement reads; all of them where that cannot be told.
+
+    Raises:
+        JobError: as `query`.
+    """
+    duckdb: Any = _duckdb()
+    _check(duckdb, sql)
+    try:
+        with duckdb.connect(":memory:") as connection:
+            named = {name.lower() for name in connection.get_table_names(sql)}
+    except duckdb.Error:
+        named = set[str]()
+    return frozenset(named & SCHEMAS.keys()) or frozenset(SCHEMAS)
 
 
 def _show(connection: Any, name: str, files: list[str], fs: FileSystem, schema: pa.Schema) -> None:

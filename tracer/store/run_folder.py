@@ -6,7 +6,8 @@
     _commits/UNIT.json   the unit is done; names its files, their sizes and hashes
     _journal/            deaths.json: how many processes died on which prompt; logs of workers that died
     progress.json        how far it is, rewritten every second or so
-    failed.parquet, neurons.parquet, ...   made when all units are there; then _SUCCESS.json
+    failed.parquet, neurons.parquet, ...   made when all units are there
+    _SUCCESS.json        the run ended; holds the hashes of what was made last, of run.json, and of all commits
 
 The driver is the only writer of everything but table files, so that a worker that was given up can overwrite nothing.
 Knows files and their order of writing. Refuses to know models, and what a unit is.
@@ -21,7 +22,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
@@ -41,6 +42,8 @@ OUTPUTS = (
     *("results.json", "curves.csv", "table.csv"),
 )
 """Files that are made of all committed units at the end."""
+_ALWAYS = ("failed", "neurons", "top_prompts")
+"""Tables that every dataset run has when it ended."""
 
 _GROUP = 1024  # rows of a row group at least, where shards are smaller: every group adds to a footer that all read
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
@@ -270,17 +273,40 @@ class RunFolder:
         self.place.write(name, data)
         return File(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), rows=content.num_rows)
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+    def read_table(self, name: str, columns: list[str] | None = None, sha256: str | None = None) -> pa.Table:
         """A table file, or some of its columns, under today's names.
+
+        Args:
+            sha256: of the file as it was committed.
 
         Raises:
             RunError: it is missing or damaged.
         """
         try:
-            with opened(self.place.path(name), self.place.fs) as file:
+            content = self.place.read(name) if sha256 is not None else None
+            if content is not None and hashlib.sha256(content).hexdigest() != sha256:
+                raise _damaged(name, "has other content than was committed")
+            source, fs = (pa.BufferReader(content), None) if content else (self.place.path(name), self.place.fs)
+            with opened(source, fs) as file:
                 return rows_of(file, columns)
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise RunError(f"file {quoted(name)}", "is missing or damaged", "repeat the run command") from error
+            raise _damaged(name, "is missing or damaged") from error
+
+    def read_committed(self, commit: Commit, table: str, columns: list[str] | None = None) -> pa.Table:
+        """A unit's table, or some of its columns, under today's names; checked to be as it was committed.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return self.read_table(commit.files[table], columns, commit.sha256.get(table))
+
+    def read_output(self, name: str) -> pa.Table:
+        """A table of the whole run, under today's names; checked to be as it was when the run ended.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return self.read_table(name, sha256=self._sealed().get("files", {}).get(name))
 
     # ------------------------------------------------------------------------------- what the driver writes
 
@@ -290,17 +316,51 @@ class RunFolder:
         # An outcome may hold NaN.
         self.place.write(f"_commits/{commit.shard}.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
-    def tables(self) -> dict[str, list[str]]:
-        """Every table of the run and its files, as full paths for Arrow and DuckDB; only what is committed."""
+    def tables(self, wanted: Collection[str], contents: bool = True) -> tuple[dict[str, list[str]], list[str]]:
+        """Tables of the run and their files, as full paths for Arrow and DuckDB; only what is committed and there.
+
+        Args:
+            wanted: names of tables.
+            contents: compare the content of each file with its hash; else only its size.
+
+        Returns:
+            The files by table, and what a reader must know that is not among them: a sentence each.
+
+        Raises:
+            RunError: no run there, or a file or a record is damaged.
+        """
+        if (record := self.record()) is None:
+            value = f"folder {quoted(str(self.place), 300)}"
+            raise RunError(value, "holds no run (no run.json)", "give the --out of a run")
+        if record.get("kind") == "benchmark":
+            value = f"run {quoted(str(self.place), 300)}"
+            raise RunError(value, "is a benchmark, which has no tables of prompts", "read its curves.csv and table.csv")
         tables: dict[str, list[str]] = {}
+        gaps, units, done = list[str](), 0, 0
         for commit in self.commits():
-            for name, file in commit.files.items():
-                if name != "means":
-                    tables.setdefault(name, []).append(self.place.path(file))
-        for name in OUTPUTS:
-            if name.endswith(".parquet") and self.place.exists(name):
-                tables[name.removesuffix(".parquet")] = [self.place.path(name)]
-        return tables
+            units, done = units + 1, done + commit.n_prompts
+            for name in commit.files.keys() & set(wanted):
+                if self.place.size(commit.files[name]) is None:
+                    gaps.append(f"{commit.files[name]} is missing")
+                    continue
+                # Version 2 kept no sizes and hashes of a single prompt's files.
+                for problem in self.problems(commit, contents, only=name) if commit.sizes else ():
+                    raise RunError(f"run {quoted(str(self.place), 300)}", problem, "repeat the run command")
+                tables.setdefault(name, []).append(self.place.path(commit.files[name]))
+        sealed = self._sealed()
+        if problems := self.check_outputs([f"{name}.parquet" for name in wanted] if contents else ()):
+            raise RunError(f"run {quoted(str(self.place), 300)}", problems[0], "repeat the run command")
+        if units < (planned := int(record.get("n_units", 1))):
+            count = f"{done:,} of {record.get('n_prompts', 0):,} prompts"
+            gaps.insert(0, f"the run is unfinished: {count if record.get('kind') == 'dataset' else units} are there")
+        for name in sorted({*wanted} - {*TABLES}):
+            if self.place.exists(f"{name}.parquet"):
+                tables[name] = [self.place.path(f"{name}.parquet")]
+            elif f"{name}.parquet" in sealed.get("files", {}):
+                gaps.append(f"{name}.parquet is missing")
+            elif record.get("kind") == "dataset" and not sealed and name in _ALWAYS:
+                gaps.append(f"the table {name} is made when a run ends" + (f", after {planned:,} shards"))
+        return tables, gaps
 
     def commits(self, damaged: list[int] | None = None) -> Iterator[Commit]:
         """Every unit that is done, in order; read as they are asked for.
@@ -311,16 +371,20 @@ class RunFolder:
         Raises:
             RunError: a commit is damaged, and nothing takes it.
         """
-        names = {int(stem): name for name, _ in self.place.files("_commits") if (stem := _stem(name)).isdecimal()}
-        for unit in sorted(names):
+        for unit, name in self._commit_names():
             try:
-                commit = self._commit(unit, names[unit])
+                commit = self._commit(unit, name)
             except RunError:
                 if damaged is None:
                     raise
                 damaged.append(unit)
             else:
                 yield commit
+
+    def _commit_names(self) -> list[tuple[int, str]]:
+        """Units that are done, in order, and the files that say so."""
+        names = ((_stem(name), name) for name, _ in self.place.files("_commits"))
+        return sorted((int(stem), name) for stem, name in names if stem.isdecimal())
 
     def has_commits(self) -> bool:
         """Whether anything is done."""
@@ -346,10 +410,13 @@ class RunFolder:
         """Take a commit back: its unit is to be done again."""
         self.place.remove(f"_commits/{unit}.json")
 
-    def problems(self, commit: Commit, contents: bool = True) -> list[str]:
-        """What is wrong with a commit's files: missing, of another size, or of other content (if that is read)."""
+    def problems(self, commit: Commit, contents: bool = True, only: str | None = None) -> list[str]:
+        """What is wrong with a commit's files, or the one of a table: missing, of another size, or of other content (if
+        that is read)."""
         problems = []
         for table, name in commit.files.items():
+            if only not in (None, table):
+                continue
             size = self.place.size(name)
             if size is None:
                 problems.append(f"{name} is missing")
@@ -366,24 +433,51 @@ class RunFolder:
             return f"cannot be read ({error.strerror or error})"
         return None if actual == wanted else "has other content than was committed"
 
-    def output_hashes(self) -> dict[str, str]:
-        """SHA-256 of every output that is there."""
-        there = [name for name in OUTPUTS if self.place.exists(name)]
-        return {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
+    def seal(self, **told: Any) -> None:
+        """Mark that the run ended, with the hashes of what no commit names."""
+        there = [name for name in ("run.json", *OUTPUTS) if self.place.exists(name)]
+        files = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
+        self.place.write_json("_SUCCESS.json", {**told, "files": files, "commits": self._digest_commits()})
 
-    def check_outputs(self) -> list[str]:
-        """What is wrong with the outputs of a run that ended: missing, or of other content than when it ended."""
-        if not self.place.exists("_SUCCESS.json"):
-            return []
+    def _sealed(self) -> dict[str, Any]:
+        """What `seal` wrote; nothing while a run goes on.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        found = self.place.read_json("_SUCCESS.json") if self.place.exists("_SUCCESS.json") else {}
+        if not isinstance(found.get("files", {}), dict):
+            raise _damaged("_SUCCESS.json", "is damaged")
+        return found
+
+    def _digest_commits(self) -> str:
+        """SHA-256 of all commits in the order of their units."""
+        digest = hashlib.sha256()
+        for _, name in self._commit_names():
+            digest.update(self.place.read(name))
+        return digest.hexdigest()
+
+    def check_outputs(self, among: Collection[str] | None = None) -> list[str]:
+        """What is wrong with the records and outputs of a run that ended: missing, or of other content than then.
+
+        Args:
+            among: of the outputs only these.
+        """
         try:
-            then = self.place.read_json("_SUCCESS.json").get("files", {})
+            sealed = self._sealed()
         except RunError:
             return ["_SUCCESS.json is damaged"]
-        now = self.output_hashes()
-        missing = [f"{name} is missing" for name in then if name not in now]
-        return missing + [
-            f"{name} has other content than when the run ended" for name in now if now[name] != then.get(name)
-        ]
+        problems = []
+        for name, then in sealed.get("files", {}).items():
+            if among is not None and name not in ("run.json", *among):
+                continue
+            if not self.place.exists(name):
+                problems += [] if among is not None else [f"{name} is missing"]
+            elif hashlib.sha256(self.place.read(name)).hexdigest() != then:
+                problems.append(f"{name} has other content than when the run ended")
+        if sealed.get("commits", None) not in (None, self._digest_commits()):
+            problems.append("_commits has other content than when the run ended")
+        return problems
 
     def sweep(self, named: Iterable[str]) -> int:
         """Remove table files that no commit names, and what interrupted writes left; how many there were."""
@@ -418,6 +512,10 @@ def is_ours(name: str) -> bool:
 
 def _stem(name: str) -> str:
     return name.rpartition("/")[2].removesuffix(".json")
+
+
+def _damaged(name: str, rule: str) -> RunError:
+    return RunError(f"file {quoted(name)}", rule, "repeat the run command")
 
 
 def _damaged_plan() -> RunError:

@@ -98,6 +98,18 @@ MEANS = pa.schema(
 """A shard's part of a dataset's circuit: attributions of every neuron of a layer at a position, summed over the prompts
 of one length; length and position are -1 where both are summed over."""
 
+CIRCUIT = pa.schema(
+    [
+        ("node_id", pa.int32()),
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("mean_attribution", pa.float64()),
+        ("n_prompts", pa.int64()),
+    ]
+)
+"""A dataset's own circuit, strongest mean first; position -1 where attributions are summed over positions."""
+
 SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
 """The tables that are there whatever was asked."""
 

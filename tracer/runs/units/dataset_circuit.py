@@ -30,18 +30,7 @@ from tracer.prompts import Encoded, Prompt, encode
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row, options
 from tracer.store.run_folder import Commit, RunFolder
-
-CIRCUIT = pa.schema(
-    [
-        ("node_id", pa.int32()),
-        ("layer", pa.int16()),
-        ("position", pa.int32()),
-        ("neuron", pa.int32()),
-        ("mean_attribution", pa.float64()),
-        ("n_prompts", pa.int64()),
-    ]
-)
-"""Strongest mean first; position -1 in a position-free circuit, whose attributions are summed over positions."""
+from tracer.store.schemas import CIRCUIT
 
 
 @dataclass(frozen=True)
@@ -63,18 +52,22 @@ class Mean:
 def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
     """The means over all shards, added in their order; of an aligned circuit over the prompts of the length that is
     most frequent (the shorter of two that are equally so). None if no prompt has an attribution."""
-    tables = [commit.files["means"] for commit in commits if "means" in commit.files]
+    made = [commit for commit in commits if "means" in commit.files]
     counts: dict[int, int] = {}
-    for file in tables:
-        shown = folder.read_table(file, ["length", "n_prompts"]).group_by("length").aggregate([("n_prompts", "max")])
+    for commit in made:
+        shown = (
+            folder.read_committed(commit, "means", ["length", "n_prompts"])
+            .group_by("length")
+            .aggregate([("n_prompts", "max")])
+        )
         for row in shown.to_pylist():
             counts[row["length"]] = counts.get(row["length"], 0) + row["n_prompts_max"]
     if not counts:
         return None
     length = min(counts, key=lambda one: (-counts[one], one))
     total: Tensor | None = None
-    for file in tables:
-        part = folder.read_table(file).filter(pc.field("length") == length)
+    for commit in made:
+        part = folder.read_committed(commit, "means").filter(pc.field("length") == length)
         if part.num_rows:
             shape = (max(part["layer"].to_pylist()) + 1, max(1, length), -1)
             values = part["sums"].combine_chunks().values.to_numpy(zero_copy_only=False)
@@ -178,7 +171,7 @@ def _check_apart(folder: RunFolder, test: Sequence[Encoded]) -> None:
     """A prompt that the circuit was found on says nothing of how it does on others."""
     asked = {one.token_ids: one for one in test}
     for commit in folder.commits():
-        for ids in folder.read_table(commit.files["prompts"], ["token_ids"])["token_ids"].to_pylist():
+        for ids in folder.read_committed(commit, "prompts", ["token_ids"])["token_ids"].to_pylist():
             if ids is not None and tuple(ids) in asked:
                 text = quoted(asked[tuple(ids)].text)
                 raise JobError(f"prompt {text}", "is both in the run and among its test prompts", "hold it out of one")
@@ -190,7 +183,7 @@ def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dic
     for commit in folder.commits():
         good = {
             row["prompt_id"]
-            for row in folder.read_table(commit.files["prompts"], ["prompt_id", "status"]).to_pylist()
+            for row in folder.read_committed(commit, "prompts", ["prompt_id", "status"]).to_pylist()
             if row["status"] == "ok"
         }
         for row in folder.read_input(commit.shard):
