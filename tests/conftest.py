@@ -53,6 +53,7 @@ TIERS = {
     "runs/test_yamlfile.py": "unit",
     "slow": "process",
     "store": "unit",
+    "store/test_damage.py": "model",
     "store/test_folder.py": "process",
     "store/test_places.py": "process",
 }
@@ -62,6 +63,11 @@ TIERS = {
 def _tier(path: Path) -> str:
     file = path.relative_to(Path(__file__).parent)
     return TIERS.get(f"{file.parent}/{file.name}") or TIERS[str(file.parent)]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What a result is said of is no error of a test: random models say none of the targets that they are asked for."""
+    config.addinivalue_line("filterwarnings", "ignore::tracer.errors.TracerWarning")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -90,11 +90,13 @@ def entries(
     return [(pos, token, weight / len(positions)) for pos in positions for token, weight in terms]
 
 
-def logit_summary(logits: Tensor, at: Tensor, last: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits and probabilities of the target tokens, and the top-k predictions, from one prompt's [column, vocab].
+def logit_summary(logits: Tensor, at: Tensor, last: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Logits, probabilities and ranks of the target tokens (1: no token is likelier), and the top-k predictions with
+    their probabilities, from one prompt's [column, vocab].
 
     `at` holds the targets as (column, token); the `count` predictions are read at the column `last`. It may travel to
     a server."""
     chances, (column, token) = torch.softmax(logits.double(), -1), at.to(logits.device).unbind(-1)
     top = chances[last].topk(min(count, chances.shape[-1]))
-    return logits[column, token], chances[column, token], top.indices, top.values
+    ranks = 1 + (logits[column] > logits[column, token][:, None]).sum(-1)
+    return logits[column, token], chances[column, token], ranks, top.indices, top.values

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 import s3
 import tracer
 from tracer.cli.app import app
+from tracer.store import one_prompt
 
 KEYS = ["The keys near the cabinet", "--target", " are", "--foil", " is"]
 
@@ -83,11 +84,50 @@ def test_same_trace_into_the_same_folder_again(tmp_path: Path) -> None:
 
 def test_another_trace_into_a_used_folder_is_refused_then_allowed(tmp_path: Path) -> None:
     traced(*KEYS, "--out", str(tmp_path))
-    refused = run("trace", "The parents", "--out", str(tmp_path))
-    assert refused.exit_code == 2
-    assert "--overwrite" in refused.stderr
-    assert "Strongest nodes" in refused.stdout, "what was computed must still be printed"
+    for words in (("The parents",), (*KEYS, "--nodes", "21"), (*KEYS, "--method", "grad")):
+        refused = run("trace", *words, "--out", str(tmp_path))
+        assert refused.exit_code == 2
+        assert "--overwrite" in refused.stderr
+        assert refused.stdout == "", "nothing may be computed first"
     traced("The parents", "--out", str(tmp_path), "--overwrite")
+
+
+def test_what_was_computed_is_saved_even_if_its_folder_was_taken_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced(*KEYS, "--out", str(tmp_path / "run"))
+    monkeypatch.setattr(one_prompt, "check_writable", lambda *_: None)
+    saved = run("trace", "The parents", "--out", str(tmp_path / "run"))
+    assert saved.exit_code == 0
+    assert "holds another run" in saved.stderr
+    assert f"saved to {tmp_path / 'run'}-2" in " ".join(saved.stdout.split())
+    assert run("show", f"{tmp_path / 'run'}-2").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--method", "RelP"], "method="),
+        (["--baseline", "none"], "baseline="),
+        (["--baseline", "counterfactual"], "needs a counterfactual"),
+        (["--baseline", "mean"], "reference"),
+        (["--metric", "difference"], "needs a foil"),
+        (["--foil", " is", "--metric", "logit"], "leave out the foil"),
+        (["--metric", "logprob", "--edges"], "edges lead into single logits"),
+        (["--steps", "0", "--method", "ig"], "steps="),
+        (["--edge-share", "5"], "from 0 to 1"),
+        (["--nodes", "0"], "at least one"),
+        (["--exclude", "x"], "LAYER/NEURON"),
+        (["--out", "/proc/nowhere/run"], "cannot be written"),
+    ],
+)
+def test_options_are_checked_before_a_model_is_loaded(
+    words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracer.cli.app._loaded", lambda *_, **__: pytest.fail("a model was loaded"))
+    refused = run("trace", "The keys", "--target", " are", *words)
+    assert refused.exit_code == 2, refused.output
+    assert expected in refused.stderr
 
 
 def test_top_traces_the_sum_of_the_top_logits() -> None:
@@ -321,7 +361,7 @@ def test_other_formats(saved: Path, tmp_path: Path, form: str) -> None:
         (["import", "nowhere.json"], "cannot be read"),
         (["view", "nowhere"], "no run"),
         (["view", "RUN", "--out", "/proc/x/y.html"], "cannot be written"),
-        (["trace", "The keys", "--edge-share", "-1"], "0 or more"),
+        (["trace", "The keys", "--edge-share", "-1"], "from 0 to 1"),
         (["trace", "The keys", "--top-edges", "0"], "1 or more"),
         (["trace", "The keys", "--node-influence", "2"], "at most 1"),
     ],

@@ -16,6 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers import refused
+from tracer import JobError
 from tracer.circuit.circuit import Graph, edges_table, nodes_table
 from tracer.reports import tables as report
 from tracer.reports import viewer
@@ -363,7 +365,7 @@ def test_vendored_files_are_those_of_the_list() -> None:
 
 
 def test_our_scripts_are_joined_whole() -> None:
-    assert set(viewer.SCRIPTS) == {path.stem for path in FOLDER.glob("*.js")}
+    assert {"guard", *viewer.SCRIPTS} == {path.stem for path in FOLDER.glob("*.js")}
     joined = viewer._joined()
     assert not re.search(r"^(import|export)\b", joined, re.M)
     assert "</script" not in joined.lower()
@@ -373,3 +375,32 @@ def test_our_scripts_are_joined_whole() -> None:
         assert "efuses to know" in head or "Knows no" in head, name
     names = re.findall(r"^(?:const|let|function|class) (\w+)", joined, re.M)
     assert len(names) == len(set(names)), "two scripts give one name in the scope they share"
+
+
+def test_the_page_and_its_writer_have_one_limit_of_edges() -> None:
+    found = re.search(r"const MOST_EDGES = 2 \*\* (\d+);", (FOLDER / "data.js").read_text(encoding="utf-8"))
+    assert found is not None
+    assert 2 ** int(found[1]) == viewer.MOST_EDGES
+
+
+@pytest.mark.parametrize(("limit", "what"), [("MOST_EDGES", "edges"), ("MOST_NODES", "nodes")])
+def test_what_the_page_cannot_draw_is_refused_before_it_is_written(
+    limit: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {
+        "kind": ["embedding", "logit"],
+        "layer": [-1, 1],
+        "position": [0, 0],
+        "neuron": [3, 4],
+        "token": ["a", "b"],
+    }
+    numbers = {key: [1.0, 1.0] for key in set(NODES.names) - {*columns, "prompt_id", "node_id"}}
+    links = {"source": [0], "target": [1], "weight": [1.0], "share": [1.0], "attribution": [1.0]}
+    graph = Graph(
+        nodes=nodes_table({**columns, **numbers}), links=edges_table(links), text="a", tokens=("a",), n_layers=1
+    )
+    assert report.view(graph, tmp_path / "page.html").exists()
+    monkeypatch.setattr(viewer, limit, {"edges": 0, "nodes": 1}[what])
+    with refused(JobError, f"{what}, the page draws at most"):
+        report.view(graph, tmp_path / "more.html")
+    assert not (tmp_path / "more.html").exists()

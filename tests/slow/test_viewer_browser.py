@@ -655,3 +655,14 @@ def test_the_picture_follows_the_window(small: Page) -> None:
             assert max(places) < sizes[1]
     finally:
         small.driver.set_window_size(1440, 900)
+
+
+def test_a_page_that_is_damaged_says_so(browser: Any, tmp_path: Path) -> None:
+    text = viewer.page(SMALL)
+    path = tmp_path / "damaged.html"
+    path.write_text(text.replace('id="block">', 'id="block">!', 1), encoding="utf-8")
+    browser.get(path.as_uri())
+    place = browser.find_element("css selector", "#failure")
+    assert place.is_displayed()
+    assert place.text.startswith("This page cannot be shown whole:")
+    browser.get_log("browser")

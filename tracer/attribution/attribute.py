@@ -195,6 +195,24 @@ def prepared(
     return chosen, encoded
 
 
+def check_question(prompt: Prompt, chosen: Settings, reference: Sequence[Prompt] | Reference | None) -> None:
+    """Refuse, before a model is there, a prompt whose parts do not go with the settings.
+
+    Raises:
+        JobError: what `prepared` refuses and no token decides.
+    """
+    known = Encoded(  # which tokens they are is not known yet, and does not matter
+        token_ids=(),
+        target_ids=() if prompt.target is None else (0,),
+        foil_ids=() if prompt.foil is None else (1,),
+        counterfactual_ids=None if prompt.counterfactual is None else (0,),
+        positions=(),
+        text=prompt.text or "of token ids",
+        id=prompt.id,
+    )
+    _check_pairs(with_metric(chosen, [known]), [known], reference)
+
+
 def with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
     """Resolve ``auto`` and refuse targets, foils and metrics that do not go together."""
     if not prompts:

@@ -89,8 +89,9 @@ def reduced(
         "start": start,
         "logits": said[0],
         "chances": said[1],
-        "top": said[2],
-        "top_chances": said[3],
+        "ranks": said[2],
+        "top": said[3],
+        "top_chances": said[4],
     }
 
 

@@ -48,10 +48,11 @@ class Pruning:
         return PAPER_SHARE if self.share is None and all(rule is None for rule in others) else self.share
 
     def __post_init__(self) -> None:
-        for name in ("share", "attribution"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise JobError(f"edge {name}={value}", "must be 0 or more", "the paper keeps shares of 0.01 and more")
+        if self.share is not None and not 0 <= self.share <= 1:
+            rule = "is a part of the target's activation: from 0 to 1"
+            raise JobError(f"edge share={self.share}", rule, "the paper keeps shares of 0.01 and more")
+        if self.attribution is not None and not 0 <= self.attribution < math.inf:
+            raise JobError(f"edge attribution={self.attribution}", "must be 0 or more, in logits", "0.01 is usual")
         for name in ("node_influence", "edge_influence"):
             value = getattr(self, name)
             if value is not None and not 0 < value <= 1:

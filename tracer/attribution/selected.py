@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution import on_server
@@ -45,8 +45,8 @@ class SelectedNodes:
         embeddings: attribution of each token's embedding, in metric units.
         metric, unexplained, start: as in `Attribution`, numbers.
         largest, total: the largest |attribution| of all nodes, and their sum. n_total: how many there are.
-        terms: the (position, token, weight) of each logit in the metric; logits and chances are their values and
-            probabilities.
+        terms: the (position, token, weight) of each logit in the metric; logits, chances and ranks are their values,
+            probabilities, and places among all tokens' probabilities, from 1.
         top: the likeliest tokens where the metric is read, and their probabilities.
         edges: among the selected nodes, if they were computed with them.
         gradients: of the metric at the nodes, if they are known. baselines: of the nodes; None where all are zero.
@@ -66,6 +66,7 @@ class SelectedNodes:
     terms: list[tuple[int, int, float]]
     logits: Float[Tensor, " term"]
     chances: Float[Tensor, " term"]
+    ranks: Int[Tensor, " term"]
     top: tuple[Tensor, Tensor]
     edges: Edges | None = None
     gradients: Float[Tensor, " node"] | None = None
@@ -205,8 +206,8 @@ def circuits(
     Returns:
         For each prompt, by name: nodes [node, 3]; their attributions, activations, gradients and baselines [node],
         the last two None where not known and where zero; the largest |attribution|, and their total, over all nodes;
-        embeddings [pos]; metric, start; logits and chances of `logits_at`; top and top_chances; and edges, a tuple of
-        weight [target, source], incoming [target], the targets' values, and `Edges.from_baseline`.
+        embeddings [pos]; metric, start; logits, chances and ranks of `logits_at`; top and top_chances; and edges, a
+        tuple of weight [target, source], incoming [target], the targets' values, and `Edges.from_baseline`.
     """
     kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-position for position in last))
     passes.needs_gradients(model)
@@ -258,6 +259,7 @@ def _read(
         terms=terms,
         logits=answer["logits"],
         chances=answer["chances"],
+        ranks=answer["ranks"],
         top=(answer["top"], answer["top_chances"]),
         edges=edges,
         gradients=answer["gradients"],

@@ -30,7 +30,7 @@ from tracer.attribution.selected import (
 )
 from tracer.attribution.selection import check_excluded, check_selection, node_limit
 from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
-from tracer.errors import JobError, quoted, say
+from tracer.errors import JobError, option, quoted, say
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Prompt, decode
@@ -38,6 +38,10 @@ from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, Settings, sett
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+LIKELY = 10
+"""A target that is not among so many of the model's likeliest tokens is warned of."""
 
 
 def trace(
@@ -143,25 +147,12 @@ def trace_all(
     started = time.perf_counter()
     exclude = sorted(exclude)
     choice: dict[str, Any] = {"threshold": threshold, "mass": mass, "skip_first": skip_first}
-    check_selection(nodes, threshold, mass)
-    if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
-        raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")
-    edges = metric in SUMS_OF_LOGITS | {"auto"} if edges is None else edges
-    if pruning is not None and not edges:
-        raise JobError("pruning", "has no effect without edges", "leave one of them out")
+    how: dict[str, Any] = {"method": method, "baseline": baseline, "basis": basis, "rules": rules, "steps": steps}
+    how |= {"metric": metric, "top_k": top_k, "seed": seed}
+    chosen, edges = checked(prompts, nodes, edges, threshold=threshold, mass=mass, pruning=pruning, **how)
     pruning = pruning or Pruning()
     if isinstance(reference, Sequence):
         reference = Reference(reference)
-    chosen = settings(
-        method=method,
-        baseline=settled(baseline, prompts, method),
-        basis=basis,
-        rules=rules,
-        steps=steps,
-        metric=metric,
-        top_k=top_k,
-        seed=seed,
-    )
     chosen, encoded = prepared(model, prompts, chosen, reference)
     if edges:
         check_permitted(model, chosen.edge_rules)
@@ -189,8 +180,36 @@ def trace_all(
             raise _nothing(selected, threshold)
         circuit = _circuit(model, selected, chosen, pruning if edges else None, selection)
         reference_hash = None if reference is None else reference.hash(model)
-        yield circuit.model_copy(update={"reference": reference_hash, "seconds": each + time.perf_counter() - begun})
+        known = (*circuit.warnings, *_remarks(circuit, nodes if threshold is None and mass is None else None))
+        done = {"reference": reference_hash, "seconds": each + time.perf_counter() - begun, "warnings": known}
+        yield circuit.model_copy(update=done)
         begun = time.perf_counter()
+
+
+def checked(
+    prompts: Sequence[Prompt],
+    nodes: int | None = None,
+    edges: bool | None = None,
+    *,
+    baseline: str | None = None,
+    threshold: float | None = None,
+    mass: float | None = None,
+    pruning: Pruning | None = None,
+    **how: Any,
+) -> tuple[Settings, bool]:
+    """The settings that the arguments of `trace` come to, and whether edges are traced; needs no model.
+
+    Raises:
+        JobError: what `trace` refuses and no model decides.
+    """
+    check_selection(nodes, threshold, mass)
+    metric = how.get("metric", "auto")
+    if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
+        raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")
+    edges = metric in SUMS_OF_LOGITS | {"auto"} if edges is None else edges
+    if pruning is not None and not edges:
+        raise JobError("pruning", "has no effect without edges", "leave one of them out")
+    return settings(baseline=settled(baseline, prompts, how.get("method", "relp")), **how), edges
 
 
 def _nothing(selected: SelectedNodes, threshold: float | None) -> JobError:
@@ -235,13 +254,39 @@ def _circuit(
             Prediction(token=decode(model, token), token_id=token, probability=probability)
             for token, probability in zip(*(part.tolist() for part in selected.top), strict=True)
         ),
-        probabilities=_probabilities(table, selected),
+        probabilities=_by_logit_node(table, selected, selected.chances.tolist()),
+        ranks=_by_logit_node(table, selected, selected.ranks.tolist()),
         settings=chosen,
         selection=selection,
         model=model.record(),
         user_id=encoded.id,
         warnings=(*model.warnings, *encoded.warnings),
     )
+
+
+def _remarks(circuit: Circuit, nodes: int | None) -> Iterator[str]:
+    """What is easily misread of a circuit, in sentences.
+
+    Args:
+        nodes: how many were asked for.
+    """
+    if circuit.settings.metric != "topk":
+        for row, chance, rank in zip(circuit.rows("logit"), circuit.probabilities, circuit.ranks, strict=True):
+            if rank > LIKELY and row["neuron"] in circuit.target_ids:
+                yield (
+                    f"the target {quoted(row['token'])} is number {rank:,} of the model's next tokens "
+                    f"(p = {chance:.2g}) at position {row['position']}: the circuit is not of what the model says"
+                )
+    if nodes is not None and circuit.n_selected < nodes:
+        yield (
+            f"{option('nodes', nodes)} is more than the {circuit.n_selected:,} nodes that have an attribution "
+            "and may be taken: all of them are kept"
+        )
+    if circuit.cancels and circuit.selection["threshold"] is not None:
+        yield (
+            f"the metric is {circuit.metric:+.3g}, near 0 beside what the tokens give it: "
+            f"{option('threshold', circuit.selection['threshold'])} is a share of it and keeps nearly everything"
+        )
 
 
 def _graph(
@@ -356,11 +401,8 @@ def _mass(total: float, table: pa.Table) -> float:
     return kept / total if total else 0.0
 
 
-def _probabilities(table: pa.Table, selected: SelectedNodes) -> tuple[float, ...]:
-    """The probability of each logit node's token at its position."""
-    known = {
-        (place, token): chance
-        for (place, token, _), chance in zip(selected.terms, selected.chances.tolist(), strict=True)
-    }
+def _by_logit_node(table: pa.Table, selected: SelectedNodes, values: Sequence[Any]) -> tuple[Any, ...]:
+    """Values of the metric's terms in the order of the logit nodes."""
+    known = {(place, token): value for (place, token, _), value in zip(selected.terms, values, strict=True)}
     columns = (table[name].to_pylist() for name in ("kind", "position", "neuron"))
     return tuple(known[place, token] for kind, place, token in zip(*columns, strict=True) if kind == "logit")

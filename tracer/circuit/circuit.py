@@ -30,6 +30,8 @@ from tracer.store.parquet import fingerprint
 from tracer.store.schemas import EDGES, NODES, PROMPTS
 from tracer.store.storage import is_remote
 
+NEAR_ZERO = 0.05
+"""A metric below this part of what its tokens give it is near 0."""
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
 
 
@@ -267,7 +269,8 @@ class Circuit(Graph):
         n_links: direct edges among the selected nodes before pruning.
         conserves: whether `unexplained` had to vanish, and was checked.
         predictions: the model's top tokens at the last position read.
-        probabilities: of the logit nodes' tokens, in the order of the nodes.
+        probabilities: of the logit nodes' tokens, in the order of the nodes. ranks: their places among all tokens, the
+            likeliest being 1; empty in circuits that older versions saved.
         settings, selection, model: how it was made, and from what.
         seconds: it took.
         warnings: what whoever reads the circuit should know, a sentence each; `tracer.trace` warns of them too.
@@ -289,6 +292,7 @@ class Circuit(Graph):
     conserves: bool
     predictions: tuple[Prediction, ...]
     probabilities: tuple[float, ...]
+    ranks: tuple[int, ...] = ()
     settings: Settings
     selection: dict[str, Any]
     model: ModelRecord
@@ -345,6 +349,12 @@ class Circuit(Graph):
         """The old name of `unexplained`, for this version alone: a *residual* is the model's residual stream."""
         warnings.warn("Circuit.residual is now Circuit.unexplained", DeprecationWarning, stacklevel=2)
         return self.unexplained
+
+    @property
+    def cancels(self) -> bool:
+        """Whether the metric is near 0 only because its parts cancel, so that shares of it say nothing: it is less than
+        a twentieth of the summed |embedding attributions|."""
+        return abs(self.metric) < NEAR_ZERO * sum(abs(row["attribution"]) for row in self.rows("embedding"))
 
     @property
     def fingerprint(self) -> str:

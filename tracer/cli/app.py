@@ -7,6 +7,7 @@ ends with code 2; anything else is a bug and keeps its traceback. Knows no metho
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import runs, terminal
-from tracer.errors import JobError, first_line, quoted, say, writing
+from tracer.errors import JobError, RunError, first_line, quoted, say, writing
 
 if TYPE_CHECKING:
     from tracer.attribution.methods import Progress
@@ -169,6 +170,9 @@ def trace(
     Example: tracer trace "The secretaries near the car" --target " are" --foil " is"
     """
     import tracer
+    from tracer.attribution import trace as tracing
+    from tracer.attribution.attribute import check_question
+    from tracer.attribution.selection import node_limit
     from tracer.settings import RULES
     from tracer.store import one_prompt
 
@@ -193,36 +197,32 @@ def trace(
         drop_dangling=drop_dangling or None,
     )
     excluded = [_neuron(name) for name in exclude or ()]
+    how: dict[str, Any] = {"method": method, "baseline": baseline, "basis": basis, "rules": rules, "steps": steps}
+    how |= {"metric": "topk" if top is not None else metric, "top_k": 5 if top is None else top, "seed": seed}
+    kept: dict[str, Any] = {"nodes": nodes, "threshold": threshold, "mass": mass, "edges": edges, "pruning": pruning}
+    settings, _ = tracing.checked([prompt], **kept, **how)
+    check_question(prompt, settings, others)
+    mine = {
+        "prompt": text if text is not None else list(prompt.token_ids or ()),
+        "settings": {name: value for name, value in settings.record().items() if name != "metric"},
+        "selection": {"nodes": node_limit(nodes, threshold, mass), "threshold": threshold, "mass": mass},
+        "model": {"name": model},
+    }
     if out is not None:
-        one_prompt.check_writable(out)
+        one_prompt.check_writable(out, overwrite, lambda there: _can_be(there, mine))
     terminal.quiet()
     loaded = _loaded(model, remote, local_weights, revision=revision, device=device, device_map=device_map, dtype=dtype)
+    if out is not None:
+        mine["model"] = {"fingerprint": loaded.fingerprint}
+        one_prompt.check_writable(out, overwrite, lambda there: _can_be(there, mine))
     with terminal.ProgressBar(f"{method} on {model}") as bar:
         circuit = tracer.trace(
-            loaded,
-            prompt,
-            nodes,
-            method,
-            baseline=baseline,
-            basis=basis,
-            rules=rules,
-            steps=steps,
-            metric="topk" if top is not None else metric,
-            top_k=top if top is not None else 5,
-            seed=seed,
-            reference=others,
-            threshold=threshold,
-            mass=mass,
-            skip_first=skip_first,
-            exclude=excluded,
-            edges=edges,
-            pruning=pruning,
-            progress=bar,
+            loaded, prompt, **kept, **how, reference=others, skip_first=skip_first, exclude=excluded, progress=bar
         )
     _show(circuit, style, rows)
     if out is not None:
-        circuit.save(out, overwrite)
-        typer.echo(f"saved to {out}; 'tracer show {out}' prints it again", err=style is not Format.table)
+        saved = _saved(circuit, out, overwrite)
+        typer.echo(f"saved to {saved}; 'tracer show {saved}' prints it again", err=style is not Format.table)
 
 
 @app.command()
@@ -583,6 +583,31 @@ def _beside(source: str, name: str, file_too: bool = False) -> Path:
 
 def _size(file: Path) -> str:
     return f"{max(0.1, file.stat().st_size / 1024):,.1f} KiB"
+
+
+def _can_be(there: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether a saved run's record can be of the circuit that is about to be traced, by what is known of it already."""
+    was = there.get("circuit") or {}
+    parts = all(
+        was.get(part, {}).get(name) == value for part in mine if part != "prompt" for name, value in mine[part].items()
+    )
+    return parts and mine["prompt"] in (was.get("text"), was.get("token_ids"))
+
+
+def _saved(graph: Graph, out: str, overwrite: bool) -> str:
+    """Save a graph, and return where: beside the folder asked for, if that holds another run after all, for what was
+    computed is not thrown away."""
+    for number in itertools.count(2):
+        place = out if number == 2 else f"{out.rstrip('/')}-{number - 1}"
+        try:
+            graph.save(place, overwrite)
+        except RunError as error:
+            if "holds another run" not in error.rule or number > 99:
+                raise
+            terminal.note(str(error))
+        else:
+            return place
+    raise AssertionError
 
 
 def _show(graph: Graph, style: Format, rows: int) -> None:

@@ -223,6 +223,7 @@ def _settings(circuit: Circuit) -> Sheet:
         "model": f"{shown(model.name)}{'' if model.revision is None else f', revision {shown(model.revision)}'}",
         "architecture": f"{shown(model.family)}: {model.n_layers} layers, {model.d_mlp:,} MLP neurons each, width "
         f"{model.d_model:,}, {model.n_heads} heads, {model.dtype}",
+        "asked": sheet.chances_text(circuit, quoted_token),
         "model says": sheet.predictions_text(circuit, quoted_token) or "-",
         "method": _method(circuit),
         "baseline": f"{chosen.baseline}: attributions are relative to {_against(circuit)}",
@@ -231,6 +232,8 @@ def _settings(circuit: Circuit) -> Sheet:
     }
     if circuit.links is not None:
         rows["edges"] = f"{circuit.n_edges:,} kept of {circuit.n_links:,} between the selected nodes{_pruning(circuit)}"
+    if circuit.warnings:
+        rows["to know"] = " ".join(f"{shown(text)}." for text in circuit.warnings)
     if circuit.counterfactual_ids is not None:
         rows["counterfactual"] = "token ids " + ", ".join(map(str, circuit.counterfactual_ids))
     return Sheet.of("settings", "What was asked, and how", ("<setting", "<value"), tuple(rows.items()))

@@ -173,12 +173,17 @@ def _bars(values: Sequence[float | None]) -> list[Bar]:
 
 
 def _share(row: dict[str, Any], circuit: Circuit) -> str:
-    return f"{row['attribution'] / circuit.metric:+.1%}" if circuit.metric else "-"
+    return "-" if circuit.cancels or not circuit.metric else f"{row['attribution'] / circuit.metric:+.1%}"
 
 
 def number(value: float | None, form: str) -> str:
     """A number, or a dash where there is none."""
     return "-" if value is None else format(value, form)
+
+
+def probability(value: float) -> str:
+    """A probability, small ones with two digits."""
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"
 
 
 def decimal(value: float) -> str:
@@ -222,6 +227,19 @@ def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
     targets, foils = (", ".join(name[one] for one in ids) for ids in (circuit.target_ids, circuit.foil_ids))
     text = f"{METRIC_NAMES[circuit.settings.metric]} {targets}"
     return f"{text} minus {foils}" if circuit.settings.metric == "difference" else text
+
+
+def chances_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
+    """How likely the model finds what was asked, and how many tokens it finds likelier."""
+    rows, ranks = circuit.rows("logit"), circuit.ranks or (None,) * len(circuit.probabilities)
+    several = len(circuit.positions) > 1
+    return "  ".join(
+        f"p({named(row['token'])}"
+        + (f" @{row['position']}" if several else "")
+        + f") = {probability(chance)}"
+        + (f", number {rank:,}" if rank else "")
+        for row, chance, rank in zip(rows, circuit.probabilities, ranks, strict=True)
+    )
 
 
 def positions_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
@@ -270,6 +288,8 @@ def nature_text(circuit: Circuit) -> str:
         text += " Edges are RelP's, whatever the method."
     if circuit.metric < 0:
         text += " The metric is negative: a positive share pushes it down."
+    if circuit.cancels:
+        text += " The metric is near 0 beside what the tokens give it: shares of it are left out."
     return text
 
 

@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from tracer.circuit.circuit import Circuit, Graph
-from tracer.errors import writing
+from tracer.errors import JobError, writing
 from tracer.reports import figures, sheet, viewer
 from tracer.reports.sheet import TERMINAL, Sheet, token, unit
 
@@ -68,8 +68,16 @@ def view(graph: Graph, path: str | Path) -> Path:
     """Write the graph as one self-contained HTML page that needs no network.
 
     Raises:
-        JobError: the circuit was traced without edges. RunError: the file cannot be written.
+        JobError: the circuit was traced without edges, or has more than the page can draw.
+        RunError: the file cannot be written.
     """
+    for what, count, most in (
+        ("edges", graph.n_edges, viewer.MOST_EDGES),
+        ("nodes", len(graph.nodes), viewer.MOST_NODES),
+    ):
+        if count > most:
+            step = f"trace it with fewer: Pruning(top={most // 4})" if what == "edges" else "trace it with fewer nodes"
+            raise JobError("graph", f"has {count:,} {what}, the page draws at most {most:,}", step)
     return write_page(viewer.page(_payload(graph)), path)
 
 
@@ -101,10 +109,12 @@ def _payload(graph: Graph) -> viewer.Payload:
         about = {name: value for name, value in circuit.settings.model_dump(mode="json").items() if name != "rules"}
         about |= {
             "rules": ", ".join(sorted(circuit.settings.rules)),
+            "asked": sheet.chances_text(circuit),
             "conservation": sheet.conservation_text(circuit),
         }
         about |= {f"model {name}": value for name, value in circuit.model.model_dump().items()}
         about |= {f"kept by {name}": value for name, value in circuit.selection.items()}
+        about |= {f"note {number}": text for number, text in enumerate(circuit.warnings, 1)}
     return viewer.Payload(
         title=graph.text,
         model=circuit.model.name if circuit is not None else str(graph.notes.get("scan", "imported")),
@@ -114,6 +124,7 @@ def _payload(graph: Graph) -> viewer.Payload:
         tokens=list(graph.tokens),
         n_layers=graph.n_layers,
         metric=circuit.metric if circuit is not None else np.nan,
+        cancels=circuit is not None and circuit.cancels,
         nodes=viewer.Nodes(
             kind=np.array([kinds.get(kind, viewer.NEURON) for kind in nodes["kind"]], np.uint8),
             layer=np.array(nodes["layer"], np.int16),
@@ -246,6 +257,7 @@ def _heading(circuit: Circuit) -> Table:
     grid.add_row("[bold]prompt[/]", f"{escape(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
     grid.add_row("[bold]model[/]", f"{escape(circuit.model.name)} [dim]({_model_size(circuit)})[/]")
     grid.add_row("[bold]metric[/]", f"{metric} = [bold]{circuit.metric:+.4f}[/] {unit(circuit)}, read at {places}")
+    grid.add_row("[bold]asked[/]", escape(sheet.chances_text(circuit)))
     grid.add_row("[bold]model says[/]", escape(sheet.predictions_text(circuit)))
     grid.add_row("[bold]method[/]", how)
     grid.add_row("[bold]conservation[/]", sheet.conservation_text(circuit).replace(" holds ", " [green]holds[/] "))

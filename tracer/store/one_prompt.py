@@ -6,7 +6,7 @@ to know how files are stored and hashed (store/run_folder.py), and what a circui
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,8 +41,7 @@ def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.T
         folder.check()
         there = None if overwrite else folder.record()
         if there is not None and there.get("fingerprint") != record["fingerprint"]:
-            step = "choose another with --out, or pass --overwrite"
-            raise RunError(f"folder {quoted(str(folder.place), 300)}", "holds another run", step)
+            raise _another(folder)
         if folder.place.exists():
             folder.clear()
         folder.begin(record)
@@ -55,8 +54,12 @@ def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.T
         folder.seal(shards=1, rows=commit.rows)
 
 
-def check_writable(address: Any) -> None:
+def check_writable(address: Any, overwrite: bool = True, same: Callable[[dict[str, Any]], bool] | None = None) -> None:
     """Refuse, before anything is computed, a folder that could not be written afterwards; leaves nothing behind.
+
+    Args:
+        overwrite: another run that is there may be replaced.
+        same: whether the run of this record, which is there, can be the one that is to be written; never if None.
 
     Raises:
         RunError: it holds something else, or it, or the folder it would be made in, is not a writable folder.
@@ -68,6 +71,9 @@ def check_writable(address: Any) -> None:
         folder.check()
         for path in missing:
             path.rmdir()
+        there = None if overwrite else folder.record()
+        if there is not None and not (same is not None and same(there)):
+            raise _another(folder)
 
 
 def read_record(address: Any) -> dict[str, Any]:
@@ -130,6 +136,11 @@ def _write_neurons(folder: RunFolder, file: str, nodes: pa.Table) -> None:
     neurons = nodes.filter(pc.field("kind") == "neuron")
     if not neurons["attribution"].null_count and not neurons["activation"].null_count:
         folder.write_table("neurons.parquet", aggregation.neurons([folder.place.path(file)], folder.place.fs))
+
+
+def _another(folder: RunFolder) -> RunError:
+    step = "choose another with --out, or pass --overwrite"
+    return RunError(f"folder {quoted(str(folder.place), 300)}", "holds another run", step)
 
 
 @contextmanager

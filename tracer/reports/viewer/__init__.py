@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 NEURON, EMBEDDING, LOGIT, ERROR = 0, 1, 2, 3
+MOST_EDGES, MOST_NODES = 2**22, 2**20
+"""What the page can rank (data.js) and a browser can still move about."""
 LONGEST_NAME = 60  # of a group, in UTF-16 units, as groups.js counts
 # Wide types first, so that every column starts at a multiple of its item size.
 NODE_TYPES = {
@@ -107,7 +109,8 @@ class Payload:
         settings: shown in the page's "About"; keys and values go through `str`.
         tokens: of the prompt, by position.
         n_layers: of the model.
-        metric: of the prompt; shares of nodes are shares of it; NaN for none.
+        metric: of the prompt; shares of nodes are shares of it; NaN for none. cancels: it is near 0 beside its parts,
+            and shares of it are not shown.
         groups: rows of `nodes` by name, the groups the page starts with. A node in two is kept in the first, a group
             left without nodes goes, and a name is cut or numbered until the page's own rules for names hold.
     """
@@ -123,6 +126,7 @@ class Payload:
     nodes: Nodes
     edges: Edges
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    cancels: bool = False
 
 
 def page(payload: Payload) -> str:
@@ -140,7 +144,7 @@ def page(payload: Payload) -> str:
     parts = {
         "title": _as_text(payload.title),
         "style": _static("page.css"),
-        "vendored": licence + vendored,
+        "vendored": _static("guard.js") + licence + vendored,
         "script": _joined(),
         "header": _as_json(header),
         "block": block,
@@ -236,6 +240,7 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
         "labels": payload.nodes.labels,
         "layers": payload.n_layers,
         "metric": None if math.isnan(payload.metric) else payload.metric,
+        "cancels": payload.cancels,
         "groups": _disjoint(payload.groups),
         "columns": columns,
     }

@@ -84,8 +84,8 @@ class Circuit {
 
   /** Share of the metric that a node holds. */
   metricShare(row) {
-    const { metric } = this.header;
-    return metric === null || metric === 0 ? NaN : this.nodes.attribution[row] / metric;
+    const { metric, cancels } = this.header;
+    return metric === null || metric === 0 || cancels ? NaN : this.nodes.attribution[row] / metric;
   }
 
   /** Edges by falling magnitude of `measure`, over all and per node; made once for each measure. */
