@@ -132,7 +132,7 @@ def run(
         start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
             pass first.
         watch: called with the progress about every second.
-        note: called with the planner's advice, e.g. that some prompts are too long.
+        note: called with the planner's advice, e.g. that some prompts are too long, and with how columns were read.
         pool, factory: other workers, for tests.
 
     Raises:
@@ -162,6 +162,9 @@ def run(
             if planned is not None and note is not None:
                 for advice in planned.advice:
                     note(advice)
+            if note is not None:
+                for text in driver.record.get("notes", ()):
+                    note(text)
             most, driver.max_bytes = (planned.workers, planned.max_bytes) if planned and here else (None, None)
             made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
             stack.callback(made.pool.close)
@@ -252,10 +255,11 @@ class _Driver:
         """Plan a new run: its input in shards, then the record that makes it one."""
         self.folder.clear()
         self.show("planning", force=True)
+        notes: list[str] = []
         if isinstance(self.job, BenchmarkJob):
             n_prompts = n_units = len(self.job.combinations())
         else:
-            rows = data.read(self.job.source)
+            rows = data.read(self.job.source, heard=notes.append)
             n_prompts = self.folder.write_input((input_row(row) for row in self._counted(rows)), self.job.shard_size)
             n_units = -(-n_prompts // self.job.shard_size)
         self.record = {
@@ -265,6 +269,7 @@ class _Driver:
             "job": self.job.model_dump(mode="json"),
             "numbers": self.job.numbers(),
             "input": content,
+            "notes": notes,
             "threads": threads,
             "n_prompts": n_prompts,
             "n_units": n_units,

@@ -26,7 +26,7 @@ def plan_table(made: Plan) -> RenderableType:
 
 def _lines(made: Plan) -> list[str]:
     if not made.fits:
-        return list(made.advice)
+        return [*made.advice, *made.notes]
     if made.device is None:
         place = f"workers on this machine: {made.workers}, of {gib(made.host)} of memory"
     else:
@@ -37,4 +37,5 @@ def _lines(made: Plan) -> list[str]:
         f"a batch may use {gib(made.memory)} by tracer's own estimate",
         f"disk for 1,000 prompts of {made.median} tokens: about {gib(made.disk)}",
         *made.advice,
+        *made.notes,
     ]
