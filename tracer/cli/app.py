@@ -317,6 +317,10 @@ def evaluate(
     ] = None,
     count: Annotated[int, typer.Option(help="How many built-in pairs.", min=2)] = 40,
     ablation: Annotated[str, typer.Option(help="zero, mean, counterfactual, resample.")] = "mean",
+    allow_overlap: Annotated[
+        bool,
+        typer.Option("--allow-overlap", help="Test on the circuit's own prompt too; every result says how often."),
+    ] = False,
     sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None,
     aligned: Annotated[bool, typer.Option(help="Nodes at their positions, or their neurons at every position.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
@@ -343,6 +347,9 @@ def evaluate(
     if style is Format.csv:
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
     circuit = tracer.Circuit.load(folder)
+    built_in = tasks.sva.generate(structure, "test", count) if structure else None
+    asked = tasks.sva.pairs_of(pairs) if pairs is not None else built_in or []
+    _check_apart(circuit, [pair.prompt for pair in asked], allow_overlap)
     terminal.quiet()
     model = _loaded(
         circuit.model.name,
@@ -352,11 +359,22 @@ def evaluate(
         device=device,
         dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
     )
-    test_pairs = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
+    test_pairs = built_in or _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")
     tests = [pair.to_prompt() for pair in test_pairs]
     with terminal.ProgressBar("ablating") as bar:
-        result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
+        result = tracer.evaluate(
+            model,
+            circuit,
+            tests,
+            ablation,
+            chosen,
+            train=[tracer.Prompt(token_ids=circuit.token_ids)],
+            allow_overlap=allow_overlap,
+            aligned=aligned,
+            seed=seed,
+            progress=bar,
+        )
     with terminal.ProgressBar("checking the estimate") as bar:
         qualities = _qualities(model, circuit, [pair.counterfactual for pair in test_pairs], seed, bar)
     others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
@@ -459,6 +477,17 @@ def steer(
         seed=seed,
     )
     terminal.console().print(tables.steering_table(result))
+
+
+def _check_apart(circuit: Circuit, tests: list[str], allow_overlap: bool) -> None:
+    """Refuse to test a circuit on its own prompt, before a model is loaded, unless that is allowed."""
+    shared = tests.count(circuit.text)
+    if shared and not allow_overlap:
+        raise JobError(
+            f"{shared} of {len(tests)} test prompts",
+            f"are the prompt that the circuit was found on, {quoted(circuit.text)}",
+            "take it out of the pairs, or give --allow-overlap, which every result says",
+        )
 
 
 def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:

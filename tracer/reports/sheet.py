@@ -15,7 +15,7 @@ from tracer.circuit.circuit import Circuit, Graph
 from tracer.settings import PATH_METHODS, RULES, Settings
 
 if TYPE_CHECKING:
-    from tracer.evaluation.curves import Curves
+    from tracer.evaluation.curves import Curves, Evaluation
     from tracer.evaluation.quality import AlwaysOn
 
 TERMINAL, PAGE = "terminal", "page"
@@ -271,6 +271,11 @@ def nature_text(circuit: Circuit) -> str:
     if circuit.metric < 0:
         text += " The metric is negative: a positive share pushes it down."
     return text
+
+
+def shared_text(found: Evaluation) -> str:
+    """How many test prompts the circuit was found on, in brackets; nothing where it was found on none."""
+    return f" ({found.n_shared:,} of them prompts that the circuit was found on)" if found.n_shared else ""
 
 
 def unit(circuit: Circuit) -> str:

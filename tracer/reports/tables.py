@@ -147,9 +147,10 @@ def evaluation_table(
         levels.add_row(f"faithfulness {level:g}", reached, f"[{size.low or '-'}, {size.high or 'not reached'}]")
     whole, empty = float(found.whole.mean()), float(found.empty.mean())
     about = (
-        f"{len(found.whole)} test prompts, {found.ablation} ablation, {found.n_total:,} nodes in all. "
-        f"F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; intervals are over "
-        "test prompts (bootstrap); random nodes are as many in each layer. Ranking by absolute attribution."
+        f"{len(found.whole)} test prompts{sheet.shared_text(found)}, {found.ablation} ablation, {found.n_total:,} "
+        f"nodes in all. F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; "
+        "intervals are over test prompts (bootstrap); random nodes are as many in each layer. Ranking by "
+        "absolute attribution."
     )
     estimate = Table.grid(padding=(0, 2))
     for one in qualities:
@@ -191,7 +192,9 @@ def evaluation_json(
 ) -> str:
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
-    content |= {name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed")}
+    content |= {
+        name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed", "n_shared")
+    }
     content |= {name: getattr(found, name).tolist() for name in ("whole", "empty", "inside", "outside", "control")}
     content["estimate"] = [one.record() for one in qualities]
     content["always_on"] = None if constant is None else [vars(one) for one in constant]

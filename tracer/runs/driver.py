@@ -22,10 +22,12 @@ import pyarrow as pa
 
 from tracer import data
 from tracer.circuit.circuit import provenance
+from tracer.data.source import Source
 from tracer.errors import RunError, TracerError, quoted, writing
 from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import local
+from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import RunState, Status, Tally
 from tracer.runs.units.shards import NO_ROOM, input_row
 from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
@@ -257,9 +259,10 @@ class _Driver:
         self.show("planning", force=True)
         notes: list[str] = []
         if isinstance(self.job, BenchmarkJob):
+            notes += check_overlap(self.job)
             n_prompts = n_units = len(self.job.combinations())
         else:
-            rows = data.read(self.job.source, heard=notes.append)
+            rows = apart(self.job, data.read(self.job.source, heard=notes.append), notes.append)
             n_prompts = self.folder.write_input((input_row(row) for row in self._counted(rows)), self.job.shard_size)
             n_units = -(-n_prompts // self.job.shard_size)
         self.record = {
@@ -490,7 +493,10 @@ class _Driver:
 def _digest(job: Job) -> str:
     """A hash of everything that a job reads, by content."""
     if isinstance(job, BenchmarkJob):
-        return "none"
+        files = [file for one in job.input or () for file in (one.train, one.test)]
+        return (
+            "none" if not files else parquet.fingerprint({"sources": [data.digest(Source(path=(f,))) for f in files]})
+        )
     tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
     digests = [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
     return digests[0] if len(digests) == 1 else parquet.fingerprint({"sources": digests})

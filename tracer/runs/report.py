@@ -156,10 +156,11 @@ def rows_text(found: Any, style: str) -> str:
 def evaluation_plot(made: Curves, about: Mapping[str, Any]) -> bytes:
     """Faithfulness, completeness and the random control against size as a PNG, 95 % intervals shaded."""
     lines = figures.three(made, ("faithfulness", "completeness", "random circuits"))
-    unit = "neurons" if about["circuit"] == "free" else "nodes"
+    unit, shared = "neurons" if about["circuit"] == "free" else "nodes", about.get("n_shared", 0)
     title = (
-        f"{about['circuit']} circuit of {about['n_prompts']:,} prompts, tested on {about['n_test']:,} others by "
-        f"{about['ablation']} ablation"
+        f"{about['circuit']} circuit of {about['n_prompts']:,} prompts, tested on {about['n_test']:,} "
+        f"{'prompts' if shared else 'others'} by {about['ablation']} ablation"
+        + (f"\n{shared:,} of them are prompts that it was found on" if shared else "")
     )
     labels = {"xlabel": f"{unit} in the circuit", "ylabel": "share of the metric", "ylim": figures.VIEW}
     return figures.evaluation_png(lines, title, **labels)

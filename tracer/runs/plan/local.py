@@ -18,13 +18,13 @@ from typing import Any
 import psutil
 
 from tracer import data
-from tracer.data import tasks
 from tracer.errors import TracerError
 from tracer.model.model import BUDGET_WITHOUT_GPU, read_tokenizer
 from tracer.model.sizes import Shape
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import planner
 from tracer.runs.plan.planner import Plan, check, demands, gib
+from tracer.runs.split import check_overlap, train_and_test
 from tracer.runs.workers.placement import seats
 
 SAMPLE = 256
@@ -56,7 +56,10 @@ def plan(job: str | Path | Mapping[str, Any] | Job, *, set: Sequence[str] = (), 
     Raises:
         JobError: the job or its data. ModelError: no such model.
     """
-    return plan_job(load_job(job, set), workers)
+    chosen = load_job(job, set)
+    shared = check_overlap(chosen)
+    made = plan_job(chosen, workers)
+    return replace(made, notes=(*made.notes, *shared))
 
 
 def plan_job(
@@ -154,8 +157,8 @@ def _lengths(job: Job, heard: Callable[[str], None]) -> Iterator[int]:
     """
     tokenizer = read_tokenizer(job.model, job.revision)
     if isinstance(job, BenchmarkJob):
-        for structure in job.structures:
-            pairs = tasks.load(job.task, structure=structure, split="train", count=min(job.train, 16), seed=job.seed)
+        for name in job.sets:
+            pairs = train_and_test(job, name, most=16)[0]
             yield from (len(tokenizer.encode(pair.prompt)) for pair in pairs)
         return
     for row in itertools.islice(data.read(job.source, heard=heard), SAMPLE):
