@@ -222,7 +222,7 @@ def trace(
     _show(circuit, style, rows)
     if out is not None:
         circuit.save(out, overwrite)
-        typer.echo(f"saved to {out}; 'tracer show {out}' prints it again", err=style is not Format.table)
+        terminal.line(f"saved to {out}; 'tracer show {out}' prints it again", err=style is not Format.table)
 
 
 @app.command()
@@ -254,7 +254,7 @@ def view(
 
     graph = _graph(source, prompt)
     page = tables.view(graph, out or _beside(source, "graph.html", file_too=True))
-    typer.echo(f"wrote {page} ({_size(page)}); open it in a browser")
+    terminal.line(f"wrote {page} ({_size(page)}); open it in a browser")
     if open_page:
         typer.launch(page.resolve().as_uri())
 
@@ -267,7 +267,13 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
     ] = None,
-    groups: Annotated[Path | None, typer.Option(help="Groups saved from the page, exported as supernodes.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="Groups and pins saved from the page, exported as supernodes and pinned nodes.")
+    ] = None,
+    scan: Annotated[str | None, typer.Option(help="The model's name on Neuronpedia: letters, digits, - and _.")] = None,
+    slug: Annotated[
+        str | None, typer.Option(help="The graph's name there: letters, digits, - and _. Default: from the prompt.")
+    ] = None,
     prompt: OfRun = None,
 ) -> None:
     """Write a circuit for another tool, and say what its format cannot hold."""
@@ -277,12 +283,12 @@ def export(
     if groups is not None:
         if form != "neuronpedia":
             raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
-        graph = graph.model_copy(update={"groups": exchange.read_groups(groups, graph)})
+        graph = graph.model_copy(update=exchange.read_chosen(groups, graph)._asdict())
     ending = form if form in ("graphml", "csv") else "json"
-    done = exchange.export(graph, out or _beside(source, f"{form}.{ending}"), form)
+    done = exchange.export(graph, out or _beside(source, f"{form}.{ending}"), form, scan=scan, slug=slug)
     for file in done.files:
-        typer.echo(f"wrote {file} ({_size(file)})")
-    typer.echo(f"left out: {'; '.join(done.lost)}")
+        terminal.line(f"wrote {file} ({_size(file)})")
+    terminal.line(f"left out: {'; '.join(done.lost)}")
 
 
 @app.command("import")
@@ -302,7 +308,7 @@ def import_(
     _show(graph, style, rows)
     if out is not None:
         graph.save(out, overwrite)
-        typer.echo(f"saved to {out}; 'tracer view {out}' draws it", err=style is not Format.table)
+        terminal.line(f"saved to {out}; 'tracer view {out}' draws it", err=style is not Format.table)
 
 
 @app.command()
@@ -390,7 +396,7 @@ def evaluate(
         typer.echo(content)
         return
     terminal.console().print(tables.evaluation_table(result, qualities, constant))
-    typer.echo(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
+    terminal.line(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
 
 
 def _qualities(model: Any, circuit: Circuit, counterfactuals: list[str], seed: int, bar: Progress) -> list[Quality]:
@@ -496,7 +502,7 @@ def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
 
     reading = tasks.sva.read(path, model, length=len(circuit.token_ids))
     if reading.skipped:
-        typer.echo(reading.summary(), err=True)
+        terminal.line(reading.summary(), err=True)
     return list(reading.pairs)
 
 
@@ -512,10 +518,10 @@ def doctor(
     ] = None,
 ) -> None:
     """Versions, devices, memory, and the method's identities measured on a model, here or on NDIF."""
-    from rich.markup import escape
     from rich.table import Table
 
     from tracer.cli import doctor as checkup
+    from tracer.reports.tables import cell
 
     terminal.quiet()
     if given is not None and model is not None:
@@ -525,18 +531,18 @@ def doctor(
     for title, values in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, value in values.items():
-            table.add_row(name, escape(value))
+            table.add_row(name, cell(value))
         console.print(table, "")
     checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
     table = Table(
-        title=f"{'NDIF and identities' if remote else 'Identities'} on {escape(model)}",
+        title=f"{'NDIF and identities' if remote else 'Identities'} on {cell(model)}",
         title_justify="left",
         box=None,
         show_header=False,
         padding=(0, 2, 0, 0),
     )
     for check in checks:
-        table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
+        table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, cell(check.measured))
     console.print(table)
     if remote and not all(check.holds for check in checks):
         terminal.complain("what FAILED above is not granted, or wrong there: without gradients use --local-weights")
@@ -584,7 +590,7 @@ def _loaded(name: str, remote: bool, local_weights: bool, **options: Any) -> Any
 
 def _report(line: str) -> None:
     """The state of a remote job."""
-    typer.echo(line, err=True)
+    terminal.line(line, err=True)
 
 
 def _graph(source: str, prompt: int | None) -> Graph:

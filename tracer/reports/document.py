@@ -22,8 +22,9 @@ from tracer.evaluation.curves import Evaluation
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.evaluation.statistics import Interval, Size
 from tracer.reports import figures, sheet, tables
-from tracer.reports.sheet import PAGE, Sheet, decimal, ends, quoted_token, shown, unit
+from tracer.reports.sheet import PAGE, Sheet, decimal, ends, quoted_token, unit
 from tracer.settings import RULES
+from tracer.text import printable as shown
 
 NODES, EDGES, PATHS = 30, 20, 5
 CONTROL = "control_faithfulness"

@@ -18,7 +18,7 @@ from tracer.evaluation.curves import Curves, columns
 from tracer.evaluation.statistics import Size
 from tracer.records import Record
 from tracer.reports import figures
-from tracer.reports.tables import csv_bytes
+from tracer.reports.tables import cell, csv_bytes
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.settings import ModelRecord
 
@@ -166,7 +166,7 @@ def benchmark_table(result: BenchmarkResult) -> RenderableType:
         ]
         seconds = f"{outcome.attribution_seconds:.2f} + {outcome.evaluation_seconds:.2f}"
         table.add_row(outcome.structure, outcome.basis, outcome.method, outcome.baseline, *cells, seconds)
-    return Group(table, "", _about(result))
+    return Group(table, "", cell(_about(result)))
 
 
 def _reach(size: Size) -> str:
