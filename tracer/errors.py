@@ -24,6 +24,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+from tracer.text import printable
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Line ends of every kind and other control characters; spaces are kept as the user wrote them."""
 
@@ -49,7 +51,7 @@ class TracerError(Exception):
         super().__init__(value, rule, next_step)
 
     def __str__(self) -> str:
-        return _CONTROL.sub(" ", f"{self.value}: {self.rule}; {self.next_step}")
+        return _line(f"{self.value}: {self.rule}; {self.next_step}")
 
 
 class JobError(TracerError):
@@ -98,7 +100,11 @@ def option(name: str, value: object = None) -> str:
 def say(notes: Iterable[str]) -> None:
     """Warn of each, as a `TracerWarning`: a line on a terminal, and Python's own warning elsewhere."""
     for text in notes:
-        warnings.warn(_CONTROL.sub(" ", text), TracerWarning, stacklevel=3)
+        warnings.warn(_line(text), TracerWarning, stacklevel=3)
+
+
+def _line(text: str) -> str:
+    return printable(_CONTROL.sub(" ", text))
 
 
 def kind_of(error: TracerError) -> type[TracerError]:
@@ -108,7 +114,7 @@ def kind_of(error: TracerError) -> type[TracerError]:
 
 def quoted(value: object, limit: int = 60) -> str:
     """`value` as it goes into a message: its repr on one line, spaces kept, shortened to `limit` characters."""
-    text = _CONTROL.sub(" ", repr(value))
+    text = _line(repr(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -122,7 +128,7 @@ def described(error: BaseException) -> str:
     """An exception on one line: class, message, and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" (in {frames[-1].name}, {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    message = " ".join(str(error).split())[:500] or type(error).__name__
+    message = printable(" ".join(str(error).split())[:500]) or type(error).__name__
     return f"{type(error).__name__}: {message}{place}"
 
 

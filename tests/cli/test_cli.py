@@ -393,6 +393,33 @@ def test_evaluate_says_whether_a_circuit_holds(saved: Path) -> None:
     assert "<html" in (saved / "report.html").read_text(encoding="utf-8")
 
 
+def marks(path: Path, *prefixes: str) -> Path:
+    keys = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer", "case")
+    items = [dict(zip(keys, (one, one.replace("keys", "key"), " are", " is", "x"), strict=True)) for one in prefixes]
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def test_a_circuit_is_not_tested_on_its_own_prompt_unless_that_is_allowed(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = marks(tmp_path / "pairs.json", *[KEYS[0]] * 2, "The keys near the car")
+    with monkeypatch.context() as patch:
+        patch.setattr(tracer, "load", lambda *_, **__: pytest.fail("loaded"))
+        refused = run("evaluate", str(saved), "--pairs", str(pairs))
+    assert refused.exit_code == 2
+    assert "2 of 3 test prompts" in refused.stderr
+    assert "--allow-overlap" in refused.stderr
+    done = run("evaluate", str(saved), "--pairs", str(pairs), "--allow-overlap", "--sizes", "5,50")
+    assert done.exit_code == 0, done.output
+    assert "3 test prompts (2 of them prompts that the circuit was found on)" in " ".join(done.stdout.split())
+    assert json.loads((saved / "evaluation.json").read_text())["n_shared"] == 2
+    assert "(2 of them prompts that the circuit was found on)" in (saved / "report.html").read_text(encoding="utf-8")
+    apart = run("evaluate", str(saved), "--pairs", str(marks(pairs, "The keys near the car", "The keys near the door")))
+    assert apart.exit_code == 0, apart.output
+    assert json.loads((saved / "evaluation.json").read_text())["n_shared"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -7,6 +7,7 @@ import gzip
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,156 @@ def test_columns_in_another_order_are_the_same(tmp_path: Path) -> None:
     table(tmp_path / "a.csv", ["text", "target"], ["a", " b"])
     table(tmp_path / "b.csv", ["target", "text"], [" d", "c"])
     assert [(row.text, row.target) for row in rows(tmp_path)] == [("a", (" b",)), ("c", (" d",))]
+
+
+# ------------------------------------------------------------------------------------- ids, numbers, nulls
+
+
+def written(path: Path, columns: dict[str, list[Any]]) -> Path:
+    """The same records in the format that the file's name says; a list goes into a CSV cell as it is printed."""
+    names, records = list(columns), list(zip(*columns.values(), strict=True))
+    if path.suffix == ".jsonl":
+        return lines(path, *(dict(zip(names, record, strict=True)) for record in records))
+    if path.suffix == ".csv":
+        return table(path, names, *(["" if cell is None else str(cell) for cell in record] for record in records))
+    return parquet(path, columns)
+
+
+@pytest.mark.parametrize("write", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize(
+    ("given_", "wanted"), [({"target_ids": [[913]], "foil_ids": [[914, 7]]}, ((913,), (914, 7))),
+                           ({"target_ids": [5], "foil_ids": [6]}, ((5,), (6,))),
+                           ({"target_ids": [5], "foil": [" is"]}, ((5,), (" is",)))]
+)  # fmt: skip
+def test_target_ids_and_foil_ids_are_ids_in_every_format(
+    tmp_path: Path, write: str, given_: dict[str, Any], wanted: Any
+) -> None:
+    found = one(written(tmp_path / f"a.{write}", {"text": ["a"], **given_}))
+    assert (found.target, found.foil, found.error) == (*wanted, None)
+    mapped = {"text": "text", **{name: f"their {name}" for name in given_}}
+    theirs = {f"their {name}": value for name, value in given_.items()}
+    found = one(written(tmp_path / f"b.{write}", {"text": ["a"], **theirs}), columns=mapped)
+    assert (found.target, found.foil, found.error) == (*wanted, None)
+
+
+@pytest.mark.parametrize(
+    ("record_", "message"),
+    [
+        ({"target": " b", "target_ids": [1]}, "target ' b' and target_ids are both given"),
+        ({"target": " b", "foil": " c", "foil_ids": 3}, "foil ' c' and foil_ids are both given"),
+        ({"target_ids": "7"}, "target_ids is '7'|target_ids holds '7'"),
+        ({"target_ids": [1.5]}, "target_ids holds 1.5"),
+        ({"target_ids": []}, "target_ids is an empty list"),
+        ({"target_ids": -1}, "target_ids holds -1"),
+    ],
+)
+def test_ids_that_contradict_or_are_none_fail_their_row(tmp_path: Path, record_: dict[str, Any], message: str) -> None:
+    found = one(lines(tmp_path / "a.jsonl", {"text": "a"} | record_))
+    assert re.search(message, str(found.error)), found.error
+
+
+def heard(path: Path, **over: Any) -> tuple[list[Row], list[str]]:
+    notes: list[str] = []
+    return list(data.read(source(path, **over), heard=notes.append)), notes
+
+
+def test_a_number_is_an_id_text_is_text_and_a_csv_cell_is_text(tmp_path: Path) -> None:
+    for write, wanted, said in (("jsonl", 7, "token id"), ("parquet", 7, "token id"), ("csv", "7", "text")):
+        found, notes = heard(written(tmp_path / f"a.{write}", {"text": ["a", "b"], "target": [7, 8]}))
+        assert found[0].target == (wanted,)
+        assert len(notes) == 1, notes
+        assert "column 'target' (target)" in notes[0]
+        assert said in notes[0]
+    for write in ("jsonl", "parquet"):
+        found, notes = heard(written(tmp_path / f"b.{write}", {"text": ["a"], "target": ["7"]}))
+        assert (found[0].target, notes) == (("7",), [])
+    found, notes = heard(
+        written(tmp_path / "c.csv", {"text": ["a"], "x": [7]}), columns={"text": "text", "foil_ids": "x"}
+    )
+    assert (found[0].foil, notes) == ((7,), [])
+
+
+@pytest.mark.parametrize("write", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("field", ["target", "foil", "target_ids"])
+def test_an_empty_cell_of_a_mapped_column_fails_its_row(tmp_path: Path, write: str, field: str) -> None:
+    values: list[Any] = [5, None] if field == "target_ids" else [" b", None]
+    path = written(tmp_path / f"a.{write}", {"text": ["a", "b"], "t": [" x", " y"], "answer": values})
+    more = {"target": "t"} if field == "foil" else {}
+    good, bad = rows(path, columns={"text": "text", field: "answer", **more})
+    assert good.error is None
+    assert f"{field} (column 'answer') is empty" in str(bad.error)
+
+
+def test_nan_in_a_mapped_column_and_a_missing_key_fail_their_row(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", {"q": "a", "answer": " b"}, '{"q": "a", "answer": NaN}', {"q": "c"})
+    found = rows(path, columns={"text": "q", "target": "answer"})
+    assert [row.error is None for row in found] == [True, False, False]
+    path = parquet(tmp_path / "b.parquet", {"q": ["a", "b"], "n": pa.array([1.0, float("nan")])})
+    found = rows(path, columns={"text": "q", "target": "n"})
+    assert found[0].target == (1,)
+    assert "is empty" in str(found[1].error)
+    either = lines(tmp_path / "c.jsonl", {"q": "a", "t": " b", "i": None}, {"q": "a", "t": None, "i": 4})
+    found = rows(either, columns={"text": "q", "target": "t", "target_ids": "i"})
+    assert [row.target for row in found] == [(" b",), (4,)]
+
+
+def test_an_empty_cell_of_a_column_that_was_not_mapped_is_said(tmp_path: Path) -> None:
+    found, notes = heard(table(tmp_path / "a.csv", ["text", "target"], ["a", " b"], ["c", ""], ["d", ""]))
+    assert [row.error for row in found] == [None] * 3
+    assert len(notes) == 1
+    assert "the first: line 3 of 'a.csv'" in notes[0]
+    assert "own top token" in notes[0]
+
+
+THEIRS = {
+    "answer": "target", "label": "target", "correct": "target", "Gold": "target", "tagret": "target",
+    "clean": "text", "prompt": "text", "corrupted": "counterfactual", "patch_prefix": "counterfactual",
+    "prompt_ids": "token_ids", "inputIds": "token_ids", "wrong": "foil", "foils": "foil", "Distractor": "foil",
+    "target_id": "target_ids", "answer ids": "target_ids", "position": "positions", "cf_ids": "counterfactual_ids",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("write", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("name", THEIRS)
+def test_a_column_that_looks_like_a_field_is_not_passed_over(tmp_path: Path, write: str, name: str) -> None:
+    path = written(tmp_path / f"a.{write}", {"text": ["a"], name: ["7"], "note": ["x"]})
+    with refused(JobError, f"column {name!r}", f"looks like {THEIRS[name]},", "columns: {", f"{THEIRS[name]}: "):
+        data.read(source(path))
+    assert one(path, labels=[name]).labels == {name: "7"}
+    found, notes = heard(path, columns={"text": "text"})
+    assert (found[0].error, notes) == (None, [f"unused columns: {name!r}, 'note'"])
+
+
+def test_names_that_mean_nothing_of_ours_are_named_as_unused(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl", {"text": "a", "target": " b", "next": 1, "topic": 2, "label": 3, "test": 4, "idx": 5}
+    )
+    found, notes = heard(path, labels=["topic"])
+    assert found[0].target == (" b",)
+    assert notes == ["unused columns: 'next', 'label', 'test', 'idx'"], "label: the target has a column already"
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("question", "text: question"), ("the prompt", "text: 'the prompt'"),
+                                              ("Input IDs", "token_ids: 'Input IDs'")])  # fmt: skip
+def test_without_a_prompt_the_likely_column_is_suggested(tmp_path: Path, name: str, wanted: str) -> None:
+    path = lines(tmp_path / "a.jsonl", {"n": 1, name: "a"})
+    if name == "the prompt":
+        wanted = "text: COLUMN"  # no name in use, and far from text
+    with refused(JobError, "text or token_ids", wanted):
+        data.read(source(path))
+
+
+def test_pairs_of_marks_et_al_are_read_as_they_are(tmp_path: Path) -> None:
+    item = {
+        "clean_prefix": "The keys",
+        "patch_prefix": "The key",
+        "clean_answer": " are",
+        "patch_answer": " is",
+        "case": "plural",
+    }
+    wanted = Row(text="The keys", target=(" are",), foil=(" is",), counterfactual="The key", labels={"case": "plural"})
+    assert one(lines(tmp_path / "simple_train.json", item)) == wanted
+    assert one(lines(tmp_path / "b.jsonl", item), columns={"text": "patch_prefix"}) == Row(text="The key")
 
 
 # ---------------------------------------------------------------------------------------- values of a row

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 import tiny as t
 import tracer
@@ -20,7 +22,7 @@ from tracer.data import tasks
 from tracer.data.tasks import Pair, capitals, sva
 from tracer.demo import data
 from tracer.errors import JobError
-from tracer.prompts import encode
+from tracer.prompts import Prompt, encode
 
 ITEM = {
     "clean_prefix": "The keys near the cabinet",
@@ -166,6 +168,14 @@ def test_the_same_prompt_in_both_is_refused_even_with_another_verb() -> None:
         tasks.check_split([pair("The car"), pair("The key")], [pair("The key"), pair("The car")])
 
 
+def test_shared_prompts_are_counted_and_may_be_allowed() -> None:
+    train, test = [pair("The car"), pair("The key")], [pair("The key"), pair("The key", " were"), pair("The cat")]
+    with refused(JobError, "2 of 3 test pairs of simple", "allow_overlap: true"):
+        tasks.check_split(train, test, name="simple")
+    assert tasks.check_split(train, test, allow=True) == 2
+    assert tasks.check_split(train, [pair("The cat")], allow=True) == 0
+
+
 def test_unpaired_prompts_have_no_counterfactual() -> None:
     one = sva.generate("nounpp", "test", 1)[0]
     assert one.to_prompt().counterfactual == one.counterfactual
@@ -275,6 +285,44 @@ def test_another_tokenizer_leaves_out_other_items(tmp_path: Path) -> None:
     got = sva.read(path, Tiny(t.tokenizer()))
     assert set(got.skipped) == {"an answer is not one token", "the prefixes differ in token length"}
     assert sum(one.count for one in got.skipped.values()) + len(got.pairs) == 40
+
+
+@dataclass(frozen=True)
+class Words:
+    """A vocabulary of whole words whose normaliser puts a space before every text, as SentencePiece's do."""
+
+    tokenizer: Any
+    vocab_size: int
+    context_length: int = 64
+
+
+@functools.cache
+def prepending() -> Words:
+    words = ["<unk>", "<s>", "\u2581", *(f"\u2581{word}" for word in "The keys key car are is".split())]
+    fast = Tokenizer(
+        models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], ignore_merges=True)
+    )
+    fast.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    fast.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    fast.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return Words(PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="<unk>", bos_token="<s>"), len(words))
+
+
+def test_answers_are_single_tokens_by_the_rule_of_every_target(tmp_path: Path) -> None:
+    """A tokenizer that prepends a space reads " are" by itself as two tokens; after a word it is one."""
+    vocabulary = prepending()
+    alone = vocabulary.tokenizer.encode(" are", add_special_tokens=False)
+    item = {"clean_prefix": "The keys", "patch_prefix": "The key", "clean_answer": " are", "patch_answer": " is"}
+    prompt = Prompt(item["clean_prefix"], target=" are", foil=" is", counterfactual="The key")
+    encoded = encode(prompt, vocabulary)
+    assert len(alone) == 2
+    assert len(encoded.target_ids) == len(encoded.foil_ids) == 1
+    got = sva.read(file(tmp_path, *[item | {"case": "plural"}] * 2), vocabulary, length=3)
+    assert (len(got.pairs), got.skipped) == (2, {})
+    for answer, why in ((" near", "an answer is not one token"), ("are", "an answer is not one token")):
+        got = sva.read(file(tmp_path, item | {"case": ""}, item | {"case": "", "clean_answer": answer}), vocabulary)
+        assert list(got.skipped) == [why], answer
 
 
 def test_all_left_out_is_an_error_that_says_why(tmp_path: Path) -> None:

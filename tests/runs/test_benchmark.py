@@ -293,3 +293,86 @@ def test_more_pairs_than_there_are_is_refused(tmp_path: Path) -> None:
 def test_sizes_above_all_nodes_are_left_out(tmp_path: Path) -> None:
     outcome = run_benchmark(tiny("methods=random", "sizes=[10, 10000000]"), tmp_path).outcomes[0]
     assert outcome.rankings["absolute"].sizes[-1] == outcome.n_total
+
+
+# ------------------------------------------------------------------------------------------- pairs of one's own
+
+
+def own(folder: Path, **over: Any) -> dict[str, Any]:
+    """A job on files: ten pairs to train on and four to test on, two of which are trained on as well."""
+    train = tasks.load("sva", structure="nounpp", split="train", count=10)
+    test = [*tasks.load("sva", structure="nounpp", split="test", count=2), *train[:2]]
+    files = {
+        "train": tasks.sva.write(train, folder / "train.json"),
+        "test": tasks.sva.write(test, folder / "test.json"),
+    }
+    content: dict[str, Any] = {"kind": "benchmark", "input": {name: str(path) for name, path in files.items()}}
+    return content | {"methods": "relp", "bases": "activation", "sizes": [3, 30]} | over
+
+
+def test_shared_prompts_are_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tracer.ndif.probe.load", lambda *_, **__: pytest.fail("loaded"))
+    for _ in range(2):  # and nothing is left in the folder that would be in the way
+        with refused(JobError, "2 of 4 test pairs of pairs", "allow_overlap: true"):
+            tracer.run(own(tmp_path), tmp_path / "out", pool=InlinePool())
+    with refused(JobError, "2 of 4 test pairs of pairs"):
+        tracer.plan(own(tmp_path), workers=1)
+
+
+def test_pairs_of_ones_own_are_measured_and_say_how_many_are_shared(tmp_path: Path) -> None:
+    job = load_job(own(tmp_path, allow_overlap=True))
+    assert isinstance(job, BenchmarkJob)
+    result = run_benchmark(job, tmp_path / "out")
+    (outcome,) = result.outcomes
+    assert outcome.combination == ("pairs", "relp", "activation", "counterfactual")
+    assert (outcome.n_train, outcome.n_test, outcome.n_shared) == (10, 4, 2)
+    assert outcomes(tmp_path / "out")[0].n_shared == 2
+    (row, *_) = csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text()))
+    assert row["n_shared"] == "2"
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["notes"] == ["2 of 4 test pairs of pairs have a prompt that is trained on as well"]
+    assert record["job"]["allow_overlap"] is True
+    assert (tmp_path / "out" / "plots" / "pairs-activation.png").stat().st_size > 1000
+    console = Console(width=200, file=io.StringIO())
+    console.print(benchmark_table(result))
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "tested on 4 others (2 of these have a prompt that was trained on)" in text
+
+
+def test_pairs_of_ones_own_equal_the_built_in_ones(tmp_path: Path) -> None:
+    built_in = run_benchmark(tiny("methods=relp"), tmp_path / "a").outcomes[0]
+    files = {
+        split: str(
+            tasks.sva.write(tasks.load("sva", structure="nounpp", split=split, count=40), tmp_path / f"{split}.json")
+        )
+        for split in ("train", "test")
+    }
+    (tmp_path / "other").mkdir()
+    content = own(tmp_path / "other", input=[{"name": "mine", **files}], train=10, test=6, sizes=[3, 30, 300])
+    mine = run_benchmark(load_job(content), tmp_path / "b").outcomes[0]  # type: ignore[arg-type]
+    assert (mine.structure, mine.n_train, mine.n_test, mine.n_shared) == ("mine", 10, 6, 0)
+    # The built-in draws depend on how many are asked for, so only sizes are the same.
+    assert (mine.n_total, mine.rankings["absolute"].sizes) == (built_in.n_total, built_in.rankings["absolute"].sizes)
+
+
+def test_what_pairs_of_ones_own_cannot_be(tmp_path: Path) -> None:
+    for over, rule in (
+        ({"task": "sva"}, "give one of them"),
+        ({"input": None}, "give one of them"),
+        ({"structures": ["simple"]}, "structures has no effect with input"),
+        ({"input": [{"train": "a", "test": "b"}] * 2}, "a name of its own"),
+        ({"input": {"train": "a", "test": "b", "name": "../x"}}, "name"),
+        ({"input": {"train": "a", "tests": "b"}}, "'input.tests'"),
+    ):
+        with refused(JobError, rule):
+            load_job(own(tmp_path, **over))
+    with refused(JobError, "nowhere.json"):
+        tracer.run(own(tmp_path, input={"train": "nowhere.json", "test": "b"}), tmp_path / "x", pool=InlinePool())
+
+
+def test_files_that_changed_are_another_run(tmp_path: Path) -> None:
+    job = own(tmp_path, allow_overlap=True)
+    tracer.run(job, tmp_path / "out", pool=InlinePool())
+    tasks.sva.write(tasks.load("sva", structure="nounpp", split="test", count=3), tmp_path / "test.json")
+    with pytest.raises(RunError, match="has changed"):
+        tracer.run(job, tmp_path / "out", pool=InlinePool())

@@ -103,6 +103,22 @@ def test_prompts_of_the_run_and_other_lengths_are_refused_as_tests(tmp_path: Pat
         evaluated(tmp_path / "b", evaluate={"test": TEST | {"structure": "simple"}})
 
 
+def test_shared_prompts_are_found_while_planning_and_may_be_allowed(tmp_path: Path) -> None:
+    pairs = tasks.load("sva", structure="nounpp", split="test", count=6)
+    rows = [{"text": pair.prompt, "target": pair.target, "foil": pair.foil} for pair in pairs[:3]]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: dict[str, Any] = {"input": {"path": str(tmp_path / "prompts.jsonl")}, "baseline": "zero"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tracer.ndif.probe.load", lambda *_, **__: pytest.fail("loaded"))
+        for _ in range(2):
+            with refused(JobError, "3 of 6 test prompts", "evaluate.allow_overlap: true"):
+                evaluated(tmp_path / "a", **given)
+    found = evaluated(tmp_path / "b", **given, evaluate={"allow_overlap": True})
+    assert (found["n_test"], found["n_shared"]) == (6, 3)
+    record = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert "3 of 6 test prompts are in the run as well" in record["notes"]
+
+
 def test_an_aligned_circuit_is_of_the_length_that_is_most_frequent(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.jsonl"
     texts = ["The keys near the cabinet", "The secretaries near the car", "The parents"]

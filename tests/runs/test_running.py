@@ -508,3 +508,29 @@ def test_processes_write_to_an_object_store(tmp_path: Path, store: s3.Store, und
     address = store.address("deep/er")
     run(job(tmp_path), address, workers=2, factory=TINY)
     runs.same(address, undisturbed.address)
+
+
+# ------------------------------------------------------------------------------- how its columns were read
+
+
+def test_a_run_records_and_says_how_its_columns_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,target,topic\nx,7,t\ny,8,t\n")
+    said: list[str] = []
+    made = {"kind": "dataset", "input": {"path": str(path)}, "shard_size": 4}
+    done = inline(made, tmp_path / "run", note=said.append)
+    record = done.folder.record()
+    assert record is not None
+    assert record["notes"] == said
+    assert said[0] == "unused columns: 'topic'"
+    assert "holds '7' (line 2 of 'a.csv'), which is read as text" in said[1]
+
+
+def test_a_plan_says_how_its_columns_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "The keys", "target_ids": 7, "topic": 1}\n')
+    made = tracer.plan({"kind": "dataset", "input": {"path": str(path)}, "baseline": "zero"}, workers=1)
+    assert made.notes == ("unused columns: 'topic'",)
+    path.write_text('{"text": "The keys", "answer": " are"}\n')
+    with refused(JobError, "column 'answer'", "looks like target"):
+        tracer.plan({"kind": "dataset", "input": {"path": str(path)}, "baseline": "zero"}, workers=1)

@@ -35,6 +35,20 @@ NEAR_ZERO = 0.05
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
 
 
+KINDS = frozenset({"neuron", "embedding", "logit", "error", "attention", "other"})
+"""Of nodes; a circuit of ours has the first three."""
+
+ATTENTION_ERROR = -2
+"""The `neuron` of an error node of attention, and not of an MLP."""
+
+
+def height(kind: str, layer: int, neuron: int) -> tuple[int, int]:
+    """Where a node lies in the model: edges rise. Within a layer attention comes before the MLP, biases before both."""
+    if kind == "other":
+        return layer, -1
+    return layer, 0 if kind == "attention" or (kind == "error" and neuron == ATTENTION_ERROR) else 1
+
+
 class Prediction(Record):
     """One of the model's top tokens where the metric is read."""
 
@@ -77,12 +91,15 @@ class Graph(Record):
             `gradient` the metric's gradient at a node, by which its distance from its baseline was multiplied (a
             logit's is its weight in the metric); null where it is not kept.
             `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
-            edges. An imported graph may have nodes of kind ``error``.
+            edges. An imported graph may have nodes of kind ``error``, ``attention`` (a feature of attention) and
+            ``other`` (biases); where its file gives no index or token id, `neuron` is negative, and a logit without a
+            label has an empty token.
         links: Arrow table in `schemas.EDGES`, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
         text, tokens: the prompt.
         n_layers: of the model; logits are in that layer.
-        groups: named sets of nodes (supernodes), by node id.
+        groups: named sets of nodes (supernodes), by node id. pins: nodes that are pinned on Neuronpedia's page.
+        labels: what an imported graph's file calls its nodes, by node id.
         notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
     """
 
@@ -94,13 +111,15 @@ class Graph(Record):
     tokens: tuple[str, ...]
     n_layers: int
     groups: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    pins: tuple[int, ...] = ()
+    labels: dict[int, str] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
     original: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _whole(self) -> Graph:
         """Tables and fields fit each other; what was read from a damaged file may not."""
-        if set(self.nodes["kind"].to_pylist()) - {"neuron", "embedding", "logit", "error"}:
+        if set(self.nodes["kind"].to_pylist()) - KINDS:
             raise ValueError("a node is of an unknown kind")
         if self.nodes.num_rows and self.nodes["position"].to_numpy().max() >= len(self.tokens):
             raise ValueError("a node lies beyond the tokens")
@@ -160,14 +179,15 @@ class Graph(Record):
         """
         if count < 1:
             raise JobError(f"paths({count})", "at least one path must be asked for", "use 1 or more")
-        kinds, layers = self.nodes["kind"].to_pylist(), self.nodes["layer"].to_pylist()
+        kinds = self.nodes["kind"].to_pylist()
+        heights = list(map(height, kinds, self.nodes["layer"].to_pylist(), self.nodes["neuron"].to_pylist()))
         into: dict[int, list[_Step]] = {}
         for step in self._steps():
             into.setdefault(step.target, []).append(step)
         if not any(node in into for node, kind in enumerate(kinds) if kind == "logit") and self.n_edges:
             raise JobError("graph", "no edge into a logit has a share, so paths cannot be compared", "use its weights")
         best: dict[int, list[_Way]] = {}
-        for node in sorted(range(len(kinds)), key=lambda number: layers[number]):
+        for node in sorted(range(len(kinds)), key=heights.__getitem__):
             ways: list[_Way] = [(1.0, 1.0, (node,))] if kinds[node] == "embedding" else []
             for step in into.get(node, ()):
                 first = kinds[step.source] == "embedding"
@@ -207,7 +227,9 @@ class Graph(Record):
 
         graph = networkx.DiGraph(text=self.text)
         for row in self.nodes.drop_columns("prompt_id").to_pylist():
-            graph.add_node(row.pop("node_id"), **{name: value for name, value in row.items() if value is not None})
+            node = row.pop("node_id")
+            row["label"] = self.labels.get(node)
+            graph.add_node(node, **{name: value for name, value in row.items() if value is not None})
         for row in self._links().drop_columns("prompt_id").to_pylist():
             ends = row.pop("source"), row.pop("target")
             graph.add_edge(*ends, **{name: value for name, value in row.items() if value is not None})
@@ -250,7 +272,8 @@ class Graph(Record):
     def _prompts(self) -> pa.Table:
         """The one row of the prompts table."""
         ids = [row["neuron"] for row in self.rows("embedding")]
-        row = _prompt_row(text=self.text, token_ids=ids, n_nodes=self.n_nodes, n_edges=self.n_edges)
+        known = ids if min(ids, default=0) >= 0 else None
+        row = _prompt_row(text=self.text, token_ids=known, n_nodes=self.n_nodes, n_edges=self.n_edges)
         return pa.Table.from_pylist([row], schema=PROMPTS)
 
 

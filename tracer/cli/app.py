@@ -222,7 +222,7 @@ def trace(
     _show(circuit, style, rows)
     if out is not None:
         saved = _saved(circuit, out, overwrite)
-        typer.echo(f"saved to {saved}; 'tracer show {saved}' prints it again", err=style is not Format.table)
+        terminal.line(f"saved to {saved}; 'tracer show {saved}' prints it again", err=style is not Format.table)
 
 
 @app.command()
@@ -254,7 +254,7 @@ def view(
 
     graph = _graph(source, prompt)
     page = tables.view(graph, out or _beside(source, "graph.html", file_too=True))
-    typer.echo(f"wrote {page} ({_size(page)}); open it in a browser")
+    terminal.line(f"wrote {page} ({_size(page)}); open it in a browser")
     if open_page:
         typer.launch(page.resolve().as_uri())
 
@@ -267,7 +267,13 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
     ] = None,
-    groups: Annotated[Path | None, typer.Option(help="Groups saved from the page, exported as supernodes.")] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="Groups and pins saved from the page, exported as supernodes and pinned nodes.")
+    ] = None,
+    scan: Annotated[str | None, typer.Option(help="The model's name on Neuronpedia: letters, digits, - and _.")] = None,
+    slug: Annotated[
+        str | None, typer.Option(help="The graph's name there: letters, digits, - and _. Default: from the prompt.")
+    ] = None,
     prompt: OfRun = None,
 ) -> None:
     """Write a circuit for another tool, and say what its format cannot hold."""
@@ -277,12 +283,12 @@ def export(
     if groups is not None:
         if form != "neuronpedia":
             raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
-        graph = graph.model_copy(update={"groups": exchange.read_groups(groups, graph)})
+        graph = graph.model_copy(update=exchange.read_chosen(groups, graph)._asdict())
     ending = form if form in ("graphml", "csv") else "json"
-    done = exchange.export(graph, out or _beside(source, f"{form}.{ending}"), form)
+    done = exchange.export(graph, out or _beside(source, f"{form}.{ending}"), form, scan=scan, slug=slug)
     for file in done.files:
-        typer.echo(f"wrote {file} ({_size(file)})")
-    typer.echo(f"left out: {'; '.join(done.lost)}")
+        terminal.line(f"wrote {file} ({_size(file)})")
+    terminal.line(f"left out: {'; '.join(done.lost)}")
 
 
 @app.command("import")
@@ -302,7 +308,7 @@ def import_(
     _show(graph, style, rows)
     if out is not None:
         graph.save(out, overwrite)
-        typer.echo(f"saved to {out}; 'tracer view {out}' draws it", err=style is not Format.table)
+        terminal.line(f"saved to {out}; 'tracer view {out}' draws it", err=style is not Format.table)
 
 
 @app.command()
@@ -317,6 +323,10 @@ def evaluate(
     ] = None,
     count: Annotated[int, typer.Option(help="How many built-in pairs.", min=2)] = 40,
     ablation: Annotated[str, typer.Option(help="zero, mean, counterfactual, resample.")] = "mean",
+    allow_overlap: Annotated[
+        bool,
+        typer.Option("--allow-overlap", help="Test on the circuit's own prompt too; every result says how often."),
+    ] = False,
     sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None,
     aligned: Annotated[bool, typer.Option(help="Nodes at their positions, or their neurons at every position.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
@@ -343,6 +353,9 @@ def evaluate(
     if style is Format.csv:
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
     circuit = tracer.Circuit.load(folder)
+    built_in = tasks.sva.generate(structure, "test", count) if structure else None
+    asked = tasks.sva.pairs_of(pairs) if pairs is not None else built_in or []
+    _check_apart(circuit, [pair.prompt for pair in asked], allow_overlap)
     terminal.quiet()
     model = _loaded(
         circuit.model.name,
@@ -352,11 +365,22 @@ def evaluate(
         device=device,
         dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
     )
-    test_pairs = tasks.sva.generate(structure, "test", count) if structure else _read_pairs(pairs, model, circuit)
+    test_pairs = built_in or _read_pairs(pairs, model, circuit)
     chosen = _numbers(sizes, "--sizes")
     tests = [pair.to_prompt() for pair in test_pairs]
     with terminal.ProgressBar("ablating") as bar:
-        result = tracer.evaluate(model, circuit, tests, ablation, chosen, aligned=aligned, seed=seed, progress=bar)
+        result = tracer.evaluate(
+            model,
+            circuit,
+            tests,
+            ablation,
+            chosen,
+            train=[tracer.Prompt(token_ids=circuit.token_ids)],
+            allow_overlap=allow_overlap,
+            aligned=aligned,
+            seed=seed,
+            progress=bar,
+        )
     with terminal.ProgressBar("checking the estimate") as bar:
         qualities = _qualities(model, circuit, [pair.counterfactual for pair in test_pairs], seed, bar)
     others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
@@ -372,7 +396,7 @@ def evaluate(
         typer.echo(content)
         return
     terminal.console().print(tables.evaluation_table(result, qualities, constant))
-    typer.echo(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
+    terminal.line(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
 
 
 def _qualities(model: Any, circuit: Circuit, counterfactuals: list[str], seed: int, bar: Progress) -> list[Quality]:
@@ -461,13 +485,24 @@ def steer(
     terminal.console().print(tables.steering_table(result))
 
 
+def _check_apart(circuit: Circuit, tests: list[str], allow_overlap: bool) -> None:
+    """Refuse to test a circuit on its own prompt, before a model is loaded, unless that is allowed."""
+    shared = tests.count(circuit.text)
+    if shared and not allow_overlap:
+        raise JobError(
+            f"{shared} of {len(tests)} test prompts",
+            f"are the prompt that the circuit was found on, {quoted(circuit.text)}",
+            "take it out of the pairs, or give --allow-overlap, which every result says",
+        )
+
+
 def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
     """The pairs of a file that fit the circuit's length; what was left out is reported."""
     from tracer.data import tasks
 
     reading = tasks.sva.read(path, model, length=len(circuit.token_ids))
     if reading.skipped:
-        typer.echo(reading.summary(), err=True)
+        terminal.line(reading.summary(), err=True)
     return list(reading.pairs)
 
 
@@ -483,10 +518,10 @@ def doctor(
     ] = None,
 ) -> None:
     """Versions, devices, memory, and the method's identities measured on a model, here or on NDIF."""
-    from rich.markup import escape
     from rich.table import Table
 
     from tracer.cli import doctor as checkup
+    from tracer.reports.tables import cell
 
     terminal.quiet()
     if given is not None and model is not None:
@@ -496,18 +531,18 @@ def doctor(
     for title, values in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, value in values.items():
-            table.add_row(name, escape(value))
+            table.add_row(name, cell(value))
         console.print(table, "")
     checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
     table = Table(
-        title=f"{'NDIF and identities' if remote else 'Identities'} on {escape(model)}",
+        title=f"{'NDIF and identities' if remote else 'Identities'} on {cell(model)}",
         title_justify="left",
         box=None,
         show_header=False,
         padding=(0, 2, 0, 0),
     )
     for check in checks:
-        table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, escape(check.measured))
+        table.add_row("[green]ok[/]" if check.holds else "[red]FAILED[/]", check.name, cell(check.measured))
     console.print(table)
     if remote and not all(check.holds for check in checks):
         terminal.complain("what FAILED above is not granted, or wrong there: without gradients use --local-weights")
@@ -555,7 +590,7 @@ def _loaded(name: str, remote: bool, local_weights: bool, **options: Any) -> Any
 
 def _report(line: str) -> None:
     """The state of a remote job."""
-    typer.echo(line, err=True)
+    terminal.line(line, err=True)
 
 
 def _graph(source: str, prompt: int | None) -> Graph:

@@ -15,6 +15,7 @@ import typer
 
 from tracer.cli import terminal
 from tracer.errors import JobError, RemoteError, RunError
+from tracer.text import printable
 
 if TYPE_CHECKING:
     from tracer.runs.status import Status
@@ -131,9 +132,11 @@ def run(
         terminal.console().print(benchmark_report.benchmark_table(outcomes))
     else:
         terminal.console().print(report.neurons_table(result.table("neurons")))
-    typer.echo(report.run_summary(result.status, out, result.seconds, result.resumed))
+    terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
     if result.status.failed:
-        typer.echo(f"{result.status.failed:,} prompts failed: see {out}/failed.parquet; --retry-failed does them again")
+        terminal.line(
+            f"{result.status.failed:,} prompts failed: see {out}/failed.parquet; --retry-failed does them again"
+        )
 
 
 @terminal.report_errors
@@ -211,7 +214,7 @@ def compact(
     if neuron is None:
         written = compaction.compact(nodes, edges, place.fs, place)
         counts = ", ".join(f"{count:,} {name}" for name, count in written.items())
-        typer.echo(f"{counts} sorted by neuron in {time.perf_counter() - started:.1f} s: {folder}/compact")
+        terminal.line(f"{counts} sorted by neuron in {time.perf_counter() - started:.1f} s: {folder}/compact")
         return
     if compaction.compacted(place) != compaction.digest(nodes, edges):
         raise RunError(
@@ -279,13 +282,15 @@ def submit(
     if stop is not None:
         submission = cluster.stop(address, stop)
     elif follow is not None:
-        submission = cluster.follow(address, follow, typer.echo)
+        submission = cluster.follow(address, follow, terminal.line)
     elif state is not None:
         submission = cluster.status(address, state)
     else:
         submission = None
     if submission is not None:
-        typer.echo(f"{submission.id}: {submission.state}" + (f" ({submission.message})" if submission.message else ""))
+        terminal.line(
+            f"{submission.id}: {submission.state}" + (f" ({submission.message})" if submission.message else "")
+        )
         raise typer.Exit((submission.exit_code or 0) if follow is not None else 0)
     if out is None:
         raise JobError("submit without --out", "the cluster must know where to write", "give --out")
@@ -302,10 +307,10 @@ def submit(
         *(["--retry-failed"] if retry_failed else []),
     ]
     submission = cluster.submit(
-        Path(job), address, out=out, options=words, submission_id=submission_id, wait=wait, log=typer.echo
+        Path(job), address, out=out, options=words, submission_id=submission_id, wait=wait, log=terminal.line
     )
     if not wait:
-        typer.echo(f"follow it with: tracer submit --address {submission.address} --follow {submission.id}")
+        terminal.line(f"follow it with: tracer submit --address {submission.address} --follow {submission.id}")
     elif submission.state != "SUCCEEDED":
         raise typer.Exit(submission.exit_code or 1)
 
@@ -345,12 +350,12 @@ class _Watch:
         self.console = Console(stderr=True)
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[line]}"),
+            TextColumn("{task.fields[line]}", markup=False),
         )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task = self.bar.add_task(Path(name).name, total=None, line="")
+        self.task = self.bar.add_task(printable(Path(name).name, 80), total=None, line="")
         self.said, self.state, self.done = -LOG_EVERY, "", 0
 
     def __call__(self, status: Status) -> None:
@@ -364,7 +369,7 @@ class _Watch:
         now = time.monotonic()
         if now - self.said >= LOG_EVERY or status.state not in (self.state, "starting"):
             self.said, self.state = now, status.state
-            typer.echo(f"{report.clock()} {text}", err=True)
+            terminal.line(f"{report.clock()} {text}", err=True)
 
     def __enter__(self) -> None:
         self.bar.__enter__()

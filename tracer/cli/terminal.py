@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tracer.errors import TracerError, TracerWarning, surface
+from tracer.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,14 +63,21 @@ def complain(message: str) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"error: {message}", style="red", markup=False)
+    console.print(f"error: {printable(message)}", style="red", markup=False)
 
 
 def note(message: str) -> None:
     """One line on standard error that is not an error."""
     from rich.console import Console
 
-    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(f"note: {message}", markup=False)
+    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(
+        f"note: {printable(message)}", markup=False
+    )
+
+
+def line(message: str, err: bool = False) -> None:
+    """One line of our own on standard output or error; a path or a name in it is no command of the terminal."""
+    typer.echo(printable(message), err=err)
 
 
 def console() -> Console:
@@ -88,10 +96,15 @@ class ProgressBar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         console = Console(stderr=True)
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task(name, total=None)
+        self.task = self.bar.add_task(printable(name, 80), total=None)
 
     def __enter__(self) -> Progress:
         self.bar.__enter__()

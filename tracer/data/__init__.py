@@ -6,9 +6,10 @@ them. Knows where rows come from, and a digest of it. Refuses to know tokenizers
     for row in data.read(Source(path="prompts/*.jsonl", columns={"text": "question"}, labels=["topic"])):
         ...
 
-JSON lines and Parquet say by type what is text and what a token id. A CSV cell is text exactly as written, spaces
-included, and nothing where it is empty; only token_ids, counterfactual_ids and positions are read as numbers, so a
-target that is given by its id needs JSON lines or Parquet.
+**Numbers.** In `target` and `foil`, text is text and a number is a token id. A CSV cell is text exactly as written,
+spaces included, and nothing where it is empty: 7 is the text "7". The fields that end in _ids, and positions, are whole
+numbers in every format (in CSV as 1 2 3 or [1, 2, 3]). How numbers were read is told to `heard`, and stands in a run's
+record.
 
 Door: `read` and the functions below, `source.Source`, `tasks`.
 """
@@ -18,41 +19,58 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tracer.data import formats, tasks
 from tracer.data.files import File, find
 from tracer.data.hub import Hub
-from tracer.data.rows import Columns, Row, columns
+from tracer.data.rows import Columns, Hear, Row, check_unused, columns
 from tracer.data.rows import row_error as row_error
 from tracer.data.source import ROW_FIELDS, Source
 from tracer.errors import JobError, quoted
 
+_SHOWN = 20  # of the unused columns that are named
 
-def read(source: Source, limit: int | None = None) -> Iterator[Row]:
+
+def read(source: Source, limit: int | None = None, heard: Callable[[str], None] | None = None) -> Iterator[Row]:
     """The rows of a source, in its order, the files of a folder or glob by name.
 
     Args:
         limit: no more rows than this, nor than the source's own limit.
+        heard: is told once each, while rows are read, what a user should know of how: which columns are not used, and
+            how numbers and empty cells were taken.
 
     Raises:
         JobError: before the first row for a source that is not there, holds none, or lacks a column (the existing ones
-            are named), and files whose columns differ; later, for a file or connection that breaks off. What is wrong
-            with one row is its `Row.error`.
+            are named), a column that looks like a field and is neither mapped nor a label, and files whose columns
+            differ; later, for a file or connection that breaks off. What is wrong with one row is its `Row.error`.
     """
     if limit is not None and limit < 1:
         raise JobError(f"limit={limit}", "at least one prompt is needed", "use 1 or more, or leave it out")
     most = min((given for given in (limit, source.limit) if given is not None), default=None)
     if source.path is not None:
-        rows = _of_files(source, find(source.path))
+        rows = _of_files(source, find(source.path), _once(heard))
     elif source.dataset is not None:
-        rows = _of_hub(source, Hub(source.dataset, source.config, source.split, source.revision))
+        hub = Hub(source.dataset, source.config, source.split, source.revision)
+        rows = _of_hub(source, hub, _once(heard))
     else:
         rows = _of_task(source)
     first = next(rows, None)
     if first is None:
         raise JobError(_named(source), "holds no prompt", "give at least one row")
     return itertools.islice(itertools.chain([first], rows), most)
+
+
+def _once(heard: Callable[[str], None] | None) -> Hear:
+    """`heard`, told each thing once."""
+    said: set[str] = set()
+
+    def hear(key: str, text: str) -> None:
+        if heard is not None and key not in said:
+            said.add(key)
+            heard(text)
+
+    return hear
 
 
 def digest(source: Source) -> str:
@@ -82,12 +100,19 @@ def _named(source: Source) -> str:
 # -------------------------------------------------------------------------------------------------- files
 
 
-def _of_files(source: Source, files: Sequence[File]) -> Iterator[Row]:
+def _of_files(source: Source, files: Sequence[File], hear: Hear) -> Iterator[Row]:
     chosen = _columns_of_files(source, files)
+    _tell_unused([name for used in chosen.values() for name in used.unused], hear)
     for file in files:
         if (used := chosen.get(file.path)) is not None:
             for where, record in formats.records(file, used.names):
-                yield used.row(record, where, written=file.kind == "csv")
+                yield used.row(record, where, written=file.kind == "csv", hear=hear)
+
+
+def _tell_unused(names: Iterable[str], hear: Hear) -> None:
+    if unused := list(dict.fromkeys(names)):
+        some = ", ".join(map(quoted, unused[:_SHOWN])) + (f" and {len(unused) - _SHOWN} more" * (len(unused) > _SHOWN))
+        hear("unused", f"unused columns: {some}")
 
 
 def _columns_of_files(source: Source, files: Sequence[File]) -> dict[str, Columns]:
@@ -109,6 +134,8 @@ def _columns_of_files(source: Source, files: Sequence[File]) -> dict[str, Column
         kept = [name for name in names if name in ROW_FIELDS and not source.columns] if lines else names
         first = first or (file, kept)
         _check_alike(file, kept, *first)
+    for file in (file for file in files if file.path in there):
+        check_unused(chosen[file.path], there[file.path], file.shown)
     return chosen
 
 
@@ -121,15 +148,17 @@ def _check_alike(file: File, names: Iterable[str], first: File, its: Iterable[st
 # ------------------------------------------------------------------------------------------ other sources
 
 
-def _of_hub(source: Source, hub: Hub) -> Iterator[Row]:
+def _of_hub(source: Source, hub: Hub, hear: Hear) -> Iterator[Row]:
     there, may_grow, records = hub.open()
     if not there:
         return
     chosen = columns(source.columns, source.labels, there, hub.shown, may_grow=may_grow)
     hub.check(chosen)
+    check_unused(chosen, there, hub.shown)
+    _tell_unused(chosen.unused, hear)
     shown = quoted(hub.name, 100)
     for number, record in enumerate(records, start=1):
-        yield chosen.row(record, f"row {number} of {shown}, {hub.split}")
+        yield chosen.row(record, f"row {number} of {shown}, {hub.split}", hear=hear)
 
 
 def _of_task(source: Source) -> Iterator[Row]:

@@ -76,7 +76,7 @@ class Hub:
         Raises:
             JobError: a target or foil whose column is a class label.
         """
-        for name in ("target", "foil"):
+        for name in ("target", "target_ids", "foil", "foil_ids"):
             column = chosen.fields.get(name)
             if column is not None and isinstance(self._features.get(column), self._library.ClassLabel):
                 rule = f"of {self.shown} holds class numbers, which are not tokens"

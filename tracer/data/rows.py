@@ -12,14 +12,24 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tracer.data import names as known
 from tracer.data.source import ROW_FIELDS
 from tracer.errors import JobError, quoted
 from tracer.records import is_list
 
-_NUMBERS = frozenset({"token_ids", "counterfactual_ids", "positions"})
+Hear = Callable[[str, str], None]
+"""Is told what a user should know of how a source is read: a key, by which it is said once, and a sentence."""
+
+_NUMBERS = frozenset({"token_ids", "target_ids", "foil_ids", "counterfactual_ids", "positions"})
+_TOKENS = ("target", "foil")
+_EITHER = (("text", "token_ids"), *((name, f"{name}_ids") for name in (*_TOKENS, "counterfactual")))
+"""Fields that say the same, as text and as ids; a row gives one of them."""
+
+_NEEDED = (*_EITHER[1:3], ("positions",))
+"""Fields whose absence has a meaning of its own: where they are mapped, an empty one is a mistake."""
 _SHOWN = 20  # of the columns that an error names
 _LARGEST = 2**31 - 1  # of a token id or a position: far beyond any vocabulary, and kept by every integer column
 _SCALARS = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
@@ -66,22 +76,32 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where fields and labels come from: field to column, and the columns kept."""
+    """Where fields and labels come from.
+
+    Attributes:
+        fields: field to column. labels: the columns kept. mapped: whether the user named the columns.
+        unused: the columns that are there and not read.
+    """
 
     fields: dict[str, str]
     labels: tuple[str, ...] = ()
+    mapped: bool = False
+    unused: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Every column that is read, once."""
         return list(dict.fromkeys([*self.fields.values(), *self.labels]))
 
-    def row(self, record: Mapping[str, Any] | Unreadable, where: str, *, written: bool = False) -> Row:
+    def row(
+        self, record: Mapping[str, Any] | Unreadable, where: str, *, written: bool = False, hear: Hear | None = None
+    ) -> Row:
         """A record as a row.
 
         Args:
             where: the record's place, for its error.
             written: cells are text as a CSV file has them: none is empty text, and ids are written out.
+            hear: is told how numbers and empty cells were read.
         """
         if isinstance(record, Unreadable):
             return Row(error=f"{record.problem} ({where})")
@@ -100,19 +120,53 @@ class Columns:
                     labels[name] = _scalar(f"label {quoted(name)}", value)
             except ValueError as error:
                 problems.append(str(error))
-        problems.extend(_conflicts(values) if not problems else ())
-        paired = values.get("counterfactual")
+        if not problems:
+            problems.extend((*_conflicts(values), *self._empty(values)))
+        if hear is not None and not problems:
+            self._tell(record, values, where, written, hear)
         return Row(
             user_id=values.get("id"),
             text=values.get("text"),
             token_ids=values.get("token_ids"),
-            target=values.get("target"),
-            foil=values.get("foil"),
-            counterfactual=values.get("counterfactual_ids") if paired is None else paired,
+            target=_either(values, "target"),
+            foil=_either(values, "foil"),
+            counterfactual=_either(values, "counterfactual"),
             positions=values.get("positions"),
             labels=labels,
             error=f"{problems[0]} ({where})" if problems else None,
         )
+
+    def _empty(self, values: Mapping[str, Any]) -> Iterable[str]:
+        """Mapped fields that hold nothing: without them something else would be asked, and nobody told."""
+        for group in _NEEDED if self.mapped else ():
+            named = [name for name in group if name in self.fields]
+            if named and all(values.get(name) is None for name in named):
+                empty = " and ".join(f"{name} (column {quoted(self.fields[name])})" for name in named)
+                yield f"{empty} is empty; give it a value, leave the row out, or map no column to {named[0]}"
+
+    def _tell(
+        self, record: Mapping[str, Any], values: Mapping[str, Any], where: str, written: bool, hear: Hear
+    ) -> None:
+        for name in _TOKENS:
+            value, column = values.get(name), self.fields.get(name, name)
+            shown = f"column {quoted(column)} ({name})"
+            whole = [token for token in value or () if isinstance(token, str) and _WHOLE.fullmatch(token.strip())]
+            ids = [token for token in value or () if isinstance(token, int)]
+            if written and whole:
+                hear(
+                    f"{name} text",
+                    f"{shown} holds {quoted(whole[0])} ({where}), which is read as text, as every cell of a CSV file; "
+                    f"name the column {name}_ids if its numbers are token ids",
+                )
+            if ids:
+                hear(
+                    f"{name} id",
+                    f"{shown} holds the number {ids[0]} ({where}), which is read as a token id; "
+                    "write it as text if it is text",
+                )
+            if value is None and not self.mapped and column in record and values.get(f"{name}_ids") is None:
+                rest = "the model's own top token is asked about" if name == "target" else "the target alone is"
+                hear(f"{name} empty", f"{shown} is empty in some rows (the first: {where}); there {rest}")
 
 
 def columns(
@@ -121,7 +175,7 @@ def columns(
     """Which columns are read, checked against the existing ones.
 
     Args:
-        given: field to column; None or empty takes every column named like a field.
+        given: field to column; None or empty takes every column named like a field, or those of Marks et al.'s pairs.
         there: the columns there are.
         where: the file or dataset, for errors.
         may_grow: a record may have columns that `there` does not name, as JSON lines may.
@@ -135,25 +189,48 @@ def columns(
     for name in [*(given or {}).values(), *kept]:
         if name not in there:
             raise JobError(f"column {quoted(name)}", f"is not in {where}", next_step)
+    if not given and not {"text", "token_ids"} & {*there} and {*known.PAIRS.values()} <= {*there}:
+        given, kept = known.PAIRS, tuple(dict.fromkeys([*kept, *({"case"} & {*there})]))
     fields = dict(given) if given else {name: name for name in ROW_FIELDS if may_grow or name in there}
-    if not given:
-        _check_near(there, where)
     if not {"text", "token_ids"} & (set(fields) if given else set(there)):
+        name, field = known.prompt_among(there) or ("COLUMN", "text")
         rule = "has no column for text or token_ids"
-        raise JobError(where, rule, f"name it under columns, such as text: COLUMN; {next_step}")
-    chosen = Columns(fields, kept)
+        raise JobError(where, rule, f"name it under columns, such as {field}: {_key(name)}; {next_step}")
+    chosen = Columns(fields, kept, bool(given))
     if twice := [name for name in chosen.names if there.count(name) > 1]:
         raise JobError(f"column {quoted(twice[0])}", f"is in {where} more than once", "give each column its own name")
-    return chosen
+    return replace(chosen, unused=tuple(name for name in dict.fromkeys(there) if name not in chosen.names))
 
 
-def _check_near(there: Sequence[str], where: str) -> None:
-    """Refuse near misses: a target column that is silently ignored would change the metric."""
-    for name in there:
-        near = name.strip().lower()
-        if near in ROW_FIELDS and near not in there and near != "id":
-            rule = f"of {where} is not named {near} exactly, and would not be read"
-            raise JobError(f"column {quoted(name)}", rule, "name it so, or list under columns all that are to be read")
+def check_unused(chosen: Columns, there: Sequence[str], where: str) -> None:
+    """Refuse to pass over a column that looks like a field, where the user named none: a target that is silently left
+    out would change the metric.
+
+    Raises:
+        JobError: names the column, the field and how to say what it is.
+    """
+    read = {name for name, column in chosen.fields.items() if column in there}
+    found = None if chosen.mapped else known.looks_like(chosen.unused, read)
+    if found is None:
+        return
+    name, field = found
+    if known.plain(name) == field:
+        rule = f"of {where} is not named {field} exactly, and would not be read"
+    else:
+        rule = f"of {where} looks like {field}, and would not be read"
+    wanted = {**{one: chosen.fields[one] for one in ROW_FIELDS if one in read and one != field}, field: name}
+    mapping = ", ".join(f"{one}: {_key(column)}" for one, column in wanted.items())
+    raise JobError(
+        f"column {quoted(name)}",
+        rule,
+        f"list all that are to be read, as in columns: {{{mapping}}}, or keep it beside the prompts: "
+        f"labels: [{_key(name)}]",
+    )
+
+
+def _key(name: str) -> str:
+    """A column's name as YAML takes it."""
+    return name if re.fullmatch(r"[A-Za-z_][\w.-]*", name) else quoted(name)
 
 
 # ------------------------------------------------------------------------------------------------- values
@@ -226,8 +303,13 @@ def _positions(name: str, value: Any) -> tuple[int, ...]:
     return tuple(_whole(name, item, -_LARGEST) for item in _list(name, value if is_list(value) else [value]))
 
 
+def _some_ids(name: str, value: Any) -> tuple[int, ...]:
+    """One token id or several."""
+    return _ids(name, value if is_list(value) else [value])
+
+
 def _tokens(name: str, value: Any) -> tuple[str | int, ...]:
-    """One token or several, each as text or id."""
+    """One token or several: text is text, and a number is a token id."""
     values = [_plain(name, item) for item in _list(name, value if is_list(value) else [value])]
     return tuple(_text(name, item) if isinstance(item, str) else _whole(name, item, 0) for item in values)
 
@@ -246,19 +328,29 @@ def _written(name: str, value: str) -> list[int]:
 def _conflicts(values: Mapping[str, Any]) -> Iterable[str]:
     """Fields that contradict each other."""
     given = {name for name, value in values.items() if value is not None}
-    if {"text", "token_ids"} <= given:
-        yield f"text {quoted(values['text'])} and token_ids are both given; only one can be the prompt"
+    for text, ids in _EITHER:
+        if {text, ids} <= given:
+            value = values[text][0] if isinstance(values[text], tuple) else values[text]
+            yield f"{text} {quoted(value)} and {ids} are both given; only one can be the {_CALLED[text]}"
     if not {"text", "token_ids"} & given:
         yield "neither text nor token_ids is given"
-    if {"counterfactual", "counterfactual_ids"} <= given:
-        yield "counterfactual and counterfactual_ids are both given; only one can be the paired prompt"
+
+
+def _either(values: Mapping[str, Any], name: str) -> Any:
+    """What a field holds, as text or as ids."""
+    return values.get(f"{name}_ids") if values.get(name) is None else values[name]
+
+
+_CALLED = {"text": "prompt", "target": "target", "foil": "foil", "counterfactual": "paired prompt"}
 
 
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "text": _text,
     "token_ids": _ids,
     "target": _tokens,
+    "target_ids": _some_ids,
     "foil": _tokens,
+    "foil_ids": _some_ids,
     "counterfactual": _text,
     "counterfactual_ids": _ids,
     "positions": _positions,

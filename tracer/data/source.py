@@ -11,7 +11,18 @@ from tracer.records import Count, Name, Names, Natural, Record, as_list, is_list
 
 Structure = Literal["simple", "nounpp", "rc", "within_rc"]
 
-RowField = Literal["text", "token_ids", "target", "foil", "counterfactual", "counterfactual_ids", "positions", "id"]
+RowField = Literal[
+    "text",
+    "token_ids",
+    "target",
+    "target_ids",
+    "foil",
+    "foil_ids",
+    "counterfactual",
+    "counterfactual_ids",
+    "positions",
+    "id",
+]
 
 ROW_FIELDS: tuple[str, ...] = get_args(RowField)
 """What a row of a dataset may give of its prompt."""
@@ -32,7 +43,8 @@ class Source(Record):
         split: of a dataset or a task (``train`` or ``test``).
         task: ``sva`` or ``capitals``, with `count` pairs drawn with `seed`; sva has a `structure`.
         columns: the column that each field of a prompt is read from, by field. By default every field that has a column
-            of the same name.
+            of the same name; a column whose name only looks like a field's is then an error. A mapped target, foil or
+            position that is empty fails its row.
         labels: columns that are kept as labels of the prompt.
         limit: only the first so many rows.
     """

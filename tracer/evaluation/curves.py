@@ -92,6 +92,7 @@ class Evaluation(Curves):
         inside, outside: of each prompt and size, with everything outside the circuit ablated, and the circuit ablated.
         control: as `inside`, for random nodes, as many in each layer as the circuit has.
         ablation, seed: how it was measured.
+        n_shared: test prompts that the circuit was found on as well, where that was allowed.
     """
 
     n_total: int
@@ -102,6 +103,7 @@ class Evaluation(Curves):
     control: Float[Tensor, "prompt size"]
     ablation: str
     seed: int
+    n_shared: int = 0
 
 
 def measure(
@@ -151,6 +153,7 @@ def measure(
         control=tables[2],
         ablation=test.ablation,
         seed=seed,
+        n_shared=test.n_shared,
     )
 
 

@@ -31,6 +31,7 @@ def evaluate(
     *,
     reference: Sequence[Prompt] | None = None,
     train: Sequence[Prompt] = (),
+    allow_overlap: bool = False,
     aligned: bool = True,
     seed: int = 0,
     memory: int | None = None,
@@ -47,7 +48,8 @@ def evaluate(
         sizes: circuit sizes; a grid up to the circuit's own if None.
         reference: prompts behind ``mean`` and ``resample``, as long as the test prompts; the test prompts'
             counterfactuals if they all have one, else the test prompts themselves.
-        train: prompts that the circuit was found on; one of them among the test prompts is an error.
+        train: prompts that the circuit was found on; one of them among the test prompts is an error, unless
+            `allow_overlap`: then the result says how many there are (`Evaluation.n_shared`).
         aligned: a node is a neuron at its position; if False its neuron at every position.
         seed: of the random control, the resampled prompts and the intervals.
         memory: bytes one batch may use.
@@ -57,7 +59,7 @@ def evaluate(
 
     Source: method.md section 5; Arora et al. 2026, section 4.
     """
-    test = _test_set(model, circuit, prompts, ablation, reference, train, aligned, seed, memory)
+    test = _test_set(model, circuit, prompts, ablation, reference, train, allow_overlap, aligned, seed, memory)
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
     chosen = _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes)
     return measure(test, ranks, shuffled(ranks, seed), chosen, ranks.numel(), seed, progress=progress)
@@ -84,7 +86,7 @@ def minimality(
     Raises:
         JobError: as `evaluate`.
     """
-    test = _test_set(model, circuit, prompts, ablation, reference, (), True, seed, memory)
+    test = _test_set(model, circuit, prompts, ablation, reference, (), False, True, seed, memory)
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
     size, rows = circuit.n_nodes, range(len(test.prompts))
     jobs = [Job(row, ranks, size, True, without) for row in rows for without in range(-1, size)]
@@ -100,6 +102,7 @@ def _test_set(
     ablation: str,
     reference: Sequence[Prompt] | None,
     train: Sequence[Prompt],
+    allow_overlap: bool,
     aligned: bool,
     seed: int,
     memory: int | None,
@@ -115,6 +118,7 @@ def _test_set(
         reference,
         metric=circuit.settings.metric,
         train=[encode(prompt, model) for prompt in train],
+        allow_overlap=allow_overlap,
         length=len(circuit.token_ids) if aligned else None,
         memory=memory,
     )

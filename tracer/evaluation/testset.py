@@ -17,7 +17,7 @@ from torch import Tensor
 from tracer.attribution.attribute import check_reach, metric_of, with_metric
 from tracer.attribution.methods import Progress
 from tracer.batching import chunked
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, option, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Replacement, listed
 from tracer.model import passes
@@ -60,6 +60,7 @@ class TestSet:
         memory: bytes one batch may use.
         ablation: the name of what `values` are.
         known: the metric of each prompt of the full model, and of the empty one, with every node ablated, if measured.
+        n_shared: of the prompts, how many circuits were found on as well.
     """
 
     __test__ = False  # pytest: nothing to collect
@@ -72,6 +73,7 @@ class TestSet:
     memory: int
     ablation: str
     known: tuple[PerPrompt, PerPrompt] | None = None
+    n_shared: int = 0
 
     @staticmethod
     def of(
@@ -84,6 +86,7 @@ class TestSet:
         *,
         metric: str = "auto",
         train: Sequence[Encoded] = (),
+        allow_overlap: bool = False,
         length: int | None = None,
         memory: int | None = None,
     ) -> TestSet:
@@ -92,7 +95,8 @@ class TestSet:
         Args:
             ablation, reference: as in `faithfulness.evaluate`. seed: of the prompts that ``resample`` draws.
             metric: as in `attribute`; ``auto`` is the difference where the prompts have foils, else the target's logit.
-            train: prompts that circuits were found on; one of them among the test prompts is an error.
+            train: prompts that circuits were found on; one of them among the test prompts is an error, unless
+                `allow_overlap`: then they are counted.
             length: in tokens, that the test prompts must have; one length, whichever, if None.
             memory: bytes one batch may use; the model's own default if None.
 
@@ -101,11 +105,13 @@ class TestSet:
         """
         if ablation not in ABLATIONS:
             raise JobError(f"ablation={ablation!r}", f"must be one of {', '.join(ABLATIONS)}", "choose one")
-        _check(prompts, train, length)
+        n_shared = _check(prompts, train, length, allow_overlap)
         metric = with_metric(settings(metric=metric), prompts).metric
         to = _replacement(model, prompts, ablation, reference, seed)
         values = to if model.remote is not None else to.values(model, len(prompts), len(prompts[0].token_ids), basis)
-        return TestSet(model, tuple(prompts), metric, values, basis, memory or model.budget(), ablation)
+        return TestSet(
+            model, tuple(prompts), metric, values, basis, memory or model.budget(), ablation, n_shared=n_shared
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -193,8 +199,8 @@ class TestSet:
         return metric.read(passes.intervened(self.model, batch, edits, basis=self.basis, kept=metric.kept))
 
 
-def _check(encoded: Sequence[Encoded], train: Sequence[Encoded], length: int | None) -> None:
-    """Refuse test prompts that cannot be measured together.
+def _check(encoded: Sequence[Encoded], train: Sequence[Encoded], length: int | None, allow_overlap: bool) -> int:
+    """Refuse test prompts that cannot be measured together; how many of them were trained on.
 
     Args:
         train: prompts that the circuit was found on. length: in tokens, that the test prompts must have.
@@ -216,8 +222,14 @@ def _check(encoded: Sequence[Encoded], train: Sequence[Encoded], length: int | N
             "give test prompts of one length, the circuit's own unless aligned=False",
         )
     seen = {one.token_ids for one in train}
-    if both := [one for one in encoded if one.token_ids in seen]:
-        raise JobError(f"prompt {quoted(both[0].text)}", "is both a train and a test prompt", "hold it out of one")
+    both = [one for one in encoded if one.token_ids in seen]
+    if both and not allow_overlap:
+        raise JobError(
+            f"{len(both)} of {len(encoded)} test prompts (the first: {quoted(both[0].text)})",
+            "are both a train and a test prompt",
+            f"hold them out of one, or give {option('allow_overlap', True)}, which every result says",
+        )
+    return len(both)
 
 
 def _replacement(

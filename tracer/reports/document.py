@@ -22,8 +22,9 @@ from tracer.evaluation.curves import Evaluation
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.evaluation.statistics import Interval, Size
 from tracer.reports import figures, sheet, tables
-from tracer.reports.sheet import PAGE, Sheet, decimal, ends, quoted_token, shown, unit
+from tracer.reports.sheet import PAGE, Sheet, decimal, ends, quoted_token, unit
 from tracer.settings import RULES
+from tracer.text import printable as shown
 
 NODES, EDGES, PATHS = 30, 20, 5
 CONTROL = "control_faithfulness"
@@ -168,9 +169,9 @@ def _verdict(circuit: Circuit, found: Evaluation | None) -> Verdict:
     which = "these" if size >= circuit.n_nodes else "the strongest"
     facts = (
         f"With everything outside {which} {size:,} nodes replaced by {_ABLATIONS[found.ablation]}, {_percent(whole)} "
-        f"of the model's behaviour remains on {len(found.whole)} test prompts (faithfulness; 1 is all of it). As many "
-        f"random nodes keep {_percent(control)}. With the circuit itself switched off instead, "
-        f"{_percent(_at(found.completeness, -1))} remains (completeness; 0 is wanted)."
+        f"of the model's behaviour remains on {len(found.whole)} test prompts{sheet.shared_text(found)} (faithfulness; "
+        f"1 is all of it). As many random nodes keep {_percent(control)}. With the circuit itself switched off "
+        f"instead, {_percent(_at(found.completeness, -1))} remains (completeness; 0 is wanted)."
     )
     return _judged(whole, control, facts)
 
@@ -288,9 +289,10 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
     if found is None:
         return None
     text = (
-        f"{len(found.whole)} test prompts, ablation {found.ablation}: a node that is switched off is replaced by "
-        f"{_ABLATIONS[found.ablation]}. The measured number averages {float(found.whole.mean()):+.4f} in the whole "
-        f"model and {float(found.empty.mean()):+.4f} with all {found.n_total:,} nodes switched off; faithfulness and "
+        f"{len(found.whole)} test prompts{sheet.shared_text(found)}, ablation {found.ablation}: a node that is "
+        f"switched off is replaced by {_ABLATIONS[found.ablation]}. The measured number averages "
+        f"{float(found.whole.mean()):+.4f} in the whole model and "
+        f"{float(found.empty.mean()):+.4f} with all {found.n_total:,} nodes switched off; faithfulness and "
         "completeness are shares of the way between the two, so they have no unit."
     )
     return {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,7 +77,10 @@ def draw_curves(
 def png(figure: Any) -> bytes:
     """A figure as a PNG file."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=140, format="png")
+    with warnings.catch_warnings():
+        # A letter that the font lacks is drawn as a box; the file is written all the same.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(content, dpi=140, format="png")
     return content.getvalue()
 
 

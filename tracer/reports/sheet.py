@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tracer.circuit.circuit import Circuit, Graph
+from tracer.circuit.circuit import Circuit, Graph, height
 from tracer.settings import PATH_METHODS, RULES, Settings
+from tracer.text import LONG, printable
 
 if TYPE_CHECKING:
-    from tracer.evaluation.curves import Curves
+    from tracer.evaluation.curves import Curves, Evaluation
     from tracer.evaluation.quality import AlwaysOn
 
 TERMINAL, PAGE = "terminal", "page"
@@ -111,9 +112,9 @@ def edges(graph: Graph, count: int) -> Sheet:
     columns += [Column("attribution", unit=unit(graph) if isinstance(graph, Circuit) else ""), _BAR]
     cells = [
         (
-            node_text(places[row["source"]]),
+            node_text(places[row["source"]], graph.labels.get(row["source"], "")),
             "->",
-            node_text(places[row["target"]]),
+            node_text(places[row["target"]], graph.labels.get(row["target"], "")),
             f"{row['weight']:+.4f}",
             number(row["share"], "+.1%"),
             number(row["attribution"], "+.4f"),
@@ -196,14 +197,9 @@ def ends(low: float, high: float) -> str:
     return f"[{decimal(low)}, {decimal(high)}]"
 
 
-def shown(text: str) -> str:
-    """Text with what cannot be seen spelt out: control characters, line ends, marks that turn the reading direction."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
-
-
 def token(text: str) -> str:
-    """A token as `shown`, with its spaces visible."""
-    return shown(text).replace(" ", "␣")
+    """A token on one line, with its spaces visible."""
+    return printable(text, LONG).replace(" ", "␣")
 
 
 def quoted_token(text: str) -> str:
@@ -211,11 +207,21 @@ def quoted_token(text: str) -> str:
     return f"“{token(text)}”"
 
 
-def node_text(node: dict[str, Any]) -> str:
-    """A node in a word: layer and neuron, or what it embeds or predicts, at its position."""
-    if node["kind"] == "neuron":
-        return f"L{node['layer']} N{node['neuron']} @{node['position']} {token(node['token'])}"
-    return f"{node['kind']} {token(node['token'])} @{node['position']}"
+def node_text(node: dict[str, Any], label: str = "") -> str:
+    """A node in a word: what it is, at its position; an imported graph's own label in brackets."""
+    at = f"@{node['position']}"
+    if node["kind"] in ("embedding", "logit"):
+        return f"{node['kind']} {token(node['token']) or '(no label)'} {at}"
+    return f"{node_name(node)} {at} {token(node['token'])}" + (f" ({printable(label, 60)})" if label else "")
+
+
+def node_name(node: dict[str, Any]) -> str:
+    """What a node inside the model is, without where."""
+    letter = {"neuron": "N", "attention": "A"}.get(node["kind"])
+    if letter is not None:
+        return f"L{node['layer']} {letter}{node['neuron']}"
+    what = "attention error" if height(node["kind"], 0, node["neuron"]) == (0, 0) else node["kind"]
+    return f"{what} L{node['layer']}"
 
 
 # ------------------------------------------------------------------------------------------ wording
@@ -291,6 +297,11 @@ def nature_text(circuit: Circuit) -> str:
     if circuit.cancels:
         text += " The metric is near 0 beside what the tokens give it: shares of it are left out."
     return text
+
+
+def shared_text(found: Evaluation) -> str:
+    """How many test prompts the circuit was found on, in brackets; nothing where it was found on none."""
+    return f" ({found.n_shared:,} of them prompts that the circuit was found on)" if found.n_shared else ""
 
 
 def unit(circuit: Circuit) -> str:

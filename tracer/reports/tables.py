@@ -5,10 +5,8 @@ Knows layout and files. Refuses to know units and wording (reports/sheet.py); co
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +16,11 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from tracer.circuit.circuit import Circuit, Graph
+from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph
 from tracer.errors import JobError, writing
 from tracer.reports import figures, sheet, viewer
 from tracer.reports.sheet import TERMINAL, Sheet, token, unit
+from tracer.text import LONG, csv_text, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation
@@ -49,15 +48,21 @@ def _table(found: Sheet, no_wrap: bool = True) -> Table:
     for column in shown.columns:
         table.add_column(column.head, justify="left" if column.left else "right", no_wrap=no_wrap)
     for row in shown.rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
+        table.add_row(*(cell(str(value)) for value in row))
     return table
+
+
+def cell(text: str) -> str:
+    """A user's or a model's text for a cell, a title or a line of rich's: nothing in it is a command of a terminal or
+    markup, and a very long one is cut."""
+    return escape(printable(text, LONG))
 
 
 def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
     """An imported graph for a terminal: what it holds, and its strongest edges."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("[bold]prompt[/]", f"{escape(graph.text)}  [dim]({len(graph.tokens)} tokens)[/]")
-    grid.add_row("[bold]imported from[/]", escape(", ".join(f"{name} {value}" for name, value in graph.notes.items())))
+    grid.add_row("[bold]prompt[/]", f"{cell(graph.text)}  [dim]({len(graph.tokens)} tokens)[/]")
+    grid.add_row("[bold]imported from[/]", cell(", ".join(f"{name} {value}" for name, value in graph.notes.items())))
     grid.add_row(
         "[bold]holds[/]", f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
     )
@@ -97,7 +102,7 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
 def _payload(graph: Graph) -> viewer.Payload:
     nodes = graph.nodes.to_pydict()
     edges = graph.edges.to_pydict()
-    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR}
+    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR, "other": viewer.ERROR}
     named = ("embedding", "logit")
 
     def floats(values: list[float | None]) -> np.ndarray:
@@ -135,6 +140,7 @@ def _payload(graph: Graph) -> viewer.Payload:
             explained=floats(nodes["explained"]),
             labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in named],
             influence=floats(nodes["influence"]),
+            names=dict(_names(graph)),
         ),
         edges=viewer.Edges(
             source=np.array(edges["source"], np.int32),
@@ -145,6 +151,14 @@ def _payload(graph: Graph) -> viewer.Payload:
         ),
         groups=graph.groups,
     )
+
+
+def _names(graph: Graph) -> Iterator[tuple[int, str]]:
+    """What the page calls nodes that are no neurons of an MLP, or that their file has a name for."""
+    for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()):
+        label = graph.labels.get(row, "")
+        if label or node["kind"] in ("attention", "other") or node["neuron"] == ATTENTION_ERROR:
+            yield row, sheet.node_name(node) + (f": {label}" if label else "")
 
 
 def evaluation_table(
@@ -158,15 +172,16 @@ def evaluation_table(
         levels.add_row(f"faithfulness {level:g}", reached, f"[{size.low or '-'}, {size.high or 'not reached'}]")
     whole, empty = float(found.whole.mean()), float(found.empty.mean())
     about = (
-        f"{len(found.whole)} test prompts, {found.ablation} ablation, {found.n_total:,} nodes in all. "
-        f"F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; intervals are over "
-        "test prompts (bootstrap); random nodes are as many in each layer. Ranking by absolute attribution."
+        f"{len(found.whole)} test prompts{sheet.shared_text(found)}, {found.ablation} ablation, {found.n_total:,} "
+        f"nodes in all. F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; "
+        "intervals are over test prompts (bootstrap); random nodes are as many in each layer. Ranking by "
+        "absolute attribution."
     )
     estimate = Table.grid(padding=(0, 2))
     for one in qualities:
-        estimate.add_row("[bold]estimate[/]", str(one))
+        estimate.add_row("[bold]estimate[/]", cell(str(one)))
     for neuron in constant or ():
-        estimate.add_row("[bold]always on[/]", str(neuron))
+        estimate.add_row("[bold]always on[/]", cell(str(neuron)))
     if constant is not None and not constant:
         estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
     return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate)
@@ -176,7 +191,7 @@ def steering_table(found: Steering) -> RenderableType:
     """A steering for a terminal: probabilities before and after, beside random nodes, and the texts."""
     grid = Table.grid(padding=(0, 2))
     where = "every position, new tokens included" if found.everywhere else "their own positions"
-    grid.add_row("[bold]prompt[/]", escape(found.text))
+    grid.add_row("[bold]prompt[/]", cell(found.text))
     grid.add_row(
         "[bold]action[/]", f"{found.action.kind} {found.action.amount:g} on {found.n_neurons} neurons at {where}"
     )
@@ -187,11 +202,11 @@ def steering_table(found: Steering) -> RenderableType:
         shift = effect.probability
         spread = shift.control
         shown = ("-", "-") if spread is None else (f"{spread.mean:.4f}", f"[{spread.low:.4f}, {spread.high:.4f}]")
-        table.add_row(escape(token(effect.token)), effect.role, f"{shift.before:.4f}", f"{shift.after:.4f}", *shown)
+        table.add_row(cell(token(effect.token)), effect.role, f"{shift.before:.4f}", f"{shift.after:.4f}", *shown)
     texts = Table.grid(padding=(0, 2))
     for name, one in (("unsteered", found.unsteered), ("steered", found.steered), ("random nodes", found.control)):
         if one is not None:
-            texts.add_row(f"[bold]{name}[/]", escape(token(one.text)))
+            texts.add_row(f"[bold]{name}[/]", cell(token(one.text)))
     verdict = "changed" if found.changed else "did not change"
     about = f"The most probable token {verdict}; it did with {found.control_changed} of {found.random} random draws."
     return Group(grid, "", table, "", texts, "", about)
@@ -202,7 +217,9 @@ def evaluation_json(
 ) -> str:
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
-    content |= {name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed")}
+    content |= {
+        name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed", "n_shared")
+    }
     content |= {name: getattr(found, name).tolist() for name in ("whole", "empty", "inside", "outside", "control")}
     content["estimate"] = [one.record() for one in qualities]
     content["always_on"] = None if constant is None else [vars(one) for one in constant]
@@ -218,7 +235,7 @@ def plot_evaluation(found: Evaluation, path: str | Path, title: str) -> Path:
     """
     lines = figures.three(found, ("faithfulness", "completeness", "random nodes"))
     labels = {"xlabel": "nodes in the circuit", "ylabel": "share of F(model) - F(empty)"}
-    return write_page(figures.evaluation_png(lines, title, **labels), path)
+    return write_page(figures.evaluation_png(lines, printable(title, 90), **labels), path)
 
 
 def graph_json(graph: Graph) -> str:
@@ -242,23 +259,19 @@ def graph_csv(graph: Graph) -> str:
 
 def csv_bytes(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> bytes:
     """Rows as CSV; the first one's keys are the columns, if they are not given."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]) if names is None else names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue().encode()
+    return csv_text(rows, list(rows[0]) if names is None else names).encode()
 
 
 def _heading(circuit: Circuit) -> Table:
     grid = Table.grid(padding=(0, 2))
     chosen = circuit.settings
     how = f"{chosen.method}, baseline {chosen.baseline}, basis {chosen.basis}{sheet.options_text(chosen)}"
-    metric, places = escape(sheet.metric_text(circuit)), escape(sheet.positions_text(circuit))
-    grid.add_row("[bold]prompt[/]", f"{escape(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
-    grid.add_row("[bold]model[/]", f"{escape(circuit.model.name)} [dim]({_model_size(circuit)})[/]")
+    metric, places = cell(sheet.metric_text(circuit)), cell(sheet.positions_text(circuit))
+    grid.add_row("[bold]prompt[/]", f"{cell(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
+    grid.add_row("[bold]model[/]", f"{cell(circuit.model.name)} [dim]({cell(_model_size(circuit))})[/]")
     grid.add_row("[bold]metric[/]", f"{metric} = [bold]{circuit.metric:+.4f}[/] {unit(circuit)}, read at {places}")
-    grid.add_row("[bold]asked[/]", escape(sheet.chances_text(circuit)))
-    grid.add_row("[bold]model says[/]", escape(sheet.predictions_text(circuit)))
+    grid.add_row("[bold]asked[/]", cell(sheet.chances_text(circuit)))
+    grid.add_row("[bold]model says[/]", cell(sheet.predictions_text(circuit)))
     grid.add_row("[bold]method[/]", how)
     grid.add_row("[bold]conservation[/]", sheet.conservation_text(circuit).replace(" holds ", " [green]holds[/] "))
     return grid

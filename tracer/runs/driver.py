@@ -22,10 +22,12 @@ import pyarrow as pa
 
 from tracer import data
 from tracer.circuit.circuit import provenance
+from tracer.data.source import Source
 from tracer.errors import RunError, TracerError, quoted, writing
 from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import local
+from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import RunState, Status, Tally
 from tracer.runs.units.shards import NO_ROOM, input_row
 from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
@@ -132,7 +134,7 @@ def run(
         start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
             pass first.
         watch: called with the progress about every second.
-        note: called with the planner's advice, e.g. that some prompts are too long.
+        note: called with the planner's advice, e.g. that some prompts are too long, and with how columns were read.
         pool, factory: other workers, for tests.
 
     Raises:
@@ -162,6 +164,9 @@ def run(
             if planned is not None and note is not None:
                 for advice in planned.advice:
                     note(advice)
+            if note is not None:
+                for text in driver.record.get("notes", ()):
+                    note(text)
             most, driver.max_bytes = (planned.workers, planned.max_bytes) if planned and here else (None, None)
             made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
             stack.callback(made.pool.close)
@@ -252,10 +257,12 @@ class _Driver:
         """Plan a new run: its input in shards, then the record that makes it one."""
         self.folder.clear()
         self.show("planning", force=True)
+        notes: list[str] = []
         if isinstance(self.job, BenchmarkJob):
+            notes += check_overlap(self.job)
             n_prompts = n_units = len(self.job.combinations())
         else:
-            rows = data.read(self.job.source)
+            rows = apart(self.job, data.read(self.job.source, heard=notes.append), notes.append)
             n_prompts = self.folder.write_input((input_row(row) for row in self._counted(rows)), self.job.shard_size)
             n_units = -(-n_prompts // self.job.shard_size)
         self.record = {
@@ -265,6 +272,7 @@ class _Driver:
             "job": self.job.model_dump(mode="json"),
             "numbers": self.job.numbers(),
             "input": content,
+            "notes": notes,
             "threads": threads,
             "n_prompts": n_prompts,
             "n_units": n_units,
@@ -484,7 +492,10 @@ class _Driver:
 def _digest(job: Job) -> str:
     """A hash of everything that a job reads, by content."""
     if isinstance(job, BenchmarkJob):
-        return "none"
+        files = [file for one in job.input or () for file in (one.train, one.test)]
+        return (
+            "none" if not files else parquet.fingerprint({"sources": [data.digest(Source(path=(f,))) for f in files]})
+        )
     tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
     digests = [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
     return digests[0] if len(digests) == 1 else parquet.fingerprint({"sources": digests})

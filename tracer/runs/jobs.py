@@ -127,6 +127,7 @@ class Evaluate(Record):
 
     Attributes:
         test: held-out prompts, all of one length. reference: prompts behind the ablations ``mean`` and ``resample``.
+        allow_overlap: test on prompts that the circuit was found on as well; every result says how many there are.
         sizes: nodes of the circuits (neurons, of a position-free circuit), rising.
         minimality: of a circuit of so many nodes, how much faithfulness each of them holds alone; not measured if None.
         seed: of the random control, the resampled prompts and the intervals.
@@ -138,6 +139,7 @@ class Evaluate(Record):
     minimality: Count | None = None
     reference: Source | None = None
     seed: Natural = 0
+    allow_overlap: bool = False
 
     @model_validator(mode="after")
     def _has_effect(self) -> Evaluate:
@@ -283,12 +285,33 @@ class DatasetJob(_ModelOptions):
 # ------------------------------------------------------------------------------------------------ the benchmark
 
 
+class PairFiles(Record):
+    """A set of pairs of one's own: JSON lines as Marks et al. write them.
+
+    Attributes:
+        name: of the set, in tables and file names. train, test: the files.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "pairs"
+    train: Name
+    test: Name
+
+
+def _several(value: Any) -> Any:
+    """One set of files is a list of one."""
+    return [value] if isinstance(value, Mapping | PairFiles) else value
+
+
 class BenchmarkJob(_ModelOptions):
     """The agreement benchmark: every structure x method x basis x baseline, found on train pairs, tested on others.
 
     Attributes:
         model, revision, dtype, device, device_map, attention: as in `tracer.load`.
-        structures: of the sentences. train, test: pairs of each.
+        task: the built-in pairs, of these `structures` of sentences. input: pairs of one's own instead, of one set or
+            several.
+        train, test: pairs of each structure; of a file the first so many that the model can be asked.
+        allow_overlap: test on prompts that are trained on as well, as in Marks et al.'s own files; every result says
+            how many there are.
         methods, bases, baselines: as in `tracer.attribute`; a method is combined with the baselines that have an effect
             on it, and one that has none (``random``) runs once.
         ablation: as in `tracer.evaluate`; ``mean`` and ``resample`` take the patch side of the test pairs.
@@ -300,7 +323,8 @@ class BenchmarkJob(_ModelOptions):
     """
 
     kind: Literal["benchmark"] = "benchmark"
-    task: Literal["sva"]
+    task: Literal["sva"] | None = None
+    input: Annotated[tuple[PairFiles, ...], BeforeValidator(_several)] | None = None
     structures: Annotated[tuple[Structure, ...], BeforeValidator(as_list)] = get_args(Structure)
     train: Count = 300
     test: Annotated[int, Field(ge=2, strict=True)] = 40
@@ -312,9 +336,16 @@ class BenchmarkJob(_ModelOptions):
     rankings: Annotated[tuple[Ranking, ...], BeforeValidator(as_list)] = get_args(Ranking)
     steps: Count = DEFAULT_STEPS
     seed: Natural = 0
+    allow_overlap: bool = False
 
     @model_validator(mode="after")
     def _has_effect(self) -> BenchmarkJob:
+        if (self.task is None) == (self.input is None):
+            raise ValueError("pairs come from the built-in task (task: sva) or from files (input): give one of them")
+        if self.input is not None and self.structures != get_args(Structure):
+            raise ValueError("structures has no effect with input, whose sets have names")
+        if self.input is not None and (not self.input or len(set(self.sets)) < len(self.sets)):
+            raise ValueError("input must name at least one set of pairs, each by a name of its own")
         for name in ("structures", "methods", "bases", "baselines", "rankings"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
@@ -327,6 +358,16 @@ class BenchmarkJob(_ModelOptions):
                 raise ValueError(f"none of the baselines has an effect on method {method!r}")
         return self
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The names of what is measured apart: structures of sentences, or sets of one's own."""
+        return self.structures if self.input is None else tuple(one.name for one in self.input)
+
+    @property
+    def files(self) -> dict[str, PairFiles]:
+        """The files of each set of one's own."""
+        return {one.name: one for one in self.input or ()}
+
     def baselines_of(self, method: str) -> tuple[str, ...]:
         """The baselines a method is combined with."""
         if method == "random":
@@ -337,7 +378,7 @@ class BenchmarkJob(_ModelOptions):
         """(structure, method, basis, baseline) of everything that is run, in order."""
         return [
             (structure, method, basis, baseline)
-            for structure in self.structures
+            for structure in self.sets
             for basis in self.bases
             for method in self.methods
             for baseline in self.baselines_of(method)
@@ -366,7 +407,7 @@ _NESTED: dict[str, dict[str, Any]] = {
     "pruning": dict.fromkeys(PruningRules.model_fields),
 }
 _KEYS: dict[str, dict[str, Any]] = {
-    "benchmark": dict.fromkeys(BenchmarkJob.model_fields),
+    "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},
     "dataset": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
 }
 """The keys of each kind of job; those that hold keys themselves with theirs."""

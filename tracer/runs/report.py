@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from tracer.reports import figures
+from tracer.reports.tables import cell
 from tracer.runs.status import Condition, Status
+from tracer.text import frame_csv, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves
@@ -37,7 +38,7 @@ def line(status: Status) -> str:
         parts.append(f"{status.deaths:,} workers died")
     if status.waiting:
         parts.append(f"waiting for {status.waiting}")
-    return ", ".join(parts)
+    return printable(", ".join(parts))
 
 
 def duration(seconds: float) -> str:
@@ -57,9 +58,9 @@ def condition_table(found: Condition) -> RenderableType:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     model = record.get("model") or {}
-    table.add_row("state", _state(found))
+    table.add_row("state", cell(_state(found)))
     name = model.get("name") or record.get("job", {}).get("model")
-    table.add_row("job", f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else ""))
+    table.add_row("job", cell(f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else "")))
     what = "combinations" if status.kind == "benchmark" else "prompts"
     share = status.done / status.n_prompts if status.n_prompts else 0.0
     table.add_row(what, f"{status.done:,} of {status.n_prompts:,} committed ({share:.1%})")
@@ -68,17 +69,17 @@ def condition_table(found: Condition) -> RenderableType:
     if status.statuses:
         table.add_row("status", ", ".join(f"{count:,} {name}" for name, count in status.statuses.items()))
     for name, count in sorted(status.errors.items(), key=lambda item: -item[1]):
-        table.add_row("", f"{count:,} {name}")
+        table.add_row("", cell(f"{count:,} {name}"))
     if status.rows:
         table.add_row("rows", ", ".join(f"{count:,} {name}" for name, count in status.rows.items() if name != "means"))
     if status.state == "running" and status.rate:
         eta = "" if status.eta is None else f", {duration(status.eta)} to go"
         table.add_row("speed", f"{status.rate:,.1f} {what}/s with {status.workers} workers{eta}")
     if status.waiting:
-        table.add_row("waiting for", status.waiting)
+        table.add_row("waiting for", cell(status.waiting))
     if status.deaths:
         table.add_row("workers died", f"{status.deaths:,}")
-    table.add_row("committed files", _files(found))
+    table.add_row("committed files", cell(_files(found)))
     return table
 
 
@@ -106,7 +107,7 @@ def run_summary(status: Status, address: str, seconds: float, resumed: int) -> s
     what = "combinations" if status.kind == "benchmark" else "prompts"
     told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
-    return f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}; saved to {address}"
+    return printable(f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}; saved to {address}")
 
 
 def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:
@@ -133,9 +134,9 @@ def rows_table(found: Any, rows: int = 1000) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for field in found.schema:
         number = str(field.type).startswith(("int", "uint", "float", "double", "half", "decimal"))
-        table.add_column(escape(field.name), justify="right" if number else "left", overflow="fold")
+        table.add_column(cell(field.name), justify="right" if number else "left", overflow="fold")
     for row in found.slice(0, rows).to_pylist():
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
+        table.add_row(*(cell(_cell(value)) for value in row.values()))
     left = found.num_rows - rows
     return Group(table, f"... and {left:,} more rows") if left > 0 else table
 
@@ -149,17 +150,18 @@ def _cell(value: Any) -> str:
 def rows_text(found: Any, style: str) -> str:
     """Any Arrow table as CSV, or as JSON lines."""
     if style == "csv":
-        return str(found.to_pandas().to_csv(index=False))
+        return frame_csv(found.to_pandas())
     return "".join(json.dumps(row, default=str) + "\n" for row in found.to_pylist())
 
 
 def evaluation_plot(made: Curves, about: Mapping[str, Any]) -> bytes:
     """Faithfulness, completeness and the random control against size as a PNG, 95 % intervals shaded."""
     lines = figures.three(made, ("faithfulness", "completeness", "random circuits"))
-    unit = "neurons" if about["circuit"] == "free" else "nodes"
+    unit, shared = "neurons" if about["circuit"] == "free" else "nodes", about.get("n_shared", 0)
     title = (
-        f"{about['circuit']} circuit of {about['n_prompts']:,} prompts, tested on {about['n_test']:,} others by "
-        f"{about['ablation']} ablation"
+        f"{about['circuit']} circuit of {about['n_prompts']:,} prompts, tested on {about['n_test']:,} "
+        f"{'prompts' if shared else 'others'} by {about['ablation']} ablation"
+        + (f"\n{shared:,} of them are prompts that it was found on" if shared else "")
     )
     labels = {"xlabel": f"{unit} in the circuit", "ylabel": "share of the metric", "ylim": figures.VIEW}
     return figures.evaluation_png(lines, title, **labels)

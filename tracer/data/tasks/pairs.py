@@ -38,17 +38,23 @@ class Pair:
         return Prompt(self.prompt, target=self.target, foil=self.foil, counterfactual=counterfactual, id=self.id)
 
 
-def check_split(train: Iterable[Pair], test: Iterable[Pair]) -> None:
-    """Refuse a prompt that is both trained and tested on.
+def check_split(train: Iterable[Pair], test: Iterable[Pair], allow: bool = False, name: str = "") -> int:
+    """Refuse prompts that are both trained and tested on, unless that is allowed; how many test pairs have one.
+
+    Args:
+        name: of the set of pairs, for the error.
 
     Raises:
-        JobError: names the first such prompt and how many there are.
+        JobError: says how many, and names the first such prompt.
     """
-    trained = {pair.prompt for pair in train}
-    if both := list(dict.fromkeys(pair.prompt for pair in test if pair.prompt in trained)):
-        others = f" and {len(both) - 1} more" if len(both) > 1 else ""
+    trained, tested = {pair.prompt for pair in train}, list(test)
+    both = [pair.prompt for pair in tested if pair.prompt in trained]
+    if both and not allow:
+        of, others = f" of {name}" if name else "", len(set(both)) - 1
+        more = f" and {others} more" if others else ""
         raise JobError(
-            f"prompt {quoted(both[0])}{others}",
-            "in both train and test: a circuit must be tested on prompts it was not found on",
-            "take them out of one of the two",
+            f"{len(both)} of {len(tested)} test pairs{of}, with prompt {quoted(both[0])}{more}",
+            "are in both train and test: a circuit must be tested on prompts it was not found on",
+            "take them out of one of the two, or allow it with allow_overlap: true in the job, which every result says",
         )
+    return len(both)

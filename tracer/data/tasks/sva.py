@@ -18,7 +18,7 @@ from typing import Any
 from tracer.data.tasks.pairs import Pair
 from tracer.demo import data
 from tracer.errors import JobError, quoted
-from tracer.prompts import Vocabulary
+from tracer.prompts import Prompt, Vocabulary, encode
 
 SPLITS: dict[str, data.Split] = {"train": "train", "test": "held_out"}
 """Our names, and which of the demo model's training splits the pairs come from."""
@@ -174,9 +174,10 @@ def read(path: str | Path, vocabulary: Vocabulary, *, length: int | None = None)
     """The pairs of a JSON-lines file of Marks et al. that this vocabulary can be asked.
 
     Answers are taken as they are written, with their leading space. As in the authors' loader
-    (github.com/saprmarks/feature-circuits), an item is left out when an answer is not one token, the prefixes differ in
-    token length, or the answer joins the prefix to other tokens (an answer without its space). An ``id`` key, which
-    `write` adds, names the pair; without one it is the file's name and the line.
+    (github.com/saprmarks/feature-circuits), an item is left out when an answer is not one token (by the rule of
+    ``Prompt(target=...)``), the prefixes differ in token length, or the answer joins the prefix to other tokens (an
+    answer without its space). An ``id`` key, which `write` adds, names the pair; without one it is the file's name and
+    the line.
 
     Args:
         length: leave out prefixes of another number of tokens (special tokens count), so that positions align.
@@ -187,10 +188,9 @@ def read(path: str | Path, vocabulary: Vocabulary, *, length: int | None = None)
     path = Path(path)
     pairs: list[Pair] = []
     left: dict[str, list[str]] = {}
-    for line, item in _items(path):
-        pair = Pair(item.get("id", f"{path.stem}:{line}"), *(item[key] for key in _KEYS))
+    for line, pair in _numbered(path):
         # Counted once, for the first reason, so that the counts add up to the items.
-        if reason := next(_reasons(pair, vocabulary, length), None):
+        if reason := next(reasons(pair, vocabulary, length), None):
             why, example = reason
             left.setdefault(why, []).append(f"line {line}: {quoted(example)}")
         else:
@@ -200,6 +200,23 @@ def read(path: str | Path, vocabulary: Vocabulary, *, length: int | None = None)
         rule = reading.summary() if left else "holds no item"
         raise JobError(f"file {quoted(str(path), 300)}", rule, "give items that this model's tokenizer can be asked")
     return reading
+
+
+def pairs_of(path: str | Path) -> list[Pair]:
+    """The pairs of such a file as they are written, whatever a model can be asked of them.
+
+    Raises:
+        JobError: an unreadable file, a malformed line (named), or no item.
+    """
+    pairs = [pair for _, pair in _numbered(Path(path))]
+    if not pairs:
+        raise JobError(f"file {quoted(str(path), 300)}", "holds no item", f"give lines with {', '.join(_KEYS)}")
+    return pairs
+
+
+def _numbered(path: Path) -> Iterator[tuple[int, Pair]]:
+    for line, item in _items(path):
+        yield line, Pair(item.get("id", f"{path.stem}:{line}"), *(item[key] for key in _KEYS))
 
 
 def write(pairs: Sequence[Pair], path: str | Path) -> Path:
@@ -258,24 +275,54 @@ def _item(line: str, where: str) -> dict[str, str]:
     return item
 
 
-def _reasons(pair: Pair, vocabulary: Vocabulary, length: int | None) -> Iterator[tuple[str, str]]:
-    """Why this model cannot be asked the pair, each in a phrase with the piece of the pair that shows it."""
+def reasons(pair: Pair, vocabulary: Vocabulary, length: int | None = None) -> Iterator[tuple[str, str]]:
+    """Why this model cannot be asked the pair, each in a phrase with the piece of the pair that shows it.
 
-    def tokens(text: str, special: bool = False) -> list[int]:
-        return list(vocabulary.tokenizer.encode(text, add_special_tokens=special))
-
-    for answer in (pair.target, pair.foil):
-        if len(tokens(answer)) != 1:
-            yield "an answer is not one token", answer
-    if tokens(pair.target) == tokens(pair.foil):
+    Args:
+        length: tokens of the prefixes, special ones too, that are wanted; any if None.
+    """
+    prefixes = (pair.prompt, pair.counterfactual)
+    answers = [_answer(*both, vocabulary) for both in zip(prefixes, (pair.target, pair.foil), strict=True)]
+    for text, token in zip((pair.target, pair.foil), answers, strict=True):
+        if token is None:
+            yield "an answer is not one token", text
+    if answers[0] == answers[1]:
         yield "both answers are the same token", pair.target
-    n_tokens, n_other = (len(tokens(text, True)) for text in (pair.prompt, pair.counterfactual))
-    if n_tokens != n_other:
+    for text in prefixes:
+        if len(_plain(text, vocabulary)) > vocabulary.context_length:
+            yield f"a prefix is longer than the model's {vocabulary.context_length} tokens", text
+    lengths = [n_tokens(text, vocabulary) for text in prefixes]
+    for text, count in zip(prefixes, lengths, strict=True):
+        if count is None:
+            yield "a prefix is not a prompt for this model", text
+    if lengths[0] != lengths[1]:
         yield "the prefixes differ in token length", f"{pair.prompt} / {pair.counterfactual}"
-    for text, answer in ((pair.prompt, pair.target), (pair.counterfactual, pair.foil)):
-        if tokens(text + answer) != tokens(text) + tokens(answer):
+    for text, answer, token in zip(prefixes, (pair.target, pair.foil), answers, strict=True):
+        if _plain(text + answer, vocabulary) != [*_plain(text, vocabulary), token]:
             yield "the answer joins the prefix to other tokens", text + answer
-    if n_tokens > vocabulary.context_length:
-        yield f"a prefix is longer than the model's {vocabulary.context_length} tokens", pair.prompt
-    if length is not None and n_tokens != length:
+    if length is not None and lengths[0] != length:
         yield f"the prefixes are not {length} tokens long", pair.prompt
+
+
+def n_tokens(text: str, vocabulary: Vocabulary) -> int | None:
+    """Tokens of a prompt as a model is asked it, special ones too; None where it cannot be asked."""
+    try:
+        return len(encode(Prompt(text), vocabulary).token_ids)
+    except JobError:
+        return None
+
+
+def _answer(prefix: str, text: str, vocabulary: Vocabulary) -> int | None:
+    """The token of an answer: the one that it is and that follows the prefix, else by the rule of every target; None
+    where it is not one token."""
+    alone = _plain(text, vocabulary)
+    if len(alone) == 1 and _plain(prefix + text, vocabulary) == [*_plain(prefix, vocabulary), *alone]:
+        return alone[0]
+    try:
+        return encode(Prompt(token_ids=[0], target=text), vocabulary).target_ids[0]
+    except JobError:
+        return None
+
+
+def _plain(text: str, vocabulary: Vocabulary) -> list[int]:
+    return list(vocabulary.tokenizer.encode(text, add_special_tokens=False))

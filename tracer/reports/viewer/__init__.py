@@ -68,6 +68,8 @@ class Nodes:
         explained: float32, share of the incoming weight that the kept edges hold; NaN if unknown.
         labels: token text of the embedding and logit nodes alone, in the order of their rows.
         influence: float32, NaN if unknown; nodes are sized by it where none has an attribution.
+        names: what a row is called instead of its layer and neuron, where it is not a neuron of the model's MLPs or its
+            file has a name for it. Such a row may stand where another does, and lead to one of its own layer.
     """
 
     kind: np.ndarray
@@ -79,6 +81,7 @@ class Nodes:
     explained: np.ndarray
     labels: list[str]
     influence: np.ndarray | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +171,17 @@ def _check_nodes(payload: Payload) -> None:
     _need(bool(((inner >= 0) & (inner < top)).all()), f"a neuron's layer is outside 0..{top - 1}")
     inside = (nodes.position >= 0) & (nodes.position < n_tokens)
     _need(bool(inside.all()), f"a position is outside 0..{n_tokens - 1}")
-    lowest = np.where(kind == ERROR, -1, 0)
+    lowest = np.where(kind == NEURON, 0, np.iinfo(np.int32).min)
     _need(bool((nodes.neuron >= lowest).all()), "a neuron or token id is negative")
     for name in ("activation", "attribution", "explained", "influence"):
         values = getattr(nodes, name)
         _need(values is None or not bool(np.isinf(values).any()), f"a node's {name} is infinite")
     named = int(np.isin(kind, (EMBEDDING, LOGIT)).sum())
     _need(len(nodes.labels) == named, f"{len(nodes.labels)} labels for {named} embedding and logit nodes")
-    keys = np.stack([np.asarray(column, np.int64) for column in (layer, nodes.position, nodes.neuron)], axis=1)
-    _need(len(np.unique(keys, axis=0)) == n, "two nodes have the same layer, position and neuron")
+    _need(all(0 <= row < n for row in nodes.names), f"a name's node is outside 0..{n - 1}")
+    own = [row for row in range(n) if row not in nodes.names]
+    keys = np.stack([np.asarray(column, np.int64) for column in (layer, nodes.position, nodes.neuron)], axis=1)[own]
+    _need(len(np.unique(keys, axis=0)) == len(own), "two nodes have the same layer, position and neuron")
 
 
 def _check_edges(payload: Payload) -> None:
@@ -186,7 +191,8 @@ def _check_edges(payload: Payload) -> None:
     for name in ("source", "target"):
         ends = getattr(edges, name)
         _need(bool(((ends >= 0) & (ends < n_nodes)).all()), f"an edge's {name} is outside 0..{n_nodes - 1}")
-    rises = nodes.layer[edges.source] < nodes.layer[edges.target]
+    named = np.isin(edges.source, list(nodes.names))
+    rises = nodes.layer[edges.source].astype(np.int32) < nodes.layer[edges.target].astype(np.int32) + named
     _need(bool(rises.all()), "an edge's source does not lie below its target")
     _need(bool(np.isfinite(edges.weight).all()), "an edge's weight is not finite")
     for name in ("share", "attribution"):
@@ -238,6 +244,7 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
         "settings": [[str(key), str(value)] for key, value in payload.settings.items()],
         "tokens": payload.tokens,
         "labels": payload.nodes.labels,
+        "names": sorted(payload.nodes.names.items()),
         "layers": payload.n_layers,
         "metric": None if math.isnan(payload.metric) else payload.metric,
         "cancels": payload.cancels,

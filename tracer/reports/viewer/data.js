@@ -41,6 +41,7 @@ function toBytes(text) {
 class Circuit {
   #ranked = new Map();
   #labelOf = new Map();
+  #nameOf = new Map();
 
   constructor(header, nodes, edges) {
     this.header = header;
@@ -53,6 +54,7 @@ class Circuit {
     this.rows = Array.from(nodes.kind, (_, row) => row);
     this.named = this.rows.filter((row) => nodes.kind[row] === EMBEDDING || nodes.kind[row] === LOGIT);
     this.named.forEach((row, i) => this.#labelOf.set(row, header.labels[i]));
+    this.#nameOf = new Map(header.names);
     nodes.influence ??= new Float32Array(this.nNodes).fill(NaN);
     this.hasAttributions = known(nodes.attribution);
     this.hasInfluence = known(nodes.influence);
@@ -71,9 +73,15 @@ class Circuit {
   /** What a node is, without where: "L3 N120", "embedding the", "logit are", "error L3". */
   title(row) {
     const { kind, layer, neuron } = this.nodes;
+    if (this.#nameOf.has(row)) return tokenText(this.#nameOf.get(row), 80);
     if (kind[row] === NEURON) return `L${layer[row]} N${neuron[row]}`;
     if (kind[row] === ERROR) return `error L${layer[row]}`;
     return `${kind[row] === EMBEDDING ? "embedding" : "logit"} \u201c${tokenText(this.label(row))}\u201d`;
+  }
+
+  /** A neuron's title without its layer: "N120". */
+  short(row) {
+    return this.title(row).split(/[ :]/)[1];
   }
 
   /** Where a node is: its position and the token there. */

@@ -197,9 +197,9 @@ function paintNames(pen, frame, visible, { incoming, outgoing }) {
 }
 
 function shortName(circuit, row) {
-  const { kind, neuron } = circuit.nodes;
+  const { kind } = circuit.nodes;
   if (kind[row] === ERROR) return circuit.title(row);
-  return kind[row] === NEURON ? `N${neuron[row]}` : tokenText(circuit.label(row), 16);
+  return kind[row] === NEURON ? circuit.short(row) : tokenText(circuit.label(row), 16);
 }
 
 function overlaps(a, b) {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,13 +18,13 @@ from typing import Any
 import psutil
 
 from tracer import data
-from tracer.data import tasks
 from tracer.errors import TracerError
 from tracer.model.model import BUDGET_WITHOUT_GPU, read_tokenizer
 from tracer.model.sizes import Shape
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import planner
 from tracer.runs.plan.planner import Plan, check, demands, gib
+from tracer.runs.split import check_overlap, train_and_test
 from tracer.runs.workers.placement import seats
 
 SAMPLE = 256
@@ -56,7 +56,10 @@ def plan(job: str | Path | Mapping[str, Any] | Job, *, set: Sequence[str] = (), 
     Raises:
         JobError: the job or its data. ModelError: no such model.
     """
-    return plan_job(load_job(job, set), workers)
+    chosen = load_job(job, set)
+    shared = check_overlap(chosen)
+    made = plan_job(chosen, workers)
+    return replace(made, notes=(*made.notes, *shared))
 
 
 def plan_job(
@@ -74,7 +77,8 @@ def plan_job(
     import torch
 
     shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention)
-    lengths = list(_lengths(job))
+    notes: list[str] = []
+    lengths = list(_lengths(job, notes.append))
     fitting = [length for length in lengths if length <= shape.context_length]
     on_gpu = torch.cuda.is_available() and not (job.device or "").startswith("cpu")
     gpus = torch.cuda.device_count() if on_gpu else 0
@@ -105,7 +109,7 @@ def plan_job(
                 f"the circuit of the dataset takes {gib(size)} of memory for each length of prompt in a shard, and as "
                 "much disk for each shard: use larger shards, or circuit: none"
             )
-    return replace(made, advice=tuple(advice))
+    return replace(made, advice=tuple(advice), notes=tuple(notes))
 
 
 def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:
@@ -145,15 +149,19 @@ def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None,
     return Start(made.workers, made.memory, tuple(advice))
 
 
-def _lengths(job: Job) -> Iterator[int]:
-    """Tokens of the first prompts; the run itself reports those that are not valid prompts."""
+def _lengths(job: Job, heard: Callable[[str], None]) -> Iterator[int]:
+    """Tokens of the first prompts; the run itself reports those that are not valid prompts.
+
+    Args:
+        heard: as of `data.read`.
+    """
     tokenizer = read_tokenizer(job.model, job.revision)
     if isinstance(job, BenchmarkJob):
-        for structure in job.structures:
-            pairs = tasks.load(job.task, structure=structure, split="train", count=min(job.train, 16), seed=job.seed)
+        for name in job.sets:
+            pairs = train_and_test(job, name, most=16)[0]
             yield from (len(tokenizer.encode(pair.prompt)) for pair in pairs)
         return
-    for row in itertools.islice(data.read(job.source), SAMPLE):
+    for row in itertools.islice(data.read(job.source, heard=heard), SAMPLE):
         if row.token_ids is not None:
             yield len(row.token_ids)
         elif row.text:

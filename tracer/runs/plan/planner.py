@@ -125,6 +125,7 @@ class Plan:
         rows: by length, 8, 16, 32... to the longest.
         disk: of the run folder, for 1,000 prompts of the median length.
         advice: what does not fit and what to change.
+        notes: how the prompts sampled are read: columns that are not used, numbers and empty cells.
     """
 
     shape: Shape
@@ -141,6 +142,7 @@ class Plan:
     rows: tuple[LengthRow, ...]
     disk: int
     advice: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

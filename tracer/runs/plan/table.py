@@ -6,13 +6,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracer.reports.tables import cell
 from tracer.runs.plan.planner import Plan, gib
+from tracer.text import printable
 
 
 def plan_table(made: Plan) -> RenderableType:
     """The predicted memory by length of prompt, then what follows from it."""
     shape, gpu = made.shape, made.device is not None
-    table = Table(title=f"{shape.name}: {gib(shape.weight_bytes)} of weights; predicted memory of one worker")
+    table = Table(title=f"{cell(shape.name)}: {gib(shape.weight_bytes)} of weights; predicted memory of one worker")
     parts = ("one prompt: GPU", "host", "batch", "batch: GPU", "host") if gpu else ("one prompt", "batch", "a batch")
     for name in ("tokens", *parts):
         table.add_column(name, justify="right")
@@ -21,12 +23,12 @@ def plan_table(made: Plan) -> RenderableType:
         single, batch = ((memory.device, memory.host) if gpu else (memory.peak,) for memory in (row.single, row.batch))
         cells = [str(row.length), *map(gib, single), str(row.prompts), *map(gib, batch)]
         table.add_row(*(cells if row.prompts else [*cells[: 2 + len(single)], *["-"] * len(batch)]), row.batch.phase)
-    return Group(table, *(Text(line) for line in _lines(made)))
+    return Group(table, *(Text(printable(line)) for line in _lines(made)))
 
 
 def _lines(made: Plan) -> list[str]:
     if not made.fits:
-        return list(made.advice)
+        return [*made.advice, *made.notes]
     if made.device is None:
         place = f"workers on this machine: {made.workers}, of {gib(made.host)} of memory"
     else:
@@ -37,4 +39,5 @@ def _lines(made: Plan) -> list[str]:
         f"a batch may use {gib(made.memory)} by tracer's own estimate",
         f"disk for 1,000 prompts of {made.median} tokens: about {gib(made.disk)}",
         *made.advice,
+        *made.notes,
     ]

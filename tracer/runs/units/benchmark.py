@@ -27,6 +27,7 @@ from tracer.evaluation.testset import TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
+from tracer.runs.split import train_and_test
 from tracer.runs.units.benchmark_report import Outcome
 from tracer.settings import PATH_METHODS
 
@@ -39,11 +40,12 @@ Combination = tuple[str, str, str, str]
 
 @dataclass(frozen=True)
 class _Data:
-    """The pairs of one structure that the model can be asked."""
+    """The pairs of one structure that the model can be asked, and how many of the test pairs are trained on as well."""
 
     train: tuple[Pair, ...]
     test: tuple[Encoded, ...]
     skipped: dict[str, int]
+    n_shared: int
 
 
 class Benchmark:
@@ -89,6 +91,7 @@ class Benchmark:
             baseline=baseline,
             n_train=len(data.train),
             n_test=len(data.test),
+            n_shared=data.n_shared,
             skipped=data.skipped,
             n_total=attributions.numel(),
             whole=float(measured.whole.double().mean()),
@@ -100,19 +103,19 @@ class Benchmark:
 
 
 def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
-    """Train and test pairs, apart from one another, of one length, that the model's tokenizer can be asked."""
-    splits = {
-        split: tasks.load(job.task, structure=structure, split=split, count=count, seed=job.seed)
-        for split, count in (("train", job.train), ("test", job.test))
-    }
-    tasks.check_split(splits["train"], splits["test"])
-    lengths = Counter(len(model.tokenizer.encode(pair.prompt)) for pair in splits["train"])
+    """Train and test pairs, apart from one another unless the job allows otherwise, of one length, that the model's
+    tokenizer can be asked; of files the first so many of these."""
+    splits: dict[str, list[Pair]] = dict(zip(("train", "test"), train_and_test(job, structure), strict=True))
+    most = {"train": job.train, "test": job.test}
+    lengths = Counter(sva.n_tokens(pair.prompt, model) for pair in splits["train"])
     length = lengths.most_common(1)[0][0]
     skipped: Counter[str] = Counter()
     kept: dict[str, list[Pair]] = {"train": [], "test": []}
     for split, pairs in splits.items():
         for pair in pairs:
-            if reason := next(sva._reasons(pair, model, length), None):
+            if len(kept[split]) == most[split]:
+                break
+            if reason := next(sva.reasons(pair, model, length), None):
                 skipped[f"{split}: {reason[0]}"] += 1
             else:
                 kept[split].append(pair)
@@ -124,7 +127,9 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
                 f"can be asked, {least} are needed ({why})",
                 "ask for more pairs, or use a model whose tokenizer keeps the answers whole",
             )
-    return _Data(tuple(kept["train"]), tuple(encode(one.to_prompt(), model) for one in kept["test"]), dict(skipped))
+    shared = tasks.check_split(kept["train"], kept["test"], job.allow_overlap, structure)
+    test = tuple(encode(one.to_prompt(), model) for one in kept["test"])
+    return _Data(tuple(kept["train"]), test, dict(skipped), shared)
 
 
 def mean_attribution(

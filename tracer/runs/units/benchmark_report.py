@@ -18,7 +18,7 @@ from tracer.evaluation.curves import Curves, columns
 from tracer.evaluation.statistics import Size
 from tracer.records import Record
 from tracer.reports import figures
-from tracer.reports.tables import csv_bytes
+from tracer.reports.tables import cell, csv_bytes
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.settings import ModelRecord
 
@@ -35,6 +35,7 @@ class Outcome(Record):
 
     Attributes:
         n_train, n_test: pairs used; skipped: how many of the others were left out, by reason.
+        n_shared: of the test pairs, those whose prompt is trained on as well, where the job allows it.
         n_total: nodes the model has on these prompts. whole, empty: F of the model, and with every node ablated.
         attribution_seconds, evaluation_seconds: they took.
     """
@@ -45,6 +46,7 @@ class Outcome(Record):
     baseline: str
     n_train: int
     n_test: int
+    n_shared: int = 0
     skipped: dict[str, int]
     n_total: int
     whole: float
@@ -81,7 +83,7 @@ def files(result: BenchmarkResult) -> Iterator[tuple[str, bytes]]:
     """Every file that the outcomes become: its name in the run folder, and what it holds."""
     yield "curves.csv", csv_bytes(list(_curve_rows(result.outcomes)))
     yield "table.csv", csv_bytes(list(_table_rows(result.outcomes)))
-    for structure in result.job.structures:
+    for structure in result.job.sets:
         for basis in result.job.bases:
             yield f"plots/{structure}-{basis}.png", plot_benchmark(result, structure, basis)
 
@@ -102,6 +104,7 @@ def _table_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
     for outcome in outcomes:
         for ranking, curves in outcome.rankings.items():
             row = {**_names(outcome, ranking), "n_train": outcome.n_train, "n_test": outcome.n_test}
+            row["n_shared"] = outcome.n_shared
             row |= {"n_total": outcome.n_total, "whole": outcome.whole, "empty": outcome.empty}
             for level, size in curves.sizes_for.items():
                 row |= columns(f"size_{level:g}", size.record())
@@ -133,8 +136,10 @@ def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes
         axes.set_ylabel(name)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
     n_total = f"{mine[0].n_total:,}"
-    title = f"{structure}, {basis} basis: {n_total} nodes, {mine[0].n_test} test pairs"
-    figure.suptitle(f"{title}\n{result.job.ablation} ablation, {ranking} ranking", fontsize=11)
+    title = (
+        f"{structure}, {basis} basis: {n_total} nodes, {mine[0].n_test} test pairs{_shared(mine[:1], ' trained on')}"
+    )
+    figure.suptitle(f"{title}\n{result.job.ablation} ablation, {ranking} ranking", fontsize=11, parse_math=False)
     return figures.png(figure)
 
 
@@ -161,7 +166,7 @@ def benchmark_table(result: BenchmarkResult) -> RenderableType:
         ]
         seconds = f"{outcome.attribution_seconds:.2f} + {outcome.evaluation_seconds:.2f}"
         table.add_row(outcome.structure, outcome.basis, outcome.method, outcome.baseline, *cells, seconds)
-    return Group(table, "", _about(result))
+    return Group(table, "", cell(_about(result)))
 
 
 def _reach(size: Size) -> str:
@@ -173,7 +178,8 @@ def _about(result: BenchmarkResult) -> str:
     job, some = result.job, result.outcomes[0]
     skipped = sum(sum(one.skipped.values()) for one in {one.structure: one for one in result.outcomes}.values())
     return (
-        f"{result.model.name}: circuits found on {some.n_train} pairs of a structure, tested on {some.n_test} others "
+        f"{result.model.name}: circuits found on {some.n_train} pairs of a structure, tested on {some.n_test} others"
+        f"{_shared(result.outcomes, ' of these have a prompt that was trained on')} "
         f"by {job.ablation} ablation; {skipped} pairs skipped. Nodes, in brackets the 95 % interval over test pairs, "
         f"are the fewest measured that reach that faithfulness, ranked by {job.rankings[0]} attribution; - is not "
         "reached. CPR (large is good) and CMD (0 is best) are areas over MIB's sizes, and half of each lies above 50 % "
@@ -181,3 +187,12 @@ def _about(result: BenchmarkResult) -> str:
         f"{len(result.outcomes)} combinations in {result.seconds:.0f} s"
         + (f", {result.resumed} of them there before." if result.resumed else ".")
     )
+
+
+def _shared(outcomes: Sequence[Outcome], what: str) -> str:
+    """How many test pairs were trained on as well, in brackets; nothing where none was."""
+    counts = {one.structure: one.n_shared for one in outcomes if one.n_shared}
+    each = ", ".join(
+        f"{count} of {structure}" if len(outcomes) > 1 else str(count) for structure, count in counts.items()
+    )
+    return f" ({each}{what})" if counts else ""

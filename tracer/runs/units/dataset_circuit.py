@@ -120,7 +120,7 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     if lengths != [mean.length] and (mean.length >= 0 or len(lengths) > 1):
         wanted = f"the circuit's {mean.length}" if mean.length >= 0 else "one length for all"
         raise JobError(f"evaluate.test with prompts of {lengths} tokens", f"need {wanted}", "choose other test prompts")
-    _check_apart(folder, prompts)
+    n_shared = _check_apart(folder, prompts, asked.allow_overlap)
     reference = None if asked.reference is None else list(_prompts(job, asked.reference))
     test = TestSet.of(model, prompts, asked.ablation, job.basis, asked.seed, reference, metric=job.metric)
     test = test.with_known_ends()
@@ -134,6 +134,7 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
         "n_prompts": mean.n_prompts,
         "n_left_out": mean.n_left_out,
         "n_test": len(prompts),
+        "n_shared": n_shared,
         "whole": float(made.whole.double().mean()),
         "empty": float(made.empty.double().mean()),
         "seed": asked.seed,
@@ -167,14 +168,22 @@ def _prompts(job: DatasetJob, source: Source) -> Iterable[Prompt]:
     return (as_prompt(input_row(row), job.metric, paired=True) for row in data.read(source))
 
 
-def _check_apart(folder: RunFolder, test: Sequence[Encoded]) -> None:
-    """A prompt that the circuit was found on says nothing of how it does on others."""
-    asked = {one.token_ids: one for one in test}
+def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool) -> int:
+    """A prompt that the circuit was found on says nothing of how it does on others: how many of the test prompts are
+    such, where that is allowed. As text it was looked for when the run was planned (runs/split.py)."""
+    asked, shared = {one.token_ids: one for one in test}, set[tuple[int, ...]]()
     for commit in folder.commits():
         for ids in folder.read_committed(commit, "prompts", ["token_ids"])["token_ids"].to_pylist():
             if ids is not None and tuple(ids) in asked:
-                text = quoted(asked[tuple(ids)].text)
-                raise JobError(f"prompt {text}", "is both in the run and among its test prompts", "hold it out of one")
+                shared.add(tuple(ids))
+    if shared and not allow_overlap:
+        text = quoted(asked[min(shared)].text)
+        raise JobError(
+            f"{len(shared)} test prompts (one is {text})",
+            "are both in the run and among its test prompts",
+            "hold them out of one, or allow it with evaluate.allow_overlap: true in the job",
+        )
+    return sum(one.token_ids in shared for one in test)
 
 
 def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dict[str, Any]]:

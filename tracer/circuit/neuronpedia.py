@@ -1,0 +1,392 @@
+"""Neuronpedia's (circuit-tracer's) graph JSON out of circuits, and into them.
+
+Every file is checked against the shipped JSON schema, on its way out too. Ours comes back as the very circuit; what
+others write is kept as it came, so that it can be exported again. Refuses to know files, and how a node of another tool
+says where it is (circuit/foreign.py).
+
+Source: Neuronpedia's graph schema and its upload's rules, circuit-tracer's graph files, as of 2026.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import metadata, resources
+from typing import Any
+
+import fastjsonschema
+import numpy as np
+from pydantic import ValidationError
+
+from tracer.circuit.circuit import Circuit, Graph, edges_table, height, nodes_table
+from tracer.circuit.foreign import bad, cantor, is_neuron, label_of, places, token_of
+from tracer.errors import JobError, option, quoted
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+UPLOADS = re.compile(r"[A-Za-z0-9_-]+")
+"""What an upload to Neuronpedia takes as scan (the model) and slug (the graph's name there)."""
+
+# The page knows no neurons: this is the kind of node it draws as a feature.
+FEATURE = "cross layer transcoder"
+_ROUNDED = 1e-3  # by which a running total of shares may pass 1
+
+
+def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = None) -> dict[str, Any]:
+    """A graph in Neuronpedia's form, valid by the shipped schema. Shares are left out: weight over activation.
+
+    Args:
+        scan, slug: the model's and the graph's name there; made from the model's name and the prompt if None.
+
+    Raises:
+        JobError: the graph has no edges table, or a name has a character that an upload refuses.
+    """
+    if graph.links is None:
+        raise JobError("circuit", "was traced without edges, which this format needs", "trace it with edges")
+    names = {name: value for name, value in (("scan", scan), ("slug", slug)) if value is not None}
+    for name, value in names.items():
+        if not UPLOADS.fullmatch(value):
+            rule = "has a character that an upload to Neuronpedia refuses"
+            raise JobError(f"{option(name)} {quoted(value)}", rule, "use letters, digits, - and _")
+    if graph.original:
+        return _as_it_came(graph, names)
+    rows = graph.nodes.to_pylist()
+    ids = [_node_id(row) for row in rows]
+    cumulative = _cumulative([None if row["kind"] == "logit" else row["influence"] for row in rows])
+    probabilities = iter(graph.probabilities if isinstance(graph, Circuit) else ())
+    targets = set(graph.target_ids) if isinstance(graph, Circuit) else set()
+    nodes = [
+        _node(row, one, cumulative[i], probabilities, targets)
+        for i, (row, one) in enumerate(zip(rows, ids, strict=True))
+    ]
+    params = {"linkType": "both", "clickedId": "", "sg_pos": ""} | _chosen(graph, ids)
+    content = {"metadata": _metadata(graph) | names, "qParams": params, "nodes": nodes, "links": _links(graph, ids)}
+    if isinstance(graph, Circuit):
+        content["metadata"]["tracer"]["digest"] = _digest(content)
+    _validate(content, "export")
+    return content
+
+
+def from_neuronpedia(content: Any, name: str = "graph") -> Graph:
+    """The graph in a file's content; see `exchange.import_graph`."""
+    _validate(content, name)
+    about, params, nodes = content["metadata"], content["qParams"], content["nodes"]
+    number: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        if node["node_id"] in number:
+            raise bad(name, f"node {node['node_id']!r} is there twice")
+        number[node["node_id"]] = index
+    found, n_layers = places(nodes, about, name)
+    if repeated := [place for place, times in Counter(found).items() if times > 1]:
+        raise bad(name, f"two nodes are {tuple(repeated[0])}")
+    tokens = tuple(about["prompt_tokens"])
+    if beyond := [place for place in found if place.position >= len(tokens)]:
+        raise bad(name, f"position {beyond[0].position} lies beyond the {len(tokens)} prompt tokens")
+    ours = _is_ours(content)
+    columns, influence = _nodes_of(nodes, found, tokens)
+    groups = _groups(params.get("supernodes", []), number, name)
+    fields = {
+        "nodes": nodes_table(columns),
+        "links": edges_table(_links_of(content["links"], number, columns, name, ours)),
+        "text": about["prompt"],
+        "tokens": tokens,
+        "n_layers": n_layers,
+        "groups": groups,
+    }
+    if ours:
+        return _as_circuit(fields, about["tracer"], name)
+    members = {member for group in groups.values() for member in group}
+    pins = tuple(number[one] for one in params.get("pinnedIds", []) if one in number and number[one] not in members)
+    labels = {
+        i: label for i, (node, place) in enumerate(zip(nodes, found, strict=True)) if (label := label_of(node, place))
+    }
+    notes = {"scan": about["scan"], "slug": about["slug"], "file": name}
+    if "tracer" in about:
+        notes["edited"] = "after tracer wrote it, so it is not that circuit any more"
+    if not influence:
+        notes["influence"] = "not read: the file's is no running total"
+    rest = {key: value for key, value in content.items() if key not in ("metadata", "qParams", "nodes", "links")}
+    unseen = [*(["qk_tracing_results"] if any(node.get("qk_tracing_results") for node in nodes) else []), *rest]
+    if unseen:
+        notes["not shown"] = f"{', '.join(unseen)} (kept for exporting it again)"
+    original = {"metadata": about, "qParams": params, "nodes": nodes, "rest": rest}
+    return Graph(**fields, notes=notes, original=original, labels=labels, pins=pins)
+
+
+def lost(graph: Graph, content: Mapping[str, Any]) -> list[str]:
+    """What the format could not hold of a graph, and what its readers will refuse."""
+    found = ["share (worked out again on import, as weight / activation)"]
+    if isinstance(graph, Circuit) and public_name(graph.model.name) != graph.model.name:
+        found.append(f"the model's folder (it is called {public_name(graph.model.name)!r})")
+    for name in ("scan", "slug"):
+        if not (isinstance(given := content["metadata"][name], str) and UPLOADS.fullmatch(given)):
+            found.append(f"a {name} that an upload to Neuronpedia takes ({quoted(given)}): give {option(name)}")
+    return found
+
+
+def public_name(model: str) -> str:
+    """A model's name for others: of a folder on this machine the last part alone."""
+    plain = model.replace("\\", "/").rstrip("/")
+    is_id = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", plain) and not plain.startswith(".") and not os.path.isdir(model)
+    return model if is_id else plain.rpartition("/")[2] or "model"
+
+
+# ------------------------------------------------------------------------------------------------- out
+
+
+def _as_it_came(graph: Graph, names: Mapping[str, str]) -> dict[str, Any]:
+    """An imported graph in the form it came in, every field of its nodes kept; groups and pins as they are now."""
+    original = graph.original
+    ids = [node["node_id"] for node in original["nodes"]]
+    chosen, known = _chosen(graph, ids), set(ids)
+    elsewhere = [one for one in original["qParams"].get("pinnedIds", []) if one not in known]
+    chosen["pinnedIds"] = elsewhere + chosen["pinnedIds"]
+    content = {
+        "metadata": original["metadata"] | names,
+        "qParams": original["qParams"] | chosen,
+        "nodes": original["nodes"],
+        "links": _links(graph, ids),
+        **original.get("rest", {}),
+    }
+    _validate(content, "export")
+    return content
+
+
+def _chosen(graph: Graph, ids: list[str]) -> dict[str, Any]:
+    """Pins and groups; the page shows a group's members only where they are pinned too."""
+    members = [node for group in graph.groups.values() for node in group]
+    return {
+        "pinnedIds": [ids[node] for node in dict.fromkeys([*graph.pins, *members])],
+        "supernodes": [[name, *(ids[node] for node in group)] for name, group in graph.groups.items()],
+    }
+
+
+def _links(graph: Graph, ids: list[str]) -> list[dict[str, Any]]:
+    links = graph.links.to_pydict() if graph.links is not None else {"source": [], "target": [], "weight": []}
+    return [
+        {"source": ids[source], "target": ids[target], "weight": weight}
+        for source, target, weight in zip(links["source"], links["target"], links["weight"], strict=True)
+    ]
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """A hash of nodes and links, by which a file that was edited is told from the circuit it was."""
+    return hashlib.sha256(json.dumps([content["nodes"], content["links"]], sort_keys=True).encode()).hexdigest()
+
+
+def _is_ours(content: Mapping[str, Any]) -> bool:
+    record = content["metadata"].get("tracer")
+    return isinstance(record, dict) and record.get("digest") == _digest(content)
+
+
+def _node_id(row: Mapping[str, Any]) -> str:
+    if row["kind"] == "embedding":
+        return f"E_{row['neuron']}_{row['position']}"
+    layer = row["layer"] + 1 if row["kind"] == "logit" else row["layer"]  # circuit-tracer leaves one free
+    return f"{layer}_{row['neuron']}_{row['position']}"
+
+
+def _node(
+    row: Mapping[str, Any], node_id: str, influence: float | None, probabilities: Any, targets: set[int]
+) -> dict[str, Any]:
+    """One node; what the format has no place for goes under ``tracer``, which its readers ignore."""
+    kind, layer, neuron, position = row["kind"], row["layer"], row["neuron"], row["position"]
+    node: dict[str, Any] = {
+        "node_id": node_id,
+        "ctx_idx": position,
+        "clerp": "",
+        "influence": influence,
+        "activation": row["activation"],
+        "token_prob": 0.0,
+        "is_target_logit": False,
+        "run_idx": 0,
+        "reverse_ctx_idx": 0,
+        "tracer": {name: row[name] for name in ("attribution", "gradient", "explained", "influence", "bias_share")},
+    }
+    if kind == "embedding":
+        return node | {"feature": position, "layer": "E", "feature_type": kind, "jsNodeId": f"E_{neuron}-{position}"}
+    if kind == "logit":
+        probability = next(probabilities, None)
+        shown = "?" if probability is None else f"{probability:.3f}"  # its page looks for a p
+        return node | {
+            "feature": neuron,
+            "layer": str(layer + 1),
+            "feature_type": kind,
+            "jsNodeId": f"L_{neuron}-{position}",
+            "clerp": f'Output "{row["token"]}" (p={shown})',
+            "token_prob": probability or 0.0,
+            "is_target_logit": neuron in targets,
+        }
+    feature_type = "mlp reconstruction error" if kind == "error" else FEATURE
+    feature = None if kind == "error" else cantor(layer, neuron)
+    return node | {
+        "feature": feature,
+        "layer": str(layer),
+        "feature_type": feature_type,
+        "jsNodeId": f"{layer}_{neuron}-0",
+        "clerp": "" if kind == "error" else f"L{layer} N{neuron}",
+    }
+
+
+def _metadata(graph: Graph) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "slug": re.sub(r"[^a-z0-9]+", "-", graph.text.lower()).strip("-")[:60] or "graph",
+        "scan": graph.notes.get("scan", "unknown"),
+        "transcoder_list": [],
+        "prompt_tokens": list(graph.tokens),
+        "prompt": graph.text,
+        "schema_version": 1,
+        "info": {"generator": {"name": "neuron-tracer", "version": metadata.version("neuron-tracer")}},
+    }
+    if isinstance(graph, Circuit):
+        content = graph.model_dump(
+            mode="json",
+            exclude={
+                "nodes",
+                "links",
+                "settings",
+                "text",
+                "tokens",
+                "n_layers",
+                "groups",
+                "notes",
+                "original",
+                "labels",
+            },
+        )
+        content["settings"] = graph.settings.record()
+        content["model"]["name"] = public_name(graph.model.name)
+        scan = re.sub(r"[^A-Za-z0-9_-]+", "-", content["model"]["name"].rpartition("/")[2]).strip("-") or "model"
+        found |= {"scan": scan, "generation_settings": content["settings"], "tracer": content}
+    return found
+
+
+def _cumulative(influence: list[float | None]) -> list[float | None]:
+    """Each node's place in the running total of influence, strongest first: what the page's threshold acts on."""
+    values = np.array([value or 0.0 for value in influence])
+    order = np.argsort(-values, kind="stable")
+    running = np.empty(len(values))
+    running[order] = np.cumsum(values[order]) / max(float(values.sum()), np.finfo(float).tiny)
+    return [None if value is None else float(one) for value, one in zip(influence, running, strict=True)]
+
+
+# -------------------------------------------------------------------------------------------------- in
+
+
+def _nodes_of(
+    nodes: list[dict[str, Any]], found: list[Any], tokens: tuple[str, ...]
+) -> tuple[dict[str, list[Any]], bool]:
+    """The columns of the nodes table, and whether the file's influence could be read."""
+    ours = [node.get("tracer", {}) for node in nodes]
+    # Tools that trace neurons write their attributions there.
+    others = any(is_neuron(node) and node.get("influence") is not None for node in nodes)
+    influence = None if others else _apart([node.get("influence") for node in nodes])
+    alone = influence if influence is not None else [None] * len(nodes)
+    columns = {
+        "kind": [place.kind for place in found],
+        "layer": [place.layer for place in found],
+        "position": [place.position for place in found],
+        "neuron": [place.neuron for place in found],
+        "token": [token_of(node, place, tokens) for node, place in zip(nodes, found, strict=True)],
+        "activation": [_float32(node.get("activation")) for node in nodes],
+        "attribution": [_float32(record.get("attribution")) for record in ours],
+        "gradient": [_float32(record.get("gradient")) for record in ours],
+        "explained": [_float32(record.get("explained")) for record in ours],
+        "influence": [
+            _float32(record.get("influence") if record else one) for record, one in zip(ours, alone, strict=True)
+        ],
+        "bias_share": [_float32(record.get("bias_share", record.get("remainder"))) for record in ours],
+    }
+    return columns, influence is not None
+
+
+def _float32(value: float | None) -> float | None:
+    """A number that float32 can hold; others are refused."""
+    if value is not None and not abs(value) < FLOAT32_MAX:
+        raise bad("values", f"{value!r} is not a finite float32 number")
+    return value
+
+
+def _apart(cumulative: list[float | None]) -> list[float | None] | None:
+    """Single influences from the running total that circuit-tracer writes, strongest first; None where the numbers
+    are no shares, so that they cannot be one."""
+    if any(value is not None and not 0 <= value <= 1 + _ROUNDED for value in cumulative):
+        return None
+    order = sorted((value, i) for i, value in enumerate(cumulative) if value is not None)
+    apart: list[float | None] = [None] * len(cumulative)
+    before = 0.0
+    for value, i in order:
+        apart[i], before = value - before, value
+    return apart
+
+
+def _links_of(
+    links: list[dict[str, Any]], number: Mapping[str, int], nodes: Mapping[str, list[Any]], name: str, ours: bool
+) -> dict[str, Any]:
+    """Edges as columns: shares and attributions are worked out from the nodes, in float32 as they were. Ours keep
+    their order; others' are put strongest first, by weight."""
+    if not ours:
+        links = sorted(links, key=lambda link: -abs(link["weight"]))
+    if unknown := next((link[end] for link in links for end in ("source", "target") if link[end] not in number), None):
+        raise bad(name, f"a link names the unknown node {unknown!r}")
+    source = np.array([number[link["source"]] for link in links], np.int32)
+    target = np.array([number[link["target"]] for link in links], np.int32)
+    if len(set(zip(source.tolist(), target.tolist(), strict=True))) < len(links):
+        raise bad(name, "a link is there twice")
+    weight = np.array([_float32(link["weight"]) for link in links], np.float32)
+    heights = list(map(height, nodes["kind"], nodes["layer"], nodes["neuron"]))
+    if any(heights[low] >= heights[high] for low, high in zip(source, target, strict=True)):
+        raise bad(name, "a link does not rise from a lower layer to a higher one")
+    value, attribution = (
+        np.array([math.nan if one is None else one for one in nodes[column]], np.float32)
+        for column in ("activation", "attribution")
+    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(value[target] == 0, np.float32(math.nan), weight / value[target])
+    columns = {"source": source, "target": target, "weight": weight}
+    for key, found in (("share", share), ("attribution", share * attribution[target])):
+        columns[key] = np.ma.masked_invalid(found.astype(np.float32)).tolist() if len(found) else found
+    return columns
+
+
+def _groups(supernodes: list[list[str]], number: Mapping[str, int], name: str) -> dict[str, tuple[int, ...]]:
+    groups: dict[str, tuple[int, ...]] = {}
+    for title, *members in supernodes:
+        if unknown := next((member for member in members if member not in number), None):
+            raise bad(name, f"supernode {title!r} names the unknown node {unknown!r}")
+        free, times = title, 1
+        while free in groups:
+            times += 1
+            free = f"{title} ({times})"
+        groups[free] = tuple(number[member] for member in members)
+    return groups
+
+
+def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) -> Circuit:
+    """Our own file as the circuit it was."""
+    try:
+        return Circuit.model_validate({**{key: value for key, value in record.items() if key != "digest"}, **fields})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise bad(name, f"its tracer record is damaged at {'.'.join(map(str, first['loc']))}") from error
+
+
+@cache
+def _validator() -> Callable[[Any], Any]:
+    schema = json.loads(resources.files("tracer.circuit").joinpath("neuronpedia.schema.json").read_text())
+    return fastjsonschema.compile(schema)
+
+
+def _validate(content: Any, name: str) -> None:
+    try:
+        _validator()(content)
+        json.dumps([content["metadata"], content["qParams"]], ensure_ascii=False).encode()
+    except fastjsonschema.JsonSchemaValueException as error:
+        raise bad(name, f"breaks the schema: {error.message}") from error
+    except UnicodeEncodeError as error:
+        raise bad(name, "holds half a character (a lone surrogate)") from error

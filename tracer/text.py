@@ -1,0 +1,71 @@
+"""Text that is not plain, where it goes: a line of a terminal, a CSV file, an XML file.
+
+Knows characters and what each place does with them. Refuses to know what a text means. Imports nothing of tracer.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LONG = 1000
+"""Characters of a text that a terminal shows."""
+
+# What XML 1.0 has no place for, and a carriage return, which its readers take for a line end.
+_NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """A text on one line with what cannot be seen spelt out: control characters, line ends, marks that turn the reading
+    direction, halves of characters. Terminals obey some of these; none reaches one.
+
+    Args:
+        limit: of the text's characters; a longer one is cut and ends with an ellipsis.
+    """
+    if limit is not None and len(text) > limit:
+        text = text[: limit - 1] + "\u2026"
+    return text if text.isprintable() else "".join(one if one.isprintable() else _escaped(one) for one in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same of several lines: their ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def xml_text(text: str) -> str:
+    r"""A text as XML can hold it: other characters are spelt out, such as \x00."""
+    return _NOT_XML.sub(lambda found: _escaped(found[0]), text)
+
+
+def _escaped(one: str) -> str:
+    return one.encode("unicode_escape").decode()
+
+
+class CsvLines(io.StringIO):
+    r"""Where a writer of CSV whose lines end in \r\n writes; its text has lines that end in \n.
+
+    Before Python 3.13 the csv module quotes a lone \r only where lines end in one; unquoted, it ends the line for
+    whoever reads.
+    """
+
+    def write(self, text: str) -> int:
+        return super().write(text.removesuffix("\r\n") + "\n")
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Rows as CSV, with a heading."""
+    out = CsvLines()
+    writer = csv.DictWriter(out, names, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def frame_csv(frame: Any) -> str:
+    """A pandas table as CSV, without its index."""
+    out = CsvLines()
+    frame.to_csv(out, index=False, lineterminator="\r\n")
+    return out.getvalue()
