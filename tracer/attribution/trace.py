@@ -33,6 +33,7 @@ from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
 from tracer.errors import JobError, quoted, say
 from tracer.model import passes
 from tracer.model.model import Model
+from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Prompt, decode
 from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, Settings, settings
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+@undisturbed()
 def trace(
     model: Model,
     prompt: Prompt,

@@ -33,7 +33,7 @@ from torch import nn
 
 from tracer import demo
 from tracer.errors import JobError, ModelError, RemoteError, first_line, quoted
-from tracer.model import interventions
+from tracer.model import interventions, state
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of
 from tracer.settings import RULES, ModelRecord
@@ -68,7 +68,7 @@ class Model:
         nn: the nnsight model that traces run on.
         family: where its parts are.
         tokenizer: its Hugging Face tokenizer.
-        lock: held by every pass, since two threads on one nnsight model break it; a remote model needs none.
+        lock: held by every pass (`ready`), since two threads on one nnsight model break it; a remote model needs none.
         remote: where it runs, if that is not here; `nn` then holds no weights, unless they were asked for.
         warnings: what whoever reads a result should know of how it was loaded, a sentence each.
     """
@@ -103,6 +103,18 @@ class Model:
     @property
     def head(self) -> Any:
         return self.nn.get(self.family.head)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Around every pass: alone on the model, which must still be fit for it, with torch's global state aside.
+
+        Raises:
+            ModelError: the module here is in training mode, has hooks or was changed otherwise; see `state.check`.
+        """
+        with self.lock, state.undisturbed():
+            if self.remote is None:
+                state.check(self.module)
+            yield
 
     def backend(self) -> Any:
         """What runs the next trace: a request to the server, or nnsight itself, here."""
@@ -186,7 +198,7 @@ class Model:
             getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
         )
 
-    @cached_property
+    @property
     def weights_readable(self) -> bool:
         """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
         return all(value.is_floating_point() and value.device.type != "meta" for value in self.module.parameters())
@@ -203,6 +215,14 @@ class Model:
     @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a text, by its tokenizer and its configurations."""
+        configs = (self.config, getattr(self.module, "generation_config", None), self.tokenizer)
+        given = [getattr(one, "eos_token_id", None) for one in configs]
+        every = [one if isinstance(one, list | tuple) else [one] for one in given]
+        return tuple(sorted({int(token) for tokens in every for token in tokens if token is not None}))
 
     @property
     def context_length(self) -> int:
@@ -234,9 +254,9 @@ class Model:
         """Of the logits, where the family has one."""
         return getattr(self.config, "final_logit_softcapping", None)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A hash of the parameters' names, shapes and up to 4,096 evenly spaced values of each.
+        """A hash of the parameters' names, shapes and up to 4,096 evenly spaced values of each, as they are now.
 
         It is a sample, so that it takes milliseconds on any size: retraining changes it in practice, but a change to
         few weights of a tensor of more than 4,096 can go unseen, and so does any to weights that are offloaded. Of a
@@ -326,6 +346,7 @@ def bytes_per_token(
     return kept * itemsize + 8 * d_mlp * n_layers + 8 * vocab_size
 
 
+@state.undisturbed()
 def load(
     name: str | Path | nn.Module = "demo",
     *,
@@ -350,7 +371,7 @@ def load(
         device_map: ``auto`` spreads the model over several GPUs (also ``balanced``, ``balanced_low_0``,
             ``sequential``, a device, or a dict of module to device); instead of `device`.
         attention: ``eager`` or ``sdpa``; the architecture's default if None. Attributions do not depend on it.
-        tokenizer: of a module in memory.
+        tokenizer: of a module in memory: a Hugging Face tokenizer, or the folder or id of one.
         seed: torch's, set before loading.
 
     Raises:
@@ -360,7 +381,12 @@ def load(
     torch.manual_seed(seed)
     if isinstance(name, nn.Module):
         _without_effect(device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention)
-        return _wrap(name, tokenizer, type(name).__name__, None)
+        given = read_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
+        if given is not None and not (callable(given) and hasattr(given, "decode")):
+            raise ModelError(
+                f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name"
+            )
+        return _wrap(name, given, type(name).__name__, None)
     if not isinstance(name, str | Path):
         raise ModelError(f"model {quoted(name)}", "is not a name, folder or module", "give a folder or id, or 'demo'")
     if tokenizer is not None:
@@ -381,6 +407,7 @@ def load(
     return _wrap(module, read, label, revision)
 
 
+@state.undisturbed()
 def skeleton(name: str | Path, *, revision: str | None = None, attention: str | None = None) -> Model:
     """A model without weights: its configuration, its modules on the meta device and its tokenizer.
 
@@ -645,6 +672,7 @@ def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError
 def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **options: Any) -> Model:
     if tokenizer is None:
         raise ModelError(f"model {name}", "comes without a tokenizer", "pass tokenizer=")
+    state.check_kind(module, weights="device" not in options)
     if not hasattr(getattr(module, "config", None), "model_type"):
         raise ModelError(
             f"module {name}", "is not a Hugging Face language model", "pass a model from AutoModelForCausalLM"
@@ -654,7 +682,7 @@ def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **option
         # bitsandbytes would repack 4-bit weights at the first inference on a CPU, into a form without a gradient.
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
-    module.eval().requires_grad_(False)
+    state.check(module.eval().requires_grad_(False), loaded=False)
     for parameter, value in _real_parameters(module):
         if not bool(value.isfinite().all()):
             raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")

@@ -29,6 +29,7 @@ from tracer.metrics import Metric
 from tracer.model import interventions, passes
 from tracer.model.model import DTYPES, QUANTIZED, Model, skeleton
 from tracer.model.model import load as load_here
+from tracer.model.state import undisturbed
 from tracer.ndif.server import Grants, JobFailedError, Limits, Notify, Remote, Server
 from tracer.prompts import Batch
 from tracer.settings import RULES, settings
@@ -75,6 +76,7 @@ class Probe:
     seconds: float
 
 
+@undisturbed()
 def load(
     name: str | Path | nn.Module = "demo",
     *,
