@@ -95,10 +95,11 @@ class Settings(Record):
 
 
 class ModelRecord(Record):
-    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights."""
+    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights, an `adapter` merged."""
 
     name: str
     revision: str | None
+    adapter: str | None = None
     family: str
     fingerprint: str
     dtype: str

@@ -103,7 +103,7 @@ def trace(
         pruning=pruning,
         progress=progress,
     )
-    say(circuit.warnings)
+    say(note for note in circuit.warnings if note not in model.warnings)  # `load` said those
     return circuit
 
 
