@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from tracer.errors import JobError, quoted
 from tracer.records import Record
@@ -108,6 +108,12 @@ class ModelRecord(Record):
     d_mlp: int
     n_heads: int
     parallel: bool
+
+    @model_serializer(mode="wrap")
+    def _as_before_adapters(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a key that says nothing, so that the fingerprints of circuits stay what they were."""
+        kept = handler(self)
+        return {name: value for name, value in kept.items() if name != "adapter" or value is not None}
 
 
 def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
