@@ -6,10 +6,10 @@ several modules share; a setting that would have no effect is refused. Refuses t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from tracer.errors import JobError, quoted
 from tracer.records import Record
@@ -110,7 +110,7 @@ class ModelRecord(Record):
     parallel: bool
 
     @model_serializer(mode="wrap")
-    def _as_before_adapters(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_before_adapters(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Without a key that says nothing, so that the fingerprints of circuits stay what they were."""
         kept = handler(self)
         return {name: value for name, value in kept.items() if name != "adapter" or value is not None}

@@ -23,8 +23,9 @@ _HOOKS = {
     "_backward_pre_hooks": "backward pre-hook",
     "_backward_hooks": "backward hook",
 }
-_RECORDING = "transformers.utils.output_capturing"
-"""Where the hooks come from that transformers leaves on a module whose hidden states were asked for."""
+_HARMLESS = ("transformers.utils.output_capturing.", "transformers.modeling_utils.PreTrainedModel.enable_input_require")
+"""What hooks are called that transformers leaves on a module whose hidden states were asked for, or whose gradients are
+checkpointed: they change no value."""
 _PLACING = ("AlignDevicesHook", "CpuOffload", "UserCpuOffloadHook")
 """Hooks of accelerate that move values and change none."""
 _WRAPPERS = {
@@ -125,7 +126,7 @@ def _check_whole(path: str, part: nn.Module) -> None:
 def _check_hooks(path: str, part: nn.Module) -> None:
     for attribute, kind in _HOOKS.items():
         for hook in part.__dict__[attribute].values():
-            if getattr(hook, "__module__", "") != _RECORDING:
+            if not f"{getattr(hook, '__module__', '')}.{_name(hook)}".startswith(_HARMLESS):
                 rule = f"has a {kind} ({_name(hook)}), which may change what is computed"
                 raise ModelError(_shown(path, part), rule, "remove it (handle.remove()) while tracing")
 
