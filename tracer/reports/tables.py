@@ -244,12 +244,17 @@ def _heading(circuit: Circuit) -> Table:
     how = f"{chosen.method}, baseline {chosen.baseline}, basis {chosen.basis}{sheet.options_text(chosen)}"
     metric, places = escape(sheet.metric_text(circuit)), escape(sheet.positions_text(circuit))
     grid.add_row("[bold]prompt[/]", f"{escape(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
-    grid.add_row("[bold]model[/]", f"{escape(circuit.model.name)} [dim]({_model_size(circuit)})[/]")
+    grid.add_row("[bold]model[/]", f"{escape(_model_name(circuit))} [dim]({_model_size(circuit)})[/]")
     grid.add_row("[bold]metric[/]", f"{metric} = [bold]{circuit.metric:+.4f}[/] {unit(circuit)}, read at {places}")
     grid.add_row("[bold]model says[/]", escape(sheet.predictions_text(circuit)))
     grid.add_row("[bold]method[/]", how)
     grid.add_row("[bold]conservation[/]", sheet.conservation_text(circuit).replace(" holds ", " [green]holds[/] "))
     return grid
+
+
+def _model_name(circuit: Circuit) -> str:
+    model = circuit.model
+    return model.name if model.adapter in (None, model.name) else f"{model.name} with {model.adapter} merged"
 
 
 def _model_size(circuit: Circuit) -> str:
