@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
@@ -98,9 +99,13 @@ def option(name: str, value: object = None) -> str:
 
 
 def say(notes: Iterable[str]) -> None:
-    """Warn of each, as a `TracerWarning`: a line on a terminal, and Python's own warning elsewhere."""
+    """Warn of each, as a `TracerWarning`: a line on a terminal, and elsewhere Python's own warning of the line that
+    called tracer."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("tracer", "contextlib"):
+        level, frame = level + 1, frame.f_back
     for text in notes:
-        warnings.warn(_line(text), TracerWarning, stacklevel=3)
+        warnings.warn(_line(text), TracerWarning, stacklevel=level)
 
 
 def _line(text: str) -> str:

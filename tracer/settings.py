@@ -6,10 +6,10 @@ several modules share; a setting that would have no effect is refused. Refuses t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from tracer.errors import JobError, quoted
 from tracer.records import Record
@@ -95,10 +95,11 @@ class Settings(Record):
 
 
 class ModelRecord(Record):
-    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights."""
+    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights, an `adapter` merged."""
 
     name: str
     revision: str | None
+    adapter: str | None = None
     family: str
     fingerprint: str
     dtype: str
@@ -107,6 +108,12 @@ class ModelRecord(Record):
     d_mlp: int
     n_heads: int
     parallel: bool
+
+    @model_serializer(mode="wrap")
+    def _as_before_adapters(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without a key that says nothing, so that the fingerprints of circuits stay what they were."""
+        kept = handler(self)
+        return {name: value for name, value in kept.items() if name != "adapter" or value is not None}
 
 
 def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import tracer
-from helpers import Change, hooked, load, refused
+from helpers import Change, fresh, hooked, load, refused
 from tracer.circuit.circuit import Circuit
 from tracer.data.tasks import capitals
 from tracer.data.tasks.pairs import Pair
@@ -370,3 +370,64 @@ def test_a_swap_that_cannot_be_is_an_error() -> None:
             swap_states(demo(), pairs, ks=ks)
     with refused(JobError, "equally long"):
         swap_states(demo(), [Pair("x", "The key", "The key near the car", " is", " are", "")])
+
+
+# ---------------------------------------------------------------------------------- what a generation_config says
+
+BENT: dict[str, dict[str, Any]] = {
+    "repetition penalty": {"repetition_penalty": 1.8},
+    "sampling": {"do_sample": True, "temperature": 5.0, "top_k": 0},
+    "beams": {"num_beams": 4, "length_penalty": 3.0, "num_return_sequences": 2},
+    "no repeats": {"no_repeat_ngram_size": 1},
+    "a forced end": {"forced_eos_token_id": 5},
+    "a forced beginning": {"forced_bos_token_id": 5, "decoder_start_token_id": 5},
+    "suppressed": {"suppress_tokens": [], "begin_suppress_tokens": []},  # filled with the greedy tokens
+    "bad words": {"bad_words_ids": []},  # likewise
+    "shortest": {"min_length": 60, "min_new_tokens": 50},
+    "longest": {"max_length": 3, "max_new_tokens": 1, "max_time": 1e-6},
+    "bias": {"sequence_bias": [[[40], 100.0]]},
+    "guidance": {"guidance_scale": 3.0},
+    "decay": {"exponential_decay_length_penalty": [0, 100.0]},
+    "no cache": {"use_cache": False, "cache_implementation": "static"},
+    "prompt lookup": {"prompt_lookup_num_tokens": 3},
+    "more output": {"return_dict_in_generate": True, "output_scores": True, "output_attentions": True},
+}
+
+
+def greedy(model: Model, prompt: Prompt, count: int) -> list[int]:
+    """The tokens of the largest logits, one whole forward each, without a cache."""
+    ids = list(encode(prompt, model).token_ids)
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + count and (len(ids) == start or ids[-1] not in model.end_tokens):
+            ids.append(int(model.module(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[start:]
+
+
+@pytest.mark.parametrize("bent", sorted(BENT))
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_texts_are_greedy_whatever_a_generation_config_says(family: str, bent: str) -> None:
+    model = fresh(family)
+    wanted = greedy(model, TINY, 6)
+    config = model.module.generation_config
+    for name, value in BENT[bent].items():
+        forbidden = sorted(set(wanted))
+        given = [[token] for token in forbidden] if name == "bad_words_ids" else forbidden
+        setattr(config, name, given if value == [] else value)
+    before = config.to_dict()
+    found = steer(model, [(0, 1)], TINY, factor=1, max_new_tokens=6)
+    assert found.unsteered is not None
+    assert found.steered == found.unsteered
+    assert list(found.unsteered.token_ids) == wanted
+    assert decode(model, wanted[0]) == found.before
+    assert model.module.generation_config.to_dict() == before
+
+
+def test_a_text_ends_at_any_of_the_models_end_tokens() -> None:
+    model = fresh("llama")
+    wanted = greedy(model, TINY, 6)
+    assert wanted[1] not in wanted[:1]
+    model.module.generation_config.eos_token_id = [99, wanted[1]]
+    found = steer(model, [(0, 1)], TINY, factor=1, max_new_tokens=6)
+    assert found.unsteered is not None
+    assert list(found.unsteered.token_ids) == wanted[:2]

@@ -117,12 +117,12 @@ def break_metric(patch: pytest.MonkeyPatch) -> None:
 
 
 def break_module(patch: pytest.MonkeyPatch, module: torch.nn.Module) -> None:
-    """Let a module of the model itself raise."""
+    """Let a module of the model itself raise: what nnsight runs as its body."""
 
     def broken(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("stop")
 
-    patch.setattr(module, "forward", broken)
+    patch.setattr(module.__dict__["__nnsight__"], "body", broken)
 
 
 BREAKERS: dict[str, Callable[[pytest.MonkeyPatch, tracer.Model], None]] = {

@@ -18,9 +18,7 @@ class InlinePool:
 
     def start(self, worker: str, setup: Setup) -> None:
         self._worker = make(setup)
-        self._events.append(
-            Started(worker=worker, model=self._worker.model, max_bytes=self._worker.max_bytes, where="here")
-        )
+        self._events.append(Started.of(worker, self._worker, "here"))
 
     def give(self, worker: str, task: Task) -> None:
         self._tasks.append((worker, task))

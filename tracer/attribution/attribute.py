@@ -22,6 +22,7 @@ from tracer.errors import JobError, quoted
 from tracer.metrics import Metric, entries
 from tracer.model import passes
 from tracer.model.model import Model
+from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, encode
 from tracer.settings import Settings, settings
 from tracer.shapes import MeanValues
@@ -67,6 +68,7 @@ class Reference:
         return [encode(prompt, model).token_ids for prompt in self.prompts]
 
 
+@undisturbed()
 def attribute(
     model: Model,
     prompts: Sequence[Prompt],

@@ -33,6 +33,7 @@ from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
 from tracer.errors import JobError, option, quoted, say
 from tracer.model import passes
 from tracer.model.model import Model
+from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Prompt, decode
 from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, Settings, settings
 
@@ -44,6 +45,7 @@ LIKELY = 10
 """A target that is not among so many of the model's likeliest tokens is warned of."""
 
 
+@undisturbed()
 def trace(
     model: Model,
     prompt: Prompt,
@@ -105,7 +107,7 @@ def trace(
         pruning=pruning,
         progress=progress,
     )
-    say(circuit.warnings)
+    say(note for note in circuit.warnings if note not in model.warnings)  # `load` said those
     return circuit
 
 

@@ -75,6 +75,11 @@ LocalWeights = Annotated[
     typer.Option("--local-weights", help="With --remote: load the weights here too, where NDIF takes no gradients."),
 ]
 
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", help="An adapter (LoRA) merged into the model: a folder, or a Hugging Face id."),
+]
+
 
 @app.command()
 @terminal.report_errors
@@ -98,6 +103,7 @@ def trace(
     ] = None,
     model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
+    adapter: Adapter = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
     device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None,
     dtype: Annotated[
@@ -211,7 +217,8 @@ def trace(
     if out is not None:
         one_prompt.check_writable(out, overwrite, lambda there: _can_be(there, mine))
     terminal.quiet()
-    loaded = _loaded(model, remote, local_weights, revision=revision, device=device, device_map=device_map, dtype=dtype)
+    places = {"device": device, "device_map": device_map, "dtype": dtype}
+    loaded = _loaded(model, remote, local_weights, revision=revision, adapter=adapter, **places)
     if out is not None:
         mine["model"] = {"fingerprint": loaded.fingerprint}
         one_prompt.check_writable(out, overwrite, lambda there: _can_be(there, mine))
@@ -328,6 +335,9 @@ def evaluate(
         typer.Option("--allow-overlap", help="Test on the circuit's own prompt too; every result says how often."),
     ] = False,
     sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Where the adapter is that was merged. Default: where it was.")
+    ] = None,
     aligned: Annotated[bool, typer.Option(help="Nodes at their positions, or their neurons at every position.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own; with --remote, the server's.")] = None,
@@ -362,6 +372,7 @@ def evaluate(
         remote,
         local_weights,
         revision=circuit.model.revision,
+        adapter=adapter or circuit.model.adapter,
         device=device,
         dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
     )
@@ -450,6 +461,7 @@ def steer(
     random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0)] = 5,
     seed: Annotated[int, typer.Option(help="Of the random draws.", min=0)] = 0,
     model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
+    adapter: Adapter = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16, ...")] = None,
     remote: Remote = False,
@@ -465,7 +477,7 @@ def steer(
 
     terminal.quiet()
     prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
-    loaded = _loaded(model, remote, local_weights, device=device, dtype=dtype)
+    loaded = _loaded(model, remote, local_weights, adapter=adapter, device=device, dtype=dtype)
     chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
     result = tracer.steer(
         loaded,
@@ -512,6 +524,7 @@ def doctor(
     model: Annotated[
         str | None, typer.Option(help="The model to measure the identities on: demo if none is given.")
     ] = None,
+    adapter: Adapter = None,
     remote: Annotated[bool, typer.Option("--remote", help="What NDIF grants, and the identities there.")] = False,
     given: Annotated[
         str | None, typer.Argument(help="The model, instead of --model.", metavar="[MODEL]", show_default=False)
@@ -533,7 +546,9 @@ def doctor(
         for name, value in values.items():
             table.add_row(name, cell(value))
         console.print(table, "")
-    checks = checkup.remote(model, report=_report) if remote else checkup.identities(model)
+    if remote and adapter is not None:
+        raise JobError(f"--adapter {adapter}", "cannot be merged into weights on a server", "leave one of them out")
+    checks = checkup.remote(model, report=_report) if remote else checkup.identities(model, adapter)
     table = Table(
         title=f"{'NDIF and identities' if remote else 'Identities'} on {cell(model)}",
         title_justify="left",

@@ -19,9 +19,11 @@ from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, measure, shuffled
 from tracer.evaluation.testset import NEVER, Job, Ranks, TestSet
 from tracer.model.model import Model
+from tracer.model.state import undisturbed
 from tracer.prompts import Prompt, encode
 
 
+@undisturbed()
 def evaluate(
     model: Model,
     circuit: Circuit,
@@ -65,6 +67,7 @@ def evaluate(
     return measure(test, ranks, shuffled(ranks, seed), chosen, ranks.numel(), seed, progress=progress)
 
 
+@undisturbed()
 def minimality(
     model: Model,
     circuit: Circuit,

@@ -24,6 +24,7 @@ from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow
 from tracer.model.model import Model
+from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
 
 ABLATIONS = ("zero", "mean", "counterfactual")
@@ -145,6 +146,7 @@ class AlwaysOn:
         )
 
 
+@undisturbed()
 def estimate_quality(
     model: Model,
     circuit: Circuit,
@@ -192,6 +194,7 @@ def estimate_quality(
     return _judged(circuit, sample, float(found.metric[0]), ablation, seed)
 
 
+@undisturbed()
 def always_on(
     model: Model,
     circuit: Circuit,

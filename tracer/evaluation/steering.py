@@ -33,6 +33,7 @@ from tracer.evaluation.ablations import AblatedRow
 from tracer.evaluation.statistics import Interval
 from tracer.model import passes
 from tracer.model.model import Model
+from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
 from tracer.settings import settings
 
@@ -136,6 +137,7 @@ class Steering:
     seed: int
 
 
+@undisturbed()
 def steer(
     model: Model,
     nodes: Nodes,
@@ -287,6 +289,7 @@ class SwapResult:
     seed: int
 
 
+@undisturbed()
 def swap_states(
     model: Model,
     pairs: Sequence[Pair],

@@ -82,6 +82,13 @@ class Family:
         """Path of the down projection in a block."""
         return self.path("neurons")
 
+    @property
+    def maps(self) -> frozenset[str]:
+        """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
+        wiring = self.wiring
+        used = (wiring.value, wiring.output, wiring.up, *([] if wiring.gate is None else [wiring.gate]))
+        return frozenset({self.down, *(weight.path for weight in used)})
+
     def path(self, kind: str) -> str:
         """Path in a block of the one step of this kind."""
         return next(step.path for step in self.steps if step.kind == kind)
@@ -217,10 +224,33 @@ def family_of(module: nn.Module, config: Any) -> Family:
         )
     _check_config(config)
     family = FAMILIES[kind]
+    _check_parts(family, module)
     for path, part in module.named_modules():
         if not any(part.children()):
             _check_covered(family, path, part)
+        elif (
+            path.startswith(family.blocks + ".")
+            and path.removeprefix(family.blocks + ".").partition(".")[2] in family.maps
+        ):
+            raise ModelError(
+                f"module {path} ({type(part).__name__})",
+                f"is made of several modules, where family {family.name!r} has one linear map",
+                "load the model as it was, with what was added merged into its weights",
+            )
     return family
+
+
+def _check_parts(family: Family, module: nn.Module) -> None:
+    """Refuse a model without a part that its family names: a bare backbone, or one with another head."""
+    named = dict(module.named_modules())
+    inside = [f"{family.blocks}.0.{path}" for path in (*(step.path for step in family.steps), *family.maps)]
+    for path in (family.embedding, family.blocks, *inside, family.final_norm.path, family.head):
+        if path not in named:
+            raise ModelError(
+                f"module {type(module).__name__}",
+                f"is no language model of the family {family.name!r}: it has no {path}",
+                "load it with AutoModelForCausalLM",
+            )
 
 
 def _check_covered(family: Family, path: str, part: nn.Module) -> None:

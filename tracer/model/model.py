@@ -7,17 +7,12 @@ architectures with a module that no RelP rule covers. What is computed on the mo
 
 from __future__ import annotations
 
-import errno
-import http.client
 import importlib.metadata
 import logging
 import os
 import re
-import ssl
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,9 +26,8 @@ from nnsight import TransformersModel
 from safetensors import SafetensorError
 from torch import nn
 
-from tracer import demo
-from tracer.errors import JobError, ModelError, RemoteError, first_line, quoted
-from tracer.model import interventions
+from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
+from tracer.model import adapters, folder, interventions, state
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of
 from tracer.settings import RULES, ModelRecord
@@ -68,9 +62,10 @@ class Model:
         nn: the nnsight model that traces run on.
         family: where its parts are.
         tokenizer: its Hugging Face tokenizer.
-        lock: held by every pass, since two threads on one nnsight model break it; a remote model needs none.
+        lock: held by every pass (`ready`), since two threads on one nnsight model break it; a remote model needs none.
         remote: where it runs, if that is not here; `nn` then holds no weights, unless they were asked for.
-        warnings: what whoever reads a result should know of how it was loaded, a sentence each.
+        adapter: merged into its weights, if one was: its folder or id.
+        warnings: what whoever reads a result should know of how it was loaded, a sentence each; `tracer.load` says it.
     """
 
     name: str
@@ -80,6 +75,7 @@ class Model:
     tokenizer: Any
     lock: Any = field(default_factory=threading.RLock, repr=False)
     remote: Remote | None = field(default=None, repr=False)
+    adapter: str | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -103,6 +99,18 @@ class Model:
     @property
     def head(self) -> Any:
         return self.nn.get(self.family.head)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Around every pass: alone on the model, which must still be fit for it, with torch's global state aside.
+
+        Raises:
+            ModelError: the module here is in training mode, has hooks or was changed otherwise; see `state.check`.
+        """
+        with self.lock, state.undisturbed():
+            if self.remote is None:
+                state.check(self.module)
+            yield
 
     def backend(self) -> Any:
         """What runs the next trace: a request to the server, or nnsight itself, here."""
@@ -186,7 +194,7 @@ class Model:
             getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
         )
 
-    @cached_property
+    @property
     def weights_readable(self) -> bool:
         """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
         return all(value.is_floating_point() and value.device.type != "meta" for value in self.module.parameters())
@@ -203,6 +211,14 @@ class Model:
     @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a text, by its tokenizer and its configurations."""
+        configs = (self.config, getattr(self.module, "generation_config", None), self.tokenizer)
+        given = [getattr(one, "eos_token_id", None) for one in configs]
+        every = [one if isinstance(one, list | tuple) else [one] for one in given]
+        return tuple(sorted({int(token) for tokens in every for token in tokens if token is not None}))
 
     @property
     def context_length(self) -> int:
@@ -234,9 +250,9 @@ class Model:
         """Of the logits, where the family has one."""
         return getattr(self.config, "final_logit_softcapping", None)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A hash of the parameters' names, shapes and up to 4,096 evenly spaced values of each.
+        """A hash of the parameters' names, shapes and up to 4,096 evenly spaced values of each, as they are now.
 
         It is a sample, so that it takes milliseconds on any size: retraining changes it in practice, but a change to
         few weights of a tensor of more than 4,096 can go unseen, and so does any to weights that are offloaded. Of a
@@ -249,6 +265,7 @@ class Model:
         return ModelRecord(
             name=self.name,
             revision=self.revision,
+            adapter=self.adapter,
             family=self.family.name,
             fingerprint=self.fingerprint,
             dtype=str(self.dtype).removeprefix("torch."),
@@ -314,7 +331,7 @@ class Model:
 
 def _shape_of(record: ModelRecord) -> dict[str, Any]:
     """The fields that two names, or two dtypes, of one model share."""
-    return record.model_dump(exclude={"name", "revision", "fingerprint", "dtype"})
+    return record.model_dump(exclude={"name", "revision", "adapter", "fingerprint", "dtype"})
 
 
 def bytes_per_token(
@@ -326,6 +343,7 @@ def bytes_per_token(
     return kept * itemsize + 8 * d_mlp * n_layers + 8 * vocab_size
 
 
+@state.undisturbed()
 def load(
     name: str | Path | nn.Module = "demo",
     *,
@@ -334,6 +352,7 @@ def load(
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     attention: str | None = None,
+    adapter: str | Path | None = None,
     tokenizer: Any = None,
     seed: int = 0,
 ) -> Model:
@@ -350,17 +369,26 @@ def load(
         device_map: ``auto`` spreads the model over several GPUs (also ``balanced``, ``balanced_low_0``,
             ``sequential``, a device, or a dict of module to device); instead of `device`.
         attention: ``eager`` or ``sdpa``; the architecture's default if None. Attributions do not depend on it.
-        tokenizer: of a module in memory.
+        adapter: the folder or Hugging Face id of an adapter (LoRA and its kin) that peft merges into the weights; one
+            that lies beside the weights is merged without being asked for, and said.
+        tokenizer: of a module in memory: a Hugging Face tokenizer, or the folder or id of one.
         seed: torch's, set before loading.
 
     Raises:
-        ModelError: nothing there, not reachable, not covered by a rule, weights missing or not finite, an option that
-            cannot be, or too little memory.
+        ModelError: nothing there, not reachable, not covered by a rule, weights missing, without a place or not finite,
+            an option that cannot be, an adapter that cannot be merged, or too little memory.
     """
     torch.manual_seed(seed)
     if isinstance(name, nn.Module):
-        _without_effect(device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention)
-        return _wrap(name, tokenizer, type(name).__name__, None)
+        _without_effect(
+            device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention, adapter=adapter
+        )
+        given = read_tokenizer(str(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+        if given is not None and not (callable(given) and hasattr(given, "decode")):
+            raise ModelError(
+                f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name"
+            )
+        return _wrap(name, given, type(name).__name__, None)
     if not isinstance(name, str | Path):
         raise ModelError(f"model {quoted(name)}", "is not a name, folder or module", "give a folder or id, or 'demo'")
     if tokenizer is not None:
@@ -375,12 +403,38 @@ def load(
     placed = _device(device) if device_map is None else _device_map(device_map)
     # A folder named "demo" is not the shipped model, and must not be mistaken for it later.
     label = os.path.join(".", "demo") if isinstance(name, Path) and str(name) == "demo" else str(name)
-    source = _source(name, revision)
+    source = folder.find(name, revision)
+    found = _adapter(source, label, adapter, options)
     with _silence():
-        module, read = _from_pretrained(source, revision, device_map=placed, **options)
-    return _wrap(module, read, label, revision)
+        module, read = _from_pretrained(source, device_map=placed, **options)
+        if found is not None:
+            module = adapters.merged(module, found)
+    said = source.warnings if found is None else (*source.warnings, *found.made_for(label))
+    if found is not None and source.adapter:
+        said += (f"the adapter beside the weights of {source.shown} is merged into them",)
+    return _wrap(module, read, label, revision, adapter=None if found is None else found.name, warnings=said)
 
 
+def _adapter(
+    source: folder.Source, label: str, adapter: str | Path | None, options: dict[str, Any]
+) -> adapters.Adapter | None:
+    """The adapter to merge: the one asked for, or the one beside the weights; checked before these are read."""
+    if adapter is not None and source.adapter and str(adapter) != label:
+        rule = f"and there is one beside the weights of {source.shown} already"
+        raise ModelError(option("adapter", str(adapter)), rule, "leave it out, or move adapter_config.json away")
+    if adapter is None and not source.adapter:
+        return None
+    if "quantization_config" in options:
+        rule = "cannot be merged into weights of 8 or 4 bit without rounding it away"
+        raise ModelError(
+            f"adapter {quoted(str(adapter or label))}", rule, f"leave out {option('dtype')}, or use bfloat16"
+        )
+    if source.adapter and adapter is None:
+        return adapters.find(label if os.path.isdir(os.path.expanduser(label)) else source.where)
+    return adapters.find(adapter if adapter is not None else label)
+
+
+@state.undisturbed()
 def skeleton(name: str | Path, *, revision: str | None = None, attention: str | None = None) -> Model:
     """A model without weights: its configuration, its modules on the meta device and its tokenizer.
 
@@ -393,26 +447,24 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
 
     if attention not in (None, *KERNELS):
         raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
-    source = _source(name, revision)
+    source = folder.find(name, revision, weights=False)
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         with _silence():
-            config = AutoConfig.from_pretrained(source, revision=revision)
-            _check_architecture(config, attention)
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            config = AutoConfig.from_pretrained(source.where, revision=revision, trust_remote_code=False)
+            check_architecture(config, attention)
+            tokenizer = AutoTokenizer.from_pretrained(source.where, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise _unloadable(source, error) from error
+        raise folder.unloadable(source.where, error) from error
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, **options)
-    return _wrap(module, tokenizer, str(name), revision, device="meta")
+    return _wrap(module, tokenizer, str(name), revision, warnings=source.warnings, device="meta")
 
 
 def _without_effect(**options: Any) -> None:
-    for option, value in options.items():
+    for name, value in options.items():
         if value is not None:
-            raise ModelError(
-                f"{option}={value!r}", "has no effect on a module in memory", "load the module so yourself"
-            )
+            raise ModelError(f"{name}={value!r}", "has no effect on a module in memory", "load the module so yourself")
 
 
 @contextmanager
@@ -431,57 +483,6 @@ def _silence() -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         logging.set_tqdm_hook(hook)
-
-
-def _source(name: str | Path, revision: str | None) -> str:
-    """The shipped model's folder, a folder if there is one, else the name as a Hugging Face id."""
-    given, shipped = str(name), isinstance(name, str) and name == "demo"
-    try:
-        folder = demo.path() if shipped else Path(name).expanduser()
-        exists, complete = folder.exists(), (folder / "config.json").is_file()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"model {quoted(given)}", f"is not a path ({first_line(error)})", "check how it is written"
-        ) from error
-    if exists or isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
-        if not complete:
-            rule = "is not a folder with a config.json" if exists else "does not exist"
-            raise ModelError(
-                f"model {given!r}", rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'"
-            )
-        if revision is not None:
-            raise ModelError(f"revision={revision!r}", "has no effect on a folder", "leave it out")
-        if shipped:
-            _check_shipped()
-        return str(folder)
-    _check_reachable(given, revision)
-    return given
-
-
-def _check_shipped() -> None:
-    """Refuse changed weights: all documented numbers of the demo model are of the committed ones."""
-    try:
-        intact = demo.verify()
-    except (OSError, ValueError, IndexError):
-        intact = False
-    if not intact:
-        raise ModelError("model 'demo'", "its weights are not the ones shipped (by SHA-256)", "reinstall neuron-tracer")
-
-
-def _check_reachable(name: str, revision: str | None) -> None:
-    """Fail at once where there is no network: loading would retry for half a minute first."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    try:
-        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
-    except urllib.error.HTTPError:
-        return
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        # Certificates are left to the hub client, which may trust others than Python does.
-        if not isinstance(getattr(error, "reason", error), ssl.SSLError):
-            raise _unloadable(name, error) from error
 
 
 def _device(device: str | None, option: str = "device") -> str:
@@ -554,32 +555,29 @@ def _weights(dtype: str | torch.dtype) -> dict[str, Any]:
     return {"quantization_config": four}
 
 
-def _from_pretrained(source: str, revision: str | None, **options: Any) -> tuple[nn.Module, Any]:
+def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, Any]:
     """Module and tokenizer; architectures are checked on their config before any weight is read."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    where, revision = source.where, {"revision": source.revision, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        _check_architecture(config, options.get("attn_implementation"))
+        config = AutoConfig.from_pretrained(where, **revision)
+        check_architecture(config, options.get("attn_implementation"))
         # Misshapen weights are reported rather than raised, so that the message can name one.
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        with folder.without_adapter(source) as alone:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                alone,
+                output_loading_info=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                **({"trust_remote_code": False} if source.adapter else revision),
+                **options,
+            )
+        tokenizer = AutoTokenizer.from_pretrained(where, **revision)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
-        raise _unloadable(source, error, options.get("device_map")) from error
+        raise folder.unloadable(where, error, options.get("device_map")) from error
     module, report = loaded
-    if bad := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
-        raise ModelError(
-            f"model {source!r}",
-            f"{len(bad)} weights are missing or misshapen, first {bad[0]}",
-            "use a complete checkpoint; random weights would give wrong numbers",
-        )
+    folder.check_fit(f"model {where!r}", report)
     return module, tokenizer
 
 
@@ -591,15 +589,15 @@ def read_tokenizer(name: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
-    source = _source(name, revision)
+    source = folder.find(name, revision, weights=False)
     try:
         with _silence():
-            return AutoTokenizer.from_pretrained(source, revision=revision)
+            return AutoTokenizer.from_pretrained(source.where, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _unloadable(source, error) from error
+        raise folder.unloadable(source.where, error) from error
 
 
-def _check_architecture(config: Any, attention: str | None) -> None:
+def check_architecture(config: Any, attention: str | None) -> None:
     """Build the model without its weights: every module needs a rule, and the attention kernel support."""
     from transformers import AutoModelForCausalLM
 
@@ -613,38 +611,19 @@ def _check_architecture(config: Any, attention: str | None) -> None:
             raise ModelError(f"attention={attention!r}", first_line(error), "leave it out") from error
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; a failed allocation of torch on the CPU is recognised by its text alone."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    said = str(error).lower()
-    return known or any(part in said for part in ("can't allocate memory", "not enough memory", "out of memory"))
-
-
-def _unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
-    """What went wrong with a folder or an id: memory, a package, the device map, files, or the network."""
-    name = f"model folder {quoted(source)}" if os.path.isdir(source) else f"model {quoted(source)}"
-    if out_of_memory(error):
-        return ModelError(
-            name, f"does not fit in memory ({first_line(error)})", "use a smaller dtype, or device_map='auto'"
-        )
-    if isinstance(error, ImportError):
-        return ModelError(name, first_line(error), "install the package that it needs")
-    if isinstance(placed, dict) and isinstance(error, ValueError):
-        return ModelError(
-            f"device_map={quoted(placed)}", first_line(error), "give every module a device, or use 'auto'"
-        )
-    if os.path.isdir(source):
-        return ModelError(name, first_line(error), "check that it is complete, with safetensors weights")
-    return ModelError(
-        name,
-        f"could not be fetched from Hugging Face ({first_line(error)})",
-        "check the id, the network and HF_ENDPOINT, or give a local folder; 'demo' needs neither",
-    )
-
-
-def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **options: Any) -> Model:
+def _wrap(
+    module: Any,
+    tokenizer: Any,
+    name: str,
+    revision: str | None,
+    *,
+    adapter: str | None = None,
+    warnings: tuple[str, ...] = (),
+    **options: Any,
+) -> Model:
     if tokenizer is None:
         raise ModelError(f"model {name}", "comes without a tokenizer", "pass tokenizer=")
+    state.check_kind(module, weights="device" not in options)
     if not hasattr(getattr(module, "config", None), "model_type"):
         raise ModelError(
             f"module {name}", "is not a Hugging Face language model", "pass a model from AutoModelForCausalLM"
@@ -654,12 +633,13 @@ def _wrap(module: Any, tokenizer: Any, name: str, revision: str | None, **option
         # bitsandbytes would repack 4-bit weights at the first inference on a CPU, into a form without a gradient.
         if hasattr(part, "support_avx512bf16_for_cpu"):
             part.support_avx512bf16_for_cpu = False
-    module.eval().requires_grad_(False)
+    state.check(module.eval().requires_grad_(False), loaded=False)
     for parameter, value in _real_parameters(module):
         if not bool(value.isfinite().all()):
             raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")
     wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer, **options)
-    model = Model(name, revision, wrapped, family, tokenizer)
+    model = Model(name, revision, wrapped, family, tokenizer, adapter=adapter, warnings=warnings)
+    say(warnings)
     log.info("loaded %s: %s, %d layers of %d neurons, %s", name, family.name, model.n_layers, model.d_mlp, module.dtype)
     return model
 

@@ -9,7 +9,6 @@ model/interventions.py; where modules are is model/families.py.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +52,7 @@ class Gradients:
 
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
-    with model.lock:
+    with model.ready():
         return traces.logits(model.nn, model.plan, batch.inputs(model.device, kept), rules, model.backend())
 
 
@@ -73,7 +72,7 @@ def gradients(
         embedding: put in place of the embedding's output.
     """
     read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
-    with model.lock:
+    with model.ready():
         parts = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
 
@@ -82,7 +81,7 @@ def values(
     model: Model, batch: Batch, *, basis: str = "activation", embedding: Embedded | None = None
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward."""
-    with model.lock:
+    with model.ready():
         parts = traces.values(model.nn, model.plan, batch.inputs(model.device), basis, embedding, model.backend())
     return parts[0].float(), parts[1]
 
@@ -101,7 +100,7 @@ def replaced(
     One forward, one backward that ends at that layer.
     """
     read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
-    with model.lock:
+    with model.ready():
         parts = traces.replaced(model.nn, model.plan, inputs, read, layer, neurons, basis, model.backend())
     return parts[0], parts[1]
 
@@ -123,7 +122,7 @@ def ablated(
         to: the value of each.
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
-    with model.lock, torch.no_grad():
+    with model.ready(), torch.no_grad():
         with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
             interventions.through_blocks(
                 nn,
@@ -138,7 +137,7 @@ def ablated(
 
 def embedding(model: Model, batch: Batch) -> Embedded:
     """What leaves the embedding. The forward ends there."""
-    with model.lock:
+    with model.ready():
         return traces.embedding(model.nn, model.plan, batch.inputs(model.device), model.backend())
 
 
@@ -152,7 +151,7 @@ def embeddings_ablated(
         to: the vector of each [token, d_model].
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
-    with model.lock, torch.no_grad():
+    with model.ready(), torch.no_grad():
         with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
             nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
@@ -162,7 +161,7 @@ def embeddings_ablated(
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
     read, inputs = reader(model, metric), batch.inputs(model.device, metric.kept)
-    with model.lock:
+    with model.ready():
         return traces.from_embedding(model.nn, model.plan, inputs, read, embedding, model.backend())
 
 
@@ -197,7 +196,7 @@ def intervened(
     An edit whose mask has a column axis covers the batch's columns, padding included.
     """
     nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
-    with model.lock, torch.no_grad():
+    with model.ready(), torch.no_grad():
         with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
             interventions.through_blocks(
                 nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
@@ -217,23 +216,20 @@ def generated(
 ) -> Tensor:
     """Greedily generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new
     token. Generation ends early where every prompt has ended.
+
+    Each token is the one of the largest logit, whatever the model's generation_config says: its sampling, penalties and
+    forbidden tokens are left alone, only its end tokens count.
     """
-    inputs = {name: batch.inputs(model.device)[name] for name in ("input_ids", "attention_mask")}
-    nn, plan, rules = model.nn, model.plan, NO_RULES
     always = [edit.parts for edit in everywhere]
-    first = [edit.parts for edit in edits] + always
-    with model.lock, torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)  # every prompt ended
-        with nn.generate(max_new_tokens=max_new_tokens, do_sample=False, backend=model.backend()) as tracer:
-            with tracer.invoke(inputs):
-                for step in tracer.iter[:max_new_tokens]:
-                    active = first if step == 0 else always
-                    interventions.through_blocks(
-                        nn, plan, rules, basis, lambda at, value, now=active: interventions.apply_edits(now, at, value)
-                    )
-            with tracer.invoke():
-                out = nnsight.save(tracer.result)
-    return out[:, batch.width :].cpu()
+    ask = SimpleNamespace(
+        inputs=batch.inputs(model.device),
+        most=max_new_tokens,
+        basis=basis,
+        first=[edit.parts for edit in edits] + always,
+        later=always,
+        ends=model.end_tokens,
+    )
+    return session(model, traces.continued, ask)
 
 
 @dataclass(frozen=True)
@@ -309,7 +305,7 @@ def coefficients(
         nodes: for each layer, the (position, neuron) pairs of prompt 0 that are wanted [node, 2]; every neuron if None.
     """
     nn, plan = model.nn, model.plan
-    with model.lock, torch.no_grad():
+    with model.ready(), torch.no_grad():
         with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
             embedding = nn.get(plan.embedding).output.float()
             envoys = list(nn.get(plan.blocks))
@@ -374,7 +370,7 @@ def direct_weights(
     inputs = Batch((tuple(token_ids),)).inputs(model.device, kept)
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
     away = None if baselines is None else ([baselines[0]], baselines[1][None])
-    with model.lock:
+    with model.ready():
         (parts,) = traces.direct_weights(
             model.nn, model.plan, inputs, [nodes], [at], rules, basis, max_bytes, away, model.backend()
         )
@@ -384,7 +380,7 @@ def direct_weights(
 def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) -> Any:
     """What `function(nn, plan, ask)` returns, all its traces in one request to a server; it travels as its source."""
     nn, plan = model.nn, _unrounded(model)
-    with model.lock:
+    with model.ready():
         with nn.session(backend=model.backend()):
             result = nnsight.save(function(nn, plan, ask))
     return result
@@ -393,7 +389,7 @@ def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) ->
 def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
     """The `count` likeliest tokens at each prompt's column, counted from the end [prompt, count]. One forward."""
     nn, plan, inputs = model.nn, model.plan, batch.inputs(model.device, -min(columns))
-    with model.lock, torch.no_grad():
+    with model.ready(), torch.no_grad():
         with nn.trace(**inputs, backend=model.backend()):
             out = interventions.logits(nn, plan, NO_RULES).float()
             at = torch.stack([row[column] for row, column in zip(out, columns, strict=True)])
@@ -414,7 +410,7 @@ def probe(
     """
     batch, sizes = Batch((tuple(token_ids),) * len(steps)), torch.tensor(list(steps))[:, None, None]
     nn, plan = model.nn, model.plan
-    with model.lock, torch.no_grad():
+    with model.ready(), torch.no_grad():
         with nn.trace(**batch.inputs(model.device), backend=model.backend()):
             output = nn.get(plan.embedding).output
             unit = output[0].float().norm() / direction.norm().to(output.device)
@@ -431,7 +427,7 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
     """The derivative along `direction` of what `probe` reads of the first block. One forward, one backward."""
     batch = Batch((tuple(token_ids),))
     nn, plan = model.nn, model.plan
-    with model.lock, torch.inference_mode(False), torch.enable_grad():
+    with model.ready(), torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**batch.inputs(model.device), backend=model.backend()):
             entered = interventions.embed_leaf(nn, plan, None, True)
             out = interventions.first_output(nn, plan)

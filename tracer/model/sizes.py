@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelError, quoted
+from tracer.model import folder
 from tracer.model import model as loading
 from tracer.model.families import ROTARY, family_of
 from tracer.model.model import DTYPES, QUANTIZED, Model
@@ -107,13 +108,13 @@ class Shape:
         if dtype not in (*DTYPES, *QUANTIZED):
             known = ", ".join((*DTYPES, *QUANTIZED))
             raise ModelError(f"dtype={quoted(dtype)}", f"must be one of {known}", "choose one")
-        source = loading._source(name, revision)
+        source = folder.find(name, revision, weights=False)
         try:
-            config = AutoConfig.from_pretrained(source, revision=revision)
+            config = AutoConfig.from_pretrained(source.where, revision=revision, trust_remote_code=False)
             stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
-            loading._check_architecture(config, attention)
+            loading.check_architecture(config, attention)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise loading._unloadable(source, error) from error
+            raise folder.unloadable(source.where, error) from error
         options = {} if attention is None else {"attn_implementation": attention}
         with torch.device("meta"):
             module = AutoModelForCausalLM.from_config(config, dtype=DTYPES.get(dtype, torch.bfloat16), **options)

@@ -141,6 +141,41 @@ def ablated(
     return saved[0]
 
 
+def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """The tokens that follow [prompt, new], each the one of the largest logit: one forward each, over a cache.
+
+    `ask` has the batch's `inputs`, how many tokens are wanted at `most`, the `basis`, the edits of the `first` forward
+    and those of `later` ones, and the tokens that are an end (`ends`); after its end a prompt repeats it.
+    """
+    inputs = {**ask.inputs, "use_cache": True}
+    ends = torch.tensor(ask.ends, dtype=torch.long)
+    ended = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool)
+    found: list[Tensor] = []
+    while len(found) < ask.most and not bool(ended.all()):
+        edits = ask.later if found else ask.first
+        with torch.no_grad():
+            with nn.trace(**inputs):
+                interventions.through_blocks(
+                    nn,
+                    plan,
+                    NO_RULES,
+                    ask.basis,
+                    lambda at, value, now=edits: interventions.apply_edits(now, at, value),
+                )
+                saved = nnsight.save((*interventions.to_cpu(nn.output.logits[:, -1]), nn.output.past_key_values))
+        chosen = saved[0].argmax(-1)
+        found.append(torch.where(ended, found[-1], chosen) if found else chosen)
+        ended |= torch.isin(found[-1], ends)
+        mask, places = inputs["attention_mask"], inputs["position_ids"]
+        inputs |= {
+            "input_ids": found[-1][:, None].to(mask.device),
+            "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+            "position_ids": places[:, -1:] + 1,
+            "past_key_values": saved[1],
+        }
+    return torch.stack(found, 1)
+
+
 def direct_weights(
     nn: Any,
     plan: SimpleNamespace,

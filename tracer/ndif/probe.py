@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from tracer import demo
 from tracer.attribution.selected import circuits
 from tracer.attribution.selection import DEFAULT_NODES
-from tracer.errors import ModelError, RemoteError, quoted
+from tracer.errors import ModelError, RemoteError, option, quoted
 from tracer.metrics import Metric
 from tracer.model import interventions, passes
 from tracer.model.model import DTYPES, QUANTIZED, Model, skeleton
 from tracer.model.model import load as load_here
+from tracer.model.state import undisturbed
 from tracer.ndif.server import Grants, JobFailedError, Limits, Notify, Remote, Server
 from tracer.prompts import Batch
 from tracer.settings import RULES, settings
@@ -75,6 +76,7 @@ class Probe:
     seconds: float
 
 
+@undisturbed()
 def load(
     name: str | Path | nn.Module = "demo",
     *,
@@ -89,6 +91,7 @@ def load(
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     attention: str | None = None,
+    adapter: str | Path | None = None,
     tokenizer: Any = None,
     seed: int = 0,
 ) -> Model:
@@ -104,8 +107,9 @@ def load(
             are there, in float32.
         limits: of waiting and sending; the defaults if None.
         report: called with each change of a remote job's state, as a line.
-        device, dtype, revision, device_map, attention, tokenizer, seed: as in `tracer.model.load`. Of a remote model
-            without local weights only `revision` and `attention` have an effect, and `dtype` must be the server's.
+        device, dtype, revision, device_map, attention, adapter, tokenizer, seed: as in `tracer.model.load`. Of a remote
+            model without local weights only `revision` and `attention` have an effect, and `dtype` must be the
+            server's; an adapter is never remote.
 
     Raises:
         ModelError: as `tracer.model.load`.
@@ -114,7 +118,10 @@ def load(
     here: dict[str, Any] = {"device": device, "device_map": device_map, "tokenizer": tokenizer}
     if not remote:
         _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits, report=report)
-        return load_here(name, dtype=dtype, revision=revision, attention=attention, seed=seed, **here)
+        return load_here(name, dtype=dtype, revision=revision, attention=attention, adapter=adapter, seed=seed, **here)
+    if adapter is not None:
+        rule = "cannot be merged into weights on a server"
+        raise ModelError(option("adapter", str(adapter)), rule, "leave it out, or trace here, without remote")
     if isinstance(name, nn.Module):
         raise ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
     if weights not in (None, "local"):
@@ -136,9 +143,9 @@ def load(
 
 
 def _refuse(what: str, **options: Any) -> None:
-    for option, value in options.items():
+    for name, value in options.items():
         if value is not None:
-            raise ModelError(f"{option}={quoted(value)}", f"has no effect on {what}", "leave it out")
+            raise ModelError(f"{name}={quoted(value)}", f"has no effect on {what}", "leave it out")
 
 
 def connect(

@@ -23,7 +23,7 @@ import pyarrow as pa
 from tracer import data
 from tracer.circuit.circuit import provenance
 from tracer.data.source import Source
-from tracer.errors import RunError, TracerError, quoted, writing
+from tracer.errors import RunError, TracerError, quoted, say, writing
 from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import local
@@ -383,7 +383,7 @@ class _Driver:
         model = event.model.model_dump(mode="json")
         if "model" not in self.record:
             batch = {"model": model, "memory": min(event.max_bytes, self.max_bytes or event.max_bytes)}
-            self.record |= batch
+            self.record |= batch | ({"warnings": list(event.warnings)} if event.warnings else {})
             self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
         elif self.record["model"] != model:
             differing = [name for name, value in model.items() if self.record["model"].get(name) != value]
@@ -393,6 +393,7 @@ class _Driver:
                 "load the same weights everywhere, or start again with --overwrite",
             )
         if self._first is None:
+            say(event.warnings)
             self._first, self._before = time.monotonic(), self.tally.statuses.total()
         if self._state == "starting":
             self._state = "running"

@@ -82,6 +82,7 @@ class _ModelOptions(Record):
 
     model: Name = "demo"
     revision: Name | None = None
+    adapter: Name | None = None
     dtype: Name | None = None
     device: Name | None = None
     device_map: Name | None = None
@@ -99,13 +100,15 @@ class _ModelOptions(Record):
             raise ValueError(f"{given[0]} has no effect without remote: true")
         if self.remote and self.weights is None and (self.device or self.device_map):
             raise ValueError("device and device_map have no effect on a remote model without weights: local")
+        if self.remote and self.adapter is not None:
+            raise ValueError("adapter cannot be merged into weights on a server: leave it out, or remote")
         if self.device is not None and self.device_map is not None:
             raise ValueError("device has no effect together with device_map")
         return self
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `tracer.load` beside the name, those that are set."""
-        names = ("revision", "dtype", "device", "device_map", "attention", "host", "weights", "wire")
+        names = ("revision", "adapter", "dtype", "device", "device_map", "attention", "host", "weights", "wire")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return given | {"remote": True} if self.remote else given
 
@@ -116,7 +119,8 @@ class _ModelOptions(Record):
 
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""
-        return self.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
+        without = WITHOUT_EFFECT | ({"adapter"} if self.adapter is None else set())  # runs from before adapters go on
+        return self.model_dump(mode="json", exclude=set(without))
 
 
 # -------------------------------------------------------------------------------------------- the dataset job
@@ -166,7 +170,7 @@ class DatasetJob(_ModelOptions):
     """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
 
     Attributes:
-        model, revision, dtype, device, device_map, attention: as in `tracer.load`.
+        model, revision, adapter, dtype, device, device_map, attention: as in `tracer.load`.
         input: where the prompts come from. limit: only the first so many.
         shard_size: prompts in one unit of work.
         method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
@@ -306,7 +310,7 @@ class BenchmarkJob(_ModelOptions):
     """The agreement benchmark: every structure x method x basis x baseline, found on train pairs, tested on others.
 
     Attributes:
-        model, revision, dtype, device, device_map, attention: as in `tracer.load`.
+        model, revision, adapter, dtype, device, device_map, attention: as in `tracer.load`.
         task: the built-in pairs, of these `structures` of sentences. input: pairs of one's own instead, of one set or
             several.
         train, test: pairs of each structure; of a file the first so many that the model can be asked.

@@ -41,7 +41,7 @@ class Worker:
     """A job's model, and the work that is done on it.
 
     Attributes:
-        model: its record. max_bytes: bytes one batch may use by default on its device.
+        model: its record. max_bytes: bytes one batch may use by default on its device. warnings: the model's.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -65,6 +65,7 @@ class Worker:
         loaded = load(job.model, **options)
         self.model: ModelRecord = loaded.record()
         self.max_bytes: int = loaded.budget()
+        self.warnings: tuple[str, ...] = loaded.warnings
         folder = RunFolder(setup.folder)
         if isinstance(job, BenchmarkJob):
             from tracer.runs.units.benchmark import Benchmark
@@ -142,7 +143,7 @@ def main(name: str) -> None:
         except TracerError as error:
             say(refused(name, error))
             return
-        say(Started(worker=name, model=worker.model, max_bytes=worker.max_bytes, where=f"process {os.getpid()}"))
+        say(Started.of(name, worker, f"process {os.getpid()}"))
         while True:
             task = Task.model_validate_json(lines.get())
 

@@ -31,7 +31,8 @@ from tracer.attribution.trace import trace_all
 from tracer.batching import batches, chunked
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RemoteError, TracerError, writing
-from tracer.model.model import Model, out_of_memory
+from tracer.model.folder import out_of_memory
+from tracer.model.model import Model
 from tracer.ndif.server import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, encode
 from tracer.runs.jobs import DatasetJob

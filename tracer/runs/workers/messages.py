@@ -90,12 +90,20 @@ class Report(_Message):
 
 
 class Started(_Message):
-    """A worker is ready: its model is loaded. `max_bytes`: bytes a batch may use by default on its device."""
+    """A worker is ready: its model is loaded. `max_bytes`: bytes a batch may use by default on its device. `warnings`:
+    what should be known of how the model was loaded."""
 
     worker: str
     model: ModelRecord
     max_bytes: int
     where: str
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, worker: Any, where: str) -> Started:
+        """What a worker says of itself."""
+        said = getattr(worker, "warnings", ())
+        return cls(worker=name, model=worker.model, max_bytes=worker.max_bytes, where=where, warnings=said)
 
 
 class Began(_Message):

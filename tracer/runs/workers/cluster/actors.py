@@ -75,7 +75,7 @@ class Actor:
         context = load_ray().get_runtime_context()
         gpus = context.get_accelerator_ids().get("GPU", [])
         where = f"{socket.gethostname()}, process {os.getpid()}" + (f", GPU {' '.join(gpus)}" if gpus else "")
-        record = Started(worker=self._worker, model=self._made.model, max_bytes=self._made.max_bytes, where=where)
+        record = Started.of(self._worker, self._made, where)
         return ("started", record.model_dump_json(), context.get_node_id())
 
     def work(self, turn: int, task: str) -> tuple[str, ...]:

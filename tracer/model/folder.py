@@ -1,0 +1,332 @@
+"""Where a model's files are, and what they are: a folder, or a Hugging Face id, looked at before any weight is read.
+
+Knows which files a model needs, and the kinds that look like one and are none: pickled weights, GGUF, pointers of Git
+LFS, sentence encoders, adapters alone, code. Whatever is there and not used is refused, or said. Refuses to load.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import os
+import re
+import ssl
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tracer import demo
+from tracer.errors import ModelError, first_line, option, quoted
+from tracer.model.families import FAMILIES
+
+POINTER = b"version https://git-lfs"
+ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_SMALL = 1024
+"""Bytes: a pointer of Git LFS is smaller, no file of weights is."""
+_COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.masked_bias$")
+"""Tables that old checkpoints hold and every model computes from its config: rotary frequencies and causal masks."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found.
+
+    Attributes:
+        where: its folder, or its id.
+        revision: of the id.
+        config: its config.json.
+        adapter: whether an adapter lies beside its weights.
+        warnings: what is there and is not used, a sentence each.
+    """
+
+    where: str
+    revision: str | None
+    config: Mapping[str, Any]
+    adapter: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        return shown(self.where)
+
+
+def shown(where: str) -> str:
+    """A folder or an id, as messages name it."""
+    return f"model folder {quoted(where, 200)}" if os.path.isdir(where) else f"model {quoted(where)}"
+
+
+def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Source:
+    """The shipped model's folder, a folder if there is one, else the name as a Hugging Face id.
+
+    Args:
+        weights: whether weights are needed too, and not only the configuration and the tokenizer.
+
+    Raises:
+        ModelError: nothing there, not reachable, or no model: says what it is instead.
+    """
+    given, shipped = str(name), isinstance(name, str) and name == "demo"
+    try:
+        folder = demo.path() if shipped else Path(name).expanduser()
+        exists = folder.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"model {quoted(given)}", f"is not a path ({first_line(error)})", "check how it is written"
+        ) from error
+    if exists or isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
+        _check_folder(folder, given, weights)
+        if revision is not None:
+            raise ModelError(option("revision", revision), "has no effect on a folder", "leave it out")
+        if shipped:
+            _check_shipped()
+        given = str(folder)
+    else:
+        _check_reachable(given, revision)
+        if weights and _of_hub(given, "modules.json", revision):
+            raise _encoder(f"model {quoted(given)}")
+    try:
+        config = _json(given, "config.json", revision)
+        beside = _json(given, ADAPTER, revision)
+        code = [*_code(config), *_code(_json(given, "tokenizer_config.json", revision))]
+    except (OSError, ValueError) as error:
+        raise unloadable(given, error) from error
+    if not config and beside:
+        raise _adapter_alone(f"model {quoted(given)}", given, beside)
+    _check_type(shown(given), config, code)
+    said = ()
+    if code:
+        used = f"model and tokenizer are what transformers has for the type {config.get('model_type')!r}"
+        said = (f"{shown(given)} names code of its own ({', '.join(code)}), which is not run: {used}",)
+    return Source(given, revision, config, bool(beside), said)
+
+
+@contextmanager
+def without_adapter(source: Source) -> Iterator[str]:
+    """The model's folder as if no adapter were beside its weights, which transformers would put in unmerged."""
+    where = source.where
+    if not source.adapter:
+        yield where
+        return
+    if not os.path.isdir(where):
+        from huggingface_hub import snapshot_download
+
+        where = snapshot_download(
+            where, revision=source.revision, allow_patterns=["*.safetensors", "*.json", "*.model"]
+        )
+    with tempfile.TemporaryDirectory() as view:
+        for file in Path(where).iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(view) / file.name).symlink_to(file.resolve())
+        yield view
+
+
+def check_fit(name: str, report: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that does not fill its architecture, or has weights that the architecture has no place for.
+
+    Args:
+        report: transformers' loading info.
+
+    Raises:
+        ModelError: names the first of them.
+    """
+    if bad := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
+        raise ModelError(
+            name,
+            f"{len(bad)} weights are missing or misshapen, first {bad[0]}",
+            "use a complete checkpoint; random weights would give wrong numbers",
+        )
+    if extra := sorted(key for key in report["unexpected_keys"] if not _COMPUTED.search(key)):
+        raise ModelError(
+            name,
+            f"its architecture has no place for {len(extra)} weights of the checkpoint, first {', '.join(extra[:3])}",
+            "correct config.json (biases, layers, model_type), or use the checkpoint's own architecture: without them "
+            "it is another model",
+        )
+
+
+def check_pointers(folder: Path) -> None:
+    """Refuse a folder with files that Git LFS has not fetched.
+
+    Raises:
+        ModelError: names the first.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.stat().st_size < _SMALL and file.read_bytes().startswith(POINTER):
+            rule = f"its {file.name} is a pointer of Git LFS, not the file"
+            raise ModelError(f"folder {quoted(str(folder), 200)}", rule, "fetch it: git lfs pull in that folder")
+
+
+# ------------------------------------------------------------------------------------------- kinds of folders
+
+
+def _check_folder(folder: Path, given: str, weights: bool) -> None:
+    """Refuse a folder, or a file, that is no model, by what it is instead."""
+    name = f"model {quoted(given, 200)}"
+    if folder.suffix == ".gguf" and folder.is_file():
+        raise _gguf(name, folder.name)
+    if not folder.is_dir():
+        rule = "is a file, not a folder with a config.json" if folder.exists() else "does not exist"
+        raise ModelError(name, rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'")
+    try:
+        check_pointers(folder)
+        files = sorted(file.name for file in folder.iterdir())
+    except OSError as error:
+        raise unloadable(str(folder), error) from error
+    if "modules.json" in files and weights:
+        raise _encoder(name)
+    gguf = [file for file in files if file.endswith(".gguf")]
+    if "config.json" not in files:
+        if ADAPTER in files:
+            raise _adapter_alone(name, given, _json(str(folder), ADAPTER, None))
+        if gguf:
+            raise _gguf(name, gguf[0])
+        rule = "is not a folder with a config.json"
+        raise ModelError(name, rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'")
+    if not weights or any(file.endswith(".safetensors") and file != ADAPTER_WEIGHTS for file in files):
+        return
+    if gguf:
+        raise _gguf(name, gguf[0])
+    if pickled := [file for file in files if file.endswith(_PICKLED)]:
+        rule = f"its weights are pickled ({pickled[0]}), which can run code and is never read; safetensors are needed"
+        step = "where you trust it: transformers' from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
+        raise ModelError(name, rule, step)
+    raise ModelError(name, "holds no weights (no *.safetensors)", "use a complete folder")
+
+
+def _gguf(name: str, file: str) -> ModelError:
+    rule = f"holds GGUF weights ({file}), made for llama.cpp, which are not read"
+    return ModelError(name, rule, "give the safetensors folder or id that they were made from")
+
+
+def _encoder(name: str) -> ModelError:
+    rule = "is a sentence-transformers model (modules.json): it gives embeddings of texts, no next token"
+    return ModelError(name, rule, "give the language model that it was made from")
+
+
+def _adapter_alone(name: str, given: str, config: Mapping[str, Any]) -> ModelError:
+    base = config.get("base_model_name_or_path")
+    made_on = f", made on {quoted(base)}" if base else ""
+    return ModelError(
+        name,
+        f"is an adapter alone{made_on}: it has no config.json and no weights of a model",
+        f"give its base model, and {option('adapter', given)}",
+    )
+
+
+def _code(config: Mapping[str, Any]) -> list[str]:
+    """The classes of its own that a configuration names."""
+    auto = config.get("auto_map")
+    every = auto.values() if isinstance(auto, Mapping) else auto if isinstance(auto, list) else []
+    names = [name for one in every for name in (one if isinstance(one, list) else [one]) if isinstance(name, str)]
+    return list(dict.fromkeys(names))
+
+
+def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
+    """Refuse a model type that transformers does not have."""
+    from transformers import CONFIG_MAPPING
+    from transformers import __version__ as version
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind in CONFIG_MAPPING:
+        return
+    if code:
+        rule = (
+            f"its model type {kind!r} is defined by code that comes with it ({', '.join(code[:3])}), which is never run"
+        )
+        raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
+    rule = f"its model type {kind!r} is not known to transformers {version}"
+    raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
+
+
+# ---------------------------------------------------------------------------------------------- reading files
+
+
+def _json(where: str, file: str, revision: str | None) -> dict[str, Any]:
+    """A JSON file of a folder or an id; empty where there is none."""
+    path = os.path.join(where, file) if os.path.isdir(where) else _of_hub(where, file, revision)
+    if path is None or not os.path.isfile(path):
+        return {}
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is not a JSON object")
+    return content
+
+
+def _of_hub(name: str, file: str, revision: str | None) -> str | None:
+    """The path of a file of a Hugging Face id, fetched; None where it has none."""
+    from transformers.utils import cached_file
+
+    quietly = ("missing_entries", "gated_repo", "connection_errors")
+    options: dict[str, Any] = {f"_raise_exceptions_for_{kind}": False for kind in quietly}
+    try:
+        return cached_file(name, file, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise unloadable(name, error) from error
+
+
+def _check_shipped() -> None:
+    """Refuse changed weights: all documented numbers of the demo model are of the committed ones."""
+    try:
+        intact = demo.verify()
+    except (OSError, ValueError, IndexError):
+        intact = False
+    if not intact:
+        raise ModelError("model 'demo'", "its weights are not the ones shipped (by SHA-256)", "reinstall neuron-tracer")
+
+
+def _check_reachable(name: str, revision: str | None) -> None:
+    """Fail at once where there is no network: loading would retry for half a minute first."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # Certificates are left to the hub client, which may trust others than Python does.
+        if not isinstance(getattr(error, "reason", error), ssl.SSLError):
+            raise unloadable(name, error) from error
+
+
+# ----------------------------------------------------------------------------------------------------- errors
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out; a failed allocation of torch on the CPU is recognised by its text alone."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    said = str(error).lower()
+    return known or any(part in said for part in ("can't allocate memory", "not enough memory", "out of memory"))
+
+
+def unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
+    """What went wrong with a folder or an id: memory, a package, code, the device map, files, or the network."""
+    name = shown(source)
+    if out_of_memory(error):
+        return ModelError(
+            name, f"does not fit in memory ({first_line(error)})", "use a smaller dtype, or device_map='auto'"
+        )
+    if isinstance(error, ImportError):
+        return ModelError(name, first_line(error), "install the package that it needs")
+    if "trust_remote_code" in str(error):
+        rule = "its model or tokenizer is defined by code that comes with it, which is never run"
+        return ModelError(name, rule, "use a model whose parts transformers has itself")
+    if isinstance(placed, dict) and isinstance(error, ValueError):
+        return ModelError(
+            f"device_map={quoted(placed)}", first_line(error), "give every module a device, or use 'auto'"
+        )
+    rule, step = first_line(error), "check that it is complete, with safetensors weights"
+    if not os.path.isdir(source) and "does not appear to have a file named" not in str(error):
+        rule = f"could not be fetched from Hugging Face ({rule})"
+        step = "check the id, the network and HF_ENDPOINT, or give a local folder; 'demo' needs neither"
+    return ModelError(name, rule, step)
