@@ -242,10 +242,11 @@ def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequen
 
 
 def split(model: Model, lengths: Sequence[int], memory: int | None) -> Iterable[range]:
-    """Batches of prompts of these lengths, by the bytes that one may use."""
+    """Batches of prompts of these lengths that may share one, by the bytes that one may use."""
     if memory is not None and memory < 1:
         raise JobError(f"memory={memory}", "must be a positive number of bytes", "leave it out for the default")
-    return batches(lengths, model.bytes_per_token(length=max(lengths, default=1)), memory or model.budget())
+    each = model.bytes_per_token(length=max(lengths, default=1))
+    return batches(lengths, each, memory or model.budget(), model.borders)
 
 
 def mean_values(

@@ -137,7 +137,7 @@ def _same_forward(model: Model, prompts: list[Prompt]) -> Check:
     encoded = [encode(prompt, model) for prompt in prompts]
     batch = Batch(tuple(prompt.token_ids for prompt in encoded))
     with torch.no_grad():
-        own = model.module(**batch.inputs(model.device, batch.width)).logits.float().cpu()
+        own = model.module(**passes.inputs(model, batch, batch.width)).logits.float().cpu()
     linear = passes.logits(model, batch, batch.width, rules=RULES)
     real = batch.padded(batch.real(), 1)
     gap = _gap(linear[real], own[real])

@@ -27,7 +27,7 @@ from tracer.attribution.selection import strongest
 from tracer.batching import batches
 from tracer.circuit.circuit import Circuit, Graph, load_graph
 from tracer.data.tasks.pairs import Pair
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, option, quoted
 from tracer.evaluation import ablations
 from tracer.evaluation.ablations import AblatedRow
 from tracer.evaluation.statistics import Interval
@@ -326,7 +326,7 @@ def swap_states(
     else:
         parts = [
             _swap_batch(model, [encoded[i] for i in part], ks, generator, method)
-            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget)
+            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget, model.borders)
         ]
     answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
     source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
@@ -368,6 +368,11 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
     if length + max_new_tokens > model.context_length:
         rule = f"the prompt's {length} tokens and these are more than the {model.context_length} the model reads"
         raise JobError(f"max_new_tokens={max_new_tokens}", rule, f"use at most {model.context_length - length}")
+    if max_new_tokens and model.side(length) != model.side(length + max_new_tokens - 1):
+        border = next(border for border in model.borders if border >= length)
+        rule = f"the model reads texts of more than {border} tokens by other position tables, which changes all before"
+        step = f"use {option('max_new_tokens', border - length + 1)} or less, or a longer prompt"
+        raise JobError(option("max_new_tokens", max_new_tokens), rule, step)
     return encoded
 
 

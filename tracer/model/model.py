@@ -32,6 +32,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tracer import demo
+from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, quoted
 from tracer.model import interventions
 from tracer.model.backend import Remote
@@ -207,6 +208,19 @@ class Model:
     @property
     def context_length(self) -> int:
         return int(self.config.max_position_embeddings)
+
+    @cached_property
+    def borders(self) -> tuple[int, ...]:
+        """Lengths above which the model turns positions by other tables (LongRoPE), rising. It looks at the longest
+        prompt of a batch, so prompts of both sides of a border must not share one."""
+        given = getattr(self.config, "rope_parameters", None) or {}
+        each = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
+        long = [part for part in each if part.get("rope_type") == "longrope"]
+        return tuple(sorted({int(part["original_max_position_embeddings"]) for part in long}))
+
+    def side(self, length: int) -> int:
+        """Which prompts of this length may share a batch with: those of the same number (see `borders`)."""
+        return side(length, self.borders)
 
     @property
     def device(self) -> torch.device:

@@ -51,10 +51,21 @@ class Gradients:
     metric: PerPrompt
 
 
+def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
+    """The model's keyword arguments for a batch, of which it returns logits of the last `kept` columns.
+
+    Raises:
+        ValueError: prompts that must not share a batch (`Model.borders`): their numbers would depend on one another.
+    """
+    if len({model.side(len(ids)) for ids in batch.token_ids}) > 1:
+        raise ValueError(f"prompts on both sides of {model.borders} tokens share a batch")
+    return batch.inputs(model.device, kept)
+
+
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
     with model.lock:
-        return traces.logits(model.nn, model.plan, batch.inputs(model.device, kept), rules, model.backend())
+        return traces.logits(model.nn, model.plan, inputs(model, batch, kept), rules, model.backend())
 
 
 def gradients(
@@ -72,9 +83,9 @@ def gradients(
         rules: the RelP rules in force; none is the plain gradient.
         embedding: put in place of the embedding's output.
     """
-    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
     with model.lock:
-        parts = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
+        parts = traces.gradients(model.nn, model.plan, given, read, rules, basis, embedding, model.backend())
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
 
 
@@ -83,7 +94,7 @@ def values(
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward."""
     with model.lock:
-        parts = traces.values(model.nn, model.plan, batch.inputs(model.device), basis, embedding, model.backend())
+        parts = traces.values(model.nn, model.plan, inputs(model, batch), basis, embedding, model.backend())
     return parts[0].float(), parts[1]
 
 
@@ -100,9 +111,9 @@ def replaced(
 
     One forward, one backward that ends at that layer.
     """
-    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
     with model.lock:
-        parts = traces.replaced(model.nn, model.plan, inputs, read, layer, neurons, basis, model.backend())
+        parts = traces.replaced(model.nn, model.plan, given, read, layer, neurons, basis, model.backend())
     return parts[0], parts[1]
 
 
@@ -124,7 +135,7 @@ def ablated(
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
     with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend()):
             interventions.through_blocks(
                 nn,
                 plan,
@@ -139,7 +150,7 @@ def ablated(
 def embedding(model: Model, batch: Batch) -> Embedded:
     """What leaves the embedding. The forward ends there."""
     with model.lock:
-        return traces.embedding(model.nn, model.plan, batch.inputs(model.device), model.backend())
+        return traces.embedding(model.nn, model.plan, inputs(model, batch), model.backend())
 
 
 def embeddings_ablated(
@@ -153,7 +164,7 @@ def embeddings_ablated(
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
     with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend()):
             nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
@@ -161,9 +172,9 @@ def embeddings_ablated(
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
-    read, inputs = reader(model, metric), batch.inputs(model.device, metric.kept)
+    read, given = reader(model, metric), inputs(model, batch, metric.kept)
     with model.lock:
-        return traces.from_embedding(model.nn, model.plan, inputs, read, embedding, model.backend())
+        return traces.from_embedding(model.nn, model.plan, given, read, embedding, model.backend())
 
 
 @dataclass(frozen=True)
@@ -198,7 +209,7 @@ def intervened(
     """
     nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
     with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend()):
             interventions.through_blocks(
                 nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
             )
@@ -218,14 +229,14 @@ def generated(
     """Greedily generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new
     token. Generation ends early where every prompt has ended.
     """
-    inputs = {name: batch.inputs(model.device)[name] for name in ("input_ids", "attention_mask")}
+    given = {name: inputs(model, batch)[name] for name in ("input_ids", "attention_mask")}
     nn, plan, rules = model.nn, model.plan, NO_RULES
     always = [edit.parts for edit in everywhere]
     first = [edit.parts for edit in edits] + always
     with model.lock, torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*was never reached", category=UserWarning)  # every prompt ended
         with nn.generate(max_new_tokens=max_new_tokens, do_sample=False, backend=model.backend()) as tracer:
-            with tracer.invoke(inputs):
+            with tracer.invoke(given):
                 for step in tracer.iter[:max_new_tokens]:
                     active = first if step == 0 else always
                     interventions.through_blocks(
@@ -310,7 +321,7 @@ def coefficients(
     """
     nn, plan = model.nn, model.plan
     with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend()):
             embedding = nn.get(plan.embedding).output.float()
             envoys = list(nn.get(plan.blocks))
             linearize.prepare(envoys, plan.steps)
@@ -371,12 +382,12 @@ def direct_weights(
     """
     needs_gradients(model)
     kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
-    inputs = Batch((tuple(token_ids),)).inputs(model.device, kept)
+    given = inputs(model, Batch((tuple(token_ids),)), kept)
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
     away = None if baselines is None else ([baselines[0]], baselines[1][None])
     with model.lock:
         (parts,) = traces.direct_weights(
-            model.nn, model.plan, inputs, [nodes], [at], rules, basis, max_bytes, away, model.backend()
+            model.nn, model.plan, given, [nodes], [at], rules, basis, max_bytes, away, model.backend()
         )
     return parts[0], parts[1], parts[2], parts[3], parts[4]
 
@@ -392,9 +403,9 @@ def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) ->
 
 def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
     """The `count` likeliest tokens at each prompt's column, counted from the end [prompt, count]. One forward."""
-    nn, plan, inputs = model.nn, model.plan, batch.inputs(model.device, -min(columns))
+    nn, plan, given = model.nn, model.plan, inputs(model, batch, -min(columns))
     with model.lock, torch.no_grad():
-        with nn.trace(**inputs, backend=model.backend()):
+        with nn.trace(**given, backend=model.backend()):
             out = interventions.logits(nn, plan, NO_RULES).float()
             at = torch.stack([row[column] for row, column in zip(out, columns, strict=True)])
             saved = nnsight.save(at.topk(count).indices.cpu())
@@ -415,7 +426,7 @@ def probe(
     batch, sizes = Batch((tuple(token_ids),) * len(steps)), torch.tensor(list(steps))[:, None, None]
     nn, plan = model.nn, model.plan
     with model.lock, torch.no_grad():
-        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+        with nn.trace(**inputs(model, batch), backend=model.backend()):
             output = nn.get(plan.embedding).output
             unit = output[0].float().norm() / direction.norm().to(output.device)
             moved = output.float() + (sizes * direction[None]).to(output.device) * unit
@@ -432,7 +443,7 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
     batch = Batch((tuple(token_ids),))
     nn, plan = model.nn, model.plan
     with model.lock, torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+        with nn.trace(**inputs(model, batch), backend=model.backend()):
             entered = interventions.embed_leaf(nn, plan, None, True)
             out = interventions.first_output(nn, plan)
             (grad,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])

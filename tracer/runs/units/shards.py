@@ -302,7 +302,7 @@ class _Shard:
         ordered = sorted(items, key=lambda item: (len(item.encoded.token_ids), item.id))
         lengths = [len(item.encoded.token_ids) for item in ordered]
         each = self.model.bytes_per_token(length=max(lengths, default=1))
-        for part in batches(lengths, each, self.task.max_bytes or self.model.budget()):
+        for part in batches(lengths, each, self.task.max_bytes or self.model.budget(), self.model.borders):
             for batch in chunked(ordered[part.start : part.stop], self.job.batch or len(part)):
                 if any(item.id in apart for item in batch):
                     yield from ([item] for item in batch)
