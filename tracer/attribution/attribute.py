@@ -18,7 +18,7 @@ from tracer.attribution import methods
 from tracer.attribution.methods import Progress, Work
 from tracer.attribution.result import Attribution, check_conservation
 from tracer.batching import batches
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, quoted, say
 from tracer.metrics import Metric, entries
 from tracer.model import passes
 from tracer.model.model import Model
@@ -126,6 +126,7 @@ def attribute(
         seed=seed,
     )
     chosen, encoded = prepared(model, prompts, chosen, reference)
+    say(notes(encoded, model))
     others = reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
     return attributed(model, encoded, chosen, others, memory, progress)
 
@@ -239,6 +240,12 @@ def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequen
             "the mean of a single prompt is that prompt itself",
             "give reference= with more prompts",
         )
+
+
+def notes(prompts: Iterable[Encoded], model: Model) -> tuple[str, ...]:
+    """What whoever reads a result of these prompts should know, each sentence once."""
+    ahead = ("attention looks at later tokens too: nodes and edges lead back from them",) if model.looks_ahead else ()
+    return tuple(dict.fromkeys((*model.warnings, *ahead, *(text for one in prompts for text in one.warnings))))
 
 
 def split(model: Model, lengths: Sequence[int], memory: int | None) -> Iterable[range]:

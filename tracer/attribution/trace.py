@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tracer.attribution.attribute import Reference, prepared, settled
+from tracer.attribution.attribute import Reference, notes, prepared, settled
 from tracer.attribution.attribute import attributed as attributions_of
 from tracer.attribution.edges import check_permitted, direct_edges
 from tracer.attribution.methods import FORWARD_ONLY, Progress
@@ -30,7 +30,7 @@ from tracer.attribution.selected import (
 )
 from tracer.attribution.selection import check_excluded, check_selection, node_limit
 from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
-from tracer.errors import JobError, quoted, say
+from tracer.errors import JobError, option, quoted, say
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Prompt, decode
@@ -38,6 +38,9 @@ from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, Settings, sett
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+FIRST_SHARE = 0.2
+"""Of the kept |attribution|: when more is at position 0, it is said."""
 
 
 def trace(
@@ -209,6 +212,9 @@ def _circuit(
     """One prompt's circuit; with edges if `pruning` is given."""
     encoded = selected.encoded
     columns, weights = _node_columns(model, selected, chosen)
+    said = notes((encoded,), model)
+    if (share := first_share(selected.nodes, selected.attributions)) > FIRST_SHARE and len(encoded.token_ids) > 1:
+        said = (*said, first_note(f"{share:.0%}", chosen.metric == "logit"))
     table, links, n_links = nodes_table(columns), None, 0
     if pruning is not None:
         table, links, n_links = _graph(model, selected, columns, weights, chosen, pruning)
@@ -240,7 +246,22 @@ def _circuit(
         selection=selection,
         model=model.record(),
         user_id=encoded.id,
-        warnings=(*model.warnings, *encoded.warnings),
+        warnings=said,
+    )
+
+
+def first_share(nodes: Tensor, attributions: Tensor) -> float:
+    """The share of the summed |attribution| of nodes, rows of (layer, position, neuron), that is at position 0."""
+    strength = attributions.abs().double()
+    return float(strength[nodes[:, 1] == 0].sum() / strength.sum().clamp_min(torch.finfo(torch.double).tiny))
+
+
+def first_note(share: str, no_foil: bool) -> str:
+    """What is said where much of a circuit is at the first token. `no_foil`: whether a foil could be asked for."""
+    other = f"; or ask for a difference, with {option('foil')}" if no_foil else ""
+    return (
+        f"{share} of the kept |attribution| is at position 0, which is much the same for every prompt: "
+        f"{option('skip_first', True)} leaves that position out{other}"
     )
 
 

@@ -36,7 +36,7 @@ from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, quoted
 from tracer.model import interventions
 from tracer.model.backend import Remote
-from tracer.model.families import Family, family_of
+from tracer.model.families import Family, family_of, looks_ahead
 from tracer.settings import RULES, ModelRecord
 
 log = logging.getLogger(__name__)
@@ -208,6 +208,11 @@ class Model:
     @property
     def context_length(self) -> int:
         return int(self.config.max_position_embeddings)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether its attention also looks at later tokens, so that edges lead back from them."""
+        return looks_ahead(self.config)
 
     @cached_property
     def borders(self) -> tuple[int, ...]:
