@@ -149,6 +149,12 @@ def bos_of(vocabulary: Vocabulary) -> int | None:
     return next(iter(_bos_tokens(vocabulary)), None)
 
 
+def lacks_bos(vocabulary: Vocabulary) -> bool:
+    """Whether there is such a token and the tokenizer does not put it first."""
+    known, first = _bos_tokens(vocabulary), vocabulary.tokenizer.encode("a")[:1]
+    return bool(known) and not (first and first[0] in known)
+
+
 def _bos_tokens(vocabulary: Vocabulary) -> list[int]:
     """Tokens that count as the beginning of a sequence; the first is the one to put there."""
     tokenizer = vocabulary.tokenizer

@@ -212,13 +212,10 @@ def _circuit(
     """One prompt's circuit; with edges if `pruning` is given."""
     encoded = selected.encoded
     columns, weights = _node_columns(model, selected, chosen)
-    said = notes((encoded,), model)
-    if (share := first_share(selected.nodes, selected.attributions)) > FIRST_SHARE and len(encoded.token_ids) > 1:
-        said = (*said, first_note(f"{share:.0%}", chosen.metric == "logit"))
     table, links, n_links = nodes_table(columns), None, 0
     if pruning is not None:
         table, links, n_links = _graph(model, selected, columns, weights, chosen, pruning)
-    return Circuit(
+    circuit = Circuit(
         nodes=table,
         links=links,
         n_links=n_links,
@@ -246,14 +243,12 @@ def _circuit(
         selection=selection,
         model=model.record(),
         user_id=encoded.id,
-        warnings=said,
+        warnings=notes((encoded,), model),
     )
-
-
-def first_share(nodes: Tensor, attributions: Tensor) -> float:
-    """The share of the summed |attribution| of nodes, rows of (layer, position, neuron), that is at position 0."""
-    strength = attributions.abs().double()
-    return float(strength[nodes[:, 1] == 0].sum() / strength.sum().clamp_min(torch.finfo(torch.double).tiny))
+    if circuit.first_share <= FIRST_SHARE or len(encoded.token_ids) == 1:
+        return circuit
+    said = first_note(f"{circuit.first_share:.0%}", chosen.metric == "logit")
+    return circuit.model_copy(update={"warnings": (*circuit.warnings, said)})
 
 
 def first_note(share: str, no_foil: bool) -> str:

@@ -9,16 +9,17 @@ import importlib.util
 import os
 import platform
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from tracer.attribution.attribute import attribute, metric_of, split
+from tracer.attribution.attribute import attribute, metric_of, notes, split
 from tracer.attribution.edges import direct_edges
 from tracer.attribution.trace import trace
 from tracer.circuit.circuit import versions
-from tracer.errors import TracerError
+from tracer.errors import TracerError, say
 from tracer.model import passes
 from tracer.model.model import Model, load, skeleton
 from tracer.ndif.probe import connect
@@ -111,6 +112,8 @@ def remote(name: str = "demo", host: str | None = None, report: Notify | None = 
 
 
 def _identities(model: Model, checks: Sequence[Callable[[Model, list[Prompt]], Check]]) -> list[Check]:
+    with suppress(TracerError):  # a tokenizer that cannot be asked in English has nothing to be said of
+        say(notes([encode(Prompt(PROMPTS[0].text), model)], model))
     prompts = [_suited(model, prompt) for prompt in PROMPTS]
     return [_measured(check, model, prompts) for check in checks]
 
