@@ -150,6 +150,7 @@ BIDIRECTIONAL = [
     if over.get("is_causal") is False or over.get("use_bidirectional_attention")
 ]
 IDS = (1, 6, 7, 8, 9, 10, 11)
+pytestmark = pytest.mark.filterwarnings("ignore:attention looks at later tokens")
 every_option = pytest.mark.parametrize(("family", "over"), EVERY, ids=NAMES)
 
 
@@ -213,9 +214,7 @@ def oracle_edges(model: tracer.Model, nodes: Tensor, logits: Tensor) -> Tensor:
 def engines(model: tracer.Model, nodes: Tensor, logits: Tensor) -> list[Edges]:
     """The edges by every engine, the replay also one end at a time."""
     ways: list[dict[str, Any]] = [{"engine": "autograd"}]
-    ways += [
-        {"engine": "replay", "direction": way, "max_bytes": size} for way in ("up", "down") for size in (1, 2**24)
-    ]
+    ways += [{"engine": "replay", "direction": way, "max_bytes": size} for way in ("up", "down") for size in (1, 2**24)]
     return [direct_edges(model, IDS, nodes, logits, **way) for way in ways]
 
 
@@ -250,7 +249,7 @@ def test_edges_lead_back_where_attention_looks_at_later_tokens(family: str, over
 def test_edge_attributions_of_a_bidirectional_model_obey_their_identity(
     family: str, over: dict[str, Any], method: str
 ) -> None:
-    """Identity 4a: what is at its baseline carries nothing; with baseline zero, share times the target's attribution."""
+    """Identity 4a: what is at its baseline carries nothing; with baseline zero, share times the target's."""
     other = (*IDS[:5], 30, IDS[6]) if method == "counterfactual" else None
     prompt = tracer.Prompt(token_ids=IDS, target=7, counterfactual=other, positions=2)
     circuit = tracer.trace(made(family, over), prompt, 60, pruning=tracer.Pruning(share=0.0))
@@ -322,7 +321,7 @@ def test_borders_are_read_from_every_kind_of_configuration() -> None:
 
 @pytest.mark.parametrize(("family", "over"), LONG)
 def test_a_border_matters_to_the_model(family: str, over: dict[str, Any]) -> None:
-    """Otherwise the tests of it would test nothing: transformers gives a short prompt other logits beside a long one."""
+    """Otherwise its tests would test nothing: transformers gives a short prompt other logits beside a long one."""
     model, (long, short) = made(family, over), Question(lengths=(7, 2)).ids()
     together = model.module(**Batch((long, short)).inputs("cpu")).logits[1, -1]
     alone = model.module(**Batch((short,)).inputs("cpu")).logits[0, -1]
