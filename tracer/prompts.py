@@ -1,14 +1,16 @@
 """Prompts: what the user asks, the token ids it becomes, and left-padded batches of them.
 
-Knows tokens and positions. Refuses to know models beyond a tokenizer, a vocabulary size and a context length,
-and never repairs a prompt: one that cannot be taken literally is a `JobError`.
+Knows tokens and positions, and which special tokens a tokenizer puts around a text: what it puts before is kept, what
+it appends is left off, so that the last position is the text's own. Refuses to know models beyond a tokenizer, a
+vocabulary size, a context length and the configuration's first token, and never repairs a prompt: one that cannot be
+taken literally is a `JobError`.
 """
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, option, quoted
 from tracer.records import as_int, as_python, is_list
 
 Ids = Sequence[SupportsIndex] | np.ndarray | Tensor
@@ -27,7 +29,7 @@ Target = str | SupportsIndex | Sequence[str | SupportsIndex] | np.ndarray | Tens
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What encoding needs to know of a model."""
+    """What encoding needs to know of a model; where there is a `config`, its `bos_token_id` too."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -42,11 +44,13 @@ class Prompt:
     """One question to a model; token ids are accepted everywhere text is.
 
     Args:
-        text: the prompt; special tokens (BOS) are added as the tokenizer does.
+        text: the prompt; special tokens (BOS) are put before it as the tokenizer does. What it appends (EOS) is not.
         target: the token(s) asked about, each one token: text such as ``" are"`` or an id.
         foil: the wrong token(s); with them the metric is the logit difference.
         counterfactual: the paired prompt, of equal length in tokens; text or token ids.
         token_ids: the prompt as ids, used as they are, instead of `text`.
+        bos: begin the text, and a counterfactual text, with the beginning-of-sequence token, also where the tokenizer
+            does not put it there.
         positions: where the logits are read, as token indices (negative from the end); the last if None.
         id: the user's own name for it.
     """
@@ -58,6 +62,7 @@ class Prompt:
     token_ids: Ids | None = None
     positions: SupportsIndex | Ids | None = None
     id: str | None = None
+    bos: bool = False
 
     def __post_init__(self) -> None:
         for name in ("target", "foil", "counterfactual", "token_ids", "positions"):
@@ -78,6 +83,11 @@ class Prompt:
             raise JobError("prompt", "neither text nor token_ids was given", "give one of them")
         if self.text is not None and self.token_ids is not None:
             raise JobError(f"prompt {quoted(self.text)}", "both text and token_ids were given", "give one of them")
+        if not isinstance(self.bos, bool):
+            raise JobError(f"bos {quoted(self.bos)}", "must be true or false", "leave it out, or use true")
+        if self.bos and self.text is None:
+            rule = "has no effect on token ids, which are used as they are"
+            raise JobError(option("bos", True), rule, "leave it out, and begin the ids with that token")
         if self.foil is not None and self.target is None:
             raise JobError(f"foil {quoted(self.foil)}", "a foil needs a target to differ from", "give a target")
 
@@ -107,7 +117,8 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
         JobError: an empty or too long prompt, a target of several tokens, a target that is also a foil, an id out
             of the vocabulary, a counterfactual of another length, a position outside the prompt.
     """
-    ids = _tokens(prompt.token_ids if prompt.text is None else prompt.text, vocabulary, "prompt")
+    notes: list[str] = []
+    ids = _tokens(prompt.token_ids if prompt.text is None else prompt.text, vocabulary, "prompt", prompt.bos, notes)
     targets = _singles(prompt.target, vocabulary, "target")
     foils = _singles(prompt.foil, vocabulary, "foil")
     if both := set(targets) & set(foils):
@@ -115,7 +126,7 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
         raise JobError(f"token {name}", "is both target and foil", "give a foil that differs from the target")
     paired = None
     if prompt.counterfactual is not None:
-        paired = _tokens(prompt.counterfactual, vocabulary, "counterfactual")
+        paired = _tokens(prompt.counterfactual, vocabulary, "counterfactual", prompt.bos, notes)
         if len(paired) != len(ids):
             raise JobError(
                 f"counterfactual {quoted(prompt.counterfactual)}",
@@ -124,7 +135,34 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
             )
     positions = _positions(prompt.positions, len(ids))
     text = prompt.text if prompt.text is not None else "".join(decode(vocabulary, i) for i in ids)
-    return Encoded(ids, targets, foils, paired, positions, text, prompt.id)
+    return Encoded(ids, targets, foils, paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)))
+
+
+def with_bos(prompt: Prompt, bos: bool) -> Prompt:
+    """The prompt with `bos`, where it is a text; token ids stay as they are."""
+    return replace(prompt, bos=True) if bos and prompt.text is not None else prompt
+
+
+def bos_of(vocabulary: Vocabulary) -> int | None:
+    """The token that begins a sequence: the tokenizer's, else the configuration's if the tokenizer has it as special.
+    None where neither names one."""
+    return next(iter(_bos_tokens(vocabulary)), None)
+
+
+def lacks_bos(vocabulary: Vocabulary) -> bool:
+    """Whether there is such a token and the tokenizer does not put it first."""
+    known, first = _bos_tokens(vocabulary), vocabulary.tokenizer.encode("a")[:1]
+    return bool(known) and not (first and first[0] in known)
+
+
+def _bos_tokens(vocabulary: Vocabulary) -> list[int]:
+    """Tokens that count as the beginning of a sequence; the first is the one to put there."""
+    tokenizer = vocabulary.tokenizer
+    own = [as_int(getattr(tokenizer, name, None)) for name in ("bos_token_id", "cls_token_id")]
+    configured = as_int(getattr(getattr(vocabulary, "config", None), "bos_token_id", None))
+    if configured not in {*getattr(tokenizer, "all_special_ids", ()), *getattr(tokenizer, "added_tokens_decoder", ())}:
+        configured = None  # many configurations have a default that is an ordinary token of theirs
+    return [token for token in (*own, configured) if token is not None]
 
 
 def decode(vocabulary: Vocabulary, token: int) -> str:
@@ -144,11 +182,11 @@ def decode(vocabulary: Vocabulary, token: int) -> str:
     return both[len(before) :] if both.startswith(before) and both != before else text([token])
 
 
-def _tokens(value: Any, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
+def _tokens(value: Any, vocabulary: Vocabulary, what: str, bos: bool, notes: list[str]) -> tuple[int, ...]:
     if value is None or len(value) == 0 or (isinstance(value, str) and not value.strip()):
         raise JobError(f"{what} {quoted(value)}", "is empty", "give at least one word")
     if isinstance(value, str):
-        ids = _encoded(value, vocabulary, what)
+        ids = _encoded(value, vocabulary, what, bos, notes)
     else:
         ids = tuple(_in_vocabulary(token, vocabulary, what) for token in value)
     if len(ids) > vocabulary.context_length:
@@ -160,20 +198,57 @@ def _tokens(value: Any, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
     return ids
 
 
-def _encoded(text: str, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
-    """The tokens of a whole prompt, special tokens added as the tokenizer does."""
+def _encoded(text: str, vocabulary: Vocabulary, what: str, bos: bool, notes: list[str]) -> tuple[int, ...]:
+    """The tokens of a whole prompt: what the tokenizer puts before the text, or `bos` asks for, and the text.
+
+    Args:
+        notes: is told of a beginning that is missing and an end that is left off.
+    """
     _check_characters(text, what)
-    tokenizer = vocabulary.tokenizer
-    ids = tuple(tokenizer.encode(text))
-    _check_tokenizer(ids, vocabulary, f"{what} {quoted(text)}")
-    start, number = getattr(tokenizer, "bos_token", None), getattr(tokenizer, "bos_token_id", None)
-    if start and text.startswith(start) and ids[:2] == (number, number):
-        raise JobError(
-            f"{what} {quoted(text)}",
-            f"begins with {start}, which the tokenizer adds too",
-            "leave it out of the text, or give token_ids",
+    name, known = f"{what} {quoted(text)}", _bos_tokens(vocabulary)
+    before, body, appended = _parts(text, vocabulary.tokenizer)
+    if not body:
+        raise JobError(name, "becomes no token", "give at least one word")
+    ids = before + body
+    _check_tokenizer(ids, vocabulary, name)
+    if ids[0] in known and ids[1:2] == ids[:1]:
+        start = decode(vocabulary, ids[0])
+        if before and text.startswith(start):
+            rule = f"begins with {start}, which the tokenizer adds too"
+            raise JobError(name, rule, "leave it out of the text, or give token_ids")
+    if appended:
+        names = " ".join(decode(vocabulary, token) for token in appended)
+        notes.append(f"the tokenizer appends {names}, which is left off: the last position is that of the text's end")
+    if ids[0] in known:
+        return ids
+    if bos and not known:
+        rule = "neither the tokenizer nor the model's configuration names a beginning-of-sequence token"
+        raise JobError(option("bos", True), rule, "leave it out")
+    if bos:
+        ids = (known[0], *ids)
+        _check_tokenizer(ids, vocabulary, name)
+    elif known:
+        start = quoted(decode(vocabulary, known[0]))
+        notes.append(
+            f"{start}, the model's beginning-of-sequence token, is not put first by its tokenizer; "
+            f"{option('bos', True)} puts it there"
         )
     return ids
+
+
+def _parts(text: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """A text's tokens: those that the tokenizer puts before it, its own, and those that are appended."""
+    full, body = tuple(tokenizer.encode(text)), tuple(tokenizer.encode(text, add_special_tokens=False))
+    if full == body:
+        return (), body, ()
+    # What is put around a text is the same for every text; one that is not special itself shows what.
+    for other in ("a", "1"):
+        around, inside = tuple(tokenizer.encode(other)), tuple(tokenizer.encode(other, add_special_tokens=False))
+        for at in range(len(around) - len(inside) + 1 if inside else 0):
+            before, after = around[:at], around[at + len(inside) :]
+            if around[at : at + len(inside)] == inside and full in (before + body + after, before + body):
+                return before, body, full[len(before + body) :]
+    return (), full, ()
 
 
 def _check_characters(text: str, what: str) -> None:

@@ -18,7 +18,7 @@ from tracer.attribution import methods
 from tracer.attribution.methods import Progress, Work
 from tracer.attribution.result import Attribution, check_conservation
 from tracer.batching import batches
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, quoted, say
 from tracer.metrics import Metric, entries
 from tracer.model import passes
 from tracer.model.model import Model
@@ -128,6 +128,7 @@ def attribute(
         seed=seed,
     )
     chosen, encoded = prepared(model, prompts, chosen, reference)
+    say(notes(encoded, model))
     others = reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
     return attributed(model, encoded, chosen, others, memory, progress)
 
@@ -261,11 +262,18 @@ def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequen
         )
 
 
+def notes(prompts: Iterable[Encoded], model: Model) -> tuple[str, ...]:
+    """What whoever reads a result of these prompts should know, each sentence once."""
+    ahead = ("attention looks at later tokens too: nodes and edges lead back from them",) if model.looks_ahead else ()
+    return tuple(dict.fromkeys((*model.warnings, *ahead, *(text for one in prompts for text in one.warnings))))
+
+
 def split(model: Model, lengths: Sequence[int], memory: int | None) -> Iterable[range]:
-    """Batches of prompts of these lengths, by the bytes that one may use."""
+    """Batches of prompts of these lengths that may share one, by the bytes that one may use."""
     if memory is not None and memory < 1:
         raise JobError(f"memory={memory}", "must be a positive number of bytes", "leave it out for the default")
-    return batches(lengths, model.bytes_per_token(length=max(lengths, default=1)), memory or model.budget())
+    each = model.bytes_per_token(length=max(lengths, default=1))
+    return batches(lengths, each, memory or model.budget(), model.borders)
 
 
 def mean_values(

@@ -58,7 +58,8 @@ def direct_edges(
     max_bytes: int = MAX_REPLAY_BYTES,
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
 ) -> Edges:
-    """All direct edges among neurons, embeddings and logits of one prompt.
+    """All direct edges among neurons, embeddings and logits of one prompt: from earlier layers to later ones, and to no
+    earlier token unless attention looks at later ones.
 
     Without biases the incoming weights of a target add up to its value over all sources (method.md section 8, 3-4).
 

@@ -3,8 +3,9 @@
 With norms, patterns and MLPs frozen, the residual stream is a linear map. A source leaves into it as a vector, a
 target reads it with another, and an edge is their product across the blocks between. The map can be walked *up*,
 carrying what sources write, or *down*, carrying what targets read, each entering at its own layer and position; both
-give the same edges, and the one that touches fewer positions is taken. Only selected rows of MLP weights are used,
-positions before a source and after a target never are.
+give the same edges, and the one that touches fewer positions is taken. Only selected rows of MLP weights are used;
+positions before a source and after a target are not, where no token looks at a later one. The patterns themselves say
+whether one does.
 
 Knows the linear algebra of a block from its `Wiring`. Refuses to know autograd, nnsight and files.
 """
@@ -87,7 +88,7 @@ class LinearMap:
             before, after, pattern = after, before, pattern.transpose(1, 2)
         normed = self._through_norm(layer, before, block, state, span, transposed=transposed)
         moved = normed @ output if transposed else self._grown(normed @ value.T, shared)
-        heads = moved.view(*state.shape[:2], pattern.shape[0], -1)
+        heads = moved.unflatten(-1, (pattern.shape[0], -1))
         mixed = torch.einsum("hqk,ekhd->eqhd", pattern, heads).flatten(2)
         moved = self._shrunk(mixed, shared) @ value if transposed else mixed @ output.T
         return self._through_norm(layer, after, block, moved, span, transposed=transposed)
@@ -164,6 +165,7 @@ class Replay(LinearMap):
         self.values = torch.zeros(len(graph.neurons))
         for layer, block in enumerate(self.frozen.blocks):
             self.values[graph.in_layer(layer)] = block.values.cpu()
+        self.causal = not any(bool(block.pattern.triu(1).any()) for block in self.frozen.blocks)
         # A neuron that is 0 differs from its baseline all the same: it carries a unit instead.
         self._carries = self.values if graph.baselines is None else torch.where(self.values == 0, 1.0, self.values)
         self._differing = torch.zeros(0, dtype=torch.long)
@@ -218,26 +220,33 @@ class Replay(LinearMap):
 
     def _cost_up(self) -> int:
         """Positions times blocks that all sources pass on their way up; the sum of everything is one source more."""
-        reach = int(self.targets.position.max()) + 1 if len(self.targets) else 0
-        ends = self.sources
-        passed = (reach - ends.position).clamp_min(0) * (self.model.n_layers - 1 - ends.layer)
+        reach, ends = self._reach(self.targets), self.sources
+        first = ends.position if self.causal else torch.zeros_like(ends.position)
+        passed = (reach - first).clamp_min(0) * (self.model.n_layers - 1 - ends.layer)
         return int(passed.sum()) + reach * self.model.n_layers
 
     def _cost_down(self) -> int:
-        return int(((self.targets.position + 1) * self.targets.layer.clamp_max(self.model.n_layers - 1)).sum())
+        width = self.targets.position + 1 if self.causal else torch.full_like(self.targets.position, self.length)
+        return int((width * self.targets.layer.clamp_max(self.model.n_layers - 1)).sum())
+
+    def _reach(self, targets: Ends, chunk: Tensor | slice = slice(None)) -> int:
+        """How many positions, from the first, can lead to these targets."""
+        at = targets.position[chunk]
+        return 0 if not len(at) else int(at.max()) + 1 if self.causal else self.length
 
     def _chunks(self, ends: Ends, *, up: bool) -> Iterator[Tensor]:
         """Runs of ends that fit `max_bytes`: of neighbouring positions, so that each reaches no further than it
         must, and within a run in the order in which they enter."""
         order = ends.position.argsort(descending=up, stable=True)
-        reach = int(self.targets.position.max()) + 1 if len(self.targets) else 0
+        reach = self._reach(self.targets)
         inside = 4 * (4 * self.model.d_model + 4 * self.model.attention_width)
         start = 0
         while start < len(order):
             size = 1
             while start + size < len(order):
                 last = int(ends.position[order[start + size]])
-                if (size + 1) * (reach - last if up else last + 1) * inside > self.max_bytes:
+                width = self.length if not self.causal else reach - last if up else last + 1
+                if (size + 1) * width * inside > self.max_bytes:
                     break
                 size += 1
             part = order[start : start + size]
@@ -248,8 +257,8 @@ class Replay(LinearMap):
 
     def _sweep_up(self, chunk: Tensor, weight: Tensor) -> None:
         """Carry one run of sources from its first layer up to the last target that reads it."""
-        first = int(self.sources.position[chunk].min())
-        width = int(self.targets.position.max()) + 1 - first if len(self.targets) else 0
+        first = int(self.sources.position[chunk].min()) if self.causal else 0
+        width = self._reach(self.targets) - first
         if width <= 0:
             return
         layers = self.sources.layer[chunk]
@@ -310,7 +319,7 @@ class Replay(LinearMap):
 
     def _sweep_down(self, chunk: Tensor, weight: Tensor, incoming: Tensor) -> None:
         """Carry one run of targets from its last layer down to the embedding."""
-        width = int(self.targets.position[chunk].max()) + 1
+        width = self._reach(self.targets, chunk)
         layers = self.targets.layer[chunk]
         state = torch.zeros(len(chunk), width, self.model.d_model, device=self.frozen.final_scale.device)
         active = 0

@@ -212,8 +212,8 @@ def circuits(
     kept = max(metric.kept, *(int(-at[:, 0].min()) for at in logits_at), *(-position for position in last))
     passes.needs_gradients(model)
     ask = SimpleNamespace(
-        inputs=batch.inputs(model.device, kept),
-        paired=None if paired is None else paired.inputs(model.device),
+        inputs=passes.inputs(model, batch, kept),
+        paired=None if paired is None else passes.inputs(model, paired),
         token_ids=batch.token_ids,
         read=passes.reader(model, metric),
         rules=frozenset(chosen.rules),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tracer.attribution.attribute import Reference, prepared, settled
+from tracer.attribution.attribute import Reference, notes, prepared, settled
 from tracer.attribution.attribute import attributed as attributions_of
 from tracer.attribution.edges import check_permitted, direct_edges
 from tracer.attribution.methods import FORWARD_ONLY, Progress
@@ -39,6 +39,9 @@ from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, Settings, sett
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+FIRST_SHARE = 0.2
+"""Of the kept |attribution|: when more is at position 0, it is said."""
 
 
 LIKELY = 10
@@ -233,7 +236,7 @@ def _circuit(
     table, links, n_links = nodes_table(columns), None, 0
     if pruning is not None:
         table, links, n_links = _graph(model, selected, columns, weights, chosen, pruning)
-    return Circuit(
+    circuit = Circuit(
         nodes=table,
         links=links,
         n_links=n_links,
@@ -262,7 +265,20 @@ def _circuit(
         selection=selection,
         model=model.record(),
         user_id=encoded.id,
-        warnings=(*model.warnings, *encoded.warnings),
+        warnings=notes((encoded,), model),
+    )
+    if circuit.first_share <= FIRST_SHARE or len(encoded.token_ids) == 1:
+        return circuit
+    said = first_note(f"{circuit.first_share:.0%}", chosen.metric == "logit")
+    return circuit.model_copy(update={"warnings": (*circuit.warnings, said)})
+
+
+def first_note(share: str, no_foil: bool) -> str:
+    """What is said where much of a circuit is at the first token. `no_foil`: whether a foil could be asked for."""
+    other = f"; or ask for a difference, with {option('foil')}" if no_foil else ""
+    return (
+        f"{share} of the kept |attribution| is at position 0, which is much the same for every prompt: "
+        f"{option('skip_first', True)} leaves that position out{other}"
     )
 
 

@@ -146,6 +146,14 @@ class Graph(Record):
         return self.neurons.group_by(["layer", "neuron"]).aggregate([]).num_rows
 
     @property
+    def first_share(self) -> float:
+        """The share of the kept neurons' summed |attribution| that is at position 0."""
+        neurons = self.neurons
+        first = neurons.filter(pc.field("position") == 0)
+        total, held = (sum(map(abs, some["attribution"].to_pylist())) for some in (neurons, first))
+        return held / total if total else 0.0
+
+    @property
     def n_edges(self) -> int:
         """Kept edges; 0 where edges were not traced."""
         return 0 if self.links is None else self.links.num_rows

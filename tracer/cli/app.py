@@ -66,6 +66,10 @@ Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept 
 OfRun = Annotated[int | None, typer.Option("--prompt", help="Of a run over many: the prompt's number (prompt_id).")]
 Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
 
+Bos = Annotated[
+    bool,
+    typer.Option("--bos", help="Begin the text with the beginning-of-sequence token where the tokenizer does not."),
+]
 Remote = Annotated[
     bool,
     typer.Option("--remote", help="Run on NDIF (NDIF_API_KEY, NDIF_HOST); no weights are loaded here."),
@@ -101,6 +105,7 @@ def trace(
     positions: Annotated[
         str | None, typer.Option(help="Where the logits are read: '-1' or '3,5'. Default: the last.")
     ] = None,
+    bos: Bos = False,
     model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None,
     adapter: Adapter = None,
@@ -189,10 +194,11 @@ def trace(
         foil=foil or None,
         counterfactual=counterfactual,
         positions=_numbers(positions, "--positions"),
+        bos=bos,
     )
     if top is not None and metric != "auto":
         raise JobError(f"--metric {metric}", "has no effect with --top", "leave one of them out")
-    others = _lines(reference) if reference is not None else None
+    others = _lines(reference, bos) if reference is not None else None
     rules = _rules(without_rule, method, RULES)
     pruning = _pruning(
         share=edge_share,
@@ -344,6 +350,10 @@ def evaluate(
     unrelated: Annotated[
         Path | None, typer.Option(help="Text file, a prompt a line: neurons that are strong there too are named.")
     ] = None,
+    bos: Annotated[
+        bool | None,
+        typer.Option(help="Begin texts with the beginning-of-sequence token. Default: as the circuit's prompt does."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0)] = 0,
     style: Style = Format.table,
     remote: Remote = False,
@@ -356,6 +366,7 @@ def evaluate(
     import tracer
     from tracer.data import tasks
     from tracer.evaluation import quality
+    from tracer.prompts import bos_of, lacks_bos, with_bos
     from tracer.reports import document, tables
 
     if (pairs is None) == (structure is None):
@@ -376,9 +387,10 @@ def evaluate(
         device=device,
         dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
     )
-    test_pairs = built_in or _read_pairs(pairs, model, circuit)
+    bos = circuit.token_ids[0] == bos_of(model) if bos is None else bos
+    test_pairs = built_in or _read_pairs(pairs, model, len(circuit.token_ids) - (bos and lacks_bos(model)))
     chosen = _numbers(sizes, "--sizes")
-    tests = [pair.to_prompt() for pair in test_pairs]
+    tests = [with_bos(pair.to_prompt(), bos) for pair in test_pairs]
     with terminal.ProgressBar("ablating") as bar:
         result = tracer.evaluate(
             model,
@@ -393,8 +405,9 @@ def evaluate(
             progress=bar,
         )
     with terminal.ProgressBar("checking the estimate") as bar:
-        qualities = _qualities(model, circuit, [pair.counterfactual for pair in test_pairs], seed, bar)
-    others = _lines(unrelated) if unrelated is not None else _unrelated(structure)
+        reference = [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in test_pairs]
+        qualities = _qualities(model, circuit, reference, seed, bar)
+    others = _lines(unrelated, bos) if unrelated is not None else _unrelated(structure, bos)
     constant = quality.always_on(model, circuit, others) if others else None
     content = tables.evaluation_json(result, qualities, constant)
     with writing(folder / "evaluation.json", next_step="check the folder"):
@@ -410,11 +423,10 @@ def evaluate(
     terminal.line(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
 
 
-def _qualities(model: Any, circuit: Circuit, counterfactuals: list[str], seed: int, bar: Progress) -> list[Quality]:
+def _qualities(model: Any, circuit: Circuit, reference: list[Any], seed: int, bar: Progress) -> list[Quality]:
     """How well the attributions follow single ablations: to the circuit's own baseline, and to the pairs' mean."""
     import tracer
 
-    reference = [tracer.Prompt(text) for text in counterfactuals]
     by_mean = tracer.estimate_quality(
         model, circuit, ablation="mean", reference=reference, seed=seed, progress=bar
     ) if circuit.settings.baseline != "mean" else None  # fmt: skip
@@ -422,14 +434,14 @@ def _qualities(model: Any, circuit: Circuit, counterfactuals: list[str], seed: i
     return [quality for quality in (own, by_mean) if quality is not None]
 
 
-def _unrelated(structure: str | None) -> list[Any]:
+def _unrelated(structure: str | None, bos: bool) -> list[Any]:
     """Prompts that have nothing to do with agreement; none where the pairs are the user's own."""
     import tracer
     from tracer.data import tasks
 
     if structure is None:
         return []
-    return [tracer.Prompt(pair.prompt) for pair in tasks.capitals.pairs("test", 10)]
+    return [tracer.Prompt(pair.prompt, bos=bos) for pair in tasks.capitals.pairs("test", 10)]
 
 
 @app.command()
@@ -457,6 +469,7 @@ def steer(
     positions: Annotated[
         str | None, typer.Option(help="Where instead of the nodes' own positions: '-1' or '2,5'.")
     ] = None,
+    bos: Bos = False,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0)] = 20,
     random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0)] = 5,
     seed: Annotated[int, typer.Option(help="Of the random draws.", min=0)] = 0,
@@ -476,7 +489,7 @@ def steer(
     from tracer.reports import tables
 
     terminal.quiet()
-    prompt = tracer.Prompt(text, target=target or None, foil=foil or None)
+    prompt = tracer.Prompt(text, target=target or None, foil=foil or None, bos=bos)
     loaded = _loaded(model, remote, local_weights, adapter=adapter, device=device, dtype=dtype)
     chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
     result = tracer.steer(
@@ -508,11 +521,11 @@ def _check_apart(circuit: Circuit, tests: list[str], allow_overlap: bool) -> Non
         )
 
 
-def _read_pairs(path: Any, model: Any, circuit: Any) -> list[Any]:
+def _read_pairs(path: Any, model: Any, length: int) -> list[Any]:
     """The pairs of a file that fit the circuit's length; what was left out is reported."""
     from tracer.data import tasks
 
-    reading = tasks.sva.read(path, model, length=len(circuit.token_ids))
+    reading = tasks.sva.read(path, model, length=length)
     if reading.skipped:
         terminal.line(reading.summary(), err=True)
     return list(reading.pairs)
@@ -712,7 +725,7 @@ def _rules(off: list[str] | None, method: str, rules: frozenset[str]) -> frozens
     return rules - frozenset(off)
 
 
-def _lines(path: Path) -> list[Any]:
+def _lines(path: Path, bos: bool) -> list[Any]:
     import tracer
 
     try:
@@ -723,4 +736,4 @@ def _lines(path: Path) -> list[Any]:
         ) from None
     if not lines:
         raise JobError(f"prompts {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")
-    return [tracer.Prompt(line) for line in lines]
+    return [tracer.Prompt(line, bos=bos) for line in lines]

@@ -22,7 +22,7 @@ from torch import Tensor
 from tracer import metrics
 from tracer.attribution.attribute import check_reach, mean_values, metric_of
 from tracer.attribution.methods import Progress
-from tracer.batching import chunked
+from tracer.batching import chunked, chunked_alike
 from tracer.evaluation import on_server
 from tracer.metrics import Metric
 from tracer.model import passes
@@ -126,7 +126,11 @@ def measure_on_server(
     def some(part: range) -> Tensor:
         mine = [rows[i] for i in part]
         few = ceil(step * len(part) / size)  # the forwards of a request that was halved are half as large
-        groups = list(_chunks_with_unablated(mine, few) if falls else chunked(mine, few))
+        groups = (
+            list(_chunks_with_unablated(mine, few))
+            if falls
+            else chunked_alike(mine, few, lambda row: model.side(len(row.prompt.token_ids)))
+        )
         metrics_of = _request(model, groups, to, metric, basis, few)
         if progress is not None:
             progress(part.stop, len(rows))
@@ -150,7 +154,7 @@ def _request(
         for group in groups
     ]
     asked = list(zip(groups, reads, strict=True))
-    batches = [Batch(tuple(part)) for part in chunked(others, few)]
+    batches = [Batch(tuple(part)) for part in chunked_alike(others, few, lambda ids: model.side(len(ids)))]
     return ablated_sets(model, asked, batches, mean=to.drawn is None, basis=basis)
 
 
@@ -176,7 +180,7 @@ def ablated_sets(
         batch = Batch(tuple(row.prompt.token_ids for row in rows))
         asked.append(
             SimpleNamespace(
-                inputs=batch.inputs(model.device, 1 if metric is None else metric.kept),
+                inputs=passes.inputs(model, batch, 1 if metric is None else metric.kept),
                 read=metrics.greedy if metric is None else passes.reader(model, metric),
                 rows=[
                     (row.nodes, row.stays, 0 if mean else row.other, int(first))
@@ -184,7 +188,7 @@ def ablated_sets(
                 ],
             )
         )
-    behind = [(batch.inputs(model.device), [len(ids) for ids in batch.token_ids]) for batch in others]
+    behind = [(passes.inputs(model, batch), [len(ids) for ids in batch.token_ids]) for batch in others]
     ask = SimpleNamespace(forwards=asked, others=behind, mean=mean, longest=longest, basis=basis)
     return passes.session(model, on_server.ablated, ask)
 

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tracer.attribution.attribute import notes
 from tracer.attribution.methods import Progress
 from tracer.circuit.circuit import Circuit
-from tracer.errors import JobError
+from tracer.errors import JobError, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, measure, shuffled
 from tracer.evaluation.testset import NEVER, Job, Ranks, TestSet
@@ -62,6 +63,7 @@ def evaluate(
     Source: method.md section 5; Arora et al. 2026, section 4.
     """
     test = _test_set(model, circuit, prompts, ablation, reference, train, allow_overlap, aligned, seed, memory)
+    say(notes(test.prompts, model))
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
     chosen = _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes)
     return measure(test, ranks, shuffled(ranks, seed), chosen, ranks.numel(), seed, progress=progress)

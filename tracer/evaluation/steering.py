@@ -21,13 +21,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tracer.attribution import selected
-from tracer.attribution.attribute import attribute, prepared
+from tracer.attribution.attribute import attribute, notes, prepared
 from tracer.attribution.result import Attribution
 from tracer.attribution.selection import strongest
 from tracer.batching import batches
 from tracer.circuit.circuit import Circuit, Graph, load_graph
 from tracer.data.tasks.pairs import Pair
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import ablations
 from tracer.evaluation.ablations import AblatedRow
 from tracer.evaluation.statistics import Interval
@@ -181,6 +181,7 @@ def steer(
     """
     action = _action(factor=factor, set=set_to, add=add)
     encoded = _encoded(model, prompt, max_new_tokens, random)
+    say(notes((encoded,), model))
     basis = _basis(model, nodes, basis)
     places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
     _check_places(places, model, encoded, basis)
@@ -320,6 +321,7 @@ def swap_states(
         raise JobError("pairs=[]", "there is nothing to swap", "give at least one pair")
     prompts = [pair.to_prompt() for pair in pairs]
     encoded = [encode(prompt, model) for prompt in prompts]
+    say(notes(encoded, model))
     lengths = [len(one.token_ids) for one in encoded]
     _check_ks(ks, model.n_layers * min(lengths) * model.n_neurons())
     generator = torch.Generator().manual_seed(seed)
@@ -329,7 +331,7 @@ def swap_states(
     else:
         parts = [
             _swap_batch(model, [encoded[i] for i in part], ks, generator, method)
-            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget)
+            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget, model.borders)
         ]
     answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
     source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
@@ -371,6 +373,14 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
     if length + max_new_tokens > model.context_length:
         rule = f"the prompt's {length} tokens and these are more than the {model.context_length} the model reads"
         raise JobError(f"max_new_tokens={max_new_tokens}", rule, f"use at most {model.context_length - length}")
+    if max_new_tokens and model.looks_ahead:
+        rule = "attention looks at later tokens, so that every new one would change all before"
+        raise JobError(option("max_new_tokens", max_new_tokens), rule, f"use {option('max_new_tokens', 0)}")
+    if max_new_tokens and model.side(length) != model.side(length + max_new_tokens - 1):
+        border = next(border for border in model.borders if border >= length)
+        rule = f"the model reads texts of more than {border} tokens by other position tables, which changes all before"
+        step = f"use {option('max_new_tokens', border - length + 1)} or less, or a longer prompt"
+        raise JobError(option("max_new_tokens", max_new_tokens), rule, step)
     return encoded
 
 

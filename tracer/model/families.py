@@ -224,6 +224,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         )
     _check_config(config)
     family = FAMILIES[kind]
+    _check_causal(family, module, config)
     _check_parts(family, module)
     for path, part in module.named_modules():
         if not any(part.children()):
@@ -251,6 +252,12 @@ def _check_parts(family: Family, module: nn.Module) -> None:
                 f"is no language model of the family {family.name!r}: it has no {path}",
                 "load it with AutoModelForCausalLM",
             )
+
+
+def looks_ahead(config: Any) -> bool:
+    """Whether the masks that a model makes let tokens attend to later ones."""
+    both_ways = config.model_type == "gemma3_text" and getattr(config, "use_bidirectional_attention", False)
+    return bool(both_ways) or not getattr(config, "is_causal", True)
 
 
 def _check_covered(family: Family, path: str, part: nn.Module) -> None:
@@ -281,6 +288,20 @@ def _check_config(config: Any) -> None:
             "its attention bypasses the attention interface, so the pattern cannot be frozen",
             "load it with that option off",
         )
+
+
+def _check_causal(family: Family, module: nn.Module, config: Any) -> None:
+    """Refuse an attention that looks at later tokens where the model makes causal masks: the mask is left out for a
+    prompt alone and is there beside a padded one, so that its numbers would depend on its company."""
+    if looks_ahead(config):
+        return
+    for path, part in module.named_modules():
+        if path.endswith("." + family.path("attention")) and not getattr(part, "is_causal", True):
+            raise ModelError(
+                f"module {path} with is_causal False",
+                f"attention looks at later tokens, but the masks of {family.name!r} are causal",
+                "set is_causal in the model's configuration instead, which makes masks to match",
+            )
 
 
 def _first_uncovered(module: nn.Module) -> tuple[str, str]:

@@ -26,10 +26,11 @@ from nnsight import TransformersModel
 from safetensors import SafetensorError
 from torch import nn
 
+from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, folder, interventions, state
 from tracer.model.backend import Remote
-from tracer.model.families import Family, family_of
+from tracer.model.families import Family, family_of, looks_ahead
 from tracer.settings import RULES, ModelRecord
 
 log = logging.getLogger(__name__)
@@ -223,6 +224,24 @@ class Model:
     @property
     def context_length(self) -> int:
         return int(self.config.max_position_embeddings)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether its attention also looks at later tokens, so that edges lead back from them."""
+        return looks_ahead(self.config)
+
+    @cached_property
+    def borders(self) -> tuple[int, ...]:
+        """Lengths above which the model turns positions by other tables (LongRoPE), rising. It looks at the longest
+        prompt of a batch, so prompts of both sides of a border must not share one."""
+        given = getattr(self.config, "rope_parameters", None) or {}
+        each = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
+        long = [part for part in each if part.get("rope_type") == "longrope"]
+        return tuple(sorted({int(part["original_max_position_embeddings"]) for part in long}))
+
+    def side(self, length: int) -> int:
+        """Which prompts of this length may share a batch with: those of the same number (see `borders`)."""
+        return side(length, self.borders)
 
     @property
     def device(self) -> torch.device:

@@ -50,10 +50,21 @@ class Gradients:
     metric: PerPrompt
 
 
+def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
+    """The model's keyword arguments for a batch, of which it returns logits of the last `kept` columns.
+
+    Raises:
+        ValueError: prompts that must not share a batch (`Model.borders`): their numbers would depend on one another.
+    """
+    if len({model.side(len(ids)) for ids in batch.token_ids}) > 1:
+        raise ValueError(f"prompts on both sides of {model.borders} tokens share a batch")
+    return batch.inputs(model.device, kept)
+
+
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
     with model.ready():
-        return traces.logits(model.nn, model.plan, batch.inputs(model.device, kept), rules, model.backend())
+        return traces.logits(model.nn, model.plan, inputs(model, batch, kept), rules, model.backend())
 
 
 def gradients(
@@ -71,9 +82,9 @@ def gradients(
         rules: the RelP rules in force; none is the plain gradient.
         embedding: put in place of the embedding's output.
     """
-    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
     with model.ready():
-        parts = traces.gradients(model.nn, model.plan, inputs, read, rules, basis, embedding, model.backend())
+        parts = traces.gradients(model.nn, model.plan, given, read, rules, basis, embedding, model.backend())
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
 
 
@@ -82,7 +93,7 @@ def values(
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward."""
     with model.ready():
-        parts = traces.values(model.nn, model.plan, batch.inputs(model.device), basis, embedding, model.backend())
+        parts = traces.values(model.nn, model.plan, inputs(model, batch), basis, embedding, model.backend())
     return parts[0].float(), parts[1]
 
 
@@ -99,9 +110,9 @@ def replaced(
 
     One forward, one backward that ends at that layer.
     """
-    read, inputs = _differentiable(model, metric), batch.inputs(model.device, metric.kept)
+    read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
     with model.ready():
-        parts = traces.replaced(model.nn, model.plan, inputs, read, layer, neurons, basis, model.backend())
+        parts = traces.replaced(model.nn, model.plan, given, read, layer, neurons, basis, model.backend())
     return parts[0], parts[1]
 
 
@@ -123,7 +134,7 @@ def ablated(
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
     with model.ready(), torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend()):
             interventions.through_blocks(
                 nn,
                 plan,
@@ -138,7 +149,7 @@ def ablated(
 def embedding(model: Model, batch: Batch) -> Embedded:
     """What leaves the embedding. The forward ends there."""
     with model.ready():
-        return traces.embedding(model.nn, model.plan, batch.inputs(model.device), model.backend())
+        return traces.embedding(model.nn, model.plan, inputs(model, batch), model.backend())
 
 
 def embeddings_ablated(
@@ -152,7 +163,7 @@ def embeddings_ablated(
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
     with model.ready(), torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, metric.kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend()):
             nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
@@ -160,9 +171,9 @@ def embeddings_ablated(
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
-    read, inputs = reader(model, metric), batch.inputs(model.device, metric.kept)
+    read, given = reader(model, metric), inputs(model, batch, metric.kept)
     with model.ready():
-        return traces.from_embedding(model.nn, model.plan, inputs, read, embedding, model.backend())
+        return traces.from_embedding(model.nn, model.plan, given, read, embedding, model.backend())
 
 
 @dataclass(frozen=True)
@@ -197,7 +208,7 @@ def intervened(
     """
     nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
     with model.ready(), torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend()):
             interventions.through_blocks(
                 nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
             )
@@ -222,7 +233,7 @@ def generated(
     """
     always = [edit.parts for edit in everywhere]
     ask = SimpleNamespace(
-        inputs=batch.inputs(model.device),
+        inputs=inputs(model, batch),
         most=max_new_tokens,
         basis=basis,
         first=[edit.parts for edit in edits] + always,
@@ -306,7 +317,7 @@ def coefficients(
     """
     nn, plan = model.nn, model.plan
     with model.ready(), torch.no_grad():
-        with nn.trace(**batch.inputs(model.device, kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend()):
             embedding = nn.get(plan.embedding).output.float()
             envoys = list(nn.get(plan.blocks))
             linearize.prepare(envoys, plan.steps)
@@ -367,12 +378,12 @@ def direct_weights(
     """
     needs_gradients(model)
     kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
-    inputs = Batch((tuple(token_ids),)).inputs(model.device, kept)
+    given = inputs(model, Batch((tuple(token_ids),)), kept)
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
     away = None if baselines is None else ([baselines[0]], baselines[1][None])
     with model.ready():
         (parts,) = traces.direct_weights(
-            model.nn, model.plan, inputs, [nodes], [at], rules, basis, max_bytes, away, model.backend()
+            model.nn, model.plan, given, [nodes], [at], rules, basis, max_bytes, away, model.backend()
         )
     return parts[0], parts[1], parts[2], parts[3], parts[4]
 
@@ -388,9 +399,9 @@ def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) ->
 
 def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
     """The `count` likeliest tokens at each prompt's column, counted from the end [prompt, count]. One forward."""
-    nn, plan, inputs = model.nn, model.plan, batch.inputs(model.device, -min(columns))
+    nn, plan, given = model.nn, model.plan, inputs(model, batch, -min(columns))
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs, backend=model.backend()):
+        with nn.trace(**given, backend=model.backend()):
             out = interventions.logits(nn, plan, NO_RULES).float()
             at = torch.stack([row[column] for row, column in zip(out, columns, strict=True)])
             saved = nnsight.save(at.topk(count).indices.cpu())
@@ -411,7 +422,7 @@ def probe(
     batch, sizes = Batch((tuple(token_ids),) * len(steps)), torch.tensor(list(steps))[:, None, None]
     nn, plan = model.nn, model.plan
     with model.ready(), torch.no_grad():
-        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+        with nn.trace(**inputs(model, batch), backend=model.backend()):
             output = nn.get(plan.embedding).output
             unit = output[0].float().norm() / direction.norm().to(output.device)
             moved = output.float() + (sizes * direction[None]).to(output.device) * unit
@@ -428,7 +439,7 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
     batch = Batch((tuple(token_ids),))
     nn, plan = model.nn, model.plan
     with model.ready(), torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**batch.inputs(model.device), backend=model.backend()):
+        with nn.trace(**inputs(model, batch), backend=model.backend()):
             entered = interventions.embed_leaf(nn, plan, None, True)
             out = interventions.first_output(nn, plan)
             (grad,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])

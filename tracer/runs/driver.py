@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -134,7 +135,9 @@ def run(
         start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
             pass first.
         watch: called with the progress about every second.
-        note: called with the planner's advice, e.g. that some prompts are too long, and with how columns were read.
+        note: called with the planner's advice, e.g. that some prompts are too long, with how columns were read, and
+            once with what should be known of how prompts were read; run.json keeps that as ``prompt_notes``, with the
+            number of prompts.
         pool, factory: other workers, for tests.
 
     Raises:
@@ -149,7 +152,7 @@ def run(
         folder.check()
         lease = stack.enter_context(folder.place.locked())
         signals = stack.enter_context(_Signals())
-        driver = _Driver(chosen, folder, watch, lease.renew, signals)
+        driver = _Driver(chosen, folder, watch, lease.renew, signals, note)
         here, real = ray in (None, "local"), pool is None and factory == _WORKER
         # A new run is planned before it claims the folder, so that an error leaves nothing behind.
         early = real and folder.is_empty()
@@ -207,9 +210,16 @@ class _Driver:
     """The state of a running driver."""
 
     def __init__(
-        self, job: Job, folder: RunFolder, watch: Watch | None, renew: Callable[[], None], signals: _Signals
+        self,
+        job: Job,
+        folder: RunFolder,
+        watch: Watch | None,
+        renew: Callable[[], None],
+        signals: _Signals,
+        note: Callable[[str], None] | None,
     ) -> None:
         self.job, self.folder, self.watch, self.renew, self.signals = job, folder, watch, renew, signals
+        self.note, self._said = note, set[str]()
         self.kind = job.kind
         self.tally, self.record = Tally(), dict[str, Any]()
         self.runner: Runner | None = None
@@ -382,9 +392,9 @@ class _Driver:
         """The first worker fixes the model and the memory of a batch; every other must have the same model."""
         model = event.model.model_dump(mode="json")
         if "model" not in self.record:
-            batch = {"model": model, "memory": min(event.max_bytes, self.max_bytes or event.max_bytes)}
-            self.record |= batch | ({"warnings": list(event.warnings)} if event.warnings else {})
-            self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
+            memory = min(event.max_bytes, self.max_bytes or event.max_bytes)
+            said = {"warnings": list(event.warnings)} if event.warnings else {}
+            self._write_record({"model": model, "memory": memory, **said})
         elif self.record["model"] != model:
             differing = [name for name, value in model.items() if self.record["model"].get(name) != value]
             raise RunError(
@@ -398,6 +408,10 @@ class _Driver:
         if self._state == "starting":
             self._state = "running"
         return int(self.record["memory"])
+
+    def _write_record(self, more: Mapping[str, Any]) -> None:
+        self.record |= more
+        self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
 
     def _on_death(self, event: Died) -> None:
         assert self.runner is not None
@@ -413,7 +427,13 @@ class _Driver:
 
     def _commit(self, commit: Commit) -> None:
         old = self._redo.pop(commit.shard, None)
+        if old is not None:  # notes are of prompts with a result, and those were kept
+            commit = commit.model_copy(update={"notes": dict(Counter(old.notes) + Counter(commit.notes))})
         self.folder.commit(commit)
+        for text in commit.notes:
+            if self.note is not None and text not in self._said:
+                self.note(text)
+            self._said.add(text)
         if old is not None:
             self.tally.add(old, -1)
             for name in old.files.values():
@@ -439,6 +459,8 @@ class _Driver:
         self.show(self._state, force=True)
         commits = list(self.folder.commits())
         self.folder.sweep(name for commit in commits for name in commit.files.values())
+        said = sum((Counter(commit.notes) for commit in commits), Counter[str]())
+        self._write_record({"prompt_notes": dict(sorted(said.items()))})
         finish_run(self.job, self.folder, commits, self.record, self._asked)
         if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}

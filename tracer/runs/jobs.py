@@ -78,9 +78,11 @@ def _check_sizes(sizes: tuple[int, ...]) -> None:
 
 class _ModelOptions(Record):
     """Which model, and how it is loaded: as in `tracer.load`. `host` of a remote one holds no key; keys are in the
-    workers' environment. `in_flight`: requests that the run has at the service at a time, over all its workers."""
+    workers' environment. `in_flight`: requests that the run has at the service at a time, over all its workers. `bos`:
+    texts begin with the beginning-of-sequence token where the tokenizer does not put it; token ids stay as they are."""
 
     model: Name = "demo"
+    bos: bool = False
     revision: Name | None = None
     adapter: Name | None = None
     dtype: Name | None = None

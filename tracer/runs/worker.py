@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tracer.errors import TracerError, described, kind_of
+from tracer.errors import TracerError, described, kind_of, surface
 from tracer.runs.workers.messages import Beat, Began, Broke, Done, Refused, Report, Setup, Started, Task
 from tracer.settings import ModelRecord
 
@@ -96,9 +96,10 @@ class Worker:
             began(prompts, done, note)
 
         self._beat = lambda note: heard(last[0], last[1], note)
-        if task.finish:
-            return Report(unit=task.unit, outcome=self._finish())
-        return self._work(task, heard)
+        with surface("job"):
+            if task.finish:
+                return Report(unit=task.unit, outcome=self._finish())
+            return self._work(task, heard)
 
     def _waits(self, line: str) -> None:
         """Send a heartbeat when a service reports on a request: waiting in its queue is not hanging."""
@@ -109,7 +110,8 @@ class Worker:
         began((task.unit,), 0)
         combination = self._benchmark.job.combinations()[task.unit]
         outcome = self._benchmark.outcome(combination)
-        return Report(unit=task.unit, statuses={"ok": 1}, outcome=outcome.model_dump(mode="json"))
+        said = self._benchmark.notes(combination)
+        return Report(unit=task.unit, statuses={"ok": 1}, notes=said, outcome=outcome.model_dump(mode="json"))
 
 
 def make(setup: Setup) -> Any:

@@ -71,12 +71,13 @@ class Commit(BaseModel):
     errors: dict[str, int] = {}
     seconds: float = 0.0
     halved: int = 0
+    notes: dict[str, int] = {}
     outcome: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, report: Any) -> Commit:
         """The commit that a worker's report becomes."""
-        outcome = report.model_dump(include={"statuses", "errors", "seconds", "halved", "outcome"})
+        outcome = report.model_dump(include={"statuses", "errors", "seconds", "halved", "notes", "outcome"})
         return cls.naming(report.unit, report.files, **outcome)
 
     @classmethod

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer.attribution.attribute import attribute
+from tracer.attribution.attribute import attribute, notes
 from tracer.data import tasks
 from tracer.data.tasks import Pair, sva
 from tracer.errors import JobError, TracerError
 from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.testset import TestSet
 from tracer.model.model import Model
-from tracer.prompts import Encoded, Prompt, encode
+from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.runs.split import train_and_test
 from tracer.runs.units.benchmark_report import Outcome
@@ -60,6 +60,11 @@ class Benchmark:
                 model, self._data(structure).test, job.ablation, basis, job.seed, metric=METRIC
             ).with_known_ends()
         )
+
+    def notes(self, combination: Combination) -> dict[str, int]:
+        """What should be known of how the test prompts were read: each sentence, and of how many."""
+        test = self._data(combination[0]).test
+        return dict(Counter(text for one in test for text in notes((one,), self.model)))
 
     def outcome(self, combination: Combination) -> Outcome:
         """Attribute the train pairs and measure the rankings on the test pairs.
@@ -128,7 +133,7 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
                 "ask for more pairs, or use a model whose tokenizer keeps the answers whole",
             )
     shared = tasks.check_split(kept["train"], kept["test"], job.allow_overlap, structure)
-    test = tuple(encode(one.to_prompt(), model) for one in kept["test"])
+    test = tuple(encode(with_bos(one.to_prompt(), job.bos), model) for one in kept["test"])
     return _Data(tuple(kept["train"]), test, dict(skipped), shared)
 
 
@@ -139,12 +144,12 @@ def mean_attribution(
 
     The baseline ``mean`` is over the patch side of the pairs, as the ablation's is over that of the test pairs.
     """
-    prompts = [pair.to_prompt(paired=baseline == "counterfactual") for pair in pairs]
+    prompts = [with_bos(pair.to_prompt(paired=baseline == "counterfactual"), job.bos) for pair in pairs]
     options: dict[str, Any] = {"steps": job.steps} if method in PATH_METHODS else {}
     if method == "random":
         options["seed"] = job.seed
     if baseline == "mean":
-        options["reference"] = [Prompt(pair.counterfactual) for pair in pairs]
+        options["reference"] = [Prompt(pair.counterfactual, bos=job.bos) for pair in pairs]
     baseline = "zero" if baseline == NO_BASELINE else baseline
     length = len(encode(prompts[0], model).token_ids)
     step = max(1, _ATTRIBUTED // (8 * model.n_layers * length * model.n_neurons(basis)))

@@ -26,7 +26,7 @@ from tracer.evaluation.curves import curves, ordered
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Job, Ranks, TestSet
 from tracer.model.model import Model
-from tracer.prompts import Encoded, Prompt, encode
+from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row, options
 from tracer.store.run_folder import Commit, RunFolder
@@ -165,7 +165,7 @@ def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
 
 
 def _prompts(job: DatasetJob, source: Source) -> Iterable[Prompt]:
-    return (as_prompt(input_row(row), job.metric, paired=True) for row in data.read(source))
+    return (with_bos(as_prompt(input_row(row), job.metric, paired=True), job.bos) for row in data.read(source))
 
 
 def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool) -> int:
@@ -198,7 +198,7 @@ def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dic
         for row in folder.read_input(commit.shard):
             if left and row["prompt_id"] in good:
                 left -= 1
-                prompt = as_prompt(row, job.metric, paired=job.baseline == "counterfactual")
+                prompt = with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
                 (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "pruning": None})
                 given = None if reference is None else list(reference.prompts)
                 found = estimate_quality(model, circuit, prompt, reference=given).record()

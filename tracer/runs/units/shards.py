@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 
 from tracer import data
-from tracer.attribution.attribute import Reference
+from tracer.attribution.attribute import Reference, notes
 from tracer.attribution.result import Attribution
-from tracer.attribution.trace import trace_all
+from tracer.attribution.trace import FIRST_SHARE, first_note, trace_all
 from tracer.batching import batches, chunked
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RemoteError, TracerError, writing
 from tracer.model.folder import out_of_memory
 from tracer.model.model import Model
 from tracer.ndif.server import JobFailedError, TooLargeError
-from tracer.prompts import Encoded, Prompt, encode
+from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.workers.messages import Beat, Report, Task
 from tracer.store import schemas
@@ -65,11 +65,13 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a prompt ended as: its row and tables, and its attributions with their length where these are summed."""
+    """What a prompt ended as: its row and tables, its attributions with their length where these are summed, and what
+    should be known of it."""
 
     row: dict[str, Any]
     tables: dict[str, pa.Table] = field(default_factory=dict)
     part: tuple[Tensor, int] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class ShardWork:
             errors=dict(errors),
             seconds=time.perf_counter() - started,
             halved=shard.halved,
+            notes=dict(shard.notes),
         )
 
     def _written(self, unit: int, shard: _Shard) -> dict[str, File]:
@@ -218,7 +221,7 @@ def options(job: DatasetJob) -> dict[str, Any]:
     made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
     made |= {"pruning": job.pruning_rules(), **job.selection()}
     if job.reference is not None:
-        made["reference"] = Reference([_prompt_of(row) for row in data.read(job.reference)])
+        made["reference"] = Reference([with_bos(_prompt_of(row), job.bos) for row in data.read(job.reference)])
     return made
 
 
@@ -236,6 +239,9 @@ class _Shard:
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
         self._tables: dict[str, list[tuple[int, pa.Table]]] = {"nodes": [], "edges": []}
+        self.notes: Counter[str] = Counter()
+        # Worded here: threads know no surface. One sentence for all prompts, so that they can be counted.
+        self._first = {no_foil: first_note(f"more than {FIRST_SHARE:.0%}", no_foil) for no_foil in (False, True)}
         self._pulse, self._counting = _Pulse(began), threading.Lock()
 
     def trace(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -287,7 +293,7 @@ class _Shard:
     # ----------------------------------------------------------------------------------------- batches
 
     def _item(self, row: dict[str, Any]) -> _Item:
-        prompt = as_prompt(row, self.job.metric, paired=self.job.baseline == "counterfactual")
+        prompt = with_bos(as_prompt(row, self.job.metric, paired=self.job.baseline == "counterfactual"), self.job.bos)
         return _Item(row, prompt, encode(prompt, self.model))
 
     def _batches(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
@@ -303,7 +309,7 @@ class _Shard:
         ordered = sorted(items, key=lambda item: (len(item.encoded.token_ids), item.id))
         lengths = [len(item.encoded.token_ids) for item in ordered]
         each = self.model.bytes_per_token(length=max(lengths, default=1))
-        for part in batches(lengths, each, self.task.max_bytes or self.model.budget()):
+        for part in batches(lengths, each, self.task.max_bytes or self.model.budget(), self.model.borders):
             for batch in chunked(ordered[part.start : part.stop], self.job.batch or len(part)):
                 if any(item.id in apart for item in batch):
                     yield from ([item] for item in batch)
@@ -406,7 +412,10 @@ class _Shard:
             tables["edges"] = _numbered(circuit.links, item.id)
         row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.task.deaths.get(item.id, 0)}
         part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
-        return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part)
+        said = notes((item.encoded,), self.model)
+        if circuit.first_share > FIRST_SHARE and len(circuit.token_ids) > 1:
+            said = (*said, self._first[circuit.settings.metric == "logit"])
+        return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part, said)
 
     def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> _Made:
         attempts = self.task.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
@@ -418,6 +427,7 @@ class _Shard:
     def _record(self, made: _Made) -> None:
         """Keep what is written; called in one thread, in the order of the batches."""
         self.rows.append(made.row)
+        self.notes.update(made.notes)
         for name, table in made.tables.items():
             self._tables[name].append((made.row["prompt_id"], table))
         if made.part is not None:

@@ -77,6 +77,7 @@ class Report(_Message):
         statuses: how many prompts ended ``ok``, ``failed``, ``quarantined``.
         errors: the error types of the others, counted.
         seconds: it took. halved: how often a batch was halved because memory ran out.
+        notes: what should be known of the prompts, and of how many.
         outcome: of a benchmark's combination.
     """
 
@@ -86,6 +87,7 @@ class Report(_Message):
     errors: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
     halved: int = 0
+    notes: dict[str, int] = Field(default_factory=dict)
     outcome: dict[str, Any] | None = None
 
 

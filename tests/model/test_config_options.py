@@ -1,0 +1,414 @@
+"""The options of the ten families' configurations, one by one: what each changes is right, in any company, or refused.
+
+`LOOKED_AT` says what was decided of every option that a family's configuration has; a new one fails the first test.
+Every value in `CASES` is held to three things: product and oracle agree (both run the real modules); a prompt alone is
+the prompt padded in a batch; and both engines' edges are the oracle's, also where the replay works in small pieces.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig
+
+import reference
+import tiny as t
+import tracer
+from helpers import Question, compare, error, fresh, load, refused
+from tracer.attribution.attribute import mean_values
+from tracer.attribution.edges import Edges, direct_edges
+from tracer.batching import batches, chunked_alike, side
+from tracer.errors import JobError, ModelError
+from tracer.evaluation.ablations import AblatedRow, Replacement, measure_on_server
+from tracer.model import passes
+from tracer.prompts import Batch, encode
+
+SIZES = """
+    vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
+    max_position_embeddings n_positions n_embd n_layer n_head n_inner initializer_range rms_norm_eps layer_norm_eps
+    layer_norm_epsilon pad_token_id bos_token_id eos_token_id
+"""
+NO_EFFECT = """
+    use_cache pretraining_tp attention_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout classifier_dropout
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout is_decoder
+    original_max_position_embeddings _sliding_window_pattern max_window_layers
+"""
+"""Training, other heads than the language model's, caches; or read through another option (by which it is tested)."""
+TESTED = """
+    hidden_act hidden_activation activation_function rope_parameters attention_bias mlp_bias tie_word_embeddings
+    sliding_window use_sliding_window layer_types query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
+    use_bidirectional_attention use_parallel_residual scale_attn_weights scale_attn_by_inverse_layer_idx
+"""
+REFUSED = "add_cross_attention reorder_and_upcast_attn"
+LOOKED_AT = frozenset(f"{SIZES} {NO_EFFECT} {TESTED} {REFUSED}".split())
+
+LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 10000.0,
+}
+
+
+def longrope(border: int, dim: int) -> dict[str, Any]:
+    """Two tables that differ much, the second above `border` tokens."""
+    return {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * dim,
+        "long_factor": [4.0 + place for place in range(dim)],
+        "original_max_position_embeddings": border,
+        "rope_theta": 10000.0,
+    }
+
+
+def phi3(border: int = 5) -> dict[str, Any]:
+    """Phi-3's LongRoPE, as its checkpoints have it: rotary dimensions are a half of a head's 8."""
+    rope = longrope(border, 2) | {"partial_rotary_factor": 0.5}
+    return {"original_max_position_embeddings": border, "rope_parameters": rope}
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+CASES: dict[str, list[dict[str, Any]]] = {
+    "llama": [
+        {"attention_bias": True, "mlp_bias": True},
+        {"tie_word_embeddings": True},
+        {"num_key_value_heads": 1},
+        {"head_dim": 12, "num_key_value_heads": 4},
+        {"hidden_act": "gelu"},
+        {"rms_norm_eps": 0.3},
+        {"rope_parameters": LINEAR},
+        {"rope_parameters": DYNAMIC},
+        {"rope_parameters": YARN},
+        {"rope_parameters": LLAMA3},
+        {"rope_parameters": longrope(5, 4)},
+        {"is_causal": False},
+    ],
+    "mistral": [{"sliding_window": None}, {"sliding_window": 2}, {"head_dim": 12}, {"is_causal": False}],
+    "qwen2": [
+        {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+        {"layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 2, "use_sliding_window": True},
+        {"rope_parameters": longrope(3, 4)},
+        {"is_causal": False},
+    ],
+    "qwen3": [
+        {"attention_bias": True},
+        {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 2},
+        {"is_causal": False},
+    ],
+    "gemma2": [
+        {"query_pre_attn_scalar": 40},
+        {"attn_logit_softcapping": None, "final_logit_softcapping": None},
+        {"layer_types": [FULL, FULL, SLIDING], "sliding_window": 2},
+        {"hidden_activation": "gelu"},
+        {"attention_bias": True},
+        {"is_causal": False},
+    ],
+    "gemma3": [
+        {"use_bidirectional_attention": True},
+        {"use_bidirectional_attention": True, "sliding_window": 2},
+        {"attn_logit_softcapping": 1.5, "final_logit_softcapping": None},
+        {"query_pre_attn_scalar": 40, "tie_word_embeddings": False},
+        {
+            "rope_parameters": {
+                SLIDING: {"rope_type": "default", "rope_theta": 100.0},
+                FULL: longrope(5, 8),
+            }
+        },
+        {"is_causal": False},
+    ],
+    "olmo2": [{"attention_bias": True}, {"rope_parameters": YARN}, {"is_causal": False}],
+    "phi3": [{"sliding_window": 3}, phi3(), {**phi3(3), "sliding_window": 4}, {"is_causal": False}],
+    "gpt_neox": [
+        {"use_parallel_residual": False},
+        {"attention_bias": False},
+        {"hidden_act": "gelu_new"},
+        {"rope_parameters": {**LINEAR, "partial_rotary_factor": 1.0}},
+        {"is_decoder": True},
+        {"is_causal": False},
+    ],
+    "gpt2": [
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"activation_function": "relu"},
+        {"tie_word_embeddings": False},
+        {"is_causal": False},
+    ],
+}
+EVERY = [(family, over) for family, cases in CASES.items() for over in cases]
+NAMES = [f"{family}-{'-'.join(f'{name}' for name in over)}-{number}" for number, (family, over) in enumerate(EVERY)]
+BIDIRECTIONAL = [
+    (family, over)
+    for family, over in EVERY
+    if over.get("is_causal") is False or over.get("use_bidirectional_attention")
+]
+IDS = (1, 6, 7, 8, 9, 10, 11)
+pytestmark = pytest.mark.filterwarnings("ignore:attention looks at later tokens")
+every_option = pytest.mark.parametrize(("family", "over"), EVERY, ids=NAMES)
+
+
+def made(family: str, over: dict[str, Any], attn: str = "eager") -> tracer.Model:
+    return tracer.load(t.tiny(family, attn=attn, **over), tokenizer=t.tokenizer())
+
+
+def kernels(family: str, over: dict[str, Any]) -> list[str]:
+    """The kernels that can run it; soft-caps on attention are eager's alone."""
+    capped = over.get("attn_logit_softcapping") is not None
+    return ["eager", "sdpa"] if family in t.SDPA and not capped else ["eager"]
+
+
+@pytest.mark.parametrize("family", t.FAMILIES)
+def test_every_option_of_every_family_was_looked_at(family: str) -> None:
+    config = AutoConfig.for_model("gemma3_text" if family == "gemma3" else family)
+    assert set(vars(config)) - set(vars(PretrainedConfig())) - LOOKED_AT == set()
+
+
+def test_every_option_that_changes_numbers_has_a_case() -> None:
+    tried = {name for _, over in EVERY for name in over}
+    assert set(TESTED.split()) <= tried
+
+
+@every_option
+def test_product_and_oracle_agree(family: str, over: dict[str, Any]) -> None:
+    for attn in kernels(family, over):
+        model = made(family, over, attn)
+        for length in (7, 3):  # one at a time: the oracle pads, and LongRoPE looks at the longest
+            found = compare(model, Question(lengths=(length,), targets=((7,),), foils=((8,),)))
+            assert max(found.nodes, found.activations, found.embeddings) < 1e-5
+            assert found.metric < 1e-4  # of itself, which may be near 0
+
+
+@every_option
+def test_a_prompt_alone_is_the_prompt_in_company(family: str, over: dict[str, Any]) -> None:
+    for attn in kernels(family, over):
+        model = made(family, over, attn)
+        prompts = Question(lengths=(7, 4, 2)).ids()
+        asked = [tracer.Prompt(token_ids=ids, target=7) for ids in prompts]
+        together = tracer.attribute(model, asked)
+        for row, prompt in enumerate(asked):
+            alone, length = tracer.attribute(model, [prompt]), len(prompts[row])
+            assert error(together.nodes[row, :, :length], alone.nodes[0]) < 1e-5
+            assert error(together.embeddings[row, :length], alone.embeddings[0]) < 1e-5
+            assert float((together.metric[row] - alone.metric[0]).abs()) < 1e-5
+
+
+def some_nodes(model: tracer.Model, positions: tuple[int, ...]) -> Tensor:
+    """Neurons of every layer at these positions."""
+    neurons = torch.arange(0, model.d_mlp, 7)
+    return torch.cartesian_prod(torch.arange(model.n_layers), torch.tensor(positions), neurons)
+
+
+def oracle_edges(model: tracer.Model, nodes: Tensor, logits: Tensor) -> Tensor:
+    targets = [tuple(node) for node in nodes.tolist()] + [(model.n_layers, *pair) for pair in logits.tolist()]
+    found = reference.edges(model.module, torch.tensor([IDS]), targets)
+    return torch.cat([found.neurons[:, *nodes.unbind(-1)], found.embeddings], 1)
+
+
+def engines(model: tracer.Model, nodes: Tensor, logits: Tensor) -> list[Edges]:
+    """The edges by every engine, the replay also one end at a time."""
+    ways: list[dict[str, Any]] = [{"engine": "autograd"}]
+    ways += [{"engine": "replay", "direction": way, "max_bytes": size} for way in ("up", "down") for size in (1, 2**24)]
+    return [direct_edges(model, IDS, nodes, logits, **way) for way in ways]
+
+
+@every_option
+def test_edges_are_the_oracles(family: str, over: dict[str, Any]) -> None:
+    for attn in kernels(family, over):
+        model = made(family, over, attn)
+        nodes, logits = some_nodes(model, (1, 3, 4)), torch.tensor([[4, 20], [2, 22]])
+        wanted = oracle_edges(model, nodes, logits)
+        for found in engines(model, nodes, logits):
+            assert error(found.weight, wanted) < 1e-5
+            if not model.has_biases:  # identity 3 and 4 of method.md: everything comes from somewhere
+                assert error(found.incoming, found.target_values) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "over"), BIDIRECTIONAL)
+def test_edges_lead_back_where_attention_looks_at_later_tokens(family: str, over: dict[str, Any]) -> None:
+    model = made(family, over)
+    nodes, logits = some_nodes(model, (1, 3, 5)), torch.tensor([[2, 20]])
+    found = direct_edges(model, IDS, nodes, logits)
+    later = torch.cat([nodes[:, 1], torch.arange(len(IDS))]) > 2
+    assert (found.weight[-1, later] != 0).sum() > 10
+    # The last embedding by intervention, without autograd: patterns, norms and neurons held (method.md section 8, 4a).
+    for target in [(model.n_layers, 2, 20), tuple(nodes[nodes[:, 0] == 2][0].tolist())]:
+        row = -1 if target[0] == model.n_layers else int((nodes == torch.tensor(target)).all(1).nonzero())
+        change = reference.nudge(model.module, torch.tensor([IDS]), (-1, 6), target, 0.5)
+        assert change == pytest.approx(0.5 * float(found.weight[row, -1]), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["zero", "counterfactual"])
+@pytest.mark.parametrize(("family", "over"), BIDIRECTIONAL[:3])
+def test_edge_attributions_of_a_bidirectional_model_obey_their_identity(
+    family: str, over: dict[str, Any], method: str
+) -> None:
+    """Identity 4a: what is at its baseline carries nothing; with baseline zero, share times the target's."""
+    other = (*IDS[:5], 30, IDS[6]) if method == "counterfactual" else None
+    prompt = tracer.Prompt(token_ids=IDS, target=7, counterfactual=other, positions=2)
+    circuit = tracer.trace(made(family, over), prompt, 60, pruning=tracer.Pruning(share=0.0))
+    nodes, edges = circuit.nodes.to_pylist(), circuit.links.to_pylist()
+    assert any(nodes[edge["source"]]["position"] > nodes[edge["target"]]["position"] for edge in edges)
+    for edge in edges:
+        source, target = nodes[edge["source"]], nodes[edge["target"]]
+        if method == "zero":
+            wanted = edge["share"] * target["attribution"]
+            assert edge["attribution"] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+        elif source["kind"] == "embedding" and source["position"] != 5:
+            assert edge["attribution"] == 0
+
+
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt_neox"])
+def test_attention_that_only_a_module_says_is_not_causal_is_refused(family: str, kernel: str) -> None:
+    module = t.tiny(family, attn=kernel)
+    for part in module.modules():
+        if hasattr(part, "is_causal"):
+            part.is_causal = False
+    with refused(ModelError, "is_causal", "later tokens"):
+        tracer.load(module, tokenizer=t.tokenizer())
+
+
+def test_an_option_that_transformers_reads_by_halves_is_refused() -> None:
+    """Gemma 2 reads it in its attention, not in its masks."""
+    with refused(ModelError, "is_causal", "gemma2"):
+        made("gemma2", {"use_bidirectional_attention": True})
+
+
+@pytest.mark.parametrize(
+    ("family", "over"),
+    [
+        ("llama", {"attention_dropout": 0.5}),
+        ("phi3", {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5}),
+        ("gpt_neox", {"hidden_dropout": 0.5, "attention_dropout": 0.5}),
+        ("gpt2", {"attn_pdrop": 0.9, "resid_pdrop": 0.9, "embd_pdrop": 0.9}),
+        ("llama", {"use_cache": False, "pretraining_tp": 2}),
+    ],
+)
+def test_what_only_training_reads_changes_no_bit(family: str, over: dict[str, Any]) -> None:
+    asked = Question().prompts()
+    with_it, without = (tracer.attribute(model, asked).nodes for model in (made(family, over), load(family)))
+    assert torch.equal(with_it, without)
+
+
+# -------------------------------------------------------------------------------- tables that depend on length
+
+LONG = [("phi3", phi3(5)), ("llama", {"rope_parameters": longrope(4, 4)}), ("phi3", phi3(2))]
+
+
+def test_batches_end_at_a_border() -> None:
+    assert [side(length, (5, 9)) for length in (1, 5, 6, 9, 10)] == [0, 0, 1, 1, 2]
+    lengths = [3, 5, 6, 9, 4, 12]
+    assert list(batches(lengths, 1, 10**6, (5, 9))) == [range(2), range(2, 4), range(4, 5), range(5, 6)]
+    assert list(batches(lengths, 1, 10**6)) == [range(6)]
+    assert chunked_alike(lengths, 2, lambda length: length > 5) == [[3, 5], [6, 9], [4], [12]]
+
+
+def test_borders_are_read_from_every_kind_of_configuration() -> None:
+    layered = {"rope_parameters": {SLIDING: longrope(3, 8), FULL: longrope(9, 8)}}
+    assert made("gemma3", layered).borders == (3, 9)
+    assert made("phi3", phi3(5)).borders == (5,)
+    for family in t.FAMILIES:
+        assert load(family).borders == ()
+    assert made("llama", {"rope_parameters": YARN}).borders == ()  # one table, whatever the length
+
+
+@pytest.mark.parametrize(("family", "over"), LONG)
+def test_a_border_matters_to_the_model(family: str, over: dict[str, Any]) -> None:
+    """Otherwise its tests would test nothing: transformers gives a short prompt other logits beside a long one."""
+    model, (long, short) = made(family, over), Question(lengths=(7, 2)).ids()
+    together = model.module(**Batch((long, short)).inputs("cpu")).logits[1, -1]
+    alone = model.module(**Batch((short,)).inputs("cpu")).logits[0, -1]
+    assert float((together - alone).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(("family", "over"), LONG)
+def test_no_pass_takes_prompts_of_both_sides(family: str, over: dict[str, Any]) -> None:
+    model, both = made(family, over), Batch(Question(lengths=(7, 2)).ids())
+    for one_pass in (passes.logits, passes.values, passes.embedding):
+        with pytest.raises(ValueError, match="both sides"):
+            one_pass(model, both)
+
+
+@pytest.mark.parametrize(("family", "over"), LONG)
+def test_means_over_references_of_both_sides(family: str, over: dict[str, Any]) -> None:
+    model, rows = made(family, over), Question(lengths=(7, 3, 7, 2)).ids()
+    got = mean_values(model, rows, 7, "activation")
+    each = [passes.values(model, Batch((ids,)))[0][0] for ids in rows]
+    for position in range(7):
+        wanted = torch.stack([one[:, position] for one in each if one.shape[1] > position]).mean(0)
+        assert error(got[:, position], wanted) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["relp", "exact", "ig-activation", "conductance"])
+def test_every_method_keeps_the_sides_apart(method: str) -> None:
+    model, rows = made(*LONG[0]), Question(lengths=(7, 3, 6)).ids()
+    others = Question(lengths=(7, 3, 6), seed=4).ids()
+    asked = [
+        tracer.Prompt(token_ids=ids, target=7, counterfactual=other) for ids, other in zip(rows, others, strict=True)
+    ]
+    options: dict[str, Any] = {} if method in ("relp", "exact") else {"steps": 2}
+    together = tracer.attribute(model, asked, method, **options)
+    for row, prompt in enumerate(asked):
+        alone = tracer.attribute(model, [prompt], method, **options)
+        assert error(together.nodes[row, :, : len(rows[row])], alone.nodes[0]) < 1e-5
+
+
+@pytest.mark.parametrize("falls", [False, True])
+def test_rows_as_a_server_takes_them_keep_the_sides_apart(falls: bool) -> None:
+    """One request, run here, for rows of both sides, and replacements of both."""
+    model, rows = made(*LONG[0]), Question(lengths=(7, 3, 6, 2)).ids()
+    others = Question(lengths=(7, 3, 6, 2), seed=4).ids()
+    encoded = [encode(tracer.Prompt(token_ids=ids, target=7), model) for ids in rows]
+    for to in (Replacement(others, (0, 1, 2, 3)), Replacement((*others, rows[0]))):
+        asked = [
+            AblatedRow(one, torch.tensor([[1, 1, 3], [2, 0, 5]], dtype=torch.int32), other=row if to.drawn else 0)
+            for row, one in enumerate(encoded)
+        ]
+        measured = [
+            measure_on_server(model, some, to, "logit", "activation", 2**30, falls=falls)
+            for some in (asked, *([row] for row in asked))
+        ]
+        assert error(measured[0], torch.cat(measured[1:])) < 1e-5
+
+
+def test_a_text_that_would_grow_over_a_border_is_refused() -> None:
+    model = made("phi3", phi3(8))
+    prompt = tracer.Prompt(token_ids=IDS, target=7)  # 7 tokens; the 2nd new token is chosen after 8, the 3rd after 9
+    with refused(JobError, "max_new_tokens=3", "8 tokens", "max_new_tokens=2"):
+        tracer.steer(model, [(1, 3)], prompt, factor=0, max_new_tokens=3, random=0)
+    fits = tracer.steer(model, [(1, 3)], prompt, factor=0, max_new_tokens=2, random=0)
+    ids, greedy = IDS, []
+    for _ in range(2):
+        greedy.append(int(passes.logits(model, Batch((ids,)))[0, -1].argmax()))
+        ids = (*ids, greedy[-1])
+    assert fits.unsteered is not None
+    assert list(fits.unsteered.token_ids) == greedy[: len(fits.unsteered.token_ids)]
+    longer = tracer.Prompt(token_ids=(*IDS, 12, 13), target=7)
+    assert tracer.steer(model, [(1, 3)], longer, factor=0, max_new_tokens=5, random=0).unsteered is not None
+
+
+@pytest.mark.parametrize(("family", "over"), BIDIRECTIONAL[:2])
+def test_what_looks_at_later_tokens_is_said_and_writes_no_text(family: str, over: dict[str, Any]) -> None:
+    model, prompt = made(family, over), tracer.Prompt(token_ids=IDS, target=7)
+    with pytest.warns(tracer.TracerWarning, match="later tokens"):
+        circuit = tracer.trace(model, prompt, 5)
+    assert [text for text in circuit.warnings if "later tokens" in text]
+    with refused(JobError, "max_new_tokens=1", "later tokens", "max_new_tokens=0"):
+        tracer.steer(model, [(1, 3)], prompt, factor=0, max_new_tokens=1, random=0)
+    assert tracer.steer(model, [(1, 3)], prompt, factor=0, max_new_tokens=0, random=0).steered is None
+
+
+def test_dynamic_scaling_starts_beyond_what_is_read() -> None:
+    """Transformers stretches `dynamic` tables above max_position_embeddings, and no prompt is longer."""
+    plain, dynamic = load("llama"), fresh("llama", rope_parameters=DYNAMIC)
+    asked = Question(lengths=(64, 20, 3)).prompts()
+    assert torch.equal(tracer.attribute(dynamic, asked).nodes, tracer.attribute(plain, asked).nodes)
+    with refused(JobError, "65 tokens", "at most 64"):
+        tracer.attribute(dynamic, [tracer.Prompt(token_ids=[1] * 65, target=7)])
