@@ -55,15 +55,13 @@ def _of_nodes(circuit: Circuit) -> Iterator[str]:
 
 
 def _of_edges(circuit: Circuit, links: pa.Table) -> Iterator[str]:
-    nodes = {name: circuit.nodes[name].to_numpy() for name in ("layer", "position", "activation", "attribution")}
+    nodes = {name: circuit.nodes[name].to_numpy() for name in ("layer", "activation", "attribution")}
     source, target = (links[end].to_numpy() for end in ("source", "target"))
     weight, share, attribution = (links[name].to_numpy() for name in ("weight", "share", "attribution"))
     if not (_finite(links["weight"]) and _finite(links["attribution"])):
         yield "an edge's weight or attribution is not finite"
     if (nodes["layer"][source] >= nodes["layer"][target]).any():
         yield "an edge does not lead into a later layer"
-    if (nodes["position"][source] > nodes["position"][target]).any():
-        yield "an edge leads to an earlier token"
     known = np.isfinite(share)
     if not _equal(weight[known], (share * nodes["activation"][target])[known]):
         yield "an edge's weight is not its share of its target's activation"
