@@ -89,3 +89,24 @@ def test_the_command_line_prints_a_warning_once_as_a_note(capsys: pytest.Capture
 
     verb()
     assert capsys.readouterr().err == "note: heard; --bos adds it\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("dtype='x': must be one of", "--dtype x: must be one of"),
+        ("give reference= with more prompts", "give --reference with more prompts"),
+        ("use edges=False", "use --no-edges"),
+        ("skip_first=True leaves it out", "--skip-first leaves it out"),
+        ("edge share=5.0: is a part", "--edge-share 5.0: is a part"),
+        ("top_k=99999: the vocabulary", "--top 99999: the vocabulary"),
+        ("foil=' is': is empty", "--foil ' is': is empty"),
+        ("or weights='local', or ask", "or --local-weights, or ask"),
+        ("prompt 'so nodes=3 and' is 'nodes=4'", "prompt 'so nodes=3 and' is 'nodes=4'"),
+        ("engine='replay' needs", "engine='replay' needs"),
+    ],
+)
+def test_a_shell_user_reads_options_and_never_arguments(said: str, shown: str) -> None:
+    from tracer.cli import app, terminal
+
+    assert terminal.worded(said, terminal._options(app.trace)) == shown

@@ -103,7 +103,7 @@ def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
     """
     if not model.replays(rules):
         instead = "use edges=False (--no-edges)"
-        more = "ask its operator for the tag 'trusted'" if model.has_weights else "weights='local' (--local-weights)"
+        more = "ask its operator for the tag 'trusted'" if model.has_weights else "weights='local'"
         passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
 
 

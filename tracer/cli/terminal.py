@@ -5,13 +5,15 @@ Knows standard output and error. Refuses to know any verb.
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from tracer.errors import TracerError, TracerWarning, surface
 from tracer.text import printable
@@ -22,33 +24,77 @@ if TYPE_CHECKING:
     from tracer.attribution.methods import Progress
 
 
+_RENAMED = {
+    "top_k": "--top",
+    "edge share": "--edge-share",
+    "edge attribution": "--edge-attribution",
+    "top edges": "--top-edges",
+    "weights": "--local-weights",
+}
+"""Options of another name than the argument has."""
+_VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[\w./+-]*\w"
+
+
 def report_errors(verb: Callable[..., None]) -> Callable[..., None]:
     """Print a user's error as one line on standard error, and end with code 2; print what is warned of as a note, once.
 
-    Messages name options as the command line writes them.
+    Messages name options as the command line writes them: those of modules that name arguments are translated.
     """
 
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
+        options = _options(verb)
         try:
-            with surface("shell"), _noted():
+            with surface("shell"), _noted(options):
                 verb(*args, **kwargs)
         except TracerError as error:
-            complain(str(error))
+            complain(worded(str(error), options))
             raise typer.Exit(2) from None
 
     return run
 
 
+def worded(text: str, options: Mapping[str, str]) -> str:
+    """A message with its arguments as options: ``foil=' is'`` as ``--foil ' is'``, ``edges=False`` as ``--no-edges``.
+
+    Args:
+        options: by the names of their arguments. What else is in quotes is a user's, and stays.
+    """
+
+    def as_option(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"] or ""
+        if name is None:
+            return found[0]
+        if value == "False":
+            return options[name].replace("--", "--no-", 1)
+        plain = re.fullmatch(r"'([\w./+-]+)'", value)
+        bare = value == "True" or name == "weights"
+        return options[name] if bare else f"{options[name]} {plain[1] if plain else value}".rstrip()
+
+    names = "|".join(map(re.escape, options)) or "(?!)"
+    return re.sub(rf"(?<![\w.])(?P<name>{names})=(?P<value>{_VALUE})?|'[^']*'", as_option, text)
+
+
+def _options(verb: Callable[..., None]) -> dict[str, str]:
+    """The options of a verb, by the names that their arguments have in Python."""
+    flags = {}
+    for name, hint in get_type_hints(verb, include_extras=True).items():
+        for made in getattr(hint, "__metadata__", ()):
+            if isinstance(made, OptionInfo):
+                given = [one.partition("/")[0] for one in made.param_decls or () if one.startswith("--")]
+                flags[name] = given[0] if given else "--" + name.replace("_", "-")
+    return flags | {name: flag for name, flag in _RENAMED.items() if flag in flags.values()}
+
+
 @contextmanager
-def _noted() -> Iterator[None]:
+def _noted(options: Mapping[str, str]) -> Iterator[None]:
     """Each `TracerWarning` as one note; other warnings as Python shows them."""
     said, usual = set[str](), warnings.showwarning
 
     def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if not issubclass(category, TracerWarning):
             usual(message, category, *place, **more)
-        elif (text := str(message)) not in said:
+        elif (text := worded(str(message), options)) not in said:
             said.add(text)
             note(text)
 

@@ -308,12 +308,10 @@ class Model:
         may_be = _shape_of(traced) == _shape_of(mine)
         if may_be and not _HASH.fullmatch(traced.fingerprint):
             rule = "was traced where weights are hidden, so that they cannot be compared"
-            raise RemoteError(
-                value, rule, "use it with that key, or trace it again with weights='local' (--local-weights)"
-            )
+            raise RemoteError(value, rule, "use it with that key, or trace it again with weights='local'")
         if may_be and self.remote and not _HASH.fullmatch(mine.fingerprint):
             rule = f"weights on {self.remote.server.host} are hidden and cannot be compared with those it was traced on"
-            raise RemoteError(value, rule, "compare them here with weights='local' (--local-weights)")
+            raise RemoteError(value, rule, "compare them here with weights='local'")
         if may_be and traced.dtype != mine.dtype:
             rule = f"was traced in {traced.dtype}, this model is in {mine.dtype}"
             raise JobError(value, rule, "trace it again on this model, or load the model in that dtype")

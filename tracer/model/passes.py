@@ -485,7 +485,7 @@ def _without_gradients(model: Model) -> str:
     """What a user can do instead of taking gradients on a server."""
     trusted = "ask its operator for the tag 'trusted'"
     if not model.has_weights:
-        return f"use method relp with all its rules and weights='local' (--local-weights), or {trusted}"
+        return f"use method relp with all its rules and weights='local', or {trusted}"
     if not model.weights_readable:
         return f"{trusted}: weights here that are quantised or offloaded do not replace them"
     return f"only method relp with all its rules works without: use that, or {trusted}"
