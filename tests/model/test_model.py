@@ -167,7 +167,8 @@ def test_code_in_a_folder_is_never_run(folder: Path) -> None:
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
     auto = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.T", None]}
     edit_config(folder, auto_map=auto)
-    tracer.load(folder)
+    with pytest.warns(tracer.TracerWarning, match="evil.Model"):
+        tracer.load(folder)
     assert not mark.exists()
 
 

@@ -56,8 +56,8 @@ class Adapter:
         return (f"{self.shown} says that it was made on {quoted(said)}, and is merged into {quoted(base)}",)
 
 
-def find(name: str | Path) -> Adapter:
-    """An adapter's files, from a folder or a Hugging Face id.
+def find(name: str | Path, revision: str | None = None) -> Adapter:
+    """An adapter's files, from a folder or a Hugging Face id, of which `revision` is one.
 
     Raises:
         ModelError: nothing there, no adapter, of a kind that is no change of weights, pickled, or peft is missing.
@@ -69,7 +69,7 @@ def find(name: str | Path) -> Adapter:
     elif isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") != 1:
         raise ModelError(shown, "is no folder", "give the folder or Hugging Face id of an adapter")
     else:
-        path = _fetched(given, shown)
+        path = _fetched(given, revision, shown)
     if not (path / folder.ADAPTER).is_file():
         raise ModelError(shown, f"holds no {folder.ADAPTER}", "give the folder or Hugging Face id of an adapter")
     try:
@@ -156,13 +156,13 @@ def _logits(module: Any) -> Tensor:
     return module(input_ids=ids[None], use_cache=False).logits.float().cpu()
 
 
-def _fetched(name: str, shown: str) -> Path:
+def _fetched(name: str, revision: str | None, shown: str) -> Path:
     """The folder that a Hugging Face id's files are fetched into."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["adapter_*"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["adapter_*"]))
     except (OSError, HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         rule = f"could not be fetched from Hugging Face ({first_line(error)})"
         raise ModelError(shown, rule, "check the id, the network and HF_ENDPOINT, or give a local folder") from error

@@ -446,9 +446,7 @@ def _adapter(
         raise ModelError(
             f"adapter {quoted(str(adapter or label))}", rule, f"leave out {option('dtype')}, or use bfloat16"
         )
-    if source.adapter and adapter is None:
-        return adapters.find(label if os.path.isdir(os.path.expanduser(label)) else source.where)
-    return adapters.find(adapter if adapter is not None else label)
+    return adapters.find(label, source.revision) if source.adapter else adapters.find(adapter or label)
 
 
 @state.undisturbed()
@@ -475,7 +473,10 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
         raise folder.unloadable(source.where, error) from error
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, **options)
-    return _wrap(module, tokenizer, str(name), revision, warnings=source.warnings, device="meta")
+    said = source.warnings
+    if source.adapter:
+        said += (f"the adapter beside the weights of {source.shown} is not known to be merged on a server",)
+    return _wrap(module, tokenizer, str(name), revision, warnings=said, device="meta")
 
 
 def _without_effect(**options: Any) -> None:
