@@ -477,7 +477,7 @@ def test_a_circuit_of_here_is_used_in_a_sandbox_where_the_weights_are_here(serve
     )
     assert (got.steered, got.unsteered) == (wanted.steered, wanted.unsteered)
     # Without the weights here nothing says that those there are the circuit's.
-    with refused(RemoteError, "are hidden and cannot be compared", "weights='local'", "--local-weights"):
+    with refused(RemoteError, "are hidden and cannot be compared", "weights='local'"):
         tracer.steer(server.load("demo"), circuit, tests[0], top=5, factor=-1.0)
 
 

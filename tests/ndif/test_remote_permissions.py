@@ -76,7 +76,7 @@ def test_edges_are_refused_before_anything_is_computed(server: Loopback, method:
     there = server.load("demo")
     before = server.seen()["requests"]
     for edges in (None, True):
-        with refused(RemoteError, "edges needs gradients", "edges=False (--no-edges)", "'local' (--local-weights)"):
+        with refused(RemoteError, "edges needs gradients", "edges=False", "weights='local'"):
             tracer.trace(there, PARENTS, nodes=5, method=method, edges=edges)
     assert server.seen()["requests"] == before
     if method != "exact":
@@ -89,9 +89,9 @@ def test_methods_are_refused_before_anything_is_sent(server: Loopback) -> None:
     before = server.seen()["requests"]
     targetless = [tracer.Prompt("The parents"), tracer.Prompt("The key near")]  # its top token would be asked for
     for method in NEEDING:
-        with refused(RemoteError, f"method {method} needs gradients", "weights='local' (--local-weights)", "'trusted'"):
+        with refused(RemoteError, f"method {method} needs gradients", "weights='local'", "'trusted'"):
             tracer.attribute(hidden, targetless, method, "zero" if method == "conductance" else "mean")
-        with refused(RemoteError, "needs gradients", "(--local-weights)"):
+        with refused(RemoteError, "needs gradients", "weights='local'"):
             tracer.trace(hidden, PARENTS, method=method, edges=False)
     ways: list[dict[str, Any]] = [{"method": "grad"}, {"rules": ["norm"]}, {"method": "ig", "edges": False}]
     for options in ways:
@@ -130,7 +130,7 @@ def test_hidden_weights_are_no_other_model(server: Loopback) -> None:
     there = server.load("demo")
     before = server.seen()["requests"]
     for use in USES:
-        with refused(RemoteError, "are hidden and cannot be compared", "weights='local' (--local-weights)"):
+        with refused(RemoteError, "are hidden and cannot be compared", "weights='local'"):
             use(there, circuit)
     assert server.seen()["requests"] == before
     with refused(JobError, "was traced on another model"):

@@ -102,7 +102,7 @@ def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
         RemoteError: the server takes no gradients, and the replay does not apply.
     """
     if not model.replays(rules):
-        instead = "use edges=False (--no-edges)"
+        instead = "use edges=False"
         more = "ask its operator for the tag 'trusted'" if model.has_weights else "weights='local'"
         passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
 
