@@ -22,7 +22,7 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
@@ -184,8 +184,16 @@ class RunFolder:
 
     # -------------------------------------------------------------------------------------- the input
 
-    def write_input(self, rows: Iterable[Mapping[str, Any]], shard_size: int) -> int:
-        """Write the prompts and return how many there are; memory is that of a few shards."""
+    def write_input(self, rows: Iterable[Mapping[str, Any]], shard_size: int, known: int = 0) -> int:
+        """Write the prompts and return how many there are; memory is that of a few shards.
+
+        Args:
+            known: of the prompts that are planned already so many must come again, in the same shards; the plan stays
+                as it is where they do not.
+
+        Raises:
+            RunError: they do not.
+        """
         count, part, group, size = 0, list[Mapping[str, Any]](), list[pa.Table](), 0
 
         def flush() -> None:
@@ -200,18 +208,32 @@ class RunFolder:
                 count += 1
                 if len(part) < shard_size:
                     continue
-                group.append(pa.Table.from_pylist(part, INPUT))
+                group.append(self._again(part, count - len(part), known))
                 size += group[-1].nbytes
                 part.clear()
                 if len(group) * shard_size >= _GROUP or size >= _GROUP_BYTES:
                     flush()
                     size = 0
             if part:
-                group.append(pa.Table.from_pylist(part, INPUT))
+                group.append(self._again(part, count - len(part), known))
             if group:
                 flush()
+            if count < known:
+                raise self._not_again(f"has {known:,} prompts, the job only {count:,}")
         self._planned = None
         return count
+
+    def _again(self, part: Sequence[Mapping[str, Any]], first: int, known: int) -> pa.Table:
+        """A shard's prompts as a table, the `known` ones of which are as they were planned."""
+        table = pa.Table.from_pylist(list(part), INPUT)
+        old = max(0, min(known - first, len(part)))
+        if old and not self._shard(first // self._plan().shard_size).slice(0, old).equals(table.slice(0, old)):
+            raise self._not_again(f"has other prompts than the job among its first {first + old:,}")
+        return table
+
+    def _not_again(self, rule: str) -> RunError:
+        step = "choose another with --out, or pass --overwrite"
+        return RunError(f"folder {quoted(str(self.place), 300)}", rule, step)
 
     def read_input(self, shard: int) -> list[dict[str, Any]]:
         """The prompts of one shard.
@@ -219,6 +241,9 @@ class RunFolder:
         Raises:
             RunError: the plan is missing or damaged, or has no such shard.
         """
+        return self._shard(shard).to_pylist()
+
+    def _shard(self, shard: int) -> pa.Table:
         plan = self._plan()
         first = shard * plan.shard_size
         if not 0 <= first < plan.starts[-1]:
@@ -229,7 +254,7 @@ class RunFolder:
                 rows = rows_of(opened(file, metadata=plan.metadata), groups=[group])
         except (OSError, pa.ArrowException) as error:
             raise _damaged_plan() from error
-        return rows.slice(first - plan.starts[group], plan.shard_size).to_pylist()
+        return rows.slice(first - plan.starts[group], plan.shard_size).combine_chunks()
 
     def count_input(self) -> tuple[int, int]:
         """Prompts and shards that are planned.
