@@ -11,8 +11,9 @@ import pytest
 import runs
 from helpers import refused
 from inline import InlinePool
-from tracer.errors import RunError
+from tracer.errors import JobError, RunError
 from tracer.runs.driver import Run, run
+from tracer.runs.status import condition
 from tracer.store.run_folder import RunFolder
 
 TINY = "fake_runs:Tiny"
@@ -125,3 +126,21 @@ def test_what_failed_is_done_again_as_far_as_the_run_goes(tmp_path: Path) -> Non
     done(job(tmp_path, 10), out)
     assert done(job(tmp_path), out, retry_failed=True).status.done == 10
     assert done(job(tmp_path, 12), out, retry_failed=True).status.done == 12
+
+
+def test_reasons_are_counted_without_what_they_quote(tmp_path: Path) -> None:
+    rows = [{"text": "a b", "target": f" {word}"} for word in ("are", "is", "xyzzy", "plugh", "quux")]
+    rows += [{"text": "", "target": " are"}, {"text": "a b", "target": " are", "foil": " are"}]
+    asked = {"kind": "dataset", "input": {"path": runs.lines(tmp_path / "x.jsonl", rows)}}
+    found = run(asked | {"nodes": 5, "edges": False, "max_error_rate": 1}, tmp_path / "run", pool=InlinePool())
+    assert [reason.prompts for reason in found.reasons] == [3, 1, 1]
+    assert found.reasons[0].message.startswith("target ' xyzzy': is ")
+    assert str(found.reasons[0]).startswith("3 prompts, such as: target ' xyzzy'")
+    assert condition(tmp_path / "run").reasons == tuple(found.reasons)
+
+
+def test_a_job_that_can_ask_nothing_is_refused_while_it_is_planned(tmp_path: Path) -> None:
+    asked = job(tmp_path, 10, baseline="counterfactual")
+    with refused(JobError, "none of the first 10 prompts can be asked so", "needs a counterfactual"):
+        done(asked, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()

@@ -29,8 +29,8 @@ from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.split import apart, check_overlap
-from tracer.runs.status import RunState, Status, Tally
-from tracer.runs.units.shards import NO_ROOM, input_row
+from tracer.runs.status import Reason, RunState, Status, Tally, reasons
+from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import RetryLimits, Runner
@@ -68,6 +68,11 @@ class Run:
     def folder(self) -> RunFolder:
         """Its folder."""
         return RunFolder(self.address)
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why prompts failed, the three most frequent reasons."""
+        return reasons(self.folder, self.folder.commits()) if self.job.kind == "dataset" else []
 
     def table(self, name: str) -> pa.Table:
         """A table as a whole: ``prompts``, ``nodes``, ``edges``, or ``neurons``, ``edges_mean``, ``top_prompts``,
@@ -196,17 +201,20 @@ def run(
         counts = ", ".join(f"{name} {count}" for name, count in sorted(result.status.errors.items()))
         raise RunError(
             f"{result.status.failed} of {result.status.n_prompts} prompts",
-            f"failed ({counts}), and the run is strict",
+            f"failed ({counts}), and the run is strict; {_most_often(result.reasons)}",
             f"see {folder.place}/failed.parquet; --retry-failed does them again",
         )
     if result.status.done and not result.status.statuses.get("ok"):
-        name, count = max(result.status.errors.items(), key=lambda item: item[1])
         raise RunError(
             f"all {result.status.done} prompts",
-            f"failed (most often {name}, {count} times)",
+            f"failed; {_most_often(result.reasons)}",
             f"see {folder.place}/failed.parquet and fix the job or its input; --retry-failed does them again",
         )
     return result
+
+
+def _most_often(why: Sequence[Reason]) -> str:
+    return "most often " + "; ".join(map(str, why)) if why else "none says why"
 
 
 class _Driver:
@@ -303,7 +311,9 @@ class _Driver:
         """Write the input in shards: what was said of it, and how many prompts it has."""
         notes: list[str] = []
         rows = apart(job, data.read(job.source, heard=notes.append), notes.append)
-        count = self.folder.write_input((input_row(row) for row in self._counted(rows)), job.shard_size, known)
+        count = self.folder.write_input(
+            askable((input_row(row) for row in self._counted(rows)), job), job.shard_size, known
+        )
         return notes, count
 
     def _plan_of(self, content: str, notes: list[str], n_prompts: int) -> dict[str, Any]:
@@ -476,10 +486,10 @@ class _Driver:
         done, failed = self._session.statuses.total(), self._session.errors.total()
         most = getattr(self.job, "max_error_rate", 1.0)
         if done >= _FEW and failed > most * done:
-            name, count = self._session.errors.most_common(1)[0]
+            why = [] if self.kind == "benchmark" else reasons(self.folder, self.folder.commits())
             raise RunError(
                 f"{failed} of {done} prompts",
-                f"failed, more than the {most:.0%} that is allowed (most often {name}, {count} times)",
+                f"failed, more than the {most:.0%} that is allowed; {_most_often(why)}",
                 "see 'tracer status', fix the input or raise max_error_rate, and use --retry-failed",
             )
         self.show(self._state)
@@ -493,7 +503,9 @@ class _Driver:
         self.folder.sweep(name for commit in commits for name in commit.files.values())
         said = sum((Counter(commit.notes) for commit in commits), Counter[str]())
         self._write_record({"prompt_notes": dict(sorted(said.items()))})
-        finish_run(self.job, self.folder, commits, self.record, self._asked)
+        # Where no prompt went well there is nothing to evaluate, and whoever started the run is told why.
+        ask = self._asked if self.tally.statuses.get("ok") else lambda: None
+        finish_run(self.job, self.folder, commits, self.record, ask)
         if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
             self.folder.seal(**done)
