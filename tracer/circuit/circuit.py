@@ -30,6 +30,8 @@ from tracer.store.parquet import fingerprint
 from tracer.store.schemas import EDGES, NODES, PROMPTS
 from tracer.store.storage import is_remote
 
+LIKELY = 10
+"""A target that is not among so many of the model's likeliest tokens is not what it says."""
 NEAR_ZERO = 0.05
 """A metric below this part of what its tokens give it is near 0."""
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
@@ -380,6 +382,14 @@ class Circuit(Graph):
         """The old name of `unexplained`, for this version alone: a *residual* is the model's residual stream."""
         warnings.warn("Circuit.residual is now Circuit.unexplained", DeprecationWarning, stacklevel=2)
         return self.unexplained
+
+    @property
+    def unlikely(self) -> list[tuple[dict[str, Any], float, int]]:
+        """Targets not among the model's ten likeliest next tokens: their logit nodes, probabilities and ranks."""
+        if self.settings.metric == "topk":
+            return []
+        asked = zip(self.rows("logit"), self.probabilities, self.ranks, strict=False)  # older circuits have no ranks
+        return [(row, p, rank) for row, p, rank in asked if rank > LIKELY and row["neuron"] in self.target_ids]
 
     @property
     def cancels(self) -> bool:

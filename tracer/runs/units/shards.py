@@ -48,6 +48,7 @@ PASSING = (ConnectionError, TimeoutError)
 """Transient errors, which are retried."""
 LOOKED_AT = 1000
 """Prompts of the input that are looked at before a run for whether any can be asked."""
+UNLIKELY = "the target is not among the model's ten likeliest next tokens: the circuit is not of what the model says"
 NO_ROOM = "make room or choose another with --out; what is committed is kept, repeat the command to resume"
 """What to do where a run's folder cannot be written."""
 
@@ -417,6 +418,8 @@ class _Shard:
         said = notes((item.encoded,), self.model)
         if circuit.first_share > FIRST_SHARE and len(circuit.token_ids) > 1:
             said = (*said, self._first[circuit.settings.metric == "logit"])
+        if circuit.unlikely:
+            said = (*said, UNLIKELY)
         return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part, said)
 
     def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> _Made:
