@@ -196,6 +196,9 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
+TEXT_PARTS = {"gemma3": "gemma3_text"}
+"""Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
+
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
     "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
@@ -216,6 +219,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
     """
     kind = config.model_type
     if kind not in FAMILIES:
+        check_inputs(config)
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
@@ -239,6 +243,22 @@ def family_of(module: nn.Module, config: Any) -> Family:
                 "load the model as it was, with what was added merged into its weights",
             )
     return family
+
+
+def check_inputs(config: Any) -> None:
+    """Refuse a model that takes images or sound beside text.
+
+    Raises:
+        ModelError: it does, by its configuration.
+    """
+    parts = getattr(config, "sub_configs", None) or {}
+    if not any(name in parts for name in ("text_config", "vision_config", "audio_config")):
+        return
+    known = ", ".join(TEXT_PARTS)
+    step = f"use a language model for text alone; of the types that have more, the text part of {known} is loaded"
+    if config.model_type in TEXT_PARTS:
+        step = "give its folder or Hugging Face id, from which its text part alone is loaded"
+    raise ModelError(f"model type {config.model_type!r}", "takes other inputs beside text, which no rule covers", step)
 
 
 def _check_parts(family: Family, module: nn.Module) -> None:

@@ -25,7 +25,8 @@ import torch
 
 from tracer import demo
 from tracer.errors import ModelError, first_line, option, quoted
-from tracer.model.families import FAMILIES
+from tracer.model.families import FAMILIES, TEXT_PARTS
+from tracer.model.multimodal import BESIDE
 
 POINTER = b"version https://git-lfs"
 ADAPTER = "adapter_config.json"
@@ -54,6 +55,11 @@ class Source:
     config: Mapping[str, Any]
     adapter: bool
     warnings: tuple[str, ...]
+
+    @property
+    def has_text_part(self) -> bool:
+        """Whether only a part of it is loaded, the one for text (see multimodal.py)."""
+        return self.config.get("model_type") in TEXT_PARTS
 
     @property
     def shown(self) -> str:
@@ -103,9 +109,12 @@ def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Sou
         raise _adapter_alone(f"model {quoted(given)}", given, beside)
     _check_type(shown(given), config, code)
     said = ()
+    if (kind := config.get("model_type")) in TEXT_PARTS:
+        rest = "its vision part is left out, so that prompts are text alone"
+        said = (f"{shown(given)} also takes images: its text part ({TEXT_PARTS[kind]}) is loaded, {rest}",)
     if code:
         used = f"model and tokenizer are what transformers has for the type {config.get('model_type')!r}"
-        said = (f"{shown(given)} names code of its own ({', '.join(code)}), which is not run: {used}",)
+        said += (f"{shown(given)} names code of its own ({', '.join(code)}), which is not run: {used}",)
     return Source(given, revision, config, bool(beside), said)
 
 
@@ -129,22 +138,26 @@ def without_adapter(source: Source) -> Iterator[str]:
         yield view
 
 
-def check_fit(name: str, report: Mapping[str, Any]) -> None:
+def check_fit(source: Source, report: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that does not fill its architecture, or has weights that the architecture has no place for.
 
     Args:
-        report: transformers' loading info.
+        report: transformers' loading info. Where a text part is loaded, the vision part needs no place.
 
     Raises:
         ModelError: names the first of them.
     """
+    name = f"model {source.where!r}"
     if bad := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
         raise ModelError(
             name,
             f"{len(bad)} weights are missing or misshapen, first {bad[0]}",
             "use a complete checkpoint; random weights would give wrong numbers",
         )
-    if extra := sorted(key for key in report["unexpected_keys"] if not _COMPUTED.search(key)):
+    extra = sorted(key for key in report["unexpected_keys"] if not _COMPUTED.search(key))
+    if source.has_text_part:
+        extra = [key for key in extra if not BESIDE.search(key)]
+    if extra:
         raise ModelError(
             name,
             f"its architecture has no place for {len(extra)} weights of the checkpoint, first {', '.join(extra[:3])}",

@@ -28,7 +28,7 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.model import adapters, folder, interventions, state
+from tracer.model import adapters, folder, interventions, multimodal, state
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of, looks_ahead
 from tracer.settings import RULES, ModelRecord
@@ -458,15 +458,18 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
     Raises:
         ModelError: as `load`, but for weights.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if attention not in (None, *KERNELS):
         raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
     source = folder.find(name, revision, weights=False)
+    if source.has_text_part:
+        rule = "takes images beside text, and a server runs it whole, which no rule covers"
+        raise ModelError(source.shown, rule, "load it here, where its text part alone is loaded")
     options = {} if attention is None else {"attn_implementation": attention}
     try:
         with _silence():
-            config = AutoConfig.from_pretrained(source.where, revision=revision, trust_remote_code=False)
+            config = multimodal.configuration(source.where, revision)
             check_architecture(config, attention)
             tokenizer = AutoTokenizer.from_pretrained(source.where, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -575,12 +578,14 @@ def _weights(dtype: str | torch.dtype) -> dict[str, Any]:
 
 def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, Any]:
     """Module and tokenizer; architectures are checked on their config before any weight is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where, revision = source.where, {"revision": source.revision, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(where, **revision)
-        check_architecture(config, options.get("attn_implementation"))
+        check_architecture(multimodal.configuration(where, source.revision), options.get("attn_implementation"))
+        if source.has_text_part:
+            part = multimodal.configuration(where, source.revision)
+            options |= {"config": part, "key_mapping": multimodal.KEYS}
         # Misshapen weights are reported rather than raised, so that the message can name one.
         with folder.without_adapter(source) as alone:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -595,7 +600,7 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
         raise folder.unloadable(where, error, options.get("device_map")) from error
     module, report = loaded
-    folder.check_fit(f"model {where!r}", report)
+    folder.check_fit(source, report)
     return module, tokenizer
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelError, quoted
-from tracer.model import folder
+from tracer.model import folder, multimodal
 from tracer.model import model as loading
 from tracer.model.families import ROTARY, family_of
 from tracer.model.model import DTYPES, QUANTIZED, Model
@@ -103,14 +103,14 @@ class Shape:
         Raises:
             ModelError: no such model, an architecture without rules, or an unknown dtype.
         """
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         if dtype not in (*DTYPES, *QUANTIZED):
             known = ", ".join((*DTYPES, *QUANTIZED))
             raise ModelError(f"dtype={quoted(dtype)}", f"must be one of {known}", "choose one")
         source = folder.find(name, revision, weights=False)
         try:
-            config = AutoConfig.from_pretrained(source.where, revision=revision, trust_remote_code=False)
+            config = multimodal.configuration(source.where, revision)
             stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
             loading.check_architecture(config, attention)
         except (OSError, ValueError, KeyError, ImportError) as error:

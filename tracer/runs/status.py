@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tracer.errors import RunError, quoted
 from tracer.store.run_folder import Commit, RunFolder
 
+_OURS = frozenset(("JobError", "ModelError", "RunError", "RemoteError"))
+"""Errors whose messages say all."""
 _VARIES = re.compile(r"\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[0-9]+")
 
 RunState = Literal["planning", "starting", "running", "finishing", "stopped", "failed", "done"]
@@ -119,7 +121,11 @@ def reasons(folder: RunFolder, commits: Iterable[Commit], most: int = 3) -> list
     first: dict[str, str] = {}
     failing = (commit for commit in commits if commit.n_prompts > commit.statuses.get("ok", 0))
     for commit in itertools.islice(failing, 1000):
-        for message in folder.read_committed(commit, "prompts", ["error"])["error"].drop_null().to_pylist():
+        table = folder.read_committed(commit, "prompts", ["error_type", "error"])
+        for name, text in zip(*(table[column].to_pylist() for column in ("error_type", "error")), strict=True):
+            if text is None:
+                continue
+            message = text if name in _OURS else f"{name}: {text}"
             kind = _VARIES.sub("", message)
             counts[kind] += 1
             first.setdefault(kind, message)

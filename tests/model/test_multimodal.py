@@ -1,0 +1,227 @@
+"""The text part of a model that also takes images, against the whole model in plain transformers."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, Gemma3Config, Gemma3ForConditionalGeneration
+from typer.testing import CliRunner
+
+import tiny as t
+import tracer
+import truth
+from helpers import Question, refused
+from tracer import ModelError
+from tracer.cli.app import app
+from tracer.model.model import skeleton
+from tracer.model.sizes import Shape
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*its text part:tracer.TracerWarning")
+IDS = torch.tensor([[1, 5, 40, 41, 42, 43, 7, 9, 60]])
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def whole(tied: bool = True, **text: Any) -> Gemma3ForConditionalGeneration:
+    """A small random Gemma 3 with a vision tower. `tied`: the whole's own option; `text`: those of its text part."""
+    part = t.tiny("gemma3").config.to_dict() | {"final_logit_softcapping": None} | text
+    config = Gemma3Config(text_config=part, vision_config=VISION, tie_word_embeddings=tied, mm_tokens_per_image=4)
+    config._attn_implementation = "eager"
+    model: Any = Gemma3ForConditionalGeneration(config)
+    draw = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        scale = 0.3 if parameter.ndim == 1 or "embed_tokens" in name else 1.3 * parameter.shape[-1] ** -0.5
+        parameter.data.copy_(scale * torch.randn(parameter.shape, generator=draw))
+    return truth.placed(model.eval().requires_grad_(False))
+
+
+def save(model: Gemma3ForConditionalGeneration, folder: Path, **options: Any) -> Path:
+    model.save_pretrained(folder, **options)
+    t.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def rename(folder: Path, old: str, new: str) -> None:
+    path = folder / "model.safetensors"
+    save_file({name.replace(old, new, 1): value for name, value in load_file(path).items()}, path, {"format": "pt"})
+
+
+def add(folder: Path, name: str) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: torch.ones(32)}, path, {"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(whole(), tmp_path_factory.mktemp("models") / "gemma3")
+
+
+@pytest.fixture
+def folder(complete: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(complete, tmp_path / "model"))
+
+
+# ------------------------------------------------------------------------------------------------- its numbers
+
+
+@pytest.mark.parametrize(
+    ("tied", "text"),
+    [
+        (True, {}),
+        (False, {}),  # the text part's own configuration says tied
+        (True, {"tie_word_embeddings": False}),
+        (True, {"final_logit_softcapping": 2.0}),  # which the whole does not heed
+        (False, {"attn_logit_softcapping": 1.5, "sliding_window": 3}),
+    ],
+)
+def test_its_logits_and_what_is_traced_are_the_wholes(tied: bool, text: dict[str, Any], tmp_path: Path) -> None:
+    known = whole(tied, **text)
+    model = tracer.load(save(known, tmp_path))
+    wanted = known(input_ids=IDS).logits
+    assert model.family.name == "gemma3_text"
+    assert truth.close(model.module(input_ids=IDS).logits, wanted)
+    asked = Question(metric="difference").prompts()  # of several lengths, so padded beside each other
+    rows = [known(input_ids=torch.tensor([list(one.token_ids or ())])).logits[0, -1] for one in asked]
+    differences = torch.stack(
+        [row[one.target] - row[one.foil] for row, one in zip(rows, asked, strict=True)]  # type: ignore[index]
+    ).flatten()
+    result = tracer.attribute(model, asked, baseline="zero")
+    assert truth.close(result.metric, differences, of=torch.stack(rows))
+    assert truth.close(result.embeddings.sum(1), differences, of=torch.stack(rows))  # RelP conserves
+
+
+def newer(folder: Path) -> None:
+    rename(folder, "language_model.lm_head.", "lm_head.")
+    rename(folder, "language_model.model.", "model.language_model.")
+    rename(folder, "vision_tower.", "model.vision_tower.")
+    rename(folder, "multi_modal_projector.", "model.multi_modal_projector.")
+
+
+def test_older_and_newer_names_of_its_weights_are_the_same_model(tmp_path: Path) -> None:
+    older = tracer.load(save(whole(tied=False), tmp_path))
+    assert any(name.startswith("language_model.model.") for name in load_file(tmp_path / "model.safetensors"))
+    newer(tmp_path)
+    assert "lm_head.weight" in load_file(tmp_path / "model.safetensors")
+    assert tracer.load(tmp_path).fingerprint == older.fingerprint
+
+
+def test_a_checkpoint_in_pieces_and_in_halves_is_the_same_model(complete: Path, tmp_path: Path) -> None:
+    save(whole(), tmp_path / "pieces", max_shard_size="20KB")
+    assert len(list((tmp_path / "pieces").glob("*.safetensors"))) > 1
+    assert tracer.load(tmp_path / "pieces").fingerprint == tracer.load(complete).fingerprint
+    halves = tracer.load(complete, dtype="bfloat16")
+    assert halves.module.dtype == torch.bfloat16
+    assert truth.close(
+        halves.module(input_ids=IDS).logits, whole().bfloat16()(input_ids=IDS).logits, dtype=torch.bfloat16
+    )
+
+
+def test_a_hugging_face_id_goes_the_same_way(complete: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "models--some--gemma"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(complete, cached / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = tracer.load("some/gemma")
+    assert model.fingerprint == tracer.load(complete).fingerprint
+    assert "'some/gemma' also takes images" in model.warnings[0]
+    assert replace(Shape.of("some/gemma"), name="") == replace(Shape.of(str(complete)), name="")
+
+
+# ----------------------------------------------------------------------------------------------------- what is said
+
+
+def test_it_is_said_once_that_the_vision_part_is_left_out(complete: Path) -> None:
+    with pytest.warns(tracer.TracerWarning, match=r"gemma3_text.*vision part is left out") as said:
+        model = tracer.load(complete)
+    assert [str(one.message) for one in said] == list(model.warnings)
+    with warnings.catch_warnings(record=True) as later:  # said when it was loaded; the circuit keeps it
+        circuit = tracer.trace(model, Question().prompts()[0], baseline="zero")
+    assert not any("vision part" in str(one.message) for one in later)
+    assert circuit.warnings[0] == model.warnings[0]
+    assert circuit.model.family == "gemma3_text"
+
+
+def test_memory_is_planned_for_its_text_part(complete: Path) -> None:
+    assert Shape.of(str(complete)) == Shape.of_model(tracer.load(complete))
+    weights = sum(value.nbytes for name, value in load_file(complete / "model.safetensors").items() if "lang" in name)
+    assert Shape.of(str(complete)).weight_bytes == weights
+
+
+def test_a_job_on_it_is_planned_and_traced_from_the_shell(complete: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"text": "The car", "target": " are", "foil": " is"}\n')
+    job = tmp_path / "job.yaml"
+    job.write_text(f"kind: dataset\nmodel: {complete}\ninput: {{path: {tmp_path}/prompts.jsonl}}\nbaseline: zero\n")
+    planned = CliRunner().invoke(app, ["plan", str(job)])
+    assert planned.exit_code == 0, planned.output
+    asked = ["trace", "The car", "--target", " are", "--foil", " is", "--no-edges", "--model", str(complete)]
+    traced = CliRunner().invoke(app, asked)
+    assert traced.exit_code == 0, traced.output
+    assert traced.stderr.count("vision part is left out") == 1
+
+
+# ------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "language_model.model.layers.0.self_attn.q_proj.bias",
+        "language_model.model.layers.3.input_layernorm.weight",
+        "audio_tower.layers.0.weight",
+        "score.weight",
+        "vision_tower_2.weight",
+    ],
+)
+def test_weights_that_neither_its_text_nor_its_vision_part_has_are_refused(name: str, folder: Path) -> None:
+    add(folder, name)
+    with refused(ModelError, "no place for 1 weights", name.replace("language_model.", "")):
+        tracer.load(folder)
+
+
+def test_vision_weights_have_no_place_in_another_model(tmp_path: Path) -> None:
+    t.save(t.tiny("gemma3"), tmp_path)
+    add(tmp_path, "vision_tower.post_layernorm.weight")
+    with refused(ModelError, "no place for 1 weights", "vision_tower"):
+        tracer.load(tmp_path)
+
+
+def test_a_text_part_that_is_not_whole_is_refused(folder: Path) -> None:
+    rename(folder, "language_model.model.layers.0.mlp.up_proj", "vision_tower.up_proj")
+    with refused(ModelError, "1 weights are missing", "layers.0.mlp.up_proj"):
+        tracer.load(folder)
+
+
+def test_what_would_look_ahead_by_itself_and_not_in_the_whole_is_refused(tmp_path: Path) -> None:
+    save(whole(use_bidirectional_attention=True), tmp_path)
+    with refused(ModelError, "use_bidirectional_attention", "masks of 'gemma3'"):
+        tracer.load(tmp_path)
+
+
+def test_it_is_refused_in_memory_and_on_a_server(complete: Path) -> None:
+    with refused(ModelError, "'gemma3'", "other inputs", "folder or Hugging Face id"):
+        tracer.load(whole(), tokenizer=t.tokenizer())
+    with refused(ModelError, "takes images", "server", "load it here"):
+        skeleton(complete)
+
+
+@pytest.mark.parametrize("kind", ["llava", "mistral3", "qwen2_vl", "gemma3n", "qwen2_audio", "paligemma", "llama4"])
+def test_other_multimodal_types_are_refused_in_words(kind: str, folder: Path) -> None:
+    CONFIG_MAPPING[kind]().save_pretrained(folder)
+    for ask in (tracer.load, Shape.of, skeleton):
+        with refused(ModelError, f"model type '{kind}'", "other inputs beside text", "text part of gemma3"):
+            ask(str(folder))  # type: ignore[operator]
