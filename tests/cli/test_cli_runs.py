@@ -58,7 +58,7 @@ def test_run_says_what_became_of_every_prompt(done: tuple[Path, Result]) -> None
     assert "3 prompts (1 failed, 2 ok)" in result.stdout
     assert "error from failed" in result.stdout
     assert "Neurons in most circuits" in result.stdout
-    failed = pq.read_table(out / "error from failed").to_pylist()
+    failed = pq.read_table(out / "failed.parquet").to_pylist()
     assert [(row["user_id"], row["status"], row["error_type"]) for row in failed] == [("c", "failed", "JobError")]
     prompts = [row for file in (out / "prompts").iterdir() for row in pq.read_table(file).to_pylist()]
     assert {row["user_id"]: dict(row["labels"])["topic"] for row in prompts} == {
