@@ -100,7 +100,7 @@ def test_fewer_prompts_are_refused_and_nothing_changes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     done(job(tmp_path, 10), out)
     before = {path: path.read_bytes() for path in out.rglob("*.json") if path.name != "progress.json"}
-    with refused(RunError, "has 10 prompts, the job only 6", "--overwrite"):
+    with refused(RunError, "has 10 prompts, the job only 6", "overwrite=True"):
         done(job(tmp_path, 6), out)
     assert {path: path.read_bytes() for path in before} == before
     assert done(job(tmp_path, 10), out).resumed == 3

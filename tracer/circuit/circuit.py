@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tracer.circuit import identities
-from tracer.errors import JobError, RunError
+from tracer.errors import JobError, RunError, option
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
@@ -450,7 +450,9 @@ def load_graph(folder: str | Path) -> Graph:
     """
     classes: dict[str, tuple[str, type[Graph]]] = {"trace": ("circuit", Circuit), "graph": ("graph", Graph)}
     if one_prompt.read_record(folder).get("kind") not in classes:
-        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "name one of its prompts: --prompt 0")
+        raise RunError(
+            f"run {str(folder)!r}", "is not the run of one prompt", f"name one of its prompts: {option('prompt', 0)}"
+        )
     record, tables = one_prompt.read_run(folder)
     name, kind = classes[record["kind"]]
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:

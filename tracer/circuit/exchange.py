@@ -94,7 +94,7 @@ def import_graph(path: str | Path, max_bytes: int = MAX_BYTES) -> Graph:
             raise RunError(
                 f"file {quoted(path.name)} of {size / 2**20:.0f} MiB",
                 f"is larger than {max_bytes / 2**20:.0f} MiB",
-                "prune the graph where it was made, or raise --max-mib",
+                f"prune the graph where it was made, or raise {option('max_mib')}",
             )
         content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_constant)
     except RecursionError as error:

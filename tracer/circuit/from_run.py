@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tracer.circuit.circuit import Graph
-from tracer.errors import JobError, RunError, quoted
+from tracer.errors import JobError, RunError, option, quoted
 from tracer.store.run_folder import RunFolder
 
 
@@ -29,7 +29,9 @@ def graph_of(address: Any, prompt_id: int) -> Graph:
     record = folder.record()
     if record is None or record.get("kind") != "dataset":
         rule = "holds no run of a dataset"
-        raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, "leave out --prompt, or give another folder")
+        raise RunError(
+            f"folder {quoted(str(folder.place), 300)}", rule, f"leave out {option('prompt')}, or give another folder"
+        )
     count = int(record["n_prompts"])
     if not 0 <= prompt_id < count:
         raise JobError(f"prompt {prompt_id}", f"the run has prompts 0 to {count - 1}", "choose one of them")

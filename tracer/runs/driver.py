@@ -24,7 +24,7 @@ import pyarrow as pa
 from tracer import data
 from tracer.circuit.circuit import provenance
 from tracer.data.source import Source
-from tracer.errors import RunError, TracerError, quoted, say, writing
+from tracer.errors import RunError, TracerError, option, quoted, say, writing
 from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import local
@@ -183,7 +183,8 @@ def run(
             stack.callback(made.pool.close)
             signals.install()  # Ray has installed its own handlers
             if note is not None and not here and not made.gpus and not chosen.remote and chosen.device is None:
-                note("the cluster shows no GPU now, so workers run on CPUs; if it grows, use --gpus-per-worker 1")
+                more = option("gpus_per_worker", 1)
+                note(f"the cluster shows no GPU now, so workers run on CPUs; if it grows, give {more}")
             setup = Setup(
                 folder=str(out) if folder.place.local is None else str(folder.place.local.absolute()),
                 job=chosen.model_dump(mode="json"),
@@ -202,14 +203,12 @@ def run(
         raise RunError(
             f"{result.status.failed} of {result.status.n_prompts} prompts",
             f"failed ({counts}), and the run is strict; {_most_often(result.reasons)}",
-            f"see {folder.place}/failed.parquet; --retry-failed does them again",
+            f"see {folder.place}/failed.parquet; {option('retry_failed', True)} does them again",
         )
     if result.status.done and not result.status.statuses.get("ok"):
-        raise RunError(
-            f"all {result.status.done} prompts",
-            f"failed; {_most_often(result.reasons)}",
-            f"see {folder.place}/failed.parquet and fix the job or its input; --retry-failed does them again",
-        )
+        step = f"fix the job or its input; {option('retry_failed', True)} does them again"
+        rule = f"failed; {_most_often(result.reasons)}"
+        raise RunError(f"all {result.status.done} prompts", rule, f"see {folder.place}/failed.parquet and {step}")
     return result
 
 
@@ -274,7 +273,7 @@ class _Driver:
             return None
         if there is None:
             rule = "holds files that are not a run"
-            raise RunError(f"folder {quoted(str(self.folder.place), 300)}", rule, "choose another with --out")
+            raise RunError(f"folder {quoted(str(self.folder.place), 300)}", rule, "choose another")
         return there
 
     def _begin(self, content: str, threads: int) -> None:
@@ -351,7 +350,9 @@ class _Driver:
         if self.kind == "dataset":
             planned = (*self.folder.count_input(), self.folder.digest_input())
             if planned != (self.record["n_prompts"], self.n_units, self.record.get("plan")):
-                raise RunError("file 'input.parquet'", "is not the one that was planned", "use --overwrite")
+                raise RunError(
+                    "file 'input.parquet'", "is not the one that was planned", f"use {option('overwrite', True)}"
+                )
         with suppress(RunError, KeyError):  # an unreadable journal costs some attempts, but no result
             journal = self.folder.place.read_json("_journal/deaths.json")
             self._journal = {"deaths": journal["deaths"], "quarantined": journal["quarantined"]}
@@ -442,7 +443,7 @@ class _Driver:
             raise RunError(
                 f"the model on {event.where}",
                 f"is not the one the run was started with ({', '.join(differing)} differ)",
-                "load the same weights everywhere, or start again with --overwrite",
+                f"load the same weights everywhere, or start again with {option('overwrite', True)}",
             )
         if self._first is None:
             say(event.warnings)
@@ -490,7 +491,7 @@ class _Driver:
             raise RunError(
                 f"{failed} of {done} prompts",
                 f"failed, more than the {most:.0%} that is allowed; {_most_often(why)}",
-                "see 'tracer status', fix the input or raise max_error_rate, and use --retry-failed",
+                f"see 'tracer status', fix the input or raise max_error_rate, and use {option('retry_failed', True)}",
             )
         self.show(self._state)
 
@@ -613,7 +614,7 @@ def _resumable(there: Mapping[str, Any]) -> bool:
 
 def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: str) -> None:
     """Refuse to resume anything but the same job on the same input with the same packages."""
-    value, again = f"folder {quoted(str(folder.place), 300)}", "choose another with --out, or pass --overwrite"
+    value, again = f"folder {quoted(str(folder.place), 300)}", f"choose another, or give {option('overwrite', True)}"
     if there.get("kind") != job.kind:
         raise RunError(value, f"holds a run of another kind ({there.get('kind')})", again)
     if there.get("numbers") != (mine := job.numbers()):
@@ -627,7 +628,11 @@ def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: 
         differing = ", ".join(
             f"{name} {was.get(name)}, now {now[name]}" for name in _PACKAGES if was.get(name) != now[name]
         )
-        raise RunError(value, f"was started with other versions ({differing})", "install those, or pass --overwrite")
+        raise RunError(
+            value,
+            f"was started with other versions ({differing})",
+            f"install those, or give {option('overwrite', True)}",
+        )
 
 
 class _Signals:

@@ -174,7 +174,7 @@ def condition(address: Any, contents: bool = True) -> Condition:
     record = folder.record()
     if record is None:
         raise RunError(
-            f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give the --out of a run"
+            f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give the folder of a run"
         )
     if record.get("kind") not in ("dataset", "benchmark"):
         raise RunError(
@@ -193,7 +193,7 @@ def condition(address: Any, contents: bool = True) -> Condition:
     if contents:
         problems += folder.check_outputs()
         if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
-            problems.append("input.parquet is missing or not the one that was planned (start again with --overwrite)")
+            problems.append("input.parquet is missing or not the one that was planned (start again, over it)")
     try:
         written = Status.model_validate(folder.place.read_json("progress.json"))
     except (RunError, ValidationError):  # a driver that died before it wrote one

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tracer.errors import RunError, quoted
+from tracer.errors import RunError, option, quoted
 from tracer.store.file import File
 from tracer.store.parquet import encoded, opened, rows_of, writer
 from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
@@ -161,10 +161,10 @@ class RunFolder:
         """
         local = self.place.local
         if local is not None and local.exists() and not local.is_dir():
-            raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another --out")
+            raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another")
         if not self.place.exists("run.json") and not self.is_empty():
             rule = "holds files that are not a run"
-            raise RunError(f"folder {quoted(str(self.place), 300)}", rule, "choose another with --out")
+            raise RunError(f"folder {quoted(str(self.place), 300)}", rule, "choose another")
         if local is not None:
             local.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=local).close()
@@ -232,7 +232,7 @@ class RunFolder:
         return table
 
     def _not_again(self, rule: str) -> RunError:
-        step = "choose another with --out, or pass --overwrite"
+        step = f"choose another, or give {option('overwrite', True)}"
         return RunError(f"folder {quoted(str(self.place), 300)}", rule, step)
 
     def read_input(self, shard: int) -> list[dict[str, Any]]:
@@ -357,7 +357,7 @@ class RunFolder:
         """
         if (record := self.record()) is None:
             value = f"folder {quoted(str(self.place), 300)}"
-            raise RunError(value, "holds no run (no run.json)", "give the --out of a run")
+            raise RunError(value, "holds no run (no run.json)", "give the folder of a run")
         if record.get("kind") == "benchmark":
             value = f"run {quoted(str(self.place), 300)}"
             raise RunError(value, "is a benchmark, which has no tables of prompts", "read its curves.csv and table.csv")
@@ -545,4 +545,4 @@ def _damaged(name: str, rule: str) -> RunError:
 
 
 def _damaged_plan() -> RunError:
-    return RunError("file 'input.parquet'", "is missing or damaged", "run again with --overwrite")
+    return RunError("file 'input.parquet'", "is missing or damaged", f"run it again, with {option('overwrite', True)}")

@@ -49,7 +49,7 @@ PASSING = (ConnectionError, TimeoutError)
 LOOKED_AT = 1000
 """Prompts of the input that are looked at before a run for whether any can be asked."""
 UNLIKELY = "the target is not among the model's ten likeliest next tokens: the circuit is not of what the model says"
-NO_ROOM = "make room or choose another with --out; what is committed is kept, repeat the command to resume"
+NO_ROOM = "make room or choose another folder; what is committed is kept, repeat the command to resume"
 """What to do where a run's folder cannot be written."""
 
 
