@@ -193,8 +193,8 @@ def decimal(value: float) -> str:
 
 
 def ends(low: float, high: float) -> str:
-    """An interval."""
-    return f"[{decimal(low)}, {decimal(high)}]"
+    """An interval; a dash where there is none."""
+    return "-" if math.isnan(low) and math.isnan(high) else f"[{decimal(low)}, {decimal(high)}]"
 
 
 def token(text: str) -> str:
@@ -299,9 +299,19 @@ def nature_text(circuit: Circuit) -> str:
     return text
 
 
-def shared_text(found: Evaluation) -> str:
-    """How many test prompts the circuit was found on, in brackets; nothing where it was found on none."""
-    return f" ({found.n_shared:,} of them prompts that the circuit was found on)" if found.n_shared else ""
+def tested_text(found: Evaluation) -> str:
+    """How many test prompts there were, and how many of them the circuit was found on, if any."""
+    count, shared = len(found.whole), found.n_shared
+    if count == 1:
+        return "the prompt that the circuit was found on" if shared else "1 test prompt"
+    return f"{count:,} test prompts" + (
+        f" ({shared:,} of them prompts that the circuit was found on)" if shared else ""
+    )
+
+
+def is_alone(found: Evaluation) -> bool:
+    """Whether there was one test prompt, so that nothing has an interval."""
+    return len(found.whole) == 1
 
 
 def unit(circuit: Circuit) -> str:

@@ -169,13 +169,14 @@ def evaluation_table(
     levels = Table.grid(padding=(0, 2))
     for level, size in found.sizes_for.items():
         reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
-        levels.add_row(f"faithfulness {level:g}", reached, f"[{size.low or '-'}, {size.high or 'not reached'}]")
+        span = "" if sheet.is_alone(found) else f"[{size.low or '-'}, {size.high or 'not reached'}]"
+        levels.add_row(f"faithfulness {level:g}", reached, span)
+    how = "one prompt has no intervals" if sheet.is_alone(found) else "intervals are over test prompts (bootstrap)"
     whole, empty = float(found.whole.mean()), float(found.empty.mean())
     about = (
-        f"{len(found.whole)} test prompts{sheet.shared_text(found)}, {found.ablation} ablation, {found.n_total:,} "
+        f"{sheet.tested_text(found)}, {found.ablation} ablation, {found.n_total:,} "
         f"nodes in all. F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; "
-        "intervals are over test prompts (bootstrap); random nodes are as many in each layer. Ranking by "
-        "absolute attribution."
+        f"{how}; random nodes are as many in each layer. Ranking by absolute attribution."
     )
     estimate = Table.grid(padding=(0, 2))
     for one in qualities:
@@ -218,7 +219,8 @@ def evaluation_json(
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
     content |= {
-        name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed", "n_shared")
+        name: getattr(found, name)
+        for name in ("sizes", "n_neurons", "n_total", "ablation", "seed", "n_shared", "warnings")
     }
     content |= {name: getattr(found, name).tolist() for name in ("whole", "empty", "inside", "outside", "control")}
     content["estimate"] = [one.record() for one in qualities]
