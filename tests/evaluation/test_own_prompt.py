@@ -136,7 +136,7 @@ def test_the_counterfactual_is_what_the_own_prompt_is_ablated_to_where_there_is_
     assert found.ablation == "counterfactual"
     assert torch.equal(found.inside, wanted.inside)
     ids, seen = torch.tensor([list(circuit.counterfactual_ids or ())]), dict[int, Tensor]()
-    with hooked(model, lambda layer, value: seen.setdefault(layer, value)):
+    with hooked(model, seen.setdefault):
         model.module(input_ids=ids)
     values = torch.stack([seen[layer][0] for layer in range(model.n_layers)])
     faithful, _ = ratios(model, circuit, 20, [circuit.text], lambda _: values)
