@@ -46,10 +46,10 @@ def evaluate(
 
     Args:
         circuit: its neurons, strongest first, are what the sizes count.
-        prompts: test prompts, all as long as one another; with `aligned` as long as the circuit's prompt. They are asked
-            what the circuit's metric asks: they need targets, and foils where it is a difference; other foils, and the
-            targets of a sum of top logits, are not used, which is said. The circuit's own prompt if None: that shows
-            what suffices there, and nothing of other prompts. One prompt alone has no intervals.
+        prompts: test prompts, all as long as one another; with `aligned` as long as the circuit's prompt. They are
+            asked what the circuit's metric asks: they need targets, and foils where it is a difference; other foils,
+            and the targets of a sum of top logits, are not used, which is said. The circuit's own prompt if None: that
+            shows what suffices there, and nothing of other prompts. One prompt alone has no intervals.
         ablation: what nodes are set to: ``zero``; ``mean``, per position over `reference`; ``counterfactual``, the
             value on each prompt's counterfactual; ``resample``, the value on a random reference prompt. If None,
             ``mean`` on test prompts; on the circuit's own ``mean`` if there is a reference, else ``counterfactual`` if
@@ -148,9 +148,8 @@ def planned(
     ablation = ablation or "mean"
     check_ablation(ablation, has_reference)
     if own:
-        said.insert(
-            0, "tested on the prompt that it was found on: that shows what suffices there, not on other prompts"
-        )
+        where = "tested on the prompt that it was found on: that shows what suffices there, not on other prompts"
+        said.insert(0, where)
         if ablation == "counterfactual" and not paired:
             rule, step = "the circuit's prompt has no counterfactual", "use another, or give test prompts"
             raise JobError(option("ablation", ablation), rule, step)

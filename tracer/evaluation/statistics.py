@@ -133,8 +133,8 @@ def completeness(
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """A number, or several, with the ends of its confidence interval; float64. The ends are NaN where there is none, which
-    a record writes as None."""
+    """A number, or several, with the ends of its confidence interval; float64. The ends are NaN where there is none,
+    which a record writes as None."""
 
     low: Float[Tensor, "*statistic"]
     high: Float[Tensor, "*statistic"]
@@ -164,7 +164,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Resamples:
-    """A statistic of the sample and of its resamples; NaN where a resample is degenerate. One prompt has no resamples."""
+    """A statistic of the sample and of its resamples; NaN where one is degenerate. One prompt has no resamples."""
 
     estimate: Float[Tensor, "*statistic"]
     values: Float[Tensor, "resample *statistic"]
@@ -228,7 +228,7 @@ def bootstrap(
 def resample(
     values: Shaped[Tensor, "prompt *rest"], statistic: Statistic, *, n_resamples: int = 2000, seed: int = 0
 ) -> Resamples:
-    """A statistic of the sample and of `n_resamples` resamples of its rows (of one row none); arguments as of `bootstrap`.
+    """A statistic of the sample and of `n_resamples` resamples of its rows, of one row none; else as `bootstrap`.
 
     Where the statistic is a `Ratio`, a resample whose denominator is 0 or has the other sign is degenerate: NaN.
     """

@@ -97,8 +97,7 @@ class TestSet:
         Args:
             ablation, reference: as in `faithfulness.evaluate`. seed: of the prompts that ``resample`` draws.
             metric: as in `attribute`; ``auto`` is the difference where the prompts have foils, else the target's logit.
-                ``topk`` sums the `top_k` tokens that each prompt's whole model puts first, but for those of a prompt that
-                names its targets.
+                ``topk`` sums a prompt's targets, or the `top_k` tokens that the whole model puts first on it.
             train: prompts that circuits were found on; one of them among the test prompts is an error, unless
                 `allow_overlap`: then they are counted.
             length: in tokens, that the test prompts must have; one length, whichever, if None.
