@@ -25,6 +25,9 @@ from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
 
+GRID = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
+"""Sizes by default: those below the circuit's own, and that."""
+
 
 @undisturbed()
 def evaluate(
@@ -240,8 +243,7 @@ def _ranks(model: Model, circuit: Circuit, length: int, aligned: bool) -> Ranks:
 
 def _sizes(largest: int, sizes: Sequence[int] | None) -> tuple[int, ...]:
     if sizes is None:
-        grid = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
-        return (*(size for size in grid if size < largest), largest)
+        return (*(size for size in GRID if size < largest), largest)
     if not sizes or min(sizes) < 1 or max(sizes) > largest or list(sizes) != sorted(set(sizes)):
         given = option("sizes", ",".join(map(str, sizes)))
         raise JobError(given, f"must rise from 1 to at most {largest}, the circuit's size", "change them")
