@@ -95,7 +95,7 @@ class Graph(Record):
             `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
             edges. An imported graph may have nodes of kind ``error``, ``attention`` (a feature of attention) and
             ``other`` (biases); where its file gives no index or token id, `neuron` is negative, and a logit without a
-            label has an empty token.
+            label has an empty token. A dataset's circuit that is free has no positions: they are -1.
         links: Arrow table in `schemas.EDGES`, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
         text, tokens: the prompt.
@@ -247,8 +247,19 @@ class Graph(Record):
 
     def _links(self) -> pa.Table:
         if self.links is None:
-            raise JobError("circuit", "was traced without edges", "trace it again with edges (the default)")
+            raise self.without_edges("trace it again with edges (the default)")
         return self.links
+
+    def without_edges(self, step: str, need: str = "") -> JobError:
+        """The error of an edge asked of a graph that has none.
+
+        Args:
+            step: what to do where it was traced without. need: why that matters, after the rule.
+        """
+        if "circuit" in self.notes:  # of a dataset: its run has edges prompt by prompt, and by neurons
+            step = f"name one of the run's prompts: {option('prompt', 0)}"
+            return JobError("a dataset's circuit", f"has no edges{need}", step)
+        return JobError("circuit", f"was traced without edges{need}", step)
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The nodes of one kind (``neuron``, ``embedding``, ``logit``) as dictionaries."""
@@ -276,7 +287,7 @@ class Graph(Record):
 
     def _record(self) -> dict[str, Any]:
         """What run.json holds."""
-        content = self.model_dump(mode="json", exclude={"nodes", "links"})
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings", "model"})
         return {"kind": "graph", "fingerprint": fingerprint(content), **provenance(), "graph": content}
 
     def _prompts(self) -> pa.Table:
@@ -287,7 +298,19 @@ class Graph(Record):
         return pa.Table.from_pylist([row], schema=PROMPTS)
 
 
-class Circuit(Graph):
+class Traced(Graph):
+    """A graph that tracer made of a model: one prompt's of a run over many, or a dataset's own circuit, whose
+    attributions are means over prompts and whose activations are null.
+
+    Attributes:
+        settings, model: how it was made, and from what.
+    """
+
+    settings: Settings
+    model: ModelRecord
+
+
+class Circuit(Traced):
     """The nodes and edges kept for one prompt, and how they were found.
 
     Attributes:
@@ -304,7 +327,7 @@ class Circuit(Graph):
         predictions: the model's top tokens at the last position read.
         probabilities: of the logit nodes' tokens, in the order of the nodes. ranks: their places among all tokens, the
             likeliest being 1; empty in circuits that older versions saved.
-        settings, selection, model: how it was made, and from what.
+        selection: which nodes were kept; `settings` and `model` as in `Traced`.
         seconds: it took.
         warnings: what whoever reads the circuit should know, a sentence each; `tracer.trace` warns of them too.
     """
@@ -326,9 +349,7 @@ class Circuit(Graph):
     predictions: tuple[Prediction, ...]
     probabilities: tuple[float, ...]
     ranks: tuple[int, ...] = ()
-    settings: Settings
     selection: dict[str, Any]
-    model: ModelRecord
     user_id: str | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
@@ -438,7 +459,7 @@ class Circuit(Graph):
         graph = load_graph(folder)
         if not isinstance(graph, Circuit):
             rule = "is an imported graph, not a circuit of ours"
-            raise RunError(f"run {str(folder)!r}", rule, "use circuit.load_graph")
+            raise RunError(f"run {str(folder)!r}", rule, "view or export it, or trace the prompt")
         return graph
 
 
