@@ -27,6 +27,7 @@ settings.load_profile("tracer")
 
 TIERS = {
     ".": "unit",
+    "./test_cases.py": "model",
     "./test_reference.py": "model",
     "attribution": "model",
     "attribution/test_pruning.py": "unit",

@@ -24,7 +24,6 @@ from tracer.cli.app import app
 from tracer.model.model import skeleton
 from tracer.model.sizes import Shape
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*its text part:tracer.TracerWarning")
 IDS = torch.tensor([[1, 5, 40, 41, 42, 43, 7, 9, 60]])
 VISION = {
     "hidden_size": 16,

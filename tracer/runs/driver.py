@@ -447,6 +447,7 @@ class _Driver:
             )
         if self._first is None:
             say(event.warnings)
+            self._said.update(event.warnings)  # every prompt's circuit has them too
             self._first, self._before = time.monotonic(), self.tally.statuses.total()
         if self._state == "starting":
             self._state = "running"
