@@ -118,6 +118,11 @@ def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Sou
     return Source(given, revision, config, bool(beside), said)
 
 
+def path_of(source: Source, file: str) -> str | None:
+    """Where a file of the model is, fetched if need be; None where it has none."""
+    return _path(source.where, file, source.revision)
+
+
 @contextmanager
 def without_adapter(source: Source) -> Iterator[str]:
     """The model's folder as if no adapter were beside its weights, which transformers would put in unmerged."""
@@ -265,13 +270,18 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
 
 def _json(where: str, file: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of a folder or an id; empty where there is none."""
-    path = os.path.join(where, file) if os.path.isdir(where) else _of_hub(where, file, revision)
-    if path is None or not os.path.isfile(path):
+    path = _path(where, file, revision)
+    if path is None:
         return {}
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a JSON object")
     return content
+
+
+def _path(where: str, file: str, revision: str | None) -> str | None:
+    path = os.path.join(where, file) if os.path.isdir(where) else _of_hub(where, file, revision)
+    return path if path is not None and os.path.isfile(path) else None
 
 
 def _of_hub(name: str, file: str, revision: str | None) -> str | None:
