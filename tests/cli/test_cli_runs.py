@@ -56,7 +56,7 @@ def test_run_says_what_became_of_every_prompt(done: tuple[Path, Result]) -> None
     out, result = done
     assert result.exit_code == 0, result.output
     assert "3 prompts (1 failed, 2 ok)" in result.stdout
-    assert "failed.parquet" in result.stdout
+    assert "error from failed" in result.stdout
     assert "Neurons in most circuits" in result.stdout
     failed = pq.read_table(out / "failed.parquet").to_pylist()
     assert [(row["user_id"], row["status"], row["error_type"]) for row in failed] == [("c", "failed", "JobError")]
@@ -164,7 +164,7 @@ def test_plan_says_what_a_job_needs() -> None:
     [
         (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--resume"], "no run to resume"),
         (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--gpus-per-worker", "1.5"], "1.5"),
-        (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--workers", "0"], "workers=0"),
+        (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--workers", "0"], "--workers 0"),
         (["run", str(JOBS / "dataset.yaml"), "--out", "OUT", "--set", "input={path: nowhere.jsonl}"], "nowhere.jsonl"),
         (["run", str(JOBS / "dataset.yaml"), "--out", "s3://key:secret@bucket/x"], "holds a key"),
         (["status", "OUT"], "no run"),

@@ -175,7 +175,7 @@ def _measured(model: Model, circuit: Circuit, prompts: list[Prompt], sizes: tupl
     """The raw measurements: a random model's denominator may be too small for an interval."""
     from tracer.evaluation import faithfulness
 
-    test = faithfulness._test_set(model, circuit, prompts, "zero", None, (), False, True, 0, 2**30)
+    test, _ = faithfulness._test_set(model, circuit, prompts, "zero", None, (), False, True, 0, 2**30)
     ranks = faithfulness._ranks(model, circuit, 5, True)
     rows = range(len(prompts))
     whole, empty = (test.measure([Job(row, ranks, 0, stays) for row in rows]) for stays in (False, True))
@@ -250,8 +250,8 @@ def test_what_cannot_be_evaluated_is_refused() -> None:
     model, prompts = tracer.load("demo"), sva_prompts()
     circuit = tracer.trace(model, prompts[0], nodes=10, edges=False)
     run: Callable[..., Evaluation] = lambda *args, **kwargs: evaluate(model, circuit, *args, **kwargs)  # noqa: E731
-    with refused(JobError, "at least 2"):
-        run(prompts[:1])
+    with refused(JobError, "nothing to test on"):
+        run([])
     with refused(JobError, "at most 10"):
         run(prompts, sizes=[5, 11])
     with refused(JobError, "must be one of"):

@@ -315,8 +315,8 @@ def test_no_file_and_no_run_are_errors(tmp_path: Path) -> None:
 
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     (PAIRS, {}, "exactly one"),
-    (PAIRS, {"factor": 0, "add": 1}, "factor and add"),
-    (PAIRS, {"factor": 0, "set_to": 0}, "factor and set_to"),
+    (PAIRS, {"factor": 0, "add": 1}, "factor=0 and add=1"),
+    (PAIRS, {"factor": 0, "set_to": 0}, "factor=0 and set_to=0"),
     (PAIRS, {"factor": float("nan")}, "finite"),
     (PAIRS, {"factor": True}, "finite"),
     (PAIRS, {"add": float("-inf")}, "finite"),

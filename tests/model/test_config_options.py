@@ -253,7 +253,7 @@ def test_edge_attributions_of_a_bidirectional_model_obey_their_identity(
     other = (*IDS[:5], 30, IDS[6]) if method == "counterfactual" else None
     prompt = tracer.Prompt(token_ids=IDS, target=7, counterfactual=other, positions=2)
     circuit = tracer.trace(made(family, over), prompt, 60, pruning=tracer.Pruning(share=0.0))
-    nodes, edges = circuit.nodes.to_pylist(), circuit.links.to_pylist()
+    nodes, edges = circuit.nodes.to_pylist(), circuit.edges.to_pylist()
     assert any(nodes[edge["source"]]["position"] > nodes[edge["target"]]["position"] for edge in edges)
     for edge in edges:
         source, target = nodes[edge["source"]], nodes[edge["target"]]
@@ -270,7 +270,7 @@ def test_attention_that_only_a_module_says_is_not_causal_is_refused(family: str,
     module = t.tiny(family, attn=kernel)
     for part in module.modules():
         if hasattr(part, "is_causal"):
-            part.is_causal = False
+            vars(part)["is_causal"] = False
     with refused(ModelError, "is_causal", "later tokens"):
         tracer.load(module, tokenizer=t.tokenizer())
 

@@ -130,7 +130,7 @@ def test_bad_files_are_refused(tmp_path: Path) -> None:
         load_job(file(SVA.read_text() + "\ntrain: 3\n"))
     with refused(JobError, "job.yaml", "has no kind"):
         load_job(file("{}"))
-    with refused(JobError, "job.yaml", "has no task"):
+    with refused(JobError, "job.yaml", "has no methods"):
         load_job(file("kind: benchmark"))
     with refused(JobError, "job.yaml", "has no input"):
         load_job(file("kind: dataset"))
@@ -277,7 +277,7 @@ def test_the_jobs_limit_is_its_inputs() -> None:
         ({"metric": "centred", "pruning": {"top": 3}}, "pruning has no effect"),
         ({"edges": False, "pruning": {}}, "pruning has no effect"),
         ({"edges": None}, "boolean"),
-        ({"pruning": {"share": -1}}, "0 or more"),
+        ({"pruning": {"share": -1}}, "from 0 to 1"),
         ({"pruning": {"top": 0}}, "pruning.top"),
         ({"pruning": {"node_influence": 2}}, "at most 1"),
         ({"pruning": {"edge_influence": "many"}}, "pruning.edge_influence"),
@@ -438,3 +438,23 @@ def test_numbers_are_everything_that_decides_them(path: Path) -> None:
     assert load_job(job.numbers()) == job
     assert load_job(job, ["device=cpu"]).numbers() == job.numbers()
     assert load_job(job, ["dtype=bfloat16"]).numbers() != job.numbers()
+
+
+@pytest.mark.parametrize(
+    ("changes", "source"),
+    [
+        (["input.path=x.jsonl"], {"path": ("x.jsonl",)}),
+        (["input.path=x.jsonl", "input.limit=5"], {"path": ("x.jsonl",), "limit": 5}),
+        (["input.dataset=some/set"], {"dataset": "some/set"}),
+        (["input.task=capitals", "input.count=9", "input.structure=null"], {"task": "capitals", "count": 9}),
+    ],
+)
+def test_a_change_of_source_on_the_shipped_job_is_that_source(changes: list[str], source: dict[str, Any]) -> None:
+    job = load_job(JOBS / "dataset.yaml", changes)
+    assert isinstance(job, DatasetJob)
+    assert job.input.model_dump(exclude_none=True, exclude_defaults=True) == source
+
+
+def test_two_sources_in_one_change_are_still_refused() -> None:
+    with refused(JobError, "one of path, dataset and task"):
+        load_job(JOBS / "dataset.yaml", ["input.path=x.jsonl", "input.task=sva"])

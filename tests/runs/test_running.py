@@ -288,7 +288,7 @@ def test_a_second_try_that_is_stopped_loses_nothing(tmp_path: Path) -> None:
 def test_strict_is_an_error_at_the_end_each_time_it_is_asked(tmp_path: Path) -> None:
     made = job(tmp_path, 8, {3: "raise/x"})
     for _ in range(2):
-        with refused(RunError, "1 of 8 prompts", "ValueError 1", "--retry-failed"):
+        with refused(RunError, "1 of 8 prompts", "ValueError 1", "retry_failed=True"):
             inline(made, tmp_path / "run", strict=True)
         assert status.condition(tmp_path / "run").status.state == "done"
     assert inline(made, tmp_path / "run").status.failed == 1
@@ -329,7 +329,7 @@ def test_a_second_driver_is_refused_at_once_and_the_first_is_unharmed(tmp_path: 
 
 def test_another_jobs_folder_is_refused_and_can_be_replaced(tmp_path: Path, undisturbed: Run) -> None:
     other = job(tmp_path, 20, nodes=7, shard_size=3)
-    with refused(RunError, "holds another run: nodes, shard_size differ", "--overwrite"):
+    with refused(RunError, "holds another run: nodes, shard_size differ", "overwrite=True"):
         inline(other, undisturbed.address)
     runs.tables(undisturbed.address)
     inline(other, undisturbed.address, overwrite=True)
@@ -347,7 +347,7 @@ def test_an_input_that_changed_is_refused(tmp_path: Path, undisturbed: Run) -> N
     made = job(tmp_path)
     path = Path(made["input"]["path"])
     path.write_text(path.read_text().replace("prompt 3", "Prompt 3"))
-    with refused(RunError, "the input", "has changed", "--overwrite"):
+    with refused(RunError, "the input", "has changed", "overwrite=True"):
         inline(made, undisturbed.address)
     inline(made, undisturbed.address, overwrite=True)
     assert "Prompt 3" in runs.tables(undisturbed.address)["prompts"]["text"].to_pylist()
@@ -402,7 +402,7 @@ def test_a_plan_that_was_damaged_is_noticed(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)
-    with refused(RunError, "input.parquet", "--overwrite"):
+    with refused(RunError, "input.parquet", "overwrite=True"):
         inline(job(tmp_path), tmp_path / "run")
 
 

@@ -107,7 +107,7 @@ def test_what_fails_while_it_is_planned_leaves_nothing(tmp_path: Path) -> None:
 def test_a_plan_that_is_missing_damaged_or_anothers_is_told(tmp_path: Path) -> None:
     def fails() -> None:
         for ask in (RunFolder(tmp_path).count_input, lambda: RunFolder(tmp_path).read_input(0)):
-            with refused(RunError, "input.parquet", "--overwrite"):
+            with refused(RunError, "input.parquet", "overwrite=True"):
                 ask()
 
     fails()

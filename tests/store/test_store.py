@@ -179,7 +179,7 @@ def test_a_folder_with_other_content_is_not_touched(tmp_path: Path, overwrite: b
     (tmp_path / "nodes" / "mine.parquet").write_bytes(b"mine")
     (tmp_path / "notes.txt").write_text("mine")
     before = content(tmp_path)
-    with refused(RunError, "not a run", "--out"):
+    with refused(RunError, "not a run", "choose another"):
         write_run(tmp_path, RECORD, TABLES, overwrite)
     assert content(tmp_path) == before
 
@@ -199,7 +199,7 @@ def test_an_empty_folder_and_missing_parents_are_filled(tmp_path: Path) -> None:
 @pytest.mark.parametrize("below", ["file", "file/run", "file/deep/run"])
 def test_a_file_in_the_way_is_refused(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with refused(RunError, "--out"):
+    with refused(RunError, "choose another"):
         write_run(tmp_path / below, RECORD, TABLES)
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -215,7 +215,7 @@ def test_a_file_where_a_folder_of_the_run_goes_is_refused(run: Path, name: str) 
 
 
 def test_a_folder_that_cannot_be_made_is_refused() -> None:
-    with refused(RunError, "/proc/tracer", "--out"):
+    with refused(RunError, "/proc/tracer", "choose another"):
         write_run(Path("/proc/tracer/run"), RECORD, TABLES)
 
 
@@ -479,10 +479,10 @@ def test_an_object_store_that_holds_something_else_or_is_not_there_is_refused(st
     address = store.address()
     RunFolder(address).place.write("notes.txt", b"mine")
     for overwrite in (False, True):
-        with refused(RunError, "not a run", "--out"):
+        with refused(RunError, "not a run", "choose another"):
             write_run(address, RECORD, TABLES, overwrite)
     for refuse in (check_writable, lambda there: write_run(there, RECORD, TABLES)):
-        with refused(RunError, "cannot be written", "--out"):
+        with refused(RunError, "cannot be written", "choose another"):
             refuse(address.replace("s3://bucket", "s3://nowhere"))
     with refused(RunError, "holds no run"):
         read_run(store.address())

@@ -249,7 +249,9 @@ def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequen
     for prompt in prompts if chosen.baseline == "counterfactual" else ():
         value = f"prompt {quoted(prompt.text)}"
         if prompt.counterfactual_ids is None:
-            raise JobError(value, "the baseline 'counterfactual' needs a counterfactual", "give it one")
+            raise JobError(
+                value, "the baseline 'counterfactual' needs a counterfactual", "give it one, or take another"
+            )
         if prompt.counterfactual_ids == prompt.token_ids:
             raise JobError(value, "its counterfactual is the prompt itself", "give one that differs from it")
     if reference is not None and chosen.baseline != "mean":

@@ -44,10 +44,6 @@ FIRST_SHARE = 0.2
 """Of the kept |attribution|: when more is at position 0, it is said."""
 
 
-LIKELY = 10
-"""A target that is not among so many of the model's likeliest tokens is warned of."""
-
-
 @undisturbed()
 def trace(
     model: Model,
@@ -236,7 +232,7 @@ def _circuit(
     table, links, n_links = nodes_table(columns), None, 0
     if pruning is not None:
         table, links, n_links = _graph(model, selected, columns, weights, chosen, pruning)
-    circuit = Circuit(
+    return Circuit(
         nodes=table,
         links=links,
         n_links=n_links,
@@ -267,10 +263,6 @@ def _circuit(
         user_id=encoded.id,
         warnings=notes((encoded,), model),
     )
-    if circuit.first_share <= FIRST_SHARE or len(encoded.token_ids) == 1:
-        return circuit
-    said = first_note(f"{circuit.first_share:.0%}", chosen.metric == "logit")
-    return circuit.model_copy(update={"warnings": (*circuit.warnings, said)})
 
 
 def first_note(share: str, no_foil: bool) -> str:
@@ -288,13 +280,13 @@ def _remarks(circuit: Circuit, nodes: int | None) -> Iterator[str]:
     Args:
         nodes: how many were asked for.
     """
-    if circuit.settings.metric != "topk":
-        for row, chance, rank in zip(circuit.rows("logit"), circuit.probabilities, circuit.ranks, strict=True):
-            if rank > LIKELY and row["neuron"] in circuit.target_ids:
-                yield (
-                    f"the target {quoted(row['token'])} is number {rank:,} of the model's next tokens "
-                    f"(p = {chance:.2g}) at position {row['position']}: the circuit is not of what the model says"
-                )
+    if circuit.first_share > FIRST_SHARE and len(circuit.token_ids) > 1:
+        yield first_note(f"{circuit.first_share:.0%}", circuit.settings.metric == "logit")
+    for row, chance, rank in circuit.unlikely:
+        yield (
+            f"the target {quoted(row['token'])} is number {rank:,} of the model's next tokens "
+            f"(p = {chance:.2g}) at position {row['position']}: the circuit is not of what the model says"
+        )
     if nodes is not None and circuit.n_selected < nodes:
         yield (
             f"{option('nodes', nodes)} is more than the {circuit.n_selected:,} nodes that have an attribution "

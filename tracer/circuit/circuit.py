@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tracer.circuit import identities
-from tracer.errors import JobError, RunError
+from tracer.errors import JobError, RunError, option
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
@@ -30,6 +30,8 @@ from tracer.store.parquet import fingerprint
 from tracer.store.schemas import EDGES, NODES, PROMPTS
 from tracer.store.storage import is_remote
 
+LIKELY = 10
+"""A target that is not among so many of the model's likeliest tokens is not what it says."""
 NEAR_ZERO = 0.05
 """A metric below this part of what its tokens give it is near 0."""
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
@@ -93,7 +95,7 @@ class Graph(Record):
             `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
             edges. An imported graph may have nodes of kind ``error``, ``attention`` (a feature of attention) and
             ``other`` (biases); where its file gives no index or token id, `neuron` is negative, and a logit without a
-            label has an empty token.
+            label has an empty token. A dataset's circuit that is free has no positions: they are -1.
         links: Arrow table in `schemas.EDGES`, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
         text, tokens: the prompt.
@@ -245,8 +247,19 @@ class Graph(Record):
 
     def _links(self) -> pa.Table:
         if self.links is None:
-            raise JobError("circuit", "was traced without edges", "trace it again with edges (the default)")
+            raise self.without_edges("trace it again with edges (the default)")
         return self.links
+
+    def without_edges(self, step: str, need: str = "") -> JobError:
+        """The error of an edge asked of a graph that has none.
+
+        Args:
+            step: what to do where it was traced without. need: why that matters, after the rule.
+        """
+        if "circuit" in self.notes:  # of a dataset: its run has edges prompt by prompt, and by neurons
+            step = f"name one of the run's prompts: {option('prompt', 0)}"
+            return JobError("a dataset's circuit", f"has no edges{need}", step)
+        return JobError("circuit", f"was traced without edges{need}", step)
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The nodes of one kind (``neuron``, ``embedding``, ``logit``) as dictionaries."""
@@ -274,7 +287,7 @@ class Graph(Record):
 
     def _record(self) -> dict[str, Any]:
         """What run.json holds."""
-        content = self.model_dump(mode="json", exclude={"nodes", "links"})
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings", "model"})
         return {"kind": "graph", "fingerprint": fingerprint(content), **provenance(), "graph": content}
 
     def _prompts(self) -> pa.Table:
@@ -285,7 +298,19 @@ class Graph(Record):
         return pa.Table.from_pylist([row], schema=PROMPTS)
 
 
-class Circuit(Graph):
+class Traced(Graph):
+    """A graph that tracer made of a model: one prompt's of a run over many, or a dataset's own circuit, whose
+    attributions are means over prompts and whose activations are null.
+
+    Attributes:
+        settings, model: how it was made, and from what.
+    """
+
+    settings: Settings
+    model: ModelRecord
+
+
+class Circuit(Traced):
     """The nodes and edges kept for one prompt, and how they were found.
 
     Attributes:
@@ -302,7 +327,7 @@ class Circuit(Graph):
         predictions: the model's top tokens at the last position read.
         probabilities: of the logit nodes' tokens, in the order of the nodes. ranks: their places among all tokens, the
             likeliest being 1; empty in circuits that older versions saved.
-        settings, selection, model: how it was made, and from what.
+        selection: which nodes were kept; `settings` and `model` as in `Traced`.
         seconds: it took.
         warnings: what whoever reads the circuit should know, a sentence each; `tracer.trace` warns of them too.
     """
@@ -324,9 +349,7 @@ class Circuit(Graph):
     predictions: tuple[Prediction, ...]
     probabilities: tuple[float, ...]
     ranks: tuple[int, ...] = ()
-    settings: Settings
     selection: dict[str, Any]
-    model: ModelRecord
     user_id: str | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
@@ -382,6 +405,14 @@ class Circuit(Graph):
         return self.unexplained
 
     @property
+    def unlikely(self) -> list[tuple[dict[str, Any], float, int]]:
+        """Targets not among the model's ten likeliest next tokens: their logit nodes, probabilities and ranks."""
+        if self.settings.metric == "topk":
+            return []
+        asked = zip(self.rows("logit"), self.probabilities, self.ranks, strict=False)  # older circuits have no ranks
+        return [(row, p, rank) for row, p, rank in asked if rank > LIKELY and row["neuron"] in self.target_ids]
+
+    @property
     def cancels(self) -> bool:
         """Whether the metric is near 0 only because its parts cancel, so that shares of it say nothing: it is less than
         a twentieth of the summed |embedding attributions|."""
@@ -428,7 +459,7 @@ class Circuit(Graph):
         graph = load_graph(folder)
         if not isinstance(graph, Circuit):
             rule = "is an imported graph, not a circuit of ours"
-            raise RunError(f"run {str(folder)!r}", rule, "use circuit.load_graph")
+            raise RunError(f"run {str(folder)!r}", rule, "view or export it, or trace the prompt")
         return graph
 
 
@@ -440,7 +471,9 @@ def load_graph(folder: str | Path) -> Graph:
     """
     classes: dict[str, tuple[str, type[Graph]]] = {"trace": ("circuit", Circuit), "graph": ("graph", Graph)}
     if one_prompt.read_record(folder).get("kind") not in classes:
-        raise RunError(f"run {str(folder)!r}", "is not the run of one prompt", "name one of its prompts: --prompt 0")
+        raise RunError(
+            f"run {str(folder)!r}", "is not the run of one prompt", f"name one of its prompts: {option('prompt', 0)}"
+        )
     record, tables = one_prompt.read_run(folder)
     name, kind = classes[record["kind"]]
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:

@@ -15,10 +15,11 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from tracer.circuit.circuit import Circuit, Graph
+from tracer.circuit.circuit import Graph, Traced, edges_table
 from tracer.circuit.foreign import cantor, uncantor
 from tracer.circuit.neuronpedia import from_neuronpedia, lost, to_neuronpedia
 from tracer.errors import JobError, RunError, option, quoted, writing
+from tracer.store.schemas import EDGES
 from tracer.text import frame_csv, xml_text
 
 __all__ = [
@@ -94,7 +95,7 @@ def import_graph(path: str | Path, max_bytes: int = MAX_BYTES) -> Graph:
             raise RunError(
                 f"file {quoted(path.name)} of {size / 2**20:.0f} MiB",
                 f"is larger than {max_bytes / 2**20:.0f} MiB",
-                "prune the graph where it was made, or raise --max-mib",
+                f"prune the graph where it was made, or raise {option('max_mib')}",
             )
         content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_constant)
     except RecursionError as error:
@@ -186,7 +187,7 @@ def _write_neuronpedia(graph: Graph, path: Path, **names: str) -> Exported:
 
 def _write_mib(graph: Graph, path: Path) -> Exported:
     """MIB's circuit file rolled up to MLPs: the score of ``m{L}`` is the summed attribution of its kept neurons."""
-    if not isinstance(graph, Circuit):
+    if not isinstance(graph, Traced):
         raise JobError("imported graph", "lacks the attributions this format needs", "export a traced circuit")
     scores = dict.fromkeys(range(graph.n_layers), 0.0)
     kept = set()
@@ -210,6 +211,9 @@ def _write_mib(graph: Graph, path: Path) -> Exported:
 def _write_graphml(graph: Graph, path: Path) -> Exported:
     import networkx
 
+    bare = ["edges (it has none)"] if graph.links is None else []
+    if graph.links is None:
+        graph = graph.model_copy(update={"links": edges_table({name: [] for name in EDGES.names})})
     made, altered = graph.to_networkx(), False
     for attributes in (made.graph, *(data for _, data in made.nodes(data=True))):
         for name, value in attributes.items():
@@ -217,7 +221,7 @@ def _write_graphml(graph: Graph, path: Path) -> Exported:
                 attributes[name], altered = plain, True
     networkx.write_graphml_xml(made, path)  # the writer of the standard library: the same bytes with lxml and without
     characters = ["characters that XML cannot hold (spelt out, such as \\x00)"] if altered else []
-    return Exported([path], ["settings and checks (they are in run.json)", *characters])
+    return Exported([path], [*bare, "settings and checks (they are in run.json)", *characters])
 
 
 def _write_csv(graph: Graph, path: Path) -> Exported:
@@ -227,7 +231,8 @@ def _write_csv(graph: Graph, path: Path) -> Exported:
     for ending, table in tables.items():
         files.append(path.with_suffix(ending))
         files[-1].write_text(frame_csv(table), encoding="utf-8", newline="")
-    return Exported(files, ["settings and checks (they are in run.json)"])
+    bare = ["edges (it has none)"] if edges is None else []
+    return Exported(files, [*bare, "settings and checks (they are in run.json)"])
 
 
 FORMATS: dict[str, Callable[..., Exported]] = {

@@ -1,22 +1,46 @@
-"""One prompt's graph out of a run over many: its rows of the nodes and edges tables, as a `Graph`.
+"""Graphs out of a run over many prompts: one prompt's, from its rows of the tables, and the circuit of the dataset.
 
-Knows which unit holds a prompt. Refuses to know how graphs are shown. A run's tables hold no predictions and no checks
-of single prompts, so that this is a graph to look at, draw and export; `tracer trace` makes a whole circuit.
+Knows which unit holds a prompt, and what the run's record says of how it was made. Refuses to know how graphs are
+shown. A run's tables hold no predictions and no checks of single prompts, so that these are graphs to look at, draw,
+export and steer by; `tracer trace` makes a whole circuit.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.circuit.circuit import Graph
-from tracer.errors import JobError, RunError, quoted
+from tracer.circuit.circuit import Graph, Traced, load_graph, nodes_table
+from tracer.errors import JobError, RunError, option, quoted
+from tracer.settings import ModelRecord, Settings, settings
+from tracer.store import one_prompt
 from tracer.store.run_folder import RunFolder
+from tracer.store.schemas import NODES
+
+_SETTINGS = ("method", "baseline", "basis", "rules", "steps", "metric", "top_k", "seed")
 
 
-def graph_of(address: Any, prompt_id: int) -> Graph:
+def read_graph(address: Any, prompt_id: int | None = None) -> Graph:
+    """What a run folder holds: a `Circuit`, an imported `Graph`, a dataset's circuit, or one prompt's graph of a run.
+
+    Args:
+        prompt_id: of a run over many, as in the prompts table, from 0; the dataset's own circuit if None.
+
+    Raises:
+        JobError: no such prompt, or one without a result. RunError: no such run, one that has not come that far or has
+            no circuit, or a damaged one.
+    """
+    if prompt_id is not None:
+        return graph_of(address, prompt_id)
+    if one_prompt.read_record(address).get("kind") in ("dataset", "benchmark"):
+        return circuit_of(address)
+    return load_graph(address)
+
+
+def graph_of(address: Any, prompt_id: int) -> Traced:
     """The graph of one prompt of a dataset run.
 
     Args:
@@ -29,7 +53,8 @@ def graph_of(address: Any, prompt_id: int) -> Graph:
     record = folder.record()
     if record is None or record.get("kind") != "dataset":
         rule = "holds no run of a dataset"
-        raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, "leave out --prompt, or give another folder")
+        step = f"leave out {option('prompt')}, or give another folder"
+        raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, step)
     count = int(record["n_prompts"])
     if not 0 <= prompt_id < count:
         raise JobError(f"prompt {prompt_id}", f"the run has prompts 0 to {count - 1}", "choose one of them")
@@ -42,15 +67,92 @@ def graph_of(address: Any, prompt_id: int) -> Graph:
     if prompt["status"] != "ok":
         raise JobError(f"prompt {prompt_id}", f"{prompt['status']} ({prompt['error']})", "choose one that went well")
     nodes = rows["nodes"]
-    tokens = nodes.filter(pc.field("kind") == "embedding").sort_by("position")["token"].to_pylist()
-    return Graph(
+    return Traced(
         nodes=_own(nodes),
         links=_own(rows["edges"]) if "edges" in rows else None,
         text=prompt["text"],
-        tokens=tuple(tokens),
+        tokens=_tokens(nodes),
         n_layers=int(record["model"]["n_layers"]),
+        settings=settings_of(record),
+        model=ModelRecord.model_validate(record["model"]),
         notes={"run": str(folder.place), "prompt_id": prompt_id, "user_id": prompt["user_id"]},
     )
+
+
+def circuit_of(address: Any) -> Traced:
+    """The circuit of a whole dataset, strongest mean first; without edges, which a run has for each prompt alone.
+
+    A node of an aligned circuit is at its position. Its token is the one that all prompts have there; where they
+    differ, how many there are (``any-of-12``). A free circuit's neurons have the position -1: they count wherever they
+    are.
+
+    Raises:
+        RunError: no run of a dataset, one without a circuit, or one that is not finished or damaged.
+    """
+    folder = RunFolder(address)
+    record, name = one_prompt.read_record(address), f"run {quoted(str(folder.place), 300)}"
+    if record.get("kind") != "dataset":
+        raise RunError(
+            name, f"is a {record.get('kind')}, which keeps no circuit", "give the run of a dataset or prompt"
+        )
+    kind, step = record["job"]["circuit"], f"name one of its prompts: {option('prompt', 0)}"
+    if kind == "none":
+        raise RunError(name, "has no circuit of the dataset (circuit: none in its job)", step)
+    if not folder.place.exists("circuit.parquet"):
+        rule = "has no circuit.parquet: it is not finished, or no prompt went well"
+        raise RunError(name, rule, f"repeat the run command, or {step}")
+    rows = folder.read_output("circuit.parquet").to_pydict()
+    n_prompts, size = max(rows["n_prompts"], default=0), len(rows["layer"])
+    tokens = _common_tokens(folder) if kind == "aligned" else ("any-position",)
+    columns = {
+        **dict.fromkeys(NODES.names[2:], [None] * size),
+        **{name: rows[name] for name in ("layer", "position", "neuron")},
+        "kind": ["neuron"] * size,
+        "token": [tokens[at] if at >= 0 else "" for at in rows["position"]],
+        "attribution": rows["mean_attribution"],
+    }
+    return Traced(
+        nodes=nodes_table(columns),
+        text=f"{kind} circuit of {n_prompts:,} prompts",
+        tokens=tokens,
+        n_layers=int(record["model"]["n_layers"]),
+        settings=settings_of(record),
+        model=ModelRecord.model_validate(record["model"]),
+        notes={"run": str(folder.place), "circuit": kind, "n_prompts": n_prompts},
+    )
+
+
+def settings_of(record: dict[str, Any]) -> Settings:
+    """How a dataset run attributed its prompts; the metric may be ``auto``, which each prompt settled."""
+    return settings(**{name: record["job"][name] for name in _SETTINGS})
+
+
+def _common_tokens(folder: RunFolder) -> tuple[str, ...]:
+    """The tokens of the prompts that an aligned circuit is of: those of the length that is most frequent."""
+    seen: dict[int, list[set[int]]] = {}
+    counts, first = Counter[int](), dict[int, tuple[int, int]]()
+    for commit in folder.commits():
+        table = folder.read_committed(commit, "prompts", ["prompt_id", "status", "token_ids"])
+        for row in table.filter(pc.field("status") == "ok").to_pylist():
+            length = len(row["token_ids"])
+            counts[length] += 1
+            first.setdefault(length, (commit.shard, row["prompt_id"]))
+            for ids, token in zip(
+                seen.setdefault(length, [set() for _ in range(length)]), row["token_ids"], strict=True
+            ):
+                ids.add(token)
+    length = min(counts, key=lambda one: (-counts[one], one))
+    unit, prompt_id = first[length]
+    commit = folder.find(unit)
+    assert commit is not None
+    tokens = _tokens(_rows(folder.read_committed(commit, "nodes"), prompt_id))
+    return tuple(
+        token if len(ids) == 1 else f"any-of-{len(ids)}" for token, ids in zip(tokens, seen[length], strict=True)
+    )
+
+
+def _tokens(nodes: pa.Table) -> tuple[str, ...]:
+    return tuple(nodes.filter(pc.field("kind") == "embedding").sort_by("position")["token"].to_pylist())
 
 
 def _rows(table: pa.Table, prompt_id: int) -> pa.Table:

@@ -44,10 +44,13 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
         scan, slug: the model's and the graph's name there; made from the model's name and the prompt if None.
 
     Raises:
-        JobError: the graph has no edges table, or a name has a character that an upload refuses.
+        JobError: a circuit without edges, a graph without positions, or a name has a character that an upload refuses.
     """
-    if graph.links is None:
-        raise JobError("circuit", "was traced without edges, which this format needs", "trace it with edges")
+    if graph.links is None and isinstance(graph, Circuit):
+        raise graph.without_edges("trace it with edges", ", which this format needs")
+    if min(graph.nodes["position"].to_pylist(), default=0) < 0:
+        rule, step = "has no positions, which this format needs", "use mib, graphml or csv"
+        raise JobError("a free circuit", rule, f"{step}, or name one of the run's prompts: {option('prompt', 0)}")
     names = {name: value for name, value in (("scan", scan), ("slug", slug)) if value is not None}
     for name, value in names.items():
         if not UPLOADS.fullmatch(value):
@@ -121,6 +124,8 @@ def from_neuronpedia(content: Any, name: str = "graph") -> Graph:
 def lost(graph: Graph, content: Mapping[str, Any]) -> list[str]:
     """What the format could not hold of a graph, and what its readers will refuse."""
     found = ["share (worked out again on import, as weight / activation)"]
+    if graph.links is None:
+        found = ["edges (it has none)"]
     if isinstance(graph, Circuit) and public_name(graph.model.name) != graph.model.name:
         found.append(f"the model's folder (it is called {public_name(graph.model.name)!r})")
     for name in ("scan", "slug"):

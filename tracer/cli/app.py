@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tracer.cli import runs, terminal
-from tracer.errors import JobError, RunError, first_line, quoted, say, writing
+from tracer.cli import evaluating, runs, terminal
+from tracer.cli.loading import Where, report
+from tracer.cli.loading import loaded as _loaded
+from tracer.errors import JobError, RunError, first_line, quoted, say
 
 if TYPE_CHECKING:
-    from tracer.attribution.methods import Progress
     from tracer.attribution.pruning import Pruning
-    from tracer.circuit.circuit import Circuit, Graph
-    from tracer.evaluation.quality import Quality
+    from tracer.circuit.circuit import Graph
 
 # The base class of click's usage errors, or of those of the copy that newer typer bundles.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -63,7 +63,10 @@ class Format(StrEnum):
 
 
 Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
-OfRun = Annotated[int | None, typer.Option("--prompt", help="Of a run over many: the prompt's number (prompt_id).")]
+OfRun = Annotated[
+    int | None,
+    typer.Option("--prompt", help="Of a run over many: a prompt's number (prompt_id). Default: the dataset's circuit."),
+]
 Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
 
 Bos = Annotated[
@@ -241,17 +244,15 @@ def trace(
 @app.command()
 @terminal.report_errors
 def show(
-    folder: Annotated[
-        str, typer.Argument(help="A run folder made with 'tracer trace --out' or 'tracer import --out'.")
-    ],
+    folder: Annotated[str, typer.Argument(help="A run folder: of one prompt, or a dataset's with its circuit.")],
     rows: Rows = 20,
     style: Style = Format.table,
     prompt: OfRun = None,
 ) -> None:
-    """Print a saved circuit again, or one prompt's graph of a run."""
-    from tracer.circuit.circuit import load_graph
+    """Print a saved circuit again, a dataset's circuit, or one prompt's graph of a run."""
+    from tracer.circuit.from_run import read_graph
 
-    _show(load_graph(folder) if prompt is None else _graph(folder, prompt), style, rows)
+    _show(read_graph(folder, prompt), style, rows)
 
 
 @app.command()
@@ -327,24 +328,51 @@ def import_(
 @app.command()
 @terminal.report_errors
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A run folder made with 'tracer trace --out'.")],
+    folder: Annotated[str, typer.Argument(help="A run folder: of one prompt, or a dataset's with its circuit.")],
     pairs: Annotated[
         Path | None, typer.Option(help="Test pairs, JSON lines as Marks et al.: clean_prefix, patch_prefix, ...")
     ] = None,
     structure: Annotated[
-        str | None, typer.Option(help="Or built-in agreement pairs: simple, nounpp, rc, within_rc.")
+        str | None,
+        typer.Option(
+            help="Or built-in agreement pairs: simple, nounpp, rc, within_rc. Default: the prompt that the circuit was "
+            "found on, which shows what suffices there."
+        ),
     ] = None,
-    count: Annotated[int, typer.Option(help="How many built-in pairs.", min=2)] = 40,
-    ablation: Annotated[str, typer.Option(help="zero, mean, counterfactual, resample.")] = "mean",
+    count: Annotated[
+        int | None, typer.Option(help="How many built-in pairs, or prompts of a run over many. Default: 40.", min=1)
+    ] = None,
+    ablation: Annotated[
+        str | None,
+        typer.Option(
+            help="zero, mean, counterfactual, resample. Default: mean; on the circuit's own prompt the counterfactual "
+            "if it has one, else zero."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: what mean and resample are taken over.")
+    ] = None,
     allow_overlap: Annotated[
         bool,
         typer.Option("--allow-overlap", help="Test on the circuit's own prompt too; every result says how often."),
     ] = False,
     sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Where the adapter is that was merged. Default: where it was.")
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the circuit's model is now: a folder, or an id. Its weights must be the same."),
     ] = None,
-    aligned: Annotated[bool, typer.Option(help="Nodes at their positions, or their neurons at every position.")] = True,
+    revision: Annotated[
+        str | None, typer.Option(help="Revision of a Hugging Face id. Default: the circuit's own, without --model.")
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Where the adapter is that was merged. Default: where it was, without --model.")
+    ] = None,
+    aligned: Annotated[
+        bool | None,
+        typer.Option(
+            "--aligned/--no-aligned", help="Nodes at their positions (default), or their neurons at every position."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own; with --remote, the server's.")] = None,
     unrelated: Annotated[
@@ -355,6 +383,12 @@ def evaluate(
         typer.Option(help="Begin texts with the beginning-of-sequence token. Default: as the circuit's prompt does."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0)] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of evaluation.json, .png, report.html. Default: the run's; of a run over many RUN/evaluate."
+        ),
+    ] = None,
     style: Style = Format.table,
     remote: Remote = False,
     local_weights: LocalWeights = False,
@@ -363,85 +397,42 @@ def evaluate(
 
     Example: tracer evaluate runs/demo --structure nounpp
     """
-    import tracer
     from tracer.data import tasks
-    from tracer.evaluation import quality
-    from tracer.prompts import bos_of, lacks_bos, with_bos
-    from tracer.reports import document, tables
+    from tracer.store import one_prompt
 
-    if (pairs is None) == (structure is None):
-        raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure")
+    if pairs is not None and structure is not None:
+        raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure, or neither")
     if style is Format.csv:
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
-    circuit = tracer.Circuit.load(folder)
-    built_in = tasks.sva.generate(structure, "test", count) if structure else None
-    asked = tasks.sva.pairs_of(pairs) if pairs is not None else built_in or []
-    _check_apart(circuit, [pair.prompt for pair in asked], allow_overlap)
-    terminal.quiet()
-    model = _loaded(
-        circuit.model.name,
-        remote,
-        local_weights,
-        revision=circuit.model.revision,
-        adapter=adapter or circuit.model.adapter,
-        device=device,
-        dtype=dtype or (None if remote else circuit.model.dtype),  # a server has its own
+    if count is not None and pairs is not None:
+        raise JobError(f"--count {count}", "has no effect with --pairs", "leave it out")
+    many = one_prompt.read_record(folder).get("kind") in ("dataset", "benchmark")
+    if count is not None and structure is None and not many:
+        raise JobError(f"--count {count}", "has no effect on the circuit's own prompt", "leave it out")
+    place = evaluating.writable(out or _beside(folder, "evaluate" if many else "."))
+    asked = evaluating.Asked(
+        pairs=pairs,
+        built_in=tasks.sva.generate(structure, "test", count or 40) if structure else None,
+        given=tasks.sva.pairs_of(pairs) if pairs is not None else [],
+        most=count or 40,
+        ablation=ablation,
+        sizes=_numbers(sizes, "--sizes"),
+        reference=None if reference is None else _lines(reference, False),
+        unrelated=None if unrelated is None else _lines(unrelated, False, "--unrelated"),
+        allow_overlap=allow_overlap,
+        aligned=aligned,
+        bos=bos,
+        seed=seed,
     )
-    bos = circuit.token_ids[0] == bos_of(model) if bos is None else bos
-    test_pairs = built_in or _read_pairs(pairs, model, len(circuit.token_ids) - (bos and lacks_bos(model)))
-    chosen = _numbers(sizes, "--sizes")
-    tests = [with_bos(pair.to_prompt(), bos) for pair in test_pairs]
-    with terminal.ProgressBar("ablating") as bar:
-        result = tracer.evaluate(
-            model,
-            circuit,
-            tests,
-            ablation,
-            chosen,
-            train=[tracer.Prompt(token_ids=circuit.token_ids)],
-            allow_overlap=allow_overlap,
-            aligned=aligned,
-            seed=seed,
-            progress=bar,
-        )
-    with terminal.ProgressBar("checking the estimate") as bar:
-        reference = [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in test_pairs]
-        qualities = _qualities(model, circuit, reference, seed, bar)
-    others = _lines(unrelated, bos) if unrelated is not None else _unrelated(structure, bos)
-    constant = quality.always_on(model, circuit, others) if others else None
-    content = tables.evaluation_json(result, qualities, constant)
-    with writing(folder / "evaluation.json", next_step="check the folder"):
-        (folder / "evaluation.json").write_text(content, encoding="utf-8")
-    tables.plot_evaluation(result, folder / "evaluation.png", circuit.text)
-    page = document.write_document(
-        circuit, result, qualities[0] if qualities else None, constant, path=folder / "report.html"
+    where = Where(model, revision, adapter, device, dtype, remote, local_weights)
+    content, shown, files = (evaluating.evaluate_run if many else evaluating.evaluate_circuit)(
+        folder, asked, where, place
     )
     if style is Format.json:
         typer.echo(content)
         return
-    terminal.console().print(tables.evaluation_table(result, qualities, constant))
-    terminal.line(f"saved {folder / 'evaluation.json'}, {folder / 'evaluation.png'} and {page}")
-
-
-def _qualities(model: Any, circuit: Circuit, reference: list[Any], seed: int, bar: Progress) -> list[Quality]:
-    """How well the attributions follow single ablations: to the circuit's own baseline, and to the pairs' mean."""
-    import tracer
-
-    by_mean = tracer.estimate_quality(
-        model, circuit, ablation="mean", reference=reference, seed=seed, progress=bar
-    ) if circuit.settings.baseline != "mean" else None  # fmt: skip
-    own = tracer.estimate_quality(model, circuit, seed=seed, progress=bar) if by_mean is not None else None
-    return [quality for quality in (own, by_mean) if quality is not None]
-
-
-def _unrelated(structure: str | None, bos: bool) -> list[Any]:
-    """Prompts that have nothing to do with agreement; none where the pairs are the user's own."""
-    import tracer
-    from tracer.data import tasks
-
-    if structure is None:
-        return []
-    return [tracer.Prompt(pair.prompt, bos=bos) for pair in tasks.capitals.pairs("test", 10)]
+    terminal.console().print(shown)
+    terminal.line(f"saved {', '.join(map(str, files[:-1]))} and {files[-1]}")
 
 
 @app.command()
@@ -449,9 +440,10 @@ def _unrelated(structure: str | None, bos: bool) -> list[Any]:
 def steer(
     text: Annotated[str, typer.Argument(help="The prompt.")],
     nodes: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="A run folder, or a CSV or JSON-lines file of layer, neuron, position. Default: the prompt's own."
+            help="A run folder (of one prompt, or a dataset's with its circuit), or a CSV or JSON-lines file of layer, "
+            "neuron, position. Default: the prompt's own."
         ),
     ] = None,
     target: Annotated[list[str] | None, typer.Option(help='Token asked about: " are".')] = None,
@@ -473,10 +465,18 @@ def steer(
     max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0)] = 20,
     random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0)] = 5,
     seed: Annotated[int, typer.Option(help="Of the random draws.", min=0)] = 0,
-    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo",
+    model: Annotated[
+        str | None,
+        typer.Option(help="'demo', a folder, or a Hugging Face id. Default: the model of --nodes' circuit, else demo."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Revision of a Hugging Face id. Default: that of the circuit, without --model.")
+    ] = None,
     adapter: Adapter = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16, ...")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, ... Default: that of the circuit, else float32.")
+    ] = None,
     remote: Remote = False,
     local_weights: LocalWeights = False,
 ) -> None:
@@ -485,50 +485,34 @@ def steer(
     Example: tracer steer "The secretaries near the car" --target " are" --foil " is" --top 10 --factor -1 --everywhere
     """
     import tracer
+    from tracer.circuit.circuit import Traced
     from tracer.evaluation import steering
     from tracer.reports import tables
 
-    terminal.quiet()
     prompt = tracer.Prompt(text, target=target or None, foil=foil or None, bos=bos)
-    loaded = _loaded(model, remote, local_weights, adapter=adapter, device=device, dtype=dtype)
-    chosen = steering.read_nodes(nodes) if nodes is not None else tracer.trace(loaded, prompt, edges=False)
+    how: dict[str, Any] = {"factor": factor, "set_to": set_to, "add": add, "everywhere": everywhere, "top": top}
+    how["positions"] = _numbers(positions, "--positions")
+    chosen = None if nodes is None else steering.read_nodes(nodes)
+    steering.planned(chosen, **how)
+    terminal.quiet()
+    if isinstance(chosen, Traced):
+        loaded = Where(model, revision, adapter, device, dtype, remote, local_weights).load(chosen.model)
+    else:
+        places = {"adapter": adapter, "device": device, "dtype": dtype, "revision": revision}
+        loaded = _loaded(model or "demo", remote, local_weights, **places)
+    if chosen is None:
+        chosen = tracer.trace(loaded, prompt, top, edges=False)
     result = tracer.steer(
         loaded,
         chosen,
         prompt,
-        factor=factor,
-        set_to=set_to,
-        add=add,
-        everywhere=everywhere,
-        positions=_numbers(positions, "--positions"),
-        top=top,
+        **how,
         tokens=token or (),
         max_new_tokens=max_new_tokens,
         random=random,
         seed=seed,
     )
     terminal.console().print(tables.steering_table(result))
-
-
-def _check_apart(circuit: Circuit, tests: list[str], allow_overlap: bool) -> None:
-    """Refuse to test a circuit on its own prompt, before a model is loaded, unless that is allowed."""
-    shared = tests.count(circuit.text)
-    if shared and not allow_overlap:
-        raise JobError(
-            f"{shared} of {len(tests)} test prompts",
-            f"are the prompt that the circuit was found on, {quoted(circuit.text)}",
-            "take it out of the pairs, or give --allow-overlap, which every result says",
-        )
-
-
-def _read_pairs(path: Any, model: Any, length: int) -> list[Any]:
-    """The pairs of a file that fit the circuit's length; what was left out is reported."""
-    from tracer.data import tasks
-
-    reading = tasks.sva.read(path, model, length=length)
-    if reading.skipped:
-        terminal.line(reading.summary(), err=True)
-    return list(reading.pairs)
 
 
 @app.command()
@@ -561,7 +545,7 @@ def doctor(
         console.print(table, "")
     if remote and adapter is not None:
         raise JobError(f"--adapter {adapter}", "cannot be merged into weights on a server", "leave one of them out")
-    checks = checkup.remote(model, report=_report) if remote else checkup.identities(model, adapter)
+    checks = checkup.remote(model, report=report) if remote else checkup.identities(model, adapter)
     table = Table(
         title=f"{'NDIF and identities' if remote else 'Identities'} on {cell(model)}",
         title_justify="left",
@@ -605,31 +589,14 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _loaded(name: str, remote: bool, local_weights: bool, **options: Any) -> Any:
-    """A model here or on NDIF."""
-    import tracer
-
-    if not remote:
-        if local_weights:
-            raise JobError("--local-weights", "has no effect without --remote", "leave it out")
-        return tracer.load(name, **options)
-    return tracer.load(name, remote=True, weights="local" if local_weights else None, report=_report, **options)
-
-
-def _report(line: str) -> None:
-    """The state of a remote job."""
-    terminal.line(line, err=True)
-
-
 def _graph(source: str, prompt: int | None) -> Graph:
-    """What a run folder or a graph file holds; of a run over many prompts, one prompt's graph."""
-    from tracer.circuit.circuit import load_graph
+    """What a run folder or a graph file holds; of a run over many prompts its circuit, or one prompt's graph."""
     from tracer.circuit.exchange import import_graph
-    from tracer.circuit.from_run import graph_of
+    from tracer.circuit.from_run import read_graph
 
-    if prompt is not None:
-        return graph_of(source, prompt)
-    return import_graph(source) if Path(source).is_file() else load_graph(source)
+    if prompt is None and Path(source).is_file():
+        return import_graph(source)
+    return read_graph(source, prompt)
 
 
 def _beside(source: str, name: str, file_too: bool = False) -> Path:
@@ -725,14 +692,14 @@ def _rules(off: list[str] | None, method: str, rules: frozenset[str]) -> frozens
     return rules - frozenset(off)
 
 
-def _lines(path: Path, bos: bool) -> list[Any]:
+def _lines(path: Path, bos: bool, option: str = "--reference") -> list[Any]:
     import tracer
 
     try:
         lines = [line for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(
-            f"--reference {str(path)!r}", f"cannot be read ({first_line(error)})", "give a text file, a prompt a line"
+            f"{option} {str(path)!r}", f"cannot be read ({first_line(error)})", "give a text file, a prompt a line"
         ) from None
     if not lines:
         raise JobError(f"prompts {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")

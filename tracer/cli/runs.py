@@ -134,9 +134,10 @@ def run(
         terminal.console().print(report.neurons_table(result.table("neurons")))
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
     if result.status.failed:
-        terminal.line(
-            f"{result.status.failed:,} prompts failed: see {out}/failed.parquet; --retry-failed does them again"
-        )
+        terminal.line(f"{result.status.failed:,} prompts failed; --retry-failed does them again. Most often:")
+        for reason in result.reasons:
+            terminal.line(f"  {reason}")
+        terminal.line(f"all of them: tracer query {out} 'select prompt_id, user_id, error from failed'")
 
 
 @terminal.report_errors

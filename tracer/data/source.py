@@ -33,6 +33,14 @@ def _paths(value: Any) -> Any:
     return [os.fspath(path) if isinstance(path, os.PathLike) else path for path in value] if is_list(value) else value
 
 
+TAKES: dict[str, frozenset[str]] = {
+    "path": frozenset({"columns", "labels"}),
+    "dataset": frozenset({"config", "split", "revision", "columns", "labels"}),
+    "task": frozenset({"split", "structure", "count", "seed"}),
+}
+"""The kinds of sources, and the fields that have an effect on each beside `limit`."""
+
+
 class Source(Record):
     """Where prompts come from: files, a Hugging Face dataset, or a built-in task.
 
@@ -68,13 +76,8 @@ class Source(Record):
         if len(given) != 1:
             sources = " and ".join(given) or "none of them"
             raise ValueError(f"prompts come from one of path, dataset and task, not from {sources}")
-        takes = {
-            "path": {"columns", "labels"},
-            "dataset": {"config", "split", "revision", "columns", "labels"},
-            "task": {"split", "structure", "count", "seed"},
-        }
         for name, default in _DEFAULTS_OF_SOURCE.items():
-            if name not in takes[given[0]] and getattr(self, name) != default:
+            if name not in TAKES[given[0]] and getattr(self, name) != default:
                 raise ValueError(f"{name} has no effect with {given[0]}")
         if self.path == ():
             raise ValueError("path must name at least one file")

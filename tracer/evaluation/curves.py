@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.methods import Progress
-from tracer.errors import JobError
+from tracer.errors import JobError, say
 from tracer.evaluation import statistics
 from tracer.evaluation.statistics import Interval, Size
 from tracer.evaluation.testset import Job, Ranks, TestSet
@@ -35,7 +35,7 @@ class Curves:
         sizes: nodes of the circuit, strongest first. n_neurons: unique (layer, neuron) among them.
         faithfulness, completeness, control_faithfulness: ratios of means, with 95 % intervals over prompts; the control
             is of random nodes, as many in each layer as the circuit has.
-        cpr, cmd: areas over size as MIB defines them.
+        cpr, cmd: areas over size as MIB defines them; NaN of a single size.
         sizes_for: the fewest of `sizes` that reach a faithfulness, by level; None where none does.
     """
 
@@ -93,6 +93,7 @@ class Evaluation(Curves):
         control: as `inside`, for random nodes, as many in each layer as the circuit has.
         ablation, seed: how it was measured.
         n_shared: test prompts that the circuit was found on as well, where that was allowed.
+        warnings: what whoever reads it should know, a sentence each.
     """
 
     n_total: int
@@ -104,6 +105,7 @@ class Evaluation(Curves):
     ablation: str
     seed: int
     n_shared: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def measure(
@@ -117,7 +119,8 @@ def measure(
     areas: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Circuits of every size, what is without them and random ones on all test prompts, in shared passes.
+    """Circuits of every size, what is without them and random ones on all test prompts, in shared passes. One prompt
+    alone has no intervals.
 
     Args:
         ranks: each node's place in the ranking, from 0. control: of the random one.
@@ -138,12 +141,17 @@ def measure(
     parts = [ratios.map(lambda values, i=i: values[..., i * n : (i + 1) * n]) for i in range(3)]
     at, shares = [sizes.index(size) for size in areas], [size / n_total for size in areas]
     over = parts[0].map(lambda values: values[..., at])
+    none = Interval(*torch.full((3,), torch.nan, dtype=torch.double))
+    cpr, cmd = (
+        over.map(functools.partial(area, shares)).interval() if len(at) > 1 else none
+        for area in (statistics.cpr, statistics.cmd)
+    )
     return Evaluation(
         tuple(sizes),
         _unique(ranks, sizes),
         *(part.interval() for part in parts),
-        cpr=over.map(functools.partial(statistics.cpr, shares)).interval(),
-        cmd=over.map(functools.partial(statistics.cmd, shares)).interval(),
+        cpr=cpr,
+        cmd=cmd,
         sizes_for={level: statistics.size_for(list(sizes), parts[0], level) for level in LEVELS},
         n_total=n_total,
         whole=full,
@@ -157,13 +165,15 @@ def measure(
     )
 
 
-def curves(test: TestSet, ranks: Ranks, sizes: Sequence[int], seed: int) -> Evaluation:
+def curves(
+    test: TestSet, ranks: Ranks, sizes: Sequence[int], seed: int, progress: Progress | None = None
+) -> Evaluation:
     """One ranking's curves: all sizes and prompts, circuits, what is without them and random ones, in shared passes.
 
     Args:
         ranks: the place of every node from 0, each given once, from `ordered`; or of every neuron, the same at every
             position, where a circuit of n is n neurons at all positions, and so is its random control.
-        sizes: of the circuits. Those above all there are are left out; MIB's shares of all are added.
+        sizes: of the circuits. Those above all there are are left out, which is said; MIB's shares of all are added.
         seed: of the random control and the intervals.
 
     Raises:
@@ -171,8 +181,14 @@ def curves(test: TestSet, ranks: Ranks, sizes: Sequence[int], seed: int) -> Eval
     """
     total = _n_ranked(test, ranks)
     areas = sorted({max(1, round(share * total)) for share in statistics.MIB_SIZES})
-    sizes = sorted({*(size for size in sizes if size <= total), *areas})
-    return measure(test, ranks, _control(ranks, seed), sizes, total, seed, areas=areas)
+    kept = sorted({*(size for size in sizes if size <= total), *areas})
+    found = measure(test, ranks, _control(ranks, seed), kept, total, seed, areas=areas, progress=progress)
+    if too_large := [f"{size:,}" for size in sizes if size > total]:
+        what = "neurons" if _is_free(ranks) else "nodes"
+        left = f"sizes {', '.join(too_large)} are left out: there are {total:,} {what} on these prompts"
+        say([left])
+        found = replace(found, warnings=(*found.warnings, left))
+    return found
 
 
 def ordered(attributions: Float[Tensor, "layer pos neuron"], ranking: str) -> Ranks:

@@ -7,6 +7,8 @@ prompts are measured (evaluation/testset.py) and what is made of that (evaluatio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,21 +17,24 @@ from torch import Tensor
 from tracer.attribution.attribute import notes
 from tracer.attribution.methods import Progress
 from tracer.circuit.circuit import Circuit
-from tracer.errors import JobError, say
+from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, measure, shuffled
-from tracer.evaluation.testset import NEVER, Job, Ranks, TestSet
+from tracer.evaluation.testset import NEVER, Job, Ranks, TestSet, check_ablation
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
-from tracer.prompts import Prompt, encode
+from tracer.prompts import Encoded, Prompt, encode
+
+GRID = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
+"""Sizes by default: those below the circuit's own, and that."""
 
 
 @undisturbed()
 def evaluate(
     model: Model,
     circuit: Circuit,
-    prompts: Sequence[Prompt],
-    ablation: str = "mean",
+    prompts: Sequence[Prompt] | None = None,
+    ablation: str | None = None,
     sizes: Sequence[int] | None = None,
     *,
     reference: Sequence[Prompt] | None = None,
@@ -44,10 +49,14 @@ def evaluate(
 
     Args:
         circuit: its neurons, strongest first, are what the sizes count.
-        prompts: test prompts, all as long as one another; with `aligned` as long as the circuit's prompt. They need
-            targets, and ask what the circuit's metric asks.
+        prompts: test prompts, all as long as one another; with `aligned` as long as the circuit's prompt. They are
+            asked what the circuit's metric asks: they need targets, and foils where it is a difference; other foils,
+            and the targets of a sum of top logits, are not used, which is said. The circuit's own prompt if None: that
+            shows what suffices there, and nothing of other prompts. One prompt alone has no intervals.
         ablation: what nodes are set to: ``zero``; ``mean``, per position over `reference`; ``counterfactual``, the
-            value on each prompt's counterfactual; ``resample``, the value on a random reference prompt.
+            value on each prompt's counterfactual; ``resample``, the value on a random reference prompt. If None,
+            ``mean`` on test prompts; on the circuit's own ``mean`` if there is a reference, else ``counterfactual`` if
+            it has one, else ``zero``.
         sizes: circuit sizes; a grid up to the circuit's own if None.
         reference: prompts behind ``mean`` and ``resample``, as long as the test prompts; the test prompts'
             counterfactuals if they all have one, else the test prompts themselves.
@@ -62,19 +71,26 @@ def evaluate(
 
     Source: method.md section 5; Arora et al. 2026, section 4.
     """
-    test = _test_set(model, circuit, prompts, ablation, reference, train, allow_overlap, aligned, seed, memory)
-    say(notes(test.prompts, model))
+    if prompts is None and train:
+        raise JobError("train", "has no effect on the circuit's own prompt", "leave it out, or give test prompts")
+    plan = planned(circuit, ablation, sizes, own=prompts is None, has_reference=reference is not None, aligned=aligned)
+    test, said = _test_set(
+        model, circuit, prompts, plan.ablation, reference, train, allow_overlap, aligned, seed, memory
+    )
+    alone = ("one test prompt alone has no interval",) if len(test.prompts) == 1 else ()
+    said = (*notes(test.prompts, model), *plan.notes, *said, *alone)
+    say(said)
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
-    chosen = _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes)
-    return measure(test, ranks, shuffled(ranks, seed), chosen, ranks.numel(), seed, progress=progress)
+    found = measure(test, ranks, shuffled(ranks, seed), plan.sizes, ranks.numel(), seed, progress=progress)
+    return replace(found, warnings=said)
 
 
 @undisturbed()
 def minimality(
     model: Model,
     circuit: Circuit,
-    prompts: Sequence[Prompt],
-    ablation: str = "mean",
+    prompts: Sequence[Prompt] | None = None,
+    ablation: str | None = None,
     *,
     reference: Sequence[Prompt] | None = None,
     seed: int = 0,
@@ -91,7 +107,9 @@ def minimality(
     Raises:
         JobError: as `evaluate`.
     """
-    test = _test_set(model, circuit, prompts, ablation, reference, (), False, True, seed, memory)
+    plan = planned(circuit, ablation, own=prompts is None, has_reference=reference is not None)
+    test, said = _test_set(model, circuit, prompts, plan.ablation, reference, (), False, True, seed, memory)
+    say((*plan.notes, *said))
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
     size, rows = circuit.n_nodes, range(len(test.prompts))
     jobs = [Job(row, ranks, size, True, without) for row in rows for without in range(-1, size)]
@@ -100,10 +118,67 @@ def minimality(
     return (curve[0] - curve[1:]).float()
 
 
+class Plan(NamedTuple):
+    """How a circuit is to be evaluated, and what should be said of that."""
+
+    ablation: str
+    sizes: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def planned(
+    circuit: Circuit,
+    ablation: str | None = None,
+    sizes: Sequence[int] | None = None,
+    *,
+    own: bool,
+    has_reference: bool = False,
+    aligned: bool = True,
+) -> Plan:
+    """What `evaluate` makes of its arguments, before there is a model.
+
+    Args:
+        own: on the circuit's own prompt. has_reference: whether there are reference prompts.
+
+    Raises:
+        JobError: an ablation or a size that cannot be.
+    """
+    paired, said = circuit.counterfactual_ids is not None, list[str]()
+    if ablation is None and own and not has_reference:
+        ablation = "counterfactual" if paired else "zero"
+        why = "its counterfactual's values" if paired else "zero, as it has no counterfactual"
+        said.append(f"the nodes of the circuit's own prompt are ablated to {why}: {option('ablation')} chooses another")
+    ablation = ablation or "mean"
+    check_ablation(ablation, has_reference)
+    if own:
+        where = "tested on the prompt that it was found on: that shows what suffices there, not on other prompts"
+        said.insert(0, where)
+        if ablation == "counterfactual" and not paired:
+            rule, step = "the circuit's prompt has no counterfactual", "use another, or give test prompts"
+            raise JobError(option("ablation", ablation), rule, step)
+        if ablation in ("mean", "resample") and not has_reference and not paired:
+            rule, step = "one prompt alone is no reference", f"give {option('reference')} with prompts as long as it"
+            raise JobError(option("ablation", ablation), rule, step)
+    return Plan(ablation, _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes), tuple(said))
+
+
+def own_prompt(circuit: Circuit) -> Encoded:
+    """The circuit's own prompt, asked what it was asked."""
+    return Encoded(
+        circuit.token_ids,
+        circuit.target_ids,
+        circuit.foil_ids,
+        circuit.counterfactual_ids,
+        circuit.positions,
+        circuit.text,
+        circuit.user_id,
+    )
+
+
 def _test_set(
     model: Model,
     circuit: Circuit,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt] | None,
     ablation: str,
     reference: Sequence[Prompt] | None,
     train: Sequence[Prompt],
@@ -111,22 +186,46 @@ def _test_set(
     aligned: bool,
     seed: int,
     memory: int | None,
-) -> TestSet:
-    """The test prompts, asked what the circuit was asked."""
+) -> tuple[TestSet, tuple[str, ...]]:
+    """The test prompts, asked what the circuit was asked; and what of them is not used."""
     model.check_traced(circuit.model, circuit.text)
-    return TestSet.of(
+    said: tuple[str, ...] = ()
+    if prompts is None:
+        asked, train, allow_overlap = [own_prompt(circuit)], [Prompt(token_ids=circuit.token_ids)], True
+    else:
+        asked, said = asked_alike([encode(prompt, model) for prompt in prompts], circuit.settings.metric)
+        if any(len(one.token_ids) == len(circuit.token_ids) and one.positions != circuit.positions for one in asked):
+            said += ("the test prompts' metric is read at other positions than the circuit's",)
+    test = TestSet.of(
         model,
-        [encode(prompt, model) for prompt in prompts],
+        asked,
         ablation,
         circuit.settings.basis,
         seed,
         reference,
         metric=circuit.settings.metric,
+        top_k=circuit.settings.top_k,
         train=[encode(prompt, model) for prompt in train],
         allow_overlap=allow_overlap,
         length=len(circuit.token_ids) if aligned else None,
+        least=1,
         memory=memory,
     )
+    return test, said
+
+
+def asked_alike(prompts: Sequence[Encoded], metric: str) -> tuple[list[Encoded], tuple[str, ...]]:
+    """Test prompts without what a circuit's metric does not ask for, and a sentence where something was left out."""
+    foils = metric != "difference" and any(one.foil_ids for one in prompts)
+    targets = metric == "topk" and any(one.target_ids for one in prompts)
+    unused = " and ".join(name for name, there in (("targets", targets), ("foils", foils)) if there)
+    if not unused:
+        return list(prompts), ()
+    kept = [
+        replace(one, foil_ids=() if foils else one.foil_ids, target_ids=() if targets else one.target_ids)
+        for one in prompts
+    ]
+    return kept, (f"the circuit's metric is {quoted(metric)}: {unused} of test prompts are not used",)
 
 
 def _ranks(model: Model, circuit: Circuit, length: int, aligned: bool) -> Ranks:
@@ -144,10 +243,8 @@ def _ranks(model: Model, circuit: Circuit, length: int, aligned: bool) -> Ranks:
 
 def _sizes(largest: int, sizes: Sequence[int] | None) -> tuple[int, ...]:
     if sizes is None:
-        grid = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
-        return (*(size for size in grid if size < largest), largest)
+        return (*(size for size in GRID if size < largest), largest)
     if not sizes or min(sizes) < 1 or max(sizes) > largest or list(sizes) != sorted(set(sizes)):
-        raise JobError(
-            f"sizes={list(sizes)}", f"must rise from 1 to at most {largest}, the circuit's size", "change them"
-        )
+        given = option("sizes", ",".join(map(str, sizes)))
+        raise JobError(given, f"must rise from 1 to at most {largest}, the circuit's size", "change them")
     return tuple(sizes)

@@ -23,6 +23,7 @@ from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow
+from tracer.evaluation.faithfulness import own_prompt
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
@@ -308,9 +309,7 @@ def _own_prompt(model: Model, circuit: Circuit, prompt: Prompt | None) -> Encode
                 f"prompt {quoted(given.text)}", "has another counterfactual than the circuit", "leave it out"
             )
         paired = paired or given.counterfactual_ids
-    return Encoded(
-        circuit.token_ids, circuit.target_ids, circuit.foil_ids, paired, circuit.positions, circuit.text, None
-    )
+    return replace(own_prompt(circuit), counterfactual_ids=paired)
 
 
 def _as_prompt(one: Encoded, circuit: Circuit) -> Prompt:

@@ -133,7 +133,8 @@ def completeness(
 
 @dataclass(frozen=True, eq=False)
 class Interval:
-    """A number, or several, with the ends of its confidence interval; float64."""
+    """A number, or several, with the ends of its confidence interval; float64. The ends are NaN where there is none,
+    which a record writes as None."""
 
     low: Float[Tensor, "*statistic"]
     high: Float[Tensor, "*statistic"]
@@ -146,18 +147,24 @@ class Interval:
         return hash(str(self.record()))
 
     def record(self) -> dict[str, Any]:
-        """As plain numbers, or lists of them."""
-        return {name: getattr(self, name).tolist() for name in _ENDS}
+        """As plain numbers, or lists of them; None where there is none."""
+        return {name: _plain(getattr(self, name).tolist()) for name in _ENDS}
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> Interval:
         """An interval from its `record`."""
-        return Interval(**{name: torch.tensor(record[name], dtype=torch.double) for name in _ENDS})
+        return Interval(**{name: torch.from_numpy(np.array(record[name], dtype=float)) for name in _ENDS})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if math.isnan(value) else value
 
 
 @dataclass(frozen=True)
 class Resamples:
-    """A statistic of the sample and of its resamples; NaN where a resample is degenerate."""
+    """A statistic of the sample and of its resamples; NaN where one is degenerate. One prompt has no resamples."""
 
     estimate: Float[Tensor, "*statistic"]
     values: Float[Tensor, "resample *statistic"]
@@ -170,7 +177,7 @@ class Resamples:
         return Resamples(function(self.estimate[None])[0], function(self.values))
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """The percentile interval.
+        """The percentile interval; without ends where there are no resamples.
 
         A degenerate resample counts as beyond both ends, so it can only widen the interval.
 
@@ -178,6 +185,9 @@ class Resamples:
             JobError: so many resamples are degenerate that an end would be one, which is when the denominator's own
                 interval holds 0 and the ratio's is unbounded (Fieller 1954).
         """
+        if not len(self.values):
+            none = torch.full_like(self.estimate, math.nan)
+            return Interval(none, none, self.estimate)
         tail = _tail(confidence, len(self.values))
         share = self.values.isnan().double().mean(0)
         if bool((share >= tail).any()):
@@ -211,22 +221,25 @@ def bootstrap(
     Raises:
         JobError: one prompt, a value that is not finite, a denominator near 0 in the sample or in too many resamples.
     """
+    _check_rows(values, 2, "values")
     return resample(values, statistic, n_resamples=n_resamples, seed=seed).interval(confidence)
 
 
 def resample(
     values: Shaped[Tensor, "prompt *rest"], statistic: Statistic, *, n_resamples: int = 2000, seed: int = 0
 ) -> Resamples:
-    """A statistic of the sample and of `n_resamples` resamples of its rows; arguments as of `bootstrap`.
+    """A statistic of the sample and of `n_resamples` resamples of its rows, of one row none; else as `bootstrap`.
 
     Where the statistic is a `Ratio`, a resample whose denominator is 0 or has the other sign is degenerate: NaN.
     """
-    _check_rows(values, 2, "values")
+    _check_rows(values, 1, "values")
     rows = values.detach().cpu().double()
     sample = statistic(rows[None])
     estimate = sample.value() if isinstance(sample, Ratio) else sample
     if not bool(estimate.isfinite().all()):
         raise JobError("the statistic", "is not finite on the sample", "check the values it is made of")
+    if len(rows) == 1:
+        return Resamples(estimate[0], estimate[:0])
     drawn = torch.from_numpy(np.random.default_rng(seed).integers(len(rows), size=(n_resamples, len(rows))))
     step = max(1, _CHUNK // max(1, rows.numel()))
     parts = [_divided(statistic(rows[index]), sample) for index in drawn.split(step)]
@@ -351,7 +364,7 @@ def first_size(sizes: Sequence[int], faithfulness: Float[Tensor, " size"], level
 
 
 def size_for(sizes: Sequence[int], faithfulness: Resamples, level: float | int, confidence: float = 0.95) -> Size:
-    """`first_size` with its percentile interval over resamples of the test prompts.
+    """`first_size` with its percentile interval over resamples of the test prompts; without ends where there are none.
 
     Not reached counts as larger than every size. The ends are measured sizes, rounded outwards; a degenerate
     resample counts as beyond both ends.
@@ -362,6 +375,8 @@ def size_for(sizes: Sequence[int], faithfulness: Resamples, level: float | int, 
         level: such as .5, .8, .9, .95.
     """
     _check_sizes(sizes, faithfulness.values)
+    if not len(faithfulness.values):
+        return Size(None, None, first_size(sizes, faithfulness.estimate, level))
     tail = _tail(confidence, len(faithfulness.values))
     lost = faithfulness.values.isnan().any(-1)
     index = _first(faithfulness.values, level)

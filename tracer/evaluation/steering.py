@@ -25,7 +25,8 @@ from tracer.attribution.attribute import attribute, notes, prepared
 from tracer.attribution.result import Attribution
 from tracer.attribution.selection import strongest
 from tracer.batching import batches
-from tracer.circuit.circuit import Circuit, Graph, load_graph
+from tracer.circuit.circuit import Graph, Traced
+from tracer.circuit.from_run import read_graph
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import ablations
@@ -35,7 +36,8 @@ from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
-from tracer.settings import settings
+from tracer.settings import BASES, settings
+from tracer.store.storage import is_remote
 
 TOP = 5
 """How many of the unsteered model's own top tokens are reported next to those asked about."""
@@ -179,7 +181,7 @@ def steer(
 
     Source: method.md section 6.
     """
-    action = _action(factor=factor, set=set_to, add=add)
+    action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
     encoded = _encoded(model, prompt, max_new_tokens, random)
     say(notes((encoded,), model))
     basis = _basis(model, nodes, basis)
@@ -213,23 +215,51 @@ def steer(
     )
 
 
+def planned(
+    nodes: Nodes | None = None,
+    *,
+    factor: float | int | None = None,
+    set_to: float | int | None = None,
+    add: float | int | None = None,
+    everywhere: bool = False,
+    positions: Sequence[SupportsIndex] | None = None,
+    top: int | None = None,
+) -> Action:
+    """What `steer` does to each node, and whether it can be, as far as that is known before there is a model.
+
+    Args:
+        nodes: None where they are not known yet; the others as of `steer`.
+
+    Raises:
+        JobError: none or several actions, no nodes, fewer than `top`, two places that contradict each other.
+    """
+    action = _action(factor=factor, set_to=set_to, add=add)
+    if everywhere and positions is not None:
+        value, rule = option("everywhere", True), f"and {option('positions')} contradict each other"
+        raise JobError(value, rule, "give one of them")
+    if nodes is not None:
+        _places(nodes, top)
+    return action
+
+
 def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
     """Nodes to steer from a file or a run folder.
 
     Args:
-        path: a folder of ``tracer trace --out``; or JSON lines, or CSV with a header, with ``layer``, ``neuron`` and,
-            in every row or in none, ``position``. Other fields are left alone, but where there is a ``kind`` only
+        path: a run folder, of one prompt or with a dataset's circuit; or JSON lines, or CSV with a header, with
+            ``layer``, ``neuron`` and, in every row or in none, ``position``. Other fields are left alone, but where
+            there is a ``kind`` only
             rows of the kind ``neuron`` count.
 
     Returns:
-        The folder's circuit; triples in the file's order, or pairs where it has no positions.
+        The folder's graph; triples in the file's order, or pairs where it has no positions.
 
     Raises:
         JobError: a file that cannot be read, or a row that is not a node. RunError: a folder that is not a run.
     """
+    if is_remote(path) or Path(path).is_dir():
+        return read_graph(path)
     path = Path(path)
-    if path.is_dir():
-        return load_graph(path)
     name = f"file {quoted(str(path), 300)}"
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -346,16 +376,17 @@ def swap_states(
 
 def _action(**given: float | int | None) -> Action:
     """The one action that was given."""
-    chosen = [(kind, amount) for kind, amount in given.items() if amount is not None]
+    chosen = [(name, amount) for name, amount in given.items() if amount is not None]
     if len(chosen) != 1:
-        names = " and ".join("set_to" if kind == "set" else kind for kind, _ in chosen) or "no action"
-        rule = "exactly one of factor, set_to and add is needed"
-        raise JobError(names, rule, "give one: factor=0 ablates, factor=2 amplifies, factor=-1 inverts")
-    kind, amount = chosen[0]
+        names = " and ".join(option(name, amount) for name, amount in chosen) or "no action"
+        rule = f"exactly one of {option('factor')}, {option('set_to')} and {option('add')} is needed"
+        examples = (option("factor", 0), option("factor", 2), option("factor", -1))
+        raise JobError(names, rule, "give one: {} ablates, {} amplifies, {} inverts".format(*examples))
+    name, amount = chosen[0]
     number = isinstance(amount, int | float) and not isinstance(amount, bool)
     if not number or not abs(amount) <= sys.float_info.max:
-        raise JobError(f"{kind}={quoted(amount)}", "must be a finite number", "use one such as 0, 2 or -1")
-    return Action(kind, float(amount))
+        raise JobError(f"{option(name)} {quoted(amount)}", "must be a finite number", "use one such as 0, 2 or -1")
+    return Action(name.removesuffix("_to"), float(amount))
 
 
 def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> Encoded:
@@ -386,9 +417,9 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
 
 def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
     """What the nodes' numbers count; and a circuit must be the model's own."""
-    if basis not in (None, "activation", "output"):
+    if basis not in (None, *BASES):
         raise JobError(f"basis={quoted(basis)}", "must be activation or output", "choose one")
-    if not isinstance(nodes, Circuit):
+    if not isinstance(nodes, Traced):
         return basis or "activation"
     model.check_traced(nodes.model, nodes.text)
     if basis not in (None, nodes.settings.basis):
@@ -397,9 +428,12 @@ def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
 
 
 def _places(nodes: Nodes, top: int | None) -> list[_Place]:
-    """The nodes as (layer, position or None, neuron), the first `top` of them."""
+    """The nodes as (layer, position or None, neuron), the first `top` of them; a free circuit's have no position."""
     if isinstance(nodes, Graph):
-        found = [(row["layer"], row["position"], row["neuron"]) for row in nodes.neurons.to_pylist()]
+        found = [
+            (row["layer"], row["position"] if row["position"] >= 0 else None, row["neuron"])
+            for row in nodes.neurons.to_pylist()
+        ]
     elif isinstance(nodes, Sequence) and not isinstance(nodes, str | bytes):
         found = [_place(node) for node in nodes]
     else:
@@ -411,7 +445,7 @@ def _places(nodes: Nodes, top: int | None) -> list[_Place]:
     if len({position is None for _, position, _ in found}) > 1:
         raise JobError("nodes", "some have a position and some have none", "give all one, or none")
     if top is not None and not (_is_index(top) and 1 <= top <= len(found)):
-        raise JobError(f"top={quoted(top)}", f"there are {len(found)} nodes", f"use 1 to {len(found)}")
+        raise JobError(f"{option('top')} {quoted(top)}", f"there are {len(found)} nodes", f"use 1 to {len(found)}")
     return list(dict.fromkeys(found[:top]))
 
 
@@ -427,8 +461,6 @@ def _moved(
     places: list[_Place], model: Model, encoded: Encoded, everywhere: bool, positions: Sequence[SupportsIndex] | None
 ) -> list[_Place]:
     """The same neurons at every position, or at those given."""
-    if everywhere and positions is not None:
-        raise JobError("everywhere=True", "and positions= contradict each other", "give one of them")
     if positions is not None:
         at: Sequence[int | None] = encode(Prompt(token_ids=encoded.token_ids, positions=positions), model).positions
     elif everywhere:
@@ -448,7 +480,8 @@ def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded, basi
             raise JobError(f"neuron {neuron}", f"a layer has {width} in the basis {basis}", f"use 0 to {width - 1}")
         if position is not None and not 0 <= position < length:
             rule = f"the prompt {quoted(encoded.text)} has {length} tokens"
-            raise JobError(f"position {position}", rule, "give a longer prompt, positions=, or everywhere=True")
+            step = f"give a longer prompt, {option('positions')}, or {option('everywhere', True)}"
+            raise JobError(f"position {position}", rule, step)
 
 
 def _drawn(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.attribution.attribute import check_reach, metric_of, with_metric
+from tracer.attribution.attribute import check_reach, metric_of, with_metric, with_targets
 from tracer.attribution.methods import Progress
 from tracer.batching import chunked
 from tracer.errors import JobError, option, quoted
@@ -23,7 +23,7 @@ from tracer.evaluation.ablations import AblatedRow, Replacement, listed
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.settings import settings
+from tracer.settings import DEFAULT_TOP_K, Settings, settings
 from tracer.shapes import PerPrompt
 
 ABLATIONS = ("zero", "mean", "counterfactual", "resample")
@@ -85,9 +85,11 @@ class TestSet:
         reference: Sequence[Prompt] | None = None,
         *,
         metric: str = "auto",
+        top_k: int = DEFAULT_TOP_K,
         train: Sequence[Encoded] = (),
         allow_overlap: bool = False,
         length: int | None = None,
+        least: int = 2,
         memory: int | None = None,
     ) -> TestSet:
         """Check test prompts and work out what their nodes are ablated to.
@@ -95,23 +97,27 @@ class TestSet:
         Args:
             ablation, reference: as in `faithfulness.evaluate`. seed: of the prompts that ``resample`` draws.
             metric: as in `attribute`; ``auto`` is the difference where the prompts have foils, else the target's logit.
+                ``topk`` sums a prompt's targets, or the `top_k` tokens that the whole model puts first on it.
             train: prompts that circuits were found on; one of them among the test prompts is an error, unless
                 `allow_overlap`: then they are counted.
             length: in tokens, that the test prompts must have; one length, whichever, if None.
+            least: prompts that there must be.
             memory: bytes one batch may use; the model's own default if None.
 
         Raises:
             JobError: prompts that do not fit, a reference without effect.
         """
-        if ablation not in ABLATIONS:
-            raise JobError(f"ablation={ablation!r}", f"must be one of {', '.join(ABLATIONS)}", "choose one")
-        n_shared = _check(prompts, train, length, allow_overlap)
-        metric = with_metric(settings(metric=metric), prompts).metric
+        check_ablation(ablation, reference is not None)
+        chosen = settings(metric=metric, top_k=top_k)
+        n_shared = _check(prompts, train, length, allow_overlap, least, chosen)
+        if chosen.metric == "topk":
+            prompts = _with_top_tokens(model, prompts, chosen, memory)
+        else:
+            chosen = with_metric(chosen, prompts)
         to = _replacement(model, prompts, ablation, reference, seed)
         values = to if model.remote is not None else to.values(model, len(prompts), len(prompts[0].token_ids), basis)
-        return TestSet(
-            model, tuple(prompts), metric, values, basis, memory or model.budget(), ablation, n_shared=n_shared
-        )
+        budget = memory or model.budget()
+        return TestSet(model, tuple(prompts), chosen.metric, values, basis, budget, ablation, n_shared=n_shared)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -199,18 +205,51 @@ class TestSet:
         return metric.read(passes.intervened(self.model, batch, edits, basis=self.basis, kept=metric.kept))
 
 
-def _check(encoded: Sequence[Encoded], train: Sequence[Encoded], length: int | None, allow_overlap: bool) -> int:
+def check_ablation(ablation: str, has_reference: bool) -> None:
+    """Refuse an ablation that there is not, and a reference that has no effect on it.
+
+    Raises:
+        JobError: that.
+    """
+    if ablation not in ABLATIONS:
+        raise JobError(option("ablation", ablation), f"must be one of {', '.join(ABLATIONS)}", "choose one")
+    if has_reference and ablation in ("zero", "counterfactual"):
+        rule = f"has no effect with {option('ablation', ablation)}"
+        raise JobError(option("reference", "..."), rule, "leave it out")
+
+
+def _with_top_tokens(
+    model: Model, prompts: Sequence[Encoded], chosen: Settings, memory: int | None
+) -> Sequence[Encoded]:
+    """Prompts with the tokens that the whole model puts first, which stay those whatever is ablated."""
+    length = len(prompts[0].token_ids)
+    each = model.bytes_per_token(gradient=False, length=length) * length
+    size = max(1, (memory or model.budget()) // each)
+    parts = ([prompts[i] for i in part] for part in chunked(range(len(prompts)), size))
+    batches = ((part, Batch(tuple(one.token_ids for one in part))) for part in parts)
+    return [one for part, batch in batches for one in with_targets(model, batch, part, chosen)]
+
+
+def _check(
+    encoded: Sequence[Encoded],
+    train: Sequence[Encoded],
+    length: int | None,
+    allow_overlap: bool,
+    least: int,
+    chosen: Settings,
+) -> int:
     """Refuse test prompts that cannot be measured together; how many of them were trained on.
 
     Args:
         train: prompts that the circuit was found on. length: in tokens, that the test prompts must have.
 
     Raises:
-        JobError: fewer than 2, one without a target or of another length, one that was trained on.
+        JobError: fewer than `least`, one without a target or of another length, one that was trained on.
     """
-    if len(encoded) < 2:
-        raise JobError(f"{len(encoded)} test prompts", "intervals need at least 2", "give more test prompts")
-    if missing := [one for one in encoded if not one.target_ids]:
+    if len(encoded) < least:
+        rule = "intervals need at least 2" if least > 1 else "there is nothing to test on"
+        raise JobError(f"{len(encoded)} test prompts", rule, "give more test prompts")
+    if missing := [one for one in encoded if not one.target_ids and chosen.metric != "topk"]:
         raise JobError(f"prompt {quoted(missing[0].text)}", "has no target to measure", "give every test prompt one")
     lengths = {len(one.token_ids) for one in encoded}
     wanted = min(lengths) if length is None else length
@@ -241,21 +280,21 @@ def _replacement(
         JobError: a prompt without its counterfactual, a reference of another length or without effect.
     """
     length = len(encoded[0].token_ids)
-    if reference is not None and ablation in ("zero", "counterfactual"):
-        raise JobError("reference", f"has no effect with ablation {ablation!r}", "leave it out")
     if ablation == "zero":
         return Replacement()
     paired = [one.counterfactual_ids for one in encoded if one.counterfactual_ids is not None]
     if ablation == "counterfactual":
         if len(paired) < len(encoded):
-            raise JobError(
-                "ablation='counterfactual'", "a test prompt has no counterfactual", "give every one its pair"
-            )
+            rule, step = "a test prompt has no counterfactual", "give every one its pair"
+            raise JobError(option("ablation", ablation), rule, step)
         return Replacement(tuple(paired), tuple(range(len(paired))))
     if reference is not None:
         others = [encode(prompt, model).token_ids for prompt in reference]
     else:
         others = paired if len(paired) == len(encoded) else [one.token_ids for one in encoded]
+        if len(encoded) == 1 and not paired:
+            rule, step = "one prompt alone is no reference", f"give {option('reference')} with prompts as long as it"
+            raise JobError(option("ablation", ablation), rule, step)
     if bad := [ids for ids in others if len(ids) != length]:
         raise JobError(
             f"a reference prompt of {len(bad[0])} tokens", f"the test prompts have {length}", "give equally long ones"

@@ -315,7 +315,8 @@ class Model:
         if may_be and traced.dtype != mine.dtype:
             rule = f"was traced in {traced.dtype}, this model is in {mine.dtype}"
             raise JobError(value, rule, "trace it again on this model, or load the model in that dtype")
-        raise JobError(value, "was traced on another model", "load that model")
+        where = "".join(f", {part} {name}" for part in ("revision", "adapter") if (name := getattr(traced, part)))
+        raise JobError(value, "was traced on another model", f"load that one: {traced.name}{where}")
 
     def budget(self) -> int:
         """Bytes one batch may use by default: a GiB, or a quarter of a GPU. Independent of what is free now,

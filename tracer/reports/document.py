@@ -169,10 +169,13 @@ def _verdict(circuit: Circuit, found: Evaluation | None) -> Verdict:
     which = "these" if size >= circuit.n_nodes else "the strongest"
     facts = (
         f"With everything outside {which} {size:,} nodes replaced by {_ABLATIONS[found.ablation]}, {_percent(whole)} "
-        f"of the model's behaviour remains on {len(found.whole)} test prompts{sheet.shared_text(found)} (faithfulness; "
+        f"of the model's behaviour remains on {sheet.tested_text(found)} (faithfulness; "
         f"1 is all of it). As many random nodes keep {_percent(control)}. With the circuit itself switched off "
         f"instead, {_percent(_at(found.completeness, -1))} remains (completeness; 0 is wanted)."
     )
+    if sheet.is_alone(found):
+        text = f"Whether these nodes are enough on other prompts is open: it was tested on one alone. {facts}"
+        return Verdict("Tested on one prompt", text, "open")
     return _judged(whole, control, facts)
 
 
@@ -201,11 +204,8 @@ def _cards(circuit: Circuit, found: Evaluation | None, quality: Quality | None) 
         curves = {"faithfulness": "faithfulness", "completeness": "completeness", "random nodes": CONTROL}
         for name, field in curves.items():
             estimate, low, high = _at(getattr(found, field), -1)
-            yield (
-                name,
-                decimal(estimate),
-                f"95 % interval {decimal(low)} to {decimal(high)}, {found.sizes[-1]:,} nodes",
-            )
+            span = "one prompt" if sheet.is_alone(found) else f"95 % interval {decimal(low)} to {decimal(high)}"
+            yield name, decimal(estimate), f"{span}, {found.sizes[-1]:,} nodes"
     if quality is not None and quality.whole.agreement is not None:
         one = quality.whole.agreement.pearson
         ends = f"{decimal(float(one.low))} to {decimal(float(one.high))}"
@@ -290,11 +290,12 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
     if found is None:
         return None
     text = (
-        f"{len(found.whole)} test prompts{sheet.shared_text(found)}, ablation {found.ablation}: a node that is "
+        f"Tested on {sheet.tested_text(found)}, ablation {found.ablation}: a node that is "
         f"switched off is replaced by {_ABLATIONS[found.ablation]}. The measured number averages "
         f"{float(found.whole.mean()):+.4f} in the whole model and "
         f"{float(found.empty.mean()):+.4f} with all {found.n_total:,} nodes switched off; faithfulness and "
         "completeness are shares of the way between the two, so they have no unit."
+        + "".join(f" {shown(said[:1].upper() + said[1:])}." for said in found.warnings)
     )
     return {
         "text": text,
@@ -311,9 +312,8 @@ def _levels(found: Evaluation) -> Sheet:
     rows = []
     for level, size in found.sizes_for.items():
         share = "-" if size.estimate is None else f"{size.estimate / found.n_total:.2%}"
-        rows.append(
-            (f"{level:g}", "not reached" if size.estimate is None else f"{size.estimate:,}", _span(size), share)
-        )
+        span = "-" if sheet.is_alone(found) else _span(size)
+        rows.append((f"{level:g}", "not reached" if size.estimate is None else f"{size.estimate:,}", span, share))
     return Sheet.of("sizes", "How many nodes it takes", heads, tuple(rows))
 
 
@@ -321,7 +321,7 @@ def _areas(found: Evaluation) -> str:
     """CPR and CMD where the sizes allow them; not a number elsewhere."""
     areas = [(name, _at(getattr(found, name.lower()))) for name in ("CPR", "CMD")]
     if any(math.isnan(value) for _, values in areas for value in values):
-        return ""
+        return ""  # with one size, or one prompt
     shown_areas = ", ".join(f"{name} {decimal(values[0])} {ends(*values[1:])}" for name, values in areas)
     return (
         f"Areas over the share of nodes, ranked by absolute attribution: {shown_areas}; CPR lies under faithfulness, "
@@ -458,9 +458,11 @@ def _at(curve: Interval, index: int | None = None) -> tuple[float, float, float]
 
 
 def _percent(point: tuple[float, float, float]) -> str:
+    estimate, low, high = point
+    if math.isnan(low) and math.isnan(high) and not math.isnan(estimate):
+        return f"{estimate:z.1%}"
     if any(math.isnan(value) for value in point):
         return "an undefined share"
-    estimate, low, high = point
     return f"{estimate:z.1%} (95 % interval {low:z.1%} to {high:z.1%})"
 
 

@@ -104,6 +104,29 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
     return Sheet.of("nodes", "Strongest nodes", columns, cells)
 
 
+def graph_nodes(graph: Graph, count: int) -> Sheet:
+    """The strongest neurons of a graph that is no circuit of one prompt's."""
+    rows = graph.neurons.slice(0, count).to_pylist()
+    heads = [
+        "",
+        "layer",
+        "neuron",
+        "position",
+        "<token",
+        "mean attribution" if "circuit" in graph.notes else "attribution",
+    ]
+    cells = [
+        (
+            *(str(value) for value in (rank, row["layer"], row["neuron"])),
+            "any" if row["position"] < 0 else str(row["position"]),
+            token(row["token"]),
+            number(row["attribution"], "+.4f"),
+        )
+        for rank, row in enumerate(rows, start=1)
+    ]
+    return Sheet.of("nodes", f"The {len(rows):,} strongest of {graph.n_nodes:,} nodes", heads, cells)
+
+
 def edges(graph: Graph, count: int) -> Sheet:
     """The strongest edges."""
     places = graph.nodes.to_pylist()
@@ -193,8 +216,8 @@ def decimal(value: float) -> str:
 
 
 def ends(low: float, high: float) -> str:
-    """An interval."""
-    return f"[{decimal(low)}, {decimal(high)}]"
+    """An interval; a dash where there is none."""
+    return "-" if math.isnan(low) and math.isnan(high) else f"[{decimal(low)}, {decimal(high)}]"
 
 
 def token(text: str) -> str:
@@ -209,7 +232,7 @@ def quoted_token(text: str) -> str:
 
 def node_text(node: dict[str, Any], label: str = "") -> str:
     """A node in a word: what it is, at its position; an imported graph's own label in brackets."""
-    at = f"@{node['position']}"
+    at = f"@{node['position']}" if node["position"] >= 0 else "at any position"
     if node["kind"] in ("embedding", "logit"):
         return f"{node['kind']} {token(node['token']) or '(no label)'} {at}"
     return f"{node_name(node)} {at} {token(node['token'])}" + (f" ({printable(label, 60)})" if label else "")
@@ -299,9 +322,19 @@ def nature_text(circuit: Circuit) -> str:
     return text
 
 
-def shared_text(found: Evaluation) -> str:
-    """How many test prompts the circuit was found on, in brackets; nothing where it was found on none."""
-    return f" ({found.n_shared:,} of them prompts that the circuit was found on)" if found.n_shared else ""
+def tested_text(found: Evaluation) -> str:
+    """How many test prompts there were, and how many of them the circuit was found on, if any."""
+    count, shared = len(found.whole), found.n_shared
+    if count == 1:
+        return "the prompt that the circuit was found on" if shared else "1 test prompt"
+    return f"{count:,} test prompts" + (
+        f" ({shared:,} of them prompts that the circuit was found on)" if shared else ""
+    )
+
+
+def is_alone(found: Evaluation) -> bool:
+    """Whether there was one test prompt, so that nothing has an interval."""
+    return len(found.whole) == 1
 
 
 def unit(circuit: Circuit) -> str:

@@ -16,8 +16,8 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph
-from tracer.errors import JobError, writing
+from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph, Traced
+from tracer.errors import JobError, option, say, writing
 from tracer.reports import figures, sheet, viewer
 from tracer.reports.sheet import TERMINAL, Sheet, token, unit
 from tracer.text import LONG, csv_text, printable
@@ -59,21 +59,32 @@ def cell(text: str) -> str:
 
 
 def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
-    """An imported graph for a terminal: what it holds, and its strongest edges."""
+    """An imported graph, or one out of a run over many prompts, for a terminal: what it holds, and its strongest edges;
+    without edges its strongest nodes."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("[bold]prompt[/]", f"{cell(graph.text)}  [dim]({len(graph.tokens)} tokens)[/]")
-    grid.add_row("[bold]imported from[/]", cell(", ".join(f"{name} {value}" for name, value in graph.notes.items())))
+    free = graph.notes.get("circuit") == "free"
+    length = "at any position" if free else f"{len(graph.tokens)} tokens"
+    grid.add_row("[bold]prompt[/]", f"{cell(graph.text)}  [dim]({length})[/]")
+    origin = "of" if isinstance(graph, Traced) else "imported from"
+    grid.add_row(f"[bold]{origin}[/]", cell(", ".join(f"{name} {value}" for name, value in graph.notes.items())))
+    if isinstance(graph, Traced):
+        made = graph.settings
+        how = f"{made.method}, baseline {made.baseline}, basis {made.basis}{sheet.options_text(made)}"
+        grid.add_row("[bold]model[/]", cell(f"{graph.model.name} ({graph.model.dtype}), metric {made.metric}, {how}"))
     grid.add_row(
         "[bold]holds[/]", f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
     )
-    return Group(grid, "", _table(sheet.edges(graph, rows), no_wrap=False)) if graph.links is not None else grid
+    if graph.links is None:
+        return Group(grid, "", _table(sheet.graph_nodes(graph, rows)))
+    return Group(grid, "", _table(sheet.edges(graph, rows), no_wrap=False))
 
 
 def view(graph: Graph, path: str | Path) -> Path:
-    """Write the graph as one self-contained HTML page that needs no network.
+    """Write the graph as one self-contained HTML page that needs no network; one without edges shows nodes alone, which
+    is said.
 
     Raises:
-        JobError: the circuit was traced without edges, or has more than the page can draw.
+        JobError: the graph has more than the page can draw, or no positions, by which it is drawn.
         RunError: the file cannot be written.
     """
     for what, count, most in (
@@ -83,6 +94,11 @@ def view(graph: Graph, path: str | Path) -> Path:
         if count > most:
             step = f"trace it with fewer: Pruning(top={most // 4})" if what == "edges" else "trace it with fewer nodes"
             raise JobError("graph", f"has {count:,} {what}, the page draws at most {most:,}", step)
+    if min(graph.nodes["position"].to_pylist(), default=0) < 0:
+        step = f"see it with 'tracer show', or name one of the run's prompts: {option('prompt', 0)}"
+        raise JobError("a free circuit", "has no positions, by which the page draws", step)
+    if graph.links is None:
+        say(["the graph has no edges: the page shows nodes alone"])
     return write_page(viewer.page(_payload(graph)), path)
 
 
@@ -101,7 +117,8 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
 
 def _payload(graph: Graph) -> viewer.Payload:
     nodes = graph.nodes.to_pydict()
-    edges = graph.edges.to_pydict()
+    columns = ("source", "target", "weight", "share", "attribution")
+    edges = graph.edges.to_pydict() if graph.links is not None else {name: list[Any]() for name in columns}
     kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR, "other": viewer.ERROR}
     named = ("embedding", "logit")
 
@@ -120,11 +137,13 @@ def _payload(graph: Graph) -> viewer.Payload:
         about |= {f"model {name}": value for name, value in circuit.model.model_dump().items()}
         about |= {f"kept by {name}": value for name, value in circuit.selection.items()}
         about |= {f"note {number}": text for number, text in enumerate(circuit.warnings, 1)}
+    elif isinstance(graph, Traced):
+        about |= {name: value for name, value in graph.settings.model_dump(mode="json").items() if name != "rules"}
     return viewer.Payload(
         title=graph.text,
-        model=circuit.model.name if circuit is not None else str(graph.notes.get("scan", "imported")),
-        method=circuit.settings.method if circuit is not None else "imported graph",
-        metric_text=sheet.metric_text(circuit) if circuit is not None else "no metric",
+        model=graph.model.name if isinstance(graph, Traced) else str(graph.notes.get("scan", "imported")),
+        method=graph.settings.method if isinstance(graph, Traced) else "imported graph",
+        metric_text=_metric_text(graph),
         settings=about,
         tokens=list(graph.tokens),
         n_layers=graph.n_layers,
@@ -153,6 +172,12 @@ def _payload(graph: Graph) -> viewer.Payload:
     )
 
 
+def _metric_text(graph: Graph) -> str:
+    if isinstance(graph, Circuit):
+        return sheet.metric_text(graph)
+    return f"mean over {graph.notes['n_prompts']:,} prompts" if "circuit" in graph.notes else "no metric"
+
+
 def _names(graph: Graph) -> Iterator[tuple[int, str]]:
     """What the page calls nodes that are no neurons of an MLP, or that their file has a name for."""
     for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()):
@@ -169,13 +194,14 @@ def evaluation_table(
     levels = Table.grid(padding=(0, 2))
     for level, size in found.sizes_for.items():
         reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
-        levels.add_row(f"faithfulness {level:g}", reached, f"[{size.low or '-'}, {size.high or 'not reached'}]")
+        span = "" if sheet.is_alone(found) else f"[{size.low or '-'}, {size.high or 'not reached'}]"
+        levels.add_row(f"faithfulness {level:g}", reached, span)
+    how = "one prompt has no intervals" if sheet.is_alone(found) else "intervals are over test prompts (bootstrap)"
     whole, empty = float(found.whole.mean()), float(found.empty.mean())
     about = (
-        f"{len(found.whole)} test prompts{sheet.shared_text(found)}, {found.ablation} ablation, {found.n_total:,} "
+        f"{sheet.tested_text(found)}, {found.ablation} ablation, {found.n_total:,} "
         f"nodes in all. F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; "
-        "intervals are over test prompts (bootstrap); random nodes are as many in each layer. Ranking by "
-        "absolute attribution."
+        f"{how}; random nodes are as many in each layer. Ranking by absolute attribution."
     )
     estimate = Table.grid(padding=(0, 2))
     for one in qualities:
@@ -218,7 +244,8 @@ def evaluation_json(
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
     content |= {
-        name: getattr(found, name) for name in ("sizes", "n_neurons", "n_total", "ablation", "seed", "n_shared")
+        name: getattr(found, name)
+        for name in ("sizes", "n_neurons", "n_total", "ablation", "seed", "n_shared", "warnings")
     }
     content |= {name: getattr(found, name).tolist() for name in ("whole", "empty", "inside", "outside", "control")}
     content["estimate"] = [one.record() for one in qualities]
@@ -242,8 +269,9 @@ def graph_json(graph: Graph) -> str:
     """The whole graph as JSON: the run.json record with nodes and edges in it."""
     content: dict[str, Any] = graph.model_dump(mode="json", exclude={"nodes", "links", "settings"})
     content |= {"n_nodes": graph.n_nodes, "n_neurons": graph.n_neurons}
-    if isinstance(graph, Circuit):
+    if isinstance(graph, Traced):
         content["settings"] = graph.settings.record()
+    if isinstance(graph, Circuit):
         content["fingerprint"] = graph.fingerprint
     content["nodes"] = graph.nodes.drop_columns("prompt_id").to_pylist()
     if graph.links is not None:

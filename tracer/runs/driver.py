@@ -24,13 +24,13 @@ import pyarrow as pa
 from tracer import data
 from tracer.circuit.circuit import provenance
 from tracer.data.source import Source
-from tracer.errors import RunError, TracerError, quoted, say, writing
+from tracer.errors import RunError, TracerError, option, quoted, say, writing
 from tracer.runs.finish import finish_run
-from tracer.runs.jobs import BenchmarkJob, Job, load_job
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.split import apart, check_overlap
-from tracer.runs.status import RunState, Status, Tally
-from tracer.runs.units.shards import NO_ROOM, input_row
+from tracer.runs.status import Reason, RunState, Status, Tally, reasons
+from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import RetryLimits, Runner
@@ -68,6 +68,11 @@ class Run:
     def folder(self) -> RunFolder:
         """Its folder."""
         return RunFolder(self.address)
+
+    @property
+    def reasons(self) -> list[Reason]:
+        """Why prompts failed, the three most frequent reasons."""
+        return reasons(self.folder, self.folder.commits()) if self.job.kind == "dataset" else []
 
     def table(self, name: str) -> pa.Table:
         """A table as a whole: ``prompts``, ``nodes``, ``edges``, or ``neurons``, ``edges_mean``, ``top_prompts``,
@@ -113,7 +118,8 @@ def run(
     pool: Pool | None = None,
     factory: str = _WORKER,
 ) -> Run:
-    """Run a job into a folder; a folder that holds part of the same job is resumed.
+    """Run a job into a folder; a folder that holds part of the same job is resumed, one that holds the same job with
+    fewer prompts (a smaller `limit`) is extended.
 
     Every prompt of the input gets exactly one row, ``ok``, ``failed`` or ``quarantined``; the tables are the same,
     bit for bit, however many workers there were, wherever, and however often the run was stopped. Only what takes a
@@ -130,7 +136,7 @@ def run(
         gpus_per_worker: a part of a GPU, or several for a model with ``device_map``.
         threads: of torch, of each worker on a CPU; a resumed run keeps those it started with.
         strict: raise at the end if a prompt failed.
-        retry_failed: do the prompts again that failed or were quarantined.
+        retry_failed: do the prompts again that failed or were quarantined, of a run with a limit as far as that.
         overwrite: replace another job's run.
         start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
             pass first.
@@ -150,6 +156,8 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(writing(folder.place, "folder", NO_ROOM, "cannot be written or read"))
         folder.check()
+        if retry_failed and not overwrite:
+            chosen = _as_far(chosen, folder.record(resume=True))
         lease = stack.enter_context(folder.place.locked())
         signals = stack.enter_context(_Signals())
         driver = _Driver(chosen, folder, watch, lease.renew, signals, note)
@@ -175,7 +183,8 @@ def run(
             stack.callback(made.pool.close)
             signals.install()  # Ray has installed its own handlers
             if note is not None and not here and not made.gpus and not chosen.remote and chosen.device is None:
-                note("the cluster shows no GPU now, so workers run on CPUs; if it grows, use --gpus-per-worker 1")
+                more = option("gpus_per_worker", 1)
+                note(f"the cluster shows no GPU now, so workers run on CPUs; if it grows, give {more}")
             setup = Setup(
                 folder=str(out) if folder.place.local is None else str(folder.place.local.absolute()),
                 job=chosen.model_dump(mode="json"),
@@ -193,17 +202,18 @@ def run(
         counts = ", ".join(f"{name} {count}" for name, count in sorted(result.status.errors.items()))
         raise RunError(
             f"{result.status.failed} of {result.status.n_prompts} prompts",
-            f"failed ({counts}), and the run is strict",
-            f"see {folder.place}/failed.parquet; --retry-failed does them again",
+            f"failed ({counts}), and the run is strict; {_most_often(result.reasons)}",
+            f"see {folder.place}/failed.parquet; {option('retry_failed', True)} does them again",
         )
     if result.status.done and not result.status.statuses.get("ok"):
-        name, count = max(result.status.errors.items(), key=lambda item: item[1])
-        raise RunError(
-            f"all {result.status.done} prompts",
-            f"failed (most often {name}, {count} times)",
-            f"see {folder.place}/failed.parquet and fix the job or its input; --retry-failed does them again",
-        )
+        step = f"fix the job or its input; {option('retry_failed', True)} does them again"
+        rule = f"failed; {_most_often(result.reasons)}"
+        raise RunError(f"all {result.status.done} prompts", rule, f"see {folder.place}/failed.parquet and {step}")
     return result
+
+
+def _most_often(why: Sequence[Reason]) -> str:
+    return "most often " + "; ".join(map(str, why)) if why else "none says why"
 
 
 class _Driver:
@@ -239,11 +249,14 @@ class _Driver:
     def plan(self, threads: int, overwrite: bool, retry_failed: bool) -> None:
         """Find out which units are to do: all of them, or those that an earlier run left."""
         there = None if self.folder.is_empty() else self._there(overwrite)
-        content = _digest(self.job)
-        if there is not None and not overwrite and self.folder.has_commits():
+        content, others = _digest(self.job), _digest_others(self.job)
+        grows = there is not None and not overwrite and self.folder.has_commits() and _grows(there, self.job, others)
+        if there is not None and not overwrite and not grows and self.folder.has_commits():
             _check_same(self.folder, there, self.job, content)
         mine = there is not None and there.get("fingerprint") == _fingerprint(self.job, content)
-        if mine and there is not None and not overwrite and _resumable(there):
+        if grows and there is not None:
+            self._extend(there, content)
+        elif mine and there is not None and not overwrite and _resumable(there) and "extended_from" not in there:
             self.record = there
         else:
             self._begin(content, threads)
@@ -260,35 +273,63 @@ class _Driver:
             return None
         if there is None:
             rule = "holds files that are not a run"
-            raise RunError(f"folder {quoted(str(self.folder.place), 300)}", rule, "choose another with --out")
+            raise RunError(f"folder {quoted(str(self.folder.place), 300)}", rule, "choose another")
         return there
 
     def _begin(self, content: str, threads: int) -> None:
         """Plan a new run: its input in shards, then the record that makes it one."""
         self.folder.clear()
+        self.record = {}
         self.show("planning", force=True)
-        notes: list[str] = []
         if isinstance(self.job, BenchmarkJob):
-            notes += check_overlap(self.job)
-            n_prompts = n_units = len(self.job.combinations())
+            notes, n_prompts = check_overlap(self.job), len(self.job.combinations())
         else:
-            rows = apart(self.job, data.read(self.job.source, heard=notes.append), notes.append)
-            n_prompts = self.folder.write_input((input_row(row) for row in self._counted(rows)), self.job.shard_size)
-            n_units = -(-n_prompts // self.job.shard_size)
-        self.record = {
+            notes, n_prompts = self._planned(self.job)
+        self._write_record(self._plan_of(content, notes, n_prompts) | {"threads": threads})
+
+    def _extend(self, there: Mapping[str, Any], content: str) -> None:
+        """Plan more prompts after those of a run, or finish doing so: what is done stays, but for a shard that was not
+        full. Until the last line the record is that of before, and says that its plan may be ahead of it."""
+        assert isinstance(self.job, DatasetJob)
+        known = int(there.get("extended_from", there["n_prompts"]))
+        self.record = dict(there)
+        self._write_record({"extended_from": known})
+        try:
+            notes, n_prompts = self._planned(self.job, known)
+        except TracerError:  # the plan is as it was
+            self.record = dict(there)
+            self._write_record({})
+            raise
+        if known % self.job.shard_size and n_prompts != known:
+            self.folder.uncommit(known // self.job.shard_size)
+        self.folder.delete_outputs()
+        self.record = {name: value for name, value in there.items() if name not in ("extended_from", "prompt_notes")}
+        self._write_record(self._plan_of(content, notes, n_prompts))
+
+    def _planned(self, job: DatasetJob, known: int = 0) -> tuple[list[str], int]:
+        """Write the input in shards: what was said of it, and how many prompts it has."""
+        notes: list[str] = []
+        rows = apart(job, data.read(job.source, heard=notes.append), notes.append)
+        count = self.folder.write_input(
+            askable((input_row(row) for row in self._counted(rows)), job), job.shard_size, known
+        )
+        return notes, count
+
+    def _plan_of(self, content: str, notes: list[str], n_prompts: int) -> dict[str, Any]:
+        """What the record says of the job and its prompts."""
+        return {
             "kind": self.kind,
             "fingerprint": _fingerprint(self.job, content),
             **provenance(),
             "job": self.job.model_dump(mode="json"),
             "numbers": self.job.numbers(),
             "input": content,
+            "others": _digest_others(self.job),
             "notes": notes,
-            "threads": threads,
             "n_prompts": n_prompts,
-            "n_units": n_units,
+            "n_units": -(-n_prompts // getattr(self.job, "shard_size", 1)),
             "plan": None if self.kind == "benchmark" else self.folder.digest_input(),
         }
-        self.folder.begin(self.record)
 
     def _counted(self, rows: Iterator[data.Row]) -> Iterator[data.Row]:
         """The rows, as they are planned."""
@@ -309,7 +350,9 @@ class _Driver:
         if self.kind == "dataset":
             planned = (*self.folder.count_input(), self.folder.digest_input())
             if planned != (self.record["n_prompts"], self.n_units, self.record.get("plan")):
-                raise RunError("file 'input.parquet'", "is not the one that was planned", "use --overwrite")
+                raise RunError(
+                    "file 'input.parquet'", "is not the one that was planned", f"use {option('overwrite', True)}"
+                )
         with suppress(RunError, KeyError):  # an unreadable journal costs some attempts, but no result
             journal = self.folder.place.read_json("_journal/deaths.json")
             self._journal = {"deaths": journal["deaths"], "quarantined": journal["quarantined"]}
@@ -400,7 +443,7 @@ class _Driver:
             raise RunError(
                 f"the model on {event.where}",
                 f"is not the one the run was started with ({', '.join(differing)} differ)",
-                "load the same weights everywhere, or start again with --overwrite",
+                f"load the same weights everywhere, or start again with {option('overwrite', True)}",
             )
         if self._first is None:
             say(event.warnings)
@@ -445,11 +488,11 @@ class _Driver:
         done, failed = self._session.statuses.total(), self._session.errors.total()
         most = getattr(self.job, "max_error_rate", 1.0)
         if done >= _FEW and failed > most * done:
-            name, count = self._session.errors.most_common(1)[0]
+            why = [] if self.kind == "benchmark" else reasons(self.folder, self.folder.commits())
             raise RunError(
                 f"{failed} of {done} prompts",
-                f"failed, more than the {most:.0%} that is allowed (most often {name}, {count} times)",
-                "see 'tracer status', fix the input or raise max_error_rate, and use --retry-failed",
+                f"failed, more than the {most:.0%} that is allowed; {_most_often(why)}",
+                f"see 'tracer status', fix the input or raise max_error_rate, and use {option('retry_failed', True)}",
             )
         self.show(self._state)
 
@@ -462,7 +505,9 @@ class _Driver:
         self.folder.sweep(name for commit in commits for name in commit.files.values())
         said = sum((Counter(commit.notes) for commit in commits), Counter[str]())
         self._write_record({"prompt_notes": dict(sorted(said.items()))})
-        finish_run(self.job, self.folder, commits, self.record, self._asked)
+        # Where no prompt went well there is nothing to evaluate, and whoever started the run is told why.
+        ask = self._asked if self.tally.statuses.get("ok") else lambda: None
+        finish_run(self.job, self.folder, commits, self.record, ask)
         if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
             self.folder.seal(**done)
@@ -520,9 +565,42 @@ def _digest(job: Job) -> str:
         return (
             "none" if not files else parquet.fingerprint({"sources": [data.digest(Source(path=(f,))) for f in files]})
         )
-    tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
-    digests = [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
+    digests = [data.digest(job.source), *_digest_others(job)]
     return digests[0] if len(digests) == 1 else parquet.fingerprint({"sources": digests})
+
+
+def _digest_others(job: Job) -> list[str]:
+    """Hashes of what a dataset job reads beside its prompts."""
+    if isinstance(job, BenchmarkJob):
+        return []
+    tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
+    return [data.digest(source) for source in (job.reference, *tests) if source is not None]
+
+
+def _grows(there: Mapping[str, Any], job: Job, others: list[str]) -> bool:
+    """Whether a job is that of a run but for how many of the prompts it takes."""
+    if there.get("kind") != "dataset" or not isinstance(job, DatasetJob) or not _resumable(there):
+        return False
+    was, now = there.get("numbers") or {}, job.numbers()
+    differs = was != now or "extended_from" in there
+    return differs and there.get("others") == others and _unlimited(was) == _unlimited(now)
+
+
+def _unlimited(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's numbers without how many prompts it takes."""
+    source = {name: value for name, value in (numbers.get("input") or {}).items() if name not in ("limit", "count")}
+    return {name: value for name, value in numbers.items() if name != "limit"} | {"input": source}
+
+
+def _as_far(job: Job, there: Mapping[str, Any] | None) -> Job:
+    """A job that names no limit as far as the run that is there goes: what failed is to be done again, and no more."""
+    if there is None or not isinstance(job, DatasetJob) or there.get("kind") != "dataset":
+        return job
+    was = there.get("numbers") or {}
+    if job.limit is not None or job.input.limit is not None or _unlimited(was) != _unlimited(job.numbers()):
+        return job
+    source = job.input.model_copy(update={"limit": was["input"].get("limit")})
+    return job.model_copy(update={"limit": was.get("limit"), "input": source})
 
 
 def _fingerprint(job: Job, content: str) -> str:
@@ -537,7 +615,7 @@ def _resumable(there: Mapping[str, Any]) -> bool:
 
 def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: str) -> None:
     """Refuse to resume anything but the same job on the same input with the same packages."""
-    value, again = f"folder {quoted(str(folder.place), 300)}", "choose another with --out, or pass --overwrite"
+    value, again = f"folder {quoted(str(folder.place), 300)}", f"choose another, or give {option('overwrite', True)}"
     if there.get("kind") != job.kind:
         raise RunError(value, f"holds a run of another kind ({there.get('kind')})", again)
     if there.get("numbers") != (mine := job.numbers()):
@@ -551,7 +629,11 @@ def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: 
         differing = ", ".join(
             f"{name} {was.get(name)}, now {now[name]}" for name in _PACKAGES if was.get(name) != now[name]
         )
-        raise RunError(value, f"was started with other versions ({differing})", "install those, or pass --overwrite")
+        raise RunError(
+            value,
+            f"was started with other versions ({differing})",
+            f"install those, or give {option('overwrite', True)}",
+        )
 
 
 class _Signals:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
-from tracer.data.source import ROW_FIELDS, Source, Structure
+from tracer.data.source import ROW_FIELDS, TAKES, Source, Structure
 from tracer.errors import JobError, quoted
 from tracer.records import Count, Name, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
@@ -419,6 +419,23 @@ _KEYS: dict[str, dict[str, Any]] = {
 """The keys of each kind of job; those that hold keys themselves with theirs."""
 
 
+def _switch_sources(content: dict[str, Any], changes: Sequence[str]) -> None:
+    """Where a change gives prompts another kind of source, what only the kind before it has goes: with
+    ``input.path=x.jsonl`` a job's ``input: {task: sva, structure: nounpp}`` is that file."""
+    names = [text.partition("=")[0].strip() for text in changes]
+    for name in names:
+        *outer, kind = name.split(".")
+        source: Any = content
+        for part in outer:
+            source = source.get(part) if isinstance(source, Mapping) else None
+        if not (outer and kind in TAKES and isinstance(source, dict)):
+            continue
+        for other in TAKES.keys() & source.keys() - {kind}:
+            for key in ({other} | TAKES[other]) - TAKES[kind]:
+                if ".".join((*outer, key)) not in names:
+                    source.pop(key, None)
+
+
 def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, overrides: Sequence[str] = ()) -> Job:
     """A job from a YAML file, a mapping or a record, with ``key=value`` overrides whose values are YAML as well.
 
@@ -436,6 +453,7 @@ def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, ov
         content = copy.deepcopy(dict(job)) if isinstance(job, Mapping) else parsed(Path(job), where)
     for text in [overrides] if isinstance(overrides, str) else overrides:
         override(content, text)
+    _switch_sources(content, [overrides] if isinstance(overrides, str) else overrides)
     kind = content.get("kind")
     if kind is None:
         raise JobError(where, "has no kind", f"give it kind: {' or kind: '.join(_KINDS)}")

@@ -70,6 +70,8 @@ def condition_table(found: Condition) -> RenderableType:
         table.add_row("status", ", ".join(f"{count:,} {name}" for name, count in status.statuses.items()))
     for name, count in sorted(status.errors.items(), key=lambda item: -item[1]):
         table.add_row("", cell(f"{count:,} {name}"))
+    for reason in found.reasons:
+        table.add_row("", cell(str(reason)))
     if status.rows:
         table.add_row("rows", ", ".join(f"{count:,} {name}" for name, count in status.rows.items() if name != "means"))
     if status.state == "running" and status.rate:

@@ -5,14 +5,21 @@ Knows progress.json and how committed files are checked. Refuses to know how uni
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tracer.errors import RunError, quoted
 from tracer.store.run_folder import Commit, RunFolder
+
+_OURS = frozenset(("JobError", "ModelError", "RunError", "RemoteError"))
+"""Errors whose messages say all."""
+_VARIES = re.compile(r"\[[^\]]*\]|'[^']*'|\"[^\"]*\"|[0-9]+")
 
 RunState = Literal["planning", "starting", "running", "finishing", "stopped", "failed", "done"]
 
@@ -94,6 +101,37 @@ class Tally:
         }
 
 
+class Reason(NamedTuple):
+    """Why prompts failed: how many so, and what was said of the first of them."""
+
+    prompts: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.prompts:,} prompt{'s' * (self.prompts > 1)}, such as: {self.message}"
+
+
+def reasons(folder: RunFolder, commits: Iterable[Commit], most: int = 3) -> list[Reason]:
+    """The most frequent reasons why prompts failed; messages that differ only in quoted text and in numbers are one.
+
+    Args:
+        commits: of the units to look at; only those with a failure are read, and of these a thousand.
+    """
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    failing = (commit for commit in commits if commit.n_prompts > commit.statuses.get("ok", 0))
+    for commit in itertools.islice(failing, 1000):
+        table = folder.read_committed(commit, "prompts", ["error_type", "error"])
+        for name, text in zip(*(table[column].to_pylist() for column in ("error_type", "error")), strict=True):
+            if text is None:
+                continue
+            message = text if name in _OURS else f"{name}: {text}"
+            kind = _VARIES.sub("", message)
+            counts[kind] += 1
+            first.setdefault(kind, message)
+    return [Reason(count, first[kind]) for kind, count in counts.most_common(most)]
+
+
 class Condition(BaseModel):
     """A run seen from outside.
 
@@ -102,6 +140,7 @@ class Condition(BaseModel):
         problems: committed files that are missing or damaged.
         age: seconds since the driver last wrote; a running driver writes every few seconds.
         held: whether a driver is there now; None where it is unknown.
+        reasons: why prompts failed, the three most frequent.
         model, job: from run.json.
     """
 
@@ -111,6 +150,7 @@ class Condition(BaseModel):
     problems: tuple[str, ...]
     age: float
     held: bool | None
+    reasons: tuple[Reason, ...] = ()
     record: dict[str, Any]
 
 
@@ -134,7 +174,7 @@ def condition(address: Any, contents: bool = True) -> Condition:
     record = folder.record()
     if record is None:
         raise RunError(
-            f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give the --out of a run"
+            f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give the folder of a run"
         )
     if record.get("kind") not in ("dataset", "benchmark"):
         raise RunError(
@@ -142,14 +182,18 @@ def condition(address: Any, contents: bool = True) -> Condition:
         )
     tally, problems = Tally(), []
     damaged: list[int] = []
+    intact: list[Commit] = []
     for commit in folder.commits(damaged):
         tally.add(commit)
-        problems += folder.problems(commit, contents)
+        wrong = folder.problems(commit, contents)
+        problems += wrong
+        if not wrong:
+            intact.append(commit)
     problems += [f"_commits/{unit}.json is damaged" for unit in damaged]
     if contents:
         problems += folder.check_outputs()
         if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
-            problems.append("input.parquet is missing or not the one that was planned (start again with --overwrite)")
+            problems.append("input.parquet is missing or not the one that was planned (start again, over it)")
     try:
         written = Status.model_validate(folder.place.read_json("progress.json"))
     except (RunError, ValidationError):  # a driver that died before it wrote one
@@ -158,4 +202,5 @@ def condition(address: Any, contents: bool = True) -> Condition:
     planned = {"n_units": record.get("n_units", 0), "n_prompts": record.get("n_prompts", 0)}
     now = written.model_copy(update={**planned, **tally.record()})
     age, held = time.time() - written.updated, folder.place.is_held()
-    return Condition(status=now, problems=tuple(problems), age=age, held=held, record=record)
+    why = tuple(reasons(folder, intact)) if contents and record["kind"] == "dataset" else ()
+    return Condition(status=now, problems=tuple(problems), age=age, held=held, reasons=why, record=record)

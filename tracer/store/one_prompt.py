@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.errors import RunError, quoted
+from tracer.errors import RunError, option, quoted
 from tracer.store import aggregation
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import SCHEMA_VERSION, SCHEMAS
@@ -85,7 +85,7 @@ def read_record(address: Any) -> dict[str, Any]:
     folder = RunFolder(address)
     record = folder.record()
     if record is None:
-        value, step = f"folder {quoted(str(folder.place), 300)}", "give a folder made with --out"
+        value, step = f"folder {quoted(str(folder.place), 300)}", "give the folder of a run"
         raise RunError(value, "holds no run (no run.json)", step)
     return record
 
@@ -139,7 +139,7 @@ def _write_neurons(folder: RunFolder, file: str, nodes: pa.Table) -> None:
 
 
 def _another(folder: RunFolder) -> RunError:
-    step = "choose another with --out, or pass --overwrite"
+    step = f"choose another, or give {option('overwrite', True)}"
     return RunError(f"folder {quoted(str(folder.place), 300)}", "holds another run", step)
 
 
@@ -150,4 +150,4 @@ def _can_be_written(folder: RunFolder) -> Iterator[None]:
         yield
     except OSError as error:
         rule = f"cannot be written ({error.strerror or error})"
-        raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, "choose another with --out") from error
+        raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, "choose another") from error

@@ -22,14 +22,14 @@ import json
 import re
 import tempfile
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tracer.errors import RunError, quoted
+from tracer.errors import RunError, option, quoted
 from tracer.store.file import File
 from tracer.store.parquet import encoded, opened, rows_of, writer
 from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
@@ -161,10 +161,10 @@ class RunFolder:
         """
         local = self.place.local
         if local is not None and local.exists() and not local.is_dir():
-            raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another --out")
+            raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another")
         if not self.place.exists("run.json") and not self.is_empty():
             rule = "holds files that are not a run"
-            raise RunError(f"folder {quoted(str(self.place), 300)}", rule, "choose another with --out")
+            raise RunError(f"folder {quoted(str(self.place), 300)}", rule, "choose another")
         if local is not None:
             local.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=local).close()
@@ -184,8 +184,16 @@ class RunFolder:
 
     # -------------------------------------------------------------------------------------- the input
 
-    def write_input(self, rows: Iterable[Mapping[str, Any]], shard_size: int) -> int:
-        """Write the prompts and return how many there are; memory is that of a few shards."""
+    def write_input(self, rows: Iterable[Mapping[str, Any]], shard_size: int, known: int = 0) -> int:
+        """Write the prompts and return how many there are; memory is that of a few shards.
+
+        Args:
+            known: of the prompts that are planned already so many must come again, in the same shards; the plan stays
+                as it is where they do not.
+
+        Raises:
+            RunError: they do not.
+        """
         count, part, group, size = 0, list[Mapping[str, Any]](), list[pa.Table](), 0
 
         def flush() -> None:
@@ -200,18 +208,32 @@ class RunFolder:
                 count += 1
                 if len(part) < shard_size:
                     continue
-                group.append(pa.Table.from_pylist(part, INPUT))
+                group.append(self._again(part, count - len(part), known))
                 size += group[-1].nbytes
                 part.clear()
                 if len(group) * shard_size >= _GROUP or size >= _GROUP_BYTES:
                     flush()
                     size = 0
             if part:
-                group.append(pa.Table.from_pylist(part, INPUT))
+                group.append(self._again(part, count - len(part), known))
             if group:
                 flush()
+            if count < known:
+                raise self._not_again(f"has {known:,} prompts, the job only {count:,}")
         self._planned = None
         return count
+
+    def _again(self, part: Sequence[Mapping[str, Any]], first: int, known: int) -> pa.Table:
+        """A shard's prompts as a table, the `known` ones of which are as they were planned."""
+        table = pa.Table.from_pylist(list(part), INPUT)
+        old = max(0, min(known - first, len(part)))
+        if old and not self._shard(first // self._plan().shard_size).slice(0, old).equals(table.slice(0, old)):
+            raise self._not_again(f"has other prompts than the job among its first {first + old:,}")
+        return table
+
+    def _not_again(self, rule: str) -> RunError:
+        step = f"choose another, or give {option('overwrite', True)}"
+        return RunError(f"folder {quoted(str(self.place), 300)}", rule, step)
 
     def read_input(self, shard: int) -> list[dict[str, Any]]:
         """The prompts of one shard.
@@ -219,6 +241,9 @@ class RunFolder:
         Raises:
             RunError: the plan is missing or damaged, or has no such shard.
         """
+        return self._shard(shard).to_pylist()
+
+    def _shard(self, shard: int) -> pa.Table:
         plan = self._plan()
         first = shard * plan.shard_size
         if not 0 <= first < plan.starts[-1]:
@@ -229,7 +254,7 @@ class RunFolder:
                 rows = rows_of(opened(file, metadata=plan.metadata), groups=[group])
         except (OSError, pa.ArrowException) as error:
             raise _damaged_plan() from error
-        return rows.slice(first - plan.starts[group], plan.shard_size).to_pylist()
+        return rows.slice(first - plan.starts[group], plan.shard_size).combine_chunks()
 
     def count_input(self) -> tuple[int, int]:
         """Prompts and shards that are planned.
@@ -332,7 +357,7 @@ class RunFolder:
         """
         if (record := self.record()) is None:
             value = f"folder {quoted(str(self.place), 300)}"
-            raise RunError(value, "holds no run (no run.json)", "give the --out of a run")
+            raise RunError(value, "holds no run (no run.json)", "give the folder of a run")
         if record.get("kind") == "benchmark":
             value = f"run {quoted(str(self.place), 300)}"
             raise RunError(value, "is a benchmark, which has no tables of prompts", "read its curves.csv and table.csv")
@@ -520,4 +545,4 @@ def _damaged(name: str, rule: str) -> RunError:
 
 
 def _damaged_plan() -> RunError:
-    return RunError("file 'input.parquet'", "is missing or damaged", "run again with --overwrite")
+    return RunError("file 'input.parquet'", "is missing or damaged", f"run it again, with {option('overwrite', True)}")

@@ -244,12 +244,12 @@ class Storage:
                 self.remove(LEASE_FILE)
 
     def _held(self, content: bytes) -> RunError:
-        step = "wait for it, or choose another --out"
+        step = "wait for it, or choose another folder"
         try:
             holder = json.loads(content)
             who = f"process {holder['pid']} on {holder['host']}"
             if "time" in holder:
-                step = f"wait for it ({LEASE:g} s if it was killed), or choose another --out"
+                step = f"wait for it ({LEASE:g} s if it was killed), or choose another folder"
         except (ValueError, KeyError, TypeError):
             who = "another process"
         return RunError(f"run {quoted(str(self), 300)}", f"is being written by {who}", step)

@@ -7,7 +7,7 @@ come about (runs/units/shards.py), ablation (evaluation/curves.py), and who asks
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,18 +17,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer import data
+from tracer.attribution.attribute import notes
+from tracer.attribution.methods import Progress
 from tracer.attribution.selection import select
 from tracer.attribution.trace import trace_all
 from tracer.data.source import Source
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
-from tracer.evaluation.curves import curves, ordered
+from tracer.evaluation.curves import Evaluation, curves, ordered
+from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row, options
+from tracer.settings import ModelRecord
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -112,19 +116,14 @@ def evaluate_run(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, 
 def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
     asked = job.evaluate
     assert asked is not None
-    mean = mean_of(folder, folder.commits())
-    if mean is None:
-        raise JobError("evaluate", "no prompt has an attribution to test", "see failed.parquet")
+    mean = _mean(folder)
     prompts = [encode(prompt, model) for prompt in _prompts(job, asked.test)]
-    lengths = sorted({len(one.token_ids) for one in prompts})
-    if lengths != [mean.length] and (mean.length >= 0 or len(lengths) > 1):
-        wanted = f"the circuit's {mean.length}" if mean.length >= 0 else "one length for all"
-        raise JobError(f"evaluate.test with prompts of {lengths} tokens", f"need {wanted}", "choose other test prompts")
-    n_shared = _check_apart(folder, prompts, asked.allow_overlap)
+    _check_lengths(mean, prompts, "evaluate.test")
+    n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
     reference = None if asked.reference is None else list(_prompts(job, asked.reference))
-    test = TestSet.of(model, prompts, asked.ablation, job.basis, asked.seed, reference, metric=job.metric)
-    test = test.with_known_ends()
-    ranks = ordered(_eligible(job, mean), "absolute").expand(-1, lengths[0], -1)
+    how: dict[str, Any] = {"metric": job.metric, "top_k": job.top_k}
+    test = TestSet.of(model, prompts, asked.ablation, job.basis, asked.seed, reference, **how).with_known_ends()
+    ranks = _ranks(job, mean, prompts)
     made = curves(test, ranks, asked.sizes, asked.seed)
     return {
         "curves": made.record(),
@@ -138,7 +137,110 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
         "whole": float(made.whole.double().mean()),
         "empty": float(made.empty.double().mean()),
         "seed": asked.seed,
+        "warnings": list(made.warnings),
     }
+
+
+def evaluate_again(
+    model: Model,
+    job: DatasetJob,
+    folder: RunFolder,
+    prompts: Sequence[Prompt] | None = None,
+    ablation: str | None = None,
+    sizes: Sequence[int] | None = None,
+    *,
+    count: int = 40,
+    reference: Sequence[Prompt] | None = None,
+    allow_overlap: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The curves of a finished run's circuit on other test prompts than its job's, or on its own.
+
+    Args:
+        prompts: of the length of an aligned circuit's; for a free one of one length. The first `count` prompts of the
+            run itself if None: what suffices there, and nothing of others.
+        ablation: as in `tracer.evaluate`. If None, ``mean`` on test prompts; on the run's own ``mean`` if there is a
+            reference, else ``counterfactual`` if all have one, else ``mean`` over them (of one alone ``zero``).
+        sizes: of the circuits; a grid up to the run's own if None. MIB's shares of all are added.
+        reference, allow_overlap, seed: as in `tracer.evaluate`.
+
+    Raises:
+        JobError: prompts or sizes that do not fit, or prompts of the run among the test prompts.
+    """
+    rows = folder.read_output("circuit.parquet").num_rows
+    mean, said = _mean(folder), list[str]()
+    if prompts is None:
+        asked = _own_prompts(model, job, folder, mean, count)
+        said.append(f"tested on {len(asked)} prompts that it was found on: that shows what suffices there, no more")
+        if ablation is None and reference is None:
+            paired = all(one.counterfactual_ids is not None for one in asked)
+            ablation = "counterfactual" if paired else "mean" if len(asked) > 1 else "zero"
+        n_shared = len(asked)
+    else:
+        asked, unused = asked_alike([encode(prompt, model) for prompt in prompts], _metric(job, folder))
+        said += unused
+        n_shared = _check_apart(folder, asked, allow_overlap, option("allow_overlap", True))
+    _check_lengths(mean, asked, "test prompts")
+    said += notes(asked, model)
+    say(said)
+    how: dict[str, Any] = {"metric": _metric(job, folder), "top_k": job.top_k, "least": 1}
+    test = TestSet.of(model, asked, ablation or "mean", job.basis, seed, reference, **how).with_known_ends()
+    wanted = sizes or [size for size in GRID if size < rows] + [rows]
+    made = curves(test, _ranks(job, mean, asked), wanted, seed, progress)
+    return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings))
+
+
+def n_ranked(job: DatasetJob, model: ModelRecord, folder: RunFolder) -> int:
+    """How many nodes (of a free circuit neurons) the prompts of a finished run's circuit have, without the model."""
+    width = model.d_mlp if job.basis == "activation" else model.d_model
+    return model.n_layers * width * max(1, _mean(folder).length)
+
+
+def _mean(folder: RunFolder) -> Mean:
+    mean = mean_of(folder, folder.commits())
+    if mean is None:
+        raise JobError("evaluate", "no prompt has an attribution to test", "see failed.parquet")
+    return mean
+
+
+def _ranks(job: DatasetJob, mean: Mean, prompts: Sequence[Encoded]) -> Ranks:
+    return ordered(_eligible(job, mean), "absolute").expand(-1, len(prompts[0].token_ids), -1)
+
+
+def _check_lengths(mean: Mean, prompts: Sequence[Encoded], what: str) -> None:
+    lengths = sorted({len(one.token_ids) for one in prompts})
+    if lengths != [mean.length] and (mean.length >= 0 or len(lengths) > 1):
+        wanted = f"the circuit's {mean.length}" if mean.length >= 0 else "one length for all"
+        raise JobError(f"{what} with prompts of {lengths} tokens", f"need {wanted}", "choose other test prompts")
+
+
+def _metric(job: DatasetJob, folder: RunFolder) -> str:
+    """What the prompts of a run were asked: ``auto`` is the difference where any has a foil."""
+    if job.metric != "auto":
+        return job.metric
+    tables = (folder.read_committed(commit, "prompts", ["foil_ids"]) for commit in folder.commits())
+    return "difference" if any(ids for table in tables for ids in table["foil_ids"].to_pylist()) else "logit"
+
+
+def _own_prompts(model: Model, job: DatasetJob, folder: RunFolder, mean: Mean, count: int) -> list[Encoded]:
+    """The first prompts of a run that went well and are of its circuit's length (of a free one: as long as the first);
+    asked what they were asked then."""
+    found: list[Encoded] = []
+    for commit in folder.commits():
+        rows = folder.read_committed(commit, "prompts").filter(pc.field("status") == "ok").to_pylist()
+        good = {row["prompt_id"]: row for row in rows}
+        for row in folder.read_input(commit.shard):
+            if len(found) == count or row["prompt_id"] not in good:
+                continue
+            then = good[row["prompt_id"]]
+            length = mean.length if mean.length >= 0 else len(found[0].token_ids if found else then["token_ids"])
+            if len(then["token_ids"]) == length:
+                one = encode(with_bos(as_prompt(row, job.metric, paired=True), job.bos), model)
+                found.append(replace(one, target_ids=tuple(then["target_ids"]), foil_ids=tuple(then["foil_ids"])))
+        if len(found) == count:
+            break
+    return found
 
 
 def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
@@ -168,7 +270,7 @@ def _prompts(job: DatasetJob, source: Source) -> Iterable[Prompt]:
     return (with_bos(as_prompt(input_row(row), job.metric, paired=True), job.bos) for row in data.read(source))
 
 
-def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool) -> int:
+def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool, allow: str) -> int:
     """A prompt that the circuit was found on says nothing of how it does on others: how many of the test prompts are
     such, where that is allowed. As text it was looked for when the run was planned (runs/split.py)."""
     asked, shared = {one.token_ids: one for one in test}, set[tuple[int, ...]]()
@@ -181,7 +283,7 @@ def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool
         raise JobError(
             f"{len(shared)} test prompts (one is {text})",
             "are both in the run and among its test prompts",
-            "hold them out of one, or allow it with evaluate.allow_overlap: true in the job",
+            f"hold them out of one, or allow it with {allow}",
         )
     return sum(one.token_ids in shared for one in test)
 

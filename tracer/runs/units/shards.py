@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tracer import data
-from tracer.attribution.attribute import Reference, notes
+from tracer.attribution.attribute import Reference, check_question, notes
 from tracer.attribution.result import Attribution
 from tracer.attribution.trace import FIRST_SHARE, first_note, trace_all
 from tracer.batching import batches, chunked
@@ -46,7 +46,10 @@ log = logging.getLogger(__name__)
 STICKY = 70  # exit code of a process whose device is unusable
 PASSING = (ConnectionError, TimeoutError)
 """Transient errors, which are retried."""
-NO_ROOM = "make room or choose another with --out; what is committed is kept, repeat the command to resume"
+LOOKED_AT = 1000
+"""Prompts of the input that are looked at before a run for whether any can be asked."""
+UNLIKELY = "the target is not among the model's ten likeliest next tokens: the circuit is not of what the model says"
+NO_ROOM = "make room or choose another folder; what is committed is kept, repeat the command to resume"
 """What to do where a run's folder cannot be written."""
 
 
@@ -415,6 +418,8 @@ class _Shard:
         said = notes((item.encoded,), self.model)
         if circuit.first_share > FIRST_SHARE and len(circuit.token_ids) > 1:
             said = (*said, self._first[circuit.settings.metric == "logit"])
+        if circuit.unlikely:
+            said = (*said, UNLIKELY)
         return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part, said)
 
     def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> _Made:
@@ -458,6 +463,28 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
         positions=row["positions"],
         id=row["user_id"],
     )
+
+
+def askable(rows: Iterable[dict[str, Any]], job: DatasetJob) -> Iterator[dict[str, Any]]:
+    """Rows of the input as they come; the first of them are looked at for whether the job can ask any.
+
+    Raises:
+        JobError: at the end, where it cannot, for a reason that no model decides: all would fail.
+    """
+    reason, seen, good = None, 0, False
+    for row in rows:
+        if not good and seen < LOOKED_AT:
+            seen += 1
+            try:
+                prompt = as_prompt(row, job.metric, paired=job.baseline == "counterfactual")
+                check_question(prompt, job.settings(), [] if job.baseline == "mean" else None)
+                good = True
+            except TracerError as error:
+                reason = reason or error
+        yield row
+    if reason is not None and not good:
+        count = f"none of the first {seen:,} prompts" if seen > 1 else "the prompt"
+        raise JobError("input", f"{count} can be asked so, the first: {reason.value}: {reason.rule}", reason.next_step)
 
 
 def input_row(row: data.Row) -> dict[str, Any]:

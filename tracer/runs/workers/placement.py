@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from tracer.errors import JobError
+from tracer.errors import JobError, option
 from tracer.runs.jobs import Job
 from tracer.runs.workers.messages import Pool
 from tracer.runs.workers.processes import LocalPool, visible_gpus
@@ -95,7 +95,9 @@ def place(
     if ray is None and each > gpus:
         made.close()
         raise JobError(
-            f"gpus_per_worker={each:g}", f"this machine has {gpus:g} GPUs", "use fewer, or --ray with a cluster"
+            f"gpus_per_worker={each:g}",
+            f"this machine has {gpus:g} GPUs",
+            f"use fewer, or {option('ray')} with a cluster",
         )
     if workers is None:
         elsewhere = job.remote and job.weights is None
