@@ -3,10 +3,11 @@
 Where each kind is tested:
 
 - tables that depend on the longest prompt (LongRoPE): model/test_config_options.py, and a run here
-- a checkpoint with biases, layers or heads that its config has not: model/test_folder.py
+- a checkpoint with biases, layers or heads that its config has not: model/test_model_folder.py
 - a tokenizer that appends an end, or puts no beginning: test_special_tokens.py
 - an adapter beside full weights: model/test_adapters.py
-- code that a known type brings along: model/test_folder.py
+- code that a known type brings along: model/test_model_folder.py
+- a tokenizer that transformers builds otherwise than the files say, or makes up: model/test_tokens.py
 - columns target_ids and foil_ids, and numbers as targets: data/test_dataset.py, and runs here
 - a generation config that is not greedy: evaluation/test_steering.py, and from a folder here
 - graphs of other tools: circuit/test_foreign.py

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,12 @@ def test_numbers_are_those_of_a_tokenizer_that_does_it_right() -> None:
         assert got.links.equals(wanted.links)
 
 
+def known(said: Iterable[Any]) -> tuple[str, ...]:
+    """What is said, but for how likely a target is to a random model."""
+    texts = [str(getattr(one, "message", one)) for one in said]
+    return tuple(text for text in texts if "the model's next tokens" not in text and "likeliest next" not in text)
+
+
 def test_every_public_function_says_it() -> None:
     bare = model("$A")
     pairs = [
@@ -224,8 +231,8 @@ def test_every_public_function_says_it() -> None:
     pairs[1] = replace(pairs[1], counterfactual="The key near the car")
     with pytest.warns(TracerWarning, match="bos=True puts it there") as seen:
         circuit = tracer.trace(bare, ASKED, 10)
-    assert len(seen) == 1
-    assert circuit.warnings == (str(seen[0].message),)
+    assert len(known(seen)) == 1
+    assert known(circuit.warnings) == known(seen)
     for call in (
         lambda: tracer.attribute(bare, [ASKED]),
         lambda: tracer.evaluate(bare, circuit, pairs, "zero", [5, 10]),
@@ -233,11 +240,12 @@ def test_every_public_function_says_it() -> None:
     ):
         with pytest.warns(TracerWarning, match="bos=True puts it there") as seen:
             call()
-        assert len(seen) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        assert len(known(seen)) == 1
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
         begun = tracer.trace(bare, replace(ASKED, bos=True), 10)
         tracer.evaluate(bare, begun, [with_bos(pair, True) for pair in pairs], "zero", [5, 10])
+    assert known(seen) == ()
 
 
 def test_references_of_a_mean_are_read_as_prompts_are() -> None:
@@ -282,7 +290,7 @@ def test_the_command_line_says_it_once_and_has_the_option(tmp_path: Path) -> Non
     assert json.loads((tmp_path / "run" / "run.json").read_text())["circuit"]["warnings"]
     assert CliRunner().invoke(app, ["show", out]).stderr.count("--bos puts it there") == 1
     begun = CliRunner().invoke(app, [*asked, "--bos", "--out", out, "--overwrite"])
-    assert "note:" not in begun.stderr
+    assert known(line for line in begun.stderr.splitlines() if line.startswith("note:")) == ()
     assert "read at 5 " in begun.stdout
     steer = ["steer", TEXT, "--model", bare, "--factor", "0", "--top", "2", "--random", "0", "--max-new-tokens", "0"]
     assert CliRunner().invoke(app, steer).stderr.count("--bos puts it there") == 1
@@ -328,7 +336,8 @@ def test_a_run_says_it_and_keeps_it_with_the_number_of_prompts(tmp_path: Path) -
         run = tracer.run(job, tmp_path / f"{name}-run", pool=InlinePool(), note=heard.append)
         record = run.folder.record() or {}
         said = [text for text in heard if "beginning-of-sequence" in text]
-        assert record["prompt_notes"] == ({said[0]: 2} if name == "bare" else {})
+        notes = record["prompt_notes"]
+        assert {text: notes[text] for text in known(notes)} == ({said[0]: 2} if name == "bare" else {})
         assert [text for text in said if "bos: true puts it there" in text] == said
         metrics[name] = run.table("prompts").sort_by("prompt_id")["metric"].to_pylist()
     assert metrics["begun"] == metrics["right"]
@@ -361,20 +370,21 @@ def test_much_attribution_at_the_first_token_is_said_with_what_to_do() -> None:
     held = sum(abs(row["attribution"]) for row in nodes if row["position"] == 0)
     assert heavy.first_share == pytest.approx(held / sum(abs(row["attribution"]) for row in nodes))
     assert heavy.first_share > 0.2
-    assert heavy.warnings == (str(seen[0].message),)
+    assert known(heavy.warnings) == known(seen)
+    assert len(known(seen)) == 1
     assert heavy.warnings[0].startswith(f"{heavy.first_share:.0%} of the kept")
     assert "skip_first=True" in heavy.warnings[0]
     assert heavy.warnings[0].endswith("with foil=")
     with pytest.warns(TracerWarning, match="position 0") as seen:
         tracer.trace(made, replace(prompt, foil=foil), 10, edges=False)
-    assert "foil" not in str(seen[0].message)
+    assert "foil" not in known(seen)[0]
     without = tracer.trace(made, prompt, 10, edges=False, skip_first=True)
-    assert (without.first_share, without.warnings) == (0.0, ())
+    assert (without.first_share, known(without.warnings)) == (0.0, ())
     other = tracer.trace(tracer.load("demo"), Prompt("The parents", " are"), 10, edges=False)
     assert 0 < other.first_share < 0.2
     assert other.warnings == ()
     one = tracer.trace(made, Prompt(token_ids=[1], target=" are"), 5, edges=False)
-    assert (one.first_share, one.warnings) == (1.0, ())  # nowhere else to look
+    assert (one.first_share, known(one.warnings)) == (1.0, ())  # nowhere else to look
 
 
 def test_a_run_counts_the_prompts_with_much_attribution_at_the_first_token(tmp_path: Path) -> None:
@@ -386,7 +396,8 @@ def test_a_run_counts_the_prompts_with_much_attribution_at_the_first_token(tmp_p
     nodes = run.table("nodes").to_pandas()
     nodes = nodes[nodes.kind == "neuron"].assign(size=lambda rows: rows.attribution.abs())
     shares = nodes[nodes.position == 0].groupby("prompt_id")["size"].sum() / nodes.groupby("prompt_id")["size"].sum()
-    ((text, count),) = (run.folder.record() or {})["prompt_notes"].items()
+    notes = (run.folder.record() or {})["prompt_notes"]
+    ((text, count),) = [(text, notes[text]) for text in known(notes) if "tokenizer.json" not in text]
     assert count == (shares > 0.2).sum() > 0
     assert text.startswith("more than 20% of the kept")
     assert "skip_first: true" in text

@@ -171,6 +171,54 @@ def test_where_no_weights_are_needed_none_are_asked_for(folder: Path) -> None:
     assert skeleton(folder).n_layers == 3
 
 
+# ------------------------------------------------------------------------------------------ what is left unread
+
+
+def stale_parts(folder: Path) -> None:
+    t.tiny("llama", seed=5).save_pretrained(folder / "other", max_shard_size="20KB")
+    for file in (folder / "other").glob("model*"):
+        file.rename(folder / file.name)
+
+
+def part_of_another(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    t.tiny("llama").save_pretrained(folder, max_shard_size="20KB")
+    shutil.copy(folder / "model-00001-of-00007.safetensors", folder / "model-00001-of-00002.safetensors")
+
+
+def consolidated(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (stale_parts, "model-00001-of-00007.safetensors, .* and 4 more"),
+        (part_of_another, "model-00001-of-00002.safetensors"),
+        (consolidated, "consolidated.safetensors"),
+    ],
+)
+def test_weights_that_are_not_read_are_said(make: Callable[[Path], None], named: str, folder: Path) -> None:
+    plain = tracer.load(folder)
+    assert plain.warnings == ()
+    make(folder)
+    with pytest.warns(TracerWarning, match=f"also holds {named}: no weights are read from there") as said:
+        model = tracer.load(folder)
+    assert len(said) == len(model.warnings) == 1
+    assert model.fingerprint == plain.fingerprint
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_a_backbone_whose_embedding_becomes_the_head_is_said(family: str, tmp_path: Path) -> None:
+    model = t.tiny(family, tie_word_embeddings=True)
+    t.save(model, tmp_path)
+    model.base_model.save_pretrained(tmp_path)
+    with pytest.warns(TracerWarning, match=f"'{type(model.base_model).__name__}', which gives no next token"):
+        loaded = tracer.load(tmp_path)
+    ids = torch.tensor([[1, 7, 9]])
+    assert torch.allclose(loaded.module(ids).logits, model(ids).logits, atol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------------ code
 
 

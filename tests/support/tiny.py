@@ -180,7 +180,7 @@ def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
 def save(model: PreTrainedModel, folder: str | Path) -> Path:
     """Write the model and its tokenizer so that the Auto classes load the folder.
 
-    For qwen2 AutoTokenizer rebuilds the tokenizer by its own class: single characters, no BOS.
+    For qwen2 AutoTokenizer rebuilds the tokenizer by its own class, to single characters; tracer does not.
     """
     path = Path(folder)
     model.save_pretrained(path)

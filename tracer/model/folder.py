@@ -32,6 +32,9 @@ POINTER = b"version https://git-lfs"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_WEIGHTS = "model.safetensors"
+_HEAD = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+"""How architectures that give next tokens are called."""
 _SMALL = 1024
 """Bytes: a pointer of Git LFS is smaller, no file of weights is."""
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.masked_bias$")
@@ -108,14 +111,19 @@ def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Sou
     if not config and beside:
         raise _adapter_alone(f"model {quoted(given)}", given, beside)
     _check_type(shown(given), config, code)
-    said = ()
+    said = tuple(_left_out(given, config))
     if (kind := config.get("model_type")) in TEXT_PARTS:
         rest = "its vision part is left out, so that prompts are text alone"
-        said = (f"{shown(given)} also takes images: its text part ({TEXT_PARTS[kind]}) is loaded, {rest}",)
+        said += (f"{shown(given)} also takes images: its text part ({TEXT_PARTS[kind]}) is loaded, {rest}",)
     if code:
         used = f"model and tokenizer are what transformers has for the type {config.get('model_type')!r}"
         said += (f"{shown(given)} names code of its own ({', '.join(code)}), which is not run: {used}",)
     return Source(given, revision, config, bool(beside), said)
+
+
+def path_of(source: Source, file: str) -> str | None:
+    """Where a file of the model is, fetched if need be; None where it has none."""
+    return _path(source.where, file, source.revision)
 
 
 @contextmanager
@@ -243,6 +251,24 @@ def _code(config: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _left_out(where: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """What of a model is not read, or is used otherwise than its files say."""
+    named = config.get("architectures")
+    if isinstance(named, list) and named and not any(_HEAD.search(str(name)) for name in named):
+        yield (
+            f"the config.json of {shown(where)} names the architecture {quoted(named[0])}, which gives no next token: "
+            "the head for that comes from elsewhere (where it is tied, from the embedding)"
+        )
+    if not os.path.isdir(where):
+        return
+    files = {file.name for file in Path(where).glob("*.safetensors")} - {ADAPTER_WEIGHTS}
+    index = _json(where, f"{_WEIGHTS}.index.json", None).get("weight_map")
+    read = {_WEIGHTS} if _WEIGHTS in files else set(index.values()) if isinstance(index, dict) else files
+    if unread := sorted(files - read):
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        yield f"{shown(where)} also holds {', '.join(unread[:3])}{more}: no weights are read from there"
+
+
 def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
     """Refuse a model type that transformers does not have."""
     from transformers import CONFIG_MAPPING
@@ -265,13 +291,18 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
 
 def _json(where: str, file: str, revision: str | None) -> dict[str, Any]:
     """A JSON file of a folder or an id; empty where there is none."""
-    path = os.path.join(where, file) if os.path.isdir(where) else _of_hub(where, file, revision)
-    if path is None or not os.path.isfile(path):
+    path = _path(where, file, revision)
+    if path is None:
         return {}
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a JSON object")
     return content
+
+
+def _path(where: str, file: str, revision: str | None) -> str | None:
+    path = os.path.join(where, file) if os.path.isdir(where) else _of_hub(where, file, revision)
+    return path if path is not None and os.path.isfile(path) else None
 
 
 def _of_hub(name: str, file: str, revision: str | None) -> str | None:

@@ -28,7 +28,7 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.model import adapters, folder, interventions, multimodal, state
+from tracer.model import adapters, folder, interventions, multimodal, state, tokens
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of, looks_ahead
 from tracer.settings import RULES, ModelRecord
@@ -401,12 +401,12 @@ def load(
         _without_effect(
             device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention, adapter=adapter
         )
-        given = read_tokenizer(str(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+        given, said = _tokenizer(str(tokenizer), None) if isinstance(tokenizer, str | Path) else (tokenizer, ())
         if given is not None and not (callable(given) and hasattr(given, "decode")):
             raise ModelError(
                 f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name"
             )
-        return _wrap(name, given, type(name).__name__, None)
+        return _wrap(name, given, type(name).__name__, None, warnings=said)
     if not isinstance(name, str | Path):
         raise ModelError(f"model {quoted(name)}", "is not a name, folder or module", "give a folder or id, or 'demo'")
     if tokenizer is not None:
@@ -424,10 +424,10 @@ def load(
     source = folder.find(name, revision)
     found = _adapter(source, label, adapter, options)
     with _silence():
-        module, read = _from_pretrained(source, device_map=placed, **options)
+        module, (read, remarks) = _from_pretrained(source, device_map=placed, **options)
         if found is not None:
             module = adapters.merged(module, found)
-    said = source.warnings if found is None else (*source.warnings, *found.made_for(label))
+    said = (*source.warnings, *remarks, *(() if found is None else found.made_for(label)))
     if found is not None and source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
     return _wrap(module, read, label, revision, adapter=None if found is None else found.name, warnings=said)
@@ -459,7 +459,7 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
     Raises:
         ModelError: as `load`, but for weights.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if attention not in (None, *KERNELS):
         raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
@@ -472,15 +472,15 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
         with _silence():
             config = multimodal.configuration(source.where, revision)
             check_architecture(config, attention)
-            tokenizer = AutoTokenizer.from_pretrained(source.where, revision=revision, trust_remote_code=False)
+            read, remarks = tokens.read_tokenizer(source)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise folder.unloadable(source.where, error) from error
     with torch.device("meta"):
         module = AutoModelForCausalLM.from_config(config, **options)
-    said = source.warnings
+    said = (*source.warnings, *remarks)
     if source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is not known to be merged on a server",)
-    return _wrap(module, tokenizer, str(name), revision, warnings=said, device="meta")
+    return _wrap(module, read, str(name), revision, warnings=said, device="meta")
 
 
 def _without_effect(**options: Any) -> None:
@@ -577,9 +577,9 @@ def _weights(dtype: str | torch.dtype) -> dict[str, Any]:
     return {"quantization_config": four}
 
 
-def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, Any]:
-    """Module and tokenizer; architectures are checked on their config before any weight is read."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, tuple[Any, tuple[str, ...]]]:
+    """Module, and what `tokens.read_tokenizer` gives; architectures are checked on their config before weights."""
+    from transformers import AutoModelForCausalLM
 
     where, revision = source.where, {"revision": source.revision, "trust_remote_code": False}
     try:
@@ -587,6 +587,7 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
         if source.has_text_part:
             part = multimodal.configuration(where, source.revision)
             options |= {"config": part, "key_mapping": multimodal.KEYS}
+        read = tokens.read_tokenizer(source)
         # Misshapen weights are reported rather than raised, so that the message can name one.
         with folder.without_adapter(source) as alone:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -597,12 +598,11 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
                 **({"trust_remote_code": False} if source.adapter else revision),
                 **options,
             )
-        tokenizer = AutoTokenizer.from_pretrained(where, **revision)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
         raise folder.unloadable(where, error, options.get("device_map")) from error
     module, report = loaded
     folder.check_fit(source, report)
-    return module, tokenizer
+    return module, read
 
 
 def read_tokenizer(name: str, revision: str | None = None) -> Any:
@@ -611,12 +611,14 @@ def read_tokenizer(name: str, revision: str | None = None) -> Any:
     Raises:
         ModelError: the model has none.
     """
-    from transformers import AutoTokenizer
+    return _tokenizer(name, revision)[0]
 
+
+def _tokenizer(name: str, revision: str | None) -> tuple[Any, tuple[str, ...]]:
     source = folder.find(name, revision, weights=False)
     try:
         with _silence():
-            return AutoTokenizer.from_pretrained(source.where, revision=revision, trust_remote_code=False)
+            return tokens.read_tokenizer(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise folder.unloadable(source.where, error) from error
 

@@ -1,0 +1,66 @@
+"""The tokenizer of a model's folder or id: the one that its files define, whatever transformers makes of them.
+
+Knows that transformers builds some tokenizers by their class, so that they split text otherwise than the tokenizer.json
+they were trained with, and an empty one where there are no files. Refuses to know what texts become of it (prompts.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tracer.errors import ModelError
+from tracer.model import folder
+
+_WHOLE = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+_PARTS = ("vocab.json", "merges.txt")
+"""Files that are a tokenizer: any of the first, or both of these."""
+_PROBE = (
+    "The keys near the cabinet weren't 2023, 650841823 or 3.14\n\n  They'RE\tHERE, aren't they?\r\n"
+    "stra\u00dfe caf\u00e9 cafe\u0301 \ufb01ne \uff21 \u65e5\u672c\u8a9e \U0001f600 def f(x):\n    return x[0]  # !!  "
+)
+"""Text on which tokenizers of one vocabulary differ: digits, contractions, spaces, line ends, other scripts."""
+
+
+def read_tokenizer(source: folder.Source) -> tuple[Any, tuple[str, ...]]:
+    """The tokenizer, and a sentence where it is not the one that AutoTokenizer makes.
+
+    Raises:
+        ModelError: there are no files of one, or what transformers makes of them splits text otherwise than they say.
+        OSError, ValueError: they cannot be read.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    where, options = source.where, {"revision": source.revision, "trust_remote_code": False}
+    if not any(folder.path_of(source, name) for name in _WHOLE) and not all(
+        folder.path_of(source, name) for name in _PARTS
+    ):
+        known = ", ".join((_WHOLE[0], _WHOLE[1], " and ".join(_PARTS)))
+        raise ModelError(source.shown, f"holds no tokenizer ({known})", "put the files of its tokenizer there")
+    made = AutoTokenizer.from_pretrained(where, **options)
+    own = folder.path_of(source, _WHOLE[0])
+    if own is None or not made.is_fast or _agrees(made, wanted := _split(Tokenizer.from_file(own))):
+        return made, ()
+    plain = PreTrainedTokenizerFast.from_pretrained(where, **options)
+    if not _agrees(plain, wanted):
+        rule = f"its tokenizer.json splits text otherwise than the tokenizer that transformers makes ({_name(made)})"
+        raise ModelError(source.shown, rule, "save the tokenizer that it was trained with into it")
+    said = (
+        f"texts are split as the tokenizer.json of {source.shown} says; transformers' {_name(made)} does it otherwise"
+    )
+    return plain, (said,)
+
+
+def _split(own: Tokenizer) -> list[int]:
+    own.no_padding()
+    own.no_truncation()
+    return own.encode(_PROBE, add_special_tokens=False).ids
+
+
+def _agrees(made: Any, wanted: list[int]) -> bool:
+    return list(made.encode(_PROBE, add_special_tokens=False)) == wanted
+
+
+def _name(made: Any) -> str:
+    return type(made).__name__
