@@ -15,6 +15,9 @@ from typer.testing import CliRunner, Result
 
 import s3
 import tracer
+from tracer.cli import app as app_module
+from tracer.cli import runs as runs_module
+from tracer.cli import terminal
 from tracer.cli.app import app
 from tracer.store import one_prompt
 
@@ -107,14 +110,14 @@ def test_what_was_computed_is_saved_even_if_its_folder_was_taken_meanwhile(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--method", "RelP"], "method="),
-        (["--baseline", "none"], "baseline="),
+        (["--method", "RelP"], "--method RelP"),
+        (["--baseline", "none"], "--baseline none"),
         (["--baseline", "counterfactual"], "needs a counterfactual"),
         (["--baseline", "mean"], "reference"),
         (["--metric", "difference"], "needs a foil"),
         (["--foil", " is", "--metric", "logit"], "leave out the foil"),
         (["--metric", "logprob", "--edges"], "edges lead into single logits"),
-        (["--steps", "0", "--method", "ig"], "steps="),
+        (["--steps", "0", "--method", "ig"], "--steps 0"),
         (["--edge-share", "5"], "from 0 to 1"),
         (["--nodes", "0"], "at least one"),
         (["--exclude", "x"], "LAYER/NEURON"),
@@ -226,6 +229,13 @@ BAD = {
 }
 
 
+def python_words(verb: str, said: str) -> list[str]:
+    """Arguments that a message names as Python does, where the verb has options for them."""
+    found = [getattr(app_module, name, None) for name in (verb, f"{verb}_")] + [getattr(runs_module, verb, None)]
+    options = terminal._options(next(filter(None, found)))
+    return [name for name in options if re.search(rf"(?<![\w.'-]){re.escape(name)}=", said)]
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_with_code_2(case: str) -> None:
     arguments, expected = BAD[case]
@@ -236,6 +246,7 @@ def test_bad_input_is_one_line_with_code_2(case: str) -> None:
     assert expected in result.stderr
     assert "; " in result.stderr, "no next step"
     assert result.stdout == ""
+    assert python_words("trace", result.stderr) == []
 
 
 @pytest.mark.parametrize(
@@ -371,6 +382,7 @@ def test_bad_input_of_graphs(saved: Path, arguments: list[str], expected: str) -
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1
     assert expected in result.stderr
+    assert python_words(arguments[0], result.stderr) == []
 
 
 def test_view_of_a_circuit_without_edges_is_refused(tmp_path: Path) -> None:
@@ -423,7 +435,7 @@ def test_a_circuit_is_not_tested_on_its_own_prompt_unless_that_is_allowed(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["evaluate", "RUN"], "--pairs or --structure"),
+        (["evaluate", "RUN", "--pairs", "x", "--structure", "simple"], "--structure"),
         (["evaluate", "RUN", "--structure", "haiku"], "nounpp"),
         (["evaluate", "RUN", "--structure", "simple"], "tokens"),
         (["evaluate", "RUN", "--structure", "nounpp", "--sizes", "5,9999"], "at most"),
