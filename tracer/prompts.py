@@ -215,7 +215,7 @@ def _encoded(text: str, vocabulary: Vocabulary, what: str, bos: bool, notes: lis
         start = decode(vocabulary, ids[0])
         if before and text.startswith(start):
             rule = f"begins with {start}, which the tokenizer adds too"
-            raise JobError(name, rule, "leave it out of the text, or give token_ids")
+            raise JobError(name, rule, f"leave it out of the text, or give {option('token_ids')}")
     if appended:
         names = " ".join(decode(vocabulary, token) for token in appended)
         notes.append(f"the tokenizer appends {names}, which is left off: the last position is that of the text's end")
