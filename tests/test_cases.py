@@ -121,7 +121,7 @@ def test_a_steered_text_of_a_folder_is_greedy(generation: dict[str, Any], tmp_pa
     wanted = [*ids, int(plain(model, ids).argmax())]
     wanted.append(int(plain(model, wanted).argmax()))
     printed = shell("steer", text, "--model", model, "--top", 3, "--factor", 1, "--max-new-tokens", 2)
-    text = t.tokenizer().decode(wanted[-2:], clean_up_tokenization_spaces=False).replace(" ", "␣")
+    text = str(t.tokenizer().decode(wanted[-2:], clean_up_tokenization_spaces=False)).replace(" ", "␣")
     texts = dict(line.split(maxsplit=1) for line in printed.splitlines() if line.startswith(("unsteered", "steered")))
     assert {name: said.strip() for name, said in texts.items()} == {"unsteered": text, "steered": text}
 

@@ -487,7 +487,9 @@ def test_sizes_above_all_there_are_are_said(aligned: Path) -> None:
     with pytest.warns(tracer.TracerWarning, match="sizes 99,999 are left out: there are 9,216 nodes"):
         found = dataset_circuit.evaluate_again(
             tracer.load("demo"),
-            dataset_circuit.DatasetJob(input=TASK, circuit="aligned", baseline="counterfactual"),
+            dataset_circuit.DatasetJob.model_validate(
+                {"input": TASK, "circuit": "aligned", "baseline": "counterfactual"}
+            ),
             tracer.store.run_folder.RunFolder(aligned),
             sizes=[5, 99_999],
             count=3,

@@ -39,7 +39,7 @@ def traced(model: Model, metric: str, paired: bool = False, **how: Any) -> Circu
         ),
         metric=metric,
         edges=False,
-        **{"nodes": 20} | how,
+        **dict[str, Any](nodes=20) | how,
     )
 
 
@@ -69,7 +69,7 @@ def ratios(
     for row in circuit.neurons.to_pylist()[:size]:
         keep[row["layer"], row["position"], row["neuron"]] = True
     target, foil = (model.tokenizer.encode(text)[-1] for text in (" are", " is"))
-    sums = dict.fromkeys(("whole", "empty", "inside", "outside"), 0.0)
+    sums = dict[str, float](whole=0.0, empty=0.0, inside=0.0, outside=0.0)
     for number, text in enumerate(texts):
         ids = torch.tensor([model.tokenizer.encode(text)])
         to = torch.zeros(keep.shape) if values is None else values(number)
