@@ -73,7 +73,7 @@ def test_a_run_in_an_object_store_is_shown_viewed_and_exported(tmp_path: Path) -
             assert (tmp_path / name).stat().st_size > 1000
             refused = run(verb, address)
             assert refused.exit_code == 2
-            assert "choose another" in refused.stderr
+            assert "with --out" in refused.stderr
         other = run("trace", *KEYS, "--nodes", "21", "--out", address)
         assert other.exit_code == 2
         assert "holds another run" in other.stderr

@@ -170,8 +170,8 @@ def test_more_workers_than_requests_are_refused() -> None:
     ("options", "said"),
     [
         (["--in-flight", "2"], "in_flight has no effect without remote: true"),
-        (["--remote", "--in-flight", "2", "--workers", "3"], "workers=3: are more than the 2 requests"),
-        (["--remote", "--set", "in_flight=0"], "in_flight=0"),
+        (["--remote", "--in-flight", "2", "--workers", "3"], "--workers 3: are more than the 2 requests"),
+        (["--remote", "--set", "in_flight=0"], "--in-flight 0"),
     ],
 )
 def test_the_command_refuses_in_one_line(tmp_path: Path, options: list[str], said: str) -> None:

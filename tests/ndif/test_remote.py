@@ -936,7 +936,7 @@ def test_a_run_through_a_server_equals_the_local_one_and_goes_on(
 
 
 def test_what_fails_on_the_server_for_one_prompt_is_that_prompts_failure(server: Loopback, tmp_path: Path) -> None:
-    with refused(RunError, "all 8 prompts", "JobError"):
+    with refused(RunError, "all 8 prompts", "8 prompts, such as: threshold=", "no node is kept"):
         tracer.run(job(remote=True, nodes=None, threshold=1e9), tmp_path / "run", pool=InlinePool())
     assert condition(tmp_path / "run").status.statuses == {"failed": 8}
 
