@@ -35,7 +35,7 @@ from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Prompt, decode
-from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, Settings, settings
+from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, ModelRecord, Settings, settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -175,11 +175,12 @@ def trace_all(
         "exclude": [list(pair) for pair in exclude],
         "pruning": asdict(pruning) | {"share": pruning.least_share} if edges else None,
     }
+    record = model.record()  # once for all: its fingerprint reads some of every weight
     each, begun = (time.perf_counter() - started) / len(prompts), time.perf_counter()
     for selected in every:
         if not len(selected.nodes):
             raise _nothing(selected, threshold)
-        circuit = _circuit(model, selected, chosen, pruning if edges else None, selection)
+        circuit = _circuit(model, selected, chosen, pruning if edges else None, selection, record)
         reference_hash = None if reference is None else reference.hash(model)
         known = (*circuit.warnings, *_remarks(circuit, nodes if threshold is None and mass is None else None))
         done = {"reference": reference_hash, "seconds": each + time.perf_counter() - begun, "warnings": known}
@@ -224,7 +225,12 @@ def _nothing(selected: SelectedNodes, threshold: float | None) -> JobError:
 
 
 def _circuit(
-    model: Model, selected: SelectedNodes, chosen: Settings, pruning: Pruning | None, selection: dict[str, Any]
+    model: Model,
+    selected: SelectedNodes,
+    chosen: Settings,
+    pruning: Pruning | None,
+    selection: dict[str, Any],
+    record: ModelRecord,
 ) -> Circuit:
     """One prompt's circuit; with edges if `pruning` is given."""
     encoded = selected.encoded
@@ -259,7 +265,7 @@ def _circuit(
         ranks=_by_logit_node(table, selected, selected.ranks.tolist()),
         settings=chosen,
         selection=selection,
-        model=model.record(),
+        model=record,
         user_id=encoded.id,
         warnings=notes((encoded,), model),
     )
