@@ -168,7 +168,7 @@ def test_only_a_dtype_that_was_given_is_compared_with_the_servers(
     command = ["evaluate", str(tmp_path / "run"), "--structure", "simple", "--count", "2"]
     told = CliRunner().invoke(app, [*command, "--remote"])
     assert loaded["dtype"] is None
-    assert "dtype" not in told.output
+    assert "--dtype" not in told.output
     told = CliRunner().invoke(app, [*command, "--remote", "--dtype", "float32"])
     assert "--dtype float32" in told.stderr
     CliRunner().invoke(app, command)
