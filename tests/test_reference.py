@@ -199,8 +199,13 @@ def test_plain_gradient_matches_finite_differences(family: str, over: dict[str, 
     assert slope == pytest.approx(wanted, rel=2e-2, abs=2e-4)
 
 
+LONG = (pytest.mark.slow, pytest.mark.long)
+
+
 @pytest.mark.parametrize("baseline", ["zero", "counterfactual"])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(one, marks=LONG) for one in ("gemma2", "gpt2", "gpt_neox"))]
+)
 def test_integrated_gradients_are_complete(family: str, baseline: str) -> None:
     """With a large epsilon: the path from zero embeddings is otherwise a jump at its start."""
     name = {"llama": "rms_norm_eps", "gemma2": "rms_norm_eps", "gpt2": "layer_norm_epsilon"}

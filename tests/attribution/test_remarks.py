@@ -72,11 +72,12 @@ def test_a_top_k_metric_has_no_unlikely_target(model: Model) -> None:
 
 
 def test_more_nodes_than_there_are_is_said_in_the_words_of_the_surface(model: Model) -> None:
-    with pytest.warns(tracer.TracerWarning, match=r"^nodes=99999 is more than the [\d,]+ nodes"):
-        circuit = traced(model, " are", nodes=99999)
+    prompt, rule = Prompt("The"), {"edges": False, "exclude": [(0, number) for number in range(3)]}
     with surface("shell"), pytest.warns(tracer.TracerWarning, match="^--nodes 99999 is more"):
-        traced(model, " are", nodes=99999)
-    assert f"{circuit.n_selected:,}" in circuit.warnings[0]
+        circuit = tracer.trace(model, prompt, 99999, **rule)
+    (said,) = [text for text in circuit.warnings if "99999" in text]
+    assert f"more than the {circuit.n_selected:,} nodes" in said
+    assert circuit.n_selected < circuit.n_total
     assert traced(model, " are", nodes=5, mass=0.9999).warnings == ()
 
 

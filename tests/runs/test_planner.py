@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -199,6 +199,7 @@ def test_a_small_model_fits_many_workers() -> None:
     assert 0 < made.disk < GIB
 
 
+@settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=20),
     host=st.integers(1, 600),

@@ -214,7 +214,7 @@ def test_edge_means_are_what_plain_python_finds(tmp_path: Path, shards: list[lis
     assert edges_mean(*write(tmp_path, shards)).to_pylist() == edge_oracle(flat(shards))
 
 
-@settings(SLOW, max_examples=20)
+@settings(SLOW, max_examples=10)
 @given(SHARDS, st.integers(1, 9))
 def test_neither_cut_nor_memory_changes_a_bit(tmp_path: Path, shards: list[list[Prompt]], chunk: int) -> None:
     cuts = [shards, [[prompt] for prompt in flat(shards)], [flat(shards)]]
