@@ -18,7 +18,7 @@ from tracer.runs.workers.cluster import RayPool
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Setup, Started, Task
 
 ray: Any = pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # whole runs on Ray are in test_run_faults.py
 HERE = Path(__file__).parent
 
 

@@ -27,7 +27,7 @@ from tracer.errors import RunError
 from tracer.runs.workers.cluster import RayPool, status, stop, submit
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 TESTS = Path(__file__).parents[1] / "support"
 # Stands for `python -m tracer run`: says how it was called and does what the job file's "does" says.
 STUB = r"""#!/bin/sh
