@@ -328,6 +328,7 @@ def test_a_place_that_is_read_only_is_told_before_a_worker_starts(tmp_path: Path
 # --------------------------------------------------------------------------------------------------- nodes
 
 
+@pytest.mark.long
 def test_two_nodes_of_which_one_is_lost(tmp_path: Path, whole: Run) -> None:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
