@@ -25,8 +25,6 @@ from tracer.reports import document, tables
 METRICS = ("logit", "logprob", "centred", "topk", "difference")
 NOUNS = ("teachers", "parents", "managers")
 
-pytestmark = pytest.mark.filterwarnings("ignore::tracer.TracerWarning")
-
 
 def traced(model: Model, metric: str, paired: bool = False, **how: Any) -> Circuit:
     return tracer.trace(

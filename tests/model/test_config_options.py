@@ -150,7 +150,6 @@ BIDIRECTIONAL = [
     if over.get("is_causal") is False or over.get("use_bidirectional_attention")
 ]
 IDS = (1, 6, 7, 8, 9, 10, 11)
-pytestmark = pytest.mark.filterwarnings("ignore:attention looks at later tokens")
 every_option = pytest.mark.parametrize(("family", "over"), EVERY, ids=NAMES)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import socket
 import subprocess
@@ -36,11 +35,6 @@ def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(complete: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(complete, tmp_path / "model"))
-
-
-def edit_config(folder: Path, **changes: Any) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
@@ -166,7 +160,7 @@ def test_code_in_a_folder_is_never_run(folder: Path) -> None:
     mark = folder / "ran"
     (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
     auto = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.T", None]}
-    edit_config(folder, auto_map=auto)
+    t.edit_config(folder, auto_map=auto)
     with pytest.warns(tracer.TracerWarning, match="evil.Model"):
         tracer.load(folder)
     assert not mark.exists()

@@ -31,11 +31,6 @@ def folder(complete: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(complete, tmp_path / "model"))
 
 
-def config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
 def add_weights(folder: Path, **more: torch.Tensor) -> None:
     path = folder / "model.safetensors"
     save_file(
@@ -49,14 +44,14 @@ def add_weights(folder: Path, **more: torch.Tensor) -> None:
 def test_biases_that_the_config_does_not_have_are_refused_by_name(tmp_path: Path) -> None:
     t.save(t.tiny("llama", attention_bias=True, mlp_bias=True), tmp_path)
     tracer.load(tmp_path)
-    config(tmp_path, attention_bias=False, mlp_bias=False)
+    t.edit_config(tmp_path, attention_bias=False, mlp_bias=False)
     first = "model.layers.0.mlp.down_proj.bias, model.layers.0.mlp.gate_proj.bias, model.layers.0.mlp.up_proj.bias"
     with refused(ModelError, "no place for 21 weights", first, "config.json"):
         tracer.load(tmp_path)
 
 
 def test_layers_that_the_config_does_not_have_are_refused(folder: Path) -> None:
-    config(folder, num_hidden_layers=2)
+    t.edit_config(folder, num_hidden_layers=2)
     with refused(ModelError, "no place for 9 weights", "model.layers.2.input_layernorm.weight"):
         tracer.load(folder)
 
@@ -227,7 +222,7 @@ AUTO = {"AutoConfig": "configuration_custom.CustomConfig", "AutoModelForCausalLM
 
 def test_code_of_a_known_type_is_not_run_and_said_once(folder: Path) -> None:
     plain = tracer.load(folder)
-    config(folder, auto_map=AUTO)
+    t.edit_config(folder, auto_map=AUTO)
     (folder / "modeling_custom.py").write_text("raise SystemExit('this was run')\n")
     with pytest.warns(TracerWarning, match="modeling_custom.CustomLM.*is not run") as said:
         model = tracer.load(folder)
@@ -249,7 +244,7 @@ def test_code_of_a_tokenizer_is_said(folder: Path) -> None:
 
 
 def test_code_of_an_unknown_type_is_refused_without_a_question(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config(folder, auto_map=AUTO, model_type="mine")
+    t.edit_config(folder, auto_map=AUTO, model_type="mine")
     with refused(ModelError, "model type 'mine'", "modeling_custom.CustomLM", "never run", "llama"):
         tracer.load(folder)
     with refused(ModelError, "model type 'mine'", "never run"):
@@ -258,6 +253,6 @@ def test_code_of_an_unknown_type_is_refused_without_a_question(folder: Path, cap
 
 
 def test_an_unknown_type_is_refused(folder: Path) -> None:
-    config(folder, model_type="mine")
+    t.edit_config(folder, model_type="mine")
     with refused(ModelError, "model type 'mine' is not known to transformers", "llama"):
         tracer.load(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,12 @@ def tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
         model_max_length=64,
         clean_up_tokenization_spaces=False,
     )
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    """Change a saved folder's config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def save(model: PreTrainedModel, folder: str | Path) -> Path:

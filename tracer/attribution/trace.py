@@ -271,6 +271,11 @@ def _circuit(
     )
 
 
+def much_at_first(circuit: Circuit) -> bool:
+    """Whether so much of a circuit is at the first token that it is said; of a prompt of one token all is."""
+    return circuit.first_share > FIRST_SHARE and len(circuit.token_ids) > 1
+
+
 def first_note(share: str, no_foil: bool) -> str:
     """What is said where much of a circuit is at the first token. `no_foil`: whether a foil could be asked for."""
     other = f"; or ask for a difference, with {option('foil')}" if no_foil else ""
@@ -286,7 +291,7 @@ def _remarks(circuit: Circuit, nodes: int | None) -> Iterator[str]:
     Args:
         nodes: how many were asked for.
     """
-    if circuit.first_share > FIRST_SHARE and len(circuit.token_ids) > 1:
+    if much_at_first(circuit):
         yield first_note(f"{circuit.first_share:.0%}", circuit.settings.metric == "logit")
     for row, chance, rank in circuit.unlikely:
         yield (

@@ -131,7 +131,7 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
         check_ablation(asked.ablation or "mean", asked.reference is not None)
     job = load_job((at.record() or {})["job"])
     assert isinstance(job, DatasetJob)
-    most = dataset_circuit.n_ranked(job, circuit.model, at)
+    most = dataset_circuit.n_ranked(circuit)
     sizes = asked.sizes
     if sizes is not None and (not sizes or sizes[0] < 1 or sizes != sorted(set(sizes)) or sizes[-1] > most):
         given = f"--sizes {','.join(map(str, sizes))}"

@@ -249,17 +249,18 @@ class _Driver:
     def plan(self, threads: int, overwrite: bool, retry_failed: bool) -> None:
         """Find out which units are to do: all of them, or those that an earlier run left."""
         there = None if self.folder.is_empty() else self._there(overwrite)
-        content, others = _digest(self.job), _digest_others(self.job)
+        digests = _digests(self.job)
+        content, others = _joined(digests), digests[1:] if isinstance(self.job, DatasetJob) else []
         grows = there is not None and not overwrite and self.folder.has_commits() and _grows(there, self.job, others)
         if there is not None and not overwrite and not grows and self.folder.has_commits():
             _check_same(self.folder, there, self.job, content)
         mine = there is not None and there.get("fingerprint") == _fingerprint(self.job, content)
         if grows and there is not None:
-            self._extend(there, content)
+            self._extend(there, content, others)
         elif mine and there is not None and not overwrite and _resumable(there) and "extended_from" not in there:
             self.record = there
         else:
-            self._begin(content, threads)
+            self._begin(content, others, threads)
         self._committed = bytearray(self.n_units)
         self._resume(retry_failed)
         self.show("starting", force=True)
@@ -276,7 +277,7 @@ class _Driver:
             raise RunError(f"folder {quoted(str(self.folder.place), 300)}", rule, "choose another")
         return there
 
-    def _begin(self, content: str, threads: int) -> None:
+    def _begin(self, content: str, others: list[str], threads: int) -> None:
         """Plan a new run: its input in shards, then the record that makes it one."""
         self.folder.clear()
         self.record = {}
@@ -285,9 +286,9 @@ class _Driver:
             notes, n_prompts = check_overlap(self.job), len(self.job.combinations())
         else:
             notes, n_prompts = self._planned(self.job)
-        self._write_record(self._plan_of(content, notes, n_prompts) | {"threads": threads})
+        self._write_record(self._plan_of(content, others, notes, n_prompts) | {"threads": threads})
 
-    def _extend(self, there: Mapping[str, Any], content: str) -> None:
+    def _extend(self, there: Mapping[str, Any], content: str, others: list[str]) -> None:
         """Plan more prompts after those of a run, or finish doing so: what is done stays, but for a shard that was not
         full. Until the last line the record is that of before, and says that its plan may be ahead of it."""
         assert isinstance(self.job, DatasetJob)
@@ -304,7 +305,7 @@ class _Driver:
             self.folder.uncommit(known // self.job.shard_size)
         self.folder.delete_outputs()
         self.record = {name: value for name, value in there.items() if name not in ("extended_from", "prompt_notes")}
-        self._write_record(self._plan_of(content, notes, n_prompts))
+        self._write_record(self._plan_of(content, others, notes, n_prompts))
 
     def _planned(self, job: DatasetJob, known: int = 0) -> tuple[list[str], int]:
         """Write the input in shards: what was said of it, and how many prompts it has."""
@@ -315,7 +316,7 @@ class _Driver:
         )
         return notes, count
 
-    def _plan_of(self, content: str, notes: list[str], n_prompts: int) -> dict[str, Any]:
+    def _plan_of(self, content: str, others: list[str], notes: list[str], n_prompts: int) -> dict[str, Any]:
         """What the record says of the job and its prompts."""
         return {
             "kind": self.kind,
@@ -324,7 +325,7 @@ class _Driver:
             "job": self.job.model_dump(mode="json"),
             "numbers": self.job.numbers(),
             "input": content,
-            "others": _digest_others(self.job),
+            "others": others,
             "notes": notes,
             "n_prompts": n_prompts,
             "n_units": -(-n_prompts // getattr(self.job, "shard_size", 1)),
@@ -558,23 +559,19 @@ class _Driver:
             self.folder.place.write_json("progress.json", status.model_dump(mode="json"))
 
 
-def _digest(job: Job) -> str:
-    """A hash of everything that a job reads, by content."""
+def _digests(job: Job) -> list[str]:
+    """Hashes by content of everything that a job reads; a dataset's prompts come first."""
     if isinstance(job, BenchmarkJob):
-        files = [file for one in job.input or () for file in (one.train, one.test)]
-        return (
-            "none" if not files else parquet.fingerprint({"sources": [data.digest(Source(path=(f,))) for f in files]})
-        )
-    digests = [data.digest(job.source), *_digest_others(job)]
-    return digests[0] if len(digests) == 1 else parquet.fingerprint({"sources": digests})
-
-
-def _digest_others(job: Job) -> list[str]:
-    """Hashes of what a dataset job reads beside its prompts."""
-    if isinstance(job, BenchmarkJob):
-        return []
+        return [data.digest(Source(path=(file,))) for one in job.input or () for file in (one.train, one.test)]
     tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
-    return [data.digest(source) for source in (job.reference, *tests) if source is not None]
+    return [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
+
+
+def _joined(digests: list[str]) -> str:
+    """One hash of all that a job reads."""
+    if not digests:
+        return "none"
+    return digests[0] if len(digests) == 1 else parquet.fingerprint({"sources": digests})
 
 
 def _grows(there: Mapping[str, Any], job: Job, others: list[str]) -> bool:

@@ -21,6 +21,7 @@ from tracer.attribution.attribute import notes
 from tracer.attribution.methods import Progress
 from tracer.attribution.selection import select
 from tracer.attribution.trace import trace_all
+from tracer.circuit.circuit import Traced
 from tracer.data.source import Source
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
@@ -32,7 +33,6 @@ from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row, options
-from tracer.settings import ModelRecord
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -191,10 +191,11 @@ def evaluate_again(
     return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings))
 
 
-def n_ranked(job: DatasetJob, model: ModelRecord, folder: RunFolder) -> int:
-    """How many nodes (of a free circuit neurons) the prompts of a finished run's circuit have, without the model."""
-    width = model.d_mlp if job.basis == "activation" else model.d_model
-    return model.n_layers * width * max(1, _mean(folder).length)
+def n_ranked(circuit: Traced) -> int:
+    """How many nodes (of a free circuit neurons) the prompts of a dataset's circuit have; it has a token for each of
+    their positions, or one for any."""
+    width = circuit.model.d_mlp if circuit.settings.basis == "activation" else circuit.model.d_model
+    return circuit.model.n_layers * width * len(circuit.tokens)
 
 
 def _mean(folder: RunFolder) -> Mean:

@@ -27,7 +27,7 @@ from torch import Tensor
 from tracer import data
 from tracer.attribution.attribute import Reference, check_question, notes
 from tracer.attribution.result import Attribution
-from tracer.attribution.trace import FIRST_SHARE, first_note, trace_all
+from tracer.attribution.trace import FIRST_SHARE, first_note, much_at_first, trace_all
 from tracer.batching import batches, chunked
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RemoteError, TracerError, writing
@@ -416,7 +416,7 @@ class _Shard:
         row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.task.deaths.get(item.id, 0)}
         part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
         said = notes((item.encoded,), self.model)
-        if circuit.first_share > FIRST_SHARE and len(circuit.token_ids) > 1:
+        if much_at_first(circuit):
             said = (*said, self._first[circuit.settings.metric == "logit"])
         if circuit.unlikely:
             said = (*said, UNLIKELY)
