@@ -2,6 +2,7 @@
 # quick: the tests without model, server or process, in under a minute.
 # check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
 # shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
+# attacks: everything that was done to it from outside, and a table of the harm: all zeros.
 # test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ SLOW ?= slow
 SHIFTS ?= 0:1 4:1 8:2 16:1 32:2
 PARITY := tests/model tests/attribution tests/evaluation tests/runs tests/ndif tests/test_reference.py
 
-.PHONY: demo quick test shifted check slow bench test-ndif clean
+.PHONY: demo quick test shifted check slow attacks bench test-ndif clean
 
 demo: $(TRACES)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
@@ -30,6 +31,9 @@ shifted: $(READY)
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m "$(SLOW)"
+
+attacks: $(READY)
+	$(BIN)/python -m pytest tests/attacks -m "not ndif"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ TIERS = {
     ".": "unit",
     "./test_cases.py": "model",
     "./test_reference.py": "model",
+    "attacks": "process",
     "attribution": "model",
     "attribution/test_pruning.py": "unit",
     "attribution/test_selection.py": "unit",
