@@ -111,6 +111,7 @@ def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Sou
     if not config and beside:
         raise _adapter_alone(f"model {quoted(given)}", given, beside)
     _check_type(shown(given), config, code)
+    _check_kernels(shown(given), config)
     said = tuple(_left_out(given, config))
     if (kind := config.get("model_type")) in TEXT_PARTS:
         rest = "its vision part is left out, so that prompts are text alone"
@@ -284,6 +285,19 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
         raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
     rule = f"its model type {kind!r} is not known to transformers {version}"
     raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
+
+
+def _check_kernels(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that names a kernel of a hub, which transformers would fetch and run."""
+    parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    ends = ("attn_implementation", "kernels")
+    for key, value in (item for part in parts for item in part.items() if str(item[0]).endswith(ends)):
+        for one in value.values() if isinstance(value, Mapping) else [value]:
+            if isinstance(one, str) and "/" in one:
+                rule = (
+                    f"its configuration asks for the kernel {quoted(one)}, a hub's code, which is never fetched or run"
+                )
+                raise ModelError(name, rule, f"take {key} out of its config.json")
 
 
 # ---------------------------------------------------------------------------------------------- reading files

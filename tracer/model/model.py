@@ -476,7 +476,7 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise folder.unloadable(source.where, error) from error
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, **options)
+        module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     said = (*source.warnings, *remarks)
     if source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is not known to be merged on a server",)
@@ -581,7 +581,7 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
     """Module, and what `tokens.read_tokenizer` gives; architectures are checked on their config before weights."""
     from transformers import AutoModelForCausalLM
 
-    where, revision = source.where, {"revision": source.revision, "trust_remote_code": False}
+    where, revision = source.where, {} if source.adapter else {"revision": source.revision}
     try:
         check_architecture(multimodal.configuration(where, source.revision), options.get("attn_implementation"))
         if source.has_text_part:
@@ -595,7 +595,8 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
                 output_loading_info=True,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
-                **({"trust_remote_code": False} if source.adapter else revision),
+                trust_remote_code=False,
+                **revision,
                 **options,
             )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
@@ -628,11 +629,11 @@ def check_architecture(config: Any, attention: str | None) -> None:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        family_of(AutoModelForCausalLM.from_config(config), config)
+        family_of(AutoModelForCausalLM.from_config(config, trust_remote_code=False), config)
         if attention is None:
             return
         try:
-            AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+            AutoModelForCausalLM.from_config(config, attn_implementation=attention, trust_remote_code=False)
         except (ValueError, ImportError) as error:
             raise ModelError(f"attention={attention!r}", first_line(error), "leave it out") from error
 

@@ -117,7 +117,8 @@ class Shape:
             raise folder.unloadable(source.where, error) from error
         options = {} if attention is None else {"attn_implementation": attention}
         with torch.device("meta"):
-            module = AutoModelForCausalLM.from_config(config, dtype=DTYPES.get(dtype, torch.bfloat16), **options)
+            options |= {"dtype": DTYPES.get(dtype, torch.bfloat16), "trust_remote_code": False}
+            module = AutoModelForCausalLM.from_config(config, **options)
         stored = getattr(torch, stored) if isinstance(stored, str) else stored
         bits, converted = _bits(config, dtype), dtype in QUANTIZED or DTYPES[dtype] != stored
         count = sum(value.numel() for value in module.parameters())

@@ -51,7 +51,7 @@ class LocalPool:
         """Start a process; its threads, of every library, are the setup's."""
         errors = tempfile.TemporaryFile()  # noqa: SIM115  closed when the process has ended
         popen = subprocess.Popen(
-            [sys.executable, "-m", "tracer.runs.worker", worker],
+            [sys.executable, "-P", "-m", "tracer.runs.worker", worker],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
