@@ -8,9 +8,10 @@ commits and models.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from contextlib import closing
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,8 @@ from tracer.store.schemas import SCHEMAS
 Array = NDArray[Any]
 Columns = dict[str, Array]
 Ints = NDArray[np.int64]
+Kind = TypeVar("Kind")
+Rows = Generator[Kind, None, None]
 
 KINDS = ("embedding", "neuron", "error", "logit")
 """Kinds of nodes; in tables of this package's making a kind's number is its place here."""
@@ -32,8 +35,9 @@ CHUNK = 2**20
 """Rows that are summed at once: enough that a group's cost is small, few enough to stay in a processor's cache."""
 
 
-def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str]) -> Iterator[pa.Table]:
-    """The files' tables in order, strings as dictionaries; a few are read while the last one is worked on.
+def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str]) -> Rows[pa.Table]:
+    """The files' tables in order, strings as dictionaries; a few are read while the last one is worked on. It owns
+    threads: whoever opens it closes it, and so on up.
 
     Args:
         files: paths of Parquet files of one table, in shard order.
@@ -150,7 +154,7 @@ def filled(table: pa.Table, names: Sequence[str]) -> Columns:
 
 def neuron_rows(
     files: Sequence[str], fs: FileSystem, names: Sequence[str], strings: StringTable | None = None
-) -> Iterator[Columns]:
+) -> Rows[Columns]:
     """The neurons' rows of nodes files, a file at a time: ``prompt``, ``key`` and `names`.
 
     Args:
@@ -162,16 +166,17 @@ def neuron_rows(
         RunError: as `read`, or a neuron without a value, or prompts out of order.
     """
     order, tokens = InOrder(), [] if strings is None else ["token"]
-    for table in read(files, fs, "nodes", ["prompt_id", "kind", "layer", "neuron", *names, *tokens]):
-        order.check(filled(table, ["prompt_id"])["prompt_id"])
-        mask = kinds(table["kind"]) == NEURON
-        rows = table.drop_columns(["kind", *tokens]).filter(pa.array(mask))
-        columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
-        columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
-        columns["key"] = neuron_key(layer, neuron)
-        if strings is not None:
-            columns["token"] = strings.numbers(table["token"])[mask]
-        yield columns
+    with closing(read(files, fs, "nodes", ["prompt_id", "kind", "layer", "neuron", *names, *tokens])) as tables:
+        for table in tables:
+            order.check(filled(table, ["prompt_id"])["prompt_id"])
+            mask = kinds(table["kind"]) == NEURON
+            rows = table.drop_columns(["kind", *tokens]).filter(pa.array(mask))
+            columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
+            columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
+            columns["key"] = neuron_key(layer, neuron)
+            if strings is not None:
+                columns["token"] = strings.numbers(table["token"])[mask]
+            yield columns
 
 
 def neuron_key(layer: Array, neuron: Array) -> Ints:
@@ -187,7 +192,7 @@ def split_key(key: Ints) -> tuple[Ints, Ints]:
 
 def shards(
     node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, names: Sequence[str]
-) -> Iterator[tuple[pa.Table, pa.Table]]:
+) -> Rows[tuple[pa.Table, pa.Table]]:
     """The nodes (`names`, prompt and node ids) and the edges of each shard; nothing if the run has no edges.
 
     Raises:
@@ -197,12 +202,15 @@ def shards(
     if edge_files and len(node_files) != len(edge_files):
         raise ValueError(f"{len(node_files)} nodes files and {len(edge_files)} edges files are not of the same shards")
     orders = InOrder(), InOrder()
-    nodes_of = read(node_files if edge_files else (), fs, "nodes", ["prompt_id", "node_id", *names])
-    for both in zip(nodes_of, read(edge_files, fs, "edges", SCHEMAS["edges"].names), strict=True):
-        for order, table in zip(orders, both, strict=True):
-            order.check(filled(table, ["prompt_id"])["prompt_id"])
-        filled(both[1], ["weight"])
-        yield both
+    with (
+        closing(read(node_files if edge_files else (), fs, "nodes", ["prompt_id", "node_id", *names])) as nodes_of,
+        closing(read(edge_files, fs, "edges", SCHEMAS["edges"].names)) as edges_of,
+    ):
+        for both in zip(nodes_of, edges_of, strict=True):
+            for order, table in zip(orders, both, strict=True):
+                order.check(filled(table, ["prompt_id"])["prompt_id"])
+            filled(both[1], ["weight"])
+            yield both
 
 
 def ends(nodes: pa.Table, edges: pa.Table) -> tuple[Ints, Ints]:
@@ -230,7 +238,7 @@ def ends(nodes: pa.Table, edges: pa.Table) -> tuple[Ints, Ints]:
     return first[at] + linked["source"], first[at] + linked["target"]
 
 
-def coalesce(parts: Iterable[Columns], min_rows: Callable[[], int]) -> Iterator[Columns]:
+def coalesce(parts: Iterable[Columns], min_rows: Callable[[], int]) -> Rows[Columns]:
     """Join parts to at least `min_rows()` rows each; only the last may have fewer, and none is empty."""
     held: list[Columns] = []
     rows = 0

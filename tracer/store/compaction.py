@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from tracer.errors import RunError, quoted
-from tracer.store.columns import InOrder, changes, ends, filled, ordered, read, shards
+from tracer.store.columns import InOrder, Rows, changes, ends, filled, ordered, read, shards
 from tracer.store.parquet import opened, rows_of, writer
 from tracer.store.schemas import EDGES, NODES
 from tracer.store.storage import Storage
@@ -73,7 +74,7 @@ def compact(
     rows: dict[str, dict[str, int]] = {}
     sources = {"nodes": _nodes(node_files, fs), "edges": _edges(node_files, edge_files, fs)}
     for name, tables in sources.items():
-        with tempfile.TemporaryDirectory(prefix="tracer-compact-") as scratch:
+        with closing(tables), tempfile.TemporaryDirectory(prefix="tracer-compact-") as scratch:
             layers = _part(tables, "layer" if name == "nodes" else "target_layer", Path(scratch))
             rows[name] = {
                 str(layer): _sort(layers[layer], folder, f"compact/{name}/layer_{layer}.parquet", name, memory)
@@ -129,22 +130,24 @@ def _ranges(file: pq.ParquetFile, column: str) -> Iterator[tuple[int, int, int]]
         yield number, statistics.min, statistics.max
 
 
-def _nodes(files: Sequence[str], fs: FileSystem) -> Iterator[pa.Table]:
+def _nodes(files: Sequence[str], fs: FileSystem) -> Rows[pa.Table]:
     order = InOrder()
-    for table in read(files, fs, "nodes", NODES.names):
-        order.check(filled(table, ["prompt_id", "layer", "neuron", "position"])["prompt_id"])
-        yield table.cast(NODES)
+    with closing(read(files, fs, "nodes", NODES.names)) as tables:
+        for table in tables:
+            order.check(filled(table, ["prompt_id", "layer", "neuron", "position"])["prompt_id"])
+            yield table.cast(NODES)
 
 
-def _edges(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem) -> Iterator[pa.Table]:
+def _edges(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem) -> Rows[pa.Table]:
     names = [name for name, _ in _END]
-    for nodes, edges in shards(node_files, edge_files, fs, names):
-        filled(nodes, names)
-        parts: list[Any] = [edges["prompt_id"]]
-        for rows in ends(nodes, edges):
-            parts += nodes.select(names).take(pa.array(rows)).columns
-        parts += edges.select(["weight", "share", "attribution"]).columns
-        yield pa.Table.from_arrays(parts, COMPACT_EDGES.names).cast(COMPACT_EDGES)
+    with closing(shards(node_files, edge_files, fs, names)) as both:
+        for nodes, edges in both:
+            filled(nodes, names)
+            parts: list[Any] = [edges["prompt_id"]]
+            for rows in ends(nodes, edges):
+                parts += nodes.select(names).take(pa.array(rows)).columns
+            parts += edges.select(["weight", "share", "attribution"]).columns
+            yield pa.Table.from_arrays(parts, COMPACT_EDGES.names).cast(COMPACT_EDGES)
 
 
 def _part(tables: Iterator[pa.Table], column: str, scratch: Path) -> dict[int, Path]:
