@@ -119,6 +119,8 @@ def kind_of(error: TracerError) -> type[TracerError]:
 
 def quoted(value: object, limit: int = 60) -> str:
     """`value` as it goes into a message: its repr on one line, spaces kept, shortened to `limit` characters."""
+    if isinstance(value, str | bytes | list | tuple) and len(value) > 2 * limit:
+        value = value[: 2 * limit]  # more is not shown, and may be gigabytes
     text = _line(repr(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracer.errors import JobError, option, quoted
+from tracer.errors import JobError, first_line, option, quoted
 from tracer.records import as_int, as_python, is_list
 
 Ids = Sequence[SupportsIndex] | np.ndarray | Tensor
@@ -165,6 +165,45 @@ def _bos_tokens(vocabulary: Vocabulary) -> list[int]:
     return [token for token in (*own, configured) if token is not None]
 
 
+def tokenize(text: str, tokenizer: Any, most: int, *, special: bool = True, what: str = "text") -> tuple[int, ...]:
+    """The tokens of a text; one that cannot become `most` tokens, however it is split, is never given to the tokenizer,
+    which would take gigabytes for it.
+
+    Args:
+        special: whether what the tokenizer puts around a text is among them.
+
+    Raises:
+        JobError: the text is too long, or the tokenizer fails on it.
+    """
+    # A character is at most four bytes, and a token at least one.
+    if 4 * len(text) > most and (longest := _longest_token(tokenizer)):
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > most * longest:
+            rule = f"is {size:,} bytes, the model reads at most {most:,} tokens, none of more than {longest} bytes"
+            raise JobError(f"{what} {quoted(text, 30)}", rule, "shorten it")
+    try:
+        return tuple(tokenizer.encode(text) if special else tokenizer.encode(text, add_special_tokens=False))
+    except BaseException as error:
+        # A panic of the tokenizers library is no Exception, and is no more than this text's.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        rule = f"its tokenizer fails on it ({type(error).__name__}: {first_line(error)})"
+        raise JobError(f"{what} {quoted(text, 30)}", rule, "change the text, or give token ids") from error
+
+
+def _longest_token(tokenizer: Any) -> int:
+    """Bytes of the longest token, as its vocabulary writes it, which is never shorter than what it stands for; 0 where
+    that is not known."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return 0
+    size = getattr(tokenizer, "vocab_size", None), len(getattr(tokenizer, "added_tokens_encoder", ()))
+    known, longest = getattr(tokenizer, "_tracer_longest_token", (None, 0))
+    if known != size:
+        longest = max((len(word.encode("utf-8", "surrogatepass")) for word in tokenizer.get_vocab()), default=0)
+        tokenizer._tracer_longest_token = size, longest  # slow to find, and asked for with every prompt
+    return longest
+
+
 def decode(vocabulary: Vocabulary, token: int) -> str:
     """One token as it reads after other text, so its leading space is kept; bytes that are not text by themselves
     become the replacement character."""
@@ -206,7 +245,7 @@ def _encoded(text: str, vocabulary: Vocabulary, what: str, bos: bool, notes: lis
     """
     _check_characters(text, what)
     name, known = f"{what} {quoted(text)}", _bos_tokens(vocabulary)
-    before, body, appended = _parts(text, vocabulary.tokenizer)
+    before, body, appended = _parts(text, vocabulary, what)
     if not body:
         raise JobError(name, "becomes no token", "give at least one word")
     ids = before + body
@@ -236,14 +275,18 @@ def _encoded(text: str, vocabulary: Vocabulary, what: str, bos: bool, notes: lis
     return ids
 
 
-def _parts(text: str, tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _parts(text: str, vocabulary: Vocabulary, what: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """A text's tokens: those that the tokenizer puts before it, its own, and those that are appended."""
-    full, body = tuple(tokenizer.encode(text)), tuple(tokenizer.encode(text, add_special_tokens=False))
+
+    def split(text: str, special: bool = True) -> tuple[int, ...]:
+        return tokenize(text, vocabulary.tokenizer, vocabulary.context_length, special=special, what=what)
+
+    full, body = split(text), split(text, special=False)
     if full == body:
         return (), body, ()
     # What is put around a text is the same for every text; one that is not special itself shows what.
     for other in ("a", "1"):
-        around, inside = tuple(tokenizer.encode(other)), tuple(tokenizer.encode(other, add_special_tokens=False))
+        around, inside = split(other), split(other, special=False)
         for at in range(len(around) - len(inside) + 1 if inside else 0):
             before, after = around[:at], around[at + len(inside) :]
             if around[at : at + len(inside)] == inside and full in (before + body + after, before + body):
@@ -289,13 +332,13 @@ def _single(value: Any, vocabulary: Vocabulary, what: str) -> int:
     if not value:
         raise JobError(f"{what} ''", "is empty", "give one token, or leave it out")
     _check_characters(value, what)
-    alone, following = _readings(value, vocabulary)
+    alone, following = _readings(value, vocabulary, what)
     _check_tokenizer((*alone, *following), vocabulary, f"{what} {quoted(value)}")
     token = _meant(value, alone, following, vocabulary)
     if token is not None:
         return token
     spaced = " " + value
-    known = _meant(spaced, *_readings(spaced, vocabulary), vocabulary) is not None
+    known = _meant(spaced, *_readings(spaced, vocabulary, what), vocabulary) is not None
     hint = f"did you mean {spaced!r} with its leading space?" if known else "give one token, or its id"
     one_each = {ids[0]: quoted(decode(vocabulary, ids[0])) for ids in (alone, following) if len(ids) == 1}
     if one_each:
@@ -305,14 +348,16 @@ def _single(value: Any, vocabulary: Vocabulary, what: str) -> int:
     raise JobError(f"{what} {quoted(value)}", f"is {len(pieces)} tokens {quoted(pieces)}, one is needed", hint)
 
 
-def _readings(value: str, vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _readings(value: str, vocabulary: Vocabulary, what: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The tokens of `value` by itself, and those it adds to a preceding text (or again by itself, if unclear)."""
-    encode = vocabulary.tokenizer.encode
-    alone = tuple(encode(value, add_special_tokens=False))
+
+    def split(text: str) -> tuple[int, ...]:
+        return tokenize(text, vocabulary.tokenizer, vocabulary.context_length, special=False, what=what)
+
+    alone = split(value)
     # A letter after a digit starts a new token, and so does anything else after a letter.
     anchor = "1" if value[0].isalpha() else "a"
-    before = tuple(encode(anchor, add_special_tokens=False))
-    both = tuple(encode(anchor + value, add_special_tokens=False))
+    before, both = split(anchor), split(anchor + value)
     return alone, both[len(before) :] if before and both[: len(before)] == before else alone
 
 

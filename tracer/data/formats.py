@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tracer.data.files import BLOCK, File, opened, reading
@@ -26,7 +27,8 @@ RawRecord = dict[str, Any] | Unreadable
 
 _HEAD = 1000  # lines of a JSON file whose keys are taken for its columns
 _BATCH = 1024  # rows of a Parquet file decoded at once
-_CELL = 1 << 24  # characters of a CSV cell: far beyond any prompt, and a bound on what an unclosed quote can take
+_LINE = 1 << 24  # bytes or characters of a line, or of a cell: far beyond any prompt, a bound on what is held
+_LONG = f"is longer than {_LINE >> 20} MiB"
 
 
 def columns(file: File, wanted: Iterable[str] = ()) -> list[str] | None:
@@ -82,10 +84,22 @@ def _json_records(file: File) -> Generator[tuple[str, RawRecord], None, None]:
         if stream.peek(1024)[:1024].lstrip()[:1] == b"[":
             rule = "is a JSON array, which cannot be read piece by piece"
             raise JobError(file.shown, rule, "write one object per line: jq -c '.[]' FILE > FILE.jsonl")
-        # Lines end at \n alone: a JSON string may hold other line separators, such as U+2028.
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
+        for number, line in enumerate(_lines(stream), start=1):
+            if isinstance(line, Unreadable):
+                yield f"line {number} of {shown}", line
+            elif line.strip():
                 yield f"line {number} of {shown}", _object(line)
+
+
+def _lines(stream: io.BufferedReader) -> Iterator[bytes | Unreadable]:
+    """Lines, read in bounded pieces. They end at \\n alone: a JSON string may hold other separators, such as U+2028."""
+    while line := stream.readline(_LINE + 1):
+        if len(line) <= _LINE or line.endswith(b"\n"):
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(_LINE)
+        yield Unreadable(_LONG)
 
 
 def _json_columns(file: File, wanted: set[str]) -> list[str] | None:
@@ -105,27 +119,61 @@ def _json_columns(file: File, wanted: set[str]) -> list[str] | None:
 
 def _csv_lines(file: File) -> Generator[tuple[int, list[str] | Unreadable], None, None]:
     """Number and cells of every row that is not blank, the heading first."""
-    csv.field_size_limit(max(csv.field_size_limit(), _CELL))
+    csv.field_size_limit(max(csv.field_size_limit(), _LINE))
     with opened(file) as stream:
         # Bytes that are not UTF-8 become surrogates, which affect their own cell only.
         text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-        reader = csv.reader(text, strict=True)
+        lines = _TextLines(text)
+        reader = csv.reader(lines, strict=True)
         while True:
-            number = reader.line_num + 1
+            number = lines.number + 1
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                if any(part in str(error) for part in ("unexpected end", "field larger")):
-                    rule = "a quote is opened and never closed"
+                # What follows a long line is rows again only if no quote was open before it or after it.
+                open_quote = isinstance(error, _LongError) and (error.quotes % 2 or lines.number > number)
+                if open_quote or any(part in str(error) for part in ("unexpected end", "field larger")):
+                    rule = "a quote is opened and never closed, or closed after too long a text"
                     raise JobError(
                         f"line {number} of {file.shown}", rule, 'write a quote inside a cell as ""'
                     ) from error
-                yield number, Unreadable(f"is not CSV: {error}")
+                yield number, Unreadable(str(error) if isinstance(error, _LongError) else f"is not CSV: {error}")
                 continue
             if cells is None:
                 return
             if cells:
                 yield number, cells
+
+
+class _LongError(csv.Error):
+    """A line that is too long to be a row; how many quotes it has."""
+
+    def __init__(self, quotes: int) -> None:
+        super().__init__(_LONG)
+        self.quotes = quotes
+
+
+class _TextLines:
+    """Lines of text, read in bounded pieces; one that is too long is passed over, and raises `_LongError`."""
+
+    def __init__(self, text: io.TextIOWrapper) -> None:
+        self._text, self.number = text, 0
+
+    def __iter__(self) -> _TextLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(_LINE + 1)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        if len(line) <= _LINE or line.endswith(("\n", "\r")):
+            return line
+        quotes = line.count('"')
+        while line and not line.endswith(("\n", "\r")):
+            line = self._text.readline(_LINE)
+            quotes += line.count('"')
+        raise _LongError(quotes)
 
 
 def _csv_heading(file: File) -> list[str] | None:
@@ -168,10 +216,20 @@ def _parquet(file: File) -> Iterator[pq.ParquetFile]:
     with (
         reading(file),
         file.filesystem.open_input_file(file.path) as stream,
-        # Buffered: otherwise a row group's whole column would be in memory.
-        pq.ParquetFile(stream, buffer_size=BLOCK, pre_buffer=False) as table,
+        pq.ParquetFile(stream) as heading,
+        # Buffered: otherwise a row group's whole column would be in memory. Texts as dictionaries: one that is in many
+        # rows is there once.
+        pq.ParquetFile(
+            stream, buffer_size=BLOCK, pre_buffer=False, metadata=heading.metadata, read_dictionary=_texts(heading)
+        ) as table,
     ):
         yield table
+
+
+def _texts(file: pq.ParquetFile) -> list[str]:
+    """Columns of texts or bytes, which are not parts of others."""
+    named, columns = set(file.schema_arrow.names), [file.schema.column(i) for i in range(len(file.schema))]
+    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY" and column.path in named]
 
 
 def _parquet_columns(file: File) -> list[str] | None:
@@ -190,6 +248,13 @@ def _parquet_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Ra
 
 
 def _values(column: pa.Array) -> list[Any]:
+    if isinstance(column, pa.DictionaryArray):
+        texts = _values(column.dictionary)
+        return [None if index is None else texts[index] for index in column.indices.to_pylist()]
+    if (pa.types.is_string(column.type) or pa.types.is_binary(column.type)) and (
+        pc.max(pc.binary_length(column)).as_py() or 0  # type: ignore[attr-defined]
+    ) > _LINE:
+        return [_value(scalar) for scalar in column]
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):
@@ -197,6 +262,8 @@ def _values(column: pa.Array) -> list[Any]:
 
 
 def _value(scalar: pa.Scalar) -> Any:
+    if isinstance(scalar, pa.StringScalar | pa.BinaryScalar) and scalar.is_valid and scalar.as_buffer().size > _LINE:
+        return Unreadable(_LONG)
     try:
         return scalar.as_py()
     except UnicodeDecodeError:

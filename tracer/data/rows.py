@@ -30,6 +30,8 @@ _EITHER = (("text", "token_ids"), *((name, f"{name}_ids") for name in (*_TOKENS,
 
 _NEEDED = (*_EITHER[1:3], ("positions",))
 """Fields whose absence has a meaning of its own: where they are mapped, an empty one is a mistake."""
+_LONGEST = 1 << 22
+"""Characters, bytes or items of a value: a million tokens, which no attribution can be computed for."""
 _SHOWN = 20  # of the columns that an error names
 _LARGEST = 2**31 - 1  # of a token id or a position: far beyond any vocabulary, and kept by every integer column
 _SCALARS = (str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta, uuid.UUID)
@@ -240,6 +242,8 @@ def _plain(name: str, value: Any) -> Any:
     """The value, with other writers' nulls as None and bytes as text."""
     if isinstance(value, Unreadable):
         raise ValueError(f"{name} {value.problem}")
+    if isinstance(value, str | bytes | list) and len(value) > _LONGEST:
+        raise ValueError(f"{name} is {len(value):,} long, beyond any prompt ({_LONGEST:,} characters, bytes or items)")
     if isinstance(value, float) and math.isnan(value):  # how pandas writes a null among numbers
         return None
     if isinstance(value, bytes):

@@ -18,7 +18,7 @@ from typing import Any
 from tracer.data.tasks.pairs import Pair
 from tracer.demo import data
 from tracer.errors import JobError, quoted
-from tracer.prompts import Prompt, Vocabulary, encode
+from tracer.prompts import Prompt, Vocabulary, encode, tokenize
 
 SPLITS: dict[str, data.Split] = {"train": "train", "test": "held_out"}
 """Our names, and which of the demo model's training splits the pairs come from."""
@@ -282,15 +282,16 @@ def reasons(pair: Pair, vocabulary: Vocabulary, length: int | None = None) -> It
         length: tokens of the prefixes, special ones too, that are wanted; any if None.
     """
     prefixes = (pair.prompt, pair.counterfactual)
+    for text in prefixes:
+        if not _fits(text, vocabulary):
+            yield f"a prefix is longer than the model's {vocabulary.context_length} tokens", text
+            return
     answers = [_answer(*both, vocabulary) for both in zip(prefixes, (pair.target, pair.foil), strict=True)]
     for text, token in zip((pair.target, pair.foil), answers, strict=True):
         if token is None:
             yield "an answer is not one token", text
     if answers[0] == answers[1]:
         yield "both answers are the same token", pair.target
-    for text in prefixes:
-        if len(_plain(text, vocabulary)) > vocabulary.context_length:
-            yield f"a prefix is longer than the model's {vocabulary.context_length} tokens", text
     lengths = [n_tokens(text, vocabulary) for text in prefixes]
     for text, count in zip(prefixes, lengths, strict=True):
         if count is None:
@@ -304,6 +305,13 @@ def reasons(pair: Pair, vocabulary: Vocabulary, length: int | None = None) -> It
         yield f"the prefixes are not {length} tokens long", pair.prompt
 
 
+def _fits(text: str, vocabulary: Vocabulary) -> bool:
+    try:
+        return len(_plain(text, vocabulary)) <= vocabulary.context_length
+    except JobError:
+        return False
+
+
 def n_tokens(text: str, vocabulary: Vocabulary) -> int | None:
     """Tokens of a prompt as a model is asked it, special ones too; None where it cannot be asked."""
     try:
@@ -315,14 +323,14 @@ def n_tokens(text: str, vocabulary: Vocabulary) -> int | None:
 def _answer(prefix: str, text: str, vocabulary: Vocabulary) -> int | None:
     """The token of an answer: the one that it is and that follows the prefix, else by the rule of every target; None
     where it is not one token."""
-    alone = _plain(text, vocabulary)
-    if len(alone) == 1 and _plain(prefix + text, vocabulary) == [*_plain(prefix, vocabulary), *alone]:
-        return alone[0]
     try:
+        alone = _plain(text, vocabulary)
+        if len(alone) == 1 and _plain(prefix + text, vocabulary) == [*_plain(prefix, vocabulary), *alone]:
+            return alone[0]
         return encode(Prompt(token_ids=[0], target=text), vocabulary).target_ids[0]
     except JobError:
         return None
 
 
 def _plain(text: str, vocabulary: Vocabulary) -> list[int]:
-    return list(vocabulary.tokenizer.encode(text, add_special_tokens=False))
+    return list(tokenize(text, vocabulary.tokenizer, vocabulary.context_length, special=False))

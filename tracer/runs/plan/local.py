@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 
 from tracer import data
-from tracer.errors import TracerError
+from tracer.errors import JobError, TracerError
 from tracer.model.model import BUDGET_WITHOUT_GPU, read_tokenizer
 from tracer.model.sizes import Shape
+from tracer.prompts import tokenize
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import planner
 from tracer.runs.plan.planner import Plan, check, demands, gib
@@ -29,6 +30,7 @@ from tracer.runs.workers.placement import seats
 
 SAMPLE = 256
 """Prompts whose lengths are looked at: the first ones."""
+_SAMPLE_TEXT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def plan_job(
 
     shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention)
     notes: list[str] = []
-    lengths = list(_lengths(job, notes.append))
+    lengths = list(_lengths(job, shape.context_length, notes.append))
     fitting = [length for length in lengths if length <= shape.context_length]
     on_gpu = torch.cuda.is_available() and not (job.device or "").startswith("cpu")
     gpus = torch.cuda.device_count() if on_gpu else 0
@@ -149,20 +151,31 @@ def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None,
     return Start(made.workers, made.memory, tuple(advice))
 
 
-def _lengths(job: Job, heard: Callable[[str], None]) -> Iterator[int]:
-    """Tokens of the first prompts; the run itself reports those that are not valid prompts.
+def _lengths(job: Job, most: int, heard: Callable[[str], None]) -> Iterator[int]:
+    """Tokens of the first prompts, as many of them as have `_SAMPLE_TEXT` characters together; a text that the model
+    cannot read has one more than it can. The run itself reports those that are not valid prompts.
 
     Args:
+        most: tokens that the model reads.
         heard: as of `data.read`.
     """
-    tokenizer = read_tokenizer(job.model, job.revision)
+    tokenizer, read = read_tokenizer(job.model, job.revision), 0
+
+    def length(text: str) -> int:
+        try:
+            return len(tokenize(text, tokenizer, most))
+        except JobError:
+            return most + 1
+
     if isinstance(job, BenchmarkJob):
         for name in job.sets:
-            pairs = train_and_test(job, name, most=16)[0]
-            yield from (len(tokenizer.encode(pair.prompt)) for pair in pairs)
+            yield from (length(pair.prompt) for pair in train_and_test(job, name, most=16)[0])
         return
     for row in itertools.islice(data.read(job.source, heard=heard), SAMPLE):
         if row.token_ids is not None:
             yield len(row.token_ids)
         elif row.text:
-            yield len(tokenizer.encode(row.text))
+            yield length(row.text)
+            read += len(row.text)
+        if read > _SAMPLE_TEXT:
+            return
