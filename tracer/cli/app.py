@@ -6,7 +6,6 @@ ends with code 2; anything else is a bug and keeps its traceback. Knows no metho
 
 from __future__ import annotations
 
-import io
 import itertools
 import sys
 from enum import StrEnum
@@ -429,9 +428,9 @@ def evaluate(
         folder, asked, where, place
     )
     if style is Format.json:
-        typer.echo(content)
+        terminal.data(content)
         return
-    terminal.console().print(shown)
+    terminal.tables().print(shown)
     terminal.line(f"saved {', '.join(map(str, files[:-1]))} and {files[-1]}")
 
 
@@ -512,7 +511,7 @@ def steer(
         random=random,
         seed=seed,
     )
-    terminal.console().print(tables.steering_table(result))
+    terminal.tables().print(tables.steering_table(result))
 
 
 @app.command()
@@ -537,7 +536,7 @@ def doctor(
     if given is not None and model is not None:
         raise JobError(f"model {quoted(given)} and --model {quoted(model)}", "one is measured at a time", "give one")
     model = given or model or "demo"
-    console = terminal.console()
+    console = terminal.tables()
     for title, values in (("Installation", checkup.environment()), ("Optional", checkup.optional())):
         table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
         for name, value in values.items():
@@ -572,10 +571,14 @@ for verb in runs.VERBS:
 
 def main() -> None:
     """The console script: every error a user can fix is one line on standard error, with exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a token's letters
     try:
+        terminal.Output.take()
         code = app(standalone_mode=False)
+        if sys.stdout is not None:  # it was closed, as by >&-
+            sys.stdout.flush()
+    except RunError as error:  # nothing can be written on standard output
+        terminal.complain(str(error))
+        sys.exit(2)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
@@ -645,13 +648,13 @@ def _show(graph: Graph, style: Format, rows: int) -> None:
     from tracer.reports import tables
 
     if style is Format.csv:
-        typer.echo(tables.graph_csv(graph).rstrip())
+        terminal.data(tables.graph_csv(graph).rstrip())
         return
     if style is Format.json:
-        typer.echo(tables.graph_json(graph))
+        terminal.data(tables.graph_json(graph))
         return
     table = tables.circuit_table(graph, rows) if isinstance(graph, Circuit) else tables.graph_table(graph, rows)
-    terminal.console().print(table)
+    terminal.tables().print(table)
     if isinstance(graph, Circuit):
         say(graph.warnings)
 

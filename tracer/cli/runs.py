@@ -129,9 +129,9 @@ def run(
         outcomes = finish.benchmark_result(
             chosen, folder, list(folder.commits()), folder.record() or {}, result.resumed
         )
-        terminal.console().print(benchmark_report.benchmark_table(outcomes))
+        terminal.tables().print(benchmark_report.benchmark_table(outcomes))
     else:
-        terminal.console().print(report.neurons_table(result.table("neurons")))
+        terminal.tables().print(report.neurons_table(result.table("neurons")))
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
     if result.status.failed:
         terminal.line(f"{result.status.failed:,} prompts failed; --retry-failed does them again. Most often:")
@@ -154,9 +154,9 @@ def status(
         raise JobError("--format csv", "a status is not a table", "use table or json")
     seen = condition(folder, contents=not quick)
     if style is Rows.json:
-        typer.echo(seen.model_dump_json(indent=1, exclude={"record"}))
+        terminal.data(seen.model_dump_json(indent=1, exclude={"record"}))
     else:
-        terminal.console().print(report.condition_table(seen))
+        terminal.tables().print(report.condition_table(seen))
     if seen.problems:
         raise typer.Exit(1)
 
@@ -184,9 +184,9 @@ def query(
     files = _tables(place, querying.tables_named(sql), contents=not quick, strict=strict)
     answer = querying.query(files, place.place.fs, sql)
     if style is Rows.table:
-        terminal.console().print(report.rows_table(answer))
+        terminal.tables().print(report.rows_table(answer))
     else:
-        typer.echo(report.rows_text(answer, style.value).rstrip())
+        terminal.data(report.rows_text(answer, style.value).rstrip())
 
 
 @terminal.report_errors
@@ -224,8 +224,8 @@ def compact(
     started = time.perf_counter()
     table = compaction.lookup(place, int(layer), int(number))
     took = time.perf_counter() - started
-    terminal.console().print(report.rows_table(table, rows))
-    typer.echo(f"{table.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
+    terminal.tables().print(report.rows_table(table, rows))
+    terminal.line(f"{table.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
 
 
 @terminal.report_errors
@@ -242,7 +242,7 @@ def plan(
 
     terminal.quiet()
     made = local.plan(job, set=_changes(change, limit=limit, dtype=dtype), workers=workers)
-    terminal.console().print(planner_report.plan_table(made))
+    terminal.tables().print(planner_report.plan_table(made))
     planner.check(made)
 
 
@@ -345,10 +345,9 @@ class _Watch:
     """A run's progress: a bar on a terminal, else a line now and then, both on standard error."""
 
     def __init__(self, name: str) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        self.console = Console(stderr=True)
+        self.console = terminal.console(stderr=True)
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),

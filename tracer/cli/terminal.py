@@ -5,18 +5,21 @@ Knows standard output and error. Refuses to know any verb.
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 from typer.models import OptionInfo
 
-from tracer.errors import TracerError, TracerWarning, surface
-from tracer.text import printable
+from tracer.errors import RunError, TracerError, TracerWarning, surface
+from tracer.text import printable, printable_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,21 +107,38 @@ def _noted(options: Mapping[str, str]) -> Iterator[None]:
         yield
 
 
+def console(stderr: bool = False, **options: Any) -> Console:
+    """A console on which a user's text is never read as an emoji, and nothing that controls a terminal is printed but
+    the console's own styles: whatever comes from prompts, files and servers is spelt out, wherever it is put."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Plain(Console):
+        def render(self, *what: Any, **how: Any) -> Any:
+            for part in super().render(*what, **how):
+                safe = part.control is not None or part.text.isprintable()
+                yield part if safe else Segment(printable_lines(part.text), part.style)
+
+    return Plain(stderr=stderr, emoji=False, highlight=False, **options)
+
+
+def tables() -> Console:
+    """Standard output for tables: no number is cut."""
+    made = console()
+    made.width = max(made.width, 110) if made.is_terminal else 140
+    return made
+
+
 def complain(message: str) -> None:
     """One line on standard error, however narrow the terminal; coloured where that is wanted."""
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-    console.print(f"error: {printable(message)}", style="red", markup=False)
+    with suppress(OSError):  # where errors cannot be written nothing can be said of it
+        console(stderr=True, soft_wrap=True).print(f"error: {printable(message)}", style="red", markup=False)
 
 
 def note(message: str) -> None:
     """One line on standard error that is not an error."""
-    from rich.console import Console
-
-    Console(stderr=True, highlight=False, emoji=False, soft_wrap=True).print(
-        f"note: {printable(message)}", markup=False
-    )
+    with suppress(OSError):
+        console(stderr=True, soft_wrap=True).print(f"note: {printable(message)}", markup=False)
 
 
 def line(message: str, err: bool = False) -> None:
@@ -126,20 +146,59 @@ def line(message: str, err: bool = False) -> None:
     typer.echo(printable(message), err=err)
 
 
-def console() -> Console:
-    """Standard output for tables: a user's text is never read as an emoji, and no number is cut."""
-    from rich.console import Console
+def data(text: str) -> None:
+    """JSON or CSV on standard output: as it is for a program; on a terminal with what would control it spelt out."""
+    typer.echo(printable_lines(text) if sys.stdout is not None and sys.stdout.isatty() else text)
 
-    made = Console(emoji=False, highlight=False)
-    made.width = max(made.width, 110) if made.is_terminal else 140
-    return made
+
+class Output(io.TextIOWrapper):
+    """Standard output that says in a line why it cannot be written; a terminal may lack a token's letters."""
+
+    @classmethod
+    def take(cls) -> None:
+        """Put it in place of Python's own."""
+        there = sys.stdout
+        if type(there) is io.TextIOWrapper:
+            with _output():
+                there.flush()
+            encoding, each_line = there.encoding, there.line_buffering
+            sys.stdout = cls(there.detach(), encoding, "replace", line_buffering=each_line)
+
+    def write(self, text: str, /) -> int:
+        """As Python's own.
+
+        Raises:
+            RunError: nothing can be written there.
+        """
+        with _output():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """As Python's own.
+
+        Raises:
+            RunError: what was written cannot be kept there.
+        """
+        with _output():
+            super().flush()
+
+
+@contextmanager
+def _output() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that Python does not fail again when it ends
+        if isinstance(error, BrokenPipeError):  # whoever read has enough, as of `| head`
+            sys.exit(141)
+        step = "send it elsewhere"
+        raise RunError("standard output", f"cannot be written ({error.strerror or error})", step) from error
 
 
 class ProgressBar:
     """A progress bar on standard error for methods of many passes; nothing outside a terminal."""
 
     def __init__(self, name: str) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -148,8 +207,8 @@ class ProgressBar:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         )
-        console = Console(stderr=True)
-        self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        shown = console(stderr=True)
+        self.bar = Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal)
         self.task = self.bar.add_task(printable(name, 80), total=None)
 
     def __enter__(self) -> Progress:
