@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -74,7 +73,7 @@ def find(name: str | Path, revision: str | None = None) -> Adapter:
         raise ModelError(shown, f"holds no {folder.ADAPTER}", "give the folder or Hugging Face id of an adapter")
     try:
         config = json.loads((path / folder.ADAPTER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             shown, f"its {folder.ADAPTER} cannot be read ({first_line(error)})", "save it again"
         ) from error
@@ -110,7 +109,9 @@ def merged(module: nn.Module, adapter: Adapter) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what peft warns of is an error here
             return _merged(module, adapter)
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError, OSError, SafetensorError) as error:
+    except ModelError:
+        raise
+    except Exception as error:
         if folder.out_of_memory(error):
             raise ModelError(adapter.shown, "does not fit in memory beside its model", "use a smaller dtype") from error
         rule = f"cannot be merged into this model ({first_line(error)})"

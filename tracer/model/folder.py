@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from tracer import demo
-from tracer.errors import ModelError, first_line, option, quoted
+from tracer.errors import ModelError, TracerError, first_line, option, quoted
 from tracer.model.families import FAMILIES, TEXT_PARTS
 from tracer.model.multimodal import BESIDE
 
@@ -37,6 +37,8 @@ _HEAD = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 """How architectures that give next tokens are called."""
 _SMALL = 1024
 """Bytes: a pointer of Git LFS is smaller, no file of weights is."""
+_MOST_LAYERS = 4096
+"""Far beyond any model's, and few enough to be built."""
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.masked_bias$")
 """Tables that old checkpoints hold and every model computes from its config: rotary frequencies and causal masks."""
 
@@ -102,16 +104,17 @@ def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Sou
         _check_reachable(given, revision)
         if weights and _of_hub(given, "modules.json", revision):
             raise _encoder(f"model {quoted(given)}")
-    try:
+    with building(given):
         config = _json(given, "config.json", revision)
         beside = _json(given, ADAPTER, revision)
         code = [*_code(config), *_code(_json(given, "tokenizer_config.json", revision))]
-    except (OSError, ValueError) as error:
-        raise unloadable(given, error) from error
     if not config and beside:
         raise _adapter_alone(f"model {quoted(given)}", given, beside)
     _check_type(shown(given), config, code)
     _check_kernels(shown(given), config)
+    for key in ("num_hidden_layers", "n_layer", "n_layers"):
+        if isinstance(many := config.get(key), int) and many > _MOST_LAYERS:
+            raise ModelError(shown(given), f"its config.json has {key}={quoted(many)}", "correct it")
     said = tuple(_left_out(given, config))
     if (kind := config.get("model_type")) in TEXT_PARTS:
         rest = "its vision part is left out, so that prompts are text alone"
@@ -276,7 +279,9 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
     from transformers import __version__ as version
 
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind in CONFIG_MAPPING:
+    if not isinstance(kind, str | None):
+        raise ModelError(name, f"its config.json has model_type={quoted(kind)}, which is not text", "correct it")
+    if kind is None or kind in CONFIG_MAPPING:
         return
     if code:
         rule = (
@@ -360,14 +365,28 @@ def _check_reachable(name: str, revision: str | None) -> None:
 # ----------------------------------------------------------------------------------------------------- errors
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; a failed allocation of torch on the CPU is recognised by its text alone."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     said = str(error).lower()
     return known or any(part in said for part in ("can't allocate memory", "not enough memory", "out of memory"))
 
 
-def unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
+@contextmanager
+def building(source: str, placed: Any = None) -> Iterator[None]:
+    """Around what other packages make of a model's files: whatever they raise is that the files cannot be loaded."""
+    try:
+        yield
+    except TracerError:
+        raise
+    except BaseException as error:
+        # A panic of the tokenizers library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise unloadable(source, error, placed) from error
+
+
+def unloadable(source: str, error: BaseException, placed: Any = None) -> ModelError:
     """What went wrong with a folder or an id: memory, a package, code, the device map, files, or the network."""
     name = shown(source)
     if out_of_memory(error):
@@ -383,7 +402,9 @@ def unloadable(source: str, error: Exception, placed: Any = None) -> ModelError:
         return ModelError(
             f"device_map={quoted(placed)}", first_line(error), "give every module a device, or use 'auto'"
         )
-    rule, step = first_line(error), "check that it is complete, with safetensors weights"
+    rule, step = first_line(" ".join(str(error).split()), 300), "check that it is complete, with safetensors weights"
+    if not isinstance(error, (OSError, ValueError, RuntimeError)):
+        rule = f"cannot be built from its files ({type(error).__name__}: {rule})"
     if not os.path.isdir(source) and "does not appear to have a file named" not in str(error):
         rule = f"could not be fetched from Hugging Face ({rule})"
         step = "check the id, the network and HF_ENDPOINT, or give a local folder; 'demo' needs neither"

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import torch
 from nnsight import TransformersModel
-from safetensors import SafetensorError
 from torch import nn
 
 from tracer.batching import side
@@ -430,7 +429,8 @@ def load(
     said = (*source.warnings, *remarks, *(() if found is None else found.made_for(label)))
     if found is not None and source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
-    return _wrap(module, read, label, revision, adapter=None if found is None else found.name, warnings=said)
+    with folder.building(source.where):
+        return _wrap(module, read, label, revision, adapter=None if found is None else found.name, warnings=said)
 
 
 def _adapter(
@@ -468,19 +468,17 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
         rule = "takes images beside text, and a server runs it whole, which no rule covers"
         raise ModelError(source.shown, rule, "load it here, where its text part alone is loaded")
     options = {} if attention is None else {"attn_implementation": attention}
-    try:
-        with _silence():
-            config = multimodal.configuration(source.where, revision)
-            check_architecture(config, attention)
-            read, remarks = tokens.read_tokenizer(source)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise folder.unloadable(source.where, error) from error
-    with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    with folder.building(source.where), _silence():
+        config = multimodal.configuration(source.where, revision)
+        check_architecture(config, attention)
+        read, remarks = tokens.read_tokenizer(source)
+        with torch.device("meta"):
+            module = AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     said = (*source.warnings, *remarks)
     if source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is not known to be merged on a server",)
-    return _wrap(module, read, str(name), revision, warnings=said, device="meta")
+    with folder.building(source.where):
+        return _wrap(module, read, str(name), revision, warnings=said, device="meta")
 
 
 def _without_effect(**options: Any) -> None:
@@ -582,7 +580,7 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
     from transformers import AutoModelForCausalLM
 
     where, revision = source.where, {} if source.adapter else {"revision": source.revision}
-    try:
+    with folder.building(where, options.get("device_map")):
         check_architecture(multimodal.configuration(where, source.revision), options.get("attn_implementation"))
         if source.has_text_part:
             part = multimodal.configuration(where, source.revision)
@@ -599,8 +597,6 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
                 **revision,
                 **options,
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, MemoryError, SafetensorError) as error:
-        raise folder.unloadable(where, error, options.get("device_map")) from error
     module, report = loaded
     folder.check_fit(source, report)
     return module, read
@@ -617,11 +613,8 @@ def read_tokenizer(name: str, revision: str | None = None) -> Any:
 
 def _tokenizer(name: str, revision: str | None) -> tuple[Any, tuple[str, ...]]:
     source = folder.find(name, revision, weights=False)
-    try:
-        with _silence():
-            return tokens.read_tokenizer(source)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise folder.unloadable(source.where, error) from error
+    with folder.building(source.where), _silence():
+        return tokens.read_tokenizer(source)
 
 
 def check_architecture(config: Any, attention: str | None) -> None:

@@ -109,20 +109,18 @@ class Shape:
             known = ", ".join((*DTYPES, *QUANTIZED))
             raise ModelError(f"dtype={quoted(dtype)}", f"must be one of {known}", "choose one")
         source = folder.find(name, revision, weights=False)
-        try:
+        options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+        with folder.building(source.where):
             config = multimodal.configuration(source.where, revision)
             stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
             loading.check_architecture(config, attention)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise folder.unloadable(source.where, error) from error
-        options = {} if attention is None else {"attn_implementation": attention}
-        with torch.device("meta"):
             options |= {"dtype": DTYPES.get(dtype, torch.bfloat16), "trust_remote_code": False}
-            module = AutoModelForCausalLM.from_config(config, **options)
-        stored = getattr(torch, stored) if isinstance(stored, str) else stored
-        bits, converted = _bits(config, dtype), dtype in QUANTIZED or DTYPES[dtype] != stored
-        count = sum(value.numel() for value in module.parameters())
-        return _shape(module, name, bits, count * stored.itemsize if converted else 0)
+            with torch.device("meta"):
+                module = AutoModelForCausalLM.from_config(config, **options)
+            stored = getattr(torch, stored) if isinstance(stored, str) else stored
+            bits, converted = _bits(config, dtype), dtype in QUANTIZED or DTYPES[dtype] != stored
+            count = sum(value.numel() for value in module.parameters())
+            return _shape(module, name, bits, count * stored.itemsize if converted else 0)
 
     @classmethod
     def of_model(cls, model: Model) -> Shape:
