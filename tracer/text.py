@@ -35,6 +35,12 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def is_text(text: str) -> bool:
+    """Whether all of it is Unicode: bytes of a command line or of a file's name that are not UTF-8 become halves of
+    characters, which can be neither encoded nor saved."""
+    return not any("\ud800" <= one <= "\udfff" for one in text)
+
+
 def xml_text(text: str) -> str:
     r"""A text as XML can hold it: other characters are spelt out, such as \x00."""
     return _NOT_XML.sub(lambda found: _escaped(found[0]), text)

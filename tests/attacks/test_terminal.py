@@ -21,11 +21,12 @@ STYLES = re.compile(r"\x1b\[(\?25[hl]|[0-9;]*m|[0-9]*[AK]|2K)|\r\n?")
 """What a table and a progress bar send themselves: styles, the cursor, and one line again."""
 
 
-def on_terminal(commands: list[list[str]], seconds: float = 300) -> list[str]:
+def on_terminal(commands: list[list[str]], folder: Path, seconds: float = 300) -> list[str]:
     """What commands print on a terminal, each with its exit code at its end."""
     mine, its = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150", "OMP_NUM_THREADS": "1"}
-    command = children.command("terminal", json.dumps(commands))
+    (folder / "commands.json").write_text(json.dumps(commands))
+    command = children.command("terminal", folder / "commands.json")
     child = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, close_fds=True)
     os.close(its)
     said, end = b"", time.monotonic() + seconds
@@ -111,7 +112,7 @@ def test_no_text_is_a_command_to_a_terminal(attack: Attack, tmp_path: Path) -> N
         ["doctor", "--model", f"no{HOSTILE}"],
     ]
     with attack("text that commands a terminal") as tally:
-        said = on_terminal(commands)
+        said = on_terminal(commands, tmp_path)
         tally.tried, tally.hung = len(commands), len(commands) - len(said)
         for command, text in zip(commands, said, strict=False):
             tally.tracebacks += "Traceback" in text

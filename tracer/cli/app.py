@@ -17,7 +17,8 @@ import typer
 from tracer.cli import evaluating, runs, terminal
 from tracer.cli.loading import Where, report
 from tracer.cli.loading import loaded as _loaded
-from tracer.errors import JobError, RunError, first_line, quoted, say
+from tracer.errors import JobError, RunError, TracerError, first_line, quoted, say
+from tracer.text import is_text
 
 if TYPE_CHECKING:
     from tracer.attribution.pruning import Pruning
@@ -573,10 +574,14 @@ def main() -> None:
     """The console script: every error a user can fix is one line on standard error, with exit code 2."""
     try:
         terminal.Output.take()
+        for given in sys.argv[1:]:
+            if not is_text(given):
+                step = "give texts as UTF-8, and rename a file whose name is not"
+                raise JobError(f"argument {quoted(given)}", "holds bytes that are not UTF-8 text", step)
         code = app(standalone_mode=False)
         if sys.stdout is not None:  # it was closed, as by >&-
             sys.stdout.flush()
-    except RunError as error:  # nothing can be written on standard output
+    except TracerError as error:
         terminal.complain(str(error))
         sys.exit(2)
     except UsageError as error:
