@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from pydantic import TypeAdapter
 
+from tracer import machine
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Setup, Started, Task
 
 _KINDS: dict[str, type[Started | Began | Done | Refused | Broke]] = {
@@ -86,8 +87,8 @@ class LocalPool:
                 return events
 
     def describe(self) -> str:
-        """Cores of this machine."""
-        return f"this machine, {os.cpu_count()} cores"
+        """Cores and memory of this machine, or of the part of it that this process may use."""
+        return f"{machine.cores()}, {machine.memory()}"
 
     def close(self) -> None:
         """End all processes."""
