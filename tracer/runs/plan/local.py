@@ -137,7 +137,8 @@ def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None,
     advice = list(made.advice)
     if workers is not None and made.workers < workers:
         advice.append(
-            f"memory is planned for {made.workers} workers, {workers} are asked for: some may die and be replaced"
+            f"there is memory for {made.workers} of the {workers} workers that are asked for: some may die, and fewer "
+            "go on"
         )
     if made.memory >= (usual := budget_without_gpu()):
         return Start(made.workers, None, tuple(advice))

@@ -325,7 +325,6 @@ def _advice(made: Plan, capacity: _Capacity) -> list[str]:
     if made.tight:
         needs = f"one prompt of {made.longest} tokens needs about {gib(need.host)} of memory"
         lines.append(f"{needs}, more than is safe: one worker tries it, as few prompts at a time as it can")
-        lines += _remedies(made, capacity, need)
     if made.fits or made.tight:
         if made.gpus_per_worker > 1:
             lines.append(f"the model takes {made.gpus_per_worker} GPUs: load it with device_map='auto'")
@@ -364,7 +363,8 @@ def _remedies(made: Plan, capacity: _Capacity, need: Memory) -> list[str]:
         fitting = max(length for length in _lengths_below(made.longest) if capacity.holds(length, 1))
         lines.append(f"prompts of up to {fitting} tokens fit")
     else:
-        lines.append(f"the weights alone take {gib(shape.weight_bytes)}: use a smaller model or a larger machine")
+        taken = f"libraries take {gib(need.runtime)} and weights {gib(shape.weight_bytes)}"
+        lines.append(f"{taken}: use a smaller model or a larger machine")
     return lines
 
 
