@@ -340,7 +340,7 @@ class Told:
 
     def run(self, **order: Any) -> None:
         report = self.work.run(
-            Task(unit=0, **order), lambda prompts, done, note="": self.began.append((tuple(prompts), done))
+            Task(unit=0, **order), lambda prompts, done, note="", part=None: self.began.append((tuple(prompts), done))
         )
         assert sum(report.statuses.values()) == 8
 
@@ -366,7 +366,7 @@ def test_all_that_is_under_way_is_told(told: Callable[..., Told], monkeypatch: p
 
 def test_who_is_to_be_alone_is(told: Callable[..., Told]) -> None:
     shard = told(batch=2)
-    shard.run(alone=(2, 3), deaths={2: 2, 3: 2}, quarantined={5: ("ProcessDied", "twice")})
+    shard.run(most={2: 1, 3: 1}, deaths={2: 2, 3: 2}, quarantined={5: ("ProcessDied", "twice")})
     for ids, _ in shard.began:
         assert not {2, 3} & {*ids} or len(ids) == 1
         assert 5 not in ids

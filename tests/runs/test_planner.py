@@ -20,7 +20,7 @@ from tracer.batching import batches
 from tracer.errors import JobError, ModelError
 from tracer.model.sizes import Shape
 from tracer.runs.jobs import load_job
-from tracer.runs.plan.memory import RUNTIME, _Case, predict
+from tracer.runs.plan.memory import LIBRARIES, RUNTIME, _Case, predict
 from tracer.runs.plan.planner import USED, Demand, Plan, check, demands, on_one_gpu, plan
 from tracer.runs.plan.table import plan_table
 from tracer.runs.worker import limit_malloc_retention
@@ -193,7 +193,7 @@ def test_a_small_model_fits_many_workers() -> None:
     assert made.workers == 4
     assert [row.length for row in made.rows] == [8, 16, 30]
     assert made.median == 8
-    assert all(row.batch.host * made.workers <= USED * made.host for row in made.rows)
+    assert all((row.batch.host - LIBRARIES) * made.workers + LIBRARIES <= USED * made.host for row in made.rows)
     check(made)
     assert "workers on this machine: 4" in text(made)
     assert 0 < made.disk < GIB
@@ -214,14 +214,18 @@ def test_every_batch_of_a_plan_keeps_within_the_machine(
     gpus = {"device": device * GIB, "n_devices": n_devices} if device else {}
     made = plan(LARGE, wanted, lengths, host=host * GIB, cpus=3, **gpus)  # type: ignore[arg-type]
     if not made.fits:
+        assert made.advice
+        if made.tight:
+            check(made)
+            assert made.workers == 1
+            return
         with pytest.raises(ModelError, match=r"does not fit into 80%"):
             check(made)
-        assert made.advice
         return
     assert made.workers >= 1
     assert made.workers * made.gpus_per_worker <= (n_devices if device else 0)
     for row in made.rows:
-        assert row.batch.host * made.workers <= USED * made.host
+        assert (row.batch.host - LIBRARIES) * made.workers + LIBRARIES <= USED * made.host + 1
         if made.device:
             assert on_one_gpu(LARGE, row.batch, made.gpus_per_worker) <= USED * made.device
         split = batches([row.length] * 5000, LARGE.bytes_per_token(length=row.length), made.memory)

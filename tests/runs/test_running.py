@@ -239,7 +239,7 @@ def test_each_misfortune_has_its_status_and_all_others_are_ok(tmp_path: Path, un
     assert {name: how for name, how in told.items() if how != ("ok", None)} == wanted
     assert found.status.statuses == {"ok": 17, "failed": 1, "quarantined": 2}
     assert found.status.errors == {"PromptTimeout": 1, "ProcessDied": 1, "ValueError": 1}
-    assert found.status.deaths == 6
+    assert found.status.deaths in (6, 7)  # once more if another worker was there
     assert found.table("failed")["user_id"].to_pylist() == ["raise/a", "kill/b", "hang/d"]
     mine, whole = (runs.tables(one)["nodes"] for one in (tmp_path / "run", undisturbed.address))
     bad = {1, 6, 14}

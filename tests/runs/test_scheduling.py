@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from helpers import refused
 from tracer.errors import JobError, RunError
 from tracer.runs.workers import scheduler
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Report, Setup, Started, Task
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Part, Refused, Report, Setup, Started, Task
 from tracer.runs.workers.scheduler import RetryLimits, Runner
 from tracer.settings import ModelRecord
+from tracer.store.file import File
 
 SETUP = Setup(folder="none", job={})
 MODEL = ModelRecord(
@@ -40,7 +41,8 @@ Script = Callable[["Fake", str, Task], Iterator[Step]]
 @dataclass
 class Fake:
     """A pool without processes. `script` says what a task leads to: ("began", prompts), ("wait", seconds),
-    ("done", None), ("broke", text), ("died", blame), ("silent", prompts), ("refused", None), ("hang", None).
+    ("done", None), ("broke", text), ("died", blame), ("starved", None), ("silent", prompts), ("refused", None),
+    ("hang", None), ("part", Part).
     """
 
     script: Script
@@ -80,6 +82,8 @@ class Fake:
                 break
             elif kind == "wait":
                 queue.append(value)
+            elif kind == "part":
+                queue.append(Began(worker=worker, prompts=(), done=0, part=value))
             elif kind == "done":
                 queue.append(Done(worker=worker, report=Report(unit=task.unit)))
             elif kind == "broke":
@@ -88,6 +92,9 @@ class Fake:
                 queue.append(Refused(worker=worker, kind="JobError", value="v", rule="r", next_step="n"))
             elif kind == "died":
                 queue.append(Died(worker=worker, reason="killed", blame=value))
+                break
+            elif kind == "starved":
+                queue.append(Died(worker=worker, reason="killed by SIGKILL", starved=True))
                 break
             else:
                 break
@@ -141,15 +148,13 @@ def well(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
 
 
 def shard(size: int, batch: int, bad: dict[int, str]) -> Script:
-    """Units of `size` prompts in batches; a bad one kills or hangs its process, always or once."""
+    """Units of `size` prompts in batches; a bad one kills, starves or hangs its process, always or once."""
     seen: Counter[int] = Counter()
 
     def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
         prompts = list(range(task.unit * size, (task.unit + 1) * size))
         for first in range(0, size, batch):
-            part = prompts[first : first + batch]
-            apart = set(part) & {*task.alone, *task.quarantined}
-            for some in [[one] for one in part] if apart else [part]:
+            for some in halved(prompts[first : first + batch], task.most | dict.fromkeys(task.quarantined, 1)):
                 if len(some) == 1 and some[0] in task.quarantined:
                     continue
                 yield "began", tuple(some)
@@ -160,11 +165,23 @@ def shard(size: int, batch: int, bad: dict[int, str]) -> Script:
                         how = how.removeprefix("once-") if seen[one] == 1 else "ok"
                     if how == "kill":
                         yield "died", True
+                    elif how == "starve":
+                        yield "starved", None
                     elif how == "hang":
                         yield "hang", None
         yield "done", None
 
     return script
+
+
+def halved(batch: list[int], most: dict[int, int]) -> Iterator[list[int]]:
+    """As a worker does it."""
+    if len(batch) <= min(most.get(one, len(batch)) for one in batch):
+        yield batch
+        return
+    middle = (len(batch) + 1) // 2
+    for half in (batch[:middle], batch[middle:]):
+        yield from halved(half, most)
 
 
 # ------------------------------------------------------------------------------------------------- all is well
@@ -228,10 +245,9 @@ def test_a_prompt_that_kills_once_is_tried_again_as_it_was(monkeypatch: pytest.M
     pool = Fake(shard(4, 4, {5: "once-kill"}))
     one = runner(pool, monkeypatch)
     assert sorted(finished(one, 3)) == [0, 1, 2]
-    assert one.quarantined == {}
-    assert one.deaths == {4: 1, 5: 1, 6: 1, 7: 1}
+    assert one.quarantined == one.deaths == {}, "a death of a batch is nobody's"
     again = next(task for task in pool.tasks if task.attempt == 2)
-    assert (again.unit, again.alone) == (1, ())
+    assert (again.unit, again.most) == (1, {})
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
@@ -242,8 +258,112 @@ def test_a_prompt_that_kills_always_is_found_and_left_out(batch: int, monkeypatc
     assert list(one.quarantined) == [6]
     kind, said = one.quarantined[6]
     assert kind == "ProcessDied"
-    assert f"{one.deaths[6]} processes died" in said
-    assert len(pool.deaths) == (2 if batch == 1 else 3)
+    assert said.startswith("2 processes died on it alone")
+    assert one.deaths == {6: 2}
+    assert [len(prompts) for prompts, _ in pool.deaths] == {1: [1, 1], 2: [2, 2, 1, 1], 4: [4, 4, 2, 1, 1]}[batch]
+
+
+def test_a_batch_that_kills_twice_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        for some in halved(list(range(16)), task.most):
+            yield "began", tuple(some)
+            if len(some) > 4:
+                yield "starved", None
+        yield "done", None
+
+    pool = Fake(script)
+    one = runner(pool, monkeypatch)
+    assert finished(one, 1) == [0]
+    assert one.quarantined == one.deaths == {}
+    assert [len(prompts) for prompts, _ in pool.deaths] == [16, 16, 8, 8]
+
+
+def test_requests_in_flight_are_told_apart_however_they_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    def script(pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        if len(task.most) < 6:
+            yield "began", (0, 1, 2 + len(pool.tasks) % 4)
+            yield "died", True
+        for prompt in range(6):
+            yield "began", (prompt,)
+        yield "done", None
+
+    one = runner(Fake(script), monkeypatch)
+    assert finished(one, 1) == [0]
+    assert one.broken < 9
+
+
+def test_where_memory_may_have_run_out_fewer_workers_try_before_a_prompt_is_blamed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three processes at a time are one too many for the machine."""
+
+    def script(pool: Fake, worker: str, task: Task) -> Iterator[Step]:
+        yield "began", (task.unit,)
+        yield ("starved", None) if len(pool.alive) > 2 else ("done", None)
+
+    pool = Fake(script)
+    one = runner(pool, monkeypatch, 4)
+    assert sorted(finished(one, 12)) == list(range(12))
+    assert one.quarantined == {}
+    assert one.workers <= 2
+
+
+def test_a_prompt_that_starves_any_machine_is_left_out_and_the_workers_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = Fake(shard(2, 1, {5: "starve"}))
+    one = runner(pool, monkeypatch, 3)
+    assert sorted(finished(one, 40)) == list(range(40))
+    assert list(one.quarantined) == [5]
+    assert 2 <= one.broken <= 4
+    assert one.workers == 3
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_deaths_in_a_row_end_the_run_and_blame_nobody(
+    batch: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[int, Any]] = []
+    pool = Fake(shard(8, batch, dict.fromkeys(range(64), "starve")))
+    one = runner(pool, monkeypatch, workers, died=lambda _: told.append(dict(one.quarantined)))
+    with refused(RunError, "10 workers in a row", "memory", "nothing at all", "no prompt is blamed"):
+        finished(one, 8)
+    assert one.quarantined == one.deaths == told[-1] == {}
+    assert len(pool.deaths) < 50
+
+
+def test_a_row_of_bad_prompts_ends_nothing_while_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = dict.fromkeys((3, 4, 7, 9, 11, 12, 20, 21, 22, 23), "starve")
+    one = runner(Fake(shard(8, 1, bad)), monkeypatch)
+    assert finished(one, 3) == [0, 1, 2]
+    assert {*one.quarantined} == {*bad}
+
+
+def test_what_is_left_out_and_kills_all_the_same_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit that is one prompt, as a benchmark's: there is nothing to leave out."""
+    pool = Fake(lambda _pool, _worker, task: iter([("began", (task.unit,)), ("died", True)]))
+    with refused(RunError, "unit 0", "3 times"):
+        finished(runner(pool, monkeypatch), 1)
+    assert len(pool.deaths) == 5
+
+
+def test_what_is_kept_is_given_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [Part(files={"nodes": File(name=f"nodes/0-{n:012x}.parquet", size=1, sha256="", rows=1)}) for n in (1, 2)]
+
+    def script(pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        if len(pool.tasks) <= 2:
+            yield "part", parts[len(pool.tasks) - 1]
+            yield "broke", "x"
+            return
+        yield "done", None
+
+    told: list[int] = []
+    pool = Fake(script)
+    one = runner(pool, monkeypatch, kept=told.append)
+    assert finished(one, 1) == [0]
+    assert [task.parts for task in pool.tasks] == [(), tuple(parts[:1]), tuple(parts)]
+    assert told == [0, 0]
 
 
 def test_two_that_kill_in_one_batch_are_both_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +376,7 @@ def test_what_an_earlier_driver_knew_counts(monkeypatch: pytest.MonkeyPatch) -> 
     one = runner(Fake(shard(2, 1, {1: "kill"})), monkeypatch, deaths={1: 1}, quarantined={0: ("ProcessDied", "x")})
     assert finished(one, 1) == [0]
     assert sorted(one.quarantined) == [0, 1]
-    assert one.broken == 1
+    assert one.broken == 1, "it was alone then as well"
 
 
 def test_what_a_dead_worker_had_begun_comes_from_the_pool_or_else_from_what_it_said(
@@ -351,7 +471,7 @@ def test_a_prompt_that_hangs_is_killed_and_left_out(batch: int, monkeypatch: pyt
     assert sorted(finished(one, 2)) == [0, 1]
     assert list(one.quarantined) == [2]
     assert one.quarantined[2] == ("PromptTimeout", "no answer within 5 s, 2 times")
-    assert len(pool.killed) == 2
+    assert len(pool.killed) == (2 if batch == 1 else 3)
     assert 10 < pool.now < 20
 
 
@@ -464,7 +584,9 @@ def test_the_run_goes_on_with_the_workers_that_fit(monkeypatch: pytest.MonkeyPat
 # -------------------------------------------------------------------------------------------------- at random
 
 FAULTS = st.lists(
-    st.tuples(st.sampled_from(["ok", "ok", "kill", "lost", "broke", "hang", "early", "silent"]), st.integers(0, 3)),
+    st.tuples(
+        st.sampled_from(["ok", "ok", "kill", "starve", "lost", "broke", "hang", "early", "silent"]), st.integers(0, 3)
+    ),
     max_size=40,
 )
 
@@ -501,6 +623,8 @@ def test_whatever_happens_every_unit_is_reported_once_or_the_run_ends(
                     yield "silent", step[1]
                 elif how == "hang":
                     yield "hang", None
+                elif how == "starve":
+                    yield "starved", None
                 else:
                     yield "died", how == "kill"
                 return
@@ -518,11 +642,11 @@ def test_whatever_happens_every_unit_is_reported_once_or_the_run_ends(
     assert sorted(found) == list(range(units))
     seen, wanted = Counter[int](), set[int]()
     for prompts, blame in pool.deaths:
-        if not blame or not prompts:
-            continue
-        seen.update(prompts)
-        if len(prompts) == 1 and seen[prompts[0]] >= 2:
-            wanted.add(prompts[0])
-    assert set(one.quarantined) == wanted
-    assert {*poison, *hangs} <= wanted
-    assert one.deaths == dict(seen)
+        if blame and len(prompts) == 1:
+            seen.update(prompts)
+            if seen[prompts[0]] >= 2:
+                wanted.add(prompts[0])
+    assert {*poison, *hangs} <= {*one.quarantined} <= wanted
+    if "starve" not in (how for how, _ in faults):
+        assert set(one.quarantined) == wanted
+        assert one.deaths == dict(seen)

@@ -7,6 +7,7 @@ import functools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units import shards
 from tracer.runs.units.dataset_circuit import mean_of
 from tracer.runs.units.shards import ShardWork, input_row
-from tracer.runs.workers.messages import Report, Task
+from tracer.runs.workers.messages import Part, Report, Task
 from tracer.store import schemas, storage
 from tracer.store.run_folder import Commit, RunFolder
 from truth import same_tables
@@ -42,6 +43,23 @@ def job(**more: Any) -> DatasetJob:
     return made
 
 
+class _DiedError(BaseException):
+    """The process is gone."""
+
+
+def _dying(patch: pytest.MonkeyPatch, after: int) -> None:
+    """So many batches are traced, and the next ends everything."""
+    plain, left = shards.trace_all, [after]
+
+    def trace_all(*args: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise _DiedError
+        return plain(*args, **options)
+
+    patch.setattr(shards, "trace_all", trace_all)
+
+
 class Shard:
     """A planned folder of one shard, and what became of it."""
 
@@ -51,14 +69,21 @@ class Shard:
         self.rows = list(data.read(self.job.source)) if rows is None else list(rows)
         self.folder.write_input((input_row(row) for row in self.rows), 1000)
         self.began: list[tuple[tuple[int, ...], int]] = []
+        self.parts: list[Part] = []
+        self.died = False
         self.work = ShardWork(demo(), self.job, self.folder)
 
     def run(self, **task: Any) -> Report:
-        def began(prompts: Sequence[int], done: int, note: str = "") -> None:
+        def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
+            self.parts += [] if part is None else [part]
             if [(tuple(prompts), done)] != self.began[-1:]:  # a long batch is told again and again
                 self.began.append((tuple(prompts), done))
 
-        self.report = self.work.run(Task(unit=0, **task), began)
+        try:
+            self.report = self.work.run(Task(unit=0, **task), began)
+        except _DiedError:
+            self.died = True
+            raise
         return self.report
 
     def table(self, name: str) -> pa.Table:
@@ -331,7 +356,7 @@ def test_a_batch_that_killed_is_taken_apart_and_the_others_stay_as_they_were(tmp
     whole.run()
     shard = Shard(tmp_path / "b", sentences(), batch=2)
     alone = whole.began[1][0]
-    shard.run(alone=alone, attempt=3, deaths=dict.fromkeys(alone, 2))
+    shard.run(most=dict.fromkeys(alone, 1), attempt=3, deaths=dict.fromkeys(alone, 2))
     assert [ids for ids, _ in shard.began if ids] == [
         *(ids for ids, _ in whole.began[:1]),
         *((one,) for one in alone),
@@ -341,6 +366,46 @@ def test_a_batch_that_killed_is_taken_apart_and_the_others_stay_as_they_were(tmp
     assert shard.table("nodes").filter(pa.array(kept)).equals(whole.table("nodes").filter(pa.array(kept)))
     assert same_tables(shard.table("nodes"), whole.table("nodes"))
     assert shard.column("attempts") == [3 if number in alone else 1 for number in range(6)]
+
+
+def test_a_batch_that_killed_is_halved_as_often_as_it_must(tmp_path: Path) -> None:
+    shard = Shard(tmp_path, sentences())
+    shard.run(most={0: 4, 1: 4, 2: 4, 3: 1, 4: 4, 5: 4}, attempt=3)
+    assert [len(ids) for ids, _ in shard.began if ids] == [3, 1, 1, 1]
+    assert shard.report.statuses == {"ok": 6}
+
+
+@pytest.mark.parametrize("circuit", ["none", "aligned", "free"])
+@pytest.mark.parametrize("dies", [1, 2, 4])
+def test_what_was_kept_before_a_death_is_not_done_again_and_no_bit_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, circuit: str, dies: int
+) -> None:
+    """Each process dies as it begins one batch more, and keeps what it has done."""
+    rows = [*_rows_of_two_lengths(), text(""), text("two", target=(" a b c",))]
+    options: dict[str, Any] = {"batch": 2, "circuit": circuit, "skip_first": False}
+    whole = Shard(tmp_path / "a", rows, **options)
+    whole.run()
+    monkeypatch.setattr(shards, "KEPT_EVERY", 0.0)
+    monkeypatch.setattr(shards, "KEPT_AFTER_DEATH", 0.0)
+    shard, attempt, begun = Shard(tmp_path / "b", rows, **options), 1, Counter[tuple[int, ...]]()
+    while True:
+        shard.began.clear()
+        with monkeypatch.context() as patch, suppress(_DiedError):
+            _dying(patch, dies)
+            shard.run(parts=tuple(shard.parts), attempt=attempt)
+        begun.update(ids for ids, _ in shard.began if ids)
+        if not shard.died:
+            break
+        shard.died, attempt = False, attempt + 1
+    assert attempt > 1
+    assert set(begun) == {ids for ids, _ in whole.began if ids}, "the same batches"
+    assert sum(begun.values()) == len(begun) + attempt - 1, "only those that died are begun again"
+    assert shard.report.statuses == whole.report.statuses
+    assert shard.report.notes == whole.report.notes
+    for name in shard.report.files:
+        mine, its = (one.table(name) for one in (shard, whole))
+        drop = ["seconds"] if name == "prompts" else []
+        assert mine.drop_columns(drop).equals(its.drop_columns(drop)), name
 
 
 def test_a_quarantined_prompt_is_not_touched_and_says_why(tmp_path: Path) -> None:

@@ -6,15 +6,14 @@ Every check is a number beside its bound, computed now; nothing is assumed from 
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from tracer import machine
 from tracer.attribution.attribute import attribute, metric_of, notes, split
 from tracer.attribution.edges import direct_edges
 from tracer.attribution.trace import trace
@@ -52,9 +51,8 @@ class Check:
 def environment() -> dict[str, str]:
     """Versions, devices and memory of this machine."""
     shown = {"python": platform.python_version(), **versions()}
-    memory = psutil.virtual_memory()
-    shown["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
-    shown["memory"] = f"{memory.available / 2**30:.1f} GiB free of {memory.total / 2**30:.1f} GiB"
+    shown["cpu"] = f"{machine.cores()}, torch uses {torch.get_num_threads()} threads"
+    shown["memory"] = str(machine.memory()).replace(" of memory", "", 1)
     for index in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tracer import machine
 from tracer.cli import terminal
 from tracer.errors import JobError, ModelError
 
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 
 def loaded(name: str, remote: bool, local_weights: bool, **options: Any) -> Any:
     """A model here or on NDIF."""
+    import torch
+
     import tracer
 
+    torch.set_num_threads(min(torch.get_num_threads(), machine.cores().count))  # it knows no quotas
     if not remote:
         if local_weights:
             raise JobError("--local-weights", "has no effect without --remote", "leave it out")

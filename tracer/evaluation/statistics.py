@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
-from scipy.stats import rankdata
 from torch import Tensor
 
 from tracer.errors import JobError, quoted
@@ -450,6 +449,8 @@ def _pearson(rows: Float[Tensor, "resample node 2"]) -> Float[Tensor, " resample
 
 
 def _spearman(rows: Float[Tensor, "resample node 2"]) -> Float[Tensor, " resample"]:
+    from scipy.stats import rankdata  # 50 MiB and a second, of every worker
+
     return _pearson(torch.from_numpy(rankdata(rows.numpy(), axis=1)))
 
 

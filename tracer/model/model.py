@@ -25,6 +25,7 @@ import torch
 from nnsight import TransformersModel
 from torch import nn
 
+from tracer import machine
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, folder, interventions, multimodal, state, tokens
@@ -50,6 +51,11 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 Part = TypeVar("Part", bound=Sequence[Any])
 Answer = TypeVar("Answer")
+
+
+def budget_without_gpu() -> int:
+    """Bytes one batch may use on a CPU: a GiB, or a quarter of the most that this process could ever hold."""
+    return min(BUDGET_WITHOUT_GPU, machine.largest() // 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,12 +324,13 @@ class Model:
         raise JobError(value, "was traced on another model", f"load that one: {traced.name}{where}")
 
     def budget(self) -> int:
-        """Bytes one batch may use by default: a GiB, or a quarter of a GPU. Independent of what is free now,
-        so that the same call is always split the same way; for a server, four times what one request may hold."""
+        """Bytes one batch may use by default: a GiB (less where this process may hold little), or a quarter of a GPU.
+        Independent of what is free now, so that the same call is always split the same way; for a server, four times
+        what one request may hold."""
         if self.remote is not None:
             return 4 * self.remote.server.limits.request
         if self.device.type != "cuda":
-            return BUDGET_WITHOUT_GPU
+            return budget_without_gpu()
         return torch.cuda.get_device_properties(self.device).total_memory // 4
 
     def bytes_per_token(self, gradient: bool = True, length: int = 1024) -> int:

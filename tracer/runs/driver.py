@@ -20,18 +20,20 @@ from types import FrameType
 from typing import Any
 
 import pyarrow as pa
+from pydantic import Field, ValidationError
 
 from tracer import data
 from tracer.circuit.circuit import provenance
 from tracer.data.source import Source
 from tracer.errors import RunError, TracerError, option, quoted, say, writing
+from tracer.records import Record
 from tracer.runs.finish import finish_run
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import Reason, RunState, Status, Tally, reasons
 from tracer.runs.units.shards import NO_ROOM, askable, input_row
-from tracer.runs.workers.messages import Died, Pool, Setup, Started, Task
+from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import RetryLimits, Runner
 from tracer.store import parquet
@@ -90,6 +92,15 @@ class Run:
         if not parts:
             raise RunError(f"table {quoted(name)}", "is not among this run's", "see 'tracer status'")
         return pa.concat_tables(parts)
+
+
+class _Journal(Record):
+    """What is known of workers that died, by prompt, and of units that are not done; see `Runner`."""
+
+    deaths: dict[int, int] = Field(default_factory=dict)
+    quarantined: dict[int, tuple[str, str]] = Field(default_factory=dict)
+    most: dict[int, dict[int, int]] = Field(default_factory=dict)
+    parts: dict[int, list[Part]] = Field(default_factory=dict)
 
 
 class Stopped(KeyboardInterrupt):
@@ -238,7 +249,7 @@ class _Driver:
         self._started, self._written, self._shown = time.time(), 0.0, 0.0
         self._first: float | None = None
         self._before = 0
-        self._journal: dict[str, Any] = {"deaths": {}, "quarantined": {}}
+        self._journal = _Journal()
         self._session = Tally()
         self._state: RunState = "starting"
         self._rate: float | None = None
@@ -301,6 +312,9 @@ class _Driver:
             self.record = dict(there)
             self._write_record({})
             raise
+        self._read_journal()
+        self._journal = self._journal.model_copy(update={"most": {}, "parts": {}})  # their shard may have more prompts
+        self._write_journal()
         if known % self.job.shard_size and n_prompts != known:
             self.folder.uncommit(known // self.job.shard_size)
         self.folder.delete_outputs()
@@ -354,9 +368,7 @@ class _Driver:
                 raise RunError(
                     "file 'input.parquet'", "is not the one that was planned", f"use {option('overwrite', True)}"
                 )
-        with suppress(RunError, KeyError):  # an unreadable journal costs some attempts, but no result
-            journal = self.folder.place.read_json("_journal/deaths.json")
-            self._journal = {"deaths": journal["deaths"], "quarantined": journal["quarantined"]}
+        self._read_journal()
         kept: list[str] = []
         damaged: list[int] = []
         for commit in self.folder.commits(damaged):
@@ -373,9 +385,24 @@ class _Driver:
         if damaged or self._redo:
             self.folder.delete_outputs()
         if self._redo:
-            self._journal = {"deaths": {}, "quarantined": {}}
+            self._journal = _Journal()
             self._write_journal()
+        for unit, parts in list(self._journal.parts.items()):
+            if unit in range(self.n_units) and not self._committed[unit] and self._are_intact(unit, parts):
+                kept += (file.name for part in parts for file in part.files.values())
+            else:
+                del self._journal.parts[unit]
         self.folder.sweep(kept)
+
+    def _are_intact(self, unit: int, parts: Sequence[Part]) -> bool:
+        """Whether a unit's parts are as they were written; a file that no commit could name is none of ours."""
+        with suppress(ValidationError):
+            return not any(self.folder.problems(Commit.naming(unit, part.files)) for part in parts)
+        return False
+
+    def _read_journal(self) -> None:
+        with suppress(RunError, ValidationError):  # an unreadable journal costs some attempts, but no result
+            self._journal = _Journal.model_validate(self.folder.place.read_json("_journal/deaths.json"))
 
     @property
     def n_units(self) -> int:
@@ -404,10 +431,13 @@ class _Driver:
             limits=limits,
             started=self._on_start,
             heard=lambda: self.show(self._state),
-            died=self._on_death,
+            died=lambda _: self._write_journal(),
+            kept=lambda _: self._write_journal(),
             stop=lambda: bool(self.signals.number),
-            deaths={int(prompt): count for prompt, count in self._journal["deaths"].items()},
-            quarantined={int(prompt): tuple(why) for prompt, why in self._journal["quarantined"].items()},
+            deaths=self._journal.deaths,
+            quarantined=self._journal.quarantined,
+            most=self._journal.most,
+            parts=self._journal.parts,
         )
         try:
             for report in self.runner.map(self._tasks()):
@@ -458,17 +488,9 @@ class _Driver:
         self.record |= more
         self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
 
-    def _on_death(self, event: Died) -> None:
-        assert self.runner is not None
-        if event.prompts:
-            self._journal = {
-                "deaths": {str(prompt): count for prompt, count in self.runner.deaths.items()},
-                "quarantined": {str(prompt): list(why) for prompt, why in self.runner.quarantined.items()},
-            }
-            self._write_journal()
-
     def _write_journal(self) -> None:
-        self.folder.place.write_json("_journal/deaths.json", self._journal)
+        """Keep what is known of workers that died; the runner has the same dictionaries."""
+        self.folder.place.write_json("_journal/deaths.json", self._journal.model_dump(mode="json"))
 
     def _commit(self, commit: Commit) -> None:
         old = self._redo.pop(commit.shard, None)
@@ -482,6 +504,10 @@ class _Driver:
         if old is not None:
             self.tally.add(old, -1)
             for name in old.files.values():
+                self.folder.place.remove(name)
+        if parts := self._journal.parts.pop(commit.shard, None):
+            self._write_journal()
+            for name in (file.name for part in parts for file in part.files.values()):
                 self.folder.place.remove(name)
         self.tally.add(commit)
         self._committed[commit.shard] = 1

@@ -8,6 +8,7 @@ workers do, and to write anything but its units' tables.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -17,10 +18,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tracer.errors import TracerError, described, kind_of, surface
-from tracer.runs.workers.messages import Beat, Began, Broke, Done, Refused, Report, Setup, Started, Task
+from tracer.runs.workers.messages import Beat, Began, Broke, Done, Part, Refused, Report, Setup, Started, Task
 from tracer.settings import ModelRecord
 
 
@@ -35,6 +37,12 @@ def limit_malloc_retention() -> bool:
     change = getattr(ctypes.CDLL(None), "mallopt", None)
     map_from, trim_from = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
     return change is not None and bool(change(map_from, 2**20)) and bool(change(trim_from, 2**20))
+
+
+def die_first() -> None:
+    """Where memory runs out the system ends this process rather than the driver, which can start another."""
+    with contextlib.suppress(OSError):  # not Linux
+        Path("/proc/self/oom_score_adj").write_text("500")
 
 
 class Worker:
@@ -90,10 +98,10 @@ class Worker:
         """
         last: tuple[Sequence[int], int] = (), 0
 
-        def heard(prompts: Sequence[int], done: int, note: str = "") -> None:
+        def heard(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
             nonlocal last
             last = prompts, done
-            began(prompts, done, note)
+            began(prompts, done, note, part)
 
         self._beat = lambda note: heard(last[0], last[1], note)
         with surface("job"):
@@ -128,6 +136,7 @@ def refused(worker: str, error: TracerError) -> Refused:
 
 def main(name: str) -> None:
     """Serve tasks from standard input until it closes, which is when the driver ends."""
+    die_first()
     with os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8") as out:
         os.dup2(2, 1)  # what a library prints is not an event
         lines: queue.Queue[str] = queue.Queue()
@@ -149,8 +158,8 @@ def main(name: str) -> None:
         while True:
             task = Task.model_validate_json(lines.get())
 
-            def began(prompts: Sequence[int], done: int, note: str = "") -> None:
-                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note))
+            def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
+                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note, part=part))
 
             try:
                 say(Done(worker=name, report=worker.work(task, began)))

@@ -4,7 +4,7 @@
     input.parquet        the prompts as given; a row group is one shard, or several whole ones where they are small
     prompts/ nodes/ edges/ means/   uniquely named Parquet files; only those that a commit names count
     _commits/UNIT.json   the unit is done; names its files, their sizes and hashes
-    _journal/            deaths.json: how many processes died on which prompt; logs of workers that died
+    _journal/            deaths.json: how many processes died on which prompt; what is kept of units that are not done
     progress.json        how far it is, rewritten every second or so
     failed.parquet, neurons.parquet, ...   made when all units are there
     _SUCCESS.json        the run ended; holds the hashes of what was made last, of run.json, and of all commits

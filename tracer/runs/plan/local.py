@@ -8,23 +8,21 @@ never weights.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from tracer import data
+from tracer import data, machine
 from tracer.errors import JobError, TracerError
-from tracer.model.model import BUDGET_WITHOUT_GPU, read_tokenizer
+from tracer.machine import gib
+from tracer.model.model import budget_without_gpu, read_tokenizer
 from tracer.model.sizes import Shape
 from tracer.prompts import tokenize
 from tracer.runs.jobs import BenchmarkJob, Job, load_job
 from tracer.runs.plan import planner
-from tracer.runs.plan.planner import Plan, check, demands, gib
+from tracer.runs.plan.planner import Plan, check, demands
 from tracer.runs.split import check_overlap, train_and_test
 from tracer.runs.workers.placement import seats
 
@@ -85,16 +83,17 @@ def plan_job(
     on_gpu = torch.cuda.is_available() and not (job.device or "").startswith("cpu")
     gpus = torch.cuda.device_count() if on_gpu else 0
     part = min(1.0, gpus_per_worker or 1.0)
+    memory = machine.memory()
     ask = partial(
         planner.plan,
         shape,
         demands(job),
         fitting or [1],
-        host=psutil.virtual_memory().available,
+        host=max(1, memory.available),
         device=int(part * torch.cuda.get_device_properties(0).total_memory) if gpus else None,
         n_devices=seats(float(gpus), part),
     )
-    made = first = ask(cpus=workers or os.cpu_count() or 1)
+    made = first = ask(cpus=workers or machine.cores().count)
     while least is not None and made.device is None and made.memory < least and made.workers > 1:
         made = ask(cpus=made.workers - 1)
     advice = list(first.advice)
@@ -111,7 +110,7 @@ def plan_job(
                 f"the circuit of the dataset takes {gib(size)} of memory for each length of prompt in a shard, and as "
                 "much disk for each shard: use larger shards, or circuit: none"
             )
-    return replace(made, advice=tuple(advice), notes=tuple(notes))
+    return replace(made, advice=tuple(advice), notes=tuple(notes), room=str(memory))
 
 
 def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:
@@ -127,7 +126,7 @@ def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None,
     if job.remote and job.weights is None:
         return None
     try:
-        made = plan_job(job, workers, gpus_per_worker, least=BUDGET_WITHOUT_GPU if here else None)
+        made = plan_job(job, workers, gpus_per_worker, least=budget_without_gpu() if here else None)
     except TracerError:
         if here:
             raise
@@ -140,13 +139,14 @@ def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None,
     advice = list(made.advice)
     if workers is not None and made.workers < workers:
         advice.append(
-            f"memory is planned for {made.workers} workers, {workers} are asked for: some may die and be replaced"
+            f"there is memory for {made.workers} of the {workers} workers that are asked for: some may die, and fewer "
+            "go on"
         )
-    if made.memory >= BUDGET_WITHOUT_GPU:
+    if made.memory >= (usual := budget_without_gpu()):
         return Start(made.workers, None, tuple(advice))
     advice.append(
-        f"memory is short: batches may use {gib(made.memory)}, not {gib(BUDGET_WITHOUT_GPU)}, and last bits may differ "
-        "from those of a machine with more; batch: 1 in the job rules that out"
+        f"memory is short ({made.room}): batches may use {gib(made.memory)}, not {gib(usual)}, and last bits may "
+        "differ from those of a machine with more; batch: 1 in the job rules that out"
     )
     return Start(made.workers, made.memory, tuple(advice))
 

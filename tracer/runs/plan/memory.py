@@ -23,6 +23,8 @@ from tracer.settings import BASELINES, BASES, METHODS, METRICS, RULES, SUMS_OF_L
 # Resident set of a worker that has traced one prompt of the demo: Python, torch, transformers, nnsight, pyarrow
 # (measured on Linux with torch 2.13, CPU build).
 RUNTIME = 500 * 2**20
+# Of that the pages of libraries, which processes beside each other share (measured there too).
+LIBRARIES = 150 * 2**20
 # Of a fast tokenizer, per entry of its vocabulary, merges included (measured on one of 100,000 entries).
 TOKENIZER = 700
 # What a CUDA context and its libraries take of a GPU (the usual figure; not measured by us).

@@ -13,13 +13,16 @@ from typing import Any
 
 from tracer.attribution.selection import node_limit
 from tracer.errors import JobError, ModelError
+from tracer.machine import gib
 from tracer.model.model import BUDGET_WITHOUT_GPU
 from tracer.model.sizes import Shape
-from tracer.runs.plan.memory import CUDA_CONTEXT, Memory, predict
+from tracer.runs.plan.memory import CUDA_CONTEXT, LIBRARIES, Memory, predict
 from tracer.settings import BASELINES, RULES
 
 USED = 0.8
 """The share of a memory that is planned for."""
+TIGHT = 1.25
+"""What is predicted to need more than so many times what there is cannot fit."""
 MOST_PROMPTS = 4096
 """In one batch."""
 LEAST_BUDGET = 2**24
@@ -117,8 +120,9 @@ class Plan:
     Attributes:
         shape, demands: the model, and what is done with each prompt.
         longest, median: tokens of the prompts sampled.
-        host: of the machine. device: of one GPU, None without. n_devices: GPUs of the machine.
-        fits: whether one prompt of the longest length fits.
+        host: of the machine, or of the part of it that this process may use. room: the same in words.
+        device: of one GPU, None without. n_devices: GPUs of the machine.
+        fits: whether one prompt of the longest length fits. tight: it may, since a prediction holds within 25 %.
         gpus_per_worker: 0 on a CPU; above 1 the model is spread with ``device_map="auto"``.
         workers: on this machine; 0 where nothing fits.
         memory: what one batch may use, as `tracer.attribute` takes it.
@@ -143,6 +147,8 @@ class Plan:
     disk: int
     advice: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    tight: bool = False
+    room: str = ""
 
 
 @dataclass(frozen=True)
@@ -222,10 +228,11 @@ def plan(
     most_workers = n_devices if device is not None else cpus
     capacity = _capacity(shape, several, longest, host, device, most_workers)
     fits = capacity.holds(longest, 1)
-    workers = most_workers // max(1, capacity.gpus) if fits else 0
-    while workers > 1 and not replace(capacity, host=USED * host / workers).holds(longest, 1):
+    tight = not fits and replace(capacity, host=TIGHT * host).holds(longest, 1)
+    workers = most_workers // max(1, capacity.gpus) if fits else int(tight)
+    while workers > 1 and not replace(capacity, host=_each(host, workers)).holds(longest, 1):
         workers -= 1
-    capacity = replace(capacity, host=USED * host / max(1, workers))
+    capacity = replace(capacity, host=_each(host, max(1, workers)))
     marks = sorted({2**power for power in range(3, 64) if 2**power < longest} | {longest})
     memory, rows = _batches(capacity, marks)
     made = Plan(
@@ -243,8 +250,14 @@ def plan(
         rows=rows,
         disk=max(_disk(shape, demand, int(median(lengths))) for demand in several),
         advice=(),
+        tight=tight,
     )
     return replace(made, advice=tuple(_advice(made, capacity)))
+
+
+def _each(host: int, workers: int) -> float:
+    """What each of several workers may hold: the libraries are there once."""
+    return max(0.0, USED * host - LIBRARIES) / workers + min(LIBRARIES, USED * host)
 
 
 def _check(
@@ -306,15 +319,13 @@ def _disk(shape: Shape, demand: Demand, length: int) -> int:
     return 1000 * (NODE_ROW * nodes + EDGE_ROW * edges + PROMPT_ROW + 4 * length)
 
 
-def gib(size: int) -> str:
-    """Bytes in readable units."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
-
-
 def _advice(made: Plan, capacity: _Capacity) -> list[str]:
     """What does not fit or limits the run, and what to change."""
     shape, need, lines = made.shape, capacity.memory(made.longest, 1), []
-    if made.fits:
+    if made.tight:
+        needs = f"one prompt of {made.longest} tokens needs about {gib(need.host)} of memory"
+        lines.append(f"{needs}, more than is safe: one worker tries it, as few prompts at a time as it can")
+    if made.fits or made.tight:
         if made.gpus_per_worker > 1:
             lines.append(f"the model takes {made.gpus_per_worker} GPUs: load it with device_map='auto'")
         if made.device is not None and made.workers * made.gpus_per_worker < made.n_devices:
@@ -352,7 +363,8 @@ def _remedies(made: Plan, capacity: _Capacity, need: Memory) -> list[str]:
         fitting = max(length for length in _lengths_below(made.longest) if capacity.holds(length, 1))
         lines.append(f"prompts of up to {fitting} tokens fit")
     else:
-        lines.append(f"the weights alone take {gib(shape.weight_bytes)}: use a smaller model or a larger machine")
+        taken = f"libraries take {gib(need.runtime)} and weights {gib(shape.weight_bytes)}"
+        lines.append(f"{taken}: use a smaller model or a larger machine")
     return lines
 
 
@@ -366,9 +378,9 @@ def check(made: Plan) -> None:
     Raises:
         ModelError: what it needs, what there is, and what to change.
     """
-    if made.fits:
+    if made.fits or made.tight:
         return
-    where = f"{gib(made.host)} of memory"
+    where = made.room or f"{gib(made.host)} of memory"
     if made.device is not None:
         where = f"{made.n_devices} x {gib(made.device)} of GPU and {where}"
     first, *rest = made.advice

@@ -6,8 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracer.machine import gib
 from tracer.reports.tables import cell
-from tracer.runs.plan.planner import Plan, gib
+from tracer.runs.plan.planner import Plan
 from tracer.text import printable
 
 
@@ -27,10 +28,10 @@ def plan_table(made: Plan) -> RenderableType:
 
 
 def _lines(made: Plan) -> list[str]:
-    if not made.fits:
+    if not made.fits and not made.tight:
         return [*made.advice, *made.notes]
     if made.device is None:
-        place = f"workers on this machine: {made.workers}, of {gib(made.host)} of memory"
+        place = f"workers on this machine: {made.workers}, by {made.room or f'{gib(made.host)} of memory'}"
     else:
         gpus = "one GPU" if made.gpus_per_worker == 1 else f"{made.gpus_per_worker} GPUs"
         place = f"workers on this machine: {made.workers}, each on {gpus} of {gib(made.device)}"

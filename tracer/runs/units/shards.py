@@ -14,12 +14,13 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ from tracer.model.model import Model
 from tracer.ndif.server import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.workers.messages import Beat, Report, Task
+from tracer.runs.workers.messages import Beat, Part, Report, Task
 from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
@@ -46,9 +47,13 @@ log = logging.getLogger(__name__)
 STICKY = 70  # exit code of a process whose device is unusable
 PASSING = (ConnectionError, TimeoutError)
 """Transient errors, which are retried."""
+KEPT_EVERY, KEPT_AFTER_DEATH = 10.0, 1.0
+"""Seconds after which what is done of a shard is written, so that a process that dies costs no more; fewer where one
+has died."""
 LOOKED_AT = 1000
 """Prompts of the input that are looked at before a run for whether any can be asked."""
 UNLIKELY = "the target is not among the model's ten likeliest next tokens: the circuit is not of what the model says"
+_SCHEMAS = schemas.SCHEMAS | {"means": schemas.MEANS}
 NO_ROOM = "make room or choose another folder; what is committed is kept, repeat the command to resume"
 """What to do where a run's folder cannot be written."""
 
@@ -156,9 +161,14 @@ class _Pulse:
             if self._under_way:  # otherwise the next `begin` reports
                 self._tell()
 
-    def _tell(self) -> None:
+    def keep(self, part: Part) -> None:
+        """A part of the shard is kept."""
+        with self._lock:
+            self._tell(part)
+
+    def _tell(self, part: Part | None = None) -> None:
         self._told = time.monotonic()
-        self._began([*self._under_way], self._done)
+        self._began([*self._under_way], self._done, part=part)
 
 
 class ShardWork:
@@ -191,13 +201,17 @@ class ShardWork:
         if task.only is not None:
             shard.keep({name: self.folder.read_table(file) for name, file in task.files.items()}, task.only)
             rows = [row for row in rows if row["prompt_id"] in task.only]
-        shard.trace(rows)
+        for part in task.parts:
+            shard.keep({name: self.folder.read_table(file.name) for name, file in part.files.items()})
+            shard.notes.update(part.notes)
+            shard.halved += part.halved
+        shard.trace(rows, lambda: self._written(task.unit, shard.tables(new=True)))
         began((), len(shard.rows))  # a process that dies while it writes dies without a prompt to blame
         statuses: Counter[str] = Counter(row["status"] for row in shard.rows)
         errors: Counter[str] = Counter(row["error_type"] for row in shard.rows if row.get("error_type"))
         return Report(
             unit=task.unit,
-            files=self._written(task.unit, shard),
+            files=self._written(task.unit, shard.tables()),
             statuses=dict(statuses),
             errors=dict(errors),
             seconds=time.perf_counter() - started,
@@ -205,14 +219,9 @@ class ShardWork:
             notes=dict(shard.notes),
         )
 
-    def _written(self, unit: int, shard: _Shard) -> dict[str, File]:
-        tables = {"prompts": (shard.prompts(), schemas.PROMPTS), "nodes": (shard.nodes(), schemas.NODES)}
-        if self._options["edges"]:
-            tables["edges"] = shard.edges(), schemas.EDGES
-        if shard.sums is not None:
-            tables["means"] = shard.sums.table(), schemas.MEANS
+    def _written(self, unit: int, tables: dict[str, pa.Table]) -> dict[str, File]:
         with writing(self.folder.place, "folder", NO_ROOM):
-            return {name: self.folder.write_shard(name, unit, *content) for name, content in tables.items()}
+            return {name: self.folder.write_shard(name, unit, table, _SCHEMAS[name]) for name, table in tables.items()}
 
 
 def options(job: DatasetJob) -> dict[str, Any]:
@@ -246,30 +255,62 @@ class _Shard:
         # Worded here: threads know no surface. One sentence for all prompts, so that they can be counted.
         self._first = {no_foil: first_note(f"more than {FIRST_SHARE:.0%}", no_foil) for no_foil in (False, True)}
         self._pulse, self._counting = _Pulse(began), threading.Lock()
+        apart = (*(task.only or ()), *task.quarantined)
+        self._most = task.most | dict.fromkeys(apart, 1)
+        self._done = set[int]()  # kept of what others did, of the prompts to do
+        self._kept = 0, {"nodes": 0, "edges": 0}, Counter[str](), 0  # rows, tables, notes and halvings already kept
 
-    def trace(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Every prompt of the shard, in batches of like length."""
-        items = []
+    def trace(self, rows: Sequence[dict[str, Any]], write: Callable[[], dict[str, File]]) -> None:
+        """Every prompt of the shard that is not kept from others, in batches of like length.
+
+        Args:
+            write: what is new in the tables, now and then.
+        """
+        items, left = [], len(rows) - len(self._done)
+        every, last = KEPT_AFTER_DEATH if self.task.attempt > 1 else KEPT_EVERY, time.monotonic()
+        self._mark()
         for row in rows:
             try:
                 items.append(self._item(row))
             except TracerError as error:
-                self._record(self._lost(row, "failed", type(error).__name__, str(error)))
+                if row["prompt_id"] not in self._done:
+                    self._record(self._lost(row, "failed", type(error).__name__, str(error)))
+                    left -= 1
         self._pulse.end((), len(self.rows))
         with closing(self._outcomes(self._batches(items))) as outcomes:
-            for made in outcomes:
-                self._record(made)
+            for batch in outcomes:
+                for made in batch:
+                    self._record(made)
+                    left -= 1
+                if left and time.monotonic() - last > every:
+                    self._pulse.keep(self._part(write()))
+                    last = time.monotonic()
 
-    def keep(self, tables: dict[str, pa.Table], only: Sequence[int]) -> None:
-        """Take over what was committed, but for the prompts that are done again."""
+    def _part(self, files: dict[str, File]) -> Part:
+        """What was written just now; from here on the rest is new."""
+        _, _, notes, halved = self._kept
+        part = Part(files=files, notes=dict(self.notes - notes), halved=self.halved - halved)
+        self._mark()
+        return part
+
+    def _mark(self) -> None:
+        sizes = {name: len(tables) for name, tables in self._tables.items()}
+        self._kept = len(self.rows), sizes, self.notes.copy(), self.halved
+
+    def keep(self, tables: dict[str, pa.Table], only: Sequence[int] | None = None) -> None:
+        """Take over what was committed, but for the prompts that are done again (`only`); or what was kept since."""
         for name, table in tables.items():
             if name == "prompts":
-                self.rows = [row for row in table.to_pylist() if row["prompt_id"] not in only]
-            elif name in self._tables:
-                ids = table["prompt_id"].to_numpy()
-                for prompt_id in sorted({*ids.tolist()} - {*only}):
-                    self._tables[name].append((prompt_id, table.filter(pa.array(ids == prompt_id))))
+                rows = [row for row in table.to_pylist() if row["prompt_id"] not in (only or ())]
+                self.rows += rows
+                self._done.update(row["prompt_id"] for row in rows if only is None)
+            elif name in self._tables:  # the rows of a prompt are together
+                found = np.unique(table["prompt_id"].to_numpy(), return_index=True, return_counts=True)
+                for prompt_id, first, count in zip(*(part.tolist() for part in found), strict=True):
+                    if prompt_id not in (only or ()):
+                        self._tables[name].append((prompt_id, table.slice(first, count)))
             elif self.sums is not None:
+                self.sums.sums.clear()
                 for row in table.to_pylist():
                     self._take_over(row)
 
@@ -281,17 +322,14 @@ class _Shard:
             self.sums.sums[length], self.sums.counts[length] = torch.zeros(shape, dtype=torch.float64), row["n_prompts"]
         self.sums.sums[length][row["layer"], max(0, row["position"])] = kept
 
-    def prompts(self) -> pa.Table:
-        """The prompts table, in order."""
-        return pa.Table.from_pylist(sorted(self.rows, key=lambda row: row["prompt_id"]), schemas.PROMPTS)
-
-    def nodes(self) -> pa.Table:
-        """The nodes table, in order of prompts."""
-        return _joined(self._tables["nodes"], schemas.NODES)
-
-    def edges(self) -> pa.Table:
-        """The edges table, in order of prompts."""
-        return _joined(self._tables["edges"], schemas.EDGES)
+    def tables(self, new: bool = False) -> dict[str, pa.Table]:
+        """The tables, in order of prompts: of all of them, or of those that are not kept yet (`new`)."""
+        first, sizes = self._kept[:2] if new else (0, {"nodes": 0, "edges": 0})
+        rows = sorted(self.rows[first:], key=lambda row: row["prompt_id"])
+        made = {"prompts": pa.Table.from_pylist(rows, schemas.PROMPTS)}
+        for name in ("nodes", "edges") if self.options["edges"] else ("nodes",):
+            made[name] = _joined(self._tables[name][sizes[name] :], schemas.SCHEMAS[name])
+        return made if self.sums is None else made | {"means": self.sums.table()}
 
     # ----------------------------------------------------------------------------------------- batches
 
@@ -301,39 +339,43 @@ class _Shard:
 
     def _batches(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
         """Prompts of like length together. What is in a batch does not depend on who died before, but that the
-        batches of those who did are taken apart: their numbers stay the same to the last bit."""
-        apart = {*self.task.alone, *self.task.quarantined, *(self.task.only or ())}
+        batches of those who did are halved, nor on what is done: numbers stay the same to the last bit."""
         with_foil = [item for item in items if item.encoded.foil_ids]
         without = [item for item in items if not item.encoded.foil_ids]
         for some in (without, with_foil):  # their metrics differ, and a batch has one
-            yield from self._of_like_length(some, apart)
+            for batch in self._of_like_length(some):
+                if left := [item for item in batch if item.id not in self._done]:
+                    yield left
 
-    def _of_like_length(self, items: Sequence[_Item], apart: set[int]) -> Iterator[list[_Item]]:
+    def _of_like_length(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
         ordered = sorted(items, key=lambda item: (len(item.encoded.token_ids), item.id))
         lengths = [len(item.encoded.token_ids) for item in ordered]
         each = self.model.bytes_per_token(length=max(lengths, default=1))
         for part in batches(lengths, each, self.task.max_bytes or self.model.budget(), self.model.borders):
             for batch in chunked(ordered[part.start : part.stop], self.job.batch or len(part)):
-                if any(item.id in apart for item in batch):
-                    yield from ([item] for item in batch)
-                else:
-                    yield batch
+                yield from self._halved(batch)
 
-    def _outcomes(self, batches: Iterable[list[_Item]]) -> Generator[_Made, None, None]:
-        """The outcome of every prompt, in the order of the batches, whichever finishes first."""
+    def _halved(self, batch: list[_Item]) -> Iterator[list[_Item]]:
+        """A batch as it is, or in halves as long as it is larger than one of its prompts allows."""
+        if len(batch) <= max(1, min(self._most.get(item.id, len(batch)) for item in batch)):
+            yield batch
+            return
+        for half in chunked(batch, (len(batch) + 1) // 2):
+            yield from self._halved(half)
+
+    def _outcomes(self, batches: Iterable[list[_Item]]) -> Generator[Iterable[_Made], None, None]:
+        """The outcomes of every batch, in the order of the batches, whichever finishes first."""
         for alone, some in groupby(batches, self._is_alone):
             if alone:
-                for batch in some:
-                    yield from self._batch(batch)
+                yield from map(self._batch, some)
             else:
-                for made in self.model.stream(lambda batch: list(self._batch(batch)), list(some)):
-                    yield from made
+                yield from self.model.stream(lambda batch: list(self._batch(batch)), list(some))
 
     def _is_alone(self, batch: list[_Item]) -> bool:
-        """Whether a batch must run alone: local computation fills the memory that was planned for it, and a prompt that
+        """Whether a batch must run alone: local computation fills the memory that was planned for it, and prompts that
         processes died on must be told apart from others in flight."""
         here = self.model.remote is None or self.job.weights is not None
-        return here or any(item.id in self.task.alone for item in batch)
+        return here or any(item.id in self.task.most for item in batch)
 
     def _batch(self, items: list[_Item]) -> Iterator[_Made]:
         """The outcomes of a batch. Runs in several threads at a time, without side effects."""

@@ -43,14 +43,28 @@ class Setup(_Message):
     in_flight: int = 1
 
 
+class Part(_Message):
+    """Prompts of a unit that are done before the unit is: their tables, which no commit names yet.
+
+    Attributes:
+        files: by table; ``means`` are the sums over all prompts that were done by then, not over these alone.
+        notes, halved: as of a `Report`.
+    """
+
+    files: dict[str, File]
+    notes: dict[str, int] = Field(default_factory=dict)
+    halved: int = 0
+
+
 class Task(_Message):
     """One unit of work.
 
     Attributes:
         unit: its number. attempt: from 1.
-        alone: prompts to be computed one by one, since a process died twice with them among others.
+        most: how many prompts a batch may have that holds this one: processes died on larger ones.
         quarantined: prompts to be left out, and why: they get a row that says so.
-        deaths: how many processes died on a prompt.
+        deaths: how many processes died on a prompt alone.
+        parts: what workers that died had finished of the unit, in the order in which they wrote it.
         only: the prompts to do again, of a unit that was committed; the others are kept from `files`.
         files: of that commit, by table.
         max_bytes: bytes one batch may use; the model's own default if None.
@@ -59,9 +73,10 @@ class Task(_Message):
 
     unit: int
     attempt: int = 1
-    alone: tuple[int, ...] = ()
+    most: dict[int, int] = Field(default_factory=dict)
     quarantined: dict[int, tuple[str, str]] = Field(default_factory=dict)
     deaths: dict[int, int] = Field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
     only: tuple[int, ...] | None = None
     files: dict[str, str] = Field(default_factory=dict)
     max_bytes: int | None = None
@@ -110,19 +125,20 @@ class Started(_Message):
 
 class Began(_Message):
     """A heartbeat: a worker began prompts (a batch at once), or still has them in flight. `done`: prompts of the unit
-    that it has finished. `note`: what it waits for, if it waits for a service."""
+    that it has finished. `note`: what it waits for, if it waits for a service. `part`: what it has kept just now."""
 
     worker: str
     prompts: tuple[int, ...]
     done: int
     note: str = ""
+    part: Part | None = None
 
 
 @runtime_checkable
 class Beat(Protocol):
     """How a worker sends `Began` while it works; from any thread."""
 
-    def __call__(self, prompts: Sequence[int], done: int, note: str = "") -> None: ...
+    def __call__(self, prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None: ...
 
 
 class Done(_Message):
@@ -156,12 +172,16 @@ class Died(_Message):
         prompts: begun and not finished, as far as is known.
         reason: e.g. "killed by signal 9".
         blame: whether the prompts may be the cause; a lost machine is not their fault.
+        starved: whether memory may have run out: it was killed without a word, or said so last.
+        parts: what it had kept of its unit and nobody heard of.
     """
 
     worker: str
     prompts: tuple[int, ...] = ()
     reason: str
     blame: bool = True
+    starved: bool = False
+    parts: tuple[Part, ...] = ()
 
 
 Event = Started | Began | Done | Refused | Broke | Died

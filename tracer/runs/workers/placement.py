@@ -5,9 +5,9 @@ Knows cores, GPUs, memory and how many requests a key may have in flight. Refuse
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from tracer import machine
 from tracer.errors import JobError, option
 from tracer.runs.jobs import Job
 from tracer.runs.workers.messages import Pool
@@ -84,7 +84,7 @@ def place(
     if pool is not None:
         return Placing(pool, workers or 1, 1.0, float(gpus_per_worker or 0), _share(job, workers or 1))
     if ray is None:
-        cpus, gpus, made = float(os.cpu_count() or 1), float(visible_gpus()), LocalPool()
+        cpus, gpus, made = float(machine.cores().count), float(visible_gpus()), LocalPool()
     else:
         from tracer.runs.workers.cluster import RayPool
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -18,16 +19,18 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO
 
 from pydantic import TypeAdapter
 
+from tracer import machine
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Setup, Started, Task
 
 _KINDS: dict[str, type[Started | Began | Done | Refused | Broke]] = {
     kind.__name__: kind for kind in (Started, Began, Done, Refused, Broke)
 }
 _LAST = 2000  # characters of a worker's errors that are kept
+_NO_MEMORY = re.compile(r"bad_alloc|MemoryError|out of memory|(can't|cannot) allocate memory", re.IGNORECASE)
 
 
 @dataclass
@@ -86,8 +89,8 @@ class LocalPool:
                 return events
 
     def describe(self) -> str:
-        """Cores of this machine."""
-        return f"this machine, {os.cpu_count()} cores"
+        """Cores and memory of this machine, or of the part of it that this process may use."""
+        return f"{machine.cores()}, {machine.memory()}"
 
     def close(self) -> None:
         """End all processes."""
@@ -136,9 +139,10 @@ class LocalPool:
         process.popen.stdout.close()
         with contextlib.suppress(BrokenPipeError):  # a task it never read
             process.popen.stdin.close()
-        reason = _reason(code, process.errors)
+        last = _last_words(process.errors)
         process.errors.close()
-        self._events.put(Died(worker=worker, prompts=process.begun, reason=reason))
+        starved = code == -signal.SIGKILL or bool(_NO_MEMORY.search(last))
+        self._events.put(Died(worker=worker, prompts=process.begun, reason=_reason(code, last), starved=starved))
 
 
 def visible_gpus() -> int:
@@ -165,7 +169,15 @@ def _read(worker: str, line: bytes) -> Event | None:
     return TypeAdapter(kind).validate_python({**content, "worker": worker})
 
 
-def _reason(code: int, errors: Any) -> str:
+def _last_words(errors: IO[bytes]) -> str:
+    """The last line of a process's errors."""
+    size = errors.seek(0, os.SEEK_END)
+    errors.seek(max(0, size - _LAST))
+    said = errors.read().decode(errors="replace").strip().splitlines()
+    return said[-1] if said else ""
+
+
+def _reason(code: int, last: str) -> str:
     """How a process ended, and the last line of its errors."""
     if code < 0:
         try:
@@ -174,10 +186,7 @@ def _reason(code: int, errors: Any) -> str:
             how = f"killed by signal {-code}"
     else:
         how = f"ended with exit code {code}"
-    size = errors.seek(0, os.SEEK_END)
-    errors.seek(max(0, size - _LAST))
-    said = errors.read().decode(errors="replace").strip().splitlines()
-    return f"{how} ({said[-1][:200]})" if said and code > 0 else how
+    return f"{how} ({last[:200]})" if last and code != -signal.SIGKILL else how
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """Maps units over workers, and decides what happens after a worker's death.
 
-Every unit is reported exactly once, whatever happens to the workers. A process's death counts against the prompts it
-had begun: its batch is retried as it was, then its prompts one by one, and a prompt that repeatedly kills a process by
-itself is quarantined. A lost machine counts against no prompt; a unit that breaks three times for other reasons ends
-the run, since more than a prompt is wrong. Knows tasks, reports and time.
+Every unit is reported exactly once, whatever happens to the workers, and what a worker kept of it before it died is
+not done again. A process's death counts against the batch it had begun: that is retried as it was, then in halves. A
+prompt is quarantined when two processes died on it alone; where memory may be the cause, no process in place of those
+is started first, and deaths in a row with no prompt done in between end the run with no prompt to blame. A lost machine
+counts against nothing; a unit that breaks three times for other reasons ends the run. Knows tasks, reports and time.
 Refuses to know files, models and what a unit is.
 """
 
@@ -17,7 +18,20 @@ from dataclasses import dataclass, field
 
 from tracer import errors
 from tracer.errors import RunError, TracerError
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Pool, Refused, Report, Setup, Started, Task
+from tracer.runs.workers.messages import (
+    Began,
+    Broke,
+    Died,
+    Done,
+    Event,
+    Part,
+    Pool,
+    Refused,
+    Report,
+    Setup,
+    Started,
+    Task,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,13 +48,15 @@ class RetryLimits:
     Attributes:
         start: seconds without any worker. prompt: seconds without a heartbeat for a batch; None for no limit.
         tries: of a unit that breaks without a prompt to blame, and of starting a worker.
-        deaths: processes that die on a prompt before it is left out.
+        deaths: processes that die on a prompt alone before it is left out.
+        starved: processes that die in a row, as where memory runs out, while no prompt is done.
     """
 
     start: float = 600.0
     prompt: float | None = 600.0
     tries: int = 3
     deaths: int = 2
+    starved: int = 10
 
 
 @dataclass
@@ -49,6 +65,8 @@ class _Busy:
     since: float
     prompts: tuple[int, ...] = ()
     done: int = 0
+    before: int | None = None  # done when its first news came: kept by others
+    beside: bool = False  # whether other workers are or were there meanwhile
     note: str = ""
     late: bool = False
 
@@ -61,10 +79,12 @@ class Runner:
         pool, setup, workers: where workers are, how they are started, and how many.
         started: called for every worker that is ready; returns the bytes a batch may use (None: the worker's default).
         heard: called after every event and at least every second, e.g. to draw progress.
-        deaths: of processes, by prompt, those of earlier runs included; updated here.
-        quarantined: prompts that are left out, and why (error type, error).
+        deaths: of processes on a prompt alone, by prompt. quarantined: prompts that are left out, and why (error type,
+            error). most: by unit, how many prompts a batch with a prompt may have. parts: by unit, what is kept of it.
+            All four include those of earlier runs, and are updated here.
         stop: checked between events; once true, nothing more is reported.
-        died: called for every worker's death, with the prompts that it counts against.
+        died: called for every worker's death, with the prompts that it counts against. kept: called with a unit of
+            which a part is kept.
     """
 
     pool: Pool
@@ -74,9 +94,12 @@ class Runner:
     started: Callable[[Started], int | None] = lambda _: None
     heard: Callable[[], None] = lambda: None
     died: Callable[[Died], None] = lambda _: None
+    kept: Callable[[int], None] = lambda _: None
     stop: Callable[[], bool] = lambda: False
     deaths: dict[int, int] = field(default_factory=dict)
     quarantined: dict[int, tuple[str, str]] = field(default_factory=dict)
+    most: dict[int, dict[int, int]] = field(default_factory=dict)
+    parts: dict[int, list[Part]] = field(default_factory=dict)
     broken: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -84,7 +107,10 @@ class Runner:
         self._starting: set[str] = set()
         self._busy: dict[str, _Busy] = {}
         self._again: deque[Task] = deque()
-        self._alone: dict[int, set[int]] = {}
+        self._struck: set[int] = set()  # prompts of batches that a process died on
+        self._starved = 0
+        self._suspects: list[int] = []  # deaths in a row for which memory may be the cause, and on whom
+        self._wanted: dict[int, int] = {}  # workers there were when a prompt was first suspected
         self._tries: Counter[tuple[int, bool]] = Counter()
         self._names, self._failures, self._max_bytes = 0, 0, None
         self._idle_since = time.monotonic()
@@ -139,16 +165,19 @@ class Runner:
         while len(self._ready) + len(self._starting) < count:
             worker, self._names = f"w{self._names}", self._names + 1
             self._starting.add(worker)
+            for busy in self._busy.values():
+                busy.beside = True
             self.pool.start(worker, self.setup)
 
     def _give(self, worker: str, task: Task) -> None:
         unit = {
-            "alone": tuple(sorted(self._alone.get(task.unit, ()))),
+            "most": self.most.get(task.unit, {}),
             "quarantined": self.quarantined,
             "deaths": self.deaths,
+            "parts": tuple(self.parts.get(task.unit, ())),
             "max_bytes": self._max_bytes if task.max_bytes is None else task.max_bytes,
         }
-        self._busy[worker] = _Busy(task, time.monotonic())
+        self._busy[worker] = _Busy(task, time.monotonic(), beside=len(self._ready | self._starting) > 1)
         self.pool.give(worker, task.model_copy(update=unit))
 
     def _handle(self, event: Event) -> Report | None:
@@ -161,16 +190,21 @@ class Runner:
                 self._failures, self._idle_since = 0, time.monotonic()
             case Began() if busy is not None:
                 busy.prompts, busy.done, busy.note = event.prompts, event.done, event.note
-                busy.since = time.monotonic()
+                busy.since, busy.before = time.monotonic(), event.done if busy.before is None else busy.before
+                if event.done > busy.before:
+                    self._went_well()
+                if event.part is not None:
+                    self._keep(busy.task.unit, event.part)
             case Done() if busy is not None and busy.task.unit == event.report.unit:
                 del self._busy[event.worker]
-                self._alone.pop(event.report.unit, None)
+                self.most.pop(event.report.unit, None)
+                self._went_well()
                 return event.report
             case Refused():
                 raise _KINDS.get(event.kind, RunError)(event.value, event.rule, event.next_step)
             case Broke() if busy is not None:
                 del self._busy[event.worker]
-                self._failed(busy.task, event.error)
+                self._failed(busy, event.error)
             case Died():
                 self._on_worker_death(event, busy)
             case _:
@@ -191,22 +225,83 @@ class Runner:
             if was_starting and event.blame:
                 self._failed_to_start(event)
             return
-        prompts = event.prompts or busy.prompts
+        prompts, unit = event.prompts or busy.prompts, busy.task.unit
         held = event.model_copy(update={"prompts": prompts if event.blame else ()})
-        if not event.blame or not prompts:
-            self.died(held)
-            self._failed(busy.task, event.reason, machine=not event.blame)
-            return
-        for prompt in prompts:
-            self.deaths[prompt] = self.deaths.get(prompt, 0) + 1
-        often = all(self.deaths[prompt] >= self.limits.deaths for prompt in prompts)
-        if len(prompts) > 1 and (often or busy.late):
-            self._alone.setdefault(busy.task.unit, set()).update(prompts)
-        elif often:
-            for prompt in prompts:
-                self.quarantined[prompt] = self._quarantine_reason(prompt, event, busy)
+        for part in event.parts:
+            self._keep(unit, part)
+        known = event.blame and bool(prompts)
+        if known:
+            known = self._suspect(*prompts, event, busy) if len(prompts) == 1 else self._halve(unit, prompts, busy)
         self.died(held)
-        self._again.append(busy.task.model_copy(update={"attempt": busy.task.attempt + 1}))
+        if known:
+            self._again.append(busy.task.model_copy(update={"attempt": busy.task.attempt + 1}))
+        else:
+            self._failed(busy, event.reason, machine=not event.blame, starved=event.starved)
+
+    def _halve(self, unit: int, prompts: tuple[int, ...], busy: _Busy) -> bool:
+        """A batch that a process died on is retried as it was, then in halves; False where it cannot be taken apart."""
+        sizes = self.most.get(unit, {})
+        known = [sizes[prompt] for prompt in prompts if prompt in sizes]
+        if not known and self._struck.isdisjoint(prompts) and not busy.late:
+            self._struck.update(prompts)
+            return True
+        size = min([len(prompts), *known])
+        self.most.setdefault(unit, {}).update(dict.fromkeys(prompts, 1 if busy.late else (size + 1) // 2))
+        return size > 1
+
+    def _suspect(self, prompt: int, event: Died, busy: _Busy) -> bool:
+        """A process died on a prompt alone; False if it is left out already, and processes die all the same."""
+        if prompt in self.quarantined:
+            return False
+        starved = event.starved and not busy.late
+        workers = self.workers
+        if starved and self.deaths.get(prompt, 0) + 1 >= self.limits.deaths and self._fewer(busy):
+            self._wanted.setdefault(prompt, workers)
+            return True
+        if starved:
+            self._starved += 1
+            self._suspects.append(prompt)
+        self.deaths[prompt] = self.deaths.get(prompt, 0) + 1
+        if self.deaths[prompt] >= self.limits.deaths:
+            self.quarantined[prompt] = self._quarantine_reason(prompt, event, busy)
+            self.workers = self._wanted.pop(prompt, self.workers)
+        if self._starved >= self.limits.starved:
+            self._acquit(event)
+        return True
+
+    def _fewer(self, busy: _Busy) -> bool:
+        """Start no worker in place of one that died, which leaves the others more; False if it had none beside it."""
+        if busy.beside:
+            self.workers = max(1, len(self._ready | self._starting))
+        return busy.beside
+
+    def _acquit(self, event: Died) -> None:
+        """Nothing is done any more: it is not the prompts.
+
+        Raises:
+            RunError: that, and what memory there is.
+        """
+        for prompt in self._suspects:
+            self.deaths.pop(prompt, None)
+            self.quarantined.pop(prompt, None)
+        self.died(event)
+        named = ", ".join(map(str, dict.fromkeys(self._suspects)))
+        raise RunError(
+            f"{self._starved} workers in a row",
+            f"died while no prompt was done ({event.reason}), each with one of the prompts {named} alone, as where "
+            f"memory runs out: there is {self.pool.describe()}",
+            "give the run more memory, a smaller model or shorter prompts (see 'tracer plan'), and repeat the command: "
+            "what is done is kept, and no prompt is blamed",
+        )
+
+    def _went_well(self) -> None:
+        """A prompt is done: what died before died of something else."""
+        self._starved = 0
+        self._suspects.clear()
+
+    def _keep(self, unit: int, part: Part) -> None:
+        self.parts.setdefault(unit, []).append(part)
+        self.kept(unit)
 
     def _failed_to_start(self, event: Died) -> None:
         """After a few failures in a row the run continues with the existing workers, and ends if there is none."""
@@ -216,7 +311,7 @@ class Runner:
         if not self._ready | self._starting:
             raise RunError(
                 f"{self._failures} workers in a row",
-                f"died while starting: {event.reason}",
+                f"died while starting: {event.reason}; there is {self.pool.describe()}",
                 "see that the model fits in memory: tracer plan",
             )
         self.workers = len(self._ready | self._starting)
@@ -224,16 +319,18 @@ class Runner:
     def _quarantine_reason(self, prompt: int, event: Died, busy: _Busy) -> tuple[str, str]:
         if busy.late:
             return "PromptTimeout", f"no answer within {self.limits.prompt:g} s, {self.deaths[prompt]} times"
-        return "ProcessDied", f"{self.deaths[prompt]} processes died on it; the last: {event.reason}"
+        return "ProcessDied", f"{self.deaths[prompt]} processes died on it alone; the last: {event.reason}"
 
-    def _failed(self, task: Task, reason: str, machine: bool = False) -> None:
+    def _failed(self, busy: _Busy, reason: str, machine: bool = False, starved: bool = False) -> None:
         """A unit ended without a prompt to blame; lost machines are tolerated more often than broken units."""
+        task = busy.task
         self._tries[task.unit, machine] += 1
         tries = self._tries[task.unit, machine]
-        if tries >= self.limits.tries * (3 if machine else 1):
+        if tries >= self.limits.tries * (3 if machine else 1) and not (starved and self._fewer(busy)):
+            there = f"; memory may have run out: there is {self.pool.describe()}" if starved else ""
             raise RunError(
                 f"unit {task.unit} of the run",
-                f"failed {tries} times through no fault of a prompt ({reason})",
+                f"failed {tries} times through no fault of a prompt ({reason}){there}",
                 "fix that and repeat the command: what is committed is kept",
             )
         self._again.append(task.model_copy(update={"attempt": task.attempt + 1}))

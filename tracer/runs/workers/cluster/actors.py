@@ -15,7 +15,7 @@ from typing import Any
 
 from tracer.errors import TracerError, described, kind_of
 from tracer.runs.workers.cluster.connection import last_line, load_ray
-from tracer.runs.workers.messages import Setup, Started, Task
+from tracer.runs.workers.messages import Part, Setup, Started, Task
 from tracer.version import VERSION
 
 WRITE = 60.0
@@ -33,10 +33,20 @@ class Journal:
 
     def __init__(self) -> None:
         self._entries: dict[str, tuple[int, Entry]] = {}
+        self._parts: dict[str, tuple[int, list[str]]] = {}
 
     def write(self, worker: str, turn: int, entry: Entry) -> None:
         """What `worker` says in its `turn`."""
         self._entries[worker] = (turn, entry)
+
+    def keep(self, worker: str, turn: int, part: str) -> None:
+        """What `worker` has kept of its unit in its `turn`: one part more."""
+        then, parts = self._parts.get(worker, (turn, []))
+        self._parts[worker] = turn, [*(parts if then == turn else ()), part]
+
+    def parts(self, turn: int) -> list[str]:
+        """All that was kept in that turn."""
+        return next((parts for then, parts in self._parts.values() if then == turn), [])
 
     def read(self, turns: list[int]) -> dict[int, Entry]:
         """The entries of those turns."""
@@ -82,9 +92,11 @@ class Actor:
         """Do a unit: ``done``, ``refused`` or ``broke``."""
         ray = load_ray()
 
-        def began(prompts: Sequence[int], done: int, note: str = "") -> None:
+        def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
             entry = (tuple(int(prompt) for prompt in prompts), int(done), note, next(self._beats))
             try:
+                if part is not None:
+                    ray.get(self._journal.keep.remote(self._worker, turn, part.model_dump_json()), timeout=WRITE)
                 ray.get(self._journal.write.remote(self._worker, turn, entry), timeout=WRITE)
             except ray.exceptions.RayError as error:
                 raise JournalLostError(f"the driver's journal does not answer: {last_line(error)}") from None

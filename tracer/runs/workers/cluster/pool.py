@@ -17,7 +17,7 @@ from typing import Any
 from tracer.errors import JobError, RunError
 from tracer.runs.workers.cluster.actors import NOTHING, Actor, Entry, Journal
 from tracer.runs.workers.cluster.connection import check_same, connect, last_line, load_ray
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Report, Setup, Started, Task
+from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Part, Refused, Report, Setup, Started, Task
 from tracer.version import VERSION
 
 POLL = 0.1
@@ -28,11 +28,12 @@ GRACE = 30.0
 """Seconds until a worker that neither answers nor is known to be dead counts as lost; Ray takes 12 for a node."""
 
 _KILLED = "killed by the driver"
+_UNKNOWN = "killed or crashed: a signal, an exit or no memory left, Ray does not say which"
 _MEANINGS = (
     (r"killed by `ray\.kill`", _KILLED),
     (r"exit code (\d+)\. The process receives a SIGTERM", "ended by SIGTERM"),
     (r"exit code (\d+)", r"exited with code \1"),
-    (r"connection error code 2", "killed or crashed: a signal, an exit or no memory left, Ray does not say which"),
+    (r"connection error code 2", _UNKNOWN),
 )
 
 
@@ -202,7 +203,8 @@ class RayPool:
                 step = "install this version of neuron-tracer on every node (see cluster.yaml)"
                 return self._refused(name, "RunError", "a node of the cluster", "has no tracer installed", step)
             reason, blame = self._death(error, held)
-            return [self._died(name, _KILLED if held.killed else reason, blame or held.killed)]
+            starved = blame and not held.killed and "memory" in reason
+            return [self._died(name, _KILLED if held.killed else reason, blame or held.killed, starved)]
         if kind == "pong":
             reason = _KILLED if held.killed else "the connection to it was cut"
             return [self._died(name, reason, blame=held.killed)]
@@ -240,18 +242,26 @@ class RayPool:
                 return match.expand(words), True
         return last_line(text), isinstance(error, errors.ActorDiedError)
 
-    def _died(self, name: str, reason: str, blame: bool) -> Died:
-        """The death of a worker, with the prompts it had begun."""
+    def _died(self, name: str, reason: str, blame: bool, starved: bool = False) -> Died:
+        """The death of a worker, with the prompts it had begun and what it had kept."""
         held = self._workers.pop(name)
         self._ray.kill(held.actor, no_restart=True)
-        prompts = held.began[0]
+        prompts, kept = held.began[0], list[str]()
         if held.turn:
             try:
                 entries = self._ray.get(self._journal.read.remote([held.turn]), timeout=ANSWER)
                 prompts = entries[held.turn][0] if held.turn in entries else prompts
+                kept = self._ray.get(self._journal.parts.remote(held.turn), timeout=ANSWER)
             except self._ray.exceptions.RayError:  # its last known entry is the best available
                 pass
-        return Died(worker=name, prompts=tuple(prompts) if held.turn else (), reason=reason, blame=blame)
+        return Died(
+            worker=name,
+            prompts=tuple(prompts) if held.turn else (),
+            reason=reason,
+            blame=blame,
+            starved=starved,
+            parts=tuple(map(Part.model_validate_json, kept)),
+        )
 
 
 @dataclass
