@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 MOST_DEPTH = 100
@@ -41,11 +40,11 @@ def parse(content: str | bytes, constants: bool = True) -> Any:
             content = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise JsonError("is not UTF-8 text") from error
-    numbers: dict[str, Callable[[str], Any]] = {"parse_int": _integer}
-    if not constants:
-        numbers |= {"parse_float": _finite, "parse_constant": _refused}
+    real, constant = (None, None) if constants else (_finite, _refused)
     try:
-        found = json.loads(content, object_pairs_hook=_unique, **numbers)
+        found = json.loads(
+            content, object_pairs_hook=_unique, parse_int=_integer, parse_float=real, parse_constant=constant
+        )
     except RecursionError as error:
         raise JsonError("is nested too deeply") from error
     except JsonError:

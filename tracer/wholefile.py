@@ -1,4 +1,4 @@
-"""Files that appear whole: the one way to write a file on this machine.
+"""Files as a whole: the one way to write a file on this machine, and one to read it.
 
 The content goes into a temporary file of the same folder, is flushed to the disk, and takes the name by a rename: a
 link of that name is replaced and not followed, and where the writing fails, what was there before stays. Knows paths.
@@ -8,6 +8,7 @@ Refuses to know what is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import uuid
@@ -50,6 +51,21 @@ def write(path: str | Path, content: str | bytes) -> Path:
     with writing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return Path(path)
+
+
+def read(path: str | Path, most: int | None = None) -> bytes:
+    """All of a file, or of a pipe.
+
+    Args:
+        most: read no more than one byte beyond so many; the caller refuses those.
+
+    Raises:
+        OSError: it cannot be read, or is a device, which may have no end.
+    """
+    with open(path, "rb") as file:
+        if any(is_kind(os.fstat(file.fileno()).st_mode) for is_kind in (stat.S_ISCHR, stat.S_ISBLK)):
+            raise OSError(errno.EINVAL, "it is a device, not a file")
+        return file.read() if most is None else file.read(most + 1)
 
 
 def _mode(path: Path) -> int | None:

@@ -111,7 +111,7 @@ def test_what_fails_while_it_is_planned_leaves_nothing(tmp_path: Path) -> None:
 def test_a_plan_that_is_missing_damaged_or_anothers_is_told(tmp_path: Path) -> None:
     def fails() -> None:
         for ask in (RunFolder(tmp_path).count_input, lambda: RunFolder(tmp_path).read_input(0)):
-            with refused(RunError, "input.parquet", "overwrite=True"):
+            with refused(RunError, "input.parquet", "repair=True"):
                 ask()
 
     fails()
@@ -367,7 +367,12 @@ def test_a_folder_without_a_run_has_no_status(tmp_path: Path) -> None:
 def test_a_record_with_a_key_gone_or_of_another_type_says_what_to_do(tmp_path: Path, name: str, value: Any) -> None:
     folder = RunFolder(tmp_path)
     content = {"schema_version": schemas.SCHEMA_VERSION, **RECORD}
-    fits = type(value) is type(content[name]) and value not in (-1, 10**30) and not isinstance(value, dict) and name != "kind"
+    fits = (
+        type(value) is type(content[name])
+        and value not in (-1, 10**30)
+        and not isinstance(value, dict)
+        and name != "kind"
+    )
     for wrong in (content | {name: value}, {key: one for key, one in content.items() if key != name}):
         folder.place.write_json("run.json", wrong)
         if name in wrong and (fits or (isinstance(value, dict) and name in ("job", "numbers"))):

@@ -8,6 +8,7 @@ files and whatever the number of threads. Refuses to know run folders and models
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
@@ -78,8 +79,9 @@ def neurons(files: Sequence[str], fs: FileSystem) -> pa.Table:
     whole, real = np.int64, np.float64
     sums = Sums(n_prompts=whole, n=whole, first=real, sum=real, abs=real, max=real, activation=real)
     sums.columns |= {name: np.empty(0) for name in ("shifted", "squared", "prompt_abs")}
-    for rows in coalesce(neuron_rows(files, fs, ["attribution", "activation"]), sums.min_rows):
-        _add_neurons(sums, rows)
+    with closing(neuron_rows(files, fs, ["attribution", "activation"])) as parts:
+        for rows in coalesce(parts, sums.min_rows):
+            _add_neurons(sums, rows)
     layer, neuron = split_key(sums.keys)
     of, n, n_prompts = sums.columns, sums.columns["n"], sums.columns["n_prompts"]
     variance = (of["squared"] - of["shifted"] * (of["shifted"] / n)) / n
@@ -136,16 +138,17 @@ def top_prompts(files: Sequence[str], fs: FileSystem, count: int = 10) -> pa.Tab
     types |= {"activation": np.float32, "token": np.int32}
     best: Columns = {name: np.empty(0, kind) for name, kind in types.items()}
     rank = np.empty(0, np.int64)
-    for rows in coalesce(neuron_rows(files, fs, names, strings), lambda: max(CHUNK, len(rank) // 4)):  # noqa: B023
-        contenders = _contenders(best, _by_prompt(rows), count)
-        for name in types:  # one after the other, so that only one is held twice
-            best[name] = np.concatenate([best[name], contenders.pop(name)])
-        order = ordered(-_strength(best["attribution"]))
-        order = order[ordered(best["key"][order])]
-        rank = _rank(best["key"][order])
-        kept, rank = order[rank <= count], rank[rank <= count]
-        for name in types:
-            best[name] = best[name][kept]
+    with closing(neuron_rows(files, fs, names, strings)) as parts:
+        for rows in coalesce(parts, lambda: max(CHUNK, len(rank) // 4)):  # noqa: B023
+            contenders = _contenders(best, _by_prompt(rows), count)
+            for name in types:  # one after the other, so that only one is held twice
+                best[name] = np.concatenate([best[name], contenders.pop(name)])
+            order = ordered(-_strength(best["attribution"]))
+            order = order[ordered(best["key"][order])]
+            rank = _rank(best["key"][order])
+            kept, rank = order[rank <= count], rank[rank <= count]
+            for name in types:
+                best[name] = best[name][kept]
     layer, neuron = split_key(best["key"])
     columns = [layer, neuron, rank, best["prompt"], best["attribution"], best["position"]]
     return as_table(TOP_PROMPTS, [*columns, strings.strings(best["token"]), best["activation"]])

@@ -8,8 +8,9 @@ commits and models.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,9 @@ CHUNK = 2**20
 """Rows that are summed at once: enough that a group's cost is small, few enough to stay in a processor's cache."""
 
 
-def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str]) -> Iterator[pa.Table]:
-    """The files' tables in order, strings as dictionaries; a few are read while the last one is worked on.
+def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str]) -> Generator[pa.Table, None, None]:
+    """The files' tables in order, strings as dictionaries; a few are read while the last one is worked on. It owns the
+    threads that do so: whoever opens it closes it, and what is made of it, for an error would leave them to chance.
 
     Args:
         files: paths of Parquet files of one table, in shard order.
@@ -150,7 +152,7 @@ def filled(table: pa.Table, names: Sequence[str]) -> Columns:
 
 def neuron_rows(
     files: Sequence[str], fs: FileSystem, names: Sequence[str], strings: StringTable | None = None
-) -> Iterator[Columns]:
+) -> Generator[Columns, None, None]:
     """The neurons' rows of nodes files, a file at a time: ``prompt``, ``key`` and `names`.
 
     Args:
@@ -162,16 +164,17 @@ def neuron_rows(
         RunError: as `read`, or a neuron without a value, or prompts out of order.
     """
     order, tokens = InOrder(), [] if strings is None else ["token"]
-    for table in read(files, fs, "nodes", ["prompt_id", "kind", "layer", "neuron", *names, *tokens]):
-        order.check(filled(table, ["prompt_id"])["prompt_id"])
-        mask = kinds(table["kind"]) == NEURON
-        rows = table.drop_columns(["kind", *tokens]).filter(pa.array(mask))
-        columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
-        columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
-        columns["key"] = neuron_key(layer, neuron)
-        if strings is not None:
-            columns["token"] = strings.numbers(table["token"])[mask]
-        yield columns
+    with closing(read(files, fs, "nodes", ["prompt_id", "kind", "layer", "neuron", *names, *tokens])) as tables:
+        for table in tables:
+            order.check(filled(table, ["prompt_id"])["prompt_id"])
+            mask = kinds(table["kind"]) == NEURON
+            rows = table.drop_columns(["kind", *tokens]).filter(pa.array(mask))
+            columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
+            columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
+            columns["key"] = neuron_key(layer, neuron)
+            if strings is not None:
+                columns["token"] = strings.numbers(table["token"])[mask]
+            yield columns
 
 
 def neuron_key(layer: Array, neuron: Array) -> Ints:
@@ -187,7 +190,7 @@ def split_key(key: Ints) -> tuple[Ints, Ints]:
 
 def shards(
     node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, names: Sequence[str]
-) -> Iterator[tuple[pa.Table, pa.Table]]:
+) -> Generator[tuple[pa.Table, pa.Table], None, None]:
     """The nodes (`names`, prompt and node ids) and the edges of each shard; nothing if the run has no edges.
 
     Raises:
@@ -197,12 +200,15 @@ def shards(
     if edge_files and len(node_files) != len(edge_files):
         raise ValueError(f"{len(node_files)} nodes files and {len(edge_files)} edges files are not of the same shards")
     orders = InOrder(), InOrder()
-    nodes_of = read(node_files if edge_files else (), fs, "nodes", ["prompt_id", "node_id", *names])
-    for both in zip(nodes_of, read(edge_files, fs, "edges", SCHEMAS["edges"].names), strict=True):
-        for order, table in zip(orders, both, strict=True):
-            order.check(filled(table, ["prompt_id"])["prompt_id"])
-        filled(both[1], ["weight"])
-        yield both
+    with (
+        closing(read(node_files if edge_files else (), fs, "nodes", ["prompt_id", "node_id", *names])) as nodes_of,
+        closing(read(edge_files, fs, "edges", SCHEMAS["edges"].names)) as edges_of,
+    ):
+        for both in zip(nodes_of, edges_of, strict=True):
+            for order, table in zip(orders, both, strict=True):
+                order.check(filled(table, ["prompt_id"])["prompt_id"])
+            filled(both[1], ["weight"])
+            yield both
 
 
 def ends(nodes: pa.Table, edges: pa.Table) -> tuple[Ints, Ints]:

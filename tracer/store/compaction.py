@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
+from pydantic import BaseModel, ValidationError
 
 from tracer.errors import RunError, quoted
 from tracer.store.columns import InOrder, changes, ends, filled, ordered, read, shards
@@ -73,7 +75,7 @@ def compact(
     rows: dict[str, dict[str, int]] = {}
     sources = {"nodes": _nodes(node_files, fs), "edges": _edges(node_files, edge_files, fs)}
     for name, tables in sources.items():
-        with tempfile.TemporaryDirectory(prefix="tracer-compact-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="tracer-compact-") as scratch, closing(tables):
             layers = _part(tables, "layer" if name == "nodes" else "target_layer", Path(scratch))
             rows[name] = {
                 str(layer): _sort(layers[layer], folder, f"compact/{name}/layer_{layer}.parquet", name, memory)
@@ -91,7 +93,21 @@ def digest(node_files: Sequence[str], edge_files: Sequence[str]) -> str:
 
 def compacted(folder: Storage) -> str | None:
     """`digest` of the files that were compacted here; None if none were."""
-    return folder.read_json(_RECORD)["files"] if folder.exists(_RECORD) else None
+    return _record(folder).files if folder.exists(_RECORD) else None
+
+
+class _Compacted(BaseModel):
+    """compact.json."""
+
+    rows: dict[str, dict[str, int]]
+    files: str
+
+
+def _record(folder: Storage) -> _Compacted:
+    try:
+        return _Compacted.model_validate(folder.read_json(_RECORD, "compact the run again"))
+    except ValidationError as error:
+        raise RunError(f"file {quoted(_RECORD)}", "is damaged", "compact the run again") from error
 
 
 def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa.Table:
@@ -110,7 +126,7 @@ def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa
         rule = "holds no compacted tables"
         raise RunError(f"folder {quoted(str(folder), 300)}", rule, "run `tracer compact` on the run folder")
     schema, key = SCHEMAS[table], _ORDER[table][0]
-    if not folder.read_json(_RECORD)["rows"].get(table, {}).get(str(layer)):
+    if not _record(folder).rows.get(table, {}).get(str(layer)):
         return schema.empty_table()
     path = folder.path(f"compact/{table}/layer_{layer}.parquet")
     try:
@@ -129,22 +145,24 @@ def _ranges(file: pq.ParquetFile, column: str) -> Iterator[tuple[int, int, int]]
         yield number, statistics.min, statistics.max
 
 
-def _nodes(files: Sequence[str], fs: FileSystem) -> Iterator[pa.Table]:
+def _nodes(files: Sequence[str], fs: FileSystem) -> Generator[pa.Table, None, None]:
     order = InOrder()
-    for table in read(files, fs, "nodes", NODES.names):
-        order.check(filled(table, ["prompt_id", "layer", "neuron", "position"])["prompt_id"])
-        yield table.cast(NODES)
+    with closing(read(files, fs, "nodes", NODES.names)) as tables:
+        for table in tables:
+            order.check(filled(table, ["prompt_id", "layer", "neuron", "position"])["prompt_id"])
+            yield table.cast(NODES)
 
 
-def _edges(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem) -> Iterator[pa.Table]:
+def _edges(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem) -> Generator[pa.Table, None, None]:
     names = [name for name, _ in _END]
-    for nodes, edges in shards(node_files, edge_files, fs, names):
-        filled(nodes, names)
-        parts: list[Any] = [edges["prompt_id"]]
-        for rows in ends(nodes, edges):
-            parts += nodes.select(names).take(pa.array(rows)).columns
-        parts += edges.select(["weight", "share", "attribution"]).columns
-        yield pa.Table.from_arrays(parts, COMPACT_EDGES.names).cast(COMPACT_EDGES)
+    with closing(shards(node_files, edge_files, fs, names)) as both:
+        for nodes, edges in both:
+            filled(nodes, names)
+            parts: list[Any] = [edges["prompt_id"]]
+            for rows in ends(nodes, edges):
+                parts += nodes.select(names).take(pa.array(rows)).columns
+            parts += edges.select(["weight", "share", "attribution"]).columns
+            yield pa.Table.from_arrays(parts, COMPACT_EDGES.names).cast(COMPACT_EDGES)
 
 
 def _part(tables: Iterator[pa.Table], column: str, scratch: Path) -> dict[int, Path]:

@@ -7,7 +7,8 @@ threads nor the cut into files changes a bit. Refuses to know run folders and mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ def write_edges_mean(
             return 0
         names, rows, low = _names(node_files, fs), 0, 0
         while True:
-            sums, high = _edge_pass(_pairs(node_files, edge_files, fs, names), low, max(2, memory // _PAIR_BYTES))
+            with closing(_pairs(node_files, edge_files, fs, names)) as pairs:
+                sums, high = _edge_pass(pairs, low, max(2, memory // _PAIR_BYTES))
             for at in range(0, len(sums.keys), CHUNK):
                 parquet.write_table(_edge_table(sums, names, slice(at, at + CHUNK)))
             rows += len(sums.keys)
@@ -163,10 +165,11 @@ def _name(nodes: pa.Table) -> Ints:
 def _names(files: Sequence[str], fs: FileSystem) -> Ints:
     """Every name of a node that is in the files, ascending."""
     names, held = np.empty(0, np.int64), []
-    for nodes in read(files, fs, "nodes", ["kind", "layer", "neuron"]):
-        held.append(_distinct(_name(nodes)))
-        if sum(map(len, held)) > max(CHUNK, len(names)):
-            names, held = _distinct(np.concatenate([names, *held])), []
+    with closing(read(files, fs, "nodes", ["kind", "layer", "neuron"])) as tables:
+        for nodes in tables:
+            held.append(_distinct(_name(nodes)))
+            if sum(map(len, held)) > max(CHUNK, len(names)):
+                names, held = _distinct(np.concatenate([names, *held])), []
     return _distinct(np.concatenate([names, *held]))
 
 
@@ -175,12 +178,15 @@ def _distinct(keys: Ints) -> Ints:
     return keys[changes(keys)]
 
 
-def _pairs(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, names: Ints) -> Iterator[Columns]:
+def _pairs(
+    node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, names: Ints
+) -> Generator[Columns, None, None]:
     """The edges of each shard; ``key`` is the pair of their ends, as places in `names`, target first."""
-    for nodes, edges in shards(node_files, edge_files, fs, ["kind", "layer", "neuron"]):
-        source, target = ends(nodes, edges)
-        own = _name(nodes)
-        order, place = ordered(own), np.empty(len(own), np.int64)
-        place[order] = np.searchsorted(names, own[order])  # in order, a search stays in the processor's cache
-        rows = {name: edges[name].to_numpy() for name in ("weight", "share", "attribution")}
-        yield rows | {"prompt": edges["prompt_id"].to_numpy(), "key": place[target] * len(names) + place[source]}
+    with closing(shards(node_files, edge_files, fs, ["kind", "layer", "neuron"])) as both:
+        for nodes, edges in both:
+            source, target = ends(nodes, edges)
+            own = _name(nodes)
+            order, place = ordered(own), np.empty(len(own), np.int64)
+            place[order] = np.searchsorted(names, own[order])  # in order, a search stays in the processor's cache
+            rows = {name: edges[name].to_numpy() for name in ("weight", "share", "attribution")}
+            yield rows | {"prompt": edges["prompt_id"].to_numpy(), "key": place[target] * len(names) + place[source]}

@@ -174,8 +174,11 @@ class RunFolder:
             return False
         return all(is_ours(name) or name.startswith(".") for name, _ in self.place.files(recursive=True))
 
-    def check(self) -> None:
+    def check(self, repair: bool = False) -> None:
         """Refuse, before anything is computed, a folder that holds something else or cannot be written.
+
+        Args:
+            repair: the folder may be that of a run without its run.json.
 
         Raises:
             RunError: that.
@@ -185,8 +188,11 @@ class RunFolder:
         if local is not None and local.exists() and not local.is_dir():
             raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another")
         if not self.place.exists("run.json") and not self.is_empty():
-            rule = "holds files that are not a run"
-            raise RunError(f"folder {quoted(str(self.place), 300)}", rule, "choose another")
+            lost = any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits"))
+            if not (lost and repair):
+                rule = "holds files that are not a run"
+                step = f"choose another, or give {option('repair', True)}, which makes a lost run.json again"
+                raise RunError(f"folder {quoted(str(self.place), 300)}", rule, step if lost else "choose another")
         if local is not None:
             local.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=local).close()
@@ -282,6 +288,14 @@ class RunFolder:
             raise _damaged_plan() from error
         return rows.slice(first - plan.starts[group], plan.shard_size).combine_chunks()
 
+    def shard_size(self) -> int:
+        """Prompts of a shard, as planned.
+
+        Raises:
+            RunError: the plan is missing or damaged.
+        """
+        return self._plan().shard_size
+
     def count_input(self) -> tuple[int, int]:
         """Prompts and shards that are planned.
 
@@ -312,6 +326,8 @@ class RunFolder:
                 size = int((found.metadata or {})[b"shard_size"])
             except (OSError, pa.ArrowException, KeyError, ValueError) as error:
                 raise _damaged_plan() from error
+            if size < 1:
+                raise _damaged_plan()
             rows = (found.row_group(i).num_rows for i in range(found.num_row_groups))
             self._planned = _Plan(found, size, [0, *itertools.accumulate(rows)])
         return self._planned
@@ -577,4 +593,5 @@ def _damaged(name: str, rule: str) -> RunError:
 
 
 def _damaged_plan() -> RunError:
-    return RunError("file 'input.parquet'", "is missing or damaged", f"run it again, with {option('overwrite', True)}")
+    step = f"repeat the run command with {option('repair', True)}, which makes it again from the job"
+    return RunError("file 'input.parquet'", "is missing or damaged", step)
