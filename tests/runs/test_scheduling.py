@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -147,7 +147,7 @@ def well(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
     yield "done", None
 
 
-def shard(size: int, batch: int, bad: dict[int, str]) -> Script:
+def shard(size: int, batch: int, bad: Mapping[int, str]) -> Script:
     """Units of `size` prompts in batches; a bad one kills, starves or hangs its process, always or once."""
     seen: Counter[int] = Counter()
 

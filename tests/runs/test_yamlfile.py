@@ -24,7 +24,13 @@ def file(tmp_path: Path, content: str | bytes) -> Path:
         ("a: [1", ("not YAML",)),
         (b"\xff\xfe\x00", ("not YAML",)),
         ("a: !!python/object/apply:os.system ['true']", ("not YAML",)),
-        ("a: 2020-99-99", ("not YAML",)),
+        (f"a: {'1' * 5000}", ("line 1", "a whole number of 5000 digits")),
+        (f"a: {'1' * 65}", ("a whole number of 65 digits",)),
+        ("a: &x [*x]", ("holds itself",)),
+        (
+            "\n".join(["a0: &a0 [x]", *(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(9))]),
+            ("values",),
+        ),
         ("a: 1\nb: 2\na: 3", ("not YAML", "line 3: 'a' is there twice")),
         ("a: {b: 1, b: 2}", ("'b' is there twice",)),
         ("? [a]\n: 1", ("not YAML",)),
@@ -48,12 +54,54 @@ def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 
 
 def test_yaml_is_read_as_it_is_written(tmp_path: Path) -> None:
-    text = "a: &x {b: 1, c: no}\nd:\n  <<: *x\n  b: 2\ne: [1.5, ü]"
+    text = "a: &x {b: 1, c: false}\nd:\n  <<: *x\n  b: 2\ne: [1.5, ü]"
     assert parsed(file(tmp_path, text), "job") == {
         "a": {"b": 1, "c": False},
         "d": {"b": 2, "c": False},
         "e": [1.5, "ü"],
     }
+
+
+TRAPS = [
+    "010",
+    "1:30",
+    "1:30:15.5",
+    "1_000",
+    "0b1",
+    "0x1F",
+    "0o17",
+    "yes",
+    "No",
+    "on",
+    "OFF",
+    "y",
+    "2020-01-01",
+    "00",
+    "=",
+]
+
+
+@pytest.mark.parametrize("written", [*TRAPS, "2020-99-99", "1.5.2", "+", "."])
+def test_what_versions_of_yaml_read_differently_is_the_text_that_is_written(tmp_path: Path, written: str) -> None:
+    assert parsed(file(tmp_path, f"a: {written}\nb: [{written}, {written}]"), "job") == {
+        "a": written,
+        "b": [written, written],
+    }
+    content: dict[Any, Any] = {}
+    override(content, f"a={written}")
+    assert content == {"a": written}
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        *(("10", 10), ("-3", -3), ("+1", 1), ("0", 0), ("1.5", 1.5), ("1e-3", 0.001), ("1E5", 1e5), (".5", 0.5)),
+        *(("true", True), ("FALSE", False), ("~", None), ("null", None), ("", None), ("-.inf", float("-inf"))),
+    ],
+)
+def test_what_all_read_alike_is_a_number_a_truth_or_nothing(tmp_path: Path, written: str, value: Any) -> None:
+    found = parsed(file(tmp_path, f"a: {written}"), "job")["a"]
+    assert (found, type(found)) == (value, type(value))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +135,6 @@ def test_a_key_within_another_leaves_the_others() -> None:
         ("a", ("key=value",)),
         ("a=[", ("not YAML", "[a, b]")),
         ("a={b: 1, b: 2}", ("is there twice",)),
-        ("a=2020-99-99", ("not YAML",)),
         ("a.b=1", ("'a' holds 1", "set it whole")),
         ("b.c.d=1", ("'b.c' holds 'text'",)),
     ],

@@ -135,7 +135,7 @@ def test_a_record_that_was_changed_by_hand_is_not_believed(circuit: Circuit, tmp
     circuit.save(tmp_path)
     path = tmp_path / "run.json"
     path.write_text(path.read_text().replace(f'"metric": {circuit.metric}', '"metric": 9.5'))
-    with refused(RunError, "run.json has other content"):
+    with refused(RunError, "run.json", "other content"):
         Circuit.load(tmp_path)
 
 

@@ -50,6 +50,10 @@ def edges(count: int) -> pa.Table:
     return pa.table({**columns, **{name: [0.1] * count for name in ("weight", "share", "attribution")}}, schemas.EDGES)
 
 
+RECORD: dict[str, Any] = {"kind": "dataset", "fingerprint": "f", "job": {}, "numbers": {}, "input": "i", "packages": {}}
+RECORD |= {"n_units": 3, "n_prompts": 3}
+
+
 def done(folder: RunFolder, unit: int, **more: Any) -> Commit:
     """A unit with one node of one prompt, committed."""
     file = folder.write_shard("nodes", unit, nodes([unit]), schemas.NODES)
@@ -107,7 +111,7 @@ def test_what_fails_while_it_is_planned_leaves_nothing(tmp_path: Path) -> None:
 def test_a_plan_that_is_missing_damaged_or_anothers_is_told(tmp_path: Path) -> None:
     def fails() -> None:
         for ask in (RunFolder(tmp_path).count_input, lambda: RunFolder(tmp_path).read_input(0)):
-            with refused(RunError, "input.parquet", "overwrite=True"):
+            with refused(RunError, "input.parquet", "repair=True"):
                 ask()
 
     fails()
@@ -186,8 +190,8 @@ def test_a_commit_under_anothers_name_is_damaged(tmp_path: Path) -> None:
 def test_the_record_of_another_version_is_refused(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.record() is None
-    folder.begin({"kind": "dataset"})
-    assert folder.record() == {"kind": "dataset", "schema_version": schemas.SCHEMA_VERSION}
+    folder.begin(RECORD)
+    assert folder.record() == RECORD | {"schema_version": schemas.SCHEMA_VERSION}
     folder.place.write_json("run.json", {"schema_version": "0"})
     with refused(RunError, "schema version '0'"):
         folder.record()
@@ -261,7 +265,7 @@ def test_names_tell_what_is_ours() -> None:
 
 def test_sweeping_and_clearing_leave_foreign_files_alone(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.begin({"kind": "dataset"})
+    folder.begin(RECORD)
     commit = done(folder, 0)
     for name in (*LEFT, *FOREIGN, *run_folder.OUTPUTS, "_SUCCESS.json", "_journal/deaths.json", "progress.json"):
         folder.place.write(name, b"x")
@@ -313,7 +317,7 @@ def test_a_driver_that_dies_while_it_clears_can_be_followed(tmp_path: Path) -> N
         path = tmp_path / str(steps)
         folder = RunFolder(path)
         folder.write_input([row(0), row(1)], 1)
-        folder.begin({"kind": "dataset"})
+        folder.begin(RECORD)
         folder.place.write_json("_SUCCESS.json", {})
         for unit in range(2):
             done(folder, unit)
@@ -332,7 +336,7 @@ def test_a_driver_that_dies_while_it_clears_can_be_followed(tmp_path: Path) -> N
 
 
 def test_a_run_seen_from_outside_is_what_its_commits_say(folder: RunFolder) -> None:
-    folder.begin({"kind": "dataset", "n_units": 3, "n_prompts": 3})
+    folder.begin(RECORD)
     done(folder, 0)
     bad = done(folder, 2, errors={"ValueError": 1})
     address = folder.place.address
@@ -352,6 +356,27 @@ def test_a_run_seen_from_outside_is_what_its_commits_say(folder: RunFolder) -> N
 def test_a_folder_without_a_run_has_no_status(tmp_path: Path) -> None:
     with refused(RunError, "holds no run"):
         status.condition(tmp_path)
-    (tmp_path / "run.json").write_text(json.dumps({"schema_version": schemas.SCHEMA_VERSION}))
+    one = {"schema_version": schemas.SCHEMA_VERSION, "kind": "trace", "fingerprint": "f"}
+    (tmp_path / "run.json").write_text(json.dumps(one))
     with refused(RunError, "run of one prompt"):
         status.condition(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["job", "numbers", "input", "n_units", "n_prompts", "packages", "fingerprint", "kind"])
+@pytest.mark.parametrize("value", [None, "x", -1, 1.5, [1], {"a": 1}, 10**30, True])
+def test_a_record_with_a_key_gone_or_of_another_type_says_what_to_do(tmp_path: Path, name: str, value: Any) -> None:
+    folder = RunFolder(tmp_path)
+    content = {"schema_version": schemas.SCHEMA_VERSION, **RECORD}
+    fits = (
+        type(value) is type(content[name])
+        and value not in (-1, 10**30)
+        and not isinstance(value, dict)
+        and name != "kind"
+    )
+    for wrong in (content | {name: value}, {key: one for key, one in content.items() if key != name}):
+        folder.place.write_json("run.json", wrong)
+        if name in wrong and (fits or (isinstance(value, dict) and name in ("job", "numbers"))):
+            assert folder.record() == wrong
+        else:
+            with refused(RunError, "run.json", "is damaged", name, "repair"):
+                folder.record()

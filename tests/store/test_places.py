@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
 import time
@@ -185,27 +184,54 @@ def test_a_lock_on_a_file_system_without_locks_is_a_lease(tmp_path: Path, monkey
     assert not (tmp_path / LEASE_FILE).exists()
 
 
-def _lease(place: Storage, age: float) -> dict[str, Any]:
-    there = {"host": "elsewhere", "pid": 12, "owner": "x", "time": time.time() - age}
+def _lease(place: Storage, ahead: float = 0.0) -> dict[str, Any]:
+    """A lease that another host took now, whose clock is ahead."""
+    there = {"host": "elsewhere", "pid": 12, "owner": "x", "time": time.time() + ahead}
     place.write_json(LEASE_FILE, there)
     return there
 
 
-def test_a_lease_that_was_not_renewed_is_nobodys(store: s3.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_was_not_renewed_is_nobodys_whatever_it_holds_and_the_clocks_of_hosts_say(
+    store: s3.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = time.sleep
     monkeypatch.setattr(storage.time, "sleep", lambda _seconds: None)
+    ahead = {Storage(store.address()): days * 86_400 for days in (-1, 0, 1)}
+    for place, seconds in ahead.items():
+        _lease(place, seconds)
+        with refused(RunError, "process 12 on elsewhere", "120 s if it was killed"), place.locked():
+            pass
+    damaged = {Storage(store.address()): one for one in (b"", b"no", b"[" * 200_000, b'{"time": "noon"}', b"[1]")}
+    for place, content in damaged.items():
+        place.write(LEASE_FILE, content)
+        with refused(RunError, "by another process"), place.locked():
+            pass
+    monkeypatch.setattr(storage, "LEASE", 2)
+    sleep(3.1)  # a store's clock counts in seconds
+    for place in (*ahead, *damaged):
+        with place.locked() as lease:
+            assert lease.mine()
+            place.write(LEASE_FILE, damaged.get(place, b""))
+            lease._again()
+            assert lease.mine()
+        assert place.files() == []
+
+
+def test_a_driver_that_slept_longer_than_its_lease_looks_before_it_goes_on(
+    store: s3.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = Storage(store.address())
-    _lease(place, storage.LEASE / 2)
-    with refused(RunError, "process 12 on elsewhere", "120 s if it was killed"), place.locked():
-        pass
-    _lease(place, storage.LEASE * 2)
     with place.locked() as lease:
-        assert lease.mine()
-    assert not place.exists(LEASE_FILE)
+        _lease(place)
+        lease.renew()  # the next look is that of the thread
+        lease._taken -= storage.LEASE + 1
+        with refused(RunError, "process 12 on elsewhere"):
+            lease.renew()
 
 
 def test_of_two_that_come_at_once_one_stays(store: s3.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Storage(store.address())
-    monkeypatch.setattr(storage.time, "sleep", lambda _seconds: _lease(place, 0))  # another one writes meanwhile
+    monkeypatch.setattr(storage.time, "sleep", lambda _seconds: _lease(place))  # another one writes meanwhile
     with refused(RunError, "process 12 on elsewhere"), place.locked():
         pass
     assert place.read_json(LEASE_FILE)["owner"] == "x"
@@ -222,7 +248,7 @@ def test_a_lease_is_renewed_while_its_driver_is_busy_and_noticed_when_it_is_lost
         assert place.read_json(LEASE_FILE)["time"] > first + 0.2
         lease.renew()
         for _ in range(5):  # a renewal that is on its way may come after it
-            _lease(place, 0)
+            _lease(place)
             time.sleep(0.6)
             if not lease.mine():
                 break
@@ -238,13 +264,3 @@ def test_whether_a_driver_is_there_can_be_seen_without_disturbing_it(tmp_path: P
     with place.locked():
         assert place.is_held() is True
     assert place.is_held() is False
-
-
-def test_a_damaged_lease_is_told(store: s3.Store) -> None:
-    place = Storage(store.address())
-    place.write(LEASE_FILE, b"not json")
-    with refused(RunError, LEASE_FILE), place.locked():
-        pass
-    place.write(LEASE_FILE, json.dumps({"time": "noon"}).encode())
-    with place.locked() as lease:
-        assert lease.mine()

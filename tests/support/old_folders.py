@@ -19,9 +19,11 @@ def make_old(folder: Any) -> None:
     for name in tables:
         _rewrite(place, name)
     record = place.read_json("run.json")
+    record.pop("digest")
     place.write_json("run.json", _old_record(record))
     for name, _ in place.files("_commits"):
         commit = place.read_json(name)
+        commit.pop("digest")
         if record["kind"] == "dataset":
             commit["sizes"] = {table: place.size(file) for table, file in commit["files"].items()}
             commit["sha256"] = {table: _sha256(place, file) for table, file in commit["files"].items()}

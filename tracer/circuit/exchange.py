@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from tracer import jsontext, wholefile
 from tracer.circuit.circuit import Graph, Traced, edges_table
 from tracer.circuit.foreign import cantor, uncantor
 from tracer.circuit.neuronpedia import from_neuronpedia, lost, to_neuronpedia
@@ -75,7 +76,6 @@ def export(
     if path.is_dir():
         raise RunError(f"path {quoted(str(path), 300)}", "is a folder", "give a file name")
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         return FORMATS[format](graph, path, **names)
 
 
@@ -90,22 +90,18 @@ def import_graph(path: str | Path, max_bytes: int = MAX_BYTES) -> Graph:
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise RunError(
-                f"file {quoted(path.name)} of {size / 2**20:.0f} MiB",
-                f"is larger than {max_bytes / 2**20:.0f} MiB",
-                f"prune the graph where it was made, or raise {option('max_mib')}",
-            )
-        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_constant)
-    except RecursionError as error:
-        raise RunError(f"file {quoted(path.name)}", "is nested too deeply", "give a graph file") from error
+        text = wholefile.read(path, max_bytes) if path.stat().st_size <= max_bytes else None
+        if text is None or len(text) > max_bytes:
+            rule = f"is larger than {max_bytes / 2**20:.0f} MiB"
+            step = f"prune the graph where it was made, or raise {option('max_mib')}"
+            raise RunError(f"file {quoted(path.name)}", rule, step)
+        content = jsontext.parse(text, constants=False)
+    except jsontext.JsonError as error:
+        raise RunError(f"file {quoted(path.name)}", str(error), "give a graph file") from error
     except OSError as error:
         raise RunError(
             f"file {quoted(str(path), 300)}", f"cannot be read ({error.strerror})", "check its name"
         ) from error
-    except ValueError as error:
-        raise RunError(f"file {quoted(path.name)}", f"is not JSON ({error})", "give a graph file") from error
     return from_neuronpedia(content, path.name)
 
 
@@ -124,7 +120,7 @@ def read_chosen(path: str | Path, graph: Graph) -> Chosen:
     """
     path = Path(path)
     try:
-        found = _Groups.model_validate_json(path.read_text(encoding="utf-8"))
+        found = _Groups.model_validate(jsontext.parse(wholefile.read(path), constants=False))
     except OSError as error:
         raise RunError(
             f"file {quoted(str(path), 300)}", f"cannot be read ({error.strerror})", "check its name"
@@ -172,13 +168,9 @@ class _Groups(BaseModel):
     pins: list[_GroupNode] = []
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is not a JSON number")
-
-
 def _write_neuronpedia(graph: Graph, path: Path, **names: str) -> Exported:
     content = to_neuronpedia(graph, **names)
-    path.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    wholefile.write(path, json.dumps(content, ensure_ascii=False, allow_nan=False))
     missing = lost(graph, content)
     if path.stat().st_size > LARGE_FOR_A_PAGE:
         missing.append(f"nothing more, but {path.stat().st_size / 2**20:.0f} MiB may be too large for the page: prune")
@@ -204,7 +196,7 @@ def _write_mib(graph: Graph, path: Path) -> Exported:
         "nodes": {f"m{layer}": {"in_graph": layer in kept, "score": score} for layer, score in scores.items()},
         "edges": {},
     }
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    wholefile.write(path, json.dumps(content, indent=1))
     return Exported([path], ["neurons and positions (summed per MLP)", "edges", "attention nodes (tracer has none)"])
 
 
@@ -219,7 +211,9 @@ def _write_graphml(graph: Graph, path: Path) -> Exported:
         for name, value in attributes.items():
             if isinstance(value, str) and (plain := xml_text(value)) != value:
                 attributes[name], altered = plain, True
-    networkx.write_graphml_xml(made, path)  # the writer of the standard library: the same bytes with lxml and without
+    with wholefile.writing(path) as file:
+        # The writer of the standard library: the same bytes with lxml and without.
+        networkx.write_graphml_xml(made, file)
     characters = ["characters that XML cannot hold (spelt out, such as \\x00)"] if altered else []
     return Exported([path], [*bare, "settings and checks (they are in run.json)", *characters])
 
@@ -230,7 +224,7 @@ def _write_csv(graph: Graph, path: Path) -> Exported:
     files = []
     for ending, table in tables.items():
         files.append(path.with_suffix(ending))
-        files[-1].write_text(frame_csv(table), encoding="utf-8", newline="")
+        wholefile.write(files[-1], frame_csv(table))
     bare = ["edges (it has none)"] if edges is None else []
     return Exported(files, [*bare, "settings and checks (they are in run.json)"])
 

@@ -8,17 +8,19 @@ export and steer by; `tracer trace` makes a whole circuit.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from tracer.circuit.circuit import Graph, Traced, load_graph, nodes_table
-from tracer.errors import JobError, RunError, option, quoted
+from tracer.errors import JobError, RunError, first_line, option, quoted
 from tracer.settings import ModelRecord, Settings, settings
 from tracer.store import one_prompt
 from tracer.store.run_folder import RunFolder
-from tracer.store.schemas import NODES
+from tracer.store.schemas import CIRCUIT, NODES, SCHEMAS
 
 _SETTINGS = ("method", "baseline", "basis", "rules", "steps", "metric", "top_k", "seed")
 
@@ -57,26 +59,47 @@ def graph_of(address: Any, prompt_id: int) -> Traced:
         raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, step)
     count = int(record["n_prompts"])
     if not 0 <= prompt_id < count:
-        raise JobError(f"prompt {prompt_id}", f"the run has prompts 0 to {count - 1}", "choose one of them")
-    unit = prompt_id // int(record["job"]["shard_size"])
-    commit = folder.find(unit)
-    if commit is None:
-        raise RunError(f"prompt {prompt_id}", "is not done yet", "wait, or repeat the run command")
-    rows = {name: _rows(folder.read_committed(commit, name), prompt_id) for name in commit.files if name != "means"}
-    prompt = rows["prompts"].to_pylist()[0]
-    if prompt["status"] != "ok":
-        raise JobError(f"prompt {prompt_id}", f"{prompt['status']} ({prompt['error']})", "choose one that went well")
-    nodes = rows["nodes"]
-    return Traced(
-        nodes=_own(nodes),
-        links=_own(rows["edges"]) if "edges" in rows else None,
-        text=prompt["text"],
-        tokens=_tokens(nodes),
-        n_layers=int(record["model"]["n_layers"]),
-        settings=settings_of(record),
-        model=ModelRecord.model_validate(record["model"]),
-        notes={"run": str(folder.place), "prompt_id": prompt_id, "user_id": prompt["user_id"]},
-    )
+        raise JobError(f"prompt {quoted(prompt_id)}", f"the run has prompts 0 to {count - 1}", "choose one of them")
+    with _readable(folder):
+        commit = folder.find(prompt_id // record["job"]["shard_size"])
+        if commit is None:
+            raise RunError(f"prompt {prompt_id}", "is not done yet", "wait, or repeat the run command")
+        rows = {
+            name: _rows(folder.read_committed(commit, name).cast(SCHEMAS[name]), prompt_id)
+            for name in commit.files
+            if name != "means"
+        }
+        (prompt,) = rows["prompts"].to_pylist()
+        if prompt["status"] != "ok":
+            rule = f"{prompt['status']} ({prompt['error']})"
+            raise JobError(f"prompt {prompt_id}", rule, "choose one that went well")
+        nodes = rows["nodes"]
+        return Traced(
+            nodes=_own(nodes),
+            links=_own(rows["edges"]) if "edges" in rows else None,
+            text=prompt["text"],
+            tokens=_tokens(nodes),
+            **_made(record),
+            notes={"run": str(folder.place), "prompt_id": prompt_id, "user_id": prompt["user_id"]},
+        )
+
+
+def _made(record: dict[str, Any]) -> dict[str, Any]:
+    """How a run was made, as fields of a `Traced`."""
+    model = ModelRecord.model_validate(record["model"])
+    return {"n_layers": model.n_layers, "settings": settings_of(record), "model": model}
+
+
+@contextmanager
+def _readable(folder: RunFolder) -> Iterator[None]:
+    """What does not fit together inside was not written so."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        rule = f"its tables or run.json do not fit together ({first_line(error)})"
+        raise RunError(
+            f"run {quoted(str(folder.place), 300)}", rule, "it is damaged: repeat the run command"
+        ) from error
 
 
 def circuit_of(address: Any) -> Traced:
@@ -95,31 +118,30 @@ def circuit_of(address: Any) -> Traced:
         raise RunError(
             name, f"is a {record.get('kind')}, which keeps no circuit", "give the run of a dataset or prompt"
         )
-    kind, step = record["job"]["circuit"], f"name one of its prompts: {option('prompt', 0)}"
+    kind, step = record["job"].get("circuit"), f"name one of its prompts: {option('prompt', 0)}"
     if kind == "none":
         raise RunError(name, "has no circuit of the dataset (circuit: none in its job)", step)
     if not folder.place.exists("circuit.parquet"):
         rule = "has no circuit.parquet: it is not finished, or no prompt went well"
         raise RunError(name, rule, f"repeat the run command, or {step}")
-    rows = folder.read_output("circuit.parquet").to_pydict()
-    n_prompts, size = max(rows["n_prompts"], default=0), len(rows["layer"])
-    tokens = _common_tokens(folder) if kind == "aligned" else ("any-position",)
-    columns = {
-        **dict.fromkeys(NODES.names[2:], [None] * size),
-        **{name: rows[name] for name in ("layer", "position", "neuron")},
-        "kind": ["neuron"] * size,
-        "token": [tokens[at] if at >= 0 else "" for at in rows["position"]],
-        "attribution": rows["mean_attribution"],
-    }
-    return Traced(
-        nodes=nodes_table(columns),
-        text=f"{kind} circuit of {n_prompts:,} prompts",
-        tokens=tokens,
-        n_layers=int(record["model"]["n_layers"]),
-        settings=settings_of(record),
-        model=ModelRecord.model_validate(record["model"]),
-        notes={"run": str(folder.place), "circuit": kind, "n_prompts": n_prompts},
-    )
+    with _readable(folder):
+        rows = folder.read_output("circuit.parquet").cast(CIRCUIT).to_pydict()
+        n_prompts, size = max(rows["n_prompts"], default=0), len(rows["layer"])
+        tokens = _common_tokens(folder) if kind == "aligned" else ("any-position",)
+        columns = {
+            **dict.fromkeys(NODES.names[2:], [None] * size),
+            **{name: rows[name] for name in ("layer", "position", "neuron")},
+            "kind": ["neuron"] * size,
+            "token": [tokens[at] if at >= 0 else "" for at in rows["position"]],
+            "attribution": rows["mean_attribution"],
+        }
+        return Traced(
+            nodes=nodes_table(columns),
+            text=f"{kind} circuit of {n_prompts:,} prompts",
+            tokens=tokens,
+            **_made(record),
+            notes={"run": str(folder.place), "circuit": kind, "n_prompts": n_prompts},
+        )
 
 
 def settings_of(record: dict[str, Any]) -> Settings:

@@ -24,6 +24,7 @@ import fastjsonschema
 import numpy as np
 from pydantic import ValidationError
 
+from tracer.circuit import identities
 from tracer.circuit.circuit import Circuit, Graph, edges_table, height, nodes_table
 from tracer.circuit.foreign import bad, cantor, is_neuron, label_of, places, token_of
 from tracer.errors import JobError, option, quoted
@@ -34,6 +35,11 @@ UPLOADS = re.compile(r"[A-Za-z0-9_-]+")
 
 # The page knows no neurons: this is the kind of node it draws as a feature.
 FEATURE = "cross layer transcoder"
+_DIGESTS = ("digest", "sha256")
+_OLD = (
+    "its file is of an older tracer, whose hash was of nodes and edges alone: that its prompt and settings are as they "
+    "were is not known"
+)
 _ROUNDED = 1e-3  # by which a running total of shares may pass 1
 
 
@@ -70,7 +76,7 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
     params = {"linkType": "both", "clickedId": "", "sg_pos": ""} | _chosen(graph, ids)
     content = {"metadata": _metadata(graph) | names, "qParams": params, "nodes": nodes, "links": _links(graph, ids)}
     if isinstance(graph, Circuit):
-        content["metadata"]["tracer"]["digest"] = _digest(content)
+        content["metadata"]["tracer"]["sha256"] = _digest(content)
     _validate(content, "export")
     return content
 
@@ -180,13 +186,26 @@ def _links(graph: Graph, ids: list[str]) -> list[dict[str, Any]]:
 
 
 def _digest(content: Mapping[str, Any]) -> str:
-    """A hash of nodes and links, by which a file that was edited is told from the circuit it was."""
-    return hashlib.sha256(json.dumps([content["nodes"], content["links"]], sort_keys=True).encode()).hexdigest()
+    """A hash of all that the circuit comes back from, by which a file that was edited is told from the circuit it was.
+    Names that the page may change (scan, slug), pins and groups are not among it."""
+    about = {name: value for name, value in content["metadata"].items() if name not in ("scan", "slug", "info")}
+    if isinstance(about.get("tracer"), dict):
+        about["tracer"] = {name: value for name, value in about["tracer"].items() if name not in _DIGESTS}
+    return _hash([about, content["nodes"], content["links"]])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _is_ours(content: Mapping[str, Any]) -> bool:
+    """Whether a file is as tracer wrote it; the hash of older versions was of nodes and links alone."""
     record = content["metadata"].get("tracer")
-    return isinstance(record, dict) and record.get("digest") == _digest(content)
+    if not isinstance(record, dict):
+        return False
+    if "sha256" in record:
+        return record["sha256"] == _digest(content)
+    return record.get("digest") == _hash([content["nodes"], content["links"]])
 
 
 def _node_id(row: Mapping[str, Any]) -> str:
@@ -374,11 +393,17 @@ def _groups(supernodes: list[list[str]], number: Mapping[str, int], name: str) -
 
 def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) -> Circuit:
     """Our own file as the circuit it was."""
+    known = {key: value for key, value in record.items() if key not in _DIGESTS}
     try:
-        return Circuit.model_validate({**{key: value for key, value in record.items() if key != "digest"}, **fields})
+        circuit = Circuit.model_validate({**known, **fields})
     except ValidationError as error:
         first = error.errors()[0]
         raise bad(name, f"its tracer record is damaged at {'.'.join(map(str, first['loc']))}") from error
+    if rule := identities.broken(circuit):
+        raise bad(name, f"is not a circuit: {rule}")
+    if "sha256" not in record:
+        return circuit.model_copy(update={"warnings": tuple(dict.fromkeys((*circuit.warnings, _OLD)))})
+    return circuit
 
 
 @cache
@@ -390,7 +415,7 @@ def _validator() -> Callable[[Any], Any]:
 def _validate(content: Any, name: str) -> None:
     try:
         _validator()(content)
-        json.dumps([content["metadata"], content["qParams"]], ensure_ascii=False).encode()
+        json.dumps(content, ensure_ascii=False).encode()
     except fastjsonschema.JsonSchemaValueException as error:
         raise bad(name, f"breaks the schema: {error.message}") from error
     except UnicodeEncodeError as error:

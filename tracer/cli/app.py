@@ -7,6 +7,7 @@ ends with code 2; anything else is a bug and keeps its traceback. Knows no metho
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -667,18 +668,18 @@ def _show(graph: Graph, style: Format, rows: int) -> None:
 def _numbers(value: str | None, option: str) -> list[int] | None:
     if value is None:
         return None
-    try:
-        return [int(part) for part in value.replace(",", " ").split()]
-    except ValueError:
+    parts = value.replace(",", " ").split()
+    if not all(re.fullmatch(r"[-+]?[0-9]{1,18}", part) for part in parts):
         raise JobError(
-            f"{option} {value!r}", "must be whole numbers", "separate them by commas, as in '1,351,95'"
-        ) from None
+            f"{option} {quoted(value)}", "must be whole numbers", "separate them by commas, as in '1,351,95'"
+        )
+    return [int(part) for part in parts]
 
 
 def _neuron(value: str) -> tuple[int, int]:
     layer, slash, neuron = value.partition("/")
-    if not (slash and layer.isdecimal() and neuron.isdecimal()):
-        raise JobError(f"--exclude {value!r}", "must be LAYER/NEURON", "write it as in '3/120'")
+    if not (slash and all(part.isdecimal() and len(part) < 10 for part in (layer, neuron))):
+        raise JobError(f"--exclude {quoted(value)}", "must be LAYER/NEURON", "write it as in '3/120'")
     return int(layer), int(neuron)
 
 
@@ -702,9 +703,10 @@ def _rules(off: list[str] | None, method: str, rules: frozenset[str]) -> frozens
 
 def _lines(path: Path, bos: bool, option: str = "--reference") -> list[Any]:
     import tracer
+    from tracer import wholefile
 
     try:
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
+        lines = [line for line in wholefile.read(path).decode("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(
             f"{option} {str(path)!r}", f"cannot be read ({first_line(error)})", "give a text file, a prompt a line"

@@ -105,7 +105,7 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
     apart = asked.unrelated if asked.unrelated is not None else _unrelated(asked.built_in is not None, circuit)
     constant = quality.always_on(model, circuit, [with_bos(one, bos) for one in apart]) if apart else None
     content = tables.evaluation_json(result, qualities, constant)
-    files = [_write(place / "evaluation.json", content)]
+    files = [tables.write_page(content, place / "evaluation.json")]
     files.append(tables.plot_evaluation(result, place / "evaluation.png", circuit.text))
     first = qualities[0] if qualities else None
     files.append(document.write_document(circuit, result, first, constant, path=place / "report.html"))
@@ -157,7 +157,7 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
             progress=bar,
         )
     content = tables.evaluation_json(result)
-    files = [_write(place / "evaluation.json", content)]
+    files = [tables.write_page(content, place / "evaluation.json")]
     files.append(tables.plot_evaluation(result, place / "evaluation.png", circuit.text))
     return content, tables.evaluation_table(result), files
 
@@ -170,13 +170,6 @@ def writable(folder: Path) -> Path:
             raise RunError(f"path {quoted(str(there), 300)}", "is a file, not a folder", "choose another with --out")
         tempfile.TemporaryFile(dir=there).close()
     return folder
-
-
-def _write(path: Path, content: str) -> Path:
-    with writing(path, next_step="check the folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    return path
 
 
 def _qualities(model: Any, circuit: Circuit, reference: list[Any], seed: int, bar: Progress) -> list[Quality]:

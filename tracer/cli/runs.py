@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import terminal
-from tracer.errors import JobError, RemoteError, RunError
+from tracer.errors import JobError, RemoteError, RunError, quoted, writing
 from tracer.text import printable
 
 if TYPE_CHECKING:
@@ -81,6 +81,14 @@ def run(
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Only a reminder: the same command always resumes.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Make a damaged or lost run.json or input.parquet again from JOB and what is committed, where both "
+            "agree, and go on.",
+        ),
+    ] = False,
     start_timeout: Annotated[
         float | None,
         typer.Option(help="Seconds to wait for the first worker. Default: 600; 3600 with --remote.", min=1),
@@ -94,7 +102,7 @@ def run(
     from tracer.runs.units import benchmark_report
 
     terminal.quiet()
-    if resume:
+    if resume and not repair:
         _must_be_there(out)
     given = {"limit": limit, "shard_size": shard_size, "dtype": dtype, "in_flight": in_flight}
     changes = _changes(change, **given, remote="true" if remote else None)
@@ -112,6 +120,7 @@ def run(
                 strict=strict,
                 retry_failed=retry_failed,
                 overwrite=overwrite,
+                repair=repair,
                 start_timeout=start_timeout,
                 watch=watch,
                 note=terminal.note,
@@ -206,14 +215,15 @@ def compact(
     from tracer.store.run_folder import RunFolder
 
     layer, _, number = (neuron or "0/0").partition("/")
-    if not (layer.removeprefix("-").isdecimal() and number.isdecimal()):
-        raise JobError(f"--neuron {neuron!r}", "must be LAYER/NEURON", "write it as in 3/120")
+    if not all(part.isdecimal() and len(part) < 10 for part in (layer.removeprefix("-"), number)):
+        raise JobError(f"--neuron {quoted(neuron)}", "must be LAYER/NEURON", "write it as in 3/120")
     run_folder = RunFolder(folder)
     place, files = run_folder.place, _tables(run_folder, ("nodes", "edges"), contents=neuron is None)
     nodes, edges = files.get("nodes", []), files.get("edges", [])
     started = time.perf_counter()
     if neuron is None:
-        written = compaction.compact(nodes, edges, place.fs, place)
+        with writing(place, "folder", "make room there and in the folder of temporary files, or choose another disk"):
+            written = compaction.compact(nodes, edges, place.fs, place)
         counts = ", ".join(f"{count:,} {name}" for name, count in written.items())
         terminal.line(f"{counts} sorted by neuron in {time.perf_counter() - started:.1f} s: {folder}/compact")
         return

@@ -9,8 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
@@ -19,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tracer import jsontext
 from tracer.data.files import BLOCK, File, opened, reading
 from tracer.data.rows import Unreadable
 from tracer.errors import JobError, quoted
@@ -51,28 +50,15 @@ def records(file: File, names: Sequence[str]) -> Iterator[tuple[str, RawRecord]]
 # --------------------------------------------------------------------------------------------- JSON lines
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; one with a repeated key is refused, since the last value would silently win."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise _TwiceError(f"has the key {quoted(key)} twice")
-    return content
-
-
-class _TwiceError(ValueError):
-    """A key that an object has twice."""
-
-
 def _object(line: bytes) -> RawRecord:
     try:
-        content = json.loads(line.decode(), object_pairs_hook=_unique)
-    except _TwiceError as error:
+        content = jsontext.parse(line)
+    except jsontext.TwiceError as error:
         return Unreadable(f"an object {error}")
-    except UnicodeDecodeError:
-        return Unreadable(f"{quoted(line, 40)} is not UTF-8 text")
-    except (ValueError, RecursionError):
-        return Unreadable(f"{quoted(line.decode().strip(), 40)} is not JSON")
+    except jsontext.JsonError as error:
+        known = "is not UTF-8 text", "is nested too deeply"
+        why = str(error) if str(error) in known or "whole number" in str(error) else "is not JSON"
+        return Unreadable(f"{quoted(line if why == known[0] else line.decode().strip(), 40)} {why}")
     return content if isinstance(content, dict) else Unreadable(f"{quoted(content, 40)} is not a JSON object")
 
 

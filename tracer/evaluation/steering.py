@@ -7,7 +7,6 @@ generated after it. Refuses to know how nodes were chosen, nnsight (model/passes
 from __future__ import annotations
 
 import csv
-import json
 import operator
 import sys
 from collections import Counter
@@ -20,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tracer import jsontext, wholefile
 from tracer.attribution import selected
 from tracer.attribution.attribute import attribute, notes, prepared
 from tracer.attribution.result import Attribution
@@ -262,7 +262,7 @@ def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tu
     path = Path(path)
     name = f"file {quoted(str(path), 300)}"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = wholefile.read(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise JobError(name, f"cannot be read ({reason})", "give JSON lines, CSV or a run folder") from error
@@ -585,28 +585,34 @@ def _shift(token: int, before: Tensor, after: Tensor, control: Tensor) -> Shift:
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            rule = f"is not JSON ({error})"
-            raise JobError(f"{name}, line {number}", rule, 'write {"layer": 1, "position": 5, "neuron": 13}') from error
+            row = jsontext.parse(line)
+        except jsontext.JsonError as error:
+            step = 'write {"layer": 1, "position": 5, "neuron": 13}'
+            raise JobError(f"{name}, line {number}", str(error), step) from error
         if not isinstance(row, dict):
             raise JobError(f"{name}, line {number}", "is not a JSON object", "give one object a line")
         yield f"{name}, line {number}", row
 
 
 def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
-    columns = [column.strip() for column in reader.fieldnames or ()]
+    reader, step = csv.DictReader(text.splitlines(), skipinitialspace=True), "begin it with layer,position,neuron"
+    try:
+        columns = [column.strip() for column in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise JobError(name, f"is not CSV ({error})", f"{step}; or write JSON lines") from error
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise JobError(name, f"has the column {twice[0]!r} twice", "leave one of them out")
     if missing := [column for column in ("layer", "neuron") if column not in columns]:
         rule = f"has no column {missing[0]!r} in its first line"
-        raise JobError(name, rule, "begin it with layer,position,neuron; or write JSON lines")
-    reader.fieldnames = columns
-    for row in reader:
-        yield f"{name}, line {reader.line_num}", row
+        raise JobError(name, rule, f"{step}; or write JSON lines")
+    for number, row in rows:
+        yield f"{name}, line {number}", row
 
 
 def _whole(value: Any, column: str, place: str) -> int:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from tracer import wholefile
 from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph, Traced
 from tracer.errors import JobError, option, say, writing
 from tracer.reports import figures, sheet, viewer
@@ -108,11 +109,8 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
     Raises:
         RunError: the file cannot be written.
     """
-    path = Path(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
+        return wholefile.write(path, content)
 
 
 def _payload(graph: Graph) -> viewer.Payload:

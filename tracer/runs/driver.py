@@ -7,47 +7,57 @@ undisturbed run. Knows the order in which things happen and are written. Refuses
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from tracer import data
 from tracer.circuit.circuit import provenance
-from tracer.data.source import Source
 from tracer.errors import RunError, TracerError, option, quoted, say, writing
 from tracer.records import Record
 from tracer.runs.finish import finish_run
+from tracer.runs.identity import (
+    as_far,
+    check_same,
+    digests_of,
+    fingerprint_of,
+    grows,
+    is_resumable,
+    joined,
+    made_by,
+)
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import local
+from tracer.runs.repair import repaired
 from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import Reason, RunState, Status, Tally, reasons
 from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import RetryLimits, Runner
-from tracer.store import parquet
 from tracer.store.run_folder import Commit, RunFolder
-from tracer.store.schemas import SCHEMA_VERSION
 
 Watch = Callable[[Status], None]
 
-_PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight")
-"""Those whose version decides numbers."""
 _WORKER = "tracer.runs.worker:Worker"
 START, START_REMOTE = 600.0, 3600.0
 _WRITE_EVERY = 2.0  # seconds between two writings of progress.json
 _FEW = 20  # prompts before a share of failures means anything
+
+
+_Number = Annotated[int, Field(ge=0, lt=10**18)]
 
 
 @dataclass(frozen=True)
@@ -97,10 +107,10 @@ class Run:
 class _Journal(Record):
     """What is known of workers that died, by prompt, and of units that are not done; see `Runner`."""
 
-    deaths: dict[int, int] = Field(default_factory=dict)
-    quarantined: dict[int, tuple[str, str]] = Field(default_factory=dict)
-    most: dict[int, dict[int, int]] = Field(default_factory=dict)
-    parts: dict[int, list[Part]] = Field(default_factory=dict)
+    deaths: dict[_Number, Annotated[int, Field(ge=0, le=2**31)]] = Field(default_factory=dict)
+    quarantined: dict[_Number, tuple[str, str]] = Field(default_factory=dict)
+    most: dict[_Number, dict[_Number, _Number]] = Field(default_factory=dict)
+    parts: dict[_Number, list[Part]] = Field(default_factory=dict)
 
 
 class Stopped(KeyboardInterrupt):
@@ -123,6 +133,7 @@ def run(
     strict: bool = False,
     retry_failed: bool = False,
     overwrite: bool = False,
+    repair: bool = False,
     start_timeout: float | None = None,
     watch: Watch | None = None,
     note: Callable[[str], None] | None = None,
@@ -149,6 +160,8 @@ def run(
         strict: raise at the end if a prompt failed.
         retry_failed: do the prompts again that failed or were quarantined, of a run with a limit as far as that.
         overwrite: replace another job's run.
+        repair: where run.json or input.parquet is damaged or lost, make it again from the job and the commits, if those
+            are of this job; then go on.
         start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
             pass first.
         watch: called with the progress about every second.
@@ -166,9 +179,9 @@ def run(
     folder = RunFolder(out)
     with ExitStack() as stack:
         stack.enter_context(writing(folder.place, "folder", NO_ROOM, "cannot be written or read"))
-        folder.check()
+        folder.check(repair)
         if retry_failed and not overwrite:
-            chosen = _as_far(chosen, folder.record(resume=True))
+            chosen = as_far(chosen, folder.record(resume=True))
         lease = stack.enter_context(folder.place.locked())
         signals = stack.enter_context(_Signals())
         driver = _Driver(chosen, folder, watch, lease.renew, signals, note)
@@ -176,7 +189,8 @@ def run(
         # A new run is planned before it claims the folder, so that an error leaves nothing behind.
         early = real and folder.is_empty()
         planned = local.plan_local_run(chosen, workers, gpus_per_worker, here) if early else None
-        driver.plan(threads, overwrite, retry_failed)
+        stack.enter_context(driver.failing())
+        driver.plan(threads, overwrite, retry_failed, repair and not overwrite)
         resumed = driver.tally.committed
         if driver.is_done:
             driver.show("done", force=True)
@@ -252,23 +266,27 @@ class _Driver:
         self._journal = _Journal()
         self._session = Tally()
         self._state: RunState = "starting"
+        self._claimed = False  # whether the folder is this run's
         self._rate: float | None = None
         self.max_bytes: int | None = None  # bytes that a batch may use here, as planned
 
     # -------------------------------------------------------------------------------------- planning
 
-    def plan(self, threads: int, overwrite: bool, retry_failed: bool) -> None:
+    def plan(self, threads: int, overwrite: bool, retry_failed: bool, repair: bool = False) -> None:
         """Find out which units are to do: all of them, or those that an earlier run left."""
-        there = None if self.folder.is_empty() else self._there(overwrite)
-        digests = _digests(self.job)
-        content, others = _joined(digests), digests[1:] if isinstance(self.job, DatasetJob) else []
-        grows = there is not None and not overwrite and self.folder.has_commits() and _grows(there, self.job, others)
-        if there is not None and not overwrite and not grows and self.folder.has_commits():
-            _check_same(self.folder, there, self.job, content)
-        mine = there is not None and there.get("fingerprint") == _fingerprint(self.job, content)
-        if grows and there is not None:
+        digests = digests_of(self.job)
+        content, others = joined(digests), digests[1:] if isinstance(self.job, DatasetJob) else []
+        if repair:
+            self._repair(content, others)
+        # A record that is damaged, of a run that has nothing done, is nothing to keep.
+        there = None if self.folder.is_empty() else self._there(overwrite or (repair and not self.folder.has_commits()))
+        more = there is not None and not overwrite and self.folder.has_commits() and grows(there, self.job, others)
+        if there is not None and not overwrite and not more and self.folder.has_commits():
+            check_same(self.folder, there, self.job, content)
+        mine = there is not None and there.get("fingerprint") == fingerprint_of(self.job, content)
+        if more and there is not None:
             self._extend(there, content, others)
-        elif mine and there is not None and not overwrite and _resumable(there) and "extended_from" not in there:
+        elif mine and there is not None and not overwrite and is_resumable(there) and "extended_from" not in there:
             self.record = there
         else:
             self._begin(content, others, threads)
@@ -288,16 +306,31 @@ class _Driver:
             raise RunError(f"folder {quoted(str(self.folder.place), 300)}", rule, "choose another")
         return there
 
+    def _repair(self, content: str, others: list[str]) -> None:
+        """Make damaged records again, where they can be."""
+
+        def plan(known: int) -> dict[str, Any]:
+            return self._plan_of(content, others, *self._planning(known))
+
+        if (made := repaired(self.folder, self.job, content, plan)) is not None:
+            self.record = made
+            self._write_record({})
+            if self.note is not None:
+                self.note(f"run.json was made again from the job and {self.folder.place}/_commits")
+
+    def _planning(self, known: int = 0) -> tuple[list[str], int]:
+        """What was said of the input, and how many prompts, or combinations, there are."""
+        if isinstance(self.job, BenchmarkJob):
+            return check_overlap(self.job), len(self.job.combinations())
+        return self._planned(self.job, known)
+
     def _begin(self, content: str, others: list[str], threads: int) -> None:
         """Plan a new run: its input in shards, then the record that makes it one."""
+        self._claimed = True
         self.folder.clear()
         self.record = {}
         self.show("planning", force=True)
-        if isinstance(self.job, BenchmarkJob):
-            notes, n_prompts = check_overlap(self.job), len(self.job.combinations())
-        else:
-            notes, n_prompts = self._planned(self.job)
-        self._write_record(self._plan_of(content, others, notes, n_prompts) | {"threads": threads})
+        self._write_record(self._plan_of(content, others, *self._planning()) | {"threads": threads})
 
     def _extend(self, there: Mapping[str, Any], content: str, others: list[str]) -> None:
         """Plan more prompts after those of a run, or finish doing so: what is done stays, but for a shard that was not
@@ -334,7 +367,7 @@ class _Driver:
         """What the record says of the job and its prompts."""
         return {
             "kind": self.kind,
-            "fingerprint": _fingerprint(self.job, content),
+            "fingerprint": fingerprint_of(self.job, content),
             **provenance(),
             "job": self.job.model_dump(mode="json"),
             "numbers": self.job.numbers(),
@@ -423,6 +456,7 @@ class _Driver:
 
     def drive(self, made: Placing, setup: Setup, start_timeout: float) -> None:
         """Do every unit, then what comes after all of them."""
+        self._claimed = True
         limits = RetryLimits(start=start_timeout, prompt=getattr(self.job, "prompt_timeout", None))
         self.runner = Runner(
             pool=made.pool,
@@ -439,17 +473,24 @@ class _Driver:
             most=self._journal.most,
             parts=self._journal.parts,
         )
-        try:
-            for report in self.runner.map(self._tasks()):
-                self._commit(Commit.of(report))
-            if not self.signals.number:
-                self._finish()
-        except TracerError as error:
-            self.show("failed", force=True, message=str(error))
-            raise
+        for report in self.runner.map(self._tasks()):
+            self._commit(Commit.of(report).model_copy(update={"made_by": made_by(self.job, self.record)}))
+        if not self.signals.number:
+            self._finish()
         if self.signals.number:
             raise self._stopped()
         self.show("done", force=True)
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Once the folder is this run's, an error inside is the last thing that progress.json tells."""
+        try:
+            yield
+        except (TracerError, OSError) as error:
+            if self._claimed:
+                with suppress(TracerError, OSError):
+                    self.show("failed", force=True, message=str(error))
+            raise
 
     def _tasks(self) -> Iterator[Task]:
         for unit in range(self.n_units):
@@ -582,81 +623,17 @@ class _Driver:
             self.watch(status)
         if force or now - self._written >= _WRITE_EVERY:
             self._written = now
-            self.folder.place.write_json("progress.json", status.model_dump(mode="json"))
+            self._write_progress(status)
 
-
-def _digests(job: Job) -> list[str]:
-    """Hashes by content of everything that a job reads; a dataset's prompts come first."""
-    if isinstance(job, BenchmarkJob):
-        return [data.digest(Source(path=(file,))) for one in job.input or () for file in (one.train, one.test)]
-    tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
-    return [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
-
-
-def _joined(digests: list[str]) -> str:
-    """One hash of all that a job reads."""
-    if not digests:
-        return "none"
-    return digests[0] if len(digests) == 1 else parquet.fingerprint({"sources": digests})
-
-
-def _grows(there: Mapping[str, Any], job: Job, others: list[str]) -> bool:
-    """Whether a job is that of a run but for how many of the prompts it takes."""
-    if there.get("kind") != "dataset" or not isinstance(job, DatasetJob) or not _resumable(there):
-        return False
-    was, now = there.get("numbers") or {}, job.numbers()
-    differs = was != now or "extended_from" in there
-    return differs and there.get("others") == others and _unlimited(was) == _unlimited(now)
-
-
-def _unlimited(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """A job's numbers without how many prompts it takes."""
-    source = {name: value for name, value in (numbers.get("input") or {}).items() if name not in ("limit", "count")}
-    return {name: value for name, value in numbers.items() if name != "limit"} | {"input": source}
-
-
-def _as_far(job: Job, there: Mapping[str, Any] | None) -> Job:
-    """A job that names no limit as far as the run that is there goes: what failed is to be done again, and no more."""
-    if there is None or not isinstance(job, DatasetJob) or there.get("kind") != "dataset":
-        return job
-    was = there.get("numbers") or {}
-    if job.limit is not None or job.input.limit is not None or _unlimited(was) != _unlimited(job.numbers()):
-        return job
-    source = job.input.model_copy(update={"limit": was["input"].get("limit")})
-    return job.model_copy(update={"limit": was.get("limit"), "input": source})
-
-
-def _fingerprint(job: Job, content: str) -> str:
-    return parquet.fingerprint({"job": job.numbers(), "input": content, "schema": SCHEMA_VERSION})
-
-
-def _resumable(there: Mapping[str, Any]) -> bool:
-    """Whether the versions that decide numbers are those of now."""
-    now = provenance()["packages"]
-    return all(there.get("packages", {}).get(name) == now[name] for name in _PACKAGES)
-
-
-def _check_same(folder: RunFolder, there: Mapping[str, Any], job: Job, content: str) -> None:
-    """Refuse to resume anything but the same job on the same input with the same packages."""
-    value, again = f"folder {quoted(str(folder.place), 300)}", f"choose another, or give {option('overwrite', True)}"
-    if there.get("kind") != job.kind:
-        raise RunError(value, f"holds a run of another kind ({there.get('kind')})", again)
-    if there.get("numbers") != (mine := job.numbers()):
-        known = there.get("numbers") or {}
-        differing = sorted(name for name in {*mine, *known} if mine.get(name) != known.get(name))
-        raise RunError(value, f"holds another run: {', '.join(differing)} differ", again)
-    if there.get("input") != content:
-        raise RunError("the input", f"has changed since the run in {folder.place} was planned", again)
-    if not _resumable(there):
-        was, now = there.get("packages", {}), provenance()["packages"]
-        differing = ", ".join(
-            f"{name} {was.get(name)}, now {now[name]}" for name in _PACKAGES if was.get(name) != now[name]
-        )
-        raise RunError(
-            value,
-            f"was started with other versions ({differing})",
-            f"install those, or give {option('overwrite', True)}",
-        )
+    def _write_progress(self, status: Status) -> None:
+        content = status.model_dump(mode="json")
+        try:
+            self.folder.place.write_json("progress.json", content)
+        except OSError as error:
+            if status.state != "failed" or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.folder.place.remove("progress.json")  # its own room is enough
+            self.folder.place.write_json("progress.json", content)
 
 
 class _Signals:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
 from tracer.errors import RunError
 from tracer.evaluation.curves import Curves
@@ -95,7 +96,11 @@ def benchmark_result(
     for commit in commits:
         if commit.outcome is None:
             raise RunError(f"commit {commit.shard}.json", "holds no outcome", "delete it and repeat the run command")
-        outcomes.append(Outcome.model_validate(commit.outcome))
+        try:
+            outcomes.append(Outcome.model_validate(commit.outcome))
+        except ValidationError as error:
+            step = "delete it and repeat the run command"
+            raise RunError(f"commit {commit.shard}.json", "is damaged: its outcome is none", step) from error
     model = ModelRecord.model_validate(record["model"])
     seconds = sum(outcome.attribution_seconds + outcome.evaluation_seconds for outcome in outcomes)
     return BenchmarkResult(job, model, tuple(outcomes), str(folder.place), resumed, seconds)

@@ -6,6 +6,7 @@ Knows progress.json and how committed files are checked. Refuses to know how uni
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import time
 from collections import Counter
@@ -40,7 +41,7 @@ class Status(BaseModel):
         waiting: what a worker waits for, if it waits for a service.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     kind: str
     state: RunState
@@ -74,7 +75,8 @@ class Status(BaseModel):
         """Seconds to go at this rate; None where it is unknown."""
         if not self.rate or self.state in ("done", "stopped", "failed"):
             return None
-        return max(0.0, (self.n_prompts - self.done - self.in_flight) / self.rate)
+        left = max(0.0, (self.n_prompts - self.done - self.in_flight) / self.rate)
+        return left if math.isfinite(left) else None
 
 
 class Tally:

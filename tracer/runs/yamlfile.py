@@ -1,10 +1,12 @@
 """YAML as data: a file's mapping, `key=value` changes to it, and keys checked against those that are known.
 
-Knows YAML's safe part, and that a key given twice or unknown is a mistake. Refuses to know what the keys mean.
+Knows YAML's safe part, its traps, and that a key given twice or unknown is a mistake. Refuses to know what the keys
+mean.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,17 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from tracer import jsontext, wholefile
 from tracer.errors import JobError, quoted
+
+MOST_NODES = 10**6
+"""Values of a document, those of aliases counted wherever they are: ten lines of them could make any number."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe part, where a key given twice is an error: the first value would be lost silently."""
+    """YAML's safe part, without traps. A key given twice is an error: the first value would be lost silently. Plain
+    values are what they look like, as in YAML 1.2: 010, 1:30, 1_000, yes, no and dates, which older YAML takes for
+    other numbers and truths, are the text that is written."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -25,6 +33,45 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > jsontext.MOST_DIGITS:
+            rule = f"it holds a whole number of {len(node.value)} digits"
+            raise yaml.constructor.ConstructorError(None, None, rule, node.start_mark)
+        return int(node.value)
+
+    def get_single_node(self) -> yaml.Node | None:
+        if (node := super().get_single_node()) is not None:
+            self._count(node, {}, set())
+        return node
+
+    def _count(self, node: yaml.Node, known: dict[int, int], above: set[int]) -> int:
+        """Values in a node; refuses what holds itself, or too many."""
+        if isinstance(node, yaml.ScalarNode) or id(node) in known:
+            return known.get(id(node), 1)
+        if id(node) in above:
+            raise yaml.constructor.ConstructorError(None, None, "it holds itself", node.start_mark)
+        parts = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        above.add(id(node))
+        known[id(node)] = count = 1 + sum(self._count(part, known, above) for part in parts)
+        above.remove(id(node))
+        if count > MOST_NODES:
+            rule = f"it holds more than {MOST_NODES:,} values"
+            raise yaml.constructor.ConstructorError(None, None, rule, node.start_mark)
+        return count
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _form, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$", re.ASCII), _first)
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _yaml(text: str) -> Any:
@@ -41,7 +88,7 @@ def parsed(path: Path, where: str) -> dict[Any, Any]:
         JobError: it cannot be read, is not YAML, or holds no mapping.
     """
     try:
-        content = _yaml(path.read_text(encoding="utf-8"))
+        content = _yaml(wholefile.read(path).decode())
     except OSError as error:
         raise JobError(where, f"cannot be read ({error.strerror or error})", "check the path") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:  # an impossible date is a ValueError

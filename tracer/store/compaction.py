@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
+from pydantic import BaseModel, ValidationError
 
 from tracer.errors import RunError, quoted
 from tracer.store.columns import InOrder, Rows, changes, ends, filled, ordered, read, shards
@@ -92,7 +93,21 @@ def digest(node_files: Sequence[str], edge_files: Sequence[str]) -> str:
 
 def compacted(folder: Storage) -> str | None:
     """`digest` of the files that were compacted here; None if none were."""
-    return folder.read_json(_RECORD)["files"] if folder.exists(_RECORD) else None
+    return _record(folder).files if folder.exists(_RECORD) else None
+
+
+class _Compacted(BaseModel):
+    """compact.json."""
+
+    rows: dict[str, dict[str, int]]
+    files: str
+
+
+def _record(folder: Storage) -> _Compacted:
+    try:
+        return _Compacted.model_validate(folder.read_json(_RECORD, "compact the run again"))
+    except ValidationError as error:
+        raise RunError(f"file {quoted(_RECORD)}", "is damaged", "compact the run again") from error
 
 
 def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa.Table:
@@ -111,7 +126,7 @@ def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa
         rule = "holds no compacted tables"
         raise RunError(f"folder {quoted(str(folder), 300)}", rule, "run `tracer compact` on the run folder")
     schema, key = SCHEMAS[table], _ORDER[table][0]
-    if not folder.read_json(_RECORD)["rows"].get(table, {}).get(str(layer)):
+    if not _record(folder).rows.get(table, {}).get(str(layer)):
         return schema.empty_table()
     path = folder.path(f"compact/{table}/layer_{layer}.parquet")
     try:

@@ -6,6 +6,7 @@ to know how files are stored and hashed (store/run_folder.py), and what a circui
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +16,13 @@ import pyarrow.compute as pc
 
 from tracer.errors import RunError, option, quoted
 from tracer.store import aggregation
-from tracer.store.run_folder import Commit, RunFolder
+from tracer.store.run_folder import Commit, RunFolder, is_ours
 from tracer.store.schemas import SCHEMA_VERSION, SCHEMAS
 
 _GIVEN = ["user_id", "text", "token_ids", "target_ids", "foil_ids"]
 """What the prompts table tells of the prompts as they were given."""
+_SMALL = 2**16
+"""Bytes of the marks and records of a run."""
 
 
 def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.Table], overwrite: bool = False) -> None:
@@ -42,10 +45,11 @@ def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.T
         there = None if overwrite else folder.record()
         if there is not None and there.get("fingerprint") != record["fingerprint"]:
             raise _another(folder)
-        if folder.place.exists():
-            folder.clear()
-        folder.begin(record)
+        # What is there goes when what takes its place is on the disk, and there is room for the rest.
         files = {name: folder.write_shard(name, 0, table, SCHEMAS[name]) for name, table in tables.items()}
+        folder.place.make_room(sum(file.size for file in files.values()) + len(json.dumps(record)) + _SMALL)
+        folder.clear(keep=[file.name for file in files.values()])
+        folder.begin(record)
         commit, prompts = Commit.naming(0, files), tables["prompts"]
         folder.write_input(prompts.select(_GIVEN).to_pylist(), max(1, prompts.num_rows))
         _write_neurons(folder, commit.files["nodes"], tables["nodes"])
@@ -116,7 +120,7 @@ def read_run(address: Any) -> tuple[dict[str, Any], dict[str, pa.Table]]:
 def _commits(folder: RunFolder) -> Iterator[Commit]:
     """The commits of a run; a file that is none would have been another's part of it."""
     for name, _ in folder.place.files("_commits"):
-        if name.endswith(".json") and not name.removeprefix("_commits/").removesuffix(".json").isdecimal():
+        if name.endswith(".json") and not is_ours(name):
             raise RunError(f"commit {quoted(name)}", "is not that of a unit", "it is damaged: run it again")
     yield from folder.commits()
 

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tracer.errors import RunError, option, quoted
 from tracer.store.file import File
 from tracer.store.parquet import encoded, opened, rows_of, writer
+from tracer.store.record import check_record, damaged_record, is_as_written, signed
 from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
@@ -47,32 +48,40 @@ _ALWAYS = ("failed", "neurons", "top_prompts")
 
 _GROUP = 1024  # rows of a row group at least, where shards are smaller: every group adds to a footer that all read
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
-_TABLE = re.compile(rf"({'|'.join(TABLES)})/[0-9]+-[0-9a-f]{{12}}\.parquet")
+_TABLE = re.compile(rf"(?P<table>{'|'.join(TABLES)})/(?P<unit>[0-9]+)-[0-9a-f]{{12}}\.parquet", re.ASCII)
 _OTHER = re.compile(
     r"_commits/[0-9]+\.json|_journal/deaths\.json|plots/[a-z_]+-(activation|output)\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
+_UNIT = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _TEMPORARY = re.compile(r"((?:.*/)?)\.([^/]+)\.[0-9a-f]{8}")
 _PROBE = ".probe"
 _SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.json", LOCK, LEASE_FILE, *OUTPUTS))
 
 
+_Count = Annotated[int, Field(ge=0, le=2**62)]
+
+
 class Commit(BaseModel):
-    """A unit that is done: its files by table, and what came of its prompts."""
+    """A unit that is done: its files by table, and what came of its prompts.
+
+    `made_by` says of which job it is a part, so that a lost run.json can be made again; older ones do not say.
+    """
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     shard: int
-    files: dict[str, Annotated[str, Field(pattern=r"^[a-z]+/[\w.-]+\.parquet$")]] = {}
-    rows: dict[str, int] = {}
-    sizes: dict[str, int] = {}
+    files: dict[str, str] = {}
+    rows: dict[str, _Count] = {}
+    sizes: dict[str, _Count] = {}
     sha256: dict[str, str] = {}
-    statuses: dict[str, int] = {}
-    errors: dict[str, int] = {}
+    statuses: dict[str, _Count] = {}
+    errors: dict[str, _Count] = {}
     seconds: float = 0.0
     halved: int = 0
-    notes: dict[str, int] = {}
+    notes: dict[str, _Count] = {}
     outcome: dict[str, Any] | None = None
+    made_by: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, report: Any) -> Commit:
@@ -94,7 +103,12 @@ class Commit(BaseModel):
 
     @model_validator(mode="after")
     def _agrees(self) -> Commit:
-        """Rows, sizes and hashes are of the files named; version 2 kept no sizes and hashes of a single prompt's."""
+        """Files are named as `write_shard` names them. Rows, sizes and hashes are of those; version 2 kept no sizes and
+        hashes of a single prompt's."""
+        for table, name in self.files.items():
+            found = _TABLE.fullmatch(name)
+            if found is None or (found["table"], int(found["unit"])) != (table, self.shard):
+                raise ValueError(f"{name[:100]!r} is not the name of its table's file")
         if self.rows.keys() != self.files.keys() or {*self.sizes, *self.sha256} - self.files.keys():
             raise ValueError("rows, sizes or hashes are not of the files it names")
         return self
@@ -133,18 +147,26 @@ class RunFolder:
         """
         if not self.place.exists("run.json"):
             return None
-        record = self.place.read_json("run.json")
-        if record.get("schema_version") not in ({SCHEMA_VERSION} if resume else READABLE):
+        try:
+            record = self.place.read_json("run.json")
+        except RunError as error:
+            raise damaged_record(error.rule) from error
+        version = record.get("schema_version")
+        if not isinstance(version, str) or version not in ({SCHEMA_VERSION} if resume else READABLE):
             raise RunError(
                 f"run {quoted(str(self.place), 300)}",
-                f"has schema version {record.get('schema_version')!r}, this tracer reads {SCHEMA_VERSION!r}",
+                f"has schema version {quoted(version)}, this tracer reads {SCHEMA_VERSION!r}",
                 "read it with the version that wrote it, or run it again elsewhere",
             )
+        if not is_as_written(record):
+            kind = record.get("kind")
+            raise damaged_record("it has other content than was written", kind if isinstance(kind, str) else None)
+        check_record(record)
         return record
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Write run.json: from now on this is the run of that job."""
-        self.place.write_json("run.json", {"schema_version": SCHEMA_VERSION, **record})
+        self.place.write_json("run.json", signed({"schema_version": SCHEMA_VERSION, **record}))
 
     def is_empty(self) -> bool:
         """Whether nothing is here but what a driver leaves behind that ends before its run is planned."""
@@ -152,8 +174,11 @@ class RunFolder:
             return False
         return all(is_ours(name) or name.startswith(".") for name, _ in self.place.files(recursive=True))
 
-    def check(self) -> None:
+    def check(self, repair: bool = False) -> None:
         """Refuse, before anything is computed, a folder that holds something else or cannot be written.
+
+        Args:
+            repair: the folder may be that of a run without its run.json.
 
         Raises:
             RunError: that.
@@ -163,8 +188,11 @@ class RunFolder:
         if local is not None and local.exists() and not local.is_dir():
             raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another")
         if not self.place.exists("run.json") and not self.is_empty():
-            rule = "holds files that are not a run"
-            raise RunError(f"folder {quoted(str(self.place), 300)}", rule, "choose another")
+            lost = any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits"))
+            if not (lost and repair):
+                rule = "holds files that are not a run"
+                step = f"choose another, or give {option('repair', True)}, which makes a lost run.json again"
+                raise RunError(f"folder {quoted(str(self.place), 300)}", rule, step if lost else "choose another")
         if local is not None:
             local.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=local).close()
@@ -172,15 +200,19 @@ class RunFolder:
             self.place.write(_PROBE, b"x")
             self.place.remove(_PROBE)
 
-    def clear(self) -> None:
-        """Remove a run: everything of ours, and nothing else. While there is a commit there is its run.json."""
+    def clear(self, keep: Iterable[str] = ()) -> None:
+        """Remove a run: everything of ours, and nothing else. While there is a commit there is its run.json.
+
+        Args:
+            keep: table files of the run that takes its place.
+        """
         self.delete_outputs()
         for file in self.place.files("_commits"):
             if is_ours(file.name):
                 self.place.remove(file.name)
         for name in ("run.json", "_journal/deaths.json", "input.parquet", "progress.json"):
             self.place.remove(name)
-        self.sweep(())
+        self.sweep(keep)
 
     # -------------------------------------------------------------------------------------- the input
 
@@ -256,6 +288,14 @@ class RunFolder:
             raise _damaged_plan() from error
         return rows.slice(first - plan.starts[group], plan.shard_size).combine_chunks()
 
+    def shard_size(self) -> int:
+        """Prompts of a shard, as planned.
+
+        Raises:
+            RunError: the plan is missing or damaged.
+        """
+        return self._plan().shard_size
+
     def count_input(self) -> tuple[int, int]:
         """Prompts and shards that are planned.
 
@@ -286,6 +326,8 @@ class RunFolder:
                 size = int((found.metadata or {})[b"shard_size"])
             except (OSError, pa.ArrowException, KeyError, ValueError) as error:
                 raise _damaged_plan() from error
+            if size < 1:
+                raise _damaged_plan()
             rows = (found.row_group(i).num_rows for i in range(found.num_row_groups))
             self._planned = _Plan(found, size, [0, *itertools.accumulate(rows)])
         return self._planned
@@ -338,7 +380,7 @@ class RunFolder:
 
     def commit(self, commit: Commit) -> None:
         """Mark a unit as done; the files it names were written before."""
-        content = commit.model_dump(mode="json", exclude_defaults=True) | {"shard": commit.shard}
+        content = signed(commit.model_dump(mode="json", exclude_defaults=True) | {"shard": commit.shard})
         # An outcome may hold NaN.
         self.place.write(f"_commits/{commit.shard}.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
@@ -376,7 +418,7 @@ class RunFolder:
         sealed = self._sealed()
         if problems := self.check_outputs([f"{name}.parquet" for name in wanted] if contents else ()):
             raise RunError(f"run {quoted(str(self.place), 300)}", problems[0], "repeat the run command")
-        if units < (planned := int(record.get("n_units", 1))):
+        if units < (planned := record.get("n_units", 1)):
             count = f"{done:,} of {record.get('n_prompts', 0):,} prompts"
             gaps.insert(0, f"the run is unfinished: {count if record.get('kind') == 'dataset' else units} are there")
         for name in sorted({*wanted} - {*TABLES}):
@@ -410,7 +452,7 @@ class RunFolder:
     def _commit_names(self) -> list[tuple[int, str]]:
         """Units that are done, in order, and the files that say so."""
         names = ((_stem(name), name) for name, _ in self.place.files("_commits"))
-        return sorted((int(stem), name) for stem, name in names if stem.isdecimal())
+        return sorted((int(stem), name) for stem, name in names if _UNIT.fullmatch(stem))
 
     def has_commits(self) -> bool:
         """Whether anything is done."""
@@ -424,10 +466,15 @@ class RunFolder:
     def _commit(self, unit: int, name: str) -> Commit:
         step = "delete it and repeat the command"
         try:
-            commit = Commit.model_validate(self.place.read_json(name))
-        except (RunError, ValidationError) as error:
+            content = self.place.read_json(name)
+            if not is_as_written(content):
+                raise RunError(f"commit {quoted(name)}", "is damaged: it has other content than was written", step)
+            commit = Commit.model_validate(content)
+        except ValidationError as error:
             rule = "is damaged: it does not name the files of its unit"
             raise RunError(f"commit {quoted(name)}", rule, step) from error
+        except RunError as error:
+            raise RunError(f"commit {quoted(name)}", error.rule, step) from error
         if commit.shard != unit:
             raise RunError(f"commit {quoted(name)}", f"is damaged: it is that of unit {commit.shard}", step)
         return commit
@@ -472,7 +519,8 @@ class RunFolder:
             RunError: it is damaged.
         """
         found = self.place.read_json("_SUCCESS.json") if self.place.exists("_SUCCESS.json") else {}
-        if not isinstance(found.get("files", {}), dict):
+        files = found.get("files", {})
+        if not isinstance(files, dict) or not all(name in _SINGLE for name in files):
             raise _damaged("_SUCCESS.json", "is damaged")
         return found
 
@@ -545,4 +593,5 @@ def _damaged(name: str, rule: str) -> RunError:
 
 
 def _damaged_plan() -> RunError:
-    return RunError("file 'input.parquet'", "is missing or damaged", f"run it again, with {option('overwrite', True)}")
+    step = f"repeat the run command with {option('repair', True)}, which makes it again from the job"
+    return RunError("file 'input.parquet'", "is missing or damaged", step)

@@ -1,19 +1,20 @@
 """Storage: folders on this machine, on a shared file system or in an object store, with whole files only.
 
 A file appears under its name when all of it is there: by rename on a file system, by the end of the upload in an
-object store. One driver holds a folder's writer lock: an flock, which ends with its process, or where there is none a
-lease that is renewed. Knows bytes and names. Refuses to know what is in them.
+object store. A folder on this machine holds its own files: nothing is read or written through a link in it, nor by a
+name that leads out of it. One driver holds a folder's writer lock: an flock, which ends with its process, or where
+there is none a lease that is renewed. Knows bytes and names. Refuses to know what is in them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import threading
 import time
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
+from tracer import jsontext, wholefile
 from tracer.errors import RunError, first_line, quoted
 
 SCHEMES = ("s3", "gs", "gcs")
@@ -62,6 +64,8 @@ class Storage:
         self.address = str(address)
         self.local: Path | None = None
         if not is_remote(address):
+            if "\0" in self.address or not _is_text(self.address):
+                raise RunError(f"path {quoted(self.address, 200)}", "is not a name in UTF-8", "give another folder")
             self.local = Path(address)
             self.fs: fs.FileSystem = fs.LocalFileSystem()
             self.root = str(self.local.absolute())
@@ -81,27 +85,75 @@ class Storage:
         return self.address.partition("?")[0]
 
     def path(self, name: str) -> str:
-        """The full path of a file, for Arrow with `fs`."""
+        """The full path of a file, for Arrow with `fs`.
+
+        Raises:
+            RunError: the name leads out of the folder, by itself or by a link in it, or is that of a device or a pipe.
+        """
+        self._check_own(name)
         return f"{self.root}/{name}" if name else self.root
 
+    def _check_own(self, name: str) -> None:
+        parts = name.split("/") if name else []
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise RunError(f"file {quoted(name, 200)}", f"is not in the folder {self}", "it is another's: remove it")
+        at = self.root
+        for part in parts if self.local is not None else ():
+            at = f"{at}/{part}"
+            try:
+                mode = os.lstat(at).st_mode
+            except OSError:  # whoever asks for it will say so
+                return
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                what = "a link" if stat.S_ISLNK(mode) else "a device or a pipe"
+                rule = f"is {what}: a run folder holds its own files"
+                raise RunError(f"path {quoted(at, 300)}", rule, "put the file or folder itself there")
+
     def exists(self, name: str = "") -> bool:
-        """Whether a file or folder is there."""
-        return self.fs.get_file_info(self.path(name)).type != fs.FileType.NotFound
+        """Whether a file or folder is there.
+
+        Raises:
+            RunError: that cannot be seen.
+        """
+        return self._info(name).type != fs.FileType.NotFound
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None if it is not there."""
-        info = self.fs.get_file_info(self.path(name))
+        """Bytes of a file; None if it is not there.
+
+        Raises:
+            RunError: that cannot be seen.
+        """
+        info = self._info(name)
         return info.size if info.type == fs.FileType.File else None
 
+    def _info(self, name: str) -> fs.FileInfo:
+        with self._seen():
+            return self.fs.get_file_info(self.path(name))
+
+    @contextmanager
+    def _seen(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, pa.ArrowException) as error:
+            said = first_line(getattr(error, "strerror", None) or error)
+            rule, step = f"cannot be read ({said})", "check the address and its rights"
+            raise RunError(f"folder {quoted(str(self), 300)}", rule, step) from error
+
     def files(self, folder: str = "", recursive: bool = False) -> list[Found]:
-        """The files in a folder, by name; none if it is not there."""
-        selector = fs.FileSelector(self.path(folder), recursive=recursive, allow_not_found=True)
-        start = len(self.root) + 1
-        return sorted(
-            Found(file.path[start:], file.size)
-            for file in self.fs.get_file_info(selector)
-            if file.type == fs.FileType.File
-        )
+        """The files in a folder, by name, links and others too; none if it is not there.
+
+        Raises:
+            RunError: it cannot be read, is no folder, or a link.
+        """
+        path, start = self.path(folder), len(self.root) + 1
+        with self._seen():
+            if self.local is not None:
+                if not self.local.is_dir():
+                    return []
+                return sorted(_listed(path, start, recursive))
+            selector = fs.FileSelector(path, recursive=recursive, allow_not_found=True)
+            found = self.fs.get_file_info(selector)
+            return sorted(Found(file.path[start:], file.size) for file in found if file.type == fs.FileType.File)
 
     def read(self, name: str) -> bytes:
         """All of a file.
@@ -112,19 +164,22 @@ class Storage:
         with self.fs.open_input_file(self.path(name)) as file:
             return file.readall()
 
-    def read_json(self, name: str) -> dict[str, Any]:
+    def read_json(self, name: str, step: str = "run it again") -> dict[str, Any]:
         """A JSON object.
+
+        Args:
+            step: what to do where it is none.
 
         Raises:
             RunError: it is not there, or no JSON object.
         """
-        value, step = f"file {quoted(name)}", "run it again"
+        value = f"file {quoted(name)}"
         try:
-            content = json.loads(self.read(name))
-        except (OSError, ValueError) as error:
-            raise RunError(
-                value, f"cannot be read ({first_line(getattr(error, 'strerror', None) or error)})", step
-            ) from error
+            content = jsontext.parse(self.read(name))
+        except jsontext.JsonError as error:
+            raise RunError(value, str(error), step) from error
+        except OSError as error:
+            raise RunError(value, f"cannot be read ({first_line(error.strerror or error)})", step) from error
         if not isinstance(content, dict):
             raise RunError(value, "does not hold a JSON object", step)
         return content
@@ -152,21 +207,16 @@ class Storage:
                 with self.fs.open_output_stream(self.path(name)) as stream:
                     shutil.copyfileobj(file, stream, 2**22)
             return
-        target = self.local / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._check_own(name.rpartition("/")[0])
+        with wholefile.writing(self.local / name) as file:
+            yield file
 
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, or a link of that name, if it is there."""
+        if self.local is not None:
+            self._check_own(name.rpartition("/")[0])
+            (self.local / name).unlink(missing_ok=True)
+            return
         try:
             self.fs.delete_file(self.path(name))
         except FileNotFoundError:
@@ -175,11 +225,23 @@ class Storage:
             if self.exists(name):
                 raise
 
+    def make_room(self, size: int) -> None:
+        """Find out, before something that is there goes, that so many bytes can be written.
+
+        Raises:
+            OSError: there is no room, or no right to write.
+        """
+        if self.local is not None:
+            with tempfile.TemporaryFile(dir=self.local) as file:
+                file.write(bytes(size))
+                file.flush()
+                os.fsync(file.fileno())
+
     def is_held(self) -> bool | None:
         """Whether a driver holds the lock now; None where only a lease tells, and not at once."""
-        if self.local is None or not (self.local / LOCK).exists():
+        if self.local is None or self.size(LOCK) is None:
             return None
-        with (self.local / LOCK).open("rb") as file:
+        with open(self.path(LOCK), "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -201,11 +263,10 @@ class Storage:
                 yield lease
             return
         self.local.mkdir(parents=True, exist_ok=True)
-        with (self.local / LOCK).open("a+b") as file:
+        with open(os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b") as file:
             try:
                 _flock(file)
             except BlockingIOError:
-                file.seek(0)
                 raise self._held(file.read()) from None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
@@ -223,15 +284,13 @@ class Storage:
 
     @contextmanager
     def _leased(self, me: dict[str, Any]) -> Iterator[Lease]:
-        if self.exists(LEASE_FILE):
-            there = self.read_json(LEASE_FILE)
-            if time.time() - _time(there) < LEASE:
-                raise self._held(json.dumps(there).encode())
         lease = Lease(self, me)
+        if self.exists(LEASE_FILE) and abs(self._age(LEASE_FILE, f".{LEASE_FILE}.{me['owner'][:8]}")) < LEASE:
+            raise self._held(self.read(LEASE_FILE), lease=True)
         lease.take()
         time.sleep(1.0)  # of two that came at once, the later to write is the one that stays
         if not lease.mine():
-            raise self._held(self.read(LEASE_FILE))
+            raise self._held(self.read(LEASE_FILE), lease=True)
         over = threading.Event()
         keeper = threading.Thread(target=lease.keep, args=(over,), daemon=True)
         keeper.start()
@@ -243,16 +302,47 @@ class Storage:
             if lease.mine():
                 self.remove(LEASE_FILE)
 
-    def _held(self, content: bytes) -> RunError:
-        step = "wait for it, or choose another folder"
+    def _age(self, name: str, probe: str) -> float:
+        """Seconds since a file was written, by the clock of the store: that of another file which is written now. The
+        clocks of hosts may be days apart; a store has one."""
+        self.write(probe, b"x")
         try:
-            holder = json.loads(content)
+            now, then = (self._info(one).mtime for one in (probe, name))
+            return 0.0 if now is None else LEASE if then is None else (now - then).total_seconds()
+        finally:
+            self.remove(probe)
+
+    def _held(self, content: bytes, lease: bool = False) -> RunError:
+        wait = f"wait for it ({LEASE:g} s if it was killed)" if lease else "wait for it"
+        try:
+            holder = jsontext.parse(content)
             who = f"process {holder['pid']} on {holder['host']}"
-            if "time" in holder:
-                step = f"wait for it ({LEASE:g} s if it was killed), or choose another folder"
         except (ValueError, KeyError, TypeError):
             who = "another process"
-        return RunError(f"run {quoted(str(self), 300)}", f"is being written by {who}", step)
+        return RunError(
+            f"run {quoted(str(self), 300)}", f"is being written by {who}", f"{wait}, or choose another folder"
+        )
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _listed(path: str, start: int, recursive: bool) -> Iterator[Found]:
+    """What is in a folder of this machine and is no folder; links are not followed."""
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False):
+            yield Found(entry.path[start:], entry.stat(follow_symlinks=False).st_size)
+        elif recursive:
+            yield from _listed(entry.path, start, recursive)
 
 
 def _flock(file: Any) -> None:
@@ -275,6 +365,7 @@ class Lease:
     def __init__(self, storage: Storage | None, me: dict[str, Any]) -> None:
         self._storage, self._me = storage, me
         self._lost: RunError | None = None
+        self._taken = time.monotonic()
 
     def mine(self) -> bool:
         """Whether no other driver has taken it meanwhile."""
@@ -289,40 +380,37 @@ class Lease:
         """Claim it for `LEASE` seconds from now."""
         if self._storage is not None:
             self._storage.write_json(LEASE_FILE, {**self._me, "time": time.time()})
+            self._taken = time.monotonic()
 
     def keep(self, over: threading.Event) -> None:
         """Renew it until it is over, or lost."""
-        assert self._storage is not None
-        while not over.wait(LEASE / 4):
+        while not over.wait(LEASE / 4) and self._lost is None:
             try:
-                there = json.loads(self._storage.read(LEASE_FILE))
-                if there.get("owner") != self._me["owner"]:
-                    self._lost = self._storage._held(json.dumps(there).encode())
-                    return
-                self.take()
-            except (OSError, ValueError):
+                self._again()
+            except (OSError, RunError):
                 continue  # the next renewal is long before the lease expires
+
+    def _again(self) -> None:
+        """Renew it unless another driver holds it; a lease that is empty, damaged or gone is nobody else's."""
+        assert self._storage is not None
+        try:
+            content = self._storage.read(LEASE_FILE)
+            owner = jsontext.parse(content).get("owner")
+        except (FileNotFoundError, AttributeError, jsontext.JsonError):
+            content, owner = b"", None
+        if owner in (None, self._me["owner"]):
+            self.take()
+        else:
+            self._lost = self._storage._held(content, lease=True)
 
     def renew(self) -> None:
         """Check that it is still held; cheap to call often.
 
         Raises:
             RunError: the lease ran out, and another driver took it.
+            OSError: the lease ran out, and its store cannot be reached.
         """
+        if self._storage is not None and self._lost is None and time.monotonic() - self._taken > LEASE:
+            self._again()
         if self._lost is not None:
             raise self._lost
-
-
-def _time(lease: dict[str, Any]) -> float:
-    renewed = lease.get("time")
-    return float(renewed) if isinstance(renewed, int | float) else 0.0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last, where a file system lets folders be synced."""
-    with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tracer import jsontext, wholefile
 from tracer.data.tasks.pairs import Pair
 from tracer.demo import data
 from tracer.errors import JobError, quoted
@@ -228,8 +229,7 @@ def write(pairs: Sequence[Pair], path: str | Path) -> Path:
         for pair in pairs
     ]
     path = Path(path)
-    _file(path, lambda: path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n"))
-    return path
+    return _file(path, lambda: wholefile.write(path, "\n".join(lines) + "\n"))
 
 
 def _file(path: Path, action: Callable[[], Any]) -> Any:
@@ -245,7 +245,7 @@ def _file(path: Path, action: Callable[[], Any]) -> Any:
 def _items(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Number and checked content of every line that is not blank."""
     # Split at \n alone: a JSON string may hold other line separators, such as U+2028.
-    lines: list[str] = _file(path, lambda: path.read_text(encoding="utf-8-sig")).split("\n")
+    lines: list[str] = _file(path, lambda: wholefile.read(path).decode("utf-8-sig")).split("\n")
     for number, line in enumerate(lines, start=1):
         if line.strip():
             yield number, _item(line, f"line {number} of {quoted(path.name)}")
@@ -253,9 +253,10 @@ def _items(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _item(line: str, where: str) -> dict[str, str]:
     try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise JobError(where, f"is not JSON ({quoted(line, 40)})", "write one JSON object per line") from error
+        item = jsontext.parse(line)
+    except jsontext.JsonError as error:
+        rule = str(error) if isinstance(error, jsontext.TwiceError) else f"is not JSON ({quoted(line, 40)})"
+        raise JobError(where, rule, "write one JSON object per line") from error
     if not isinstance(item, dict):
         raise JobError(where, f"is a {type(item).__name__}, not an object", "write one JSON object per line")
     if missing := [key for key in _KEYS if key not in item]:
