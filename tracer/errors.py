@@ -31,6 +31,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 """Line ends of every kind and other control characters; spaces are kept as the user wrote them."""
 
 
+_LONG = 1000
+"""Characters of a part of a message that are shown."""
 _surface: ContextVar[Literal["python", "shell", "job"]] = ContextVar("surface", default="python")
 
 
@@ -52,7 +54,11 @@ class TracerError(Exception):
         super().__init__(value, rule, next_step)
 
     def __str__(self) -> str:
-        return _line(f"{self.value}: {self.rule}; {self.next_step}")
+        value, rule, next_step = (
+            part if len(part) <= _LONG else part[: _LONG - 3] + "..."
+            for part in (self.value, self.rule, self.next_step)
+        )
+        return _line(f"{value}: {rule}; {next_step}")
 
 
 class JobError(TracerError):
@@ -110,6 +116,10 @@ def say(notes: Iterable[str]) -> None:
 
 def _line(text: str) -> str:
     return printable(_CONTROL.sub(" ", text))
+
+
+def _short(part: str) -> str:
+    return part if len(part) <= _LONG else part[: _LONG - 3] + "..."
 
 
 def kind_of(error: TracerError) -> type[TracerError]:

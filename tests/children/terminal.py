@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 
 from tracer.cli.app import main
@@ -14,3 +15,6 @@ for arguments in json.loads(Path(sys.argv[1]).read_text()):
         main()
     except SystemExit as ended:
         print("ended", ended.code, flush=True)
+    except BaseException:  # noqa: BLE001  what Python would print and end with
+        traceback.print_exc()
+        print("ended 1", flush=True)

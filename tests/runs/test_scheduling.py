@@ -334,7 +334,7 @@ def test_deaths_in_a_row_end_the_run_and_blame_nobody(
 
 
 def test_a_row_of_bad_prompts_ends_nothing_while_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = dict.fromkeys((3, 4, 7, 9, 11, 12, 20, 21, 22, 23), "starve")
+    bad: dict[int, str] = dict.fromkeys((3, 4, 7, 9, 11, 12, 20, 21, 22, 23), "starve")
     one = runner(Fake(shard(8, 1, bad)), monkeypatch)
     assert finished(one, 3) == [0, 1, 2]
     assert {*one.quarantined} == {*bad}

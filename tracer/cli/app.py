@@ -585,6 +585,12 @@ def main() -> None:
     except TracerError as error:
         terminal.complain(str(error))
         sys.exit(2)
+    except OSError as error:
+        # What a name given here cannot be is the user's to mend; any other error of the system is a bug of ours.
+        if not isinstance(error.filename, str) or not any(error.filename in given for given in sys.argv[1:]):
+            raise
+        terminal.complain(f"path {quoted(error.filename, 200)}: {error.strerror}; give another name")
+        sys.exit(2)
     except UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ from pyarrow import fs
 
 from tracer import jsontext, wholefile
 from tracer.errors import RunError, first_line, quoted
+from tracer.text import is_text
 
 SCHEMES = ("s3", "gs", "gcs")
 LEASE = 120.0  # seconds after which a lease that was not renewed has expired
@@ -64,7 +65,7 @@ class Storage:
         self.address = str(address)
         self.local: Path | None = None
         if not is_remote(address):
-            if "\0" in self.address or not _is_text(self.address):
+            if "\0" in self.address or not is_text(self.address):
                 raise RunError(f"path {quoted(self.address, 200)}", "is not a name in UTF-8", "give another folder")
             self.local = Path(address)
             self.fs: fs.FileSystem = fs.LocalFileSystem()
@@ -322,14 +323,6 @@ class Storage:
         return RunError(
             f"run {quoted(str(self), 300)}", f"is being written by {who}", f"{wait}, or choose another folder"
         )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _listed(path: str, start: int, recursive: bool) -> Iterator[Found]:
