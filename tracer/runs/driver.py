@@ -100,6 +100,7 @@ class _Journal(Record):
     deaths: dict[int, int] = Field(default_factory=dict)
     quarantined: dict[int, tuple[str, str]] = Field(default_factory=dict)
     most: dict[int, dict[int, int]] = Field(default_factory=dict)
+    batch: int | None = None
     parts: dict[int, list[Part]] = Field(default_factory=dict)
 
 
@@ -437,6 +438,7 @@ class _Driver:
             deaths=self._journal.deaths,
             quarantined=self._journal.quarantined,
             most=self._journal.most,
+            batch=self._journal.batch,
             parts=self._journal.parts,
         )
         try:
@@ -445,6 +447,9 @@ class _Driver:
             if not self.signals.number:
                 self._finish()
         except TracerError as error:
+            self.runner.acquit()
+            with suppress(OSError):
+                self._write_journal()
             self.show("failed", force=True, message=str(error))
             raise
         if self.signals.number:
@@ -489,8 +494,12 @@ class _Driver:
         self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
 
     def _write_journal(self) -> None:
-        """Keep what is known of workers that died; the runner has the same dictionaries."""
-        self.folder.place.write_json("_journal/deaths.json", self._journal.model_dump(mode="json"))
+        """Keep what is known of workers that died (the runner has the same dictionaries), but for what may change."""
+        doubtful = set[int]() if self.runner is None else self.runner.doubtful
+        certain = {prompt: why for prompt, why in self._journal.quarantined.items() if prompt not in doubtful}
+        batch = self._journal.batch if self.runner is None else self.runner.batch
+        known = self._journal.model_copy(update={"quarantined": certain, "batch": batch})
+        self.folder.place.write_json("_journal/deaths.json", known.model_dump(mode="json"))
 
     def _commit(self, commit: Commit) -> None:
         old = self._redo.pop(commit.shard, None)
