@@ -154,7 +154,9 @@ def shard(size: int, batch: int, bad: Mapping[int, str]) -> Script:
     def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
         prompts = list(range(task.unit * size, (task.unit + 1) * size))
         for first in range(0, size, batch):
-            for some in halved(prompts[first : first + batch], task.most | dict.fromkeys(task.quarantined, 1)):
+            for some in halved(
+                prompts[first : first + batch], task.most | dict.fromkeys(task.quarantined, 1), task.batch
+            ):
                 if len(some) == 1 and some[0] in task.quarantined:
                     continue
                 yield "began", tuple(some)
@@ -174,14 +176,14 @@ def shard(size: int, batch: int, bad: Mapping[int, str]) -> Script:
     return script
 
 
-def halved(batch: list[int], most: dict[int, int]) -> Iterator[list[int]]:
+def halved(batch: list[int], most: dict[int, int], size: int | None) -> Iterator[list[int]]:
     """As a worker does it."""
-    if len(batch) <= min(most.get(one, len(batch)) for one in batch):
+    if len(batch) <= min(most.get(one, size or len(batch)) for one in batch):
         yield batch
         return
     middle = (len(batch) + 1) // 2
     for half in (batch[:middle], batch[middle:]):
-        yield from halved(half, most)
+        yield from halved(half, most, size)
 
 
 # ------------------------------------------------------------------------------------------------- all is well
@@ -265,17 +267,26 @@ def test_a_prompt_that_kills_always_is_found_and_left_out(batch: int, monkeypatc
 
 def test_a_batch_that_kills_twice_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
-        for some in halved(list(range(16)), task.most):
+        first = 100 * task.unit
+        for some in halved(list(range(first, first + 16)), task.most, task.batch):
             yield "began", tuple(some)
             if len(some) > 4:
                 yield "starved", None
+                return
         yield "done", None
 
     pool = Fake(script)
     one = runner(pool, monkeypatch)
-    assert finished(one, 1) == [0]
+    assert finished(one, 9) == list(range(9))
     assert one.quarantined == one.deaths == {}
-    assert [len(prompts) for prompts, _ in pool.deaths] == [16, 16, 8, 8]
+    assert [len(prompts) for prompts, _ in pool.deaths] == [16, 16, 8], "and the units after it know"
+
+
+def test_one_prompt_that_kills_makes_no_other_batch_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Fake(shard(8, 8, {3: "starve"}))
+    one = runner(pool, monkeypatch)
+    assert finished(one, 3) == [0, 1, 2]
+    assert (list(one.quarantined), one.batch) == ([3], None)
 
 
 def test_requests_in_flight_are_told_apart_however_they_mix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,12 +335,13 @@ def test_a_prompt_that_starves_any_machine_is_left_out_and_the_workers_come_back
 def test_deaths_in_a_row_end_the_run_and_blame_nobody(
     batch: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[dict[int, Any]] = []
     pool = Fake(shard(8, batch, dict.fromkeys(range(64), "starve")))
-    one = runner(pool, monkeypatch, workers, died=lambda _: told.append(dict(one.quarantined)))
+    one = runner(pool, monkeypatch, workers)
     with refused(RunError, "10 workers in a row", "memory", "nothing at all", "no prompt is blamed"):
         finished(one, 8)
-    assert one.quarantined == one.deaths == told[-1] == {}
+    assert {*one.quarantined} <= one.doubtful
+    one.acquit()
+    assert one.quarantined == one.deaths == {}
     assert len(pool.deaths) < 50
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -23,12 +21,12 @@ import children
 import runs
 import tracer
 from helpers import refused
+from sabotage import Sabotage
 from tracer import data
 from tracer.errors import RunError
 from tracer.runs import status
 from tracer.runs.driver import Run, run
 from tracer.runs.jobs import Source
-from tracer.runs.workers.messages import Event, Setup, Started, Task
 from tracer.runs.workers.processes import LocalPool
 
 pytestmark = pytest.mark.slow
@@ -99,51 +97,6 @@ def whole(_environment: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The undisturbed run: one worker, no Ray."""
     path = tmp_path_factory.mktemp("whole")
     return run(job(path, prompts(SLOW)), path / "run", workers=1, factory=FAULTY)
-
-
-class Sabotage:
-    """A pool that kills the process of a busy worker every now and then, for each unit once: a prompt that two
-    processes died on would be left out."""
-
-    def __init__(self, pool: Any, seed: int, kills: int, number: int = signal.SIGKILL) -> None:
-        self.pool, self.dice, self.left, self.number = pool, random.Random(seed), kills, number
-        self.processes, self.busy, self.next, self.hit = dict[str, int](), dict[str, int](), 0.0, set[int]()
-
-    def start(self, worker: str, setup: Setup) -> None:
-        self.pool.start(worker, setup)
-
-    def give(self, worker: str, task: Task) -> None:
-        self.pool.give(worker, task)
-        self.busy[worker] = task.unit
-
-    def kill(self, worker: str) -> None:
-        self.pool.kill(worker)
-
-    def events(self, timeout: float) -> Sequence[Event]:
-        found = self.pool.events(timeout)
-        now = time.monotonic()
-        for event in found:
-            if isinstance(event, Started):
-                pid = re.search(r"process (\d+)", event.where)
-                assert pid is not None
-                self.processes[event.worker] = int(pid[1])
-                self.next = self.next or now + self.dice.random() * 0.8
-            elif type(event).__name__ in ("Done", "Died"):
-                self.busy.pop(event.worker, None)
-        there = sorted(worker for worker, unit in self.busy.items() if unit not in self.hit)
-        if self.left and self.next and now > self.next and there:
-            self.left, self.next = self.left - 1, now + self.dice.random()
-            worker = self.dice.choice(there)
-            self.hit.add(self.busy[worker])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.processes[worker], self.number)
-        return found
-
-    def describe(self) -> str:
-        return self.pool.describe()
-
-    def close(self) -> None:
-        self.pool.close()
 
 
 # ------------------------------------------------------------------------------------------- the same tables

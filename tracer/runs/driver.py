@@ -110,6 +110,7 @@ class _Journal(Record):
     deaths: dict[_Number, Annotated[int, Field(ge=0, le=2**31)]] = Field(default_factory=dict)
     quarantined: dict[_Number, tuple[str, str]] = Field(default_factory=dict)
     most: dict[_Number, dict[_Number, _Number]] = Field(default_factory=dict)
+    batch: _Number | None = None
     parts: dict[_Number, list[Part]] = Field(default_factory=dict)
 
 
@@ -471,12 +472,19 @@ class _Driver:
             deaths=self._journal.deaths,
             quarantined=self._journal.quarantined,
             most=self._journal.most,
+            batch=self._journal.batch,
             parts=self._journal.parts,
         )
-        for report in self.runner.map(self._tasks()):
-            self._commit(Commit.of(report).model_copy(update={"made_by": made_by(self.job, self.record)}))
-        if not self.signals.number:
-            self._finish()
+        try:
+            for report in self.runner.map(self._tasks()):
+                self._commit(Commit.of(report).model_copy(update={"made_by": made_by(self.job, self.record)}))
+            if not self.signals.number:
+                self._finish()
+        except TracerError:
+            self.runner.acquit()
+            with suppress(OSError, RunError):
+                self._write_journal()
+            raise
         if self.signals.number:
             raise self._stopped()
         self.show("done", force=True)
@@ -530,8 +538,12 @@ class _Driver:
         self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
 
     def _write_journal(self) -> None:
-        """Keep what is known of workers that died; the runner has the same dictionaries."""
-        self.folder.place.write_json("_journal/deaths.json", self._journal.model_dump(mode="json"))
+        """Keep what is known of workers that died (the runner has the same dictionaries), but for what may change."""
+        doubtful = set[int]() if self.runner is None else self.runner.doubtful
+        certain = {prompt: why for prompt, why in self._journal.quarantined.items() if prompt not in doubtful}
+        batch = self._journal.batch if self.runner is None else self.runner.batch
+        known = self._journal.model_copy(update={"quarantined": certain, "batch": batch})
+        self.folder.place.write_json("_journal/deaths.json", known.model_dump(mode="json"))
 
     def _commit(self, commit: Commit) -> None:
         old = self._redo.pop(commit.shard, None)

@@ -326,6 +326,8 @@ class _Shard:
         """The tables, in order of prompts: of all of them, or of those that are not kept yet (`new`)."""
         first, sizes = self._kept[:2] if new else (0, {"nodes": 0, "edges": 0})
         rows = sorted(self.rows[first:], key=lambda row: row["prompt_id"])
+        if new:  # who is left out may change
+            rows = [row for row in rows if row["status"] != "quarantined"]
         made = {"prompts": pa.Table.from_pylist(rows, schemas.PROMPTS)}
         for name in ("nodes", "edges") if self.options["edges"] else ("nodes",):
             made[name] = _joined(self._tables[name][sizes[name] :], schemas.SCHEMAS[name])
@@ -357,7 +359,7 @@ class _Shard:
 
     def _halved(self, batch: list[_Item]) -> Iterator[list[_Item]]:
         """A batch as it is, or in halves as long as it is larger than one of its prompts allows."""
-        if len(batch) <= max(1, min(self._most.get(item.id, len(batch)) for item in batch)):
+        if len(batch) <= max(1, min(self._most.get(item.id, self.task.batch or len(batch)) for item in batch)):
             yield batch
             return
         for half in chunked(batch, (len(batch) + 1) // 2):

@@ -61,7 +61,8 @@ class Task(_Message):
 
     Attributes:
         unit: its number. attempt: from 1.
-        most: how many prompts a batch may have that holds this one: processes died on larger ones.
+        most: how many prompts a batch may have that holds this one: processes died on larger ones. batch: the same for
+            all others; None for no limit.
         quarantined: prompts to be left out, and why: they get a row that says so.
         deaths: how many processes died on a prompt alone.
         parts: what workers that died had finished of the unit, in the order in which they wrote it.
@@ -74,6 +75,7 @@ class Task(_Message):
     unit: int
     attempt: int = 1
     most: dict[int, int] = Field(default_factory=dict)
+    batch: int | None = None
     quarantined: dict[int, tuple[str, str]] = Field(default_factory=dict)
     deaths: dict[int, int] = Field(default_factory=dict)
     parts: tuple[Part, ...] = ()

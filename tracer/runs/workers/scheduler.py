@@ -82,9 +82,11 @@ class Runner:
         deaths: of processes on a prompt alone, by prompt. quarantined: prompts that are left out, and why (error type,
             error). most: by unit, how many prompts a batch with a prompt may have. parts: by unit, what is kept of it.
             All four include those of earlier runs, and are updated here.
+        batch: prompts that any batch may have, where memory did not hold more.
         stop: checked between events; once true, nothing more is reported.
         died: called for every worker's death, with the prompts that it counts against. kept: called with a unit of
             which a part is kept.
+        doubtful: prompts that processes died on since one was last done; memory may be the cause.
     """
 
     pool: Pool
@@ -100,7 +102,9 @@ class Runner:
     quarantined: dict[int, tuple[str, str]] = field(default_factory=dict)
     most: dict[int, dict[int, int]] = field(default_factory=dict)
     parts: dict[int, list[Part]] = field(default_factory=dict)
+    batch: int | None = None
     broken: int = field(default=0, init=False)
+    doubtful: set[int] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self._ready: set[str] = set()
@@ -108,8 +112,8 @@ class Runner:
         self._busy: dict[str, _Busy] = {}
         self._again: deque[Task] = deque()
         self._struck: set[int] = set()  # prompts of batches that a process died on
-        self._starved = 0
-        self._suspects: list[int] = []  # deaths in a row for which memory may be the cause, and on whom
+        self._small: set[int] = set()  # units whose batches are small for want of memory
+        self._starved = 0  # deaths in a row for which memory may be the cause
         self._wanted: dict[int, int] = {}  # workers there were when a prompt was first suspected
         self._tries: Counter[tuple[int, bool]] = Counter()
         self._names, self._failures, self._max_bytes = 0, 0, None
@@ -159,6 +163,12 @@ class Runner:
             self._check_clock()
             self.heard()
 
+    def acquit(self) -> None:
+        """The run ends while nothing was done any more: it is not the prompts that processes died on last."""
+        for prompt in self.doubtful:
+            self.deaths.pop(prompt, None)
+            self.quarantined.pop(prompt, None)
+
     # ------------------------------------------------------------------------------------------- workers
 
     def _start(self, count: int) -> None:
@@ -172,6 +182,7 @@ class Runner:
     def _give(self, worker: str, task: Task) -> None:
         unit = {
             "most": self.most.get(task.unit, {}),
+            "batch": self.batch,
             "quarantined": self.quarantined,
             "deaths": self.deaths,
             "parts": tuple(self.parts.get(task.unit, ())),
@@ -197,7 +208,7 @@ class Runner:
                     self._keep(busy.task.unit, event.part)
             case Done() if busy is not None and busy.task.unit == event.report.unit:
                 del self._busy[event.worker]
-                self.most.pop(event.report.unit, None)
+                self._learn(event.report.unit)
                 self._went_well()
                 return event.report
             case Refused():
@@ -229,25 +240,40 @@ class Runner:
         held = event.model_copy(update={"prompts": prompts if event.blame else ()})
         for part in event.parts:
             self._keep(unit, part)
-        known = event.blame and bool(prompts)
-        if known:
-            known = self._suspect(*prompts, event, busy) if len(prompts) == 1 else self._halve(unit, prompts, busy)
+        if not event.blame or not prompts:
+            known = False
+        elif len(prompts) == 1:
+            known = self._suspect(prompts[0], event, busy)
+        else:
+            known = self._halve(unit, prompts, busy, event.starved)
         self.died(held)
         if known:
             self._again.append(busy.task.model_copy(update={"attempt": busy.task.attempt + 1}))
         else:
             self._failed(busy, event.reason, machine=not event.blame, starved=event.starved)
 
-    def _halve(self, unit: int, prompts: tuple[int, ...], busy: _Busy) -> bool:
-        """A batch that a process died on is retried as it was, then in halves; False where it cannot be taken apart."""
+    def _halve(self, unit: int, prompts: tuple[int, ...], busy: _Busy, starved: bool) -> bool:
+        """A batch that a process died on is retried as it was, then in halves; False where it cannot be taken apart.
+        Where memory may be the cause, the unit's other batches are as small as that."""
         sizes = self.most.get(unit, {})
         known = [sizes[prompt] for prompt in prompts if prompt in sizes]
-        if not known and self._struck.isdisjoint(prompts) and not busy.late:
+        if not (known or busy.late or (starved and sizes)) and self._struck.isdisjoint(prompts):
             self._struck.update(prompts)
             return True
         size = min([len(prompts), *known])
-        self.most.setdefault(unit, {}).update(dict.fromkeys(prompts, 1 if busy.late else (size + 1) // 2))
+        half = 1 if busy.late else (size + 1) // 2
+        if starved and not busy.late:
+            self._small.add(unit)
+            half = min([half, *sizes.values()])
+            prompts = (*prompts, *sizes)
+        self.most.setdefault(unit, {}).update(dict.fromkeys(prompts, half))
         return size > 1
+
+    def _learn(self, unit: int) -> None:
+        """A unit is done: where it was so in smaller batches for want of memory, so are those to come."""
+        sizes = self.most.pop(unit, {})
+        if unit in self._small and not self.quarantined.keys() & sizes.keys():
+            self.batch = min([*sizes.values(), *([self.batch] if self.batch else [])])
 
     def _suspect(self, prompt: int, event: Died, busy: _Busy) -> bool:
         """A process died on a prompt alone; False if it is left out already, and processes die all the same."""
@@ -260,13 +286,20 @@ class Runner:
             return True
         if starved:
             self._starved += 1
-            self._suspects.append(prompt)
+            self.doubtful.add(prompt)
         self.deaths[prompt] = self.deaths.get(prompt, 0) + 1
         if self.deaths[prompt] >= self.limits.deaths:
             self.quarantined[prompt] = self._quarantine_reason(prompt, event, busy)
             self.workers = self._wanted.pop(prompt, self.workers)
         if self._starved >= self.limits.starved:
-            self._acquit(event)
+            named = ", ".join(map(str, sorted(self.doubtful)))
+            raise RunError(
+                f"{self._starved} workers in a row",
+                f"died while no prompt was done ({event.reason}), each with one of the prompts {named} alone; "
+                f"memory may have run out: there is {self.pool.describe()}",
+                "give the run more memory, a smaller model or shorter prompts (see 'tracer plan'), and repeat the "
+                "command: what is done is kept, and no prompt is blamed",
+            )
         return True
 
     def _fewer(self, busy: _Busy) -> bool:
@@ -275,29 +308,10 @@ class Runner:
             self.workers = max(1, len(self._ready | self._starting))
         return busy.beside
 
-    def _acquit(self, event: Died) -> None:
-        """Nothing is done any more: it is not the prompts.
-
-        Raises:
-            RunError: that, and what memory there is.
-        """
-        for prompt in self._suspects:
-            self.deaths.pop(prompt, None)
-            self.quarantined.pop(prompt, None)
-        self.died(event)
-        named = ", ".join(map(str, dict.fromkeys(self._suspects)))
-        raise RunError(
-            f"{self._starved} workers in a row",
-            f"died while no prompt was done ({event.reason}), each with one of the prompts {named} alone, as where "
-            f"memory runs out: there is {self.pool.describe()}",
-            "give the run more memory, a smaller model or shorter prompts (see 'tracer plan'), and repeat the command: "
-            "what is done is kept, and no prompt is blamed",
-        )
-
     def _went_well(self) -> None:
         """A prompt is done: what died before died of something else."""
         self._starved = 0
-        self._suspects.clear()
+        self.doubtful.clear()
 
     def _keep(self, unit: int, part: Part) -> None:
         self.parts.setdefault(unit, []).append(part)
