@@ -29,7 +29,9 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
         OSError: there is no room, or no right to write.
     """
     target = Path(path)
-    mode = _mode(target)
+    mode = check(target)
+    if target.parent.exists() and not target.parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target.parent))
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name[:60]}.{uuid.uuid4().hex[:8]}")
     number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
@@ -68,7 +70,7 @@ def read(path: str | Path, most: int | None = None) -> bytes:
         return file.read() if most is None else file.read(most + 1)
 
 
-def _mode(path: Path) -> int | None:
+def check(path: Path) -> int | None:
     """The rights of a file that is about to be replaced; None where there is none, or a link.
 
     Raises:

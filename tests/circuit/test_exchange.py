@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -234,8 +235,6 @@ DAMAGED = {
     ),
     "a node twice": (lambda content: content["nodes"].append(content["nodes"][0]), "twice"),
     "a link twice": (lambda content: content["links"].append(content["links"][0]), "twice"),
-    "a damaged record": (_set("thin", "metadata", "tracer", "settings", "method"), "record is damaged"),
-    "a record without its model": (_drop("metadata", "tracer", "model"), "record is damaged"),
 }
 
 
@@ -350,6 +349,58 @@ def test_our_file_edited_is_no_circuit_any_more(circuit: Circuit, content: Conte
     assert type(graph) is Graph
     assert "edited" in graph.notes
     assert isinstance(from_neuronpedia(to_neuronpedia(circuit)), Circuit)
+
+
+EDITS: dict[str, Callable[[Content], Any]] = {
+    "metric": _set(9.5, "metadata", "tracer", "metric"),
+    "method": _set("grad", "metadata", "tracer", "settings", "method"),
+    "no method": _set("thin", "metadata", "tracer", "settings", "method"),
+    "no model": _drop("metadata", "tracer", "model"),
+    "generation settings": _set("grad", "metadata", "generation_settings", "method"),
+    "prompt": _set("The cats", "metadata", "prompt"),
+    "token": _set(" cats", "metadata", "prompt_tokens", 2),
+    "target": _set([5], "metadata", "tracer", "target_ids"),
+    "a warning": _set(["all is well"], "metadata", "tracer", "warnings"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_our_file_with_other_metadata_is_no_circuit_any_more(content: Content, edit: str) -> None:
+    EDITS[edit](content)
+    graph = from_neuronpedia(content)
+    assert type(graph) is Graph
+    assert "edited" in graph.notes
+
+
+def test_what_neuronpedia_changes_leaves_our_file_ours(circuit: Circuit, content: Content) -> None:
+    content["metadata"] |= {"scan": "another", "slug": "name", "info": {"url": "https://example.org"}}
+    content["qParams"]["pinnedIds"] = []
+    assert isinstance(from_neuronpedia(content), Circuit)
+
+
+def _as_older(content: Content) -> Content:
+    """As versions wrote it whose hash was of nodes and links alone."""
+    record = content["metadata"]["tracer"]
+    del record["sha256"]
+    text = json.dumps([content["nodes"], content["links"]], sort_keys=True)
+    record["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    return content
+
+
+def test_a_file_of_an_older_version_is_the_circuit_it_was_and_says_what_its_hash_was_of(
+    circuit: Circuit, content: Content
+) -> None:
+    found = from_neuronpedia(_as_older(content))
+    assert isinstance(found, Circuit)
+    assert found.nodes.equals(circuit.nodes)
+    assert "of an older tracer" in found.warnings[-1]
+    assert found.model_copy(update={"warnings": circuit.warnings}) == circuit
+    content["metadata"]["tracer"]["metric"] += 1.0
+    with pytest.raises(RunError, match="is not a circuit: the metric"):
+        from_neuronpedia(content)
+    content["metadata"]["tracer"]["model"] = None
+    with pytest.raises(RunError, match="record is damaged"):
+        from_neuronpedia(content)
 
 
 def test_paths_of_a_graph_without_attributions_are_ranked_by_share(foreign: Content) -> None:

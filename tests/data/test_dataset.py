@@ -544,8 +544,8 @@ BROKEN: list[tuple[str | bytes, str]] = [
     ("3", "is not a JSON object"),
     ('["a"]', "is not a JSON object"),
     ('{"text": "a", "text": "b"}', "the key 'text' twice"),
-    ("[" * 100_000, "is not JSON"),
-    ('{"token_ids": [' + "1" * 5000 + "]}", "is not JSON"),
+    ("[" * 100_000, "is nested too deeply"),
+    ('{"token_ids": [' + "1" * 5000 + "]}", "a whole number of 5000 digits"),
 ]
 
 

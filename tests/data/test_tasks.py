@@ -361,8 +361,9 @@ def test_a_malformed_line_is_named(tmp_path: Path, bad: object, parts: tuple[str
 def test_a_file_that_cannot_be_read_or_written_is_refused(tmp_path: Path) -> None:
     with refused(JobError, "nowhere.json", "No such file"):
         sva.read(tmp_path / "nowhere.json", demo())
-    with refused(JobError, "No such file"):
-        sva.write(sva.generate("nounpp", "test", 1), tmp_path / "no" / "x.json")
+    (tmp_path / "file").touch()
+    with refused(JobError, "Not a directory"):
+        sva.write(sva.generate("nounpp", "test", 1), tmp_path / "file" / "x.json")
     with refused(JobError, "nothing to write"):
         sva.write([], tmp_path / "x.json")
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe{}")

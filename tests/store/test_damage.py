@@ -1,8 +1,9 @@
-"""A file that changed must never read as other numbers, and what is not there must be said: every reader of a run."""
+"""A file that changed must never read as other numbers, and what is not there must be said: every reader of a run.
+
+Bits are flipped in tests/attacks/test_bits.py."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import runs
 import tracer
 from helpers import refused
-from inline import InlinePool
-from runs import lines
-from tracer import Circuit, Run, RunError, run
-from tracer.circuit.from_run import graph_of
-from tracer.store import compaction, query
+from tracer import Circuit, Run, RunError
 from tracer.store.run_folder import RunFolder
 
 PROMPT = tracer.Prompt("The secretaries near the car", target=" are", foil=" is")
@@ -30,90 +28,12 @@ def circuit() -> Circuit:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return dataset(tmp_path_factory.mktemp("damage"))
-
-
-def dataset(folder: Path) -> Run:
-    file = lines(folder / "prompts.jsonl", ({"text": f"prompt {number}"} for number in range(12)))
-    job = {"kind": "dataset", "input": {"path": file}, "shard_size": 4}
-    return run(job, folder / "layer=3" / "run", pool=InlinePool(), factory="fake_runs:Tiny")
-
-
-def flipped(path: Path, bit: int) -> bytes:
-    """Flip one bit of a file; what it held before."""
-    content = path.read_bytes()
-    changed = bytearray(content)
-    changed[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(bytes(changed))
-    return content
-
-
-@pytest.mark.parametrize("table", ["run.json", "_commits", "nodes", "edges", "prompts", "_SUCCESS.json"])
-def test_no_flipped_bit_of_a_saved_circuit_reads_as_other_numbers(circuit: Circuit, table: str, tmp_path: Path) -> None:
-    circuit.save(tmp_path / "run")
-    place = tmp_path / "run" / table
-    path = place if place.is_file() else next(iter(place.iterdir()))
-    chance = random.Random(0)
-    for _ in range(90):
-        before = flipped(path, chance.randrange(8 * path.stat().st_size))
-        try:
-            found = Circuit.load(tmp_path / "run")
-        except RunError:
-            pass
-        else:
-            assert found == circuit
-        path.write_bytes(before)
-    assert Circuit.load(tmp_path / "run") == circuit
-
-
-def answer(done: Run, table: str, sql: str | None = None) -> Any:
-    """What a query says, as the command line asks it."""
-    folder = done.folder
-    files, _ = folder.tables([table])
-    return query.query(files, folder.place.fs, sql or f"FROM {table}").to_pylist()
-
-
-READERS: dict[str, Callable[[Run, str], Any]] = {
-    "query": answer,
-    "table": lambda done, table: done.table(table).to_pylist(),
-}
-
-
-@pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("table", ["nodes", "edges", "prompts", "neurons", "failed"])
-def test_no_flipped_bit_of_a_run_reads_as_other_numbers(done: Run, reader: str, table: str) -> None:
-    read = READERS[reader]
-    before = read(done, table)
-    folder = Path(done.address)
-    path = next(iter((folder / table).iterdir())) if (folder / table).is_dir() else folder / f"{table}.parquet"
-    chance = random.Random(1)
-    for _ in range(12):
-        content = flipped(path, chance.randrange(8 * path.stat().st_size))
-        try:
-            assert read(done, table) == before
-        except RunError:
-            pass
-        finally:
-            path.write_bytes(content)
-    assert read(done, table) == before
-
-
-def test_no_flipped_bit_reads_as_another_graph_of_one_prompt(tmp_path: Path) -> None:
-    job = {"kind": "dataset", "input": {"task": "sva", "structure": "simple", "count": 2}, "nodes": 20}
-    made = run(job, tmp_path, pool=InlinePool())
-    before = graph_of(made.address, 1)
-    path, chance = next(iter((tmp_path / "edges").iterdir())), random.Random(3)
-    for _ in range(12):
-        content = flipped(path, chance.randrange(8 * path.stat().st_size))
-        with refused(RunError, "other content"):
-            graph_of(made.address, 1)
-        path.write_bytes(content)
-    assert graph_of(made.address, 1) == before
+    return runs.tiny(tmp_path_factory.mktemp("damage"))
 
 
 def test_the_folders_name_is_no_column_and_a_lost_file_is_said(done: Run, tmp_path: Path) -> None:
-    assert {row["layer"] for row in answer(done, "nodes")} != {3}
-    lost = dataset(tmp_path)
+    assert {row["layer"] for row in runs.answer(done, "nodes")} != {3}
+    lost = runs.tiny(tmp_path)
     next(iter((Path(lost.address) / "nodes").iterdir())).unlink()
     (Path(lost.address) / "neurons.parquet").unlink()
     files, gaps = lost.folder.tables(["nodes", "neurons"])
@@ -122,7 +42,7 @@ def test_the_folders_name_is_no_column_and_a_lost_file_is_said(done: Run, tmp_pa
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
-    made = dataset(tmp_path)
+    made = runs.tiny(tmp_path)
     made.folder.delete_outputs()
     made.folder.uncommit(1)
     files, gaps = made.folder.tables(["prompts", "neurons"])
@@ -141,7 +61,7 @@ def test_a_record_that_was_changed_by_hand_is_not_believed(circuit: Circuit, tmp
 
 def test_a_run_that_was_damaged_is_not_compacted(done: Run) -> None:
     path = next(iter((Path(done.address) / "nodes").iterdir()))
-    content = flipped(path, 8 * (path.stat().st_size // 2))
+    content = runs.flipped(path, 8 * (path.stat().st_size // 2))
     with refused(RunError, path.name):
         done.folder.tables(["nodes", "edges"])
     path.write_bytes(content)
@@ -195,20 +115,3 @@ def test_sealing_again_after_a_change_is_what_makes_it_count(circuit: Circuit, t
         RunFolder(tmp_path).tables(["neurons"])
     RunFolder(tmp_path).seal()
     assert RunFolder(tmp_path).tables(["neurons"])[1] == []
-
-
-def test_a_look_up_is_of_what_was_compacted(done: Run) -> None:
-    files, place = done.folder.tables(["nodes", "edges"])[0], done.folder.place
-    compaction.compact(files["nodes"], files["edges"], place.fs, place)
-    path = next(iter((Path(done.address) / "compact" / "nodes").iterdir()))
-    layer = int(path.stem.removeprefix("layer_"))
-    neuron = pq.read_table(path)["neuron"][0].as_py()
-    before, chance = compaction.lookup(place, layer, neuron), random.Random(2)
-    for _ in range(60):
-        content = flipped(path, chance.randrange(8 * path.stat().st_size))
-        try:
-            assert compaction.lookup(place, layer, neuron).equals(before)
-        except RunError:
-            pass
-        finally:
-            path.write_bytes(content)

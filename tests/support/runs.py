@@ -13,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import children
+from inline import InlinePool
+from tracer import Run, run
+from tracer.store import query
 from tracer.store.run_folder import RunFolder
 
 TESTS = Path(__file__).parent
@@ -24,6 +27,29 @@ def lines(path: Path, rows: Iterable[dict[str, Any]]) -> str:
     """A JSON lines file of prompts."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def tiny(folder: Path, count: int = 12) -> Run:
+    """A run of so many prompts by a worker without a model, in a folder whose name looks like a column's."""
+    file = lines(folder / "prompts.jsonl", ({"text": f"prompt {number}"} for number in range(count)))
+    job = {"kind": "dataset", "input": {"path": file}, "shard_size": 4}
+    return run(job, folder / "layer=3" / "run", pool=InlinePool(), factory="fake_runs:Tiny")
+
+
+def answer(done: Run, table: str, sql: str | None = None) -> Any:
+    """What a query says, as the command line asks it."""
+    folder = done.folder
+    files, _ = folder.tables([table])
+    return query.query(files, folder.place.fs, sql or f"FROM {table}").to_pylist()
+
+
+def flipped(path: Path, bit: int) -> bytes:
+    """Flip one bit of a file; what it held before."""
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(bytes(changed))
+    return content
 
 
 def tables(address: Any, varying: Sequence[str] = VARYING) -> dict[str, pa.Table]:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tracer import wholefile
 from tracer.cli import terminal
 from tracer.errors import JobError, RunError, quoted, writing
 
@@ -169,6 +170,8 @@ def writable(folder: Path) -> Path:
         if not there.is_dir():
             raise RunError(f"path {quoted(str(there), 300)}", "is a file, not a folder", "choose another with --out")
         tempfile.TemporaryFile(dir=there).close()
+        for name in ("evaluation.json", "evaluation.png", "report.html"):
+            wholefile.check(folder / name)
     return folder
 
 

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tracer.errors import RunError, option, quoted
+from tracer.errors import RunError, first_line, option, quoted
 from tracer.store.file import File
 from tracer.store.parquet import encoded, opened, rows_of, writer
 from tracer.store.record import check_record, damaged_record, is_as_written, signed
@@ -499,12 +499,12 @@ class RunFolder:
                 problems.append(f"{name} {problem}")
         return problems
 
-    def _content_problem(self, name: str, wanted: str | None) -> str | None:
+    def _content_problem(self, name: str, wanted: str | None, when: str = "was committed") -> str | None:
         try:
             actual = hashlib.sha256(self.place.read(name)).hexdigest()
         except OSError as error:
-            return f"cannot be read ({error.strerror or error})"
-        return None if actual == wanted else "has other content than was committed"
+            return f"cannot be read ({first_line(error.strerror or error)})"
+        return None if actual == wanted else f"has other content than {when}"
 
     def seal(self, **told: Any) -> None:
         """Mark that the run ended, with the hashes of what no commit names."""
@@ -547,8 +547,8 @@ class RunFolder:
                 continue
             if not self.place.exists(name):
                 problems += [] if among is not None else [f"{name} is missing"]
-            elif hashlib.sha256(self.place.read(name)).hexdigest() != then:
-                problems.append(f"{name} has other content than when the run ended")
+            elif problem := self._content_problem(name, then, "when the run ended"):
+                problems.append(f"{name} {problem}")
         if sealed.get("commits", None) not in (None, self._digest_commits()):
             problems.append("_commits has other content than when the run ended")
         return problems
