@@ -13,7 +13,7 @@ import runs
 import tracer
 from inline import InlinePool
 from loopback import Loopback
-from proxy import Answer, Proxy, between, cut, refuse
+from proxy import Answer, between, cut, refuse
 from tally import Attack
 
 SHARE = 0.15
@@ -29,12 +29,13 @@ def job(**changes: Any) -> dict[str, Any]:
 class Failing:
     """Of all answers a share fails, in an order that a seed decides."""
 
-    def __init__(self, kinds: dict[str, list[Any]], seed: int) -> None:
-        self.kinds, self.draw, self.lock, self.count = kinds, random.Random(seed), threading.Lock(), 0
+    def __init__(self, kinds: dict[str, list[Any]], share: float) -> None:
+        self.kinds, self.share, self.draw = kinds, share, random.Random(1)
+        self.lock, self.count = threading.Lock(), 0
 
     def __call__(self, answer: Answer) -> None:
         with self.lock:
-            failing, how = self.draw.random() < SHARE, self.draw.random()
+            failing, how = self.draw.random() < self.share, self.draw.random()
             ways = self.kinds.get(answer.kind, self.kinds[""])
             if not failing or not ways:
                 return
@@ -42,7 +43,7 @@ class Failing:
         ways[int(how * len(ways))](answer)
 
 
-def broken(_: Proxy) -> list[Any]:
+def broken() -> list[Any]:
     """What a download can suffer."""
 
     def reset(answer: Answer) -> None:
@@ -52,15 +53,25 @@ def broken(_: Proxy) -> list[Any]:
     return [*ways, cut(0.0), cut(0.3), cut(0.95)]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(running: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run without a proxy."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    running.mode()
+    made = tracer.run(job(host=running.host), out, pool=InlinePool())
+    assert made.status.statuses == {"ok": PROMPTS}
+    return out
+
+
 @pytest.mark.parametrize("what", ["503 of everything", "broken downloads"])
 def test_a_run_over_a_network_that_fails(
-    server: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: Attack, what: str
+    server: Loopback, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: Attack, what: str
 ) -> None:
-    plain = tracer.run(job(), tmp_path / "plain", pool=InlinePool())
     with between(server.host) as proxy, attack("15 % proxy") as tally:
         monkeypatch.setenv("NDIF_HOST", proxy.host)
-        ways = {"": [refuse(503)]} if what == "503 of everything" else {"": [], "result": broken(proxy)}
-        proxy.lie = failing = Failing(ways, seed=1)
+        every = what == "503 of everything"
+        ways = {"": [refuse(503)]} if every else {"": [], "result": broken()}
+        proxy.lie = failing = Failing(ways, SHARE if every else 3 * SHARE)
         try:
             statuses = tracer.run(job(), tmp_path / "run", pool=InlinePool()).status.statuses
         except tracer.TracerError as error:
@@ -68,6 +79,6 @@ def test_a_run_over_a_network_that_fails(
         except Exception as error:  # noqa: BLE001  that is what is counted
             statuses, tally.worst, tally.tracebacks = {}, repr(error), 1
         tally.tried, tally.lost = failing.count, PROMPTS - statuses.get("ok", 0)
-    assert plain.status.statuses == statuses == {"ok": PROMPTS}
+    assert statuses == {"ok": PROMPTS}
     assert failing.count > 10
-    runs.same(tmp_path / "plain", tmp_path / "run")
+    runs.same(undisturbed, tmp_path / "run")

@@ -184,20 +184,25 @@ class Connection:
 
     def __init__(self, given: str, key: Key, limits: Limits, parallel: OrderedMap, report: Notify | None) -> None:
         self.host, self.limits, self.key, self._parallel, self._report = address(given), limits, key, parallel, report
-        self.traffic, self._count, self._deadline = Traffic(), threading.Lock(), Deadline()
+        self.traffic, self._deadline, self._given = Traffic(), Deadline(), given.rstrip("/")
         connect = min(10.0, limits.patience)
         self._silence = min(ANSWER, max(1.0, limits.patience / 4))
         take = min(TAKE, max(1.0, limits.patience / 2))
         self._short = httpx.Timeout(connect, read=self._silence)
         self._long = httpx.Timeout(connect, read=take, write=take)
+        self.open()
+
+    def open(self) -> None:
+        """Begin without connections: they belong to one process, and a fork must not share them with its parent."""
+        self._count = threading.Lock()
         # One connection for each request in flight: by default httpx lets those beyond 100 time out. Nothing is
         # compressed on the way: how large it becomes would be found out too late.
         how: dict[str, Any] = {
-            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=limits.in_flight),
+            "limits": httpx.Limits(max_connections=None, max_keepalive_connections=self.limits.in_flight),
             "headers": {"accept-encoding": "identity"},
             "follow_redirects": False,
         }
-        service = httpx.Client(base_url=given.rstrip("/"), auth=key, **how)
+        service = httpx.Client(base_url=self._given, auth=self.key, **how)
         # Stores of results are other hosts: they never see the key.
         self._service, self._stores = (
             bounded(client, self._deadline) for client in (service, httpx.Client(timeout=self._long, **how))

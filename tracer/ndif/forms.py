@@ -40,7 +40,7 @@ def _wrong(value: Any, form: Any, where: str, sizes: dict[str, int]) -> str:
 def _tensor(value: Any, form: Of, where: str, sizes: dict[str, int]) -> str:
     if type(value) is not Tensor or value.dtype != form.dtype or not _fits(value.shape, form.shape, sizes):
         return f"{where} is {_shown(value)}, not {_kind(form.dtype, form.shape)}"
-    if value.requires_grad or value.is_neg() or value.is_conj():
+    if value.requires_grad or vars(value) or value.is_neg() or value.is_conj():
         return f"{where} is no plain tensor"
     if form.below is not None and value.numel():
         low, high = value.amin(), (value - torch.tensor(form.below)).max()

@@ -9,6 +9,7 @@ import ast
 import copy
 import inspect
 import io
+import os
 import threading
 import types
 from collections.abc import Callable
@@ -23,6 +24,10 @@ RECEIPT = "_receipt_of_this_request"
 _PARSING = threading.Lock()
 """Held while source is parsed: Python 3.11 counts the depth of syntax trees over all threads at once, and raises
 SystemError where two threads parse at once."""
+
+
+if hasattr(os, "register_at_fork"):  # a child could not release what another thread of its parent held
+    os.register_at_fork(before=_PARSING.acquire, after_in_parent=_PARSING.release, after_in_child=_PARSING.release)
 
 
 class _Pickler(CustomCloudPickler):
@@ -94,7 +99,7 @@ def saved_names(node: ast.With) -> tuple[frozenset[str], frozenset[str]]:
         if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
             may.add(one.id)
         elif isinstance(one, ast.Call) and _saves(one):
-            inside = (*one.args, one.func.value if isinstance(one.func, ast.Attribute) else None)
+            inside = one.args or [getattr(one.func, "value", None)]
             may.update(name.id for name in inside if isinstance(name, ast.Name))
     while statements:
         match statements.pop():

@@ -27,7 +27,9 @@ _MADE = frozenset(
         "builtins set",
         "collections OrderedDict",
         "torch Size",
+        "torch Tensor",
         "torch device",
+        "torch._tensor _rebuild_from_type_v2",
         "torch._utils _rebuild_parameter",
         "torch._utils _rebuild_tensor_v2",
         "torch._utils _rebuild_tensor_v3",
@@ -135,5 +137,6 @@ def _check_plain(saved: Any, sizes: frozenset[int]) -> None:
             nbytes = one.untyped_storage().nbytes()
             if one.device.type != "cpu" or one.layout != torch.strided or (nbytes and nbytes not in sizes):
                 raise UnreadableError("it holds a tensor that is not as it says")
+            waiting.extend(vars(one).values())
         elif type(one) not in _PLAIN:
             raise UnreadableError(f"it holds a {type(one).__name__}")
