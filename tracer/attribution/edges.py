@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution.replay import EdgeRequest, Replay
+from tracer.attribution.result import check_finite
 from tracer.errors import JobError, ModelError
 from tracer.model import passes
 from tracer.model.model import Model
@@ -109,12 +110,13 @@ def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
 
 def check_sum(model: Model, edges: Edges, rules: frozenset[str]) -> None:
     """Refuse edges whose incoming weights do not add up to their target's value, where they must: under all rules,
-    without biases."""
+    without biases; and those that are no numbers."""
+    check_finite({"edge weight": edges.weight[None]})
     if rules != RULES or model.has_biases:
         return
     scale = float(edges.target_values.abs().max()) if len(edges.target_values) else 0.0
     worst = float((edges.incoming - edges.target_values).abs().max()) if scale else 0.0
-    if worst > (1e-3 if model.conserves else 0.2) * scale:
+    if not worst <= (1e-3 if model.conserves else 0.2) * scale:
         raise ModelError(
             f"edges: incoming weights miss their target's value by {worst:.3g} of {scale:.3g}",
             "without biases they must add up to it",

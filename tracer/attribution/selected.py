@@ -21,8 +21,10 @@ from tracer.attribution.edges import Edges, check_sum
 from tracer.attribution.methods import Progress
 from tracer.attribution.result import Attribution, check_conservation, check_finite
 from tracer.attribution.selection import NodeIndex
+from tracer.errors import RemoteError, quoted
 from tracer.metrics import Metric, entries, logit_summary
 from tracer.model import passes
+from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded
 from tracer.settings import Settings
@@ -228,7 +230,45 @@ def circuits(
         max_bytes=max_bytes,
         top=top,
     )
-    return passes.session(model, on_server.circuits, ask)
+    forms = [_form(model, ask, row) for row in range(len(batch.token_ids))]
+    answers = passes.session(model, on_server.circuits, ask, forms)
+    for nodes in (answer["nodes"] for answer in answers):
+        most = selection[0] or len(nodes)
+        if len(nodes) > most or len({*map(tuple, nodes.tolist())}) < len(nodes):
+            rule = f"was to select up to {most} nodes, each once, and sent {len(nodes)}"
+            raise RemoteError(f"model {quoted(model.name)} on a server", rule, "tell its operator")
+    return answers
+
+
+def _form(model: Model, ask: SimpleNamespace, row: int) -> dict[str, Any]:
+    """What `on_server.circuits` must send of one prompt."""
+    length, terms, nodes = len(ask.token_ids[row]), len(ask.logits_at[row]), f"nodes {row}"
+    vocabulary = passes.n_logits(model)
+    inside = model.n_layers, length, model.n_neurons(ask.basis)
+    of_nodes, of_terms = Of((nodes,)), Of((terms,), torch.float64)
+    top = min(ask.top, vocabulary)
+    form: dict[str, Any] = {
+        "nodes": Of((nodes, 3), torch.int32, inside),
+        "attributions": of_nodes,
+        "activations": of_nodes,
+        "gradients": Maybe(of_nodes),
+        "baselines": Maybe(of_nodes),
+        "largest": float,
+        "total": float,
+        "embeddings": Of((length,)),
+        "metric": float,
+        "start": Maybe(float),
+        "logits": Of((terms,)),
+        "chances": of_terms,
+        "ranks": Of((terms,), torch.int64),
+        "top": Of((top,), torch.int64, vocabulary),
+        "top_chances": Of((top,), torch.float64),
+    }
+    if ask.edge_rules is not None:
+        targets, sources = (nodes, terms), (nodes, length)
+        weight, into = Of((targets, sources)), Of((targets,))
+        form["edges"] = weight, into, into, Maybe(weight)
+    return form
 
 
 def _read(
@@ -267,11 +307,21 @@ def _read(
     )
 
 
+def _sum(prompt: SelectedNodes) -> Tensor:
+    """Of all other numbers, which is finite if they are."""
+    edges = prompt.edges
+    linked = () if edges is None else (edges.weight, edges.incoming, edges.target_values, edges.from_baseline)
+    nodes = prompt.attributions, prompt.activations, prompt.gradients, prompt.baselines
+    said = prompt.logits, prompt.chances, prompt.top[1]
+    return torch.stack([one.double().sum() for one in (*nodes, *said, *linked) if one is not None]).sum()
+
+
 def _check(model: Model, selected: Sequence[SelectedNodes], chosen: Settings) -> None:
     """The checks that `attribute` makes. The total covers every node's attribution, and so its value."""
     metric = torch.tensor([prompt.metric for prompt in selected])
     embeddings = torch.nn.utils.rnn.pad_sequence([prompt.embeddings for prompt in selected], batch_first=True)
     total = torch.tensor([prompt.total for prompt in selected], dtype=torch.float64)
-    check_finite({"metric": metric, "embedding attribution": embeddings, "attribution": total})
+    others = torch.stack([_sum(prompt) for prompt in selected])
+    check_finite({"metric": metric, "embedding attribution": embeddings, "attribution": total, "result": others})
     if chosen.conserves and model.conserves:
         check_conservation(metric, embeddings)

@@ -26,6 +26,7 @@ from tracer.batching import chunked, chunked_alike
 from tracer.evaluation import on_server
 from tracer.metrics import Metric
 from tracer.model import passes
+from tracer.model.backend import Of
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded
 from tracer.settings import settings
@@ -190,7 +191,7 @@ def ablated_sets(
         )
     behind = [(passes.inputs(model, batch), [len(ids) for ids in batch.token_ids]) for batch in others]
     ask = SimpleNamespace(forwards=asked, others=behind, mean=mean, longest=longest, basis=basis)
-    return passes.session(model, on_server.ablated, ask)
+    return passes.session(model, on_server.ablated, ask, [Of((len(rows),), finite=True) for rows, _ in forwards])
 
 
 def _chunks_with_unablated(rows: Sequence[AblatedRow], few: int) -> Iterable[list[AblatedRow]]:

@@ -118,9 +118,13 @@ class Model:
                 state.check(self.module)
             yield
 
-    def backend(self) -> Any:
-        """What runs the next trace: a request to the server, or nnsight itself, here."""
-        return None if self.remote is None else self.remote.backend()
+    def backend(self, form: Any = None) -> Any:
+        """What runs the next trace: a request to the server, or nnsight itself, here.
+
+        Args:
+            form: of what a server must send back; see `tracer.model.backend.Of`.
+        """
+        return None if self.remote is None else self.remote.backend(form)
 
     def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
         """Ordered map over parts of some work: sequential here, several at a time on a server, which also gets a part

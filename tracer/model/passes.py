@@ -24,6 +24,7 @@ from tracer.errors import RemoteError
 from tracer.metrics import Metric
 from tracer.model import interventions, traces
 from tracer.model import rules as linearize
+from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.prompts import Batch
 from tracer.shapes import Embedded, Logits, PaddedNodes, PerPrompt
@@ -64,7 +65,8 @@ def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
     with model.ready():
-        return traces.logits(model.nn, model.plan, inputs(model, batch, kept), rules, model.backend())
+        backend = model.backend((_logits(model, batch, kept),))
+        return traces.logits(model.nn, model.plan, inputs(model, batch, kept), rules, backend)
 
 
 def gradients(
@@ -83,8 +85,10 @@ def gradients(
         embedding: put in place of the embedding's output.
     """
     read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
+    nodes, embedded = _nodes(model, batch, basis), _embedded(model, batch)
     with model.ready():
-        parts = traces.gradients(model.nn, model.plan, given, read, rules, basis, embedding, model.backend())
+        backend = model.backend((nodes, nodes, embedded, embedded, _each(batch)))
+        parts = traces.gradients(model.nn, model.plan, given, read, rules, basis, embedding, backend)
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
 
 
@@ -93,7 +97,8 @@ def values(
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward."""
     with model.ready():
-        parts = traces.values(model.nn, model.plan, inputs(model, batch), basis, embedding, model.backend())
+        backend = model.backend((_nodes(model, batch, basis), _embedded(model, batch)))
+        parts = traces.values(model.nn, model.plan, inputs(model, batch), basis, embedding, backend)
     return parts[0].float(), parts[1]
 
 
@@ -112,7 +117,8 @@ def replaced(
     """
     read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
     with model.ready():
-        parts = traces.replaced(model.nn, model.plan, given, read, layer, neurons, basis, model.backend())
+        backend = model.backend((Of((len(batch.token_ids), batch.width, model.n_neurons(basis))), _each(batch)))
+        parts = traces.replaced(model.nn, model.plan, given, read, layer, neurons, basis, backend)
     return parts[0], parts[1]
 
 
@@ -134,7 +140,7 @@ def ablated(
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend((_each(batch),))):
             interventions.through_blocks(
                 nn,
                 plan,
@@ -149,7 +155,7 @@ def ablated(
 def embedding(model: Model, batch: Batch) -> Embedded:
     """What leaves the embedding. The forward ends there."""
     with model.ready():
-        return traces.embedding(model.nn, model.plan, inputs(model, batch), model.backend())
+        return traces.embedding(model.nn, model.plan, inputs(model, batch), model.backend((_embedded(model, batch),)))
 
 
 def embeddings_ablated(
@@ -163,7 +169,7 @@ def embeddings_ablated(
     """
     nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend((_each(batch),))):
             nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
@@ -173,7 +179,7 @@ def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedd
     """The metric with the embedding's output replaced. One forward."""
     read, given = reader(model, metric), inputs(model, batch, metric.kept)
     with model.ready():
-        return traces.from_embedding(model.nn, model.plan, given, read, embedding, model.backend())
+        return traces.from_embedding(model.nn, model.plan, given, read, embedding, model.backend((_each(batch),)))
 
 
 @dataclass(frozen=True)
@@ -208,7 +214,7 @@ def intervened(
     """
     nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, kept), backend=model.backend()):
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend((_logits(model, batch, kept),))):
             interventions.through_blocks(
                 nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
             )
@@ -240,7 +246,8 @@ def generated(
         later=always,
         ends=model.end_tokens,
     )
-    return session(model, traces.continued, ask)
+    form = Of((len(batch.token_ids), range(1, max_new_tokens + 1)), torch.int64, n_logits(model))
+    return session(model, traces.continued, ask, form)
 
 
 @dataclass(frozen=True)
@@ -317,7 +324,9 @@ def coefficients(
     """
     nn, plan = model.nn, model.plan
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, kept), backend=model.backend()):
+        with nn.trace(
+            **inputs(model, batch, kept), backend=model.backend(_constants(model, batch, kept, nodes, basis))
+        ):
             embedding = nn.get(plan.embedding).output.float()
             envoys = list(nn.get(plan.blocks))
             linearize.prepare(envoys, plan.steps)
@@ -381,18 +390,25 @@ def direct_weights(
     given = inputs(model, Batch((tuple(token_ids),)), kept)
     at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
     away = None if baselines is None else ([baselines[0]], baselines[1][None])
+    targets, sources = len(nodes) + len(at), len(nodes) + len(token_ids)
+    into = Of((targets,)), Of((targets, len(nodes))), Of((targets, len(token_ids))), Of((targets,))
+    form = [(*into, Maybe(Of((targets, sources))))]
     with model.ready():
         (parts,) = traces.direct_weights(
-            model.nn, model.plan, given, [nodes], [at], rules, basis, max_bytes, away, model.backend()
+            model.nn, model.plan, given, [nodes], [at], rules, basis, max_bytes, away, model.backend(form)
         )
     return parts[0], parts[1], parts[2], parts[3], parts[4]
 
 
-def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) -> Any:
-    """What `function(nn, plan, ask)` returns, all its traces in one request to a server; it travels as its source."""
+def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace, form: Any) -> Any:
+    """What `function(nn, plan, ask)` returns, all its traces in one request to a server; it travels as its source.
+
+    Args:
+        form: of what it returns; see `tracer.model.backend.Of`.
+    """
     nn, plan = model.nn, _unrounded(model)
     with model.ready():
-        with nn.session(backend=model.backend()):
+        with nn.session(backend=model.backend(form)):
             result = nnsight.save(function(nn, plan, ask))
     return result
 
@@ -400,8 +416,9 @@ def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace) ->
 def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
     """The `count` likeliest tokens at each prompt's column, counted from the end [prompt, count]. One forward."""
     nn, plan, given = model.nn, model.plan, inputs(model, batch, -min(columns))
+    form = Of((len(columns), count), torch.int64, n_logits(model))
     with model.ready(), torch.no_grad():
-        with nn.trace(**given, backend=model.backend()):
+        with nn.trace(**given, backend=model.backend(form)):
             out = interventions.logits(nn, plan, NO_RULES).float()
             at = torch.stack([row[column] for row, column in zip(out, columns, strict=True)])
             saved = nnsight.save(at.topk(count).indices.cpu())
@@ -421,8 +438,9 @@ def probe(
     """
     batch, sizes = Batch((tuple(token_ids),) * len(steps)), torch.tensor(list(steps))[:, None, None]
     nn, plan = model.nn, model.plan
+    form = Of((len(steps),), finite=True), Of((len(steps), n_logits(model))), float, str, (bool, bool, str)
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch), backend=model.backend()):
+        with nn.trace(**inputs(model, batch), backend=model.backend(form)):
             output = nn.get(plan.embedding).output
             unit = output[0].float().norm() / direction.norm().to(output.device)
             moved = output.float() + (sizes * direction[None]).to(output.device) * unit
@@ -439,12 +457,55 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
     batch = Batch((tuple(token_ids),))
     nn, plan = model.nn, model.plan
     with model.ready(), torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**inputs(model, batch), backend=model.backend()):
+        with nn.trace(**inputs(model, batch), backend=model.backend((Of(()),))):
             entered = interventions.embed_leaf(nn, plan, None, True)
             out = interventions.first_output(nn, plan)
             (grad,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
             saved = nnsight.save(interventions.to_cpu((grad[0].float() * direction.to(grad.device)).sum()))
     return float(saved[0])
+
+
+# What a server must send back.
+
+
+def n_logits(model: Model) -> int:
+    """Numbers that the output head makes, which may be more than there are tokens."""
+    return int(model.module.get_output_embeddings().weight.shape[0])
+
+
+def _logits(model: Model, batch: Batch, kept: int) -> Of:
+    return Of((len(batch.token_ids), kept, n_logits(model)))
+
+
+def _nodes(model: Model, batch: Batch, basis: str) -> Of:
+    shape = len(batch.token_ids), model.n_layers, batch.width, model.n_neurons(basis)
+    return Of(shape, model.plan.transfer_dtype)
+
+
+def _embedded(model: Model, batch: Batch) -> Of:
+    return Of((len(batch.token_ids), batch.width, model.d_model))
+
+
+def _each(batch: Batch) -> Of:
+    return Of((len(batch.token_ids),))
+
+
+def _constants(model: Model, batch: Batch, kept: int, nodes: Sequence[Tensor] | None, basis: str) -> tuple[Any, ...]:
+    """The form of `coefficients`."""
+    plan, (rows, columns) = model.plan, (len(batch.token_ids), batch.width)
+    scale = Of((rows, columns, ...))
+    scales = {path: scale for kind, path in plan.steps if kind in ("rms_norm", "layer_norm")}
+    pattern, output, blocks = Of((rows, None, columns, columns)), _embedded(model, batch), list[Any]()
+    for layer in range(model.n_layers):
+        count = None if nodes is None else len(nodes[layer])
+        factor = Of((rows, columns, model.d_mlp) if count is None else (count,))
+        value = factor
+        if basis == "output":
+            value = output if count is None else factor
+            factor = factor if count is None else Of((count, model.d_mlp))
+        blocks.append((scales, pattern, factor, None if plan.gate is None else factor, value, output))
+    logits = _logits(model, batch, kept)
+    return output, blocks, scale, logits, logits
 
 
 def _unrounded(model: Model) -> SimpleNamespace:

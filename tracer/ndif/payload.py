@@ -9,17 +9,25 @@ import ast
 import copy
 import inspect
 import io
+import os
 import threading
 import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import zstandard
+from nnsight import save
 from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
 
+RECEIPT = "_receipt_of_this_request"
+"""The name under which a result says which request it is of."""
 _PARSING = threading.Lock()
 """Held while source is parsed: Python 3.11 counts the depth of syntax trees over all threads at once, and raises
 SystemError where two threads parse at once."""
+
+
+if hasattr(os, "register_at_fork"):  # a child could not release what another thread of its parent held
+    os.register_at_fork(before=_PARSING.acquire, after_in_parent=_PARSING.release, after_in_child=_PARSING.release)
 
 
 class _Pickler(CustomCloudPickler):
@@ -59,19 +67,49 @@ class _Guarding(ast.NodeTransformer):
         return node
 
 
-def serialized(tracer: Any, guard: Callable[[], Any] | None = None) -> bytes:
+def serialized(tracer: Any, guard: Callable[[], Any] | None = None, receipt: str | None = None) -> bytes:
     """A traced block, its values and the functions it calls, as `RequestModel.serialize` writes them.
 
     Args:
         guard: makes the context in which the block runs.
+        receipt: what the block saves besides.
     """
-    frame, node = tracer.info.frame, tracer.node
+    frame, node = tracer.info.frame, copy.deepcopy(tracer.node)  # nnsight keeps its own for the next time
     variables = dict(frame.f_locals)
+    if receipt is not None:
+        call = ast.Call(ast.Name("_save_receipt", ast.Load()), [ast.Constant(receipt)], [])
+        made = ast.copy_location(ast.Assign([ast.Name(RECEIPT, ast.Store())], call), node.body[0])
+        made.lineno -= 1  # so that the body's lines keep their numbers
+        node.body.insert(0, ast.fix_missing_locations(made))
+        variables["_save_receipt"] = save
     if guard is not None:
-        node = _Guarding().visit(copy.deepcopy(node))  # nnsight keeps its own for the next time
+        node = _Guarding().visit(node)
         variables[_Guarding.NAME] = guard
     buffer = io.BytesIO()
     with _PARSING:
         block = reduce_block(node, frame.f_globals, variables)
         _Pickler(buffer, protocol=4).dump((tracer, block))
     return zstandard.ZstdCompressor(level=6).compress(buffer.getvalue())
+
+
+def saved_names(node: ast.With) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that a block may save, and those among them that it always does."""
+    may, must, statements = set[str](), set[str](), list[ast.stmt](node.body)
+    for one in ast.walk(ast.Module(node.body, [])):
+        if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store):
+            may.add(one.id)
+        elif isinstance(one, ast.Call) and _saves(one):
+            inside = one.args or [getattr(one.func, "value", None)]
+            may.update(name.id for name in inside if isinstance(name, ast.Name))
+    while statements:
+        match statements.pop():
+            case ast.With(body=body):
+                statements.extend(body)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call) if _saves(call):
+                must.add(name)
+    return frozenset(may), frozenset(must)
+
+
+def _saves(call: ast.Call) -> bool:
+    """Whether it is ``save(value)``, ``nnsight.save(value)`` or ``value.save()``."""
+    return getattr(call.func, "attr", getattr(call.func, "id", None)) == "save"

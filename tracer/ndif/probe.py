@@ -30,9 +30,10 @@ from tracer.model import interventions, passes
 from tracer.model.model import DTYPES, QUANTIZED, Model, skeleton
 from tracer.model.model import load as load_here
 from tracer.model.state import undisturbed
-from tracer.ndif.server import Grants, JobFailedError, Limits, Notify, Remote, Server
+from tracer.ndif.server import UNKNOWN, Grants, JobFailedError, Limits, Notify, Remote, Server
 from tracer.prompts import Batch
 from tracer.settings import RULES, settings
+from tracer.text import printable
 
 COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
 """How many leading numbers of each package's version must be the same here and there."""
@@ -210,11 +211,13 @@ def _deployment(client: Model, server: Server, deployments: dict[str, dict[str, 
         if (deployed.get("revision") or "main") == wanted:
             return key
     if mine:
-        revisions = ", ".join(sorted({str(deployed.get("revision") or "main") for deployed in mine.values()}))
-        rule = f"is not deployed on {server.host}; there it is {revisions}"
+        revisions = sorted({printable(str(deployed.get("revision") or "main"), 60) for deployed in mine.values()})
+        rule = f"is not deployed on {server.host}; there it is {', '.join(revisions[:8])}"
         raise RemoteError(f"revision {quoted(wanted)} of {quoted(client.name)}", rule, "use that revision")
     known = sorted({str(deployed.get("repo_id")) for deployed in deployments.values()})
-    listed = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    listed = ", ".join(printable(one, 100) for one in known[:8]) + (
+        f" and {len(known) - 8} more" if len(known) > 8 else ""
+    )
     raise RemoteError(
         f"model {quoted(client.name)}",
         f"is not deployed on {server.host}; deployed: {listed or 'nothing'}",
@@ -239,10 +242,11 @@ def _check_versions(server: Server, here: dict[str, str], there: dict[str, str])
     for name, parts in COMPARED.items():
         ours, theirs = here[name].split(".")[:parts], there.get(name, here[name]).split(".")[:parts]
         if ours != theirs:
+            pinned = f"pip install '{name}=={'.'.join(theirs)}.*'"
             raise RemoteError(
                 f"{name} {here[name]} here, {there[name]} on {server.host}",
                 "what they compute may differ",
-                f"pip install '{name}=={'.'.join(theirs)}.*'",
+                "tell its operator" if there[name] == UNKNOWN else pinned,
             )
 
 

@@ -202,7 +202,7 @@ def run(
                 for advice in planned.advice:
                     note(advice)
             if note is not None:
-                for text in driver.record.get("notes", ()):
+                for text in (*driver.record.get("notes", ()), *_unencrypted(chosen)):
                     note(text)
             most, driver.max_bytes = (planned.workers, planned.max_bytes) if planned and here else (None, None)
             made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
@@ -236,6 +236,16 @@ def run(
         rule = f"failed; {_most_often(result.reasons)}"
         raise RunError(f"all {result.status.done} prompts", rule, f"see {folder.place}/failed.parquet and {step}")
     return result
+
+
+def _unencrypted(job: Job) -> tuple[str, ...]:
+    """That a key will be sent where others can read it, before any worker sends it."""
+    if not job.remote:
+        return ()
+    from tracer.ndif.server import unencrypted  # nnsight takes a second to import
+
+    said = unencrypted(job.host)
+    return (said,) if said else ()
 
 
 def _most_often(why: Sequence[Reason]) -> str:
