@@ -9,6 +9,7 @@ import ast
 import copy
 import inspect
 import io
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -17,9 +18,12 @@ from typing import Any, ClassVar
 import zstandard
 from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
 
+from tracer.forks import after_fork
+
 _PARSING = threading.Lock()
 """Held while source is parsed: Python 3.11 counts the depth of syntax trees over all threads at once, and raises
 SystemError where two threads parse at once."""
+after_fork(sys.modules[__name__], lambda module: setattr(module, "_PARSING", threading.Lock()))
 
 
 class _Pickler(CustomCloudPickler):

@@ -38,6 +38,7 @@ from nnsight.tracing.util import push
 from pydantic import ValidationError
 
 from tracer.errors import RemoteError, quoted
+from tracer.forks import after_fork
 from tracer.model.backend import Grants
 from tracer.ndif import payload
 from tracer.ndif.parallel import EndedError, OrderedMap
@@ -190,11 +191,17 @@ class Server:
         self._client = httpx.Client(base_url=given.rstrip("/"), auth=self._key, timeout=timeout, limits=pool)
         # Result stores are other hosts: they never see the key.
         self._plain = httpx.Client(timeout=self._long, limits=pool)
-        for client in (self._client, self._plain):
-            weakref.finalize(self, client.close)
+        self._closing = [weakref.finalize(self, client.close) for client in (self._client, self._plain)]
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
         self._count = threading.Lock()
         self._parallel = OrderedMap(self.limits.in_flight)
+        after_fork(self, lambda server: server._forked(given))
+
+    def _forked(self, host: str) -> None:
+        """Begin anew in a forked process: the parent goes on with its connections, and its threads hold the locks."""
+        for closing in self._closing:
+            closing.detach()
+        Server.__init__(self, host, self.limits, self.report)
 
     def __repr__(self) -> str:
         return f"Server({self.host})"
