@@ -138,8 +138,15 @@ def test_an_exception_is_one_line() -> None:
     assert described(ValueError()) == "ValueError: ValueError"
 
 
-def died(text: str, node: str = "n") -> tuple[str, bool]:
+def bare() -> RayPool:
+    """A pool of no cluster."""
     one = object.__new__(RayPool)
+    one._cluster = SimpleNamespace(lost=lambda sure: "")  # type: ignore[assignment]
+    return one
+
+
+def died(text: str, node: str = "n") -> tuple[str, bool]:
+    one = bare()
     one._ray = SimpleNamespace(exceptions=ray.exceptions, nodes=lambda: [{"NodeID": "gone", "Alive": False}])
     error = ray.exceptions.ActorDiedError()
     error.error_msg = text
@@ -154,7 +161,7 @@ def test_deaths_in_words() -> None:
     assert died("The actor died because its node has died. Node Id: 0") == ("its node was lost", False)
     assert died(f"{detail} exits with an exit code 4.", node="gone") == ("its node was lost", False)
     assert died("first\n  something new\n") == ("something new", True)
-    one = object.__new__(RayPool)
+    one = bare()
     one._ray = SimpleNamespace(exceptions=ray.exceptions, nodes=list)
     held = pool._Held(None, None)
     reason, blame = one._death(ray.exceptions.OutOfMemoryError("a page\nof text"), held)

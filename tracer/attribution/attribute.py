@@ -19,6 +19,7 @@ from tracer.attribution.methods import Progress, Work
 from tracer.attribution.result import Attribution, check_conservation
 from tracer.batching import batches
 from tracer.errors import JobError, quoted, say
+from tracer.forks import after_fork
 from tracer.metrics import Metric, entries
 from tracer.model import passes
 from tracer.model.model import Model
@@ -39,7 +40,8 @@ class Reference:
         self.prompts = tuple(prompts)
         self._kept: dict[tuple[int, str], MeanValues] = {}
         self._hashes: dict[int, str] = {}
-        self._computing = threading.Lock()  # prompts of a remote model are traced in several threads
+        self._renew()
+        after_fork(self, Reference._renew)
 
     def means(self, model: Model, longest: int, basis: str, memory: int | None) -> MeanValues:
         """Mean value of every node per position, up to `longest` positions.
@@ -56,6 +58,9 @@ class Reference:
         if reach < longest:
             raise _too_short(reach, longest)
         return self._kept[key][:, :longest]
+
+    def _renew(self) -> None:
+        self._computing = threading.Lock()  # prompts of a remote model are traced in several threads
 
     def hash(self, model: Model) -> str:
         """A hash of the prompts' tokens."""

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import nn
 from tracer import machine
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
+from tracer.forks import after_fork
 from tracer.model import adapters, folder, interventions, multimodal, state, tokens
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of, looks_ahead
@@ -84,6 +85,25 @@ class Model:
     adapter: str | None = None
     warnings: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        after_fork(self, Model._forked)
+        if self.remote is None:
+            state.check_threads()
+
+    def _forked(self) -> None:
+        """In a forked process: a thread that held the lock is not here, and left its pass in the middle."""
+        value, lock = f"model {quoted(self.name)}", self.lock
+        if self.remote is None and any(part.device.type not in ("cpu", "meta") for part in self.module.parameters()):
+            lost = state.Interrupted(value, "is on a GPU, which a process that was forked cannot use")
+        elif isinstance(lock, nullcontext | state.Interrupted):
+            return
+        elif lock.acquire(blocking=False):
+            lock.release()
+            return
+        else:
+            lost = state.Interrupted(value, "was in use by another thread when this process was forked")
+        object.__setattr__(self, "lock", lost)
+
     @property
     def module(self) -> Any:
         """The Hugging Face model itself."""
@@ -111,10 +131,12 @@ class Model:
         """Around every pass: alone on the model, which must still be fit for it, with torch's global state aside.
 
         Raises:
-            ModelError: the module here is in training mode, has hooks or was changed otherwise; see `state.check`.
+            ModelError: the module here is in training mode, has hooks or was changed otherwise; see `state.check`. Or
+                this process was forked while another thread was at it.
         """
         with self.lock, state.undisturbed():
             if self.remote is None:
+                state.check_threads()
                 state.check(self.module)
             yield
 

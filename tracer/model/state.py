@@ -1,14 +1,17 @@
 """What must hold of a module in memory, and of torch around it, whenever something is computed.
 
 `check` is asked at every pass, since a module may be changed after it was loaded; it reads no weight and takes
-milliseconds. `undisturbed` puts torch's global state aside. Refuses to know how a module came about, and families.
+milliseconds. `undisturbed` puts torch's global state aside. In a process that was forked the parent's other threads are
+missing, of Python and of torch: `Interrupted`, `check_threads`. Refuses to know how a module came about, and families.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import torch
 from nnsight.intervention.source import Controller
@@ -16,6 +19,7 @@ from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
 from tracer.errors import ModelError
+from tracer.forks import after_fork
 
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
@@ -56,6 +60,53 @@ def undisturbed() -> Iterator[None]:
             stack.callback(torch.set_default_dtype, dtype)
         stack.enter_context(torch.no_grad())
         yield
+
+
+class Interrupted:
+    """In the place of a lock that cannot be had: whoever wants it is told why.
+
+    Args:
+        value, rule: of the error.
+    """
+
+    def __init__(self, value: str, rule: str) -> None:
+        self._value, self._rule = value, rule
+
+    def __enter__(self) -> NoReturn:
+        step = "load the model in this process, or start it with multiprocessing's 'spawn'"
+        raise ModelError(self._value, self._rule, step)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+_threads = SimpleNamespace(used=False, lost=False)
+"""Whether torch computed in several threads here, and whether a fork left these behind."""
+
+
+def check_threads() -> None:
+    """Refuse to compute in several threads where a fork left them behind: torch would wait for them for ever.
+
+    Raises:
+        ModelError: this process was forked, and torch was told to use more than one thread since.
+    """
+    if (count := torch.get_num_threads()) > 1:
+        if _threads.lost:
+            rule = f"was forked from one that computed, and there are no {count} threads of torch in it"
+            raise ModelError(
+                "this process", rule, "torch.set_num_threads(1), or start it with multiprocessing's 'spawn'"
+            )
+        _threads.used = True
+
+
+def _left_behind(_: object) -> None:
+    """In a forked process: one thread, as in the workers of torch's DataLoader, since the others are not there."""
+    if _threads.used:
+        _threads.lost = True
+        torch.set_num_threads(1)
+
+
+after_fork(sys.modules[__name__], _left_behind)
 
 
 def check_kind(module: nn.Module, weights: bool = True) -> None:

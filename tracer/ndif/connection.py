@@ -207,8 +207,13 @@ class Connection:
         self._service, self._stores = (
             bounded(client, self._deadline) for client in (service, httpx.Client(timeout=self._long, **how))
         )
-        for client in (self._service, self._stores):
-            weakref.finalize(self, client.close)
+        self._closing = [weakref.finalize(self, client.close) for client in (self._service, self._stores)]
+
+    def forked(self) -> None:
+        """Begin anew in a forked process: the parent goes on with its connections, which are not closed here."""
+        for closing in self._closing:
+            closing.detach()
+        self.open()
 
     def said(self, text: str, limit: int) -> str:
         """What a server says as it may be shown: on a line, without control characters, without the key."""

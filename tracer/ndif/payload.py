@@ -9,7 +9,7 @@ import ast
 import copy
 import inspect
 import io
-import os
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -19,15 +19,14 @@ import zstandard
 from nnsight import save
 from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
 
+from tracer.forks import after_fork
+
 RECEIPT = "_receipt_of_this_request"
 """The name under which a result says which request it is of."""
 _PARSING = threading.Lock()
 """Held while source is parsed: Python 3.11 counts the depth of syntax trees over all threads at once, and raises
 SystemError where two threads parse at once."""
-
-
-if hasattr(os, "register_at_fork"):  # a child could not release what another thread of its parent held
-    os.register_at_fork(before=_PARSING.acquire, after_in_parent=_PARSING.release, after_in_child=_PARSING.release)
+after_fork(sys.modules[__name__], lambda module: setattr(module, "_PARSING", threading.Lock()))
 
 
 class _Pickler(CustomCloudPickler):

@@ -15,7 +15,6 @@ import sys
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from nnsight.tracing.util import push
 from pydantic import ValidationError
 
 from tracer.errors import RemoteError, option, quoted, say
+from tracer.forks import after_fork
 from tracer.model.backend import Grants
 from tracer.ndif import forms, payload, results
 from tracer.ndif.connection import (
@@ -60,8 +60,6 @@ UNKNOWN = "?"
 NUMBER = re.compile(r"[0-9A-Za-z_-]{1,100}")
 """A job's, which goes into an address."""
 CHECK = "check the versions with 'tracer doctor --remote'"
-
-_OPEN: weakref.WeakSet[Server] = weakref.WeakSet()
 
 Part = TypeVar("Part", bound=Sequence[Any])
 Answer = TypeVar("Answer")
@@ -131,14 +129,14 @@ class Server:
         self._parallel = OrderedMap(self.limits.in_flight)
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
         self._http = Connection(_given(host), _key(), self.limits, self._parallel, report)
-        _OPEN.add(self)
+        after_fork(self, Server._forked)
         if warning := unencrypted(host):
             say([warning])
 
-    def forked(self) -> None:
+    def _forked(self) -> None:
         """In a child process: what the parent's threads hold, and its connections, are not the child's."""
         self._slots = threading.BoundedSemaphore(self.limits.in_flight)
-        self._http.open()
+        self._http.forked()
 
     def __repr__(self) -> str:
         return f"Server({self.host})"
@@ -396,7 +394,3 @@ class Request(Backend):
         for value in values.values():
             mark(value)
         push(tracer.info.frame, values)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: [server.forked() for server in list(_OPEN)])

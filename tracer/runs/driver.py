@@ -205,7 +205,7 @@ def run(
                 for text in (*driver.record.get("notes", ()), *_unencrypted(chosen)):
                     note(text)
             most, driver.max_bytes = (planned.workers, planned.max_bytes) if planned and here else (None, None)
-            made = place(chosen, ray, workers, gpus_per_worker, driver.n_left, pool, most)
+            made = driver.placed(ray, workers, gpus_per_worker, pool, most)
             stack.callback(made.pool.close)
             signals.install()  # Ray has installed its own handlers
             if note is not None and not here and not made.gpus and not chosen.remote and chosen.device is None:
@@ -464,6 +464,17 @@ class _Driver:
         return not self.n_left and self.folder.place.exists("_SUCCESS.json") and not self.folder.check_outputs()
 
     # --------------------------------------------------------------------------------------- running
+
+    def placed(
+        self, ray: str | None, workers: int | None, gpus: float | None, pool: Pool | None, most: int | None
+    ) -> Placing:
+        """Where the run goes. Ray takes seconds to start, and a signal may stop that."""
+        try:
+            return place(self.job, ray, workers, gpus, self.n_left, pool, most)
+        except RunError:
+            if self.signals.number:
+                raise self._stopped() from None
+            raise
 
     def drive(self, made: Placing, setup: Setup, start_timeout: float) -> None:
         """Do every unit, then what comes after all of them."""

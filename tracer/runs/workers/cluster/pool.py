@@ -16,7 +16,8 @@ from typing import Any
 
 from tracer.errors import JobError, RunError
 from tracer.runs.workers.cluster.actors import NOTHING, Actor, Entry, Journal
-from tracer.runs.workers.cluster.connection import check_same, connect, last_line, load_ray
+from tracer.runs.workers.cluster.connection import connect, last_line, load_ray
+from tracer.runs.workers.cluster.local import LOOK
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Part, Refused, Report, Setup, Started, Task
 from tracer.version import VERSION
 
@@ -49,18 +50,15 @@ class RayPool:
 
     Raises:
         JobError: Ray is not installed, or the address is malformed.
-        RunError: no cluster answers there.
+        RunError: no cluster answers there, or none starts.
     """
 
     def __init__(self, address: str = "local", **options: Any) -> None:
         self._ray = load_ray()
         self._own = not self._ray.is_initialized()
-        if self._own:
-            connect(address, options)
-        else:
-            check_same(address, options)
+        self._cluster = connect(address, options)
+        self._gone, self._turn = False, 0
         self._workers: dict[str, _Held] = {}
-        self._turn = 0
         self._poll: Any = None
         self._next_poll = 0.0
         self._actor = self._ray.remote(Actor)
@@ -75,6 +73,7 @@ class RayPool:
         """Ask for an actor; while the cluster has no room for it, nothing follows."""
         if worker in self._workers:
             raise ValueError(f"there is a worker {worker!r} already")
+        self._check_there(sure=True)
         if setup.gpus > 1 and setup.gpus != int(setup.gpus):
             raise JobError(f"{setup.gpus} GPUs per worker", "only one GPU can be shared", "give a whole number, or < 1")
         threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -101,6 +100,7 @@ class RayPool:
 
     def kill(self, worker: str) -> None:
         """End an actor's process; `Died` follows."""
+        self._check_there(sure=True)
         held = self._workers[worker]
         held.killed, held.limit = True, time.monotonic() + GRACE
         self._ray.kill(held.actor, no_restart=True)
@@ -111,19 +111,22 @@ class RayPool:
         """What happened since the last call.
 
         Raises:
-            RunError: the connection to the cluster is gone.
+            RunError: the cluster, or the connection to it, is gone.
         """
         end = time.monotonic() + timeout
         try:
-            while not (events := self._look(max(0.0, end - time.monotonic()))) and time.monotonic() < end:
-                pass
-        except ConnectionError as error:
-            rule = f"the connection was lost ({last_line(error)})"
-            raise RunError("the Ray cluster", rule, "repeat the command: what is done is kept") from None
-        return events
+            while True:
+                self._check_there()
+                events = self._look(max(0.0, min(LOOK, end - time.monotonic())))
+                if events or time.monotonic() >= end:
+                    return events
+        except (ConnectionError, self._ray.exceptions.RayError) as error:
+            self._check_there()
+            raise _lost(f"connection ({last_line(error)})") from None
 
     def describe(self) -> str:
         """Nodes, CPUs and GPUs of the cluster, and how many are free at the moment."""
+        self._check_there(sure=True)
         nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
         there, free = self._ray.cluster_resources(), self._ray.available_resources()
         kinds = [f"{there.get(kind, 0):g} {kind}s ({free.get(kind, 0):g} free)" for kind in ("CPU", "GPU")]
@@ -136,14 +139,24 @@ class RayPool:
 
     def close(self) -> None:
         """End the pool's actors, and the connection if it is the pool's own."""
-        if not self._ray.is_initialized():
-            return
-        with contextlib.suppress(ConnectionError):  # the cluster may be gone before its workers
-            for actor in [*(held.actor for held in self._workers.values()), self._journal]:
-                self._ray.kill(actor, no_restart=True)
+        actors = [*(held.actor for held in self._workers.values()), self._journal]
         self._workers.clear()
+        if self._ray.is_initialized() and not self._gone and not self._cluster.lost():
+            with contextlib.suppress(ConnectionError):  # the cluster may be gone before its workers
+                for actor in actors:
+                    self._ray.kill(actor, no_restart=True)
         if self._own:
-            self._ray.shutdown()
+            self._cluster.close()
+
+    def _check_there(self, sure: bool = False) -> None:
+        """Refuse to go on without the cluster: Ray itself would wait, and end this process after a minute.
+
+        Args:
+            sure: what follows asks the cluster, and so would wait.
+        """
+        if gone := self._cluster.lost(sure):
+            self._gone = True
+            raise _lost(gone)
 
     def _look(self, wait: float) -> list[Event]:
         """Wait for the next answer, journal entry or time limit; the resulting events."""
@@ -231,6 +244,7 @@ class RayPool:
 
     def _death(self, error: Exception, held: _Held) -> tuple[str, bool]:
         """Why an actor died, in words, and whether its prompts may be the cause."""
+        self._check_there(sure=True)
         errors, text = self._ray.exceptions, str(error)
         if isinstance(error, errors.OutOfMemoryError):
             return "ended by Ray's memory monitor: its node had no memory left", True
@@ -244,6 +258,7 @@ class RayPool:
 
     def _died(self, name: str, reason: str, blame: bool, starved: bool = False) -> Died:
         """The death of a worker, with the prompts it had begun and what it had kept."""
+        self._check_there(sure=True)
         held = self._workers.pop(name)
         self._ray.kill(held.actor, no_restart=True)
         prompts, kept = held.began[0], list[str]()
@@ -262,6 +277,10 @@ class RayPool:
             starved=starved,
             parts=tuple(map(Part.model_validate_json, kept)),
         )
+
+
+def _lost(what: str) -> RunError:
+    return RunError("the Ray cluster", f"has lost its {what}", "repeat the command: what is committed is kept")
 
 
 @dataclass
