@@ -186,8 +186,8 @@ def send(path: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "is not a job"),
-        ("- a\n", "is not a job"),
+        ("", "holds nothing"),
+        ("- a\n", "holds a list"),
         ("a: [", "is not YAML"),
         ("\x00", "is not YAML"),
         ("kind: dataset\ninput: {path: prompts.jsonl}\n", "'prompts.jsonl'"),
@@ -210,7 +210,7 @@ def test_job_files_that_cannot_be_read(tmp_path: Path) -> None:
     with refused(JobError, "cannot be read"):
         send(tmp_path)
     (tmp_path / "job.yaml").write_bytes(b"a: \xff")
-    with refused(JobError, "cannot be read"):
+    with refused(JobError, "is not YAML"):
         send(tmp_path / "job.yaml")
 
 

@@ -94,7 +94,8 @@ def parsed(path: Path, where: str) -> dict[Any, Any]:
     except (ValueError, yaml.YAMLError, RecursionError) as error:  # an impossible date is a ValueError
         raise JobError(where, f"is not YAML ({_why(error)})", "fix that line") from error
     if not isinstance(content, dict):
-        raise JobError(where, f"holds a {type(content).__name__}, not keys with values", "write lines of key: value")
+        held = "nothing" if content is None else "a list" if isinstance(content, list) else "a single value"
+        raise JobError(where, f"holds {held}, not keys with values", "write lines of key: value")
     return content
 
 

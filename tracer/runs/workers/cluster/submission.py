@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tracer.errors import JobError, RunError, quoted
 from tracer.runs.workers.cluster.connection import REACH, last_line, load_ray
+from tracer.runs.yamlfile import parsed
 
 LOST = 120.0
 """Seconds without an answer after which a job is no longer followed; it keeps running."""
@@ -179,15 +178,10 @@ def _check_job(job: Path) -> None:
             raise JobError(
                 quoted(str(job)), f"is larger than {LARGEST} bytes", "give a job file; data stay where they are"
             )
-        text = job.read_text()
-        content = yaml.safe_load(text)
-    except (OSError, ValueError) as error:
-        raise JobError(quoted(str(job)), f"cannot be read ({last_line(error)})", "give a job file") from None
-    except yaml.YAMLError as error:
-        rule = f"is not YAML ({' '.join(str(error).split())[:200]})"
-        raise JobError(quoted(str(job)), rule, "fix the file") from None
-    if not isinstance(content, dict):
-        raise JobError(quoted(str(job)), "is not a job: it holds no keys", "start from a file in jobs/")
+        content, text = parsed(job, f"job {quoted(str(job))}"), job.read_text()
+    except OSError as error:
+        rule = f"cannot be read ({error.strerror or error})"
+        raise JobError(f"job {quoted(str(job))}", rule, "give a job file") from None
     if _SECRET.search(text):
         raise JobError(quoted(str(job)), "holds what looks like a secret", "keep keys in the nodes' environment")
     for where in _relative(content):
