@@ -36,8 +36,8 @@ def file(tmp_path: Path, content: str | bytes) -> Path:
         ("? [a]\n: 1", ("not YAML",)),
         ("[" * 3000, ("not YAML",)),
         ("- 1", ("holds a list",)),
-        ("text", ("holds a str",)),
-        ("", ("holds a NoneType",)),
+        ("text", ("holds a single value",)),
+        ("", ("holds nothing",)),
     ],
 )
 def test_files_that_hold_no_mapping_are_refused(tmp_path: Path, content: str | bytes, parts: tuple[str, ...]) -> None:
