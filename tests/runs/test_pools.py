@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +110,34 @@ def test_a_dead_process_tells_what_it_had_begun(pool: LocalPool, how: str, words
     assert isinstance(died, Died)
     assert (died.worker, died.prompts, died.blame) == ("w0", (2,), True)
     assert words in died.reason
+    assert died.starved == (how == "kill"), "who is killed without a word may have found no memory"
+
+
+@pytest.mark.parametrize(
+    ("said", "starved"),
+    [
+        ("terminate called after throwing an instance of 'std::bad_alloc'", True),
+        ("MemoryError", True),
+        ("RuntimeError: CUDA error: out of memory", True),
+        ("OSError: [Errno 12] Cannot allocate memory", True),
+        ("Segmentation fault", False),
+    ],
+)
+def test_last_words_tell_of_memory(said: str, starved: bool) -> None:
+    with tempfile.TemporaryFile() as errors:
+        errors.write(f"Traceback\n{said}\n\n".encode())
+        assert processes._last_words(errors) == said
+    assert bool(processes._NO_MEMORY.search(said)) is starved
+    assert processes._reason(-signal.SIGABRT, said) == f"killed by SIGABRT ({said})"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks the kernel")
+def test_where_memory_runs_out_a_worker_is_ended_before_its_driver(pool: LocalPool) -> None:
+    ready(pool, [["ok"]])
+    scores = [
+        int(Path(f"/proc/{pid}/oom_score_adj").read_text()) for pid in (os.getpid(), pool._processes["w0"].popen.pid)
+    ]
+    assert scores[0] < scores[1]
 
 
 def test_a_process_that_dies_between_units_had_begun_nothing_and_takes_no_order_with_an_error(pool: LocalPool) -> None:

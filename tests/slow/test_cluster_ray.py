@@ -112,6 +112,7 @@ def test_a_dead_process_tells_what_it_had_begun(pool: RayPool, how: str, words: 
     assert isinstance(died, Died)
     assert (died.prompts, died.blame) == ((4, 5), True)
     assert words in died.reason
+    assert died.starved == (how != "quit:4"), "memory may have run out"
     started(pool, "a", ["ok"])  # its name is free again
 
 

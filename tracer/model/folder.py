@@ -368,7 +368,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out; a failed allocation of torch on the CPU is recognised by its text alone."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
     said = str(error).lower()
-    return known or any(part in said for part in ("can't allocate memory", "not enough memory", "out of memory"))
+    words = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")  # the last is CUDA's
+    return known or any(part in said for part in words)
 
 
 @contextmanager
