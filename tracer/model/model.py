@@ -47,7 +47,7 @@ BUDGET_WITHOUT_GPU = 2**30
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """How accelerate can spread a model over devices."""
 KERNELS = ("eager", "sdpa")
-_HASH = re.compile(r"[0-9a-f]{64}")
+HASH = re.compile(r"[0-9a-f]{64}")
 """What a fingerprint is, but for that of hidden weights."""
 
 Part = TypeVar("Part", bound=Sequence[Any])
@@ -337,10 +337,10 @@ class Model:
             return
         value, mine = f"circuit of {quoted(text)}", self.record()
         may_be = _shape_of(traced) == _shape_of(mine)
-        if may_be and not _HASH.fullmatch(traced.fingerprint):
+        if may_be and not HASH.fullmatch(traced.fingerprint):
             rule = "was traced where weights are hidden, so that they cannot be compared"
             raise RemoteError(value, rule, "use it with that key, or trace it again with weights='local'")
-        if may_be and self.remote and not _HASH.fullmatch(mine.fingerprint):
+        if may_be and self.remote and not HASH.fullmatch(mine.fingerprint):
             rule = f"weights on {self.remote.server.host} are hidden and cannot be compared with those it was traced on"
             raise RemoteError(value, rule, "compare them here with weights='local'")
         if may_be and traced.dtype != mine.dtype:

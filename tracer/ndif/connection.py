@@ -258,7 +258,7 @@ class Connection:
                     got.body.clear()
                     raise httpx.RemoteProtocolError("it sent another part than was asked for")
                 self.check_size(got.total or 0)
-                for part in _parts(answer):
+                for part in answer.iter_raw():
                     got.body += part
                     self.check_size(len(got.body))
                     self.sleep(0.0)

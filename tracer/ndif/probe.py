@@ -27,7 +27,7 @@ from tracer.attribution.selection import DEFAULT_NODES
 from tracer.errors import ModelError, RemoteError, option, quoted
 from tracer.metrics import Metric
 from tracer.model import interventions, passes
-from tracer.model.model import DTYPES, QUANTIZED, Model, skeleton
+from tracer.model.model import DTYPES, HASH, QUANTIZED, Model, skeleton
 from tracer.model.model import load as load_here
 from tracer.model.state import undisturbed
 from tracer.ndif.server import UNKNOWN, Grants, JobFailedError, Limits, Notify, Remote, Server
@@ -288,6 +288,8 @@ class _Measured:
 
     def grants(self) -> Grants:
         readable, floating, weights_hash = self.weights
+        if readable and not HASH.fullmatch(weights_hash):
+            raise self._untrusted("sent no hash of its weights")
         name = f"{self.model.name} {self.model.revision or ''}".strip()
         fingerprint = weights_hash if readable else f"weights of {name} are not readable on {self.server.host}"
         gradients = not self.reason
