@@ -149,6 +149,7 @@ def states() -> list[State]:
         for file in files:
             kinds = list(ANY) + (list(JSON) if file.endswith(".json") else [])
             found += [State(folder, file, how) for how in kinds]
+    found.remove(State("stopped", "_commits/0.json", "missing"))  # a unit that is not done
     return found
 
 

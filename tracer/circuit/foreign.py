@@ -113,7 +113,7 @@ def _place(node: Node, about: Mapping[str, Any], coded: bool, name: str) -> Plac
         return Place(kind, 0, position, _token_id(node, kind))
     if kind in ("error", "other"):
         if layer is None:
-            raise bad(name, f"{kind} node {node['node_id']!r} has no layer")
+            raise bad(name, f"{kind} node {quoted(node['node_id'])} has no layer")
         attention = "lorsa" in node["feature_type"].lower()
         return Place(kind, layer, position, ATTENTION_ERROR if kind == "error" and attention else -1)
     return Place(kind, *_feature(node, about, coded, name))
@@ -144,18 +144,23 @@ def _feature(node: Node, about: Mapping[str, Any], coded: bool, name: str) -> tu
         found, index = int(match["layer"]), int(match["index"])
         elsewhere = "position" in match.re.groupindex and int(match["position"]) != position
         if elsewhere or (layer is not None and layer != found):
-            raise bad(name, f"node {node_id!r} contradicts its layer {node['layer']!r} or position {position}")
+            raise bad(
+                name, f"node {quoted(node_id)} contradicts its layer {quoted(node['layer'])} or position {position}"
+            )
         whole = about.get("schema_version") == 1 and isinstance(feature, int) and feature >= 0
         if whole and feature not in (index, cantor(found, index)):
-            raise bad(name, f"node {node_id!r} contradicts its feature number {feature}")
+            raise bad(name, f"node {quoted(node_id)} contradicts its feature number {feature}")
         return found, position, index
     if layer is None or feature is None:
-        raise bad(name, f"node {node_id!r} has no layer or no feature number")
+        raise bad(name, f"node {quoted(node_id)} has no layer or no feature number")
     if not coded or is_neuron(node) or feature < 0:
         return layer, position, int(feature)
     found, index = uncantor(int(feature))
     if found != layer:
-        raise bad(name, f"node {node_id!r} contradicts its layer {node['layer']!r}: its feature number is of {found}")
+        raise bad(
+            name,
+            f"node {quoted(node_id)} contradicts its layer {quoted(node['layer'])}: its feature number is of {found}",
+        )
     return found, position, index
 
 
@@ -195,7 +200,7 @@ def _check_bounds(place: Place, node_id: str, name: str) -> None:
     """Refuse numbers that no model has and no table holds."""
     lowest, first = (-1 if place.kind == "embedding" else 0), (0 if place.kind in ("neuron", "attention") else -2)
     if not (lowest <= place.layer < 2**15 - 1 and 0 <= place.position < 2**31 and first <= place.neuron < 2**31):
-        raise bad(name, f"node {node_id!r} has a layer, position or number out of any model's range")
+        raise bad(name, f"node {quoted(node_id)} has a layer, position or number out of any model's range")
 
 
 def _apart(found: Sequence[Place]) -> list[Place]:

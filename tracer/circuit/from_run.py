@@ -64,6 +64,9 @@ def graph_of(address: Any, prompt_id: int) -> Traced:
         commit = folder.find(prompt_id // record["job"]["shard_size"])
         if commit is None:
             raise RunError(f"prompt {prompt_id}", "is not done yet", "wait, or repeat the run command")
+        if commit.made_by is not None and commit.made_by.get("model") != record.get("model"):
+            rule = "its run.json is of another model than its commits"
+            raise RunError(f"run {quoted(str(folder.place), 300)}", rule, "it is damaged: repeat the run command")
         rows = {
             name: _rows(folder.read_committed(commit, name).cast(SCHEMAS[name]), prompt_id)
             for name in commit.files
@@ -124,6 +127,8 @@ def circuit_of(address: Any) -> Traced:
     if not folder.place.exists("circuit.parquet"):
         rule = "has no circuit.parquet: it is not finished, or no prompt went well"
         raise RunError(name, rule, f"repeat the run command, or {step}")
+    for problem in folder.check_outputs(["circuit.parquet"]):
+        raise RunError(name, problem, "it is damaged: repeat the run command")
     with _readable(folder):
         rows = folder.read_output("circuit.parquet").cast(CIRCUIT).to_pydict()
         n_prompts, size = max(rows["n_prompts"], default=0), len(rows["layer"])

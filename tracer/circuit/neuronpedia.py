@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from tracer.circuit import identities
 from tracer.circuit.circuit import Circuit, Graph, edges_table, height, nodes_table
 from tracer.circuit.foreign import bad, cantor, is_neuron, label_of, places, token_of
-from tracer.errors import JobError, option, quoted
+from tracer.errors import JobError, first_line, option, quoted
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 UPLOADS = re.compile(r"[A-Za-z0-9_-]+")
@@ -88,7 +88,7 @@ def from_neuronpedia(content: Any, name: str = "graph") -> Graph:
     number: dict[str, int] = {}
     for index, node in enumerate(nodes):
         if node["node_id"] in number:
-            raise bad(name, f"node {node['node_id']!r} is there twice")
+            raise bad(name, f"node {quoted(node['node_id'])} is there twice")
         number[node["node_id"]] = index
     found, n_layers = places(nodes, about, name)
     if repeated := [place for place, times in Counter(found).items() if times > 1]:
@@ -329,11 +329,13 @@ def _nodes_of(
     return columns, influence is not None
 
 
-def _float32(value: float | None) -> float | None:
+def _float32(value: float | int | None) -> float | None:
     """A number that float32 can hold; others are refused."""
-    if value is not None and not abs(value) < FLOAT32_MAX:
-        raise bad("values", f"{value!r} is not a finite float32 number")
-    return value
+    if value is None:
+        return None
+    if not abs(value) < FLOAT32_MAX:
+        raise bad("values", f"{quoted(value)} is not a finite float32 number")
+    return float(value)
 
 
 def _apart(cumulative: list[float | None]) -> list[float | None] | None:
@@ -356,8 +358,9 @@ def _links_of(
     their order; others' are put strongest first, by weight."""
     if not ours:
         links = sorted(links, key=lambda link: -abs(link["weight"]))
-    if unknown := next((link[end] for link in links for end in ("source", "target") if link[end] not in number), None):
-        raise bad(name, f"a link names the unknown node {unknown!r}")
+    unknown = next((link[end] for link in links for end in ("source", "target") if link[end] not in number), None)
+    if unknown is not None:
+        raise bad(name, f"a link names the unknown node {quoted(unknown)}")
     source = np.array([number[link["source"]] for link in links], np.int32)
     target = np.array([number[link["target"]] for link in links], np.int32)
     if len(set(zip(source.tolist(), target.tolist(), strict=True))) < len(links):
@@ -381,8 +384,9 @@ def _links_of(
 def _groups(supernodes: list[list[str]], number: Mapping[str, int], name: str) -> dict[str, tuple[int, ...]]:
     groups: dict[str, tuple[int, ...]] = {}
     for title, *members in supernodes:
-        if unknown := next((member for member in members if member not in number), None):
-            raise bad(name, f"supernode {title!r} names the unknown node {unknown!r}")
+        unknown = next((member for member in members if member not in number), None)
+        if unknown is not None:
+            raise bad(name, f"supernode {quoted(title)} names the unknown node {quoted(unknown)}")
         free, times = title, 1
         while free in groups:
             times += 1
@@ -417,6 +421,6 @@ def _validate(content: Any, name: str) -> None:
         _validator()(content)
         json.dumps(content, ensure_ascii=False).encode()
     except fastjsonschema.JsonSchemaValueException as error:
-        raise bad(name, f"breaks the schema: {error.message}") from error
+        raise bad(name, f"breaks the schema: {first_line(error.message)}") from error
     except UnicodeEncodeError as error:
         raise bad(name, "holds half a character (a lone surrogate)") from error

@@ -60,6 +60,7 @@ def repaired(folder: RunFolder, job: Job, content: str, plan: Plan) -> dict[str,
             folder.delete_outputs()
             if known % job.shard_size:
                 folder.uncommit(known // job.shard_size)
+    folder.place.remove("_SUCCESS.json")  # it is of the record that was
     return made
 
 

@@ -6,14 +6,15 @@ Knows lists of table files and where they are. Refuses to know run folders and w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from tracer.errors import JobError, RunError, first_line, quoted
+from tracer.errors import JobError, RunError, first_line, quoted, writing
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import opened
 
@@ -45,7 +46,7 @@ def query(files: Mapping[str, Sequence[str]], fs: FileSystem, sql: str) -> pa.Ta
     """
     duckdb: Any = _duckdb()
     _check(duckdb, sql)
-    with tempfile.TemporaryDirectory(prefix="tracer-query-") as folder:
+    with _scratch() as folder:
         settings = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
         with duckdb.connect(":memory:", config={**settings, "temp_directory": folder}) as connection:
             try:
@@ -62,6 +63,15 @@ def query(files: Mapping[str, Sequence[str]], fs: FileSystem, sql: str) -> pa.Ta
                 return connection.execute(sql).to_arrow_table()
             except (duckdb.Error, pa.ArrowException, OSError) as error:
                 raise _failed(sql, error) from error
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for what does not fit in memory."""
+    with ExitStack() as stack:
+        with writing(tempfile.gettempprefix(), "a temporary folder", "make room for it, or set TMPDIR"):
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tracer-query-"))
+        yield folder
 
 
 def tables_named(sql: str) -> frozenset[str]:

@@ -23,6 +23,7 @@ import re
 import tempfile
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NamedTuple
 
 import pyarrow as pa
@@ -162,6 +163,12 @@ class RunFolder:
             kind = record.get("kind")
             raise damaged_record("it has other content than was written", kind if isinstance(kind, str) else None)
         check_record(record)
+        sealed: dict[str, Any] = {}
+        with suppress(RunError):  # a mark that is damaged is made again
+            sealed = self._sealed().get("files", {})
+        growing = "extended_from" in record  # from here on it is not what it was when it ended
+        if "run.json" in sealed and not growing and self._content_problem("run.json", sealed["run.json"]):
+            raise damaged_record("it is not that of the run that ended here", record["kind"])
         return record
 
     def begin(self, record: Mapping[str, Any]) -> None:
@@ -451,6 +458,10 @@ class RunFolder:
 
     def _commit_names(self) -> list[tuple[int, str]]:
         """Units that are done, in order, and the files that say so."""
+        for name in self.place.folders("_commits"):
+            if _UNIT.fullmatch(_stem(name)):
+                value = f"path {quoted(f'{self.place}/_commits/{name}', 300)}"
+                raise RunError(value, "is a folder, not a file", "move it away and repeat the run command")
         names = ((_stem(name), name) for name, _ in self.place.files("_commits"))
         return sorted((int(stem), name) for stem, name in names if _UNIT.fullmatch(stem))
 

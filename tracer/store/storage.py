@@ -156,6 +156,18 @@ class Storage:
             found = self.fs.get_file_info(selector)
             return sorted(Found(file.path[start:], file.size) for file in found if file.type == fs.FileType.File)
 
+    def folders(self, folder: str) -> list[str]:
+        """The names of the folders in a folder of this machine; an object store has none of its own.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        path = self.path(folder)
+        with self._seen():
+            if self.local is None or not os.path.isdir(path):
+                return []
+            return sorted(entry.name for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+
     def read(self, name: str) -> bytes:
         """All of a file.
 
