@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
+import importlib
 import os
 import re
 import socket
@@ -15,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import requests
 import yaml
 
 from helpers import refused
@@ -301,6 +304,36 @@ def test_a_server_that_stays_away_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(submission, "LOST", 0.0)
     with refused(RunError, "job-1 may still run", "ray job logs --follow"):
         submission._followed(Cut([], [], []), "job-1", "http://x", print, stop_on_interrupt=False)
+
+
+class Mute(Cut):
+    """A job server that is not there any more, though no connection was closed."""
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        yield "one\n"
+        await asyncio.sleep(60)
+
+    def get_job_info(self, name: str) -> Info:
+        raise requests.ConnectTimeout("nobody")
+
+
+def test_a_connection_that_is_cut_in_silence_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "QUIET", 0.05)
+    monkeypatch.setattr(submission, "LOST", 0.0)
+    monkeypatch.setattr(submission.time, "sleep", lambda seconds: None)
+    lines: list[str] = []
+    with refused(RunError, "job-1 may still run", "does not answer (nobody)"):
+        submission._followed(Mute(), "job-1", "http://x", lines.append, stop_on_interrupt=False)
+    assert lines == ["one"]
+
+
+def test_a_job_server_that_never_answers_is_not_waited_for(silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "ANSWER", 0.2)
+    client = submission._patient(importlib.import_module("ray.job_submission").JobSubmissionClient)
+    one = object.__new__(client)
+    one._address, one._cookies, one._headers, one._verify = f"http://{silent}", None, None, True
+    with refused(RunError, "does not answer"):
+        submission._asked(one, "a", f"http://{silent}")
 
 
 def checked(content: dict[str, Any]) -> dict[str, Any]:

@@ -249,3 +249,24 @@ def test_gpus_are_shared_out_the_emptiest_first(monkeypatch: pytest.MonkeyPatch)
     assert seats == ["0", "1", "3", "0", "1", "3,0"]
     assert pool._seat("w9", 0.0) == {}
     pool._processes.clear()
+
+
+def test_a_death_is_told_though_a_child_holds_the_pipe(pool: LocalPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end of file does not come before the child's end."""
+    monkeypatch.setattr(processes, "GRACE", 0.5)
+    ready(pool, [["ok", "leave:20"]])
+    pool.give("w0", Task(unit=0))
+    died = until(pool, Died, seconds=15)[-1]
+    assert died == Died(worker="w0", prompts=(1,), reason="killed by SIGKILL")
+    assert [event for event in pool.events(0.5) if isinstance(event, Died)] == []
+
+
+def test_a_worker_that_does_not_read_holds_nobody_up(pool: LocalPool) -> None:
+    """More than a pipe holds, for a process that was stopped before it could read."""
+    large = Setup(folder="none", job={"units": [], "start": "ok", "more": "x" * 2**20}, factory="faulty:Worker")
+    pool.start("w0", large)
+    pool._processes["w0"].popen.send_signal(signal.SIGSTOP)
+    pool.start("w1", large)
+    assert until(pool, Started)[-1].worker == "w1"
+    pool.kill("w0")
+    assert until(pool, Died)[-1].worker == "w0"

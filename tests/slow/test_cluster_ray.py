@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import children
 import faulty
+from helpers import refused
 from tracer.errors import JobError, RunError
-from tracer.runs.workers.cluster import RayPool
+from tracer.runs.workers.cluster import RayPool, connection
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Setup, Started, Task
 
 ray: Any = pytest.importorskip("ray")
@@ -239,6 +241,36 @@ def test_a_lost_node_is_no_prompts_fault(tmp_path: Path) -> None:
         assert pool.events(1.0) == []
         many.add_node(num_cpus=1, **small)
         until(pool, Started)
+        pool.close()
+        assert not ray.is_initialized()
+    finally:
+        ray.shutdown()
+        many.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("gcs_server", "has lost its head at"), ("raylet", "node of this machine")]
+)
+def test_a_cluster_of_others_that_dies(name: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Ray ends the driver's process, a minute later; it is not asked anything while its head is away."""
+    from ray.cluster_utils import Cluster
+
+    if ray.is_initialized():
+        ray.shutdown()
+    monkeypatch.setattr(connection, "SILENT", 3.0)
+    monkeypatch.setattr(connection, "PROBE", 1.0)
+    small: dict[str, Any] = {"object_store_memory": 75 * 2**20}
+    many = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small})
+    try:
+        pool = RayPool(str(many.address))
+        started(pool, "a", ["ok", "hang"])
+        pool.give("a", Task(unit=0))
+        time.sleep(0.5)
+        next(one for one in psutil.Process().children(recursive=True) if one.name() == name).kill()
+        end = time.monotonic() + 40
+        with refused(RunError, words, "what is committed is kept"):
+            while time.monotonic() < end:
+                pool.events(1.0)
         pool.close()
         assert not ray.is_initialized()
     finally:

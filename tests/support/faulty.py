@@ -2,8 +2,9 @@
 
 `Setup(job={"units": [["ok", "kill"], ["hang"]]}, factory="faulty:Worker")`: unit 0 has the prompts 0 and 1, unit 1 the
 prompt 2. A prompt is one of ok, raise, odd (an exception that does not unpickle), refuse, hang, kill (SIGKILL), segv,
-exit:CODE, quit:CODE (SystemExit), slow:SECONDS; "once:X" is X in the first attempt and ok later. `job["start"]` is one
-of these too, for the making of the worker. `job["batch"]` prompts are begun together (1).
+exit:CODE, quit:CODE (SystemExit), slow:SECONDS, leave:SECONDS (kill, and a child that lives on for so long); once:X is
+X in the first attempt and ok later. `job["start"]` is one of these too, for the making of the worker. `job["batch"]`
+prompts are begun together (1).
 """
 
 from __future__ import annotations
@@ -87,6 +88,11 @@ def behave(how: str, attempt: int) -> None:
     elif name == "hang":
         time.sleep(3600)
     elif name == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "leave":  # a child of its own, which has its pipes, and SIGKILL
+        if not os.fork():
+            time.sleep(float(value))
+            os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
     elif name == "segv":
         os.kill(os.getpid(), signal.SIGSEGV)

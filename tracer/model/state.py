@@ -93,9 +93,7 @@ def check_threads() -> None:
     if (count := torch.get_num_threads()) > 1:
         if _threads.lost:
             rule = f"was forked from one that computed, and there are no {count} threads of torch in it"
-            raise ModelError(
-                "this process", rule, "torch.set_num_threads(1), or start it with multiprocessing's 'spawn'"
-            )
+            raise ModelError("this process", rule, "call torch.set_num_threads(1), or start it with 'spawn'")
         _threads.used = True
 
 

@@ -31,6 +31,9 @@ _KINDS: dict[str, type[Started | Began | Done | Refused | Broke]] = {
 }
 _LAST = 2000  # characters of a worker's errors that are kept
 _NO_MEMORY = re.compile(r"bad_alloc|MemoryError|out of memory|(can't|cannot) allocate memory", re.IGNORECASE)
+GRACE = 10.0
+"""Seconds a process that has ended, or was killed, has to be done with: a child of its own may hold its pipe open, and
+one that waits for a disk that does not answer cannot be killed."""
 
 
 @dataclass
@@ -39,6 +42,8 @@ class _Process:
     errors: IO[bytes]
     begun: tuple[int, ...] = ()
     thread: threading.Thread | None = field(default=None)
+    limit: float = 0.0  # when its `Died` is overdue
+    told: bool = False  # that it died
 
 
 class LocalPool:
@@ -77,6 +82,7 @@ class LocalPool:
         """SIGKILL; `Died` follows with the prompts it had begun."""
         if worker in self._processes:
             self._processes[worker].popen.kill()
+            self._processes[worker].limit = time.monotonic() + GRACE
 
     def events(self, timeout: float) -> Sequence[Event]:
         """What the processes said, in order."""
@@ -86,7 +92,7 @@ class LocalPool:
             try:
                 events.append(self._events.get(timeout=0 if events else max(0.0, end - time.monotonic())))
             except queue.Empty:
-                return events
+                return events or self._overdue()
 
     def describe(self) -> str:
         """Cores and memory of this machine, or of the part of it that this process may use."""
@@ -96,19 +102,39 @@ class LocalPool:
         """End all processes."""
         for process in self._processes.values():
             process.popen.kill()
+        end = time.monotonic() + GRACE
         for process in self._processes.values():
-            process.popen.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a disk, and ends when that answers
+                process.popen.wait(max(0.0, end - time.monotonic()))
             if process.thread is not None:
-                process.thread.join(5)
+                process.thread.join(0.1 if process.told else max(0.1, end - time.monotonic()))
         self._processes.clear()
+
+    def _overdue(self) -> list[Event]:
+        """The deaths that a listener should have told by now."""
+        now, found = time.monotonic(), list[Event]()
+        for worker, process in self._processes.items():
+            if not process.limit and process.popen.poll() is not None:
+                process.limit = now + GRACE
+            if process.limit and now > process.limit and not process.told:
+                process.told = True
+                code = process.popen.returncode
+                reason = "killed, but still there" if code is None else _reason(code, process.errors)
+                found.append(Died(worker=worker, prompts=process.begun, reason=reason))
+        return found
 
     @staticmethod
     def _say(process: _Process, what: Setup | Task) -> None:
-        assert process.popen.stdin is not None
-        # A pipe without a reader, or closed since the process ended: its `Died` is on the way.
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            process.popen.stdin.write(what.model_dump_json().encode() + b"\n")
-            process.popen.stdin.flush()
+        """Send a line, without waiting for a process that does not read."""
+
+        def write(pipe: IO[bytes] | None = process.popen.stdin) -> None:
+            assert pipe is not None
+            # A pipe without a reader, or closed since the process ended: its `Died` is on the way.
+            with contextlib.suppress(BrokenPipeError, ValueError):
+                pipe.write(what.model_dump_json().encode() + b"\n")
+                pipe.flush()
+
+        threading.Thread(target=write, daemon=True).start()
 
     def _seat(self, worker: str, gpus: float) -> dict[str, str]:
         """GPUs for a worker: parts of one, or several whole ones, the emptiest first."""
@@ -142,7 +168,9 @@ class LocalPool:
         last = _last_words(process.errors)
         process.errors.close()
         starved = code == -signal.SIGKILL or bool(_NO_MEMORY.search(last))
-        self._events.put(Died(worker=worker, prompts=process.begun, reason=_reason(code, last), starved=starved))
+        if not process.told:
+            process.told = True
+            self._events.put(Died(worker=worker, prompts=process.begun, reason=_reason(code, last), starved=starved))
 
 
 def visible_gpus() -> int:

@@ -1,6 +1,7 @@
 """Ray, the only package that imports it: a pool of workers on a cluster, and jobs submitted to one.
 
-Knows Ray's actors, errors, addresses and job server; imports ray inside functions, so that tracer works without it.
+Knows Ray's actors, errors, addresses and job server, and starts a Ray that stays on this machine (local.py); imports
+ray inside functions, so that tracer works without it.
 Refuses to know any model or run folder.
 """
 

@@ -32,6 +32,10 @@ from tracer.runs.yamlfile import parsed
 
 LOST = 120.0
 """Seconds without an answer after which a job is no longer followed; it keeps running."""
+ANSWER = 60.0
+"""Seconds a job server has to answer a request: Ray's own client would wait for ever."""
+QUIET = 60.0
+"""Seconds without output after which the server is asked whether it is there: the connection may be cut in silence."""
 LARGEST = 2**20
 """Bytes of a job file; Ray takes up to 100 MiB, but a job is a page of text."""
 ALLOWED = frozenset(
@@ -234,9 +238,19 @@ def _client(address: str | None) -> tuple[Any, str]:
     hidden = {name: os.environ.pop(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS") if name in os.environ}
     try:
         with _readable_errors(address):  # either variable would win over the address asked for
-            return module.JobSubmissionClient(address, headers=headers or None), address
+            return _patient(module.JobSubmissionClient)(address, headers=headers or None), address
     finally:
         os.environ.update(hidden)
+
+
+def _patient(client: type[Any]) -> type[Any]:
+    """Ray's client, with a limit on each of its requests."""
+
+    class Patient(client):
+        def _do_request(self, *words: Any, **options: Any) -> Any:
+            return super()._do_request(*words, **{"timeout": ANSWER} | options)
+
+    return Patient
 
 
 def _token() -> dict[str, str]:
@@ -297,8 +311,15 @@ def _tail(client: Any, name: str, address: str, lines: _Lines) -> None:
 
     async def once() -> None:
         lines.rewind()
-        async for text in client.tail_job_logs(name):
-            lines.take(text)
+        pieces = client.tail_job_logs(name)
+        while True:
+            waiting = asyncio.ensure_future(anext(pieces))
+            while not (await asyncio.wait({waiting}, timeout=QUIET))[0]:
+                _asked(client, name, address)
+            try:
+                lines.take(waiting.result())
+            except StopAsyncIteration:
+                return
 
     cut = None
     while True:
