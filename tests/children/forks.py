@@ -136,12 +136,12 @@ def server() -> None:
     threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
     ours = Server(f"http://127.0.0.1:{web.server_port}")
     assert ours.status() == {}
-    free = holding(ours._count)
+    free = holding(ours._http._count)
     for _ in range(ours.limits.in_flight):
         ours._slots.acquire()
 
     def asked() -> bool:
-        with ours._slots, ours._count:
+        with ours._slots, ours._http._count:
             return ours.status() == {}
 
     for _ in range(count):

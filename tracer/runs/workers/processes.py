@@ -119,7 +119,7 @@ class LocalPool:
             if process.limit and now > process.limit and not process.told:
                 process.told = True
                 code = process.popen.returncode
-                reason = "killed, but still there" if code is None else _reason(code, process.errors)
+                reason = "killed, but still there" if code is None else _reason(code, _last_words(process.errors))
                 found.append(Died(worker=worker, prompts=process.begun, reason=reason))
         return found
 
