@@ -85,6 +85,12 @@ def forked(work: Callable[[], None], dies: int = 1 << 60) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(count or 0)
 
 
+if what == "parts":  # loaded once
+    from tracer.ndif import probe
+    from tracer.runs.units import dataset_circuit  # noqa: F401
+
+    model = probe.load("demo", device="cpu")
+    probe.load = lambda *_, **__: model  # type: ignore[assignment]
 COUNT = 10
 QUESTION = {"target": " is", "foil": " are"}
 FACTORY = "tracer.runs.worker:Worker" if what == "parts" else "fake_runs:Tiny"
