@@ -106,7 +106,7 @@ def job(limit: int | None = None) -> dict[str, Any]:
 
 
 def whole(out: Path, **options: Any) -> None:
-    shards.KEPT_EVERY = shards.KEPT_AFTER_DEATH = 0.0
+    shards.KEPT_EVERY, shards.KEPT_AFTER_DEATH, shards.KEPT_SHARE = 0.0, 0.0, 1e9
     run(job(), out, pool=InlinePool(), factory=FACTORY, **options)
 
 
