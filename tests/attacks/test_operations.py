@@ -19,7 +19,8 @@ LARGE = [pytest.mark.slow, pytest.mark.long]
     ("what", "step"),
     [
         ("run", 7),
-        *(pytest.param(what, 1, marks=LARGE) for what in ("run", "grow", "retry", "parts")),
+        *(pytest.param(what, 1, marks=LARGE) for what in ("run", "grow", "retry")),
+        pytest.param("parts", 5, marks=LARGE),
     ],
 )
 def test_a_driver_that_dies_before_any_file_operation_is_followed(

@@ -85,6 +85,12 @@ def forked(work: Callable[[], None], dies: int = 1 << 60) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), int(count or 0)
 
 
+if what == "parts":  # loaded once
+    from tracer.ndif import probe
+    from tracer.runs.units import dataset_circuit  # noqa: F401
+
+    model = probe.load("demo", device="cpu")
+    probe.load = lambda *_, **__: model  # type: ignore[assignment]
 COUNT = 10
 QUESTION = {"target": " is", "foil": " are"}
 FACTORY = "tracer.runs.worker:Worker" if what == "parts" else "fake_runs:Tiny"
@@ -100,7 +106,7 @@ def job(limit: int | None = None) -> dict[str, Any]:
 
 
 def whole(out: Path, **options: Any) -> None:
-    shards.KEPT_EVERY = shards.KEPT_AFTER_DEATH = 0.0
+    shards.KEPT_EVERY, shards.KEPT_AFTER_DEATH, shards.KEPT_SHARE = 0.0, 0.0, 1e9
     run(job(), out, pool=InlinePool(), factory=FACTORY, **options)
 
 

@@ -63,8 +63,9 @@ class Fake:
         if how == "ready":
             self.alive.add(worker)
             self.queues[worker].append(Started(worker=worker, model=MODEL, max_bytes=7, where="here"))
-        elif how in ("dies", "lost"):
-            self.queues[worker].append(Died(worker=worker, reason="no memory", blame=how == "dies"))
+        elif how in ("dies", "lost", "starves"):
+            died = Died(worker=worker, reason="no memory", blame=how != "lost", starved=how == "starves")
+            self.queues[worker].append(died)
 
     def give(self, worker: str, task: Task) -> None:
         assert worker in self.alive, "a task to a worker that is gone"
@@ -578,6 +579,14 @@ def test_workers_that_all_die_while_starting_end_the_run(monkeypatch: pytest.Mon
     with refused(RunError, "workers in a row", "no memory", "tracer plan"):
         finished(runner(pool, monkeypatch, 2), 4)
     assert pool.number <= 5
+
+
+def test_workers_that_find_no_memory_beside_each_other_are_started_with_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All four at once, and one after them."""
+    pool = Fake(well, starts=lambda number: "starves" if number < 5 else "ready")
+    one = runner(pool, monkeypatch, 4)
+    assert finished(one, 3) == [0, 1, 2]
+    assert one.workers == 1
 
 
 def test_lost_machines_while_starting_are_waited_out(monkeypatch: pytest.MonkeyPatch) -> None:

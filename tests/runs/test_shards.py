@@ -387,6 +387,7 @@ def test_what_was_kept_before_a_death_is_not_done_again_and_no_bit_differs(
     whole.run()
     monkeypatch.setattr(shards, "KEPT_EVERY", 0.0)
     monkeypatch.setattr(shards, "KEPT_AFTER_DEATH", 0.0)
+    monkeypatch.setattr(shards, "KEPT_SHARE", 1e9)
     shard, attempt, begun = Shard(tmp_path / "b", rows, **options), 1, Counter[tuple[int, ...]]()
     while True:
         shard.began.clear()

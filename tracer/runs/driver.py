@@ -488,7 +488,7 @@ class _Driver:
             started=self._on_start,
             heard=lambda: self.show(self._state),
             died=lambda _: self._write_journal(),
-            kept=lambda _: self._write_journal(),
+            kept=self._on_kept,
             stop=lambda: bool(self.signals.number),
             deaths=self._journal.deaths,
             quarantined=self._journal.quarantined,
@@ -557,6 +557,17 @@ class _Driver:
     def _write_record(self, more: Mapping[str, Any]) -> None:
         self.record |= more
         self.folder.begin({name: value for name, value in self.record.items() if name != "schema_version"})
+
+    def _on_kept(self, unit: int) -> None:
+        """Remember a part; its sums are over all prompts before it, so that those of the part before are not needed."""
+        *_, before, _ = (None, *(parts := self._journal.parts[unit]))
+        sums = None if before is None else before.files.get("means")
+        if before is not None and sums is not None:
+            others = {name: file for name, file in before.files.items() if name != "means"}
+            parts[-2] = before.model_copy(update={"files": others})
+        self._write_journal()
+        if sums is not None:
+            self.folder.place.remove(sums.name)
 
     def _write_journal(self) -> None:
         """Keep what is known of workers that died (the runner has the same dictionaries), but for what may change."""

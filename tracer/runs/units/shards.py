@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 STICKY = 70  # exit code of a process whose device is unusable
 PASSING = (ConnectionError, TimeoutError)
 """Transient errors, which are retried."""
-KEPT_EVERY, KEPT_AFTER_DEATH = 10.0, 1.0
+KEPT_EVERY, KEPT_AFTER_DEATH, KEPT_SHARE = 10.0, 1.0, 0.1
 """Seconds after which what is done of a shard is written, so that a process that dies costs no more; fewer where one
-has died."""
+has died. Never more of the time than this share of it."""
 LOOKED_AT = 1000
 """Prompts of the input that are looked at before a run for whether any can be asked."""
 UNLIKELY = "the target is not among the model's ten likeliest next tokens: the circuit is not of what the model says"
@@ -267,7 +267,8 @@ class _Shard:
             write: what is new in the tables, now and then.
         """
         items, left = [], len(rows) - len(self._done)
-        every, last = KEPT_AFTER_DEATH if self.task.attempt > 1 else KEPT_EVERY, time.monotonic()
+        every = KEPT_AFTER_DEATH if self.task.attempt > 1 else KEPT_EVERY
+        due = time.monotonic() + every
         self._mark()
         for row in rows:
             try:
@@ -282,9 +283,9 @@ class _Shard:
                 for made in batch:
                     self._record(made)
                     left -= 1
-                if left and time.monotonic() - last > every:
+                if left and (now := time.monotonic()) > due:
                     self._pulse.keep(self._part(write()))
-                    last = time.monotonic()
+                    due = now + max(every, (time.monotonic() - now) / KEPT_SHARE)
 
     def _part(self, files: dict[str, File]) -> Part:
         """What was written just now; from here on the rest is new."""

@@ -318,7 +318,11 @@ class Runner:
         self.kept(unit)
 
     def _failed_to_start(self, event: Died) -> None:
-        """After a few failures in a row the run continues with the existing workers, and ends if there is none."""
+        """Where memory may be the cause, fewer are tried. After a few failures in a row the run continues with the
+        existing workers, and ends if there is none."""
+        if event.starved and self.workers > 1:
+            self.workers -= 1
+            return
         self._failures += 1
         if self._failures < self.limits.tries:
             return
