@@ -130,7 +130,7 @@ class Key(httpx.Auth):
         raise TypeError("an NDIF key is never written")
 
 
-@dataclass
+@dataclass(eq=False)
 class _StatusError(Exception):
     """An HTTP answer other than 2xx."""
 
