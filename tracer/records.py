@@ -40,6 +40,7 @@ def as_int(value: Any) -> int | None:
 
 
 LARGEST = 2**63 - 1
+"""What an integer of 64 bits can be: torch and Arrow take no larger one."""
 Count = Annotated[int, Field(ge=1, le=LARGEST, strict=True)]
 Natural = Annotated[int, Field(ge=0, le=LARGEST, strict=True)]
 Name = Annotated[str, Field(min_length=1)]

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from tracer.errors import JobError, quoted
-from tracer.records import Record
+from tracer.records import LARGEST, Record
 
 Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random"]
 Baseline = Literal["zero", "mean", "counterfactual"]
@@ -59,9 +59,9 @@ class Settings(Record):
     basis: Basis = "activation"
     metric: MetricKind = "auto"
     rules: frozenset[Rule] = frozenset()
-    steps: int = Field(DEFAULT_STEPS, ge=1)
-    top_k: int = Field(DEFAULT_TOP_K, ge=1)
-    seed: int = Field(0, ge=0)
+    steps: int = Field(DEFAULT_STEPS, ge=1, le=LARGEST)
+    top_k: int = Field(DEFAULT_TOP_K, ge=1, le=LARGEST)
+    seed: int = Field(0, ge=0, le=LARGEST)
 
     @model_validator(mode="after")
     def _has_effect(self) -> Settings:

@@ -69,7 +69,9 @@ def places(nodes: Sequence[Node], about: Mapping[str, Any], name: str) -> tuple[
     for place, node in zip(found, nodes, strict=True):
         _check_bounds(place, node["node_id"], name)
     n_layers = _n_layers(nodes, found, about)
-    if n_layers < 1 or any(place.layer >= n_layers for place in found if place.kind not in ("embedding", "logit")):
+    if not 1 <= n_layers < 2**15 or any(
+        place.layer >= n_layers for place in found if place.kind not in ("embedding", "logit")
+    ):
         raise bad(name, f"its nodes do not fit a model of {n_layers} layers")
     return _apart([one._replace(layer=n_layers) if one.kind == "logit" else one for one in found]), n_layers
 
