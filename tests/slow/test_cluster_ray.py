@@ -24,9 +24,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]  # whole runs on Ray are in te
 HERE = Path(__file__).parent
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE.parent / "support"))  # for the nodes, where faulty.py must be found
+        yield
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    os.environ["PYTHONPATH"] = str(HERE.parent / "support")  # for the nodes, where faulty.py must be found
+def cluster(_environment: None) -> Iterator[None]:
     RayPool("local", num_cpus=2)  # stays connected: each test's pool finds it and leaves it open
     yield
     ray.shutdown()
@@ -233,7 +239,8 @@ def test_a_lost_node_is_no_prompts_fault(tmp_path: Path) -> None:
         assert pool.describe() == "Ray with 2 nodes, 1 CPUs (1 free), 0 GPUs (0 free)"
         started(pool, "a", ["ok", "hang"])
         pool.give("a", Task(unit=0))
-        time.sleep(0.5)
+        while Began(worker="a", prompts=(1,), done=1) not in until(pool, Began):
+            pass
         many.remove_node(node, allow_graceful=False)
         died = until(pool, Died)[-1]
         assert died == Died(worker="a", prompts=(1,), reason="its node was lost", blame=False)

@@ -72,6 +72,7 @@ class LocalRay:
 
     def __init__(self, ray: Any, options: dict[str, Any]) -> None:
         self._ray, self._essential, self._looked, self._lost = ray, list[psutil.Process](), 0.0, ""
+        self._token, self._pid = secrets.token_hex(32), os.getpid()
         _check_loopback()
         self.folder = _folder()
         atexit.register(self.close)
@@ -80,7 +81,7 @@ class LocalRay:
         late.start()
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            with _asking_for_a_token():
+            with _asking_for(self._token):
                 ray.init(address="local", _temp_dir=str(self.folder / "r"), **options)
             self._essential = [one for one in self._processes() if one.name() in _ESSENTIAL]
         except BaseException as error:  # noqa: BLE001 - Ray raises whatever it likes, and nothing may stay
@@ -107,6 +108,8 @@ class LocalRay:
 
     def close(self) -> None:
         """End it: its processes, its files, and the token that this process shows."""
+        if os.getpid() != self._pid:
+            return  # forked from the one that has it
         atexit.unregister(self.close)
         if self in _running:
             _running.remove(self)
@@ -117,18 +120,18 @@ class LocalRay:
         forget_token()
 
     def _processes(self) -> list[psutil.Process]:
-        """Those that this process started: their commands name the folder."""
+        """Whoever has its token, a worker too that a raylet left to nobody when it died."""
         found: list[psutil.Process] = []
-        for one in psutil.Process().children():
+        for one in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if any(str(self.folder) in word for word in one.cmdline()):
+                if one.pid != self._pid and one.environ().get("RAY_AUTH_TOKEN") == self._token:
                     found.append(one)
         return found
 
     def _kill(self) -> None:
         """SIGKILL to what is left of it, by id."""
         left = self._processes()
-        for one in left:
+        for one in left[:]:
             with contextlib.suppress(psutil.Error):
                 left += one.children(recursive=True)
         for one in left:
@@ -146,10 +149,12 @@ def check_variables() -> None:
     names = sorted(name for name in os.environ if re.match(r"RAY_[a-z]", name))
     if not names or "ray" in sys.modules:
         return
-    done = subprocess.run(
-        [sys.executable, "-c", "import ray"], capture_output=True, timeout=LIMIT, check=False, start_new_session=True
-    )
-    if done.returncode < 0:
+    command = [sys.executable, "-c", "import ray"]
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=LIMIT, check=False).returncode
+    except subprocess.TimeoutExpired:  # a slow disk, not a wrong word
+        return
+    if code < 0:
         value = f"environment with {printable(', '.join(names), 200)}"
         raise RunError(value, "ends Ray while it is loaded", "unset what is no number, or not of its type")
 
@@ -164,12 +169,12 @@ def forget_token() -> None:
 
 
 @contextlib.contextmanager
-def _asking_for_a_token() -> Iterator[None]:
+def _asking_for(token: str) -> Iterator[None]:
     """Start Ray in here: every process that it starts keeps what is set, this one only what Ray read of it."""
     before = dict(os.environ)
     for name in _ELSEWHERE:
         os.environ.pop(name, None)
-    os.environ.update(_TOKEN, RAY_AUTH_TOKEN=secrets.token_hex(32))
+    os.environ.update(_TOKEN, RAY_AUTH_TOKEN=token)
     constants: ModuleType = importlib.import_module("ray._private.ray_constants")
     clusters, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False  # type: ignore[attr-defined]
     try:

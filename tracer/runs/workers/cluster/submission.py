@@ -314,12 +314,15 @@ def _tail(client: Any, name: str, address: str, lines: _Lines) -> None:
         pieces = client.tail_job_logs(name)
         while True:
             waiting = asyncio.ensure_future(anext(pieces))
-            while not (await asyncio.wait({waiting}, timeout=QUIET))[0]:
-                _asked(client, name, address)
             try:
+                while not (await asyncio.wait({waiting}, timeout=QUIET))[0]:
+                    _asked(client, name, address)
                 lines.take(waiting.result())
             except StopAsyncIteration:
                 return
+            finally:  # where this ends earlier, the connection is closed
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
 
     cut = None
     while True:
