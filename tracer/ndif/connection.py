@@ -9,7 +9,6 @@ characters are spelt out and the key is struck out. Refuses to know jobs, and wh
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import math
 import random
@@ -26,6 +25,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tracer import jsontext
 from tracer.errors import RemoteError, quoted
 from tracer.ndif.network import Deadline, bounded
 from tracer.ndif.parallel import EndedError, OrderedMap
@@ -233,7 +233,7 @@ class Connection:
                 if missing and answer.status_code == 404:
                     return None
                 self._accept(answer, body)
-                return _parsed(body)
+                return jsontext.parse(body)
 
         return self._persist(once, path)
 
@@ -451,19 +451,12 @@ def _whole(answer: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
 def _detail(body: bytes) -> str:
     """What a refusal says; nothing if it is no JSON."""
     try:
-        said = _parsed(body)
+        said = jsontext.parse(body)
         return str(said.get("detail", said) if isinstance(said, dict) else said)
-    except (ValueError, RecursionError):
+    except ValueError:
         return ""
 
 
