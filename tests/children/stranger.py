@@ -14,7 +14,7 @@ def mark(path: str) -> None:
 
 
 try:
-    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="CRITICAL")
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level=50)
     ray.get(mark.remote(sys.argv[2]), timeout=20)
 except Exception as error:  # noqa: BLE001 - whatever keeps him out
     print("refused:", type(error).__name__, *str(error).split()[:40])
