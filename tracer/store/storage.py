@@ -311,7 +311,7 @@ class Storage:
             yield lease
         finally:
             over.set()
-            keeper.join()
+            keeper.join(LEASE)  # a store that does not answer holds nobody up: the lease runs out by itself
             if lease.mine():
                 self.remove(LEASE_FILE)
 
