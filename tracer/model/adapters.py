@@ -8,7 +8,6 @@ of another model would be merged in part, silently.
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tracer import jsontext, wholefile
 from tracer.errors import ModelError, first_line, option, quoted
 from tracer.model import folder
 
@@ -73,7 +73,7 @@ def find(name: str | Path, revision: str | None = None) -> Adapter:
     if not (path / folder.ADAPTER).is_file():
         raise ModelError(shown, f"holds no {folder.ADAPTER}", "give the folder or Hugging Face id of an adapter")
     try:
-        config = json.loads((path / folder.ADAPTER).read_text(encoding="utf-8"))
+        config = jsontext.parse(wholefile.read(path / folder.ADAPTER))
     except (OSError, ValueError) as error:
         raise ModelError(
             shown, f"its {folder.ADAPTER} cannot be read ({first_line(error)})", "save it again"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import http.client
-import json
 import os
 import re
 import ssl
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from tracer import demo
+from tracer import demo, jsontext, wholefile
 from tracer.errors import ModelError, first_line, option, quoted
 from tracer.model.families import FAMILIES, TEXT_PARTS
 from tracer.model.multimodal import BESIDE
@@ -294,7 +293,7 @@ def _json(where: str, file: str, revision: str | None) -> dict[str, Any]:
     path = _path(where, file, revision)
     if path is None:
         return {}
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    content = jsontext.parse(wholefile.read(path))
     if not isinstance(content, dict):
         raise ValueError(f"{file} is not a JSON object")
     return content
