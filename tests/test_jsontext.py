@@ -16,8 +16,6 @@ from tracer.jsontext import JsonError, TwiceError, parse
 LEAVES = st.none() | st.booleans() | st.integers(-(10**60), 10**60) | st.floats(allow_nan=False) | st.text(max_size=9)
 KEYS = st.text(max_size=5)
 VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner), max_leaves=20)
-    LEAVES, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner), max_leaves=20
-)
 
 
 @given(VALUES)
