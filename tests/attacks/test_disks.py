@@ -112,6 +112,7 @@ def again(whole: tracer.Run, folder: Path, **how: Any) -> Any:
 def test_a_run_that_finds_no_room_says_failed_loses_nothing_and_goes_on(
     whole: tracer.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: Attack, step: int
 ) -> None:
+    at = 0
     with attack("full disks: the n-th file of a run") as tally:
         for at in range(1, 100, step):
             folder = tmp_path / str(at)

@@ -65,14 +65,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 # ------------------------------------------------------------------------------------------------- corruptions
 
 
-def _json(change: Callable[[Any], Any]) -> Callable[[Path, Path], None]:
+def _json(change: Callable[[Any], Any]) -> Callable[[Path, Path], Any]:
     def corrupt(path: Path, _other: Path) -> None:
         path.write_text(json.dumps(change(json.loads(path.read_text()))))
 
     return corrupt
 
 
-def _text(change: Callable[[str], str]) -> Callable[[Path, Path], None]:
+def _text(change: Callable[[str], str]) -> Callable[[Path, Path], Any]:
     return lambda path, _other: path.write_text(change(path.read_text())) and None
 
 
@@ -98,7 +98,7 @@ def _link(path: Path, other: Path) -> None:
     path.symlink_to(other)
 
 
-ANY: dict[str, Callable[[Path, Path], None]] = {
+ANY: dict[str, Callable[[Path, Path], Any]] = {
     "missing": lambda path, _other: path.unlink(),
     "empty": lambda path, _other: path.write_bytes(b"") and None,
     "cut": lambda path, _other: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]) and None,
@@ -108,7 +108,7 @@ ANY: dict[str, Callable[[Path, Path], None]] = {
     "a link": _link,
     "a link to nothing": lambda path, _other: _link(path, Path("nowhere")),
 }
-JSON: dict[str, Callable[[Path, Path], None]] = {
+JSON: dict[str, Callable[[Path, Path], Any]] = {
     "a list": _json(lambda _: [1]),
     "null": _json(lambda _: None),
     "no keys": _json(lambda _: {}),
@@ -206,7 +206,8 @@ def gone_on_with(state: State, folders: Folders, folder: Path, tally: Tally) -> 
         before = held(folder)
     except TracerError:
         before = set()
-    for repair in ({}, {"repair": True}):
+    repairs: tuple[dict[str, Any], ...] = ({}, {"repair": True})
+    for repair in repairs:
         try:
             run(folders.job, folder, **how, **repair)
         except TracerError as error:

@@ -322,6 +322,7 @@ def test_a_folder_from_before_there_was_a_limit_is_gone_on_with(server: Loopback
     assert "in_flight" not in record["numbers"]
     del record["job"]["in_flight"], record["digest"]
     (out / "run.json").write_text(json.dumps(record))
+    (out / "_SUCCESS.json").unlink()
     RunFolder(out).uncommit(1)
     found = inline(job(edges=False, in_flight=2), out)
     assert (found.resumed, found.status.statuses) == (1, {"ok": 8})

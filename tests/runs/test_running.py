@@ -358,6 +358,7 @@ def test_other_versions_are_refused(tmp_path: Path, undisturbed: Run) -> None:
     record = place.read_json("run.json")
     record["packages"]["torch"] = "1.0"
     del record["digest"]
+    place.remove("_SUCCESS.json")
     place.write_json("run.json", record)
     with refused(RunError, "other versions", "torch 1.0"):
         inline(job(tmp_path), undisturbed.address)

@@ -4,6 +4,8 @@ Bits are flipped in tests/attacks/test_bits.py."""
 
 from __future__ import annotations
 
+import io
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import runs
 import tracer
 from helpers import refused
 from tracer import Circuit, Run, RunError
+from tracer.store import aggregation, compaction, edge_means
 from tracer.store.run_folder import RunFolder
 
 PROMPT = tracer.Prompt("The secretaries near the car", target=" are", foil=" is")
@@ -115,3 +118,20 @@ def test_sealing_again_after_a_change_is_what_makes_it_count(circuit: Circuit, t
         RunFolder(tmp_path).tables(["neurons"])
     RunFolder(tmp_path).seal()
     assert RunFolder(tmp_path).tables(["neurons"])[1] == []
+
+
+def test_readers_that_end_in_an_error_leave_no_thread(done: Run, tmp_path: Path) -> None:
+    lost = runs.tiny(tmp_path)
+    files, place = lost.folder.tables(["nodes", "edges"])[0], lost.folder.place
+    Path(files["edges"][1]).write_bytes(b"x")
+    kept: list[BaseException] = []  # whose tracebacks hold every frame
+    for act in (
+        lambda: compaction.compact(files["nodes"], files["edges"], place.fs, place),
+        lambda: edge_means.write_edges_mean(files["nodes"], files["edges"], place.fs, io.BytesIO()),
+        lambda: aggregation.neurons([*files["nodes"], files["edges"][0]], place.fs),
+        lambda: aggregation.top_prompts([*files["nodes"], files["edges"][0]], place.fs),
+    ):
+        with pytest.raises(RunError) as caught:
+            act()
+        kept.append(caught.value)
+        assert [one.name for one in threading.enumerate() if one.name.startswith("tracer-read")] == []

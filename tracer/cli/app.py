@@ -18,6 +18,7 @@ import typer
 from tracer.cli import evaluating, runs, terminal
 from tracer.cli.loading import Where, report
 from tracer.cli.loading import loaded as _loaded
+from tracer.cli.terminal import MOST
 from tracer.errors import JobError, RunError, TracerError, first_line, quoted, say
 from tracer.text import is_text
 
@@ -63,7 +64,7 @@ class Format(StrEnum):
     csv = "csv"
 
 
-Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1)]
+Rows = Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1, max=MOST)]
 OfRun = Annotated[
     int | None,
     typer.Option("--prompt", help="Of a run over many: a prompt's number (prompt_id). Default: the dataset's circuit."),
@@ -131,16 +132,18 @@ def trace(
     basis: Annotated[str, typer.Option(help="activation (neurons) or output (of the MLP).")] = "activation",
     metric: Annotated[str, typer.Option(help="auto, logit, difference, logprob, centred.")] = "auto",
     top: Annotated[
-        int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.")
+        int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.", max=MOST)
     ] = None,
     without_rule: Annotated[
         list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the method random.")] = 0,
+    steps: Annotated[int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation.", max=MOST)] = 10,
+    seed: Annotated[int, typer.Option(help="Of the method random.", max=MOST)] = 0,
     nodes: Annotated[
         int | None,
-        typer.Option(help="Nodes to keep, strongest first. Default: 200, unless --threshold or --mass is given."),
+        typer.Option(
+            help="Nodes to keep, strongest first. Default: 200, unless --threshold or --mass is given.", max=MOST
+        ),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(help="Keep |attribution| >= this share of |metric| (paper: .005).")
@@ -161,7 +164,7 @@ def trace(
     edge_attribution: Annotated[
         float | None, typer.Option(help="Keep edges with at least this |attribution|, in logits.")
     ] = None,
-    top_edges: Annotated[int | None, typer.Option(help="Keep at most this many edges.")] = None,
+    top_edges: Annotated[int | None, typer.Option(help="Keep at most this many edges.", max=MOST)] = None,
     node_influence: Annotated[
         float | None, typer.Option(help="Keep the fewest nodes with this share of all influence (usual: .8).")
     ] = None,
@@ -312,7 +315,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="A Neuronpedia or circuit-tracer graph file (JSON).")],
     out: Annotated[str | None, typer.Option(help="Save it as a run folder here: a path, s3:// or gs://.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")] = False,
-    max_mib: Annotated[int, typer.Option(help="Refuse a larger file unread.", min=1)] = 256,
+    max_mib: Annotated[int, typer.Option(help="Refuse a larger file unread.", min=1, max=MOST)] = 256,
     rows: Rows = 20,
     style: Style = Format.table,
 ) -> None:
@@ -341,7 +344,8 @@ def evaluate(
         ),
     ] = None,
     count: Annotated[
-        int | None, typer.Option(help="How many built-in pairs, or prompts of a run over many. Default: 40.", min=1)
+        int | None,
+        typer.Option(help="How many built-in pairs, or prompts of a run over many. Default: 40.", min=1, max=MOST),
     ] = None,
     ablation: Annotated[
         str | None,
@@ -383,7 +387,7 @@ def evaluate(
         bool | None,
         typer.Option(help="Begin texts with the beginning-of-sequence token. Default: as the circuit's prompt does."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0, max=MOST)] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -455,7 +459,7 @@ def steer(
     factor: Annotated[float | None, typer.Option(help="Multiply: 0 ablates, 2 amplifies, -1 inverts.")] = None,
     set_to: Annotated[float | None, typer.Option(help="Set to this value.")] = None,
     add: Annotated[float | None, typer.Option(help="Add this value.")] = None,
-    top: Annotated[int | None, typer.Option(help="Only the strongest this many nodes.", min=1)] = None,
+    top: Annotated[int | None, typer.Option(help="Only the strongest this many nodes.", min=1, max=MOST)] = None,
     everywhere: Annotated[
         bool, typer.Option("--everywhere", help="At every position, new tokens included; else at the nodes' own.")
     ] = False,
@@ -463,9 +467,9 @@ def steer(
         str | None, typer.Option(help="Where instead of the nodes' own positions: '-1' or '2,5'.")
     ] = None,
     bos: Bos = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0)] = 20,
-    random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0)] = 5,
-    seed: Annotated[int, typer.Option(help="Of the random draws.", min=0)] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0, max=MOST)] = 20,
+    random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0, max=MOST)] = 5,
+    seed: Annotated[int, typer.Option(help="Of the random draws.", min=0, max=MOST)] = 0,
     model: Annotated[
         str | None,
         typer.Option(help="'demo', a folder, or a Hugging Face id. Default: the model of --nodes' circuit, else demo."),

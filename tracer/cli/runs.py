@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import terminal
+from tracer.cli.terminal import MOST
 from tracer.errors import JobError, RemoteError, RunError, quoted, writing
 from tracer.text import printable
 
@@ -49,8 +50,8 @@ Workers = Annotated[
     int | None, typer.Option(help="Processes. Default: one per GPU, or per core as memory allows; one with --remote.")
 ]
 Gpus = Annotated[float | None, typer.Option(help="Of each worker: a part of a GPU (0.5), or several with device_map.")]
-Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.", min=1)]
-ShardSize = Annotated[int | None, typer.Option(help="Prompts in one unit of work and of commitment.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.", min=1, max=MOST)]
+ShardSize = Annotated[int | None, typer.Option(help="Prompts in one unit of work and of commitment.", min=1, max=MOST)]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, int8, nf4, ...")]
 
 
@@ -62,7 +63,7 @@ def run(
     workers: Workers = None,
     gpus_per_worker: Gpus = None,
     threads: Annotated[
-        int, typer.Option(help="Of torch, in each worker on a CPU. The last bits depend on it.", min=1)
+        int, typer.Option(help="Of torch, in each worker on a CPU. The last bits depend on it.", min=1, max=MOST)
     ] = 1,
     limit: Limit = None,
     shard_size: ShardSize = None,
@@ -72,7 +73,9 @@ def run(
     ] = False,
     in_flight: Annotated[
         int | None,
-        typer.Option(help="With --remote: requests at the server at a time, over all workers. Default: 4.", min=1),
+        typer.Option(
+            help="With --remote: requests at the server at a time, over all workers. Default: 4.", min=1, max=MOST
+        ),
     ] = None,
     change: Change = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any prompt failed.")] = False,
@@ -204,7 +207,7 @@ def compact(
     neuron: Annotated[
         str | None, typer.Option(help="Look one neuron up in the compacted tables: LAYER/NEURON.")
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows shown of a look-up.", min=1)] = 20,
+    rows: Annotated[int, typer.Option(help="Rows shown of a look-up.", min=1, max=MOST)] = 20,
 ) -> None:
     """Rewrite a run's nodes and edges sorted by (layer, neuron), so that one neuron is found in milliseconds.
 
