@@ -58,6 +58,7 @@ TIERS = {
     "store/test_damage.py": "model",
     "store/test_folder.py": "process",
     "store/test_places.py": "process",
+    "system": "unit",
 }
 """What the tests of a room, or of one of its files, need; a test may say otherwise of itself."""
 

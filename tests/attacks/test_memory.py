@@ -18,12 +18,12 @@ import pytest
 import runs
 import tracer
 from tally import Attack, Tally
-from tracer import machine
 from tracer.errors import RunError
-from tracer.machine import Memory
 from tracer.runs import status
 from tracer.runs.driver import run
 from tracer.store.run_folder import RunFolder
+from tracer.system import machine
+from tracer.system.machine import Memory
 
 COUNT, MIB = 96, 2**20
 GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")

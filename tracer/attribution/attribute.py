@@ -19,7 +19,6 @@ from tracer.attribution.methods import Progress, Work
 from tracer.attribution.result import Attribution, check_conservation
 from tracer.batching import batches
 from tracer.errors import JobError, quoted, say
-from tracer.forks import after_fork
 from tracer.metrics import Metric, entries
 from tracer.model import passes
 from tracer.model.model import Model
@@ -27,6 +26,7 @@ from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, encode
 from tracer.settings import Settings, settings
 from tracer.shapes import MeanValues
+from tracer.system.forks import after_fork
 
 
 class Reference:

@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from tracer import jsontext, wholefile
 from tracer.circuit.circuit import Graph, Traced, edges_table
 from tracer.circuit.foreign import cantor, uncantor
 from tracer.circuit.neuronpedia import from_neuronpedia, lost, to_neuronpedia
 from tracer.errors import JobError, RunError, option, quoted, writing
 from tracer.store.schemas import EDGES
+from tracer.system import jsontext, wholefile
 from tracer.text import frame_csv, xml_text
 
 __all__ = [

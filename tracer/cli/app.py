@@ -713,7 +713,7 @@ def _rules(off: list[str] | None, method: str, rules: frozenset[str]) -> frozens
 
 def _lines(path: Path, bos: bool, option: str = "--reference") -> list[Any]:
     import tracer
-    from tracer import wholefile
+    from tracer.system import wholefile
 
     try:
         lines = [line for line in wholefile.read(path).decode("utf-8-sig").splitlines() if line.strip()]

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 
-from tracer import machine
 from tracer.attribution.attribute import attribute, metric_of, notes, split
 from tracer.attribution.edges import direct_edges
 from tracer.attribution.trace import trace
@@ -25,6 +24,7 @@ from tracer.ndif.probe import connect
 from tracer.ndif.server import Notify, Server
 from tracer.prompts import Batch, Prompt, encode
 from tracer.settings import RULES, settings
+from tracer.system import machine
 
 PROMPTS = (
     Prompt("The secretaries near the car", target=" are", foil=" is"),

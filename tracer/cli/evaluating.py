@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tracer import wholefile
 from tracer.cli import terminal
 from tracer.errors import JobError, RunError, quoted, writing
+from tracer.system import wholefile
 
 if TYPE_CHECKING:
     from tracer.attribution.methods import Progress

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tracer import machine
 from tracer.cli import terminal
 from tracer.errors import JobError, ModelError
+from tracer.system import machine
 
 if TYPE_CHECKING:
     from tracer.settings import ModelRecord

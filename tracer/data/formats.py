@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tracer import jsontext
 from tracer.data.files import BLOCK, File, opened, reading
 from tracer.data.rows import Unreadable
 from tracer.errors import JobError, quoted
+from tracer.system import jsontext
 
 RawRecord = dict[str, Any] | Unreadable
 

@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tracer import jsontext, wholefile
 from tracer.attribution import selected
 from tracer.attribution.attribute import attribute, notes, prepared
 from tracer.attribution.result import Attribution
@@ -38,6 +37,7 @@ from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
 from tracer.settings import BASES, settings
 from tracer.store.storage import is_remote
+from tracer.system import jsontext, wholefile
 
 TOP = 5
 """How many of the unsteered model's own top tokens are reported next to those asked about."""

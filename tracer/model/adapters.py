@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tracer import jsontext, wholefile
 from tracer.errors import ModelError, first_line, option, quoted
 from tracer.model import folder
+from tracer.system import jsontext, wholefile
 
 NOT_WEIGHTS = frozenset(
     "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT CARTRIDGE XLORA POLY".split()

@@ -22,10 +22,11 @@ from typing import Any
 
 import torch
 
-from tracer import demo, jsontext, wholefile
+from tracer import demo
 from tracer.errors import ModelError, TracerError, first_line, option, quoted
 from tracer.model.families import FAMILIES, TEXT_PARTS
 from tracer.model.multimodal import BESIDE
+from tracer.system import jsontext, wholefile
 
 POINTER = b"version https://git-lfs"
 ADAPTER = "adapter_config.json"

@@ -25,14 +25,14 @@ import torch
 from nnsight import TransformersModel
 from torch import nn
 
-from tracer import machine
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.forks import after_fork
 from tracer.model import adapters, folder, interventions, multimodal, state, tokens
 from tracer.model.backend import Remote
 from tracer.model.families import Family, family_of, looks_ahead
 from tracer.settings import RULES, ModelRecord
+from tracer.system import machine
+from tracer.system.forks import after_fork
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.modules import module as hooks_of_all
 
 from tracer.errors import ModelError
-from tracer.forks import after_fork
+from tracer.system.forks import after_fork
 
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",

@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tracer import jsontext
 from tracer.errors import RemoteError, quoted
 from tracer.ndif.network import Deadline, bounded
 from tracer.ndif.parallel import EndedError, OrderedMap
 from tracer.settings import IN_FLIGHT
+from tracer.system import jsontext
 from tracer.text import printable
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ import zstandard
 from nnsight import save
 from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
 
-from tracer.forks import after_fork
+from tracer.system.forks import after_fork
 
 RECEIPT = "_receipt_of_this_request"
 """The name under which a result says which request it is of."""

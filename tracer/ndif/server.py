@@ -32,7 +32,6 @@ from nnsight.tracing.util import push
 from pydantic import ValidationError
 
 from tracer.errors import RemoteError, option, quoted, say
-from tracer.forks import after_fork
 from tracer.model.backend import Grants
 from tracer.ndif import forms, payload, results
 from tracer.ndif.connection import (
@@ -50,6 +49,7 @@ from tracer.ndif.connection import (
     shown,
 )
 from tracer.ndif.parallel import OrderedMap
+from tracer.system.forks import after_fork
 
 PASSING = ("try again", "evicted", "preempted", "temporarily", "restarting", "cached (warm)", "was cancelled")
 """What a failed job says where the server, not the job, was at fault."""

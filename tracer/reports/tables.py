@@ -16,11 +16,11 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from tracer import wholefile
 from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph, Traced
 from tracer.errors import JobError, option, say, writing
 from tracer.reports import figures, sheet, viewer
 from tracer.reports.sheet import TERMINAL, Sheet, token, unit
+from tracer.system import wholefile
 from tracer.text import LONG, csv_text, printable
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from tracer import jsontext, wholefile
 from tracer.errors import JobError, quoted
+from tracer.system import jsontext, wholefile
 
 MOST_NODES = 10**6
 """Values of a document, those of aliases counted wherever they are: ten lines of them could make any number."""

@@ -28,8 +28,8 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from tracer import jsontext, wholefile
 from tracer.errors import RunError, first_line, quoted
+from tracer.system import jsontext, wholefile
 from tracer.text import is_text
 
 SCHEMES = ("s3", "gs", "gcs")

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracer import jsontext, wholefile
 from tracer.data.tasks.pairs import Pair
 from tracer.demo import data
 from tracer.errors import JobError, quoted
 from tracer.prompts import Prompt, Vocabulary, encode, tokenize
+from tracer.system import jsontext, wholefile
 
 SPLITS: dict[str, data.Split] = {"train": "train", "test": "held_out"}
 """Our names, and which of the demo model's training splits the pairs come from."""

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tracer import data, machine
+from tracer import data
 from tracer.errors import JobError, TracerError
-from tracer.machine import gib
 from tracer.model.model import budget_without_gpu, read_tokenizer
 from tracer.model.sizes import Shape
 from tracer.prompts import tokenize
@@ -25,6 +24,8 @@ from tracer.runs.plan import planner
 from tracer.runs.plan.planner import Plan, check, demands
 from tracer.runs.split import check_overlap, train_and_test
 from tracer.runs.workers.placement import seats
+from tracer.system import machine
+from tracer.system.machine import gib
 
 SAMPLE = 256
 """Prompts whose lengths are looked at: the first ones."""

@@ -13,11 +13,11 @@ from typing import Any
 
 from tracer.attribution.selection import node_limit
 from tracer.errors import JobError, ModelError
-from tracer.machine import gib
 from tracer.model.model import BUDGET_WITHOUT_GPU
 from tracer.model.sizes import Shape
 from tracer.runs.plan.memory import CUDA_CONTEXT, LIBRARIES, Memory, predict
 from tracer.settings import BASELINES, RULES
+from tracer.system.machine import gib
 
 USED = 0.8
 """The share of a memory that is planned for."""

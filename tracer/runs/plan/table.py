@@ -6,9 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tracer.machine import gib
 from tracer.reports.tables import cell
 from tracer.runs.plan.planner import Plan
+from tracer.system.machine import gib
 from tracer.text import printable
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tracer import machine
 from tracer.errors import JobError, option
 from tracer.runs.jobs import Job
 from tracer.runs.workers.messages import Pool
 from tracer.runs.workers.processes import LocalPool, visible_gpus
+from tracer.system import machine
 
 _MOST = 8  # processes on the cores of one machine, unless more are asked for
 

@@ -23,8 +23,8 @@ from typing import IO
 
 from pydantic import TypeAdapter
 
-from tracer import machine
 from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Refused, Setup, Started, Task
+from tracer.system import machine
 
 _KINDS: dict[str, type[Started | Began | Done | Refused | Broke]] = {
     kind.__name__: kind for kind in (Started, Began, Done, Refused, Broke)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer import jsontext
-from tracer.jsontext import JsonError, TwiceError, parse
+from tracer.system import jsontext
+from tracer.system.jsontext import JsonError, TwiceError, parse
 
 LEAVES = st.none() | st.booleans() | st.integers(-(10**60), 10**60) | st.floats(allow_nan=False) | st.text(max_size=9)
 KEYS = st.text(max_size=5)

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tracer import machine
+from tracer.system import machine
 
 MIB, GIB = 2**20, 2**30
 
