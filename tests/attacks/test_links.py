@@ -27,6 +27,12 @@ PROMPT = tracer.Prompt("The secretaries near the car", target=" are", foil=" is"
 SECRET = b"not the run's"
 
 
+def some(names: list[str], *few: str) -> list[Any]:
+    """All of them; by default a few."""
+    byhand = [pytest.mark.slow, pytest.mark.long]
+    return [name if name in few else pytest.param(name, marks=byhand) for name in names]
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(tracer.trace(tracer.load(), PROMPT, nodes=8).save(tmp_path_factory.mktemp("links") / "run"))
@@ -149,11 +155,12 @@ def everything(tally: Tally, done: tracer.Run, folder: Path) -> None:
         harmless(tally, f"run {how}", lambda how=how: again(done, folder, **how))
 
 
+FILES = ["run.json", "_SUCCESS.json", "progress.json", "input.parquet", "neurons.parquet"]
 PARTS = ["nodes", "edges", "prompts", "_commits", "_journal", "compact", "run.json", "input.parquet", "progress.json"]
 PARTS += ["_SUCCESS.json", "neurons.parquet", "failed.parquet", ".lock", "_commits/0.json", "nodes/0-*.parquet"]
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", some(PARTS, "nodes", "_commits", "run.json", "input.parquet", ".lock"))
 def test_no_file_or_folder_of_a_run_may_be_a_link(done: tracer.Run, tmp_path: Path, part: str, attack: Attack) -> None:
     folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     shutil.copytree(done.address, folder)
@@ -177,7 +184,7 @@ def contents(path: Path) -> dict[str, bytes]:
     return {str(one): one.read_bytes() for one in files}
 
 
-@pytest.mark.parametrize("name", ["run.json", "_SUCCESS.json", "progress.json", "input.parquet", "neurons.parquet"])
+@pytest.mark.parametrize("name", some(FILES, "run.json", "_SUCCESS.json"))
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
 def test_a_folder_or_a_pipe_where_a_file_should_be_is_named(
     done: tracer.Run, tmp_path: Path, name: str, make: Callable[[Path], Any], attack: Attack
@@ -204,7 +211,7 @@ NAMES += ["prompts/0-000000000000.parquet", "nodes/1-000000000000.parquet", "nod
 NAMES += ["nodes/0-000000000000.parquet\n", "nodes\\0-000000000000.parquet", "run.json", "_commits/0.json", "nodes//0"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, *NAMES[:3], "victim/x.parquet", "nodes/x.parquet"))
 def test_a_commit_that_names_anothers_file_reads_and_deletes_none(
     done: tracer.Run, tmp_path: Path, name: str, attack: Attack
 ) -> None:

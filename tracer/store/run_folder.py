@@ -153,7 +153,9 @@ class RunFolder:
         except RunError as error:
             raise damaged_record(error.rule) from error
         version = record.get("schema_version")
-        if not isinstance(version, str) or version not in ({SCHEMA_VERSION} if resume else READABLE):
+        if not isinstance(version, str):
+            raise damaged_record("it does not say of which schema version it is")
+        if version not in ({SCHEMA_VERSION} if resume else READABLE):
             raise RunError(
                 f"run {quoted(str(self.place), 300)}",
                 f"has schema version {quoted(version)}, this tracer reads {SCHEMA_VERSION!r}",
