@@ -75,7 +75,7 @@ class Fake:
         queue = self.queues[worker]
         for kind, value in self.script(self, worker, task):
             if kind == "began":
-                queue.append(Began(worker=worker, prompts=value, done=0))
+                queue.append(Began(worker=worker, prompts=value, done=value[0]))
             elif kind == "waits":
                 queue.append(Began(worker=worker, prompts=value, done=0, note="a.host, 3 s, queued: 2nd"))
             elif kind == "silent":  # begun, but the word of it was lost with the process
@@ -85,6 +85,8 @@ class Fake:
                 queue.append(value)
             elif kind == "part":
                 queue.append(Began(worker=worker, prompts=(), done=0, part=value))
+            elif kind == "left out":
+                queue.append(Began(worker=worker, prompts=(), done=value))
             elif kind == "done":
                 queue.append(Done(worker=worker, report=Report(unit=task.unit)))
             elif kind == "broke":
@@ -344,6 +346,20 @@ def test_deaths_in_a_row_end_the_run_and_blame_nobody(
     one.acquit()
     assert one.quarantined == one.deaths == {}
     assert len(pool.deaths) < 50
+
+
+def test_who_is_left_out_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker tells of each that it leaves out before it dies on the next."""
+
+    def script(_pool: Fake, _worker: str, task: Task) -> Iterator[Step]:
+        for number, _ in enumerate(task.quarantined):
+            yield "left out", number + 1
+        yield "began", (len(task.quarantined),)
+        yield "starved", None
+
+    one = runner(Fake(script), monkeypatch)
+    with refused(RunError, "10 workers in a row"):
+        finished(one, 1)
 
 
 def test_a_row_of_bad_prompts_ends_nothing_while_others_are_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,6 @@ class _Busy:
     since: float
     prompts: tuple[int, ...] = ()
     done: int = 0
-    before: int | None = None  # done when its first news came: kept by others
     beside: bool = False  # whether other workers are or were there meanwhile
     note: str = ""
     late: bool = False
@@ -200,10 +199,10 @@ class Runner:
                 self._ready.add(event.worker)
                 self._failures, self._idle_since = 0, time.monotonic()
             case Began() if busy is not None:
-                busy.prompts, busy.done, busy.note = event.prompts, event.done, event.note
-                busy.since, busy.before = time.monotonic(), event.done if busy.before is None else busy.before
-                if event.done > busy.before:
+                if busy.prompts and event.done > busy.done:  # not those that are left out
                     self._went_well()
+                busy.prompts, busy.done, busy.note = event.prompts, event.done, event.note
+                busy.since = time.monotonic()
                 if event.part is not None:
                     self._keep(busy.task.unit, event.part)
             case Done() if busy is not None and busy.task.unit == event.report.unit:
