@@ -192,7 +192,7 @@ def _read(worker: str, line: bytes) -> Event | None:
     try:
         content = json.loads(line)
         kind = _KINDS[content.pop("kind_of_event")]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         return None
     return TypeAdapter(kind).validate_python({**content, "worker": worker})
 
