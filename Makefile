@@ -33,7 +33,7 @@ slow: $(READY)
 	$(BIN)/python -m pytest -m "$(SLOW)"
 
 attacks: $(READY)
-	$(BIN)/python -m pytest tests/attacks -m "not ndif"
+	$(BIN)/python -m pytest tests/attacks -m "not ndif" -n 2 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .
