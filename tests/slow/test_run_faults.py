@@ -33,7 +33,6 @@ pytestmark = pytest.mark.slow
 
 FAULTY, TINY = "fake_runs:Faulty", "fake_runs:Tiny"
 COUNT = 24
-POOLS = ["local", "ray"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +57,7 @@ def ray_here(_environment: None) -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(params=POOLS)
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.long)])
 def made_pool(request: pytest.FixtureRequest) -> Any:
     """A pool of each kind."""
     if request.param == "local":
@@ -136,6 +135,7 @@ def test_batches_change_no_bit_however_they_are_worked_on(tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------ killed and resumed
 
 
+@pytest.mark.long  # CI has tests/attacks/test_kills.py
 @pytest.mark.parametrize("seed", range(1))
 def test_workers_that_are_killed_change_nothing(tmp_path: Path, whole: Run, made_pool: Any, seed: int) -> None:
     pool = Sabotage(made_pool, seed, 2)
@@ -153,6 +153,7 @@ def test_a_worker_that_is_stopped_counts_as_hung(tmp_path: Path, whole: Run) -> 
     runs.same(tmp_path / "run", whole.address)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "seed"), [("local", 0), ("ray", 2)])
 def test_a_driver_that_is_killed_is_followed(tmp_path: Path, whole: Run, kind: str, seed: int) -> None:
     if kind == "ray":
@@ -171,7 +172,9 @@ def test_a_driver_that_is_killed_is_followed(tmp_path: Path, whole: Run, kind: s
     assert runs.orphans(tmp_path / "run") == set()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_the_command_that_is_stopped_says_how_to_go_on(tmp_path: Path, whole: Run, number: int, code: int) -> None:
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(tmp_path, prompts(SLOW))))
     command = [sys.executable, "-m", "tracer", "run", str(tmp_path / "job.yaml"), "--out", str(tmp_path / "run")]

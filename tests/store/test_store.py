@@ -420,7 +420,9 @@ def test_no_module_of_the_library_reads_pickles() -> None:
                 names = [ast.unparse(part.func)]
                 assert not any(word.arg == "allow_pickle" for word in part.keywords), path
                 # NDIF answers in torch's format; read so, it holds tensors and plain containers, or is refused.
-                if path.name == "results.py" and any(ast.unparse(word) == "weights_only=True" for word in part.keywords):
+                if path.name == "results.py" and any(
+                    ast.unparse(word) == "weights_only=True" for word in part.keywords
+                ):
                     continue
             assert not FORBIDDEN & set(names), path
             assert not {"torch.load", "np.load", "numpy.load", "pd.read_pickle"} & set(names), path

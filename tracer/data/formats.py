@@ -27,6 +27,8 @@ RawRecord = dict[str, Any] | Unreadable
 _HEAD = 1000  # lines of a JSON file whose keys are taken for its columns
 _BATCH = 1024  # rows of a Parquet file decoded at once
 _LINE = 1 << 24  # bytes or characters of a line, or of a cell: far beyond any prompt, a bound on what is held
+_HELD = 1 << 25  # bytes of a column of a row group of a Parquet file
+_LONG_TEXT = 1 << 16  # bytes of a text there, on average
 _LONG = f"is longer than {_LINE >> 20} MiB"
 
 
@@ -203,8 +205,7 @@ def _parquet(file: File) -> Iterator[pq.ParquetFile]:
         reading(file),
         file.filesystem.open_input_file(file.path) as stream,
         pq.ParquetFile(stream) as heading,
-        # Buffered: otherwise a row group's whole column would be in memory. Texts as dictionaries: one that is in many
-        # rows is there once.
+        # Buffered: otherwise a row group's whole column would be in memory.
         pq.ParquetFile(
             stream, buffer_size=BLOCK, pre_buffer=False, metadata=heading.metadata, read_dictionary=_texts(heading)
         ) as table,
@@ -213,9 +214,21 @@ def _parquet(file: File) -> Iterator[pq.ParquetFile]:
 
 
 def _texts(file: pq.ParquetFile) -> list[str]:
-    """Columns of texts or bytes, which are not parts of others."""
-    named, columns = set(file.schema_arrow.names), [file.schema.column(i) for i in range(len(file.schema))]
-    return [column.path for column in columns if column.physical_type == "BYTE_ARRAY" and column.path in named]
+    """Columns of texts or bytes that are read as dictionaries, so that one that is in many rows is there once: those of
+    which a row group can be held, and those of long texts."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+
+    def as_dictionary(at: int) -> bool:
+        sizes = [(group.column(at).total_uncompressed_size, group.num_rows) for group in groups]
+        return all(size < _HELD or size > _LONG_TEXT * rows for size, rows in sizes)
+
+    columns = [file.schema.column(at) for at in range(len(file.schema))]
+    named = set(file.schema_arrow.names)
+    return [
+        column.path
+        for at, column in enumerate(columns)
+        if column.path in named and column.physical_type == "BYTE_ARRAY" and as_dictionary(at)
+    ]
 
 
 def _parquet_columns(file: File) -> list[str] | None:
@@ -235,8 +248,9 @@ def _parquet_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, Ra
 
 def _values(column: pa.Array) -> list[Any]:
     if isinstance(column, pa.DictionaryArray):
-        texts = _values(column.dictionary)
-        return [None if index is None else texts[index] for index in column.indices.to_pylist()]
+        used = column.indices.unique().drop_null()
+        texts = dict(zip(used.to_pylist(), _values(column.dictionary.take(used)), strict=True))
+        return [texts.get(index) for index in column.indices.to_pylist()]
     if (pa.types.is_string(column.type) or pa.types.is_binary(column.type)) and (
         pc.max(pc.binary_length(column)).as_py() or 0  # type: ignore[attr-defined]
     ) > _LINE:
