@@ -72,6 +72,7 @@ class LocalRay:
 
     def __init__(self, ray: Any, options: dict[str, Any]) -> None:
         self._ray, self._essential, self._looked, self._lost = ray, list[psutil.Process](), 0.0, ""
+        self._begun = set[psutil.Process]()
         self._token, self._pid = secrets.token_hex(32), os.getpid()
         _check_loopback()
         self.folder = _folder()
@@ -84,6 +85,7 @@ class LocalRay:
             with _asking_for(self._token):
                 ray.init(address="local", _temp_dir=str(self.folder / "r"), **options)
             self._essential = [one for one in self._processes() if one.name() in _ESSENTIAL]
+            self._remember()
         except BaseException as error:  # noqa: BLE001 - Ray raises whatever it likes, and nothing may stay
             cause = _logged(self.folder)
             self.close()
@@ -104,6 +106,8 @@ class LocalRay:
         if not self._lost and (sure or time.monotonic() - self._looked >= LOOK):
             self._looked = time.monotonic()
             self._lost = next((one.name() for one in self._essential if not _lives(one)), "")
+            if not self._lost:
+                self._remember()
         return self._lost
 
     def close(self) -> None:
@@ -119,6 +123,12 @@ class LocalRay:
         shutil.rmtree(self.folder, ignore_errors=True)
         forget_token()
 
+    def _remember(self) -> None:
+        """Note what its processes have begun: agents write their title over their environment, and outlive a raylet."""
+        for one in self._essential:
+            with contextlib.suppress(psutil.Error):
+                self._begun.update(one.children(recursive=True))
+
     def _processes(self) -> list[psutil.Process]:
         """Whoever has its token, a worker too that a raylet left to nobody when it died."""
         found: list[psutil.Process] = []
@@ -130,7 +140,7 @@ class LocalRay:
 
     def _kill(self) -> None:
         """SIGKILL to what is left of it, by id."""
-        left = self._processes()
+        left = [*self._processes(), *(one for one in self._begun if one.is_running())]
         for one in left[:]:
             with contextlib.suppress(psutil.Error):
                 left += one.children(recursive=True)
