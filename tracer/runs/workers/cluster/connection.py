@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import queue
 import re
 import socket
+import threading
 import time
 from typing import Any
 
@@ -54,6 +56,7 @@ class Joined:
             self._looked = time.monotonic()
             try:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+                nodes = self._nodes()
                 break
             except OSError as error:
                 away = self._looked - self._answered
@@ -63,8 +66,21 @@ class Joined:
                     return ""
                 time.sleep(1)
         self._answered = self._looked
-        mine = [node["Alive"] for node in self._ray.nodes() if node["NodeID"] == self._node]
+        mine = [node["Alive"] for node in nodes if node["NodeID"] == self._node]
         return "" if all(mine) else "node of this machine"
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        """The cluster's nodes. A head that dies while it is asked would be waited for until Ray ends this process.
+
+        Raises:
+            TimeoutError: it does not answer.
+        """
+        answers: queue.Queue[list[dict[str, Any]]] = queue.Queue()
+        threading.Thread(target=lambda: answers.put(self._ray.nodes()), daemon=True).start()
+        try:
+            return answers.get(timeout=REACH)
+        except queue.Empty:
+            raise TimeoutError("no answer") from None
 
     def close(self) -> None:
         """Leave it."""
