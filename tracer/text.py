@@ -38,7 +38,11 @@ def printable_lines(text: str) -> str:
 def is_text(text: str) -> bool:
     """Whether all of it is Unicode: bytes of a command line or of a file's name that are not UTF-8 become halves of
     characters, which can be neither encoded nor saved."""
-    return not any("\ud800" <= one <= "\udfff" for one in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def xml_text(text: str) -> str:

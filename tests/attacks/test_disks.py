@@ -237,14 +237,19 @@ VERBS: dict[str, list[str]] = {
 }
 
 
+def filled(at: Path, circuit: Circuit, whole: tracer.Run, kind: str) -> list[str]:
+    """A circuit and a run on a disk, and the words of a command on them."""
+    circuit.save(at / "run")
+    shutil.copytree(whole.address, at / "many")
+    return [word.replace("RUN", str(at / "run")).replace("MANY", str(at / "many")) for word in VERBS[kind]]
+
+
 @pytest.mark.parametrize("kind", VERBS)
 def test_an_output_on_a_full_disk_is_refused_in_a_line_and_what_was_there_stays(
     circuit: Circuit, whole: tracer.Run, tmp_path: Path, attack: Attack, kind: str
 ) -> None:
     with disk(tmp_path / "disk", "size=2m") as at, attack("18 full disks") as tally:
-        circuit.save(at / "run")
-        shutil.copytree(whole.address, at / "many")
-        words = [word.replace("RUN", str(at / "run")).replace("MANY", str(at / "many")) for word in VERBS[kind]]
+        words = filled(at, circuit, whole, kind)
         if kind == "import":
             CliRunner().invoke(app, ["export", str(at / "run")])
         if kind not in ("evaluate", "compact", "import"):
@@ -266,11 +271,9 @@ def test_a_disk_that_is_read_only_is_said_in_a_line(
     circuit: Circuit, whole: tracer.Run, tmp_path: Path, attack: Attack, kind: str
 ) -> None:
     with disk(tmp_path / "disk", "size=4m") as at, attack("read-only disks") as tally:
-        circuit.save(at / "run")
-        shutil.copytree(whole.address, at / "many")
+        words = filled(at, circuit, whole, kind)
         CliRunner().invoke(app, ["export", str(at / "run")])
         subprocess.run(["mount", "-o", "remount,ro", at], check=True)
-        words = [word.replace("RUN", str(at / "run")).replace("MANY", str(at / "many")) for word in VERBS[kind]]
         tally.tried += 2
         result = CliRunner().invoke(app, words)
         if result.exit_code != 2 or not result.stderr.strip().splitlines()[-1].startswith("error:"):

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tracer
+from edits import Content, drop, put
 from tally import Attack, Tally
 from tracer.circuit.circuit import Circuit, Graph, load_graph
 from tracer.circuit.exchange import export, import_graph, to_neuronpedia
@@ -25,7 +26,6 @@ from tracer.cli.app import app
 from tracer.errors import TracerError
 from tracer.reports import tables
 
-Content = dict[str, Any]
 PROMPT = tracer.Prompt("The secretaries near the car", target=" are", foil=" is")
 
 
@@ -66,27 +66,6 @@ NUMBERS = [10**30, -(10**30), 1e300, -1, 2**31, 2**63, 0.5, True, None, "7", [],
 BRACKETS = json.loads("[" * 90 + "]" * 90)
 
 
-def _at(path: tuple[Any, ...], value: Any) -> Callable[[Content], None]:
-    def change(content: Content) -> None:
-        at: Any = content
-        for step in path[:-1]:
-            at = at[step]
-        at[path[-1]] = value
-
-    return change
-
-
-def _without(*path: Any) -> Callable[[Content], None]:
-    def change(content: Content) -> None:
-        at: Any = content
-        for step in path[:-1]:
-            at = at[step]
-        if path[-1] in at or isinstance(at, list):
-            del at[path[-1]]
-
-    return change
-
-
 def changes() -> dict[str, Callable[[Content], None]]:
     """What is done to the content of a graph file."""
     found: dict[str, Callable[[Content], None]] = {}
@@ -105,10 +84,10 @@ def changes() -> dict[str, Callable[[Content], None]]:
     chance = random.Random(5)
     for place in places:
         for value in chance.sample(TEXTS, 3) + chance.sample(NUMBERS, 3) + [BRACKETS]:
-            found[f"{'.'.join(map(str, place))}={str(value)[:20]!r}"] = _at(place, value)
-        found[f"without {'.'.join(map(str, place))}"] = _without(*place)
+            found[f"{'.'.join(map(str, place))}={str(value)[:20]!r}"] = put(value, *place)
+        found[f"without {'.'.join(map(str, place))}"] = drop(*place)
     for number, value in enumerate(([[MARKUP, "nowhere"]], [["a"] * 2], [[]], [[7, 8]], [[CONTROL]])):
-        found[f"supernodes {number}"] = _at(("qParams", "supernodes"), value)
+        found[f"supernodes {number}"] = put(value, "qParams", "supernodes")
     found |= {
         "a node twice": lambda content: content["nodes"].append(dict(content["nodes"][0])),
         "a link twice": lambda content: content["links"].append(dict(content["links"][0])),
@@ -118,10 +97,10 @@ def changes() -> dict[str, Callable[[Content], None]]:
             {**content["links"][0], "target": content["links"][0]["source"]}
         ),
         "keys of its own": lambda content: content.update({MARKUP: MARKUP, "../x": BRACKETS}),
-        "a key of ours": _at(("metadata", "tracer"), {"digest": "0", "metric": 3}),
-        "a node's key of ours": _at(("nodes", 0, "tracer"), {"attribution": "x"}),
-        "a node's list of ours": _at(("nodes", 0, "tracer"), [1]),
-        "a node's number of ours": _at(("nodes", 0, "tracer"), {"attribution": 10**30, "gradient": 1e300}),
+        "a key of ours": put({"digest": "0", "metric": 3}, "metadata", "tracer"),
+        "a node's key of ours": put({"attribution": "x"}, "nodes", 0, "tracer"),
+        "a node's list of ours": put([1], "nodes", 0, "tracer"),
+        "a node's number of ours": put({"attribution": 10**30, "gradient": 1e300}, "nodes", 0, "tracer"),
     }
     return found
 

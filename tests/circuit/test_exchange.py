@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracer
+from edits import Content, drop, put
 from tracer.circuit.circuit import Circuit, Graph, load_graph
 from tracer.circuit.exchange import (
     cantor,
@@ -27,8 +28,6 @@ from tracer.circuit.exchange import (
     uncantor,
 )
 from tracer.errors import JobError, RunError
-
-Content = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
@@ -186,47 +185,27 @@ def test_groups_saved_by_the_page_are_read(circuit: Circuit, tmp_path: Path) -> 
         read_groups(path, circuit)
 
 
-def _drop(*path: str | int) -> Callable[[Content], None]:
-    def change(content: Content) -> None:
-        at: Any = content
-        for step in path[:-1]:
-            at = at[step]
-        del at[path[-1]]
-
-    return change
-
-
-def _set(value: Any, *path: str | int) -> Callable[[Content], None]:
-    def change(content: Content) -> None:
-        at: Any = content
-        for step in path[:-1]:
-            at = at[step]
-        at[path[-1]] = value
-
-    return change
-
-
 DAMAGED = {
-    "no nodes": (_drop("nodes"), "schema"),
-    "no links": (_drop("links"), "schema"),
-    "no metadata": (_drop("metadata"), "schema"),
-    "no qParams": (_drop("qParams"), "schema"),
-    "no slug": (_drop("metadata", "slug"), "schema"),
-    "no prompt tokens": (_drop("metadata", "prompt_tokens"), "schema"),
-    "empty nodes": (_set([], "nodes"), "schema"),
-    "a node without id": (_drop("nodes", 0, "node_id"), "schema"),
-    "a node without position": (_drop("nodes", 0, "ctx_idx"), "schema"),
-    "a link without weight": (_drop("links", 0, "weight"), "schema"),
-    "a weight that is text": (_set("strong", "links", 0, "weight"), "schema"),
-    "a weight that is not a number": (_set(float("nan"), "links", 0, "weight"), "finite"),
-    "an unknown source": (_set("9_9_9", "links", 0, "source"), "unknown node '9_9_9'"),
+    "no nodes": (drop("nodes"), "schema"),
+    "no links": (drop("links"), "schema"),
+    "no metadata": (drop("metadata"), "schema"),
+    "no qParams": (drop("qParams"), "schema"),
+    "no slug": (drop("metadata", "slug"), "schema"),
+    "no prompt tokens": (drop("metadata", "prompt_tokens"), "schema"),
+    "empty nodes": (put([], "nodes"), "schema"),
+    "a node without id": (drop("nodes", 0, "node_id"), "schema"),
+    "a node without position": (drop("nodes", 0, "ctx_idx"), "schema"),
+    "a link without weight": (drop("links", 0, "weight"), "schema"),
+    "a weight that is text": (put("strong", "links", 0, "weight"), "schema"),
+    "a weight that is not a number": (put(float("nan"), "links", 0, "weight"), "finite"),
+    "an unknown source": (put("9_9_9", "links", 0, "source"), "unknown node '9_9_9'"),
     "a position beyond the prompt": (lambda content: content["metadata"]["prompt_tokens"].pop(), "beyond"),
-    "an unknown node in a supernode": (_set([["g", "nobody"]], "qParams", "supernodes"), "unknown node"),
-    "a position that its id contradicts": (_set(2, "nodes", 0, "ctx_idx"), "contradicts"),
-    "a layer that its id contradicts": (_set("9", "nodes", 0, "layer"), "contradicts"),
-    "a number no model has": (_set("1_99999999999_5", "nodes", 0, "node_id"), "contradicts|out of any"),
-    "an activation beyond float32": (_set(1e300, "nodes", 0, "activation"), "float32"),
-    "half a character": (_set("\ud800", "metadata", "prompt"), "surrogate"),
+    "an unknown node in a supernode": (put([["g", "nobody"]], "qParams", "supernodes"), "unknown node"),
+    "a position that its id contradicts": (put(2, "nodes", 0, "ctx_idx"), "contradicts"),
+    "a layer that its id contradicts": (put("9", "nodes", 0, "layer"), "contradicts"),
+    "a number no model has": (put("1_99999999999_5", "nodes", 0, "node_id"), "contradicts|out of any"),
+    "an activation beyond float32": (put(1e300, "nodes", 0, "activation"), "float32"),
+    "half a character": (put("\ud800", "metadata", "prompt"), "surrogate"),
     "a link that does not rise": (
         lambda content: content["links"].append(
             {"source": content["nodes"][-1]["node_id"], "target": content["nodes"][0]["node_id"], "weight": 1.0}
@@ -352,15 +331,15 @@ def test_our_file_edited_is_no_circuit_any_more(circuit: Circuit, content: Conte
 
 
 EDITS: dict[str, Callable[[Content], Any]] = {
-    "metric": _set(9.5, "metadata", "tracer", "metric"),
-    "method": _set("grad", "metadata", "tracer", "settings", "method"),
-    "no method": _set("thin", "metadata", "tracer", "settings", "method"),
-    "no model": _drop("metadata", "tracer", "model"),
-    "generation settings": _set("grad", "metadata", "generation_settings", "method"),
-    "prompt": _set("The cats", "metadata", "prompt"),
-    "token": _set(" cats", "metadata", "prompt_tokens", 2),
-    "target": _set([5], "metadata", "tracer", "target_ids"),
-    "a warning": _set(["all is well"], "metadata", "tracer", "warnings"),
+    "metric": put(9.5, "metadata", "tracer", "metric"),
+    "method": put("grad", "metadata", "tracer", "settings", "method"),
+    "no method": put("thin", "metadata", "tracer", "settings", "method"),
+    "no model": drop("metadata", "tracer", "model"),
+    "generation settings": put("grad", "metadata", "generation_settings", "method"),
+    "prompt": put("The cats", "metadata", "prompt"),
+    "token": put(" cats", "metadata", "prompt_tokens", 2),
+    "target": put([5], "metadata", "tracer", "target_ids"),
+    "a warning": put(["all is well"], "metadata", "tracer", "warnings"),
 }
 
 

@@ -21,6 +21,7 @@ from tracer.data.files import BLOCK, File, opened, reading
 from tracer.data.rows import Unreadable
 from tracer.errors import JobError, quoted
 from tracer.system import jsontext
+from tracer.text import is_text
 
 RawRecord = dict[str, Any] | Unreadable
 
@@ -189,11 +190,7 @@ def _csv_records(file: File, names: Sequence[str]) -> Iterator[tuple[str, RawRec
 def _cell(text: str) -> str | Unreadable | None:
     if text.isascii():
         return text or None
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return Unreadable(f"{quoted(text, 40)} is not UTF-8 text")
-    return text
+    return text if is_text(text) else Unreadable(f"{quoted(text, 40)} is not UTF-8 text")
 
 
 # ------------------------------------------------------------------------------------------------ Parquet

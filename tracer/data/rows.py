@@ -19,6 +19,7 @@ from tracer.data import names as known
 from tracer.data.source import ROW_FIELDS
 from tracer.errors import JobError, quoted
 from tracer.records import is_list
+from tracer.text import is_text
 
 Hear = Callable[[str, str], None]
 """Is told what a user should know of how a source is read: a key, by which it is said once, and a sentence."""
@@ -265,10 +266,8 @@ def _field(name: str, value: Any, written: bool) -> Any:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name} is {quoted(value)}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} {quoted(value)} holds a character that is not Unicode text") from None
+    if not is_text(value):
+        raise ValueError(f"{name} {quoted(value)} holds a character that is not Unicode text")
     return value
 
 

@@ -20,6 +20,7 @@ from tracer.demo import data
 from tracer.errors import JobError, quoted
 from tracer.prompts import Prompt, Vocabulary, encode, tokenize
 from tracer.system import jsontext, wholefile
+from tracer.text import is_text
 
 SPLITS: dict[str, data.Split] = {"train": "train", "test": "held_out"}
 """Our names, and which of the demo model's training splits the pairs come from."""
@@ -269,7 +270,7 @@ def _item(line: str, where: str) -> dict[str, str]:
             )
         if key.endswith("prefix") and not value.strip():
             raise JobError(f"{where}: {key} {quoted(value)}", "is empty", "give at least one word")
-        if any(0xD800 <= ord(char) <= 0xDFFF for char in value):
+        if not is_text(value):
             raise JobError(
                 f"{where}: {key}", "holds half a surrogate pair, which is not text", "write whole characters"
             )
