@@ -6,8 +6,9 @@ the log-softmax, or the logits minus their vocabulary mean. Knows no model and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +44,11 @@ class Metric:
         """The metric of each prompt, float32, differentiable in `logits` (the last `kept` columns or more)."""
         return read(logits, self.kind, self.row, self.column, self.token, self.weight, self.n_prompts)
 
+    @property
+    def reader(self) -> Callable[[Tensor], Tensor]:
+        """`read` as a trace calls it: a function, which travels to a server, of plain values."""
+        return partial(read, **vars(self))
+
     def repeat(self, prompt: int, times: int) -> Metric:
         """The metric of one prompt for a batch that holds it `times` times."""
         mine = self.row == prompt
@@ -60,7 +66,7 @@ class Metric:
 def read(
     logits: Tensor, kind: str, row: Tensor, column: Tensor, token: Tensor, weight: Tensor, n_prompts: int
 ) -> Tensor:
-    """`Metric.read` of a metric's fields: what a remote trace reads, since a function travels and a record does not."""
+    """`Metric.read` of a metric's fields; see `Metric.reader`."""
     at = logits[row.to(logits.device), column.to(logits.device)].float()
     if kind == "logprob":
         at = torch.log_softmax(at, dim=-1)

@@ -304,9 +304,9 @@ def test_nnsights_own_client_is_served(server: Loopback, monkeypatch: pytest.Mon
     from nnsight.intervention.backends import remote as wire
 
     there, here = server.pair("demo")
-    assert there.remote is not None
+    assert isinstance(there.backend, ndif.Remote)
     monkeypatch.setattr("nnsight.ndif._PULLED_ENV", True)
-    backend = wire.RemoteBackend(there.remote.deployment, host=server.host)
+    backend = wire.RemoteBackend(there.backend.deployment, host=server.host)
     nn = there.nn
     with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=backend):
         out = nnsight.save(nn.output.logits)
@@ -344,7 +344,7 @@ def test_the_package_is_not_on_the_server(server: Loopback) -> None:
 
 def imports(model: tracer.Model) -> None:
     nn = model.nn
-    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend.trace()):
         import tracer as package
 
         _saved = nn.output.logits.save() if package else None
@@ -365,14 +365,14 @@ def has(model: tracer.Model, package: str) -> bool:
     import nnsight
 
     nn, find = model.nn, importlib.util.find_spec
-    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend.trace()):
         found = nnsight.save([find(package) is not None])
     return found[0]
 
 
 def needs(model: tracer.Model, package: str) -> None:
     nn, get = model.nn, importlib.import_module
-    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend.trace()):
         _saved = nn.output.logits.save() if get(package) else None
 
 
@@ -392,7 +392,7 @@ def in_a_session(model: tracer.Model, batches: list[Batch]) -> list[torch.Tensor
     import nnsight
 
     nn, inputs = model.nn, [batch.inputs("cpu") for batch in batches]
-    with nn.session(backend=model.backend()):
+    with nn.session(backend=model.backend.trace()):
         found = nnsight.save([])
         for given in inputs:
             with nn.trace(**given):
@@ -406,9 +406,9 @@ def in_a_session(model: tracer.Model, batches: list[Batch]) -> list[torch.Tensor
 def test_a_sandbox_is_detected_and_refused_by_permission(server: Loopback) -> None:
     server.mode(sandboxed=True)
     there = server.load("demo")
-    assert there.remote is not None
-    assert not there.remote.grants.gradients
-    assert not there.remote.grants.weights
+    assert isinstance(there.backend, ndif.Remote)
+    assert not there.backend.gradients
+    assert not there.backend.grants.weights
     assert "not readable" in there.fingerprint
     assert str(demo.path()) not in there.fingerprint
     for method in ("relp", "grad", "ig"):
@@ -486,7 +486,7 @@ def multiplied(model: tracer.Model) -> torch.Tensor:
     from tracer.model import interventions
 
     nn, plan = model.nn, model.plan
-    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend.trace()):
         out = nn.get(plan.head).input[0] @ nn.get(plan.head)._module.weight.T
         saved = interventions.to_cpu(out).save()  # type: ignore[attr-defined]  nnsight puts it on every object
     return saved[0]
@@ -497,13 +497,13 @@ def summed(model: tracer.Model) -> None:
     from tracer.model import interventions
 
     nn, plan = model.nn, model.plan
-    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend()):
+    with nn.trace(**Batch(((1, 2),)).inputs("cpu"), backend=model.backend.trace()):
         _saved = interventions.to_cpu(nn.get(plan.head)._module.weight.sum()).save()  # type: ignore[attr-defined]
 
 
 def invoked(model: tracer.Model) -> None:
     nn, plan, inputs = model.nn, model.plan, Batch(((1, 2),)).inputs("cpu")
-    with nn.trace(backend=model.backend()) as block:  # noqa: SIM117  each body is a block of its own
+    with nn.trace(backend=model.backend.trace()) as block:  # noqa: SIM117  each body is a block of its own
         with block.invoke(inputs):
             made: Any = torch.nn.functional.linear(nn.get(plan.head).input[0], nn.get(plan.head)._module.weight)
             _saved = made.save()
@@ -511,7 +511,7 @@ def invoked(model: tracer.Model) -> None:
 
 def in_a_sessions_trace(model: tracer.Model) -> None:
     nn, plan, inputs = model.nn, model.plan, Batch(((1, 2),)).inputs("cpu")
-    with nn.session(backend=model.backend()):
+    with nn.session(backend=model.backend.trace()):
         with nn.trace(**inputs):
             out = nn.get(plan.head).input[0] @ nn.get(plan.head)._module.weight.T
         _saved = out.save()
@@ -529,8 +529,8 @@ def test_a_hidden_weight_never_becomes_a_number(server: Loopback) -> None:
 def test_without_the_guard_it_would(server: Loopback) -> None:
     server.mode(sandboxed=True)
     there = server.load("gpt2")
-    guarded: Any = there.remote
-    found = multiplied(replace(there, remote=replace(guarded, guard=None)))
+    guarded: Any = there.backend
+    found = multiplied(replace(there, backend=replace(guarded, guard=None)))
     assert found.device.type == "cpu"
     assert server.seen()["garbage"] == 1
 

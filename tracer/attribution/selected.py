@@ -217,7 +217,7 @@ def circuits(
         inputs=passes.inputs(model, batch, kept),
         paired=None if paired is None else passes.inputs(model, paired),
         token_ids=batch.token_ids,
-        read=passes.reader(model, metric),
+        read=metric.reader,
         rules=frozenset(chosen.rules),
         basis=chosen.basis,
         method=chosen.method,

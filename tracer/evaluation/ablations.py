@@ -182,7 +182,7 @@ def ablated_sets(
         asked.append(
             SimpleNamespace(
                 inputs=passes.inputs(model, batch, 1 if metric is None else metric.kept),
-                read=metrics.greedy if metric is None else passes.reader(model, metric),
+                read=metrics.greedy if metric is None else metric.reader,
                 rows=[
                     (row.nodes, row.stays, 0 if mean else row.other, int(first))
                     for row, first in zip(rows, batch.padding, strict=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,6 @@ import nnsight
 import torch
 from torch import Tensor
 
-from tracer import metrics
 from tracer.errors import RemoteError
 from tracer.metrics import Metric
 from tracer.model import interventions, traces
@@ -65,7 +63,7 @@ def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
     with model.ready():
-        backend = model.backend((_logits(model, batch, kept),))
+        backend = model.backend.trace((_logits(model, batch, kept),))
         return traces.logits(model.nn, model.plan, inputs(model, batch, kept), rules, backend)
 
 
@@ -87,7 +85,7 @@ def gradients(
     read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
     nodes, embedded = _nodes(model, batch, basis), _embedded(model, batch)
     with model.ready():
-        backend = model.backend((nodes, nodes, embedded, embedded, _each(batch)))
+        backend = model.backend.trace((nodes, nodes, embedded, embedded, _each(batch)))
         parts = traces.gradients(model.nn, model.plan, given, read, rules, basis, embedding, backend)
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
 
@@ -97,7 +95,7 @@ def values(
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward."""
     with model.ready():
-        backend = model.backend((_nodes(model, batch, basis), _embedded(model, batch)))
+        backend = model.backend.trace((_nodes(model, batch, basis), _embedded(model, batch)))
         parts = traces.values(model.nn, model.plan, inputs(model, batch), basis, embedding, backend)
     return parts[0].float(), parts[1]
 
@@ -117,7 +115,7 @@ def replaced(
     """
     read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
     with model.ready():
-        backend = model.backend((Of((len(batch.token_ids), batch.width, model.n_neurons(basis))), _each(batch)))
+        backend = model.backend.trace((Of((len(batch.token_ids), batch.width, model.n_neurons(basis))), _each(batch)))
         parts = traces.replaced(model.nn, model.plan, given, read, layer, neurons, basis, backend)
     return parts[0], parts[1]
 
@@ -138,9 +136,9 @@ def ablated(
         where: (row, column, neuron) index tensors, one entry per neuron that is set.
         to: the value of each.
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend((_each(batch),))):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
             interventions.through_blocks(
                 nn,
                 plan,
@@ -155,7 +153,9 @@ def ablated(
 def embedding(model: Model, batch: Batch) -> Embedded:
     """What leaves the embedding. The forward ends there."""
     with model.ready():
-        return traces.embedding(model.nn, model.plan, inputs(model, batch), model.backend((_embedded(model, batch),)))
+        return traces.embedding(
+            model.nn, model.plan, inputs(model, batch), model.backend.trace((_embedded(model, batch),))
+        )
 
 
 def embeddings_ablated(
@@ -167,9 +167,9 @@ def embeddings_ablated(
         where: (row, column) index tensors, one entry per token that is set.
         to: the vector of each [token, d_model].
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend((_each(batch),))):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
             nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
@@ -177,9 +177,9 @@ def embeddings_ablated(
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
-    read, given = reader(model, metric), inputs(model, batch, metric.kept)
+    read, given = metric.reader, inputs(model, batch, metric.kept)
     with model.ready():
-        return traces.from_embedding(model.nn, model.plan, given, read, embedding, model.backend((_each(batch),)))
+        return traces.from_embedding(model.nn, model.plan, given, read, embedding, model.backend.trace((_each(batch),)))
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def intervened(
     """
     nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, kept), backend=model.backend((_logits(model, batch, kept),))):
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend.trace((_logits(model, batch, kept),))):
             interventions.through_blocks(
                 nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
             )
@@ -325,7 +325,7 @@ def coefficients(
     nn, plan = model.nn, model.plan
     with model.ready(), torch.no_grad():
         with nn.trace(
-            **inputs(model, batch, kept), backend=model.backend(_constants(model, batch, kept, nodes, basis))
+            **inputs(model, batch, kept), backend=model.backend.trace(_constants(model, batch, kept, nodes, basis))
         ):
             embedding = nn.get(plan.embedding).output.float()
             envoys = list(nn.get(plan.blocks))
@@ -337,21 +337,19 @@ def coefficients(
             final_scale = linearize.scale(plan.final_norm[0], nn.get(plan.final_norm[1]))
             uncapped, capped = nn.get(plan.head).output.float(), nn.output.logits.float()
             saved = nnsight.save((embedding, blocks, final_scale, capped, uncapped))
-    return saved if model.remote is None else beside_weights(model, saved)
+    return beside_weights(model, saved)
 
 
 def beside_weights(model: Model, constants: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A server's `coefficients` on the devices of the local weights that they are multiplied with."""
+    """`coefficients` on the devices of the weights here that they are multiplied with, where there are any."""
     embedding, blocks, *last = constants
 
     def place(value: Any, device: torch.device) -> Any:
         if isinstance(value, dict):
             return {name: place(item, device) for name, item in value.items()}
-        return None if value is None else value.to(device)
+        return value if value is None or device.type == "meta" else value.to(device)
 
     down, head = model.family.down, model.module.get_output_embeddings().weight.device
-    if head.type == "meta":
-        return constants
     devices = [next(model.part(layer, down).parameters()).device for layer in range(len(blocks))]
     placed = [
         tuple(place(constant, device) for constant in block) for block, device in zip(blocks, devices, strict=True)
@@ -395,7 +393,7 @@ def direct_weights(
     form = [(*into, Maybe(Of((targets, sources))))]
     with model.ready():
         (parts,) = traces.direct_weights(
-            model.nn, model.plan, given, [nodes], [at], rules, basis, max_bytes, away, model.backend(form)
+            model.nn, model.plan, given, [nodes], [at], rules, basis, max_bytes, away, model.backend.trace(form)
         )
     return parts[0], parts[1], parts[2], parts[3], parts[4]
 
@@ -406,11 +404,8 @@ def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace, fo
     Args:
         form: of what it returns; see `tracer.model.backend.Of`.
     """
-    nn, plan = model.nn, _unrounded(model)
     with model.ready():
-        with nn.session(backend=model.backend(form)):
-            result = nnsight.save(function(nn, plan, ask))
-    return result
+        return model.backend.session(model.nn, model.plan, function, ask, form)
 
 
 def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
@@ -418,7 +413,7 @@ def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -
     nn, plan, given = model.nn, model.plan, inputs(model, batch, -min(columns))
     form = Of((len(columns), count), torch.int64, n_logits(model))
     with model.ready(), torch.no_grad():
-        with nn.trace(**given, backend=model.backend(form)):
+        with nn.trace(**given, backend=model.backend.trace(form)):
             out = interventions.logits(nn, plan, NO_RULES).float()
             at = torch.stack([row[column] for row, column in zip(out, columns, strict=True)])
             saved = nnsight.save(at.topk(count).indices.cpu())
@@ -440,7 +435,7 @@ def probe(
     nn, plan = model.nn, model.plan
     form = Of((len(steps),), finite=True), Of((len(steps), n_logits(model))), float, str, (bool, bool, str)
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch), backend=model.backend(form)):
+        with nn.trace(**inputs(model, batch), backend=model.backend.trace(form)):
             output = nn.get(plan.embedding).output
             unit = output[0].float().norm() / direction.norm().to(output.device)
             moved = output.float() + (sizes * direction[None]).to(output.device) * unit
@@ -457,7 +452,7 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
     batch = Batch((tuple(token_ids),))
     nn, plan = model.nn, model.plan
     with model.ready(), torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**inputs(model, batch), backend=model.backend((Of(()),))):
+        with nn.trace(**inputs(model, batch), backend=model.backend.trace((Of(()),))):
             entered = interventions.embed_leaf(nn, plan, None, True)
             out = interventions.first_output(nn, plan)
             (grad,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
@@ -508,20 +503,10 @@ def _constants(model: Model, batch: Batch, kept: int, nodes: Sequence[Tensor] | 
     return output, blocks, scale, logits, logits
 
 
-def _unrounded(model: Model) -> SimpleNamespace:
-    """The plan of a session, with float32 as transfer dtype: what a session returns is small."""
-    return SimpleNamespace(**{**vars(model.plan), "transfer_dtype": torch.float32})
-
-
-def reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
-    """How a trace reads the metric; for a remote model as a function that can travel."""
-    return metric.read if model.remote is None else partial(metrics.read, **vars(metric))
-
-
 def _differentiable(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
-    """As `reader`, for a pass with gradients."""
+    """How a pass with gradients reads the metric."""
     needs_gradients(model)
-    return reader(model, metric)
+    return metric.reader
 
 
 def needs_gradients(model: Model, what: str = "this", instead: str | None = None) -> None:
@@ -533,11 +518,11 @@ def needs_gradients(model: Model, what: str = "this", instead: str | None = None
     Raises:
         RemoteError: the server takes none.
     """
-    if model.remote is None or model.remote.grants.gradients:
+    if model.backend.gradients:
         return
     raise RemoteError(
-        f"model {model.name!r} on {model.remote.server.host}",
-        f"{what} needs gradients, which the server does not grant this key ({model.remote.grants.reason})",
+        f"model {model.name!r} on {model.backend.host}",
+        f"{what} needs gradients, which the server does not grant this key ({model.backend.reason})",
         instead or _without_gradients(model),
     )
 

@@ -137,10 +137,8 @@ def load(
         _refuse("a remote model without local weights", **here, seed=seed or None)
     client = skeleton(name, revision=revision, attention=attention)
     server = Server(host, limits, report)
-    model, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)
-    if model.remote is None or wire is None:
-        return model
-    return replace(model, remote=replace(model.remote, transfer_dtype=DTYPES[wire]))  # type: ignore[type-var]
+    local = {**here, "dtype": dtype, "seed": seed} if weights else None
+    return connect(client, server, local, dtype, DTYPES[wire or "float32"])[0]
 
 
 def _refuse(what: str, **options: Any) -> None:
@@ -150,7 +148,11 @@ def _refuse(what: str, **options: Any) -> None:
 
 
 def connect(
-    client: Model, server: Server, local: dict[str, Any] | None = None, dtype: str | torch.dtype | None = None
+    client: Model,
+    server: Server,
+    local: dict[str, Any] | None = None,
+    dtype: str | torch.dtype | None = None,
+    transfer_dtype: torch.dtype = torch.float32,
 ) -> tuple[Model, Probe]:
     """A model on a server, probed.
 
@@ -158,6 +160,7 @@ def connect(
         client: from `skeleton`.
         local: options of `tracer.model.load`, where weights are wanted here as well.
         dtype: that the server must have, if any.
+        transfer_dtype: in which values and gradients of all nodes come back.
 
     Raises:
         RemoteError: as `load`.
@@ -169,17 +172,17 @@ def connect(
     _check_versions(server, here, there)
     unknown = Grants(True, "", False, "", client.dtype, False)
     environment = client.nn._remoteable_get_env()
-    asked = replace(
-        client, remote=Remote(server, deployment, environment, unknown, guard=interventions.Guard), lock=nullcontext()
-    )
+    backend = Remote(server, deployment, environment, unknown, transfer_dtype, interventions.Guard)
+    asked = replace(client, backend=backend, lock=nullcontext())
     measured = _Measured(asked, server)
     grants = measured.grants()
     if dtype is not None and str(dtype).removeprefix("torch.") != str(grants.dtype).removeprefix("torch."):
         rule = f"the server runs {client.name!r} in {str(grants.dtype).removeprefix('torch.')}"
         raise RemoteError(f"dtype={dtype}", rule, "leave it out")
-    model, gap = replace(asked, remote=replace(asked.remote, grants=grants)), None  # type: ignore[type-var]
+    backend, gap = replace(backend, grants=grants), None
+    model = replace(asked, backend=backend)
     if local is not None:
-        model, gap = _with_weights(model, measured, local)
+        model, gap = _with_weights(model, backend, measured, local)
     probe = Probe(
         host=server.host,
         deployment=deployment,
@@ -324,23 +327,20 @@ class _Measured:
         return RemoteError(f"server {self.server.host}", rule, "its numbers cannot be trusted: tell its operator")
 
 
-def _with_weights(model: Model, measured: _Measured, options: dict[str, Any]) -> tuple[Model, float]:
+def _with_weights(model: Model, backend: Remote, measured: _Measured, options: dict[str, Any]) -> tuple[Model, float]:
     """The remote model with its weights here as well, which must be the same; and how far their logits differ."""
     dtype = model.dtype if options["dtype"] is None else options["dtype"]
     attention = model.nn._remoteable_get_env()["attn_implementation"]
     local = load_here(model.name, **{**options, "dtype": dtype}, revision=model.revision, attention=attention)
-    if model.remote is None:
-        raise AssertionError("only a remote model has weights elsewhere")
-    host = model.remote.server.host
-    if model.remote.grants.weights and local.fingerprint != model.fingerprint:
-        raise _other_weights(model, host, "by a hash of a sample")
+    if backend.grants.weights and local.fingerprint != model.fingerprint:
+        raise _other_weights(model, backend.host, "by a hash of a sample")
     own = passes.logits(local, Batch((measured.ids,)))[0, -1]
     gap = float((measured.logits[0] - own).abs().max() / own.abs().max().clamp_min(1e-12))
     if not gap < (1e-3 if local.dtype in STEPS else 0.1):
-        raise _other_weights(model, host, f"by their logits, which differ by {gap:.2g} of the largest")
+        raise _other_weights(model, backend.host, f"by their logits, which differ by {gap:.2g} of the largest")
     # Hidden weights that give the same logits are taken to be the local ones.
-    grants = replace(model.remote.grants, fingerprint=local.fingerprint)
-    return replace(local, remote=replace(model.remote, grants=grants), lock=nullcontext()), gap  # type: ignore[type-var]
+    known = replace(backend, grants=replace(backend.grants, fingerprint=local.fingerprint))
+    return replace(local, backend=known, lock=nullcontext()), gap
 
 
 def _other_weights(model: Model, host: str, how: str) -> RemoteError:

@@ -16,7 +16,8 @@ from typing import Any
 
 from tracer import data
 from tracer.errors import JobError, TracerError
-from tracer.model.model import budget_without_gpu, read_tokenizer
+from tracer.model.backend import budget_without_gpu
+from tracer.model.model import read_tokenizer
 from tracer.model.sizes import Shape
 from tracer.prompts import tokenize
 from tracer.runs.jobs import BenchmarkJob, Job, load_job

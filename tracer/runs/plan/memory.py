@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tracer.attribution.edges import MAX_AUTOGRAD_BYTES, MAX_REPLAY_BYTES
 from tracer.attribution.methods import EXACT_ROWS, FORWARD_ONLY
 from tracer.errors import JobError, quoted
+from tracer.model import backend
 from tracer.model import model as loading
 from tracer.model.sizes import Shape
 from tracer.settings import BASELINES, BASES, METHODS, METRICS, RULES, SUMS_OF_LOGITS
@@ -192,7 +193,7 @@ class _Case:
 
     def _ablations(self, held: int) -> list[_Phase]:
         """exact: as many rows as `max_bytes` allows, one of each node's ablation; then a row per token."""
-        max_bytes = self.max_bytes or loading.BUDGET_WITHOUT_GPU
+        max_bytes = self.max_bytes or backend.BUDGET_WITHOUT_GPU
         each = self.shape.bytes_per_token(gradient=False, length=self.length) * self.length
         rows = min(max(2, max_bytes // each), EXACT_ROWS + 1, self.length * self.shape.n_neurons(self.basis) + 1)
         logits = (rows + self.length) * self.positions * self.shape.vocab_size * 12

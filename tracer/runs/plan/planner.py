@@ -13,7 +13,7 @@ from typing import Any
 
 from tracer.attribution.selection import node_limit
 from tracer.errors import JobError, ModelError
-from tracer.model.model import BUDGET_WITHOUT_GPU
+from tracer.model.backend import BUDGET_WITHOUT_GPU
 from tracer.model.sizes import Shape
 from tracer.runs.plan.memory import CUDA_CONTEXT, LIBRARIES, Memory, predict
 from tracer.settings import BASELINES, RULES
