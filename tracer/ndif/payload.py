@@ -11,13 +11,14 @@ import inspect
 import io
 import sys
 import threading
+import tokenize
 import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import zstandard
 from nnsight import save
-from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
+from nnsight.intervention.serialization import CustomCloudPickler, _load_function, reduce_block
 
 from tracer.system.forks import after_fork
 
@@ -38,11 +39,19 @@ class _Pickler(CustomCloudPickler):
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
         plain: Any = inspect.unwrap(func)
         if plain.__closure__ is not None or "<locals>" in plain.__qualname__:
-            return super()._dynamic_function_reduce(plain)
+            return self._lean(plain)
         # Finding a function's source takes longer than the rest of a request together.
         if plain not in self._kept:
-            self._kept[plain] = super()._dynamic_function_reduce(plain)
+            self._kept[plain] = self._lean(plain)
         return self._kept[plain]
+
+    def _lean(self, func: types.FunctionType) -> tuple[Any, ...]:
+        """A function as nnsight reduces it, without what no run of it reads: comments and annotations."""
+        load, args, *rest = super()._dynamic_function_reduce(func)
+        if load is _load_function:
+            source, name, defaults, of_keywords, _, *origin = args
+            args = _uncommented(source), name, defaults, of_keywords, None, *origin
+        return load, args, *rest
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, types.ModuleType) and obj.__name__.partition(".")[0] == "tracer":
@@ -50,6 +59,22 @@ class _Pickler(CustomCloudPickler):
             contents.pop("jaxtyping", None)  # put there by a type checker's import hook
             return types.ModuleType, (obj.__name__,), contents
         return super().reducer_override(obj)
+
+
+def _uncommented(source: str) -> str:
+    """A function's source without comments, and ``pass`` for docstrings; what is left stays on its line."""
+    lines, tokens = source.split("\n"), list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    parts = [token for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL)]
+    for before, said, after in zip(parts, parts[1:], parts[2:], strict=False):
+        begins = before.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if begins and said.type == tokenize.STRING and after.type == tokenize.NEWLINE:
+            (row, column), (last, _) = said.start, said.end
+            lines[row - 1 : last] = [lines[row - 1][:column] + "pass", *[""] * (last - row)]
+    return "\n".join(lines)
 
 
 class _Guarding(ast.NodeTransformer):
