@@ -23,25 +23,6 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Grants:
-    """What a server was measured to grant one key on one model (see ndif/probe.py).
-
-    Attributes:
-        gradients: whether gradients can be taken there; `reason` says why not.
-        weights: whether a block can read them.
-        fingerprint: of the weights there, or a text that says that they were not read.
-        dtype: of the activations there. quantized: whether some weights are not floating-point.
-    """
-
-    gradients: bool
-    reason: str
-    weights: bool
-    fingerprint: str
-    dtype: torch.dtype
-    quantized: bool
-
-
-@dataclass(frozen=True)
 class Of:
     """A tensor that a block is to send back.
 

@@ -33,7 +33,7 @@ from nnsight.tracing.util import push
 from pydantic import ValidationError
 
 from tracer.errors import RemoteError, option, quoted, say
-from tracer.model.backend import Answer, Grants, Part
+from tracer.model.backend import Answer, Part
 from tracer.ndif import forms, payload, results
 from tracer.ndif.connection import (
     GONE,
@@ -61,6 +61,25 @@ UNKNOWN = "?"
 NUMBER = re.compile(r"[0-9A-Za-z_-]{1,100}")
 """A job's, which goes into an address."""
 CHECK = "check the versions with 'tracer doctor --remote'"
+
+
+@dataclass(frozen=True)
+class Grants:
+    """What a server was measured to grant one key on one model (see ndif/probe.py).
+
+    Attributes:
+        gradients: whether gradients can be taken there; `reason` says why not.
+        weights: whether a block can read them.
+        fingerprint: of the weights there, or a text that says that they were not read.
+        dtype: of the activations there. quantized: whether some weights are not floating-point.
+    """
+
+    gradients: bool
+    reason: str
+    weights: bool
+    fingerprint: str
+    dtype: torch.dtype
+    quantized: bool
 
 
 @dataclass(frozen=True, eq=False)
