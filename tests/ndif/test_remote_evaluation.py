@@ -277,7 +277,9 @@ def test_requests_stay_under_their_bound_and_several_are_in_flight(server: Loopb
     wanted, whole = tracer.evaluate(here, large, tests, "mean"), []
     sent = traffic(there, lambda: whole.append(tracer.evaluate(there, large, tests, "mean"))).sent
     assert close(whole[0].inside, wanted.inside)
-    bound = server.load("demo", replace(LIMITS, request=sent * 19 // 20), attention="eager")
+    assert isinstance(there.backend, ndif.Remote)
+    narrow = ndif.Server(server.host, replace(LIMITS, request=sent * 19 // 20))
+    bound = replace(there, backend=replace(there.backend, server=narrow))  # loading it would send a larger circuit
     server.mode()
     assert close(tracer.evaluate(bound, large, tests, "mean").inside, wanted.inside)
     assert 0 < server.seen()["largest"] <= sent * 19 // 20

@@ -109,7 +109,7 @@ def _by_gradient(work: Work) -> Result:
 def _linearised(work: Work, rules: frozenset[str]) -> passes.Gradients:
     """Gradients of the model linearised by these rules."""
     model, basis = work.model, work.settings.basis
-    if model.remote and not model.remote.grants.gradients and model.replays(rules):
+    if model.remote and not model.remote.gradients and model.replays(rules):
         return replay.reading(model, work.batch, work.metric, basis=basis)
     return passes.gradients(model, work.batch, work.metric, rules=rules, basis=basis)
 

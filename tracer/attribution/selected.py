@@ -108,7 +108,7 @@ def can_reduce_on_server(model: Model, chosen: Settings) -> bool:
     method ``exact`` takes more passes than one request should hold.)"""
     return (
         model.remote is not None
-        and model.remote.grants.gradients
+        and model.remote.gradients
         and chosen.method != "exact"
         and chosen.baseline in ("zero", "counterfactual")
     )
