@@ -1,28 +1,112 @@
-"""What `tracer evaluate` does once its options are read: a circuit of one prompt, or of a dataset, tested and saved.
+"""The verb evaluate: a circuit of one prompt, or of a dataset, tested and saved.
 
-Knows what is checked before a model is loaded, and which files an evaluation leaves. Refuses to know how a circuit is
-measured (evaluation) and how results look (reports).
+Knows its options, what is checked before a model is loaded, and which files an evaluation leaves. Refuses to know how a
+circuit is measured (evaluation) and how results look (reports).
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
 
 from tracer.cli import terminal
+from tracer.cli.graphs import beside
+from tracer.cli.loading import Device, There, Where
+from tracer.cli.options import MOST, Folder, Format, Style, flat, lines, numbers
 from tracer.errors import JobError, RunError, quoted, writing
 from tracer.system import wholefile
 
 if TYPE_CHECKING:
-    from tracer.attribution.methods import Progress
-    from tracer.circuit.circuit import Circuit
-    from tracer.cli.loading import Where
-    from tracer.evaluation.quality import Quality
+    from tracer.circuit.circuit import Circuit, Traced
+    from tracer.evaluation.curves import Evaluation
+    from tracer.evaluation.quality import AlwaysOn, Quality
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The test pairs, what nodes are replaced by, and the sizes of circuits."""
+
+    pairs: Annotated[
+        Path | None, typer.Option(help="Test pairs, JSON lines as Marks et al.: clean_prefix, patch_prefix, ...")
+    ] = None
+    structure: Annotated[
+        str | None,
+        typer.Option(
+            help="Or built-in agreement pairs: simple, nounpp, rc, within_rc. Default: the prompt that the circuit was "
+            "found on, which shows what suffices there."
+        ),
+    ] = None
+    count: Annotated[
+        int | None,
+        typer.Option(help="How many built-in pairs, or prompts of a run over many. Default: 40.", min=1, max=MOST),
+    ] = None
+    ablation: Annotated[
+        str | None,
+        typer.Option(
+            help="zero, mean, counterfactual, resample. Default: mean; on the circuit's own prompt the counterfactual "
+            "if it has one, else zero."
+        ),
+    ] = None
+    reference: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: what mean and resample are taken over.")
+    ] = None
+    allow_overlap: Annotated[
+        bool,
+        typer.Option("--allow-overlap", help="Test on the circuit's own prompt too; every result says how often."),
+    ] = False
+    sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.pairs is not None and self.structure is not None:
+            raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure, or neither")
+        if self.count is not None and self.pairs is not None:
+            raise JobError(f"--count {self.count}", "has no effect with --pairs", "leave it out")
+
+
+@dataclass(frozen=True)
+class How:
+    """The model that the circuit is tested on, and how."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the circuit's model is now: a folder, or an id. Its weights must be the same."),
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option(help="Revision of a Hugging Face id. Default: the circuit's own, without --model.")
+    ] = None
+    adapter: Annotated[
+        str | None, typer.Option(help="Where the adapter is that was merged. Default: where it was, without --model.")
+    ] = None
+    aligned: Annotated[
+        bool | None,
+        typer.Option(
+            "--aligned/--no-aligned", help="Nodes at their positions (default), or their neurons at every position."
+        ),
+    ] = None
+    device: Device = None
+    dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own; with --remote, the server's.")] = None
+    unrelated: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: neurons that are strong there too are named.")
+    ] = None
+    bos: Annotated[
+        bool | None,
+        typer.Option(help="Begin texts with the beginning-of-sequence token. Default: as the circuit's prompt does."),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0, max=MOST)] = 0
+
+    def where(self, there: There) -> Where:
+        """Where the model is."""
+        return Where(self.model, self.revision, self.adapter, self.device, self.dtype, there)
 
 
 class Asked(NamedTuple):
-    """What a circuit is tested on, and how: the options of `tracer evaluate`, read before a model is loaded."""
+    """What a circuit is tested on, and how: the options, read before a model is loaded."""
 
     pairs: Path | None
     built_in: list[Any] | None
@@ -36,6 +120,31 @@ class Asked(NamedTuple):
     aligned: bool | None
     bos: bool | None
     seed: int
+
+    @classmethod
+    def of(cls, tests: Tests, how: How) -> Asked:
+        """What the options say.
+
+        Raises:
+            JobError: pairs or prompts that cannot be read.
+        """
+        from tracer.data import tasks
+
+        most = tests.count or 40
+        return cls(
+            pairs=tests.pairs,
+            built_in=tasks.sva.generate(tests.structure, "test", most) if tests.structure else None,
+            given=tasks.sva.pairs_of(tests.pairs) if tests.pairs is not None else [],
+            most=most,
+            ablation=tests.ablation,
+            sizes=numbers(tests.sizes, "--sizes"),
+            reference=lines(tests.reference, False),
+            unrelated=lines(how.unrelated, False, "--unrelated"),
+            allow_overlap=tests.allow_overlap,
+            aligned=how.aligned,
+            bos=how.bos,
+            seed=how.seed,
+        )
 
     @property
     def own(self) -> bool:
@@ -63,17 +172,58 @@ class Asked(NamedTuple):
         return None if self.reference is None else [with_bos(one, bos) for one in self.reference]
 
 
-Told = tuple[str, Any, list[Path]]
-"""An evaluation as JSON, as a table, and the files it was saved in."""
+@terminal.report_errors
+@flat
+def evaluate(
+    folder: Folder,
+    tests: Tests,
+    how: How,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of evaluation.json, .png, report.html. Default: the run's; of a run over many RUN/evaluate."
+        ),
+    ] = None,
+    style: Style = Format.table,
+    *,
+    there: There,
+) -> None:
+    """Does the circuit hold: faithfulness and completeness on test pairs, by ablation, with intervals.
+
+    Example: tracer evaluate runs/demo --structure nounpp
+    """
+    from tracer.store import one_prompt
+
+    tests.check()
+    if style is Format.csv:
+        raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
+    many = one_prompt.read_record(folder).get("kind") in ("dataset", "benchmark")
+    if tests.count is not None and tests.structure is None and not many:
+        raise JobError(f"--count {tests.count}", "has no effect on the circuit's own prompt", "leave it out")
+    place = _writable(out or beside(folder, "evaluate" if many else "."))
+    evaluated = _evaluate_run if many else _evaluate_circuit
+    told = evaluated(folder, Asked.of(tests, how), how.where(there), place)
+    if style is Format.json:
+        terminal.data(told.content)
+        return
+    terminal.tables().print(told.shown)
+    terminal.line(f"saved {', '.join(map(str, told.files[:-1]))} and {told.files[-1]}")
 
 
-def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> Told:
+class Told(NamedTuple):
+    """An evaluation as JSON, as a table, and the files it was saved in."""
+
+    content: str
+    shown: Any
+    files: list[Path]
+
+
+def _evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     """The circuit of one prompt on test pairs, or on its own prompt."""
     import tracer
-    from tracer.evaluation import quality
     from tracer.evaluation.faithfulness import planned
     from tracer.prompts import bos_of, with_bos
-    from tracer.reports import document, tables
+    from tracer.reports import document
 
     circuit, aligned = tracer.Circuit.load(folder), asked.aligned is not False
     planned(
@@ -81,9 +231,7 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
     )
     _check_apart(circuit, [pair.prompt for pair in asked.built_in or asked.given], asked.allow_overlap)
     _check_unrelated(circuit, asked.unrelated)
-    terminal.quiet()
-    model = where.load(circuit.model)
-    model.check_traced(circuit.model, circuit.text)
+    model = _loaded(circuit, where)
     bos = circuit.token_ids[0] == bos_of(model) if asked.bos is None else asked.bos
     pairs, others = asked.tests(model, len(circuit.token_ids), bos), asked.others(bos)
     with terminal.ProgressBar("ablating") as bar:
@@ -100,70 +248,86 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
             seed=asked.seed,
             progress=bar,
         )
-    with terminal.ProgressBar("checking the estimate") as bar:
-        mean_of = others or [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in pairs or ()]
-        qualities = _qualities(model, circuit, mean_of, asked.seed, bar)
-    apart = asked.unrelated if asked.unrelated is not None else _unrelated(asked.built_in is not None, circuit)
-    constant = quality.always_on(model, circuit, [with_bos(one, bos) for one in apart]) if apart else None
-    content = tables.evaluation_json(result, qualities, constant)
-    files = [tables.write_page(content, place / "evaluation.json")]
-    files.append(tables.plot_evaluation(result, place / "evaluation.png", circuit.text))
+    mean_of = others or [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in pairs or ()]
+    qualities = _qualities(model, circuit, mean_of, asked.seed)
+    constant = _always_on(model, circuit, asked, bos)
+    told = _told(result, place, circuit.text, qualities, constant)
     first = qualities[0] if qualities else None
-    files.append(document.write_document(circuit, result, first, constant, path=place / "report.html"))
-    return content, tables.evaluation_table(result, qualities, constant), files
+    page = document.write_document(circuit, result, first, constant, path=place / "report.html")
+    return told._replace(files=[*told.files, page])
 
 
-def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
+def _evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     """The circuit of a dataset on test pairs, or on the run's own prompts."""
     from tracer.circuit.from_run import circuit_of
-    from tracer.evaluation.testset import check_ablation
     from tracer.prompts import with_bos
-    from tracer.reports import tables
     from tracer.runs.jobs import DatasetJob, load_job
     from tracer.runs.units import dataset_circuit
     from tracer.store.run_folder import RunFolder
 
     circuit, at = circuit_of(folder), RunFolder(folder)
+    _check_of_run(circuit, asked)
+    job = load_job((at.record() or {})["job"])
+    assert isinstance(job, DatasetJob)
+    model = _loaded(circuit, where)
+    bos = job.bos if asked.bos is None else asked.bos
+    pairs = asked.tests(model, len(circuit.tokens) if job.circuit == "aligned" else None, bos)
+    again = dataset_circuit.Again(
+        None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs],
+        asked.ablation,
+        asked.sizes,
+        count=asked.most,
+        reference=asked.others(bos),
+        allow_overlap=asked.allow_overlap,
+        seed=asked.seed,
+    )
+    with terminal.ProgressBar("ablating") as bar:
+        result = dataset_circuit.evaluate_again(model, job, at, again, bar)
+    return _told(result, place, circuit.text)
+
+
+def _loaded(circuit: Traced, where: Where) -> Any:
+    """The model that a circuit was traced on."""
+    terminal.quiet()
+    model = where.load(circuit.model)
+    model.check_traced(circuit.model, circuit.text)
+    return model
+
+
+def _told(
+    result: Evaluation,
+    place: Path,
+    title: str,
+    qualities: Sequence[Quality] = (),
+    constant: list[AlwaysOn] | None = None,
+) -> Told:
+    """An evaluation, saved as JSON and as a picture."""
+    from tracer.reports import tables
+
+    content = tables.evaluation_json(result, qualities, constant)
+    files = [tables.write_page(content, place / "evaluation.json")]
+    files.append(tables.plot_evaluation(result, place / "evaluation.png", title))
+    return Told(content, tables.evaluation_table(result, qualities, constant), files)
+
+
+def _check_of_run(circuit: Traced, asked: Asked) -> None:
+    """Refuse what a dataset's circuit cannot be asked."""
+    from tracer.evaluation.testset import check_ablation
+    from tracer.runs.units.dataset_circuit import n_ranked
+
     if asked.aligned is not None:
         raise JobError("--aligned", "is what the job of a run over many says (circuit:)", "leave it out")
     if asked.unrelated is not None:
         raise JobError("--unrelated", "has no effect on a dataset's circuit", "leave it out, or evaluate one prompt's")
     if asked.ablation is not None or asked.reference is not None:
         check_ablation(asked.ablation or "mean", asked.reference is not None)
-    job = load_job((at.record() or {})["job"])
-    assert isinstance(job, DatasetJob)
-    most = dataset_circuit.n_ranked(circuit)
-    sizes = asked.sizes
+    sizes, most = asked.sizes, n_ranked(circuit)
     if sizes is not None and (not sizes or sizes[0] < 1 or sizes != sorted(set(sizes)) or sizes[-1] > most):
         given = f"--sizes {','.join(map(str, sizes))}"
         raise JobError(given, f"must rise from 1 to at most {most}, all there are on its prompts", "change them")
-    terminal.quiet()
-    model = where.load(circuit.model)
-    model.check_traced(circuit.model, circuit.text)
-    bos = job.bos if asked.bos is None else asked.bos
-    length = len(circuit.tokens) if job.circuit == "aligned" else None
-    pairs = asked.tests(model, length, bos)
-    with terminal.ProgressBar("ablating") as bar:
-        result = dataset_circuit.evaluate_again(
-            model,
-            job,
-            at,
-            None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs],
-            asked.ablation,
-            sizes,
-            count=asked.most,
-            reference=asked.others(bos),
-            allow_overlap=asked.allow_overlap,
-            seed=asked.seed,
-            progress=bar,
-        )
-    content = tables.evaluation_json(result)
-    files = [tables.write_page(content, place / "evaluation.json")]
-    files.append(tables.plot_evaluation(result, place / "evaluation.png", circuit.text))
-    return content, tables.evaluation_table(result), files
 
 
-def writable(folder: Path) -> Path:
+def _writable(folder: Path) -> Path:
     """A folder for results, refused before anything is computed if it cannot be written."""
     with writing(folder, "folder", "choose another with --out"):
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -175,7 +339,7 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def _qualities(model: Any, circuit: Circuit, reference: list[Any], seed: int, bar: Progress) -> list[Quality]:
+def _qualities(model: Any, circuit: Circuit, reference: list[Any], seed: int) -> list[Quality]:
     """How well the attributions follow single ablations: to the circuit's own baseline, and to the mean over the
     reference where that reaches all positions."""
     import tracer
@@ -188,7 +352,17 @@ def _qualities(model: Any, circuit: Circuit, reference: list[Any], seed: int, ba
         asked: list[dict[str, Any]] = [{"reference": reference}] if same else []
     else:
         asked = [{}, *([{"ablation": "mean", "reference": reference}] if reaches else [])]
-    return [tracer.estimate_quality(model, circuit, **how, seed=seed, progress=bar) for how in asked]
+    with terminal.ProgressBar("checking the estimate") as bar:
+        return [tracer.estimate_quality(model, circuit, **how, seed=seed, progress=bar) for how in asked]
+
+
+def _always_on(model: Any, circuit: Circuit, asked: Asked, bos: bool) -> list[AlwaysOn] | None:
+    """Neurons of the circuit that are strong on unrelated prompts too; None where there are no such prompts."""
+    from tracer.evaluation import quality
+    from tracer.prompts import with_bos
+
+    apart = asked.unrelated if asked.unrelated is not None else _unrelated(asked.built_in is not None, circuit)
+    return quality.always_on(model, circuit, [with_bos(one, bos) for one in apart]) if apart else None
 
 
 def _check_unrelated(circuit: Circuit, prompts: list[Any] | None) -> None:

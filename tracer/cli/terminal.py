@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from tracer.attribution.methods import Progress
 
 
-MOST = 2**31 - 1
-"""The largest whole number that an option takes: more of anything is a slip of the keyboard."""
 _RENAMED = {
     "top_k": "--top",
     "edge share": "--edge-share",
