@@ -433,23 +433,14 @@ def load(
         _without_effect(
             device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention, adapter=adapter
         )
-        given, said = _tokenizer(str(tokenizer), None) if isinstance(tokenizer, str | Path) else (tokenizer, ())
-        if given is not None and not (callable(given) and hasattr(given, "decode")):
-            raise ModelError(
-                f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name"
-            )
-        return _wrap(name, given, type(name).__name__, None, warnings=said)
+        return _in_memory(name, tokenizer)
     if not isinstance(name, str | Path):
         raise ModelError(f"model {quoted(name)}", "is not a name, folder or module", "give a folder or id, or 'demo'")
     if tokenizer is not None:
         raise ModelError("tokenizer", "has no effect on a model that is loaded by name", "leave it out")
     if device is not None and device_map is not None:
         raise ModelError(f"device={device!r}", "has no effect together with device_map", "give one of them")
-    if attention not in (None, *KERNELS):
-        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
-    options: dict[str, Any] = _weights("float32" if dtype is None else dtype)
-    if attention is not None:
-        options["attn_implementation"] = attention
+    options = _kernel(attention) | _weights("float32" if dtype is None else dtype)
     placed = _device(device) if device_map is None else _device_map(device_map)
     # A folder named "demo" is not the shipped model, and must not be mistaken for it later.
     label = os.path.join(".", "demo") if isinstance(name, Path) and str(name) == "demo" else str(name)
@@ -464,6 +455,14 @@ def load(
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
     with folder.building(source.where):
         return _wrap(module, read, label, revision, adapter=None if found is None else found.name, warnings=said)
+
+
+def _in_memory(module: nn.Module, tokenizer: Any) -> Model:
+    """A module that is loaded already, with the tokenizer that was given for it, or the one of that name."""
+    given, said = _tokenizer(str(tokenizer), None) if isinstance(tokenizer, str | Path) else (tokenizer, ())
+    if given is not None and not (callable(given) and hasattr(given, "decode")):
+        raise ModelError(f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name")
+    return _wrap(module, given, type(module).__name__, None, warnings=said)
 
 
 def _adapter(
@@ -494,13 +493,11 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
     """
     from transformers import AutoModelForCausalLM
 
-    if attention not in (None, *KERNELS):
-        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    options = _kernel(attention)
     source = folder.find(name, revision, weights=False)
     if source.has_text_part:
         rule = "takes images beside text, and a server runs it whole, which no rule covers"
         raise ModelError(source.shown, rule, "load it here, where its text part alone is loaded")
-    options = {} if attention is None else {"attn_implementation": attention}
     with folder.building(source.where), _silence():
         config = multimodal.configuration(source.where, revision)
         check_architecture(config, attention)
@@ -580,6 +577,13 @@ def _known_place(place: str) -> str:
         rule = f"is neither a device nor one of {', '.join(STRATEGIES)}"
         raise ModelError(f"device_map={place!r}", rule, "use device_map='auto', or device=") from None
     return _device(place, "device_map")
+
+
+def _kernel(attention: str | None) -> dict[str, Any]:
+    """The loading options of an attention kernel."""
+    if attention not in (None, *KERNELS):
+        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    return {} if attention is None else {"attn_implementation": attention}
 
 
 def _weights(dtype: str | torch.dtype) -> dict[str, Any]:

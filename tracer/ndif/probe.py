@@ -120,11 +120,8 @@ def load(
     if not remote:
         _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits, report=report)
         return load_here(name, dtype=dtype, revision=revision, attention=attention, adapter=adapter, seed=seed, **here)
-    if adapter is not None:
-        rule = "cannot be merged into weights on a server"
-        raise ModelError(option("adapter", str(adapter)), rule, "leave it out, or trace here, without remote")
-    if isinstance(name, nn.Module):
-        raise ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
+    if isinstance(name, nn.Module) or adapter is not None:
+        raise _never_remote(name, adapter)
     if weights not in (None, "local"):
         raise ModelError(f"weights={quoted(weights)}", "must be 'local', or left out", "leave it out")
     if wire not in (None, *WIRES):
@@ -141,6 +138,14 @@ def load(
     if model.remote is None or wire is None:
         return model
     return replace(model, remote=replace(model.remote, transfer_dtype=DTYPES[wire]))  # type: ignore[type-var]
+
+
+def _never_remote(name: Any, adapter: str | Path | None) -> ModelError:
+    """The error where an adapter, or a module in memory, is asked for on a server."""
+    if adapter is not None:
+        rule = "cannot be merged into weights on a server"
+        return ModelError(option("adapter", str(adapter)), rule, "leave it out, or trace here, without remote")
+    return ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
 
 
 def _refuse(what: str, **options: Any) -> None:
