@@ -36,6 +36,7 @@ TIERS = {
     "circuit": "model",
     "cli": "model",
     "cli/test_cli_runs.py": "process",
+    "cli/test_options.py": "unit",
     "data": "unit",
     "data/test_tasks.py": "model",
     "demo": "model",

@@ -17,6 +17,7 @@ from tracer.cli.evaluating import evaluate
 from tracer.cli.graphs import export, import_, show, view
 from tracer.cli.loading import Adapter, report
 from tracer.cli.steering import steer
+from tracer.cli.submitting import submit
 from tracer.cli.tracing import trace
 from tracer.errors import JobError, TracerError, quoted
 from tracer.text import is_text
@@ -100,7 +101,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, doctor, *runs.VERBS)
+VERBS = (trace, show, view, export, import_, evaluate, steer, doctor, *runs.VERBS, submit)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 
