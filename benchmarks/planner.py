@@ -10,7 +10,6 @@ before the batch, the part that depends on the prompts.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
@@ -20,6 +19,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import common
+import torch
+
+import tracer
+from tracer.attribution.trace import trace_all
 from tracer.model.sizes import Shape
 from tracer.runs.plan.memory import Memory, predict
 from tracer.runs.worker import limit_malloc_retention
@@ -209,30 +213,14 @@ def measure(case: Case) -> Measured:
 
 def run_case(case: Case) -> None:
     """Print one case's figures; run in a process of its own."""
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    import tracer
-    from tracer.attribution.trace import trace_all
-
     limit_malloc_retention()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    settings = dict(MODELS[case.model])
-    config = AutoConfig.for_model(
-        settings.pop("model_type"), **settings, bos_token_id=1, eos_token_id=1, pad_token_id=0
-    )
     options = {} if case.attention is None else {"attn_implementation": case.attention}
-    module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype), **options)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
-    model = tracer.load(
-        module, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1")
-    )
+    model = common.random_model(MODELS[case.model], dtype=getattr(torch, case.dtype), **options)
 
     def prompt(length: int, seed: int) -> tracer.Prompt:
         draw = torch.Generator().manual_seed(1000 * length + seed)
-        ids, other = torch.randint(10, config.vocab_size, (2, length), generator=draw).tolist()
+        ids, other = torch.randint(10, model.vocab_size, (2, length), generator=draw).tolist()
         paired = {"counterfactual": other} if case.baseline == "counterfactual" else {}
         return tracer.Prompt(token_ids=ids, target=7, foil=8, **paired)
 
@@ -246,9 +234,7 @@ def run_case(case: Case) -> None:
     if case.shortest:
         lengths = [case.shortest + (case.length - case.shortest) * i // (case.batch - 1) for i in range(case.batch)]
     traced([prompt(4, 0), prompt(4, 1)], 4, 2**26)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
+    before = common.begin_peak()
     traced([prompt(length, i) for i, length in enumerate(lengths)], case.nodes, case.budget or 2**50)
     predicted = predict(
         Shape.of_model(model),
@@ -263,13 +249,7 @@ def run_case(case: Case) -> None:
         padded=case.shortest is not None,
         max_bytes=case.budget,
     )
-    print(json.dumps({"peak": status("VmHWM"), "before": before, "predicted": asdict(predicted)}))
-
-
-def status(name: str) -> int:
-    """A line of the kernel's account of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+    print(json.dumps({"peak": common.status("VmHWM"), "before": before, "predicted": asdict(predicted)}))
 
 
 def main() -> None:

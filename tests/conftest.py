@@ -27,6 +27,7 @@ settings.load_profile("tracer")
 
 TIERS = {
     ".": "unit",
+    "./test_benchmarks.py": "model",
     "./test_cases.py": "model",
     "./test_reference.py": "model",
     "attacks": "process",
