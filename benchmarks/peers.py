@@ -11,7 +11,6 @@ The two sides must agree before they are timed. Of tracer's edges the time is wh
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -128,7 +127,7 @@ def per_pair_of_layers(module: Any, ids: Tensor, nodes: Tensor, sampled: int) ->
     n_layers = len(module.model.layers)
     pairs = [(low, top) for top in range(1, n_layers) for low in range(top)]
     spread = [pairs[i * (len(pairs) - 1) // max(1, sampled - 1)] for i in range(sampled)]
-    started = time.perf_counter()
+    started = common.clock.read()
     for low, top in spread:
         neurons: dict[int, Tensor] = {}
         with linearised(module, set(range(n_layers)) - {low}, neurons, {}):
@@ -139,7 +138,7 @@ def per_pair_of_layers(module: Any, ids: Tensor, nodes: Tensor, sampled: int) ->
             torch.autograd.grad(
                 part, neurons[low], torch.eye(len(part)), is_grads_batched=True, retain_graph=True, allow_unused=True
             )
-    return (time.perf_counter() - started) * len(pairs) / sampled
+    return (common.clock.read() - started) * len(pairs) / sampled
 
 
 def zeroed(module: Any, ids: Tensor, layer: int, position: int, neuron: int) -> float:
@@ -226,12 +225,12 @@ def compare_ablations() -> None:
     ids, count = torch.tensor([prompt.token_ids]), 16 * model.d_mlp
     whole = float(tracer.attribute(model, [prompt]).metric[0])
     each = torch.cartesian_prod(torch.arange(16), torch.arange(model.d_mlp)).tolist()
-    started = time.perf_counter()
+    started = common.clock.read()
     found = tracer.attribute(model, [prompt], "exact").nodes[0]
-    batched = found.numel() / (time.perf_counter() - started)
-    started = time.perf_counter()
+    batched = found.numel() / (common.clock.read() - started)
+    started = common.clock.read()
     effects = torch.tensor([whole - zeroed(model.module, ids, 0, *place) for place in each])
-    single = count / (time.perf_counter() - started)
+    single = count / (common.clock.read() - started)
     # A difference of two logits, each rounded.
     assert (found[0].flatten() - effects).abs().max() <= 1e-5 * max(1.0, abs(whole)), "the two sides disagree"
     print(f"\nexact ablation, 2 layers, 16 tokens: {batched:.0f} nodes/s batched, {single:.0f} one at a time: "

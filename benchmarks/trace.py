@@ -312,7 +312,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     print(f"{head(bench)}\n{title(bool(earlier))}")
     for length in options.lengths:
         for i, nodes in enumerate(options.nodes):
-            for call in CALLS:
+            for call in options.calls:
                 too_long = call in ALONE and not bench.on_gpu and options.batch * length > MOST_TOKENS_ON_CPU
                 if too_long or (call in WHATEVER_NODES and i):
                     continue
@@ -352,6 +352,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--text", default=TEXT, help="what its prompts repeat")
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 64, 256, 1024], help="tokens of a prompt")
     parser.add_argument("--nodes", type=int, nargs="+", default=[100, 1000], help="nodes of a circuit")
+    parser.add_argument("--calls", nargs="+", choices=list(CALLS), default=list(CALLS), metavar="CALL",
+                        help=f"some of: {'; '.join(CALLS)}")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="64 tokens and 1,000 nodes only")
     parser.add_argument("--batch", type=int, default=16, help="prompts of trace_all")
     parser.add_argument("--pairs", type=int, default=10, help="timed pairs of each call")

@@ -89,6 +89,20 @@ def test_operations_are_those_of_the_part_alone(monkeypatch: pytest.MonkeyPatch,
     assert vars(played)["edges"] is edges
 
 
+def test_plain_hooks_agree() -> None:
+    common, peers = BENCHMARK.common, BENCHMARK.peers
+    model = common.random_model(common.SHAPES["toy"])
+    (prompt,) = common.random_prompts(model, 5, 1)
+    ids = torch.tensor([prompt.token_ids])
+    nodes = BENCHMARK.tracer.attribute(model, [prompt]).nodes
+    peers.agree(nodes, peers.by_hooks(model.module, ids, common.TARGET, common.FOIL))
+    neurons, logits, weight = peers.graph(model, prompt, 20)
+    assert weight.shape == (20 + 2, 20 + 5)
+    peers.agree(weight, peers.one_backward_each(model.module, ids, neurons, logits))
+    with pytest.raises(AssertionError, match="disagree"):
+        peers.agree(weight, 1.01 * weight)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's high-water mark")
 def test_the_script_runs(tmp_path: Any) -> None:
