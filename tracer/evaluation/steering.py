@@ -29,7 +29,7 @@ from tracer.circuit.from_run import read_graph
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import ablations
-from tracer.evaluation.ablations import AblatedRow
+from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.statistics import Interval
 from tracer.model import passes
 from tracer.model.model import Model
@@ -356,13 +356,11 @@ def swap_states(
     _check_ks(ks, model.n_layers * min(lengths) * model.n_neurons())
     generator = torch.Generator().manual_seed(seed)
     budget = model.budget() if memory is None else memory
-    if model.remote is not None:
-        parts = [_swap_there(model, encoded, ks, generator, method, budget)]
-    else:
-        parts = [
-            _swap_batch(model, [encoded[i] for i in part], ks, generator, method)
-            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget, model.borders)
-        ]
+    each = model.bytes_per_token(length=max(lengths))
+    parts = [
+        _swapped(model, [encoded[i] for i in part], ks, generator, method, budget)
+        for part in batches(lengths, each, budget, model.borders)
+    ]
     answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
     source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
     other = torch.tensor([one.foil_ids[0] for one in encoded])[:, None]
@@ -638,60 +636,34 @@ def _check_ks(ks: Sequence[int], largest: int) -> None:
         raise JobError(f"ks={quoted(list(ks))}", f"must rise from 1 to at most {largest}, the nodes", "change them")
 
 
-def _swap_batch(
-    model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str
-) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
-    """Answers swapped, under the control and zeroed; how many nodes were set; which pairs are answered rightly."""
-    ours = _attributed(model, [(one.token_ids, one.target_ids) for one in encoded], method)
-    theirs = _attributed(model, [(one.counterfactual_ids or (), one.foil_ids) for one in encoded], method)
-    batch = Batch(tuple(one.token_ids for one in encoded))
-    other = Batch(tuple(one.counterfactual_ids or () for one in encoded))
-
-    def answers(of: Batch, mask: Tensor | None = None, to: Tensor | float = 0.0) -> Tensor:
-        edits = [] if mask is None else _set(batch.padded(mask, 2), to)
-        return passes.intervened(model, of, edits)[:, -1].argmax(-1)
-
-    found, sizes = [], []
-    values = batch.padded(theirs.activations, 2)
-    for k in ks:
-        source = _strongest(ours, k)
-        union = source | _strongest(theirs, k)
-        control = _control(union, generator)
-        found.append(
-            torch.stack([answers(batch, union, values), answers(batch, control, values), answers(batch, source)])
-        )
-        sizes.append(union.flatten(1).sum(1))
-    rightly = answers(batch) == torch.tensor([one.target_ids[0] for one in encoded])
-    rightly &= answers(other) == torch.tensor([one.foil_ids[0] for one in encoded])
-    return torch.stack(found, dim=-1), torch.stack(sizes, dim=-1), rightly
-
-
-def _swap_there(
+def _swapped(
     model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str, memory: int
 ) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
-    """`_swap_batch` of all pairs on a server, which is told sets of nodes and answers with tokens."""
+    """Answers swapped, under the control and zeroed; how many nodes were set; which pairs are answered rightly."""
     paired = [replace(one, token_ids=one.counterfactual_ids or ()) for one in encoded]
     ours = _ranked(model, [(one.token_ids, one.target_ids) for one in encoded], int(ks[-1]), method, memory)
     theirs = _ranked(model, [(one.token_ids, one.foil_ids) for one in paired], int(ks[-1]), method, memory)
-    swaps, zeros, sizes = [], [], []
+    swaps, zeros, sizes = list[AblatedRow](), list[AblatedRow](), list[Tensor]()
     for k in ks:
         unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
         controls = [_drawn([(*node,) for node in nodes.tolist()], model.n_neurons(), generator) for nodes in unions]
-        swaps += [
-            AblatedRow(one, nodes.int(), other=pair)
-            for sets in (unions, [torch.tensor(places, dtype=torch.int32).view(-1, 3) for places in controls])
-            for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
-        ]
-        zeros += [AblatedRow(one, nodes[:k].int()) for one, nodes in zip(encoded, ours, strict=True)]
+        for sets in (unions, [torch.tensor(places).view(-1, 3) for places in controls]):
+            swaps += [
+                AblatedRow(one, Ranking.of(nodes), (0, 0, len(nodes)), other=pair)
+                for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
+            ]
         sizes.append(torch.tensor([len(nodes) for nodes in unions]))
-    untouched = [AblatedRow(one, ablations.NO_NODES) for one in (*encoded, *paired)]
+    rankings = [Ranking.of(nodes) for nodes in ours]
+    zeros = [AblatedRow(one, nodes, (0, 0, k)) for k in ks for one, nodes in zip(encoded, rankings, strict=True)]
+    untouched = [AblatedRow(one, ablations.EMPTY, (0, 0, 0)) for one in (*encoded, *paired)]
 
-    def answers(rows: list[AblatedRow], to: ablations.Replacement) -> Tensor:
-        return ablations.measure_on_server(model, rows, to, None, "activation", memory).long()
+    def answers(rows: list[AblatedRow], to: Replacement) -> Tensor:
+        return ablations.measured(model, rows, to, None, "activation", memory).long()
 
-    values = ablations.Replacement(tuple(one.token_ids for one in paired), tuple(range(len(paired))))
+    longest = max(len(one.token_ids) for one in paired)
+    values = Replacement(tuple(one.token_ids for one in paired)).here(model, longest, "activation", memory)
     swapped = answers(swaps, values).view(len(ks), 2, len(encoded))
-    zeroed, plain = answers([*zeros, *untouched], ablations.Replacement()).split([len(zeros), len(untouched)])
+    zeroed, plain = answers([*zeros, *untouched], Replacement()).split([len(zeros), len(untouched)])
     found = torch.cat([swapped, zeroed.view(len(ks), 1, len(encoded))], 1)
     wanted = [one.target_ids[0] for one in encoded] + [one.foil_ids[0] for one in encoded]
     rightly = (plain == torch.tensor(wanted)).view(2, len(encoded)).all(0)
@@ -719,35 +691,6 @@ def _attributed(model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]
 
 def _prompts(asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Prompt]:
     return [Prompt(token_ids=ids, target=target) for ids, target in asked]
-
-
-def _strongest(found: Attribution, k: int) -> Bool[Tensor, "pair layer pos neuron"]:
-    """Each prompt's k nodes with the largest |attribution|; positions after a prompt's end have none."""
-    strength = found.nodes.abs().flatten(1)
-    for row, length in enumerate(found.lengths):
-        strength.view_as(found.nodes)[row, :, length:] = -1.0
-    mask = torch.zeros_like(strength, dtype=torch.bool)
-    return mask.scatter(1, strength.topk(k).indices, True).view_as(found.nodes)
-
-
-def _control(masks: Bool[Tensor, "pair layer pos neuron"], generator: torch.Generator) -> Tensor:
-    """As many random neurons in each layer at each position, of each pair."""
-    drawn = torch.zeros_like(masks)
-    for row, mask in enumerate(masks):
-        places = _drawn(
-            [(layer, pos, neuron) for layer, pos, neuron in mask.nonzero().tolist()], mask.shape[-1], generator
-        )
-        drawn[row][torch.tensor(places).unbind(-1)] = True
-    return drawn
-
-
-def _set(masks: Tensor, to: Tensor | float) -> list[passes.Edit]:
-    """Edits that set nodes [pair, layer, column, neuron] to values of that shape, or to a number."""
-    return [
-        passes.Edit(layer, masks[:, layer], 0.0, to[:, layer] if isinstance(to, Tensor) else to)
-        for layer in range(masks.shape[1])
-        if bool(masks[:, layer].any())
-    ]
 
 
 def _wilson(held: Bool[Tensor, "pair *k"], z: float = 1.959964) -> Interval:

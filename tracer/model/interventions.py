@@ -253,34 +253,74 @@ def apply_edits(
 
 
 def ablate_sets(
-    value: Tensor, layer: int, rows: Sequence[tuple[Tensor, bool, int, int]], to: Sequence[Tensor] | None
+    value: Tensor, layer: int, rows: Tensor, rankings: tuple[int, int, Tensor, Sequence[Tensor]], to: Tensor | None
 ) -> Tensor:
     """A layer's neurons with a set of nodes of each row replaced, or all but that set. Padding stays as it is.
 
+    Of a row's set and the nodes outside it, where these are known and fewer, the smaller one is set, by index.
+
     Args:
-        rows: of each its set (see `members`), whether the set is what stays, which of `to` is its replacement, and
+        rows: of each row [7, row] its ranking; three levels, rising: its set are the nodes below the first, and those
+            from the second to below the third; whether the set is what stays; which of `to` is its replacement; and
             the column at which its prompt begins.
-        to: replacements [layer, position, neuron], as long as their rows' prompts or longer; None for zero.
+        rankings: see `ordered`.
+        to: replacements [other, layer, position, neuron], as long as their rows' prompts or longer; None for zero.
     """
-    changed = value.clone()
-    new = {at: to[at][layer].to(value.device, value.dtype) for at in {row[2] for row in rows}} if to else {}
-    for mine, (nodes, stays, source, first) in zip(changed, rows, strict=True):
-        real = mine[first:]
-        gone = members(nodes, layer, real.shape).to(value.device) != stays
-        mine[first:] = torch.where(gone, new[source][: len(real)] if to else torch.zeros_like(real), real)
+    inside, begins = ordered(layer, value.shape[-1], rankings)
+    mine, first, source = begins[rows[0]], rows[6], rows[5]
+    ends = torch.cat([mine[:, :1], mine.gather(1, rows[1:4].T), mine[:, -1:]], 1)
+    count, real = (ends[:, 1] - ends[:, 0]) + (ends[:, 3] - ends[:, 2]), (value.shape[1] - first) * value.shape[2]
+    smaller = (ends[:, 4] - ends[:, 0] == real) & (2 * count > real)  # all nodes have a place, most are in the set
+    spans = torch.where(smaller[:, None], ends[:, 1:], ends[:, :4])
+    kept = (rows[4] == 1) != smaller
+    if not bool((kept | (count > 0)).any()):
+        return value
+    changed = value.clone(memory_format=torch.contiguous_format)
+    for begin in first[kept].unique().tolist():
+        some = (kept & (first == begin)).nonzero()[:, 0].to(value.device)
+        length = value.shape[1] - begin
+        new = 0.0 if to is None else to[source[some.cpu()], layer, :length].to(value.device, value.dtype)
+        changed[some, begin:] = new
+    starts = (torch.arange(len(kept)) * value.shape[1] + first) * value.shape[2]
+    at, row = spanned(inside, spans[kept])
+    back = (at + starts[kept][row]).to(value.device)
+    changed.view(-1)[back] = value.reshape(-1)[back]
+    at, row = spanned(inside, spans[~kept])
+    gone = (at + starts[~kept][row]).to(value.device)
+    if to is None:
+        changed.view(-1).index_fill_(0, gone, 0.0)
+    else:
+        there = (source[~kept] * to.shape[1] + layer) * to[0, 0].numel()
+        changed.view(-1)[gone] = to.reshape(-1)[at + there[row]].to(value.device, value.dtype)
     return changed
 
 
-def members(nodes: Tensor, layer: int, shape: Sequence[int]) -> Tensor:
-    """Which of a layer's nodes [position, neuron] are in a set: rows of (layer, position, neuron), or as bytes
-    [layer, byte] a bit for each node."""
-    if nodes.dtype == torch.uint8:
-        bits = (nodes[layer][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-        return bits.flatten()[: shape[0] * shape[1]].view(shape[0], shape[1]).bool()
-    inside = torch.zeros(shape[0], shape[1], dtype=torch.bool)
-    mine = nodes[nodes[:, 0] == layer].long()
-    inside[mine[:, 1], mine[:, 2]] = True
-    return inside
+def ordered(layer: int, n_neurons: int, rankings: tuple[int, int, Tensor, Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """A layer's nodes of several rankings, one after another, each by level: where they are in a prompt's [position,
+    neuron], and where each ranking's levels begin [ranking, level], its end last.
+
+    Args:
+        rankings: how many levels there are at most; of how many rankings only some nodes have one, and these nodes,
+            rows of (ranking, layer, position, neuron, level); of each of the others the level of every node [layer,
+            position, neuron].
+    """
+    most, n_listed, listed, dense = rankings
+    number, _, position, neuron, level = listed[listed[:, 1] == layer].long().unbind(-1)
+    key, inside = number * most + level, position * n_neurons + neuron
+    found, counts = [inside[key.argsort(stable=True)]], [torch.bincount(key, minlength=n_listed * most)]
+    for levels in dense:
+        mine = levels[layer].flatten()
+        found.append(mine.sort(stable=True)[1])
+        counts.append(torch.bincount(mine, minlength=most))
+    begins = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
+    return torch.cat(found), begins.unfold(0, most + 1, most)
+
+
+def spanned(inside: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+    """The nodes in each row's two spans [row, begin and end of each], and which row each is of."""
+    begin, size = spans[:, ::2].flatten(), (spans[:, 1::2] - spans[:, ::2]).flatten()
+    picked = torch.arange(int(size.sum())) + (begin - size.cumsum(0) + size).repeat_interleave(size)
+    return inside[picked], torch.arange(len(size)).repeat_interleave(size) // 2
 
 
 def replace_layer(value: Tensor, other: Tensor, here: bool) -> Tensor:

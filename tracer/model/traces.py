@@ -126,16 +126,16 @@ def ablated(
     plan: SimpleNamespace,
     inputs: dict[str, Any],
     read: Callable[[Tensor], Tensor],
-    rows: Sequence[tuple[Tensor, bool, int, int]],
-    to: Sequence[Tensor] | None,
+    rows: Tensor,
+    rankings: tuple[int, int, Tensor, Sequence[Tensor]],
+    to: Tensor | None,
     basis: str,
-    backend: Any = None,
 ) -> Tensor:
     """What is read [prompt] with sets of nodes replaced, as `interventions.ablate_sets` takes them."""
     with torch.no_grad():
-        with nn.trace(**inputs, backend=backend):
+        with nn.trace(**inputs):
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, to)
+                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
             )
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
     return saved[0]

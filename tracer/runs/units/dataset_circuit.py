@@ -28,11 +28,12 @@ from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.quality import estimate_quality
-from tracer.evaluation.testset import Job, Ranks, TestSet
+from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row, options
+from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -121,8 +122,8 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     _check_lengths(mean, prompts, "evaluate.test")
     n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
     reference = None if asked.reference is None else list(_prompts(job, asked.reference))
-    how: dict[str, Any] = {"metric": job.metric, "top_k": job.top_k}
-    test = TestSet.of(model, prompts, asked.ablation, job.basis, asked.seed, reference, **how).with_known_ends()
+    how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
+    test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
     made = curves(test, ranks, asked.sizes, asked.seed)
     return {
@@ -184,8 +185,8 @@ def evaluate_again(
     _check_lengths(mean, asked, "test prompts")
     said += notes(asked, model)
     say(said)
-    how: dict[str, Any] = {"metric": _metric(job, folder), "top_k": job.top_k, "least": 1}
-    test = TestSet.of(model, asked, ablation or "mean", job.basis, seed, reference, **how).with_known_ends()
+    how = settings(basis=job.basis, metric=_metric(job, folder), top_k=job.top_k)
+    test = TestSet.of(model, asked, ablation or "mean", how, seed, reference, Fit(least=1)).with_known_ends()
     wanted = sizes or [size for size in GRID if size < rows] + [rows]
     made = curves(test, _ranks(job, mean, asked), wanted, seed, progress)
     return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings))
@@ -248,8 +249,8 @@ def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool) -> list[dict
     """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
     assert test.known is not None
     (full, empty), rows = test.known, range(len(test.prompts))
-    found = test.measure_apart([[Job(row, ranks, size, True, without) for row in rows] for without in range(-1, size)])
-    kept = statistics.faithfulness(found.T.contiguous(), empty, full)
+    found = test.measure([Job(row, ranks, size, True, without) for without in range(-1, size) for row in rows])
+    kept = statistics.faithfulness(found.view(size + 1, len(rows)).T.contiguous(), empty, full)
     places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
     return [
         {"layer": layer, "position": -1 if free else position, "neuron": neuron, "change": float(change)}
