@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -63,18 +64,38 @@ class Metric:
         )
 
 
+LINEAR = ("logit", "difference", "topk")
+"""Kinds that read the logits of their entries alone."""
+
+
 def read(
-    logits: Tensor, kind: str, row: Tensor, column: Tensor, token: Tensor, weight: Tensor, n_prompts: int
+    logits: Tensor,
+    kind: str,
+    row: Tensor,
+    column: Tensor,
+    token: Tensor,
+    weight: Tensor,
+    n_prompts: int,
+    head: Any = None,
 ) -> Tensor:
-    """`Metric.read` of a metric's fields; see `Metric.reader`."""
-    at = logits[row.to(logits.device), column.to(logits.device)].float()
-    if kind == "logprob":
-        at = torch.log_softmax(at, dim=-1)
-    picked = at.gather(-1, token.to(at.device)[:, None])[:, 0]
-    if kind == "centred":
-        picked = picked - at.mean(-1)
-    total = torch.zeros(n_prompts, dtype=at.dtype, device=at.device)
-    return total.index_add(0, row.to(at.device), picked * weight.to(at.device))
+    """`Metric.read` of a metric's fields; see `Metric.reader`.
+
+    Args:
+        head: a linear map whose input is given in place of the logits, for the kinds in `LINEAR`: of its output only
+            the entries are computed.
+    """
+    row, column, token, weight = (part.to(logits.device) for part in (row, column, token, weight))
+    if head is not None:
+        picked = (logits[row, column].float() * head.weight[token].float()).sum(-1)
+        picked = picked if head.bias is None else picked + head.bias[token].float()
+    elif kind in ("logprob", "centred"):
+        at = logits[row, column].float()
+        picked = (at.log_softmax(-1) if kind == "logprob" else at).gather(-1, token[:, None])[:, 0]
+        picked = picked - at.mean(-1) if kind == "centred" else picked
+    else:
+        picked = logits[row, column, token].float()
+    total = torch.zeros(n_prompts, dtype=picked.dtype, device=picked.device)
+    return total.index_add(0, row, picked * weight)
 
 
 def greedy(logits: Tensor) -> Tensor:

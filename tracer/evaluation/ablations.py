@@ -149,9 +149,10 @@ def measured(
     if to.mean:
         check_reach(to.others, max(lengths, default=1))
     others = to.others if to.values is None else ()
-    step = _step(model, max([1, *lengths, *map(len, others)]), memory)
-    forwards = max(FORWARDS, ceil(len(others) / step)) if to.mean else FORWARDS
-    forwards = 1 if model.remote is None else forwards
+    step = max(1, min(len(rows), _step(model, max([1, *lengths, *map(len, others)]), memory)))
+    forwards = 1 if model.remote is None else FORWARDS
+    if to.mean:
+        forwards = max(forwards, ceil(len(others) / step))
     size = max(1, ceil(len(rows) / max(1, ceil(len(rows) / (step * forwards)))))
 
     def some(part: range) -> Tensor:
@@ -193,6 +194,7 @@ def _request(
         return SimpleNamespace(
             inputs=passes.inputs(model, batch, 1 if asked is None else asked.kept),
             read=metrics.greedy if asked is None else asked.reader,
+            linear=asked is not None and asked.kind in metrics.LINEAR,
             rows=[*zip(*told, strict=True), [source[row.other] for row in group], batch.padding.tolist()],
         )
 

@@ -139,13 +139,8 @@ def measure(
         seed=seed,
     )
     parts = [ratios.map(lambda values, i=i: values[..., i * n : (i + 1) * n]) for i in range(3)]
-    at, shares = [sizes.index(size) for size in areas], [size / n_total for size in areas]
-    over = parts[0].map(lambda values: values[..., at])
-    none = Interval(*torch.full((3,), torch.nan, dtype=torch.double))
-    cpr, cmd = (
-        over.map(functools.partial(area, shares)).interval() if len(at) > 1 else none
-        for area in (statistics.cpr, statistics.cmd)
-    )
+    over = parts[0].map(lambda values: values[..., [sizes.index(size) for size in areas]])
+    cpr, cmd = _areas(over, [size / n_total for size in areas])
     return Evaluation(
         tuple(sizes),
         _unique(ranks, sizes),
@@ -209,6 +204,13 @@ def shuffled(ranks: Ranks, seed: int) -> Ranks:
     generator = torch.Generator().manual_seed(seed)
     layers = [layer.flatten()[torch.randperm(layer.numel(), generator=generator)].view_as(layer) for layer in ranks]
     return torch.stack(layers)
+
+
+def _areas(over: statistics.Resamples, shares: Sequence[float]) -> list[Interval]:
+    """`Curves.cpr` and `Curves.cmd` of the faithfulness at these shares of all nodes."""
+    if len(shares) == 1:
+        return [Interval(*torch.full((3,), torch.nan, dtype=torch.double))] * 2
+    return [over.map(functools.partial(area, shares)).interval() for area in (statistics.cpr, statistics.cmd)]
 
 
 def _n_ranked(test: TestSet, ranks: Ranks) -> int:

@@ -14,10 +14,7 @@ from tracer.model import traces
 def ablated(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor]:
     """What is read [prompt] of each forward with its nodes ablated: see `ablations.measured`."""
     to = replacements(nn, plan, ask) if ask.others else ask.to
-    return [
-        traces.ablated(nn, plan, one.inputs, one.read, torch.tensor(one.rows), ask.rankings, to, ask.basis)
-        for one in ask.forwards
-    ]
+    return [traces.ablated(nn, plan, one, ask.rankings, to, ask.basis) for one in ask.forwards]
 
 
 def replacements(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:

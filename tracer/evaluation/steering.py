@@ -192,24 +192,14 @@ def steer(
     run = _Run(model, encoded, action, basis)
     asked = _asked(model, encoded, prompt, tokens)
     before, after, control = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
-    first, then = int(before.argmax()), int(after.argmax())
-    texts = [run.generate(one, max_new_tokens) for one in ([], places, *draws[:1])] if max_new_tokens else []
     return Steering(
         text=encoded.text,
         tokens=tuple(decode(model, token) for token in encoded.token_ids),
         action=action,
-        everywhere=places[0][1] is None,
-        n_nodes=len(places) * (len(encoded.token_ids) if places[0][1] is None else 1),
-        n_neurons=len({(layer, neuron) for layer, _, neuron in places}),
-        per_layer=tuple(sum(place[0] == layer for place in places) for layer in range(model.n_layers)),
+        **_counted(places, model.n_layers, len(encoded.token_ids)),
         effects=_effects(model, asked, before, after, control),
-        before=decode(model, first),
-        after=decode(model, then),
-        changed=first != then,
-        control_changed=int((control.argmax(-1) != first).sum()),
-        unsteered=texts[0] if texts else None,
-        steered=texts[1] if texts else None,
-        control=texts[2] if len(texts) > 2 else None,
+        **_changed(model, before, after, control),
+        **run.texts(places, draws, max_new_tokens),
         random=random,
         seed=seed,
     )
@@ -522,6 +512,14 @@ class _Run:
             raise JobError(f"{self.action.kind}={self.action.amount:g}", rule, "use a smaller amount")
         return logits
 
+    def texts(
+        self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int
+    ) -> dict[str, Generated | None]:
+        """The generated texts of a `Steering`."""
+        sets = zip(("unsteered", "steered", "control"), ([], places, *draws[:1]), strict=False)
+        made = {name: self.generate(one, max_new_tokens) for name, one in sets} if max_new_tokens else {}
+        return {name: made.get(name) for name in ("unsteered", "steered", "control")}
+
     def generate(self, places: Sequence[_Place], max_new_tokens: int) -> Generated:
         """What the model goes on with."""
         batch, edits = Batch((self.prompt.token_ids,)), self._edits([places])
@@ -549,6 +547,28 @@ class _Run:
             mask[index.unbind(-1)] = True
             edits.append(passes.Edit(layer, mask, self.action.scale, self.action.shift))
         return edits
+
+
+def _counted(places: Sequence[_Place], n_layers: int, length: int) -> dict[str, Any]:
+    """What a `Steering` says of its nodes' numbers, on a prompt of this length."""
+    everywhere = places[0][1] is None
+    return {
+        "everywhere": everywhere,
+        "n_nodes": len(places) * (length if everywhere else 1),
+        "n_neurons": len({(layer, neuron) for layer, _, neuron in places}),
+        "per_layer": tuple(sum(place[0] == layer for place in places) for layer in range(n_layers)),
+    }
+
+
+def _changed(model: Model, before: Tensor, after: Tensor, control: Tensor) -> dict[str, Any]:
+    """What a `Steering` says of the greedy next token."""
+    first, then = int(before.argmax()), int(after.argmax())
+    return {
+        "before": decode(model, first),
+        "after": decode(model, then),
+        "changed": first != then,
+        "control_changed": int((control.argmax(-1) != first).sum()),
+    }
 
 
 def _asked(model: Model, encoded: Encoded, prompt: Prompt, tokens: Target) -> list[tuple[int, str]]:

@@ -79,6 +79,13 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     return linearize.soft_cap(out, uncapped, plan.soft_cap)
 
 
+def plain_head(nn: Any, plan: SimpleNamespace) -> Any:
+    """The head, where the logits are what this linear map makes and its weights can be read; else None."""
+    head = nn.get(plan.head)._module
+    plain = type(head) is torch.nn.Linear and head.weight.device.type != "meta" and plan.soft_cap is None
+    return head if plain else None
+
+
 def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Detach one MLP's output, so that no path runs through it. Returns its neurons, the same as a leaf and that leaf's
     output (both None in the basis ``output``), and the detached output, a leaf too.
@@ -275,24 +282,30 @@ def ablate_sets(
     kept = (rows[4] == 1) != smaller
     if not bool((kept | (count > 0)).any()):
         return value
-    changed = value.clone(memory_format=torch.contiguous_format)
-    for begin in first[kept].unique().tolist():
-        some = (kept & (first == begin)).nonzero()[:, 0].to(value.device)
-        length = value.shape[1] - begin
-        new = 0.0 if to is None else to[source[some.cpu()], layer, :length].to(value.device, value.dtype)
-        changed[some, begin:] = new
+    changed = replaced_rows(value, layer, kept, source, first, to)
     starts = (torch.arange(len(kept)) * value.shape[1] + first) * value.shape[2]
-    at, row = spanned(inside, spans[kept])
-    back = (at + starts[kept][row]).to(value.device)
+    (back,) = spanned(inside, spans[kept], starts[kept])
+    back = back.to(value.device)
     changed.view(-1)[back] = value.reshape(-1)[back]
-    at, row = spanned(inside, spans[~kept])
-    gone = (at + starts[~kept][row]).to(value.device)
-    if to is None:
-        changed.view(-1).index_fill_(0, gone, 0.0)
-    else:
-        there = (source[~kept] * to.shape[1] + layer) * to[0, 0].numel()
-        changed.view(-1)[gone] = to.reshape(-1)[at + there[row]].to(value.device, value.dtype)
+    there = 0 * source if to is None else (source * to.shape[1] + layer) * to[0, 0].numel()
+    gone, new = spanned(inside, spans[~kept], starts[~kept], there[~kept])
+    values = value.new_zeros(()) if to is None else to.reshape(-1)[new].to(value.device, value.dtype)
+    changed.view(-1)[gone.to(value.device)] = values
     return changed
+
+
+def replaced_rows(value: Tensor, layer: int, which: Tensor, source: Tensor, first: Tensor, to: Tensor | None) -> Tensor:
+    """A copy of a layer's neurons, with all those of some rows' prompts replaced: arguments as in `ablate_sets`."""
+    if not bool(which.any()):
+        return value.clone(memory_format=torch.contiguous_format)
+    place = torch.arange(value.shape[1]) - first[:, None]
+    inside = (which[:, None] & (place >= 0))[:, :, None].to(value.device)
+    if to is None:
+        new = value.new_zeros(())
+    else:
+        alike = len(to) == 1 and not bool(first.any())
+        new = to[:, layer, : value.shape[1]] if alike else to[source[:, None], layer, place.clamp_min(0)]
+    return torch.where(inside, new.to(value.device, value.dtype), value).contiguous()
 
 
 def ordered(layer: int, n_neurons: int, rankings: tuple[int, int, Tensor, Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
@@ -316,11 +329,11 @@ def ordered(layer: int, n_neurons: int, rankings: tuple[int, int, Tensor, Sequen
     return torch.cat(found), begins.unfold(0, most + 1, most)
 
 
-def spanned(inside: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
-    """The nodes in each row's two spans [row, begin and end of each], and which row each is of."""
+def spanned(inside: Tensor, spans: Tensor, *starts: Tensor) -> list[Tensor]:
+    """The nodes in each row's two spans [row, begin and end of each], counted from each of its starts [row]."""
     begin, size = spans[:, ::2].flatten(), (spans[:, 1::2] - spans[:, ::2]).flatten()
-    picked = torch.arange(int(size.sum())) + (begin - size.cumsum(0) + size).repeat_interleave(size)
-    return inside[picked], torch.arange(len(size)).repeat_interleave(size) // 2
+    picked = inside[torch.arange(int(size.sum())) + (begin - size.cumsum(0) + size).repeat_interleave(size)]
+    return [picked + start.repeat_interleave(2).repeat_interleave(size) for start in starts]
 
 
 def replace_layer(value: Tensor, other: Tensor, here: bool) -> Tensor:

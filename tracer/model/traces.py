@@ -124,20 +124,27 @@ def from_embedding(
 def ablated(
     nn: Any,
     plan: SimpleNamespace,
-    inputs: dict[str, Any],
-    read: Callable[[Tensor], Tensor],
-    rows: Tensor,
+    one: SimpleNamespace,
     rankings: tuple[int, int, Tensor, Sequence[Tensor]],
     to: Tensor | None,
     basis: str,
 ) -> Tensor:
-    """What is read [prompt] with sets of nodes replaced, as `interventions.ablate_sets` takes them."""
+    """What is read [prompt] with sets of nodes replaced, as `interventions.ablate_sets` takes them.
+
+    `one` has the batch's `inputs`, its `rows`, what to `read`, and whether that is `linear` in a few logits: these
+    alone are then computed, where they are what a linear head makes, and the forward ends before the head.
+    """
+    head, rows = interventions.plain_head(nn, plan) if one.linear else None, torch.tensor(one.rows)
     with torch.no_grad():
-        with nn.trace(**inputs):
+        with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
                 nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
             )
-            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
+            if head is None:
+                saved = nnsight.save(interventions.to_cpu(one.read(interventions.logits(nn, plan, NO_RULES))))
+            else:
+                saved = nnsight.save(interventions.to_cpu(one.read(nn.get(plan.head).input, head=head)))
+                tracer.stop()
     return saved[0]
 
 
