@@ -512,9 +512,7 @@ class _Run:
             raise JobError(f"{self.action.kind}={self.action.amount:g}", rule, "use a smaller amount")
         return logits
 
-    def texts(
-        self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int
-    ) -> dict[str, Generated | None]:
+    def texts(self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int) -> dict[str, Any]:
         """The generated texts of a `Steering`."""
         sets = zip(("unsteered", "steered", "control"), ([], places, *draws[:1]), strict=False)
         made = {name: self.generate(one, max_new_tokens) for name, one in sets} if max_new_tokens else {}

@@ -134,12 +134,13 @@ def ablated(
     `one` has the batch's `inputs`, its `rows`, what to `read`, and whether that is `linear` in a few logits: these
     alone are then computed, where they are what a linear head makes, and the forward ends before the head.
     """
-    head, rows = interventions.plain_head(nn, plan) if one.linear else None, torch.tensor(one.rows)
+    rows = torch.tensor(one.rows)
     with torch.no_grad():
         with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
                 nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
             )
+            head = interventions.plain_head(nn, plan) if one.linear else None  # in the trace hidden weights look so
             if head is None:
                 saved = nnsight.save(interventions.to_cpu(one.read(interventions.logits(nn, plan, NO_RULES))))
             else:
