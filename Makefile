@@ -43,13 +43,13 @@ check: $(READY)
 	$(BIN)/python tools/readme_tree.py
 
 bench: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/nodes.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/edges.py --large
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py --shape gemma --quick
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py --peers
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/swap.py
 	$(BIN)/python benchmarks/scale.py --ray
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planner.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py
 
 # Without the type checker of other tests: it wraps the functions that travel, and a server does not have it.
 test-ndif: $(READY)

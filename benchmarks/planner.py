@@ -10,7 +10,6 @@ before the batch, the part that depends on the prompts.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import subprocess
@@ -20,8 +19,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import common
+import torch
+
+import tracer
+from tracer.attribution.trace import trace_all
 from tracer.model.sizes import Shape
-from tracer.runs.plan.memory import Memory, predict
+from tracer.runs.plan.memory import Memory, Workload, predict
 from tracer.runs.worker import limit_malloc_retention
 from tracer.settings import DEFAULT_STEPS, PATH_METHODS
 
@@ -90,7 +94,11 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement: a model, how it is loaded, and one batch of prompts of random tokens."""
+    """One measurement: a model, how it is loaded, and one batch of prompts of random tokens.
+
+    `what`: ``trace`` their circuits, with the attributions of all nodes beside them (``whole``, as for a dataset's
+    circuit), or ``attribute`` all nodes and nothing else.
+    """
 
     model: str
     method: str = "relp"
@@ -104,6 +112,21 @@ class Case:
     baseline: str = "zero"
     shortest: int | None = None
     budget: int | None = None
+    metric: str = "difference"
+    what: str = "trace"
+
+    def workload(self) -> Workload:
+        """As the planner is asked about it."""
+        return Workload(
+            method=self.method,
+            basis=self.basis,
+            baseline=self.baseline,
+            nodes=self.nodes,
+            edges=self.edges,
+            metric=self.metric,
+            whole=self.what == "whole",
+            circuits=self.what != "attribute",
+        )
 
     def label(self) -> str:
         """The case in one line."""
@@ -111,7 +134,8 @@ class Case:
         extra += [
             value for value in (self.attention, self.basis, self.baseline) if value not in (None, "activation", "zero")
         ]
-        extra += [self.dtype] if self.dtype != "float32" else []
+        extra += [value for value in (self.dtype, self.metric) if value not in ("float32", "difference")]
+        extra += [self.what] if self.what != "trace" else []
         extra += [f"from {self.shortest}"] if self.shortest else []
         return f"{self.model:<11}{self.method:<12}{self.length:>5} x {self.batch:<3}{' '.join(extra)}"
 
@@ -158,6 +182,8 @@ GRID = (
     Case("llama-34M", "grad", 256, 4, dtype="bfloat16"),
     Case("llama-34M", "relp", 256, 4, baseline="mean"),
     Case("llama-34M", "relp", 256, 4, baseline="counterfactual"),
+    *(Case("llama-34M", "relp", 256, 4, what=what) for what in ("whole", "attribute")),
+    Case("llama-34M", "ig", 256, 4, what="attribute"),
     *(
         Case("llama-34M", "relp", 256, batch, edges=True, nodes=nodes)
         for batch, nodes in ((1, 200), (1, 2000), (8, 1000))
@@ -173,6 +199,8 @@ GRID = (
     Case("gpt2-124M", "relp", 8, 1, edges=True),
     Case("gpt2-124M", "relp", 256, 8, edges=True),
     Case("gpt2-124M", "grad", 256, 4),
+    Case("gpt2-124M", "relp", 16, 64),
+    Case("gpt2-124M", "relp", 16, 16, metric="logprob"),
     Case("gpt2-124M", "ig", 512, 1),
     Case("gpt2-124M", "relp", 1024, 1, edges=True, nodes=1000),
     Case("gpt2-124M", "delta", 1024, 2),
@@ -209,67 +237,40 @@ def measure(case: Case) -> Measured:
 
 def run_case(case: Case) -> None:
     """Print one case's figures; run in a process of its own."""
-    import torch
-    from tokenizers import Tokenizer, models
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    import tracer
-    from tracer.attribution.trace import trace_all
-
     limit_malloc_retention()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    settings = dict(MODELS[case.model])
-    config = AutoConfig.for_model(
-        settings.pop("model_type"), **settings, bos_token_id=1, eos_token_id=1, pad_token_id=0
-    )
     options = {} if case.attention is None else {"attn_implementation": case.attention}
-    module = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, case.dtype), **options)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, unk_token="w0"))
-    model = tracer.load(
-        module, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1")
-    )
+    model = common.random_model(MODELS[case.model], dtype=getattr(torch, case.dtype), **options)
 
     def prompt(length: int, seed: int) -> tracer.Prompt:
         draw = torch.Generator().manual_seed(1000 * length + seed)
-        ids, other = torch.randint(10, config.vocab_size, (2, length), generator=draw).tolist()
+        ids, other = torch.randint(10, model.vocab_size, (2, length), generator=draw).tolist()
         paired = {"counterfactual": other} if case.baseline == "counterfactual" else {}
-        return tracer.Prompt(token_ids=ids, target=7, foil=8, **paired)
+        foil = 8 if case.metric == "difference" else None
+        return tracer.Prompt(token_ids=ids, target=7, foil=foil, **paired)
 
     def traced(prompts: list[tracer.Prompt], nodes: int, memory: int) -> None:
-        steps = 2 if case.method in PATH_METHODS else DEFAULT_STEPS
-        for _ in trace_all(model, prompts, nodes, case.method, case.edges, baseline=case.baseline, basis=case.basis,
-                           memory=memory, steps=steps):  # fmt: skip
+        how: dict[str, Any] = {"baseline": case.baseline, "basis": case.basis, "metric": case.metric, "memory": memory}
+        how["steps"] = 2 if case.method in PATH_METHODS else DEFAULT_STEPS
+        if case.what == "attribute":
+            tracer.attribute(model, prompts, case.method, **how)
+            return
+        every: list[Any] = []  # kept until the batch is done, as a worker does
+        how["whole"] = every.append if case.what == "whole" else None
+        for _ in trace_all(model, prompts, nodes=nodes, method=case.method, edges=case.edges, **how):
             pass
 
     lengths = [case.length] * case.batch
     if case.shortest:
         lengths = [case.shortest + (case.length - case.shortest) * i // (case.batch - 1) for i in range(case.batch)]
     traced([prompt(4, 0), prompt(4, 1)], 4, 2**26)
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = status("VmRSS")
+    before = common.begin_peak()
     traced([prompt(length, i) for i, length in enumerate(lengths)], case.nodes, case.budget or 2**50)
+    padded = case.shortest is not None
     predicted = predict(
-        Shape.of_model(model),
-        method=case.method,
-        basis=case.basis,
-        baseline=case.baseline,
-        nodes=case.nodes,
-        edges=case.edges,
-        metric="difference",
-        length=case.length,
-        batch=case.batch,
-        padded=case.shortest is not None,
-        max_bytes=case.budget,
+        Shape.of_model(model), case.workload(), case.length, case.batch, padded=padded, max_bytes=case.budget
     )
-    print(json.dumps({"peak": status("VmHWM"), "before": before, "predicted": asdict(predicted)}))
-
-
-def status(name: str) -> int:
-    """A line of the kernel's account of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+    print(json.dumps({"peak": common.status("VmHWM"), "before": before, "predicted": asdict(predicted)}))
 
 
 def main() -> None:

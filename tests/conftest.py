@@ -27,6 +27,7 @@ settings.load_profile("tracer")
 
 TIERS = {
     ".": "unit",
+    "./test_benchmarks.py": "model",
     "./test_cases.py": "model",
     "./test_reference.py": "model",
     "attacks": "process",
@@ -36,6 +37,7 @@ TIERS = {
     "circuit": "model",
     "cli": "model",
     "cli/test_cli_runs.py": "process",
+    "cli/test_options.py": "unit",
     "data": "unit",
     "data/test_tasks.py": "model",
     "demo": "model",

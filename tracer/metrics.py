@@ -6,8 +6,9 @@ the log-softmax, or the logits minus their vocabulary mean. Knows no model and n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +44,11 @@ class Metric:
         """The metric of each prompt, float32, differentiable in `logits` (the last `kept` columns or more)."""
         return read(logits, self.kind, self.row, self.column, self.token, self.weight, self.n_prompts)
 
+    @property
+    def reader(self) -> Callable[[Tensor], Tensor]:
+        """`read` as a trace calls it: a function, which travels to a server, of plain values."""
+        return partial(read, **vars(self))
+
     def repeat(self, prompt: int, times: int) -> Metric:
         """The metric of one prompt for a batch that holds it `times` times."""
         mine = self.row == prompt
@@ -60,20 +66,16 @@ class Metric:
 def read(
     logits: Tensor, kind: str, row: Tensor, column: Tensor, token: Tensor, weight: Tensor, n_prompts: int
 ) -> Tensor:
-    """`Metric.read` of a metric's fields: what a remote trace reads, since a function travels and a record does not."""
-    at = logits[row.to(logits.device), column.to(logits.device)].float()
-    if kind == "logprob":
-        at = torch.log_softmax(at, dim=-1)
-    picked = at.gather(-1, token.to(at.device)[:, None])[:, 0]
-    if kind == "centred":
-        picked = picked - at.mean(-1)
-    total = torch.zeros(n_prompts, dtype=at.dtype, device=at.device)
-    return total.index_add(0, row.to(at.device), picked * weight.to(at.device))
-
-
-def greedy(logits: Tensor) -> Tensor:
-    """The likeliest next token [prompt]: what a trace reads where there is no metric. It may travel to a server."""
-    return logits[:, -1].argmax(-1)
+    """`Metric.read` of a metric's fields; see `Metric.reader`."""
+    row, column, token, weight = (part.to(logits.device) for part in (row, column, token, weight))
+    if kind in ("logprob", "centred"):
+        at = logits[row, column].float()
+        picked = (at.log_softmax(-1) if kind == "logprob" else at).gather(-1, token[:, None])[:, 0]
+        picked = picked - at.mean(-1) if kind == "centred" else picked
+    else:
+        picked = logits[row, column, token].float()
+    total = torch.zeros(n_prompts, dtype=picked.dtype, device=picked.device)
+    return total.index_add(0, row, picked * weight)
 
 
 def entries(

@@ -15,7 +15,6 @@ import tiny as t
 import tracer
 from helpers import FOILS, KERNELS, TARGETS, Question, aligned, compare, error, fresh, load, padded
 from tracer import settings
-from tracer.attribution.methods import METHODS
 from tracer.settings import METRICS, PATH_METHODS, RULES
 
 TOLERANCE = 1e-5
@@ -226,7 +225,7 @@ def test_exact_is_the_measured_change_of_the_metric() -> None:
         assert float(got.nodes[0, layer, pos, neuron]) == pytest.approx(float(plain - changed), abs=2e-6)
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(settings.METHODS))
 def test_progress_rises_to_its_total(name: str) -> None:
     seen: list[tuple[int, int]] = []
     tracer.attribute(
@@ -236,10 +235,6 @@ def test_progress_rises_to_its_total(name: str) -> None:
     done, totals = [one for one, _ in seen], {total for _, total in seen}
     assert done == sorted(set(done))
     assert totals == {done[-1]}
-
-
-def test_every_method_of_the_settings_has_a_function() -> None:
-    assert sorted(METHODS) == sorted(settings.METHODS)
 
 
 def test_random_is_seeded_noise_per_prompt() -> None:

@@ -7,7 +7,7 @@ import torch
 
 import tiny as t
 from helpers import Question, error, load
-from tracer.attribution import replay
+from tracer.attribution import backward
 from tracer.attribution.attribute import metric_of, with_metric
 from tracer.model import passes
 from tracer.prompts import Batch, encode
@@ -23,7 +23,7 @@ def test_a_reading_without_gradients_is_that_with_them(family: str, basis: str, 
     chosen = with_metric(settings(metric=metric), encoded)
     batch, read = Batch(tuple(one.token_ids for one in encoded)), metric_of(encoded, chosen)
     wanted = passes.gradients(model, batch, read, rules=RULES, basis=basis)
-    got = replay.reading(model, batch, read, basis=basis)
+    got = backward.reading(model, batch, read, basis=basis)
     real = batch.padded(batch.real(), 1)
     assert torch.equal(got.metric, wanted.metric)
     assert error(got.gradients, wanted.gradients) < 2e-6

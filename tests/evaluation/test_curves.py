@@ -15,8 +15,9 @@ from tracer.data import tasks
 from tracer.errors import JobError
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Curves, curves, ordered
-from tracer.evaluation.testset import NEVER, Job, TestSet
+from tracer.evaluation.testset import NEVER, Fit, Job, TestSet
 from tracer.prompts import Encoded, Prompt, encode
+from tracer.settings import settings
 from truth import tolerance
 
 
@@ -35,7 +36,7 @@ def encoded(prompts: list[Prompt]) -> list[Encoded]:
 
 @functools.cache
 def bench() -> TestSet:
-    return TestSet.of(demo(), encoded(pairs()), "mean", "activation", 0).with_known_ends()
+    return TestSet.of(demo(), encoded(pairs()), "mean", settings(), 0).with_known_ends()
 
 
 def ends(test: TestSet) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,7 +133,7 @@ def test_seeds_decide_control_and_intervals_alone() -> None:
 
 
 def test_a_bench_with_little_memory_measures_the_same() -> None:
-    small = TestSet.of(demo(), encoded(pairs()), "mean", "activation", 0, memory=1).with_known_ends()
+    small = TestSet.of(demo(), encoded(pairs()), "mean", settings(), 0, memory=1).with_known_ends()
     assert torch.allclose(ends(small)[0], ends(bench())[0], atol=1e-5)
     found = curves(small, ordered(mean(), "absolute"), [10], 0)
     at = [aligned().sizes.index(size) for size in found.sizes]
@@ -141,25 +142,26 @@ def test_a_bench_with_little_memory_measures_the_same() -> None:
 
 def test_a_reference_is_what_nodes_are_ablated_to() -> None:
     others = pairs("train", 4)
-    found = TestSet.of(demo(), encoded(pairs()), "mean", "activation", 0, reference=others).with_known_ends()
+    found = TestSet.of(demo(), encoded(pairs()), "mean", settings(), 0, others).with_known_ends()
     wanted = attribute.mean_values(demo(), [one.token_ids for one in encoded(others)], 6, "activation")
-    assert isinstance(found.values, torch.Tensor)
-    assert torch.allclose(found.values[0], wanted)
+    assert found.to.values is not None
+    assert torch.allclose(found.to.values[0], wanted)
     assert not torch.allclose(ends(found)[1], ends(bench())[1])
 
 
 def test_the_metric_is_settled_by_the_prompts() -> None:
     plain = [Prompt(one.text, target=one.target, counterfactual=one.counterfactual) for one in pairs()]
     assert bench().metric == "difference"
-    assert TestSet.of(demo(), encoded(plain), "mean", "activation", 0).metric == "logit"
-    asked = TestSet.of(demo(), encoded(plain), "mean", "activation", 0, metric="logprob").with_known_ends()
+    assert TestSet.of(demo(), encoded(plain), "mean", settings(), 0).metric == "logit"
+    asked = TestSet.of(demo(), encoded(plain), "mean", settings(metric="logprob"), 0).with_known_ends()
     assert asked.metric == "logprob"
     assert bool((ends(asked)[0] < 0).all())
 
 
 def test_what_cannot_be_tested_is_refused() -> None:
-    def made(prompts: list[Prompt], ablation: str = "mean", **more: Any) -> TestSet:
-        return TestSet.of(demo(), encoded(prompts), ablation, "activation", 0, **more).with_known_ends()
+    def made(prompts: list[Prompt], ablation: str = "mean", metric: str = "auto", **more: Any) -> TestSet:
+        asked = settings(metric=metric)
+        return TestSet.of(demo(), encoded(prompts), ablation, asked, 0, **more).with_known_ends()
 
     with refused(JobError, "at least 2"):
         made(pairs(count=1))
@@ -168,7 +170,7 @@ def test_what_cannot_be_tested_is_refused() -> None:
     with refused(JobError, "tokens"):
         made([*pairs(), Prompt("The keys", target=" are", foil=" is")])
     with refused(JobError, "both a train and a test"):
-        made(pairs(), train=encoded(pairs()))
+        made(pairs(), fit=Fit(train=encoded(pairs())))
     with refused(JobError, "no effect"):
         made(pairs(), "zero", reference=pairs())
     with refused(JobError, "a foil has no effect"):

@@ -22,7 +22,7 @@ from tracer.attribution.attribute import mean_values
 from tracer.attribution.edges import Edges, direct_edges
 from tracer.batching import batches, chunked_alike, side
 from tracer.errors import JobError, ModelError
-from tracer.evaluation.ablations import AblatedRow, Replacement, measure_on_server
+from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement, measured
 from tracer.model import passes
 from tracer.prompts import Batch, encode
 
@@ -211,10 +211,8 @@ def oracle_edges(model: tracer.Model, nodes: Tensor, logits: Tensor) -> Tensor:
 
 
 def engines(model: tracer.Model, nodes: Tensor, logits: Tensor) -> list[Edges]:
-    """The edges by every engine, the replay also one end at a time."""
-    ways: list[dict[str, Any]] = [{"engine": "autograd"}]
-    ways += [{"engine": "replay", "direction": way, "max_bytes": size} for way in ("up", "down") for size in (1, 2**24)]
-    return [direct_edges(model, IDS, nodes, logits, **way) for way in ways]
+    """The edges by every engine."""
+    return [direct_edges(model, IDS, nodes, logits, engine=engine) for engine in ("autograd", "replay")]
 
 
 @every_option
@@ -365,16 +363,14 @@ def test_rows_as_a_server_takes_them_keep_the_sides_apart(falls: bool) -> None:
     model, rows = made(*LONG[0]), Question(lengths=(7, 3, 6, 2)).ids()
     others = Question(lengths=(7, 3, 6, 2), seed=4).ids()
     encoded = [encode(tracer.Prompt(token_ids=ids, target=7), model) for ids in rows]
-    for to in (Replacement(others, (0, 1, 2, 3)), Replacement((*others, rows[0]))):
-        asked = [
-            AblatedRow(one, torch.tensor([[1, 1, 3], [2, 0, 5]], dtype=torch.int32), other=row if to.drawn else 0)
-            for row, one in enumerate(encoded)
-        ]
-        measured = [
-            measure_on_server(model, some, to, "logit", "activation", 2**30, falls=falls)
+    nodes = Ranking.of(torch.tensor([[1, 1, 3], [2, 0, 5]]))
+    for to in (Replacement(others), Replacement((*others, rows[0]), mean=True)):
+        asked = [AblatedRow(one, nodes, (0, 0, 2), other=0 if to.mean else row) for row, one in enumerate(encoded)]
+        found = [
+            measured(model, some, to, "logit", "activation", 2**30, falls=falls)
             for some in (asked, *([row] for row in asked))
         ]
-        assert error(measured[0], torch.cat(measured[1:])) < 1e-5
+        assert error(found[0], torch.cat(found[1:])) < 1e-5
 
 
 def test_a_text_that_would_grow_over_a_border_is_refused() -> None:

@@ -277,7 +277,7 @@ def test_a_block_of_several_invokes_comes_back(server: Loopback) -> None:
 
     model = server.load("demo")
     nn, first, second = model.nn, torch.tensor([[1, 2]]), torch.tensor([[1, 3]])
-    with nn.trace(backend=model.backend()) as work:
+    with nn.trace(backend=model.backend.trace()) as work:
         with work.invoke(first):
             one = nnsight.save(nn.output.logits)
         with work.invoke(second):

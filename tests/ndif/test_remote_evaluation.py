@@ -21,15 +21,15 @@ from tracer.data.tasks import capitals, sva
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, RemoteError
 from tracer.evaluation import ablations, faithfulness, on_server
-from tracer.evaluation.ablations import Replacement, listed
+from tracer.evaluation.ablations import Replacement
 from tracer.evaluation.curves import curves, ordered, shuffled
 from tracer.evaluation.faithfulness import minimality
 from tracer.evaluation.quality import always_on, estimate_quality
 from tracer.evaluation.steering import swap_states
 from tracer.evaluation.testset import ABLATIONS, Job, TestSet
-from tracer.model import interventions
 from tracer.ndif import server as ndif
 from tracer.prompts import Batch, Prompt, encode
+from tracer.settings import settings
 from truth import close
 
 PARTS = ("whole", "empty", "inside", "outside", "control")
@@ -53,7 +53,8 @@ def circuit_of(model: tracer.Model, name: str, baseline: str = "zero", **how: An
 def measured(model: tracer.Model, circuit: Circuit, name: str, ablation: str, aligned: bool) -> Tensor:
     """What an evaluation and a minimality measure, without their ratios: a random model's may have no interval."""
     tests = questions(name, 4)
-    test, _ = faithfulness._test_set(model, circuit, tests, ablation, None, (), False, aligned, 0, model.budget())
+    how = faithfulness._How(aligned=aligned, memory=model.budget())
+    test, _ = faithfulness._test_set(model, circuit, tests, ablation, how)
     ranks = faithfulness._ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
     jobs = test.ends(ranks)
     for ranking in (ranks, shuffled(ranks, 0)):
@@ -64,7 +65,7 @@ def measured(model: tracer.Model, circuit: Circuit, name: str, ablation: str, al
 def known(model: tracer.Model, ablation: str) -> TestSet:
     """The test prompts of all rankings, their ends measured."""
     prompts = [encode(one, model) for one in questions("demo")]
-    test = TestSet.of(model, prompts, ablation, "activation", 0).with_known_ends()
+    test = TestSet.of(model, prompts, ablation, settings(), 0).with_known_ends()
     assert test.known is not None
     return test
 
@@ -123,8 +124,8 @@ def test_rankings_of_all_nodes_are_measured_as_here(server: Loopback) -> None:
     for part in ("faithfulness", "completeness", "control_faithfulness"):
         estimates = [getattr(one, part).estimate for one in (got, wanted)]
         assert error(*estimates) < 1e-5, part
-    groups = [[Job(row, ranks, 9, True, without) for row in range(8)] for without in (-1, 0, 8)]
-    assert close(there_test.measure_apart(groups), here_test.measure_apart(groups))
+    jobs = [Job(row, ranks, 9, True, without) for without in (-1, 0, 8) for row in range(8)]
+    assert close(there_test.measure(jobs), here_test.measure(jobs))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -277,7 +278,9 @@ def test_requests_stay_under_their_bound_and_several_are_in_flight(server: Loopb
     wanted, whole = tracer.evaluate(here, large, tests, "mean"), []
     sent = traffic(there, lambda: whole.append(tracer.evaluate(there, large, tests, "mean"))).sent
     assert close(whole[0].inside, wanted.inside)
-    bound = server.load("demo", replace(LIMITS, request=sent * 19 // 20), attention="eager")
+    assert isinstance(there.backend, ndif.Remote)
+    narrow = ndif.Server(server.host, replace(LIMITS, request=sent * 19 // 20))
+    bound = replace(there, backend=replace(there.backend, server=narrow))  # loading it would send a larger circuit
     server.mode()
     assert close(tracer.evaluate(bound, large, tests, "mean").inside, wanted.inside)
     assert 0 < server.seen()["largest"] <= sent * 19 // 20
@@ -300,19 +303,10 @@ def test_a_mean_over_prompts_is_the_one_worked_out_here() -> None:
         assert close(got, mean_values(model, ids, 4, basis))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.005, 0.3, 1.0])
-def test_a_set_of_nodes_survives_its_way(share: float) -> None:
-    mask = torch.rand(3, 5, 77, generator=torch.Generator().manual_seed(0)) < share
-    sent = listed(mask)
-    assert sent.numel() * sent.itemsize <= max(mask.numel() // 8 + 16, 12 * int(mask.sum()))
-    for layer in range(3):
-        assert torch.equal(interventions.members(sent, layer, mask.shape[1:]), mask[layer])
-
-
 def test_requests_hold_enough_rows_for_their_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a large one at most doubles the work, however small a forward is."""
     model, sizes = fresh("gpt2"), []
-    rows = [ablations.AblatedRow(encode(questions("gpt2")[0], model), ablations.NO_NODES)] * 320
+    rows = [ablations.AblatedRow(encode(questions("gpt2")[0], model), ablations.EMPTY, (0, 0, 0))] * 320
 
     def request(_: Any, groups: list[Any], to: Replacement, *rest: Any) -> list[Tensor]:
         sizes.append((len(groups), [len(group) for group in groups], rest[-1]))
@@ -320,6 +314,6 @@ def test_requests_hold_enough_rows_for_their_reference(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(ablations, "_request", request)
     two = 2 * 5 * model.bytes_per_token(gradient=False, length=5)
-    to = Replacement(tuple((1, 2, 3, 4, 5 + i) for i in range(40)))
-    assert len(ablations.measure_on_server(model, rows, to, "logit", "activation", two)) == 320
+    to = Replacement(tuple((1, 2, 3, 4, 5 + i) for i in range(40)), mean=True)
+    assert len(ablations.measured(model, rows, to, "logit", "activation", two)) == 320
     assert sizes == [(20, [2] * 20, 2)] * 8

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +22,9 @@ from tracer.batching import batches
 from tracer.errors import JobError, ModelError
 from tracer.model.sizes import Shape
 from tracer.runs.jobs import load_job
-from tracer.runs.plan.memory import LIBRARIES, RUNTIME, _Case, predict
-from tracer.runs.plan.planner import USED, Demand, Plan, check, demands, on_one_gpu, plan
+from tracer.runs.plan import local
+from tracer.runs.plan.memory import LIBRARIES, RUNTIME, Workload, _Case, predict
+from tracer.runs.plan.planner import USED, Plan, check, on_one_gpu, plan, workloads
 from tracer.runs.plan.table import plan_table
 from tracer.runs.worker import limit_malloc_retention
 from tracer.settings import BASELINES, BASES, METHODS
@@ -81,7 +84,7 @@ def test_dtypes_count_by_their_bits_and_a_conversion_holds_the_checkpoint_too(tm
     assert four.weight_bytes - four.outer_bytes == pytest.approx(inside / 8, rel=0.05)
     assert eight.weight_bytes - eight.outer_bytes == pytest.approx(inside / 4, rel=0.05)
     assert not four.replays
-    assert predict(half, length=8).loading == full.weight_bytes
+    assert predict(half, Workload(), 8).loading == full.weight_bytes
 
 
 @pytest.mark.parametrize(
@@ -104,13 +107,6 @@ def test_an_architecture_without_rules_is_refused_by_its_name(tmp_path: object) 
         Shape.of(str(tmp_path))
 
 
-def case(shape: Shape, **over: Any) -> _Case:
-    settings = {"method": "grad", "basis": "activation", "baseline": "zero", "nodes": 10, "edges": False}
-    settings |= {"metric": "logit", "length": 40, "batch": 2, "eager": shape.attention == "eager", "padded": False}
-    settings |= {"whole": True, "top_k": 5, "positions": 1, "mass": False, "max_bytes": None, "cuda": False}
-    return _Case(shape, **{**settings, **over})  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "phi3", "gpt_neox", "gpt2"])
 def test_what_a_backward_saves_is_counted_tensor_by_tensor(family: str, attention: str) -> None:
@@ -118,7 +114,8 @@ def test_what_a_backward_saves_is_counted_tensor_by_tensor(family: str, attentio
         pytest.skip("gemma2 has no sdpa")
     few, many = (_saved_by_autograd(family, attention, n_layers) for n_layers in (2, 4))
     model = loaded(family, attn=attention)
-    counted = case(Shape.of_model(model)).saved() * 80 * 2
+    grad = Workload(method="grad", nodes=10, edges=False, metric="logit")
+    counted = _Case(Shape.of_model(model), grad, length=40, batch=2).saved() * 80 * 2
     product = model.d_mlp * 4 * 80 * 2  # the neurons are held by the trace, not saved by autograd
     assert many - few == pytest.approx(counted - product, rel=0.12)
 
@@ -154,10 +151,10 @@ def _saved_by_autograd(family: str, attention: str, n_layers: int) -> int:
 def test_more_never_takes_less(
     method: str, basis: str, baseline: str, edges: bool, length: int, batch: int, attention: str, cuda: bool
 ) -> None:
-    def peak(**over: Any) -> int:
-        settings = {"method": method, "basis": basis, "baseline": baseline, "edges": edges, "length": length}
-        settings |= {"batch": batch, "attention": attention, "cuda": cuda, "padded": True} | over
-        found = predict(LARGE, **settings)  # type: ignore[arg-type]
+    def peak(length: int = length, batch: int = batch, attention: str = attention, **over: Any) -> int:
+        settings = {"method": method, "basis": basis, "baseline": baseline, "edges": edges, "attention": attention}
+        work, gpu = Workload(**settings | over), 80 * GIB if cuda else None  # type: ignore[arg-type]
+        found = predict(LARGE, work, length, batch, padded=True, gpu=gpu)
         assert found.peak <= found.host + found.device <= 2 * found.peak
         assert found.host >= RUNTIME
         assert found.device == 0 or cuda
@@ -172,9 +169,26 @@ def test_more_never_takes_less(
 
 
 def test_predict_refuses_what_cannot_be() -> None:
-    for wrong in ({"method": "magic"}, {"batch": 0}, {"length": 0}, {"attention": "flash"}):
+    for wrong in ({"method": "magic"}, {"attention": "flash"}, {"positions": 0}, {"top_k": 0}, {"batch": 0}):
         with pytest.raises(JobError, match=next(iter(wrong))):
-            predict(LARGE, **{"length": 8, **wrong})  # type: ignore[arg-type]
+            Workload(**wrong)  # type: ignore[arg-type]
+    for length, batch, named in ((0, 1, "length"), (8, 0, "batch")):
+        with pytest.raises(JobError, match=named):
+            predict(LARGE, Workload(), length, batch)
+
+
+def test_what_a_job_asks_for_more_is_counted() -> None:
+    def parts(length: int = 64, batch: int = 8, **over: Any) -> Any:
+        return predict(LARGE, Workload(edges=False, **over), length, batch)
+
+    plain = parts()
+    every = 4 * LARGE.n_layers * LARGE.d_mlp * 64 * 8
+    assert parts(whole=True).selection - plain.selection >= every
+    assert parts(circuits=False).results >= 4 * every
+    assert parts(metric="logprob").peak > plain.peak, "the head in float32, a piece at a time"
+    wide = dataclasses.replace(LARGE, vocab_size=2**26)  # logits are held in pieces, however many there are
+    assert predict(wide, Workload(), 64, 8).attribution - parts().attribution < 2 * GIB
+    assert predict(LARGE, Workload(rules=frozenset({"norm"})), 64).edges > predict(LARGE, Workload(), 64).edges
 
 
 def test_steady_can_be_had_where_there_is_glibc() -> None:
@@ -188,7 +202,7 @@ def text(made: Plan) -> str:
 
 
 def test_a_small_model_fits_many_workers() -> None:
-    made = plan(Shape.of("demo"), Demand(), [8, 8, 30], host=8 * GIB, cpus=4)
+    made = plan(Shape.of("demo"), Workload(), [8, 8, 30], host=8 * GIB, cpus=4)
     assert made.fits
     assert made.workers == 4
     assert [row.length for row in made.rows] == [8, 16, 30]
@@ -210,7 +224,7 @@ def test_a_small_model_fits_many_workers() -> None:
 def test_every_batch_of_a_plan_keeps_within_the_machine(
     lengths: list[int], host: int, device: int | None, n_devices: int, method: str
 ) -> None:
-    wanted = Demand(method=method, edges=method == "relp")
+    wanted = Workload(method=method, edges=method == "relp")
     gpus = {"device": device * GIB, "n_devices": n_devices} if device else {}
     made = plan(LARGE, wanted, lengths, host=host * GIB, cpus=3, **gpus)  # type: ignore[arg-type]
     if not made.fits:
@@ -233,19 +247,19 @@ def test_every_batch_of_a_plan_keeps_within_the_machine(
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change() -> None:
-    made = plan(LARGE, Demand(nodes=1000), [2000], host=200 * GIB, device=12 * GIB, n_devices=1)
+    made = plan(LARGE, Workload(nodes=1000), [2000], host=200 * GIB, device=12 * GIB, n_devices=1)
     assert not made.fits
     with pytest.raises(ModelError, match=re.escape("2000 tokens")) as caught:
         check(made)
     assert "device_map='auto'" in caught.value.next_step
     assert "does not fit" not in text(made)
-    two = plan(LARGE, Demand(nodes=1000), [32], host=200 * GIB, device=16 * GIB, n_devices=4)
+    two = plan(LARGE, Workload(nodes=1000), [32], host=200 * GIB, device=16 * GIB, n_devices=4)
     assert (two.fits, two.gpus_per_worker, two.workers) == (True, 2, 2)
     assert "device_map='auto'" in " ".join(two.advice)
 
 
 def test_long_prompts_are_told_how_long_they_may_be() -> None:
-    made = plan(dataclasses.replace(LARGE, itemsize=4, weight_bytes=2 * LARGE.weight_bytes), Demand(), [10**5],
+    made = plan(dataclasses.replace(LARGE, itemsize=4, weight_bytes=2 * LARGE.weight_bytes), Workload(), [10**5],
                 host=64 * GIB)  # fmt: skip
     said = " ".join(made.advice)
     assert "bfloat16" in said
@@ -265,22 +279,22 @@ def test_long_prompts_are_told_how_long_they_may_be() -> None:
 def test_a_plan_refuses_what_cannot_be(over: dict[str, Any], named: str) -> None:
     settings = {"lengths": [8], "host": GIB, **over}
     with pytest.raises(JobError, match=named):
-        plan(LARGE, Demand(), settings.pop("lengths"), **settings)  # type: ignore[arg-type]
+        plan(LARGE, Workload(), settings.pop("lengths"), **settings)  # type: ignore[arg-type]
 
 
 def test_jobs_say_what_they_demand(tmp_path: object) -> None:
     file = f"{tmp_path}/job.yaml"
     with open(file, "w") as out:
         out.write("kind: dataset\ninput: {task: capitals, count: 4}\nmethod: ig\nmass: 0.5\nbatch: 3\n")
-    (one,) = demands(load_job(file))
+    (one,) = workloads(load_job(file))
     assert (one.method, one.nodes, one.mass, one.edges, one.batch) == ("ig", None, True, True, 3)
     made = plan(Shape.of("demo"), one, [10], host=8 * GIB)
     assert {row.prompts for row in made.rows} == {3}
     assert made.memory == plan(Shape.of("demo"), dataclasses.replace(one, batch=None), [10], host=8 * GIB).memory
     assert "set nodes" in " ".join(made.advice)
-    several = demands(load_job("jobs/sva.yaml"))
+    several = workloads(load_job("jobs/sva.yaml"))
     assert {"relp", "random"} <= {one.method for one in several}
-    assert not any(one.edges for one in several)
+    assert not any(one.circuits for one in several)
     assert len(set(several)) == len(several)
     assert plan(Shape.of("demo"), several, [10], host=8 * GIB).fits
 
@@ -288,9 +302,70 @@ def test_jobs_say_what_they_demand(tmp_path: object) -> None:
 def test_a_plan_can_be_had_in_python() -> None:
     job = {"kind": "dataset", "input": {"task": "sva", "structure": "simple", "count": 5}, "nodes": 20}
     made = tracer.plan(job, set=["nodes=30"], workers=1)
-    assert (made.fits, made.workers, made.demands[0].nodes) == (True, 1, 30)
+    assert (made.fits, made.workers, made.workloads[0].nodes) == (True, 1, 30)
     with refused(JobError, "unknown", "kind"):
         tracer.plan({"kind": "unknown"})
+
+
+def rows(path: Any, count: int) -> str:
+    with open(path, "w") as out:
+        for number in range(count):
+            out.write(json.dumps({"token_ids": [4 + (number + i) % 90 for i in range(4 + number % 5)]}) + "\n")
+    return str(path)
+
+
+def test_prompts_are_counted_as_far_as_that_is_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "COUNTED", 100)
+    monkeypatch.setattr(local, "SAMPLE", 20)
+    few, many = rows(tmp_path / "few.jsonl", 120), rows(tmp_path / "many.jsonl", 121)
+    for path, limit, prompts, said in [
+        (few, None, 120, "prompts: 120, about 6 tokens each"),
+        (few, 30, 30, "prompts: 30,"),
+        (many, None, None, "how many prompts there are is not known; disk and time are for 1,000"),
+        (many, 120, 120, "prompts: 120,"),
+        (many, 500, 500, "prompts: up to 500,"),
+    ]:
+        bound = {} if limit is None else {"limit": limit}
+        made = tracer.plan({"kind": "dataset", "input": {"path": path}, **bound})
+        assert made.prompts == prompts
+        assert said in text(made)
+
+
+def test_disk_is_of_all_prompts_and_of_what_the_circuit_of_the_dataset_needs(tmp_path: Path) -> None:
+    job = {"kind": "dataset", "input": {"path": rows(tmp_path / "p.jsonl", 100)}, "shard_size": 10}
+    all_, some = tracer.plan(job), tracer.plan(job | {"limit": 50})
+    assert all_.disk == pytest.approx(2 * some.disk, abs=1)
+    shape = all_.shape
+    assert tracer.plan(job | {"circuit": "free"}).disk - all_.disk == 8 * shape.n_layers * shape.d_mlp * 10
+    aligned = tracer.plan(job | {"circuit": "aligned"}).disk - all_.disk
+    assert aligned == 8 * shape.n_layers * shape.d_mlp * 10 * sum(range(4, 9)), "every length is in every shard"
+    assert tracer.plan("jobs/sva.yaml").disk == 0
+
+
+def test_time_and_disk_of_a_job_follow_from_prompts_that_are_traced(tmp_path: Path) -> None:
+    job = {"kind": "dataset", "input": {"path": rows(tmp_path / "p.jsonl", 40)}, "shard_size": 8, "nodes": 10}
+    plain = tracer.plan(job, workers=2)
+    assert (plain.measured, plain.seconds) == (None, None)
+    assert "time: measure=True traces some of the prompts here" in text(plain)
+    made = tracer.plan(job, workers=2, measure=True)
+    one = made.measured
+    assert one is not None
+    assert (one.prompts, one.tokens) == (8, 48), "as many as a shard has, of all lengths"
+    assert made.seconds == pytest.approx(one.seconds * 240 / 48 / 2)
+    assert made.disk == one.disk * 5
+    assert re.search(r"time: about \d+ s with 2 workers", text(made))
+    assert made.advice == plain.advice
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    job = {"kind": "dataset", "input": {"path": rows(tmp_path / "p.jsonl", 4)}}
+    with refused(JobError, "measure=True", "fewer pairs"):
+        tracer.plan("jobs/sva.yaml", measure=True)
+    with refused(JobError, "measure=True", "server"):
+        tracer.plan(job | {"remote": True}, measure=True)
+    (tmp_path / "bad.jsonl").write_text('{"token_ids": [5, 99999]}\n')
+    with refused(JobError, "1 of the prompts", "none has a circuit"):
+        tracer.plan({"kind": "dataset", "input": {"path": str(tmp_path / "bad.jsonl")}}, measure=True)
 
 
 def test_what_messages_name_is_public() -> None:

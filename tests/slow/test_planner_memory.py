@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+import scripts
 
 pytestmark = [
     pytest.mark.long,
@@ -16,20 +15,7 @@ pytestmark = [
 ]
 
 TOLERANCE = 0.25
-
-
-def _benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "planner.py"
-    spec = importlib.util.spec_from_file_location("planner_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-BENCHMARK = _benchmark()
+BENCHMARK = scripts.benchmark("planner")
 
 
 @pytest.mark.parametrize("case", BENCHMARK.QUICK, ids=lambda case: " ".join(case.label().split()))

@@ -4,5 +4,6 @@ Knows the methods, baselines, selection and pruning rules, and the replay that e
 runs, the command line, and what ablating a circuit does (evaluation).
 
 Door: `attribute.attribute`, `trace.trace` and `trace_all`, `edges.direct_edges`, `result.Attribution`,
-`selection`, `pruning.Pruning`; `selected` and `methods` for whoever measures a server or plans a run.
+`selection`, `pruning.Pruning`; `request`, `reduce`, `graph`, `replay` and `exact` for whoever measures a server, plans
+a run, or needs answers without their circuits.
 """

@@ -10,17 +10,19 @@ import hashlib
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from tracer.attribution import methods
-from tracer.attribution.methods import Progress, Work
-from tracer.attribution.result import Attribution, check_conservation
+from tracer.attribution import backward, circuits, exact, request
+from tracer.attribution.exact import FORWARD_ONLY, Progress
+from tracer.attribution.request import metric_of
+from tracer.attribution.result import Attribution, check_conservation, noises
 from tracer.batching import batches
-from tracer.errors import JobError, quoted, say
-from tracer.metrics import Metric, entries
+from tracer.errors import JobError, first_line, quoted, say
 from tracer.model import passes
+from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, encode
@@ -88,6 +90,7 @@ def attribute(
     seed: int = 0,
     reference: Sequence[Prompt] | Reference | None = None,
     memory: int | None = None,
+    device: str | torch.device = "cpu",
     progress: Progress | None = None,
 ) -> Attribution:
     """Attribute each prompt's metric to every node: (value - baseline) times a gradient.
@@ -110,10 +113,11 @@ def attribute(
         seed: of ``random``.
         reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
         memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        device: where the result is kept, such as ``cuda`` beside a model there.
         progress: called with (done, total) steps of the current method.
 
     Returns:
-        Attributions, activations, embeddings, metric and unexplained, float32 on the CPU.
+        Attributions, activations, embeddings, metric and unexplained, float32.
 
     Raises:
         JobError: a prompt or setting is wrong.
@@ -135,17 +139,27 @@ def attribute(
     chosen, encoded = prepared(model, prompts, chosen, reference)
     say(notes(encoded, model))
     others = reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
-    return attributed(model, encoded, chosen, others, memory, progress)
+    return attributed(model, encoded, chosen, others, memory, progress, device=_device(device))
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """A device that tensors can be put on."""
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise JobError(f"device={quoted(str(device))}", first_line(error), "leave it out, or use 'cpu'") from None
 
 
 def attributed(
     model: Model,
     encoded: Sequence[Encoded],
     chosen: Settings,
-    reference: Reference,
+    reference: Reference | None,
     memory: int | None,
     progress: Progress | None,
     gradients: bool = False,
+    device: torch.device | None = None,
 ) -> Attribution:
     """`attribute`, of prompts and settings that are `prepared`.
 
@@ -153,19 +167,27 @@ def attributed(
         gradients: keep the gradients and baselines of all nodes; methods without gradients find RelP's.
     """
     lengths = [len(prompt.token_ids) for prompt in encoded]
-    means = None
-    if chosen.baseline == "mean":
-        means = reference.means(model, max(lengths), chosen.basis, memory)
+    means, device = means_of(model, encoded, chosen, reference, memory), device or torch.device("cpu")
 
     def batch(part: range) -> Attribution:
-        some = [encoded[i] for i in part]
-        return _attribute_batch(model, some, chosen, means, memory or model.budget(), progress, gradients)
+        some, limit = [encoded[i] for i in part], memory or model.budget()
+        found, some = _found(model, some, chosen, means, limit, progress, gradients, device)
+        return _result(some, chosen, found, means, gradients)
 
-    result = _joined(model.each(batch, list(split(model, lengths, memory))), chosen)
+    result = _joined(list(model.each(batch, list(split(model, lengths, memory)))), chosen)
     result.check_finite()
     if chosen.conserves and model.conserves:
         check_conservation(result.metric, result.embeddings)
     return result
+
+
+def means_of(
+    model: Model, encoded: Sequence[Encoded], chosen: Settings, reference: Reference | None, memory: int | None
+) -> MeanValues | None:
+    """Of every node per position, where they are the baseline."""
+    if chosen.baseline != "mean" or reference is None:
+        return None
+    return reference.means(model, max(len(prompt.token_ids) for prompt in encoded), chosen.basis, memory)
 
 
 def settled(baseline: str | None, prompts: Sequence[Prompt], method: str) -> str:
@@ -199,7 +221,8 @@ def prepared(
     encoded = [encode(prompt, model) for prompt in prompts]
     chosen = with_metric(chosen, encoded)
     _check_pairs(chosen, encoded, reference)
-    methods.check_permitted(model, chosen)
+    if chosen.method not in FORWARD_ONLY and not model.replays(frozenset(chosen.rules)):
+        passes.needs_gradients(model, f"method {chosen.method}")
     return chosen, encoded
 
 
@@ -322,40 +345,114 @@ def _too_short(reach: int, longest: int) -> JobError:
     )
 
 
-def _attribute_batch(
+def _found(
     model: Model,
-    prompts: Sequence[Encoded],
+    prompts: list[Encoded],
     chosen: Settings,
     means: Tensor | None,
-    max_bytes: int,
+    limit: int,
     report: Progress | None,
     gradients: bool,
-) -> Attribution:
-    batch = Batch(tuple(prompt.token_ids for prompt in prompts))
-    prompts = with_targets(model, batch, prompts, chosen)
-    paired = None
-    if chosen.baseline == "counterfactual":
-        paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in prompts))
-    baseline = _baseline(model, batch, paired, means, chosen.basis)
-    work = Work(model, batch, paired, metric_of(prompts, chosen), chosen, baseline, max_bytes, report, gradients)
-    result = methods.run(work)
-    real = batch.real()
+    device: torch.device,
+) -> tuple[dict[str, Any], list[Encoded]]:
+    """Attributions of all nodes of one batch, as `circuits.everything` gives them, and its prompts with targets."""
+    if chosen.method == "exact" or not (model.backend.gradients or (chosen.method in FORWARD_ONLY and not gradients)):
+        batch = Batch(tuple(prompt.token_ids for prompt in prompts))
+        prompts = with_targets(model, batch, prompts, chosen)
+        if chosen.method != "exact":
+            return _without_gradients(model, prompts, chosen, means), prompts
+        baseline, paired = _baseline(model, batch, prompts, means, chosen)
+        how: dict[str, Any] = {"paired": paired, "baseline": baseline, "max_bytes": limit, "progress": report}
+        found = exact.by_ablation(model, batch, metric_of(prompts, chosen), chosen.basis, **how)
+        if gradients:
+            found["gradients"] = _linearised(model, batch, metric_of(prompts, chosen), chosen).gradients
+        return found, prompts
+    ask = request.question(model, prompts, chosen, means, report if model.backend.near else None)
+    if gradients and chosen.method in FORWARD_ONLY:
+        ask.edge_rules = chosen.edge_rules  # so that these methods find gradients too
+    ask.device, ask.gradients, ask.transfer_dtype = device, gradients, model.plan.transfer_dtype
+    found = passes.session(model, circuits.everything, ask, _form(model, ask))
+    rows = ask.metric.row
+    return found, [request.settled(prompt, found["tokens"][rows == row]) for row, prompt in enumerate(prompts)]
 
-    def of_nodes(values: Tensor | None) -> Tensor | None:
-        return None if values is None else batch.aligned(values, 2) * real[:, None, :, None]
+
+def _form(model: Model, ask: Any) -> dict[str, Any]:
+    """What `circuits.everything` must send."""
+    rows, width = len(ask.token_ids), max(len(ids) for ids in ask.token_ids)
+    times_gradient = ask.method in ("relp", "grad")
+    shape, dtype = (rows, model.n_layers, width, model.n_neurons(ask.basis)), ask.transfer_dtype
+    every, sent = Of(shape), Of(shape, dtype if times_gradient else torch.float32)
+    return {
+        "nodes": None if times_gradient else every,
+        "values": sent,
+        "gradients": sent if times_gradient else Maybe(sent),
+        "baselines": Maybe(sent),
+        "embeddings": Of((rows, width)),
+        "metric": Of((rows,)),
+        "start": Maybe(Of((rows,))),
+        "tokens": Of((len(ask.metric.row),), torch.int64, passes.n_logits(model)),
+    }
+
+
+def _linearised(model: Model, batch: Batch, metric: Any, chosen: Settings) -> passes.Gradients:
+    """RelP's gradients; where a server takes none, they are found here if the weights are here."""
+    rules = chosen.edge_rules
+    if not model.backend.gradients and model.replays(rules):
+        return backward.reading(model, batch, metric, basis=chosen.basis)
+    return passes.gradients(model, batch, metric, rules=rules, basis=chosen.basis)
+
+
+def _without_gradients(model: Model, prompts: list[Encoded], chosen: Settings, means: Tensor | None) -> dict[str, Any]:
+    """relp, and the controls with RelP's gradients, where a server takes none."""
+    batch = Batch(tuple(prompt.token_ids for prompt in prompts))
+    found = _linearised(model, batch, metric_of(prompts, chosen), chosen)
+    baseline, paired = _baseline(model, batch, prompts, means, chosen)
+    nodes, embeddings = None, (found.embedding * found.embedding_gradient).sum(-1)
+    if chosen.method == "random":
+        nodes, embeddings = noises(batch.token_ids, found.values.shape, chosen.seed)
+    elif chosen.method == "delta":
+        start = 0.0 if paired is None else passes.values(model, paired, basis=chosen.basis)[1]
+        nodes = (found.values - (0.0 if baseline is None else baseline)).abs()
+        embeddings = (found.embedding - start).abs().sum(-1)
+    return {
+        "nodes": nodes,
+        "values": found.values,
+        "gradients": found.gradients,
+        "baselines": baseline,
+        "embeddings": embeddings,
+        "metric": found.metric,
+        "start": None,
+    }
+
+
+def _result(
+    prompts: Sequence[Encoded], chosen: Settings, found: dict[str, Any], means: Tensor | None, gradients: bool
+) -> Attribution:
+    """One batch's attributions, aligned and cleared of padding."""
+    batch, values, baseline = Batch(tuple(prompt.token_ids for prompt in prompts)), found["values"], found["baselines"]
+    real, values = batch.real().to(values.device), values.float()
+    baseline = None if baseline is None else baseline.float()
+    if means is not None and baseline is None:
+        baseline = _padded(batch, means).to(values.device)
+    nodes, slopes = found["nodes"], found["gradients"]
+    if nodes is None:
+        nodes = (values if baseline is None else values - baseline) * slopes.float()
+
+    def of_nodes(every: Tensor) -> Tensor:
+        return batch.aligned(every, 2) * real[:, None, :, None] if bool(batch.padding.any()) else every
 
     return Attribution(
-        nodes=batch.aligned(result.nodes, 2) * real[:, None, :, None],
-        activations=batch.aligned(result.activations, 2) * real[:, None, :, None],
-        embeddings=batch.aligned(result.embeddings, 1) * real,
-        metric=result.metric,
+        nodes=of_nodes(nodes),
+        activations=of_nodes(values),
+        embeddings=batch.aligned(found["embeddings"], 1) * real,
+        metric=found["metric"],
         token_ids=batch.token_ids,
         target_ids=tuple(prompt.target_ids for prompt in prompts),
         foil_ids=tuple(prompt.foil_ids for prompt in prompts),
         settings=chosen,
-        start_metric=result.start,
-        gradients=of_nodes(result.gradients) if gradients else None,
-        baselines=of_nodes(result.baselines) if gradients else None,
+        start_metric=found["start"],
+        gradients=of_nodes(slopes.float()) if gradients and slopes is not None else None,
+        baselines=of_nodes(baseline) if gradients and baseline is not None else None,
     )
 
 
@@ -383,25 +480,20 @@ def with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen:
     return settled
 
 
-def metric_of(prompts: Sequence[Encoded], chosen: Settings) -> Metric:
-    """The metric of a batch of prompts whose targets are known."""
-    terms = [
-        (row, pos - len(prompt.token_ids), token, weight)
-        for row, prompt in enumerate(prompts)
-        for pos, token, weight in entries(prompt.positions, prompt.target_ids, prompt.foil_ids, chosen.metric)
-    ]
-    row, column, token, weight = (torch.tensor(part) for part in zip(*terms, strict=True))
-    return Metric(chosen.metric, row, column, token, weight.float(), len(prompts))
+def _baseline(
+    model: Model, batch: Batch, prompts: Sequence[Encoded], means: Tensor | None, chosen: Settings
+) -> tuple[Tensor | None, Batch | None]:
+    """What nodes are compared with, padded: the counterfactual's values, the mean of their position, or None for zero;
+    and the counterfactual batch."""
+    if chosen.baseline == "counterfactual":
+        paired = Batch(tuple(prompt.counterfactual_ids or () for prompt in prompts))
+        return passes.values(model, paired, basis=chosen.basis)[0], paired
+    return None if means is None else _padded(batch, means), None
 
 
-def _baseline(model: Model, batch: Batch, paired: Batch | None, means: Tensor | None, basis: str) -> Tensor | float:
-    """What nodes are compared with, padded: zero, the mean of their position, or the counterfactual's value."""
-    if paired is not None:
-        return passes.values(model, paired, basis=basis)[0]
-    if means is None:
-        return 0.0
-    mine = means[None, :, : batch.width].expand(len(batch.token_ids), -1, -1, -1)
-    return batch.padded(mine, 2)
+def _padded(batch: Batch, means: Tensor) -> Tensor:
+    """The mean values of each prompt's positions."""
+    return batch.padded(means[None, :, : batch.width].expand(len(batch.token_ids), -1, -1, -1), 2)
 
 
 def _joined(parts: Sequence[Attribution], chosen: Settings) -> Attribution:

@@ -1,4 +1,4 @@
-"""The graph engine: direct edges between nodes, from one forward (method.md section 4).
+"""Direct edges between nodes that are known, from one forward (method.md section 4).
 
 *replay* (attribution/replay.py) is matrix products over the frozen linear map. *autograd* takes the same gradients
 through the linearised model itself, with detached MLPs: it is the truth that the replay is tested against, and is used
@@ -10,20 +10,24 @@ Knows which engine applies and what an edge's numbers mean. Refuses to know nnsi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.attribution.replay import EdgeRequest, Replay
+from tracer.attribution import backward, circuits, replay
 from tracer.attribution.result import check_finite
 from tracer.errors import JobError, ModelError
-from tracer.model import passes
+from tracer.model import head, passes
+from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
+from tracer.prompts import Batch
 from tracer.settings import BASES, RULES
 
-MAX_REPLAY_BYTES = 16 * 2**20
-MAX_AUTOGRAD_BYTES = 2**28
+LEAST_WORKSPACE, AUTOGRAD_WORKSPACE = 2**26, 2**28
+SHARE_OF_BUDGET = 16
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Edges:
     from_baseline: Float[Tensor, "target source"] | None = None
 
 
+def workspace(model: Model, by_replay: bool) -> int:
+    """Bytes that the search for edges may hold at a time beside the edges themselves: of residual streams, and for the
+    replay more on a larger device."""
+    return max(LEAST_WORKSPACE, model.budget() // SHARE_OF_BUDGET) if by_replay else AUTOGRAD_WORKSPACE
+
+
 def direct_edges(
     model: Model,
     token_ids: tuple[int, ...],
@@ -55,8 +65,6 @@ def direct_edges(
     basis: str = "activation",
     rules: frozenset[str] = RULES,
     engine: str = "auto",
-    direction: str = "auto",
-    max_bytes: int = MAX_REPLAY_BYTES,
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
 ) -> Edges:
     """All direct edges among neurons, embeddings and logits of one prompt: from earlier layers to later ones, and to no
@@ -69,31 +77,77 @@ def direct_edges(
         logits: (position, token) rows.
         rules: of the linearisation; the replay needs all of them.
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
-        direction: of the replay, ``up``, ``down``, or ``auto`` for the cheaper one.
-        max_bytes: bytes of cotangents the replay may hold at a time, beside the edges themselves and, where the model
-            is not float32, a float32 copy of one matrix.
         baselines: of the neurons, and of the embeddings, where they are not all zero.
 
     Raises:
-        JobError: a node outside the model or the prompt, or an unknown basis, engine or direction.
+        JobError: a node outside the model or the prompt, or an unknown basis or engine.
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
-    _check(model, token_ids, neurons, logits, basis, engine, direction)
-    graph = EdgeRequest(tuple(token_ids), neurons, logits, basis, baselines)
-    possible = model.replays(rules)
-    if engine == "replay" and not possible:
+    _check(model, token_ids, neurons, logits, basis, engine)
+    there, here = model.replays_there(rules), model.replays(rules)
+    if engine == "replay" and not (there or here):
         raise ModelError(
             "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
         )
-    if engine == "autograd" or not possible:
-        edges = _by_autograd(model, graph, rules)
+    by_replay = engine != "autograd" and (there or here)
+    ask = _question(model, token_ids, neurons, logits, basis, baselines)
+    ask.constants, ask.edge_rules = by_replay, rules
+    ask.link = circuits.by_replay if by_replay else circuits.by_autograd
+    ask.max_bytes = workspace(model, by_replay)
+    if by_replay and not there:
+        (parts,) = _from_constants(model, ask)
     else:
-        replay = Replay(model, graph, max_bytes)
-        weight, incoming, from_baseline = replay.run(direction)
-        values = torch.cat([replay.values, replay.frozen.logits.cpu()])
-        edges = Edges(weight, incoming, replay.values, values, from_baseline)
+        if not by_replay:
+            passes.needs_gradients(model)
+        targets, sources = len(neurons) + len(logits), len(neurons) + len(token_ids)
+        weight, into = Of((targets, sources)), Of((targets,))
+        (parts,) = passes.session(model, circuits.edges_of, ask, [(weight, into, into, Maybe(weight))])
+    weight, incoming, values, from_baseline = parts
+    edges = Edges(weight, incoming, values[: len(neurons)], values, from_baseline)
     check_sum(model, edges, rules)
     return edges
+
+
+def _question(
+    model: Model,
+    token_ids: tuple[int, ...],
+    neurons: Tensor,
+    logits: Tensor,
+    basis: str,
+    baselines: tuple[Tensor, Tensor] | None,
+) -> SimpleNamespace:
+    """What `circuits.edges_of` is asked, but for the engine."""
+    row, weight, column = (
+        torch.zeros(len(logits), dtype=torch.long),
+        torch.ones(len(logits)),
+        logits[:, 0] - len(token_ids),
+    )
+    kept = 1 if model.plan.head_rows or not len(logits) else int(-column.min())
+    return SimpleNamespace(
+        inputs=passes.inputs(model, Batch((tuple(token_ids),)), kept),
+        token_ids=(tuple(token_ids),),
+        metric=SimpleNamespace(kind="logit", row=row, column=column, token=logits[:, 1], weight=weight, n_prompts=1),
+        basis=basis,
+        answers=[{"nodes": neurons, "baselines": None if baselines is None else baselines[0]}],
+        paired=None if baselines is None else baselines[1][None],
+    )
+
+
+def _from_constants(model: Model, ask: SimpleNamespace) -> list[Any]:
+    """The replay here, of a prompt's constants from a server that neither takes gradients nor shows weights."""
+    (answer,), (ids,) = ask.answers, ask.token_ids
+    frozen = backward.constants(model, Batch((ids,)), answer["nodes"], ask.basis)
+    logits, shrunk = head.targets(head.of(model.nn, model.plan), frozen.read[0, ask.metric.column], ask.metric.token)
+    prompt = SimpleNamespace(
+        frozen=frozen,
+        neurons=answer["nodes"],
+        logits=torch.stack([ask.metric.column + len(ids), ask.metric.token], -1),
+        logit_values=logits,
+        shrunk=shrunk,
+        basis=ask.basis,
+        baselines=None if ask.paired is None else (answer["baselines"], ask.paired[0]),
+    )
+    return replay.linked(model.module, model.plan, [prompt], ask.max_bytes)
 
 
 def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
@@ -102,7 +156,7 @@ def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
     Raises:
         RemoteError: the server takes no gradients, and the replay does not apply.
     """
-    if not model.replays(rules):
+    if not (model.replays(rules) or model.replays_there(rules)):
         instead = "use edges=False"
         more = "ask its operator for the tag 'trusted'" if model.has_weights else "weights='local'"
         passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
@@ -124,15 +178,9 @@ def check_sum(model: Model, edges: Edges, rules: frozenset[str]) -> None:
         )
 
 
-def _check(
-    model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str, direction: str
-) -> None:
+def _check(model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str) -> None:
     """Refuse indices that would raise later, or silently read another node."""
-    allowed = {
-        "basis": (basis, BASES),
-        "engine": (engine, ("auto", "replay", "autograd")),
-        "direction": (direction, ("auto", "up", "down")),
-    }
+    allowed = {"basis": (basis, BASES), "engine": (engine, ("auto", "replay", "autograd"))}
     for name, (value, known) in allowed.items():
         if value not in known:
             raise JobError(f"{name}={value!r}", f"must be one of {', '.join(known)}", "choose one")
@@ -146,18 +194,3 @@ def _check(
             raise JobError(
                 f"{what} {bad}", f"lies outside the model on this prompt ({inside})", "check where it came from"
             )
-
-
-def _by_autograd(model: Model, graph: EdgeRequest, rules: frozenset[str]) -> Edges:
-    """Batched vector-Jacobian products through the linearised model, with detached MLPs."""
-    values, weight, embedded, incoming, from_baseline = passes.direct_weights(
-        model,
-        graph.token_ids,
-        graph.neurons,
-        graph.logits,
-        basis=graph.basis,
-        rules=rules,
-        max_bytes=MAX_AUTOGRAD_BYTES,
-        baselines=graph.baselines,
-    )
-    return Edges(torch.cat([weight, embedded], -1), incoming, values[: len(graph.neurons)], values, from_baseline)

@@ -1,509 +1,410 @@
-"""The frozen linear replay: every direct edge of one prompt as plain matrix products (method.md section 4).
+"""The frozen linear replay: every direct edge of some prompts as plain matrix products (method.md section 4).
 
-With norms, patterns and MLPs frozen, the residual stream is a linear map. A source leaves into it as a vector, a
-target reads it with another, and an edge is their product across the blocks between. The map can be walked *up*,
-carrying what sources write, or *down*, carrying what targets read, each entering at its own layer and position; both
-give the same edges, and the one that touches fewer positions is taken. Only selected rows of MLP weights are used;
-positions before a source and after a target are not, where no token looks at a later one. The patterns themselves say
-whether one does.
+With norms, patterns and MLPs frozen, the residual stream is a linear map. A source leaves into it as a vector, a target
+reads it with another, and an edge is their product across the blocks between. What sources write is walked up, all
+sources of all prompts together, each from its own layer and position to the last position that a target reads; norms
+are folded into the matrices, so that a block is three products. A source's first attention sees it at one position
+alone, and the last is needed at the targets' positions alone. Only selected rows of MLP weights are used. Positions
+before a source do not matter where no token looks at a later one; the patterns themselves say whether one does.
 
-Knows the linear algebra of a block from its `Wiring`. Refuses to know autograd, nnsight and files.
+Knows the linear algebra of a block from the model's `plan`, and runs beside the model, here or on a server: functions
+travel as their source. Refuses to know autograd, nnsight and files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.metrics import Metric
-from tracer.model import passes
-from tracer.model.families import Weight
-from tracer.model.model import Model
 from tracer.model.rules import FACTORS
-from tracer.prompts import Batch
+
+CPU_ROWS, GPU_ROWS = 512, 2**15
+"""Positions of all sources that are multiplied at a time: on a CPU, what its cache holds."""
 
 
-@dataclass(frozen=True)
-class EdgeRequest:
-    """The edges that are wanted: neurons as rows of (layer, position, neuron), logits of (position, token).
+def linked(module: Any, plan: SimpleNamespace, prompts: Sequence[SimpleNamespace], max_bytes: int) -> list[Any]:
+    """For each prompt: weights of all edges [target, source], the incoming weight of each target over every neuron and
+    embedding [target], the targets' values [target], and what the sources' distances from their baselines carry, None
+    without baselines. Sources are the neurons, then every embedding; targets are the neurons, then the logits.
 
-    Sources are the neurons, then every embedding; targets are the neurons, then the logits. With `baselines`, of the
-    neurons and of the embeddings, the sources' distance from them is followed too.
+    Args:
+        prompts: of each its `frozen` constants (see `frozen`), `neurons` (layer, position, neuron) and `logits`
+            (position, token) with their `logit_values` and by how much a soft-cap `shrunk` them; the `basis`; and
+            `baselines`: of the neurons [neuron] and embeddings [pos, d_model], or None.
+        max_bytes: bytes of residual streams that are held at a time.
     """
-
-    token_ids: tuple[int, ...]
-    neurons: Int[Tensor, "neuron 3"]
-    logits: Int[Tensor, "logit 2"]
-    basis: str
-    baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None
-
-    def in_layer(self, layer: int) -> Tensor:
-        """Which neurons are in a layer, as row numbers."""
-        return (self.neurons[:, 0] == layer).nonzero()[:, 0]
-
-    def by_layer(self, n_layers: int) -> list[Tensor]:
-        """The (position, neuron) pairs of each layer."""
-        return [self.neurons[self.in_layer(layer), 1:] for layer in range(n_layers)]
+    walks, going, held = [prepared(module, plan, prompt) for prompt in prompts], [], 0
+    for run in (run for walk in walks for run in runs(walk)):
+        size = 4 * len(run.rows) * (run.walk.reach - run.first) * plan.d_model
+        if going and held + size > max_bytes:
+            sweep(module, plan, going)
+            going, held = [], 0
+        going.append(run)
+        held += size
+    sweep(module, plan, going)
+    return [answer(walk) for walk in walks]
 
 
-@dataclass(frozen=True)
-class Ends:
-    """One end of the edges: where each enters the residual stream, and with which vector."""
+def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: str) -> Any:
+    """One prompt's constants, out of a batch's (`interventions.observe`): without its padding of `first` columns, and
+    of gates, ups and values those of its nodes alone, rows of (layer, position, neuron) [node, 3].
 
-    layer: Int[Tensor, " end"]
-    position: Int[Tensor, " end"]
-    vector: Float[Tensor, "end d_model"]
+    Returns:
+        `embedding` [pos, d_model], `final_scale` [pos], and for each of `blocks` its `scales` by path [pos], `pattern`
+        [head, query, key], `output` [pos, d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis
+        ``activation``) or, of gate and up, [node, d_mlp] (basis ``output``).
+    """
+    blocks = []
+    for layer, block in enumerate(found.blocks):
+        position, neuron = nodes[nodes[:, 0] == layer, 1:].to(block.output.device).unbind(-1)
+        column = position + first
 
-    def __len__(self) -> int:
-        return len(self.layer)
+        def picked(every: Tensor | None, column: Tensor = column, neuron: Tensor = neuron) -> Tensor | None:
+            if every is None:
+                return None
+            return (every[row, column, neuron] if basis == "activation" else every[row, column]).float()
 
-    def at(self, layer: int, chunk: Tensor | None = None) -> Tensor:
-        """Which ends (of a chunk) are in a layer, as row numbers."""
-        if chunk is None:
-            return (self.layer == layer).nonzero()[:, 0]
-        return chunk[self.layer[chunk] == layer]
-
-
-class LinearMap:
-    """The frozen linear map of a model's blocks, from its weights."""
-
-    def __init__(self, model: Model) -> None:
-        self.model, self.wiring = model, model.family.wiring
-
-    def _attend(
-        self, layer: int, block: passes.FrozenBlock, state: Tensor, first: int, *, transposed: bool = False
-    ) -> Tensor:
-        """What flows through a layer's attention from `state` [end, pos, d_model], whose positions begin at `first`."""
-        span = slice(first, first + state.shape[1])
-        value, output = self._matrix(layer, self.wiring.value), self._matrix(layer, self.wiring.output)
-        before, after = self.wiring.attention_in, self.wiring.attention_out
-        pattern = block.pattern[:, span, span]
-        shared = output.shape[1] // value.shape[0]
-        if transposed:
-            before, after, pattern = after, before, pattern.transpose(1, 2)
-        normed = self._through_norm(layer, before, block, state, span, transposed=transposed)
-        moved = normed @ output if transposed else self._grown(normed @ value.T, shared)
-        heads = moved.unflatten(-1, (pattern.shape[0], -1))
-        mixed = torch.einsum("hqk,ekhd->eqhd", pattern, heads).flatten(2)
-        moved = self._shrunk(mixed, shared) @ value if transposed else mixed @ output.T
-        return self._through_norm(layer, after, block, moved, span, transposed=transposed)
-
-    def _grown(self, state: Tensor, shared: int) -> Tensor:
-        """Each value head repeated for the `shared` query heads that read it."""
-        if shared == 1:
-            return state
-        return state.unflatten(-1, (-1, self.model.head_size)).repeat_interleave(shared, dim=2).flatten(2)
-
-    def _shrunk(self, state: Tensor, shared: int) -> Tensor:
-        """The transpose of `_grown`."""
-        if shared == 1:
-            return state
-        return state.unflatten(-1, (-1, shared, self.model.head_size)).sum(3).flatten(2)
-
-    def _through_norm(
-        self,
-        layer: int,
-        path: str | None,
-        block: passes.FrozenBlock,
-        state: Tensor,
-        at: slice | Tensor = slice(None),
-        *,
-        transposed: bool = False,
-    ) -> Tensor:
-        """A frozen norm of a block; the identity where there is none."""
-        if path is None:
-            return state
-        kind = next(step.kind for step in self.model.family.steps if step.path == path)
-        return self._scaled(kind, self.model.part(layer, path), block.scales[path][at, None], state, transposed)
-
-    def _scaled(self, kind: str, norm: torch.nn.Module, scale: Tensor, state: Tensor, transposed: bool) -> Tensor:
-        given = getattr(norm, "weight", None)
-        weight = torch.ones((), device=state.device) if given is None else given.float()
-        factor = scale * (weight + self.wiring.norm_offset)
-        if kind == "rms_norm":
-            return state * factor
-        if transposed:
-            state = state * factor
-            return state - state.mean(-1, keepdim=True)
-        return (state - state.mean(-1, keepdim=True)) * factor
-
-    def _matrix(self, layer: int, weight: Weight) -> Tensor:
-        """A linear map of a block as a float32 matrix [out, in]."""
-        return self._part(layer, weight).float()
-
-    def _part(self, layer: int, weight: Weight) -> Tensor:
-        """A linear map of a block [out, in], in the model's own dtype, without a copy where possible."""
-        part = self.model.part(layer, weight.path)
-        matrix = part.weight
-        matrix = matrix.T if type(part).__name__ == "Conv1D" else matrix
-        if weight.part == "first half":
-            return matrix[: len(matrix) // 2]
-        if weight.part == "last half":
-            return matrix[len(matrix) // 2 :]
-        if weight.part == "values":
-            return matrix[-self.model.value_width :]
-        if weight.part == "values per head":
-            heads = self.model.config.num_attention_heads
-            return matrix.view(heads, 3, -1, matrix.shape[1])[:, 2].reshape(-1, matrix.shape[1])
-        return matrix
-
-
-class Replay(LinearMap):
-    """One prompt's replay."""
-
-    def __init__(self, model: Model, graph: EdgeRequest, max_bytes: int) -> None:
-        super().__init__(model)
-        self.graph, self.max_bytes, self.length = graph, max_bytes, len(graph.token_ids)
-        self.frozen = passes.frozen(
-            model, graph.token_ids, graph.by_layer(model.n_layers), graph.logits, basis=graph.basis
+        inside = block.values if basis == "activation" else block.output
+        blocks.append(
+            SimpleNamespace(
+                scales={path: scale[row, first:] for path, scale in block.scales.items()},
+                pattern=block.pattern[row, :, first:, first:],
+                output=block.output[row, first:],
+                gate=picked(block.gate),
+                up=picked(block.up),
+                values=inside[row, column, neuron].float(),
+            )
         )
-        self.values = torch.zeros(len(graph.neurons))
-        for layer, block in enumerate(self.frozen.blocks):
-            self.values[graph.in_layer(layer)] = block.values.cpu()
-        self.causal = not any(bool(block.pattern.triu(1).any()) for block in self.frozen.blocks)
-        # A neuron that is 0 differs from its baseline all the same: it carries a unit instead.
-        self._carries = self.values if graph.baselines is None else torch.where(self.values == 0, 1.0, self.values)
-        self._differing = torch.zeros(0, dtype=torch.long)
-        if graph.baselines is not None:
-            away = self.frozen.embedding.cpu() - graph.baselines[1]
-            self._differing = away.any(-1).nonzero()[:, 0]
-        self.sources, self.targets = self._sources(), self._targets()
-        # What all of a layer's neurons write together, kept or not: their sum makes the total incoming weight.
-        self.written = [
-            self._through_norm(layer, self.wiring.mlp_out, block, block.output)
-            for layer, block in enumerate(self.frozen.blocks)
-        ]
+    embedding = found.embedding[row, first:].detach().float()
+    return SimpleNamespace(embedding=embedding, blocks=blocks, final_scale=found.final_scale[row, first:])
 
-    def run(
-        self, direction: str = "auto"
-    ) -> tuple[Float[Tensor, "target source"], Float[Tensor, " target"], Float[Tensor, "target source"] | None]:
-        """Weights of all edges, the incoming weight of each target over every neuron and embedding, and what the
-        sources' distances from their baselines carry, None without baselines.
 
-        Args:
-            direction: ``up``, ``down``, or ``auto`` for the cheaper one.
-        """
-        weight = torch.zeros(len(self.targets), len(self.sources))
-        incoming = torch.zeros(len(self.targets))
-        if direction == "up" or (direction == "auto" and self._cost_up() < self._cost_down()):
-            for chunk in self._chunks(self.sources, up=True):
-                self._sweep_up(chunk, weight)
-            self._sum_up(incoming)
-        else:
-            for chunk in self._chunks(self.targets, up=False):
-                self._sweep_down(chunk, weight, incoming)
-        if self.graph.baselines is None:
-            return weight, incoming, None
-        return self._weights(weight), incoming, self._from_baseline(weight)
+# Weights.
 
-    def _weights(self, carried: Tensor) -> Tensor:
-        """The weights, of what sources carried: a neuron that is 0 carried a unit, and weighs nothing."""
-        count = len(self.graph.neurons)
-        weight = carried[:, : count + self.length].clone()
-        weight[:, :count] *= self.values / self._carries
-        return weight
 
-    def _from_baseline(self, carried: Tensor) -> Tensor:
-        """With the distance from its baseline in the place of each source's value; exactly 0 where there is none."""
-        assert self.graph.baselines is not None
-        count, found = len(self.graph.neurons), carried.new_zeros(len(carried), len(self.values) + self.length)
-        found[:, :count] = carried[:, :count] * ((self.values - self.graph.baselines[0]) / self._carries)
-        found[:, count + self._differing] = carried[:, count + self.length :]
-        return found
+def part(module: Any, plan: SimpleNamespace, layer: int, path: str) -> Any:
+    """A module of a block."""
+    return module.get_submodule(f"{plan.blocks}.{layer}.{path}")
 
-    # Which way, and in which pieces.
 
-    def _cost_up(self) -> int:
-        """Positions times blocks that all sources pass on their way up; the sum of everything is one source more."""
-        reach, ends = self._reach(self.targets), self.sources
-        first = ends.position if self.causal else torch.zeros_like(ends.position)
-        passed = (reach - first).clamp_min(0) * (self.model.n_layers - 1 - ends.layer)
-        return int(passed.sum()) + reach * self.model.n_layers
+def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor:
+    """A linear map of a block [out, in], in the model's own dtype, without a copy where possible."""
+    path, which = weight
+    inside = part(module, plan, layer, path)
+    whole = inside.weight.T if type(inside).__name__ == "Conv1D" else inside.weight
+    if which == "first half":
+        return whole[: len(whole) // 2]
+    if which == "last half":
+        return whole[len(whole) // 2 :]
+    if which == "values":
+        return whole[-plan.value_width :]
+    if which == "values per head":
+        return whole.view(plan.n_heads, 3, -1, whole.shape[1])[:, 2].reshape(-1, whole.shape[1])
+    return whole
 
-    def _cost_down(self) -> int:
-        width = self.targets.position + 1 if self.causal else torch.full_like(self.targets.position, self.length)
-        return int((width * self.targets.layer.clamp_max(self.model.n_layers - 1)).sum())
 
-    def _reach(self, targets: Ends, chunk: Tensor | slice = slice(None)) -> int:
-        """How many positions, from the first, can lead to these targets."""
-        at = targets.position[chunk]
-        return 0 if not len(at) else int(at.max()) + 1 if self.causal else self.length
+def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
+    """What a norm multiplies each coordinate by, beside its statistic."""
+    weight = getattr(module.get_submodule(path), "weight", None)
+    return torch.ones(()) if weight is None else weight.detach().float() + plan.norm_offset
 
-    def _chunks(self, ends: Ends, *, up: bool) -> Iterator[Tensor]:
-        """Runs of ends that fit `max_bytes`: of neighbouring positions, so that each reaches no further than it
-        must, and within a run in the order in which they enter."""
-        order = ends.position.argsort(descending=up, stable=True)
-        reach = self._reach(self.targets)
-        inside = 4 * (4 * self.model.d_model + 4 * self.model.attention_width)
-        start = 0
-        while start < len(order):
-            size = 1
-            while start + size < len(order):
-                last = int(ends.position[order[start + size]])
-                width = self.length if not self.causal else reach - last if up else last + 1
-                if (size + 1) * width * inside > self.max_bytes:
-                    break
-                size += 1
-            part = order[start : start + size]
-            yield part[ends.layer[part].argsort(descending=not up, stable=True)]
-            start += size
 
-    # Up: what sources write.
+def kind_of(plan: SimpleNamespace, path: str) -> str:
+    """Of a norm of a block."""
+    return next(kind for kind, at in plan.steps if at == path)
 
-    def _sweep_up(self, chunk: Tensor, weight: Tensor) -> None:
-        """Carry one run of sources from its first layer up to the last target that reads it."""
-        first = int(self.sources.position[chunk].min()) if self.causal else 0
-        width = self._reach(self.targets) - first
-        if width <= 0:
-            return
-        layers = self.sources.layer[chunk]
-        state = torch.zeros(len(chunk), width, self.model.d_model, device=self.frozen.embedding.device)
-        inside = self.sources.position[chunk] < first + width
-        active = 0
-        for layer in range(int(layers.min()), int(self.targets.layer.max()) + 1):
-            rows = chunk[:active]
-            if layer >= 0 and active:
-                state = self._climb(layer, state, rows, first, weight)
-            fresh = torch.arange(active, active + int((layers == layer).sum()))
-            mine = fresh[inside[fresh]]
-            at = self.sources.position[chunk[mine]] - first
-            state[mine, at] += self.sources.vector[chunk[mine]].to(state.device)
-            active += len(fresh)
 
-    def _climb(self, layer: int, state: Tensor, rows: Tensor, first: int, weight: Tensor) -> Tensor:
-        """Take the active sources through one block (or to the logits) and let its targets read them."""
-        moving = state[: len(rows)]
-        if layer == self.model.n_layers:
-            self._read_up(layer, moving, rows, first, weight)
-            return state
-        block = self.frozen.blocks[layer]
-        state = state.to(block.output.device)
-        moving = state[: len(rows)]
-        if self.model.parallel:
-            self._read_up(layer, moving, rows, first, weight)
-        moving += self._attend(layer, block, moving, first)
-        if not self.model.parallel:
-            self._read_up(layer, moving, rows, first, weight)
+def through_norm(
+    module: Any,
+    plan: SimpleNamespace,
+    layer: int,
+    path: str | None,
+    scale: Tensor | None,
+    state: Tensor,
+    transposed: bool,
+) -> Tensor:
+    """Vectors [row, d_model] through a frozen norm of a block, of `scale` [row]; as they are where there is none."""
+    if path is None or scale is None:
         return state
-
-    def _read_up(self, layer: int, state: Tensor, rows: Tensor, first: int, weight: Tensor) -> None:
-        mine = self.targets.at(layer)
-        positions = self.targets.position[mine]
-        for pos in positions[positions >= first].unique().tolist():
-            readers = mine[positions == pos]
-            weights = state[:, pos - first] @ self.targets.vector[readers].to(state.device).T
-            weight[readers[:, None], rows[None]] = weights.T.cpu()
-
-    def _sum_up(self, incoming: Tensor) -> None:
-        """The total incoming weight of every target: one walk of everything that is written, together."""
-        state = self.frozen.embedding[None].clone()
-        for layer, block in enumerate(self.frozen.blocks):
-            state = state.to(block.output.device)
-            before = state
-            state = state + self._attend(layer, block, state, 0)
-            self._total(layer, before if self.model.parallel else state, incoming)
-            state = state + self.written[layer]
-        self._total(self.model.n_layers, state, incoming)
-
-    def _total(self, layer: int, state: Tensor, incoming: Tensor) -> None:
-        mine = self.targets.at(layer)
-        read = state[0, self.targets.position[mine].to(state.device)]
-        incoming[mine] = (read * self.targets.vector[mine].to(state.device)).sum(-1).cpu()
-
-    # Down: what targets read.
-
-    def _sweep_down(self, chunk: Tensor, weight: Tensor, incoming: Tensor) -> None:
-        """Carry one run of targets from its last layer down to the embedding."""
-        width = self._reach(self.targets, chunk)
-        layers = self.targets.layer[chunk]
-        state = torch.zeros(len(chunk), width, self.model.d_model, device=self.frozen.final_scale.device)
-        active = 0
-        for layer in reversed(range(int(layers.max()) + 1)):
-            fresh = torch.arange(active, active + int((layers == layer).sum()))
-            if layer == self.model.n_layers:
-                self._enter_down(state, chunk, fresh)
-            else:
-                block = self.frozen.blocks[layer]
-                state = state.to(block.output.device)
-                self._read_down(layer, self.written[layer], state[:active], chunk[:active], weight, incoming)
-                if not self.model.parallel:
-                    self._enter_down(state, chunk, fresh)
-                moving = state[: active if self.model.parallel else active + len(fresh)]
-                moving += self._attend(layer, block, moving, 0, transposed=True)
-                if self.model.parallel:
-                    self._enter_down(state, chunk, fresh)
-            active += len(fresh)
-        state = state.to(self.frozen.embedding.device)
-        self._read_down(-1, self.frozen.embedding, state, chunk, weight, incoming)
-
-    def _enter_down(self, state: Tensor, chunk: Tensor, fresh: Tensor) -> None:
-        rows = chunk[fresh]
-        state[fresh, self.targets.position[rows]] += self.targets.vector[rows].to(state.device)
-
-    def _read_down(
-        self, layer: int, written: Tensor, state: Tensor, rows: Tensor, weight: Tensor, incoming: Tensor
-    ) -> None:
-        width = state.shape[1]
-        incoming[rows] += torch.einsum("tpd,pd->t", state, written[:width]).cpu()
-        mine = self.sources.at(layer)
-        positions = self.sources.position[mine]
-        for pos in positions[positions < width].unique().tolist():
-            writers = mine[positions == pos]
-            weights = state[:, pos] @ self.sources.vector[writers].to(state.device).T
-            weight[rows[:, None], writers[None]] = weights.cpu()
-
-    # The vectors of sources and targets.
-
-    def _sources(self) -> Ends:
-        """What each neuron writes, value included, each embedding, and where embeddings differ from their baseline how
-        much."""
-        neurons, length = self.graph.neurons, self.length
-        vectors = torch.zeros(len(neurons) + length, self.model.d_model)
-        for layer, block in enumerate(self.frozen.blocks):
-            mine = self.graph.in_layer(layer)
-            if len(mine):
-                rows = self._down_columns(layer, neurons[mine, 2])
-                rows = rows * self._carries[mine, None].to(rows.device)
-                at = neurons[mine, 1].to(rows.device)
-                vectors[mine] = self._through_norm(layer, self.wiring.mlp_out, block, rows, at).cpu()
-        vectors[len(neurons) :] = self.frozen.embedding.cpu()
-        if self.graph.baselines is not None:
-            vectors = torch.cat([vectors, (self.frozen.embedding.cpu() - self.graph.baselines[1])[self._differing]])
-        positions = torch.cat([neurons[:, 1], torch.arange(length), self._differing])
-        layers = torch.cat([neurons[:, 0], torch.full((len(positions) - len(neurons),), -1)])
-        return Ends(layers, positions, vectors)
-
-    def _targets(self) -> Ends:
-        """What each neuron reads of the residual stream, linearised by rules 1, 3 and 4, and each logit."""
-        neurons, logits, n_layers = self.graph.neurons, self.graph.logits, self.model.n_layers
-        vectors = torch.zeros(len(neurons) + len(logits), self.model.d_model)
-        for layer, block in enumerate(self.frozen.blocks):
-            mine = self.graph.in_layer(layer)
-            if len(mine):
-                rows = self._neuron_rows(layer, block, neurons[mine, 2])
-                at = neurons[mine, 1].to(rows.device)
-                rows = self._through_norm(layer, self.wiring.mlp_in, block, rows, at, transposed=True)
-                vectors[mine] = rows.cpu()
-        vectors[len(neurons) :] = self._logit_rows().cpu()
-        layers = torch.cat([neurons[:, 0], torch.full((len(logits),), n_layers)])
-        return Ends(layers, torch.cat([neurons[:, 1], logits[:, 0]]), vectors)
-
-    def _down_columns(self, layer: int, neuron: Tensor) -> Tensor:
-        """What a unit of each node adds to the MLP's output."""
-        down = self._part(layer, Weight(self.model.family.down))
-        neuron = neuron.to(down.device)
-        if self.graph.basis == "activation":
-            return down[:, neuron].T.float()
-        return torch.nn.functional.one_hot(neuron, self.model.d_model).float()
-
-    def _neuron_rows(self, layer: int, block: passes.FrozenBlock, neuron: Tensor) -> Tensor:
-        """Gradient of each target neuron to its MLP's input."""
-        act = self.model.part(layer, self.model.family.path("activation"))
-        factor = FACTORS[type(act).__name__](block.gate)
-        to_neuron = None
-        if self.graph.basis == "output":
-            down = self._part(layer, Weight(self.model.family.down))
-            to_neuron = down[neuron.to(down.device)].float()
-
-        def into(weight: Weight, coefficient: Tensor) -> Tensor:
-            matrix = self._part(layer, weight)
-            if to_neuron is None:
-                return coefficient[:, None] * matrix[neuron.to(matrix.device)].float()
-            return (coefficient * to_neuron) @ matrix.float()
-
-        if self.wiring.gate is None or block.up is None:
-            return into(self.wiring.up, factor)
-        return into(self.wiring.gate, 0.5 * block.up * factor) + into(self.wiring.up, 0.5 * block.gate * factor)
-
-    def _logit_rows(self) -> Tensor:
-        """Gradient of each target logit to the residual stream before the final norm."""
-        tokens, frozen = self.graph.logits[:, 1], self.frozen
-        head = self.model.module.get_output_embeddings().weight
-        rows = head[tokens.to(head.device)].float()
-        if self.model.soft_cap is not None:
-            rows = rows * torch.where(frozen.uncapped == 0, 1.0, frozen.logits / frozen.uncapped)[:, None]
-        final = self.model.family.final_norm
-        scale = frozen.final_scale[self.graph.logits[:, 0].to(frozen.final_scale.device), None]
-        return self._scaled(final.kind, self.model.module.get_submodule(final.path), scale, rows, True)
+    factor = scale[:, None] * gain(module, plan, f"{plan.blocks}.{layer}.{path}").to(state.device)
+    return scaled(kind_of(plan, path), factor, state, transposed)
 
 
-def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activation") -> passes.Gradients:
-    """The result of `passes.gradients` with all RelP rules, without autograd: one forward, then matrix products.
-
-    The linearised model's backward pass is a linear map whose constants the forward brings; it is walked here, one
-    prompt at a time, from the logits down. It needs the model's weights in memory.
-    """
-    embedding, blocks, final_scale, capped, uncapped = passes.coefficients(model, batch, metric.kept, basis=basis)
-    with torch.enable_grad():
-        leaf = capped.detach().requires_grad_(True)
-        score = metric.read(leaf)
-        (grad,) = torch.autograd.grad(score.sum(), [leaf])
-    if model.soft_cap is not None:
-        grad = grad * torch.where(uncapped == 0, 1.0, capped / uncapped)
-    values, embedding = torch.stack([block[4].cpu() for block in blocks], 1), embedding.cpu()
-    grads, to_embedding = torch.zeros_like(values), torch.zeros_like(embedding)
-    for row, first in enumerate(batch.padding.tolist()):
-        mine = [_of_prompt(block, row, first) for block in blocks]
-        back = _Backward(model, basis).run(grad[row, -(batch.width - first) :], mine, final_scale[row, first:])
-        grads[row, :, first:], to_embedding[row, first:] = back
-        values[row, :, :first] = 0.0
-    return passes.Gradients(values, grads, embedding, to_embedding, score.detach().cpu())
+def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor:
+    """A frozen norm; of a LayerNorm the centring stays."""
+    if kind == "rms_norm":
+        return state * factor
+    if transposed:
+        state = state * factor
+        return state - state.mean(-1, keepdim=True)
+    return (state - state.mean(-1, keepdim=True)) * factor
 
 
-def _of_prompt(block: tuple[Any, ...], row: int, first: int) -> passes.FrozenBlock:
-    """One prompt's constants of a block, without its padding."""
-    scales, pattern, gate, up, values, output = block
-    return passes.FrozenBlock(
-        {path: scale[row, first:] for path, scale in scales.items()},
-        pattern[row, :, first:, first:],
-        gate[row, first:],
-        None if up is None else up[row, first:],
-        values[row, first:],
-        output[row, first:],
+def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, Tensor]:
+    """The maps of a block's attention, its norms' gains folded in, float32: into the values [value, d_model], and out
+    of the mixed heads [d_model, head and coordinate]."""
+    value, output = matrix(module, plan, layer, plan.value).float(), matrix(module, plan, layer, plan.output).float()
+    if plan.attention_in is not None:
+        value = value * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_in}").to(value.device)
+        if kind_of(plan, plan.attention_in) == "layer_norm":
+            value = value - value.mean(1, keepdim=True)
+    if plan.attention_out is not None:
+        if kind_of(plan, plan.attention_out) == "layer_norm":
+            output = output - output.mean(0, keepdim=True)
+        output = output * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_out}").to(output.device)[:, None]
+    return value, output
+
+
+def mixing(plan: SimpleNamespace, block: SimpleNamespace) -> Tensor:
+    """How a block's attention carries from position to position [head, query, key]: its pattern between its norms'
+    statistics."""
+    pattern = block.pattern
+    if plan.attention_in is not None:
+        pattern = pattern * block.scales[plan.attention_in]
+    return pattern if plan.attention_out is None else pattern * block.scales[plan.attention_out][:, None]
+
+
+# One prompt: its sources and targets.
+
+
+def prepared(module: Any, plan: SimpleNamespace, prompt: SimpleNamespace) -> SimpleNamespace:
+    """A prompt's walk: its sources and targets, how far they reach, and what is found of them."""
+    blocks, length = prompt.frozen.blocks, len(prompt.frozen.embedding)
+    sources, targets, values = ends(module, plan, prompt)
+    device, causal = values.device, not any(bool(block.pattern.triu(1).any()) for block in blocks)
+    top = min(len(blocks), int(targets.layer.max()) + 1) if len(targets.layer) else 0
+    return SimpleNamespace(
+        prompt=prompt,
+        sources=sources,
+        targets=targets,
+        readers=readers(targets),
+        first=sources.position if causal else torch.zeros_like(sources.position),
+        reach=(int(targets.position.max()) + 1 if causal else length) if len(targets.layer) else 0,
+        top=top,
+        wanted=targets.position[targets.layer >= top - 1].unique().tolist(),
+        found=torch.zeros(len(targets.layer), len(sources.position), device=device),
+        incoming=torch.zeros(len(targets.layer), device=device),
+        values=values,
     )
 
 
-class _Backward(LinearMap):
-    """The linearised backward pass of one prompt."""
+def ends(
+    module: Any, plan: SimpleNamespace, prompt: SimpleNamespace
+) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
+    """Sources and targets as layers, positions and vectors, and the targets' values. Behind the neurons and embeddings,
+    the sources are how far embeddings are from their baseline, where they are (`differing`)."""
+    neurons, embedding, bases = prompt.neurons, prompt.frozen.embedding, prompt.baselines
+    device, length = embedding.device, len(embedding)
+    values = torch.zeros(len(neurons), device=device)
+    written, read = torch.zeros(2, len(neurons), plan.d_model, device=device)
+    for layer, block in enumerate(prompt.frozen.blocks):
+        mine = (neurons[:, 0] == layer).nonzero()[:, 0]
+        values[mine] = block.values.to(device)
+        if len(mine):
+            both = vectors(module, plan, layer, block, neurons[mine], prompt.basis)
+            written[mine], read[mine] = (end.to(device) for end in both)
+    differing, away = torch.zeros(0, dtype=torch.long), torch.zeros(0, plan.d_model, device=device)
+    if bases is not None:
+        away = embedding - bases[1].to(device)
+        differing = away.any(-1).nonzero()[:, 0].cpu()
+        away = away[differing]
+    rows, logits = logit_rows(module, plan, prompt)
+    position = torch.cat([neurons[:, 1], torch.arange(length), differing])
+    layer = torch.cat([neurons[:, 0], torch.full((length + len(differing),), -1)])
+    sources = SimpleNamespace(layer=layer, position=position, vector=torch.cat([written, embedding, away]))
+    sources.differing = differing
+    targets = SimpleNamespace(
+        layer=torch.cat([neurons[:, 0], torch.full((len(prompt.logits),), len(prompt.frozen.blocks))]),
+        position=torch.cat([neurons[:, 1], prompt.logits[:, 0]]),
+        vector=torch.cat([read, rows.to(device)]),
+    )
+    return sources, targets, torch.cat([values, logits.to(device)])
 
-    def __init__(self, model: Model, basis: str) -> None:
-        super().__init__(model)
-        self.basis = basis
 
-    def run(self, grad: Tensor, blocks: list[passes.FrozenBlock], final_scale: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients to every neuron [layer, pos, neuron] and to the embedding [pos, d_model], on the CPU.
+def readers(targets: SimpleNamespace) -> dict[int, list[tuple[int, Tensor]]]:
+    """For each layer, the positions that its targets read and which targets do."""
+    found: dict[int, list[tuple[int, Tensor]]] = {}
+    for layer in targets.layer.unique().tolist():
+        mine = (targets.layer == layer).nonzero()[:, 0]
+        at = targets.position[mine]
+        found[layer] = [(position, mine[at == position]) for position in at.unique().tolist()]
+    return found
 
-        Args:
-            grad: of the metric to the logits of the last columns [kept, vocab].
-        """
-        kept, final = len(grad), self.model.family.final_norm
-        rows = grad @ self.model.module.get_output_embeddings().weight.float()
-        norm = self.model.module.get_submodule(final.path)
-        state = torch.zeros(1, len(final_scale), self.model.d_model, device=rows.device)
-        state[0, -kept:] = self._scaled(final.kind, norm, final_scale[-kept:, None], rows, True)
-        by_layer = []
-        for layer, block in reversed(list(enumerate(blocks))):
-            state = state.to(block.output.device)
-            written = self._through_norm(layer, self.wiring.mlp_out, block, state, transposed=True)
-            to_neurons = written @ self._matrix(layer, Weight(self.model.family.down))
-            by_layer.append((to_neurons if self.basis == "activation" else written)[0].cpu())
-            read = self._through_mlp(layer, block, to_neurons)
-            read = self._through_norm(layer, self.wiring.mlp_in, block, read, transposed=True)
-            before = state if self.model.parallel else state + read
-            state = state + read + self._attend(layer, block, before, 0, transposed=True)
-        return torch.stack(by_layer[::-1]), state[0].cpu()
 
-    def _through_mlp(self, layer: int, block: passes.FrozenBlock, grad: Tensor) -> Tensor:
-        """From the neurons' gradient to that of the MLP's input, by rules 3 and 4."""
-        act = self.model.part(layer, self.model.family.path("activation"))
-        factor = FACTORS[type(act).__name__](block.gate)
-        up = self._matrix(layer, self.wiring.up)
-        if self.wiring.gate is None or block.up is None:
-            return (factor * grad) @ up
-        gate = self._matrix(layer, self.wiring.gate)
-        return (0.5 * block.up * factor * grad) @ gate + (0.5 * block.gate * factor * grad) @ up
+def vectors(
+    module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, nodes: Tensor, basis: str
+) -> tuple[Tensor, Tensor]:
+    """What a unit of each node of a layer writes into the residual stream, and what it reads of it, linearised by rules
+    1, 3 and 4 [node, d_model]."""
+    down = matrix(module, plan, layer, (plan.down, "all"))
+    position, neuron = nodes[:, 1].to(down.device), nodes[:, 2].to(down.device)
+    if basis == "activation":
+        writes, through = down[:, neuron].T.float(), None
+    else:
+        writes, through = torch.nn.functional.one_hot(neuron, plan.d_model).float(), down[neuron].float()
+    act = part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
+    factor = FACTORS[type(act).__name__](block.gate)
+
+    def into(weight: Sequence[str], coefficient: Tensor) -> Tensor:
+        rows = matrix(module, plan, layer, weight)
+        if through is None:
+            return coefficient[:, None] * rows[neuron.to(rows.device)].float()
+        return (coefficient * through) @ rows.float()
+
+    if block.up is None:
+        reads = into(plan.up_part, factor)
+    else:
+        reads = into(plan.gate_part, 0.5 * block.up * factor) + into(plan.up_part, 0.5 * block.gate * factor)
+    scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}
+    return (
+        through_norm(module, plan, layer, plan.mlp_out, scales.get(plan.mlp_out), writes, False),
+        through_norm(module, plan, layer, plan.mlp_in, scales.get(plan.mlp_in), reads, True),
+    )
+
+
+def logit_rows(module: Any, plan: SimpleNamespace, prompt: SimpleNamespace) -> tuple[Tensor, Tensor]:
+    """What each target logit reads of the residual stream before the final norm [logit, d_model], and the logits."""
+    position, token = prompt.logits.unbind(-1)
+    head = module.get_submodule(plan.head).weight
+    rows = head[token.to(head.device)].float()
+    rows = rows * prompt.shrunk.to(rows.device)[:, None]
+    kind, path = plan.final_norm
+    scale = prompt.frozen.final_scale[position.to(prompt.frozen.final_scale.device), None].to(rows.device)
+    return scaled(kind, scale * gain(module, plan, path).to(rows.device), rows, True), prompt.logit_values
+
+
+def answer(walk: SimpleNamespace) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """What is found of a prompt, on the CPU: what units carried becomes weights, and distances from baselines."""
+    count, found, bases = len(walk.prompt.neurons), walk.found, walk.prompt.baselines
+    last, neurons = count + len(walk.prompt.frozen.embedding), walk.values[:count]
+    weight, moved = found[:, :last].clone(), None
+    weight[:, :count] *= neurons
+    if bases is not None:
+        moved = torch.zeros_like(weight)
+        moved[:, :count] = found[:, :count] * (neurons - bases[0].to(found.device))
+        moved[:, count + walk.sources.differing] = found[:, last:]
+        moved = moved.cpu()
+    return weight.cpu(), walk.incoming.cpu(), walk.values.cpu(), moved
+
+
+# The walk up.
+
+
+def runs(walk: SimpleNamespace) -> Iterator[SimpleNamespace]:
+    """A prompt's sources in runs that are walked together: of like positions, so that each passes few positions before
+    its own, and in the order in which they enter. The last is everything that is written, as one source."""
+    if not walk.reach:
+        return
+    most = CPU_ROWS if walk.found.device.type == "cpu" else GPU_ROWS
+    order = walk.first.argsort(stable=True)
+    order = order[walk.first[order] < walk.reach]
+    while len(order):
+        first = int(walk.first[order[0]])
+        rows, order = order.tensor_split([max(1, most // (walk.reach - first))])
+        rows = rows[walk.sources.layer[rows].argsort(stable=True)]
+        yield SimpleNamespace(walk=walk, rows=rows, first=first, everything=False)
+    yield SimpleNamespace(walk=walk, rows=torch.zeros(1, dtype=torch.long), first=0, everything=True)
+
+
+def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) -> None:
+    """Walk runs of sources up through all blocks and let targets read them."""
+    for run in going:
+        positions = list(range(run.first, run.walk.reach))
+        run.at = dict(zip(positions, range(len(positions)), strict=True))
+        run.state = torch.zeros(len(run.rows), len(positions), plan.d_model, device=run.walk.found.device)
+        run.moving = run.active = int(run.everything)
+        if run.everything:
+            run.state[0] = run.walk.prompt.frozen.embedding[: len(positions)]
+        enter(run, -1)
+    for layer in range(max((run.walk.top for run in going), default=0)):
+        maps, mixed = attention(module, plan, layer), dict[int, Tensor]()
+        for run in going:
+            if layer < run.walk.top:
+                key = id(run.walk)
+                if key not in mixed:
+                    mixed[key] = mixing(plan, run.walk.prompt.frozen.blocks[layer])
+                climb(module, plan, layer, run, mixed[key], maps)
+    for run in going:
+        let_read(run, len(run.walk.prompt.frozen.blocks))
+        del run.state
+
+
+def climb(
+    module: Any, plan: SimpleNamespace, layer: int, run: SimpleNamespace, mixed: Tensor, maps: tuple[Tensor, Tensor]
+) -> None:
+    """Take a run through one block; its targets read what its attention leaves or, where attention and MLP are
+    parallel, what it finds."""
+    run.state = run.state.to(maps[0].device)
+    if plan.parallel:
+        let_read(run, layer)
+    if run.active:
+        attend(run, mixed, maps, last=layer == run.walk.top - 1)
+    if not plan.parallel:
+        let_read(run, layer)
+    if run.everything:
+        run.state[0] += written(module, plan, layer, run.walk.prompt)[list(run.at)]
+    enter(run, layer)
+
+
+def written(module: Any, plan: SimpleNamespace, layer: int, prompt: SimpleNamespace) -> Tensor:
+    """What all nodes of a layer write into the residual stream together, kept or not [pos, d_model]: in the basis
+    ``activation`` without the down projection's bias, which belongs to no neuron."""
+    block, path = prompt.frozen.blocks[layer], plan.mlp_out
+    bias = getattr(part(module, plan, layer, plan.down), "bias", None)
+    output = block.output if prompt.basis == "output" or bias is None else block.output - bias.detach().float()
+    return through_norm(module, plan, layer, path, block.scales.get(path), output, False)
+
+
+def enter(run: SimpleNamespace, layer: int) -> None:
+    """Put a layer's sources in place, each at its position."""
+    run.moving = run.active
+    if run.everything:
+        return
+    layers = run.walk.sources.layer[run.rows]
+    fresh = range(run.active, int((layers <= layer).sum()))
+    run.active = fresh.stop
+    rows = run.rows[fresh.start : fresh.stop]
+    at = [run.at.get(position, -1) for position in run.walk.sources.position[rows].tolist()]
+    here = [i for i, column in enumerate(at) if column >= 0]  # the last block keeps the targets' positions alone
+    if here:
+        into = torch.tensor(here) + fresh.start, torch.tensor(at)[here]
+        run.state[into] = run.walk.sources.vector[rows[here]].to(run.state.device)
+
+
+def attend(run: SimpleNamespace, mixed: Tensor, maps: tuple[Tensor, Tensor], last: bool) -> None:
+    """Add what flows through a block's attention, in the last of them at positions that targets read alone. Sources
+    that have just entered are at one position each."""
+    (value, output), before = maps, run.state
+    width, shared = before.shape[1], output.shape[1] // value.shape[0]
+    pattern = mixed[:, run.first : run.first + width, run.first : run.first + width]
+    if last:
+        into = [run.at[position] for position in run.walk.wanted if position in run.at]
+        run.at = {position: i for i, position in enumerate(p for p in run.walk.wanted if p in run.at)}
+        run.state, pattern = before[:, into], pattern[:, into]
+    grouped = pattern.unflatten(0, (-1, shared))
+    if run.moving:
+        inside = (before[: run.moving] @ value.T).unflatten(-1, (len(grouped), -1))
+        flow = torch.einsum("gsqk,nkgd->nqgsd", grouped, inside).flatten(2)
+        run.state[: run.moving].flatten(0, 1).addmm_(flow.flatten(0, 1), output.T)
+    if run.active > run.moving:
+        rows = torch.arange(run.moving, run.active)
+        at = run.walk.sources.position[run.rows[run.moving : run.active]] - run.first
+        inside = (before[rows, at] @ value.T).unflatten(-1, (len(grouped), -1)).repeat_interleave(shared, dim=1)
+        flow = torch.bmm(inside.transpose(0, 1), output.unflatten(1, (len(pattern), -1)).permute(1, 2, 0))
+        run.state[run.moving : run.active].baddbmm_(pattern[..., at].permute(2, 1, 0), flow.transpose(0, 1))
+
+
+def let_read(run: SimpleNamespace, layer: int) -> None:
+    """The targets of a layer read a run's sources at their positions."""
+    for position, mine in run.walk.readers.get(layer, ()):
+        if position in run.at and run.active:
+            state = run.state[: run.active, run.at[position]]
+            read = run.walk.targets.vector[mine].to(state.device) @ state.T
+            if run.everything:
+                run.walk.incoming[mine] = read[:, 0].to(run.walk.found.device)
+            else:
+                run.walk.found[mine[:, None], run.rows[None, : run.active]] = read.to(run.walk.found.device)

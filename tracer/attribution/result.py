@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -146,67 +146,3 @@ def noises(token_ids: Sequence[Sequence[int]], shape: Sequence[int], seed: int) 
         drawn = noise(ids, (shape[1] + 1, len(ids), shape[3]), seed)
         nodes[row, :, first:], embeddings[row, first:] = drawn[:-1], drawn[-1, :, 0]
     return nodes, embeddings
-
-
-def along_path(
-    reading: Callable[[Tensor], Sequence[Tensor]],
-    start: Tensor,
-    end: Tensor,
-    values: tuple[Tensor, Tensor],
-    baseline: Tensor,
-    steps: int,
-    conductance: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ig and conductance: attributions of nodes and embeddings, the metric at the path's end, and the mean gradient to
-    every node (method.md section 2).
-
-    It may travel to a server, and uses nothing but tensors.
-
-    Args:
-        reading: values of all nodes and the metric's gradients to them, the embedding and the gradient to it, and the
-            metric, with the embedding put at a point of the path.
-        start, end: of the path, embeddings. values: of all nodes there.
-        baseline: what ig compares nodes with. steps: of equal length.
-    """
-    mean, embedding_grad = torch.zeros_like(values[1]), torch.zeros_like(end)
-    total, previous, score = torch.zeros_like(mean) if conductance else mean, values[0], torch.empty(0)
-    for step in range(1, steps + 1):
-        at = start + (end - start) * (step / steps) if step < steps else end
-        reached, gradients, _, to_embedding, score = reading(at)
-        mean += gradients / steps
-        if conductance:
-            total += gradients * (reached - previous)
-        previous = reached
-        embedding_grad += to_embedding / steps
-    if not conductance:
-        total = mean * (values[1] - baseline)
-    return total, ((end - start) * embedding_grad).sum(-1), score, mean
-
-
-def along_activations(
-    layer_grad: Callable[[int, Tensor], Tensor],
-    reading: Callable[[Tensor], Sequence[Tensor]],
-    values: Tensor,
-    away: Tensor,
-    embedding: Tensor,
-    back: Tensor,
-    steps: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """ig-activation: one layer's neurons at a time move from their values towards the baseline; the embeddings are one
-    more such layer. Returns what `along_path` does, and may travel as well.
-
-    Args:
-        layer_grad: the metric's gradients to one layer's neurons, set to a tensor [prompt, column, neuron].
-        reading: as in `along_path`.
-        values, embedding: as they are. away, back: how far they are from their baselines.
-    """
-    mean, to_embedding, score = torch.zeros_like(values), torch.zeros_like(embedding), torch.empty(0)
-    fractions = [step / steps for step in range(steps)]
-    for layer in range(values.shape[1]):
-        for alpha in fractions:
-            mean[:, layer] += layer_grad(layer, values[:, layer] - away[:, layer] * alpha) / steps
-    for alpha in reversed(fractions):  # the last is the whole model, whose metric is kept
-        parts = reading(embedding - back * alpha)
-        to_embedding += parts[3] / steps
-        score = parts[4]
-    return mean * away, (back * to_embedding).sum(-1), score, mean

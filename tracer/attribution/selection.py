@@ -1,4 +1,4 @@
-"""Which nodes make the circuit: index arithmetic on one prompt's attributions, no model and no files.
+"""Which nodes make the circuit: index arithmetic on attributions, no model and no files.
 
 The three rules of method.md section 5: the k strongest, everything above a share of the metric, or the smallest
 set that holds a share of the total. All rank by absolute attribution; ties keep the order layer, position, neuron.
@@ -6,7 +6,10 @@ set that holds a share of the total. All rank by absolute attribution; ties keep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +20,43 @@ from tracer.errors import JobError, quoted
 DEFAULT_NODES = 200
 
 NodeIndex = Int[Tensor, "node 3"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which nodes are kept; see `select`. `limit` is None where no number does."""
+
+    limit: int | None
+    threshold: float | None = None
+    mass: float | None = None
+    skip_first: bool = False
+    exclude: tuple[tuple[int, int], ...] = ()
+
+    @staticmethod
+    def of(
+        nodes: int | None = None,
+        threshold: float | None = None,
+        mass: float | None = None,
+        skip_first: bool = False,
+        exclude: Iterable[tuple[int, int]] = (),
+    ) -> Selection:
+        """From the arguments of `select`.
+
+        Raises:
+            JobError: a rule out of range.
+        """
+        check_selection(nodes, threshold, mass)
+        pairs = tuple((int(layer), int(neuron)) for layer, neuron in sorted(exclude))
+        return Selection(node_limit(nodes, threshold, mass), threshold, mass, skip_first, pairs)
+
+    def plain(self) -> SimpleNamespace:
+        """Its fields, as `strongest` takes them and as they travel."""
+        return SimpleNamespace(**vars(self))
+
+    def record(self) -> dict[str, Any]:
+        """Its fields, as a circuit keeps them."""
+        kept = {"nodes": self.limit, "threshold": self.threshold, "mass": self.mass, "skip_first": self.skip_first}
+        return kept | {"exclude": [list(pair) for pair in self.exclude]}
 
 
 def select(
@@ -43,39 +83,108 @@ def select(
     Raises:
         JobError: a rule out of range.
     """
-    check_selection(nodes, threshold, mass)
-    exclude = list(exclude)
-    for layer, neuron in exclude:
+    selection = Selection.of(nodes, threshold, mass, skip_first, exclude)
+    for layer, neuron in selection.exclude:
         check_excluded(attributions.shape, layer, neuron)
-    limit = node_limit(nodes, threshold, mass)
-    return strongest(attributions, metric, limit, threshold, mass, skip_first, exclude)
+    layers = range(attributions.shape[0])
+    found = strongest(lambda layer: attributions[layer][None], layers, [0], torch.tensor([metric]), selection.plain())
+    return found.nodes[0]
 
 
 def strongest(
-    attributions: Tensor,
-    metric: float,
+    attribution: Callable[[int], Tensor], layers: range, first: Sequence[int], metric: Tensor, rules: SimpleNamespace
+) -> SimpleNamespace:
+    """`select` for each prompt of a batch, where its attributions are: layer by layer, so that a layer's nodes alone
+    are looked at at a time, and those of them alone are sorted that may be among the strongest. It may travel to a
+    server.
+
+    Args:
+        attribution: of a layer [prompt, column, neuron]. first: of each prompt, the column where it begins.
+        metric: of each prompt. rules: the fields of a `Selection`.
+
+    Returns:
+        For each prompt its `nodes`, rows of (layer, position, neuron), and their `attributions`, on the CPU; the
+        `largest` |attribution| of all nodes and their `total` [prompt], float64.
+    """
+    share = metric.double().abs() * (0.0 if rules.threshold is None else rules.threshold)
+    found = SimpleNamespace(count=0)
+    limit = 4096 if rules.limit is None and rules.mass is not None else rules.limit
+    while True:
+        values, places = pool(attribution, layers, first, share, limit, rules, found)
+        orders = [value.abs().sort(descending=True, stable=True) for value in values]
+        most = [len(value) if limit is None else limit for value in values]
+        if rules.mass is not None:
+            most = [held(one.values[:limit], mass, rules.mass) for one, mass in zip(orders, found.kept, strict=True)]
+        if limit in (None, rules.limit) or limit >= found.count or all(number < limit for number in most):
+            break
+        limit *= 8  # how many hold that mass is seen as more are looked at
+    most = [min(number, rules.limit or number) for number in most]
+    taken = [one.indices[:number] for one, number in zip(orders, most, strict=True)]
+    found.nodes = [place[order] for place, order in zip(places, taken, strict=True)]
+    found.attributions = [value[order] for value, order in zip(values, taken, strict=True)]
+    return found
+
+
+def held(strengths: Tensor, total: Tensor, mass: float) -> int:
+    """How many of the strongest hold this share of the total; all of them, and one more, where they do not."""
+    share = strengths.double().cumsum(0) / total.clamp_min(torch.finfo(torch.double).tiny)
+    return min(int((share < mass).sum()) + 1, len(strengths) + 1)
+
+
+def pool(
+    attribution: Callable[[int], Tensor],
+    layers: range,
+    first: Sequence[int],
+    share: Tensor,
     limit: int | None,
-    threshold: float | None,
-    mass: float | None,
-    skip_first: bool,
-    exclude: Iterable[tuple[int, int]],
-) -> Tensor:
-    """`select` with resolved rules; it may travel to a server, and uses nothing but tensors."""
-    strength = attributions.abs().clone()
-    if skip_first:
-        strength[:, 0] = 0
-    for layer, neuron in exclude:
-        strength[layer, :, neuron] = 0
-    values, order = strength.flatten().sort(descending=True, stable=True)
-    keep = int((values > 0).sum())
-    if threshold is not None:
-        keep = min(keep, int((values >= threshold * abs(metric)).sum()))
-    if mass is not None:
-        share = values.double().cumsum(0) / values.double().sum().clamp_min(torch.finfo(torch.double).tiny)
-        keep = min(keep, int((share < mass).sum()) + 1)
-    if limit is not None:
-        keep = min(keep, limit)
-    return torch.stack(torch.unravel_index(order[:keep], strength.shape), dim=-1)
+    rules: SimpleNamespace,
+    found: SimpleNamespace,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each prompt, attribution and place of all nodes that may be among the `limit` strongest, in the order of
+    layer, position and neuron; `found` gets the sums over all of them.
+
+    Args:
+        share: of each prompt, what |attribution| is kept from.
+    """
+    kept: list[tuple[Tensor, ...]] = []
+    found.largest, found.total, found.kept = torch.zeros(3, len(first), dtype=torch.float64)
+    least = share.float()[:, None].clamp_min(2.0**-149)
+    for layer in layers:
+        signed = attribution(layer)
+        shape, least = signed.shape, least.to(signed.device)
+        found.count = signed[0].numel() * len(layers)
+        strength = allowed(signed, layer, first, rules, found)
+        inside = strength >= least
+        if limit is not None and limit < strength.shape[1] and int(inside.sum(-1).max()) > 2 * limit:
+            least = torch.maximum(least, strength.topk(limit).values[:, -1:])
+            inside = strength >= least
+        row, flat = inside.nonzero(as_tuple=True)
+        column, neuron = flat // shape[2], flat % shape[2]
+        kept.append((row, signed.flatten(1)[row, flat], torch.full_like(row, layer), column, neuron))
+    parts = [torch.cat([part.cpu() for part in some]) for some in zip(*kept, strict=True)]
+    mine = [(parts[0] == number).nonzero()[:, 0] for number in range(len(first))]
+    signed, layer, column, neuron = parts[1:]
+    places = [torch.stack([layer[at], column[at] - first[i], neuron[at]], -1) for i, at in enumerate(mine)]
+    return [signed[at] for at in mine], places
+
+
+def allowed(signed: Tensor, layer: int, first: Sequence[int], rules: SimpleNamespace, found: SimpleNamespace) -> Tensor:
+    """A layer's |attributions| [prompt, column and neuron], 0 where none may be taken; `found` gets their sums, of all
+    of them and of those that may."""
+    strength = signed.abs()
+    for row, column in enumerate(first):
+        strength[row, :column] = 0
+    found.total += strength.flatten(1).sum(-1, dtype=torch.float64).cpu()
+    found.largest = torch.maximum(found.largest, strength.flatten(1).amax(-1).double().cpu())
+    if rules.skip_first:
+        strength[range(len(first)), list(first)] = 0
+    for at, neuron in rules.exclude:
+        if at == layer:
+            strength[..., neuron] = 0
+    strength = strength.flatten(1)
+    if rules.mass is not None:
+        found.kept += strength.sum(-1, dtype=torch.float64).cpu()
+    return strength
 
 
 def node_limit(nodes: int | None, threshold: float | None, mass: float | None) -> int | None:

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from tracer.circuit import identities
 from tracer.circuit.circuit import Circuit, Graph, edges_table, height, nodes_table
-from tracer.circuit.foreign import bad, cantor, is_neuron, label_of, places, token_of
+from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
 from tracer.errors import JobError, first_line, option, quoted
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -85,17 +85,10 @@ def from_neuronpedia(content: Any, name: str = "graph") -> Graph:
     """The graph in a file's content; see `exchange.import_graph`."""
     _validate(content, name)
     about, params, nodes = content["metadata"], content["qParams"], content["nodes"]
-    number: dict[str, int] = {}
-    for index, node in enumerate(nodes):
-        if node["node_id"] in number:
-            raise bad(name, f"node {quoted(node['node_id'])} is there twice")
-        number[node["node_id"]] = index
+    number = _numbered(nodes, name)
     found, n_layers = places(nodes, about, name)
-    if repeated := [place for place, times in Counter(found).items() if times > 1]:
-        raise bad(name, f"two nodes are {tuple(repeated[0])}")
     tokens = tuple(about["prompt_tokens"])
-    if beyond := [place for place in found if place.position >= len(tokens)]:
-        raise bad(name, f"position {beyond[0].position} lies beyond the {len(tokens)} prompt tokens")
+    _check_places(found, len(tokens), name)
     ours = _is_ours(content)
     columns, influence = _nodes_of(nodes, found, tokens)
     groups = _groups(params.get("supernodes", []), number, name)
@@ -300,6 +293,24 @@ def _cumulative(influence: list[float | None]) -> list[float | None]:
 
 
 # -------------------------------------------------------------------------------------------------- in
+
+
+def _numbered(nodes: list[dict[str, Any]], name: str) -> dict[str, int]:
+    """The rows of the nodes, by their ids in the file."""
+    number: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        if node["node_id"] in number:
+            raise bad(name, f"node {quoted(node['node_id'])} is there twice")
+        number[node["node_id"]] = index
+    return number
+
+
+def _check_places(found: list[Place], length: int, name: str) -> None:
+    """Every node has a place of its own, at one of the prompt's tokens."""
+    if repeated := [place for place, times in Counter(found).items() if times > 1]:
+        raise bad(name, f"two nodes are {tuple(repeated[0])}")
+    if beyond := [place for place in found if place.position >= length]:
+        raise bad(name, f"position {beyond[0].position} lies beyond the {length} prompt tokens")
 
 
 def _nodes_of(

@@ -1,224 +1,160 @@
-"""What `tracer evaluate` does once its options are read: a circuit of one prompt, or of a dataset, tested and saved.
+"""The verb evaluate: its options, and what of them contradicts each other.
 
-Knows what is checked before a model is loaded, and which files an evaluation leaves. Refuses to know how a circuit is
-measured (evaluation) and how results look (reports).
+Knows which of them say what a circuit is tested on. Refuses to know what is done with them (cli/evaluated.py).
 """
 
 from __future__ import annotations
 
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Annotated
+
+import typer
 
 from tracer.cli import terminal
-from tracer.errors import JobError, RunError, quoted, writing
-from tracer.system import wholefile
-
-if TYPE_CHECKING:
-    from tracer.attribution.methods import Progress
-    from tracer.circuit.circuit import Circuit
-    from tracer.cli.loading import Where
-    from tracer.evaluation.quality import Quality
+from tracer.cli.evaluated import Asked, evaluate_circuit, evaluate_run, writable
+from tracer.cli.graphs import beside
+from tracer.cli.loading import Device, There, Where
+from tracer.cli.options import MOST, Folder, Format, Style, flat, lines, numbers
+from tracer.errors import JobError
 
 
-class Asked(NamedTuple):
-    """What a circuit is tested on, and how: the options of `tracer evaluate`, read before a model is loaded."""
+@dataclass(frozen=True)
+class Tests:
+    """The test pairs, what nodes are replaced by, and the sizes of circuits."""
 
-    pairs: Path | None
-    built_in: list[Any] | None
-    given: list[Any]
-    most: int
-    ablation: str | None
-    sizes: list[int] | None
-    reference: list[Any] | None
-    unrelated: list[Any] | None
-    allow_overlap: bool
-    aligned: bool | None
-    bos: bool | None
-    seed: int
+    pairs: Annotated[
+        Path | None, typer.Option(help="Test pairs, JSON lines as Marks et al.: clean_prefix, patch_prefix, ...")
+    ] = None
+    structure: Annotated[
+        str | None,
+        typer.Option(
+            help="Or built-in agreement pairs: simple, nounpp, rc, within_rc. Default: the prompt that the circuit was "
+            "found on, which shows what suffices there."
+        ),
+    ] = None
+    count: Annotated[
+        int | None,
+        typer.Option(help="How many built-in pairs, or prompts of a run over many. Default: 40.", min=1, max=MOST),
+    ] = None
+    ablation: Annotated[
+        str | None,
+        typer.Option(
+            help="zero, mean, counterfactual, resample. Default: mean; on the circuit's own prompt the counterfactual "
+            "if it has one, else zero."
+        ),
+    ] = None
+    reference: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: what mean and resample are taken over.")
+    ] = None
+    allow_overlap: Annotated[
+        bool,
+        typer.Option("--allow-overlap", help="Test on the circuit's own prompt too; every result says how often."),
+    ] = False
+    sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None
 
-    @property
-    def own(self) -> bool:
-        """Whether there are no test pairs."""
-        return self.pairs is None and self.built_in is None
-
-    def tests(self, model: Any, length: int | None, bos: bool) -> list[Any] | None:
-        """The test pairs that the model can be asked; of a file those of `length` tokens. None where there are none."""
-        from tracer.data import tasks
-        from tracer.prompts import lacks_bos
-
-        if self.pairs is None:
-            return self.built_in
-        reading = tasks.sva.read(
-            self.pairs, model, length=None if length is None else length - (bos and lacks_bos(model))
-        )
-        if reading.skipped:
-            terminal.line(reading.summary(), err=True)
-        return list(reading.pairs)
-
-    def others(self, bos: bool) -> list[Any] | None:
-        """The reference prompts."""
-        from tracer.prompts import with_bos
-
-        return None if self.reference is None else [with_bos(one, bos) for one in self.reference]
-
-
-Told = tuple[str, Any, list[Path]]
-"""An evaluation as JSON, as a table, and the files it was saved in."""
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        if self.pairs is not None and self.structure is not None:
+            raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure, or neither")
+        if self.count is not None and self.pairs is not None:
+            raise JobError(f"--count {self.count}", "has no effect with --pairs", "leave it out")
 
 
-def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> Told:
-    """The circuit of one prompt on test pairs, or on its own prompt."""
-    import tracer
-    from tracer.evaluation import quality
-    from tracer.evaluation.faithfulness import planned
-    from tracer.prompts import bos_of, with_bos
-    from tracer.reports import document, tables
+@dataclass(frozen=True)
+class How:
+    """The model that the circuit is tested on, and how."""
 
-    circuit, aligned = tracer.Circuit.load(folder), asked.aligned is not False
-    planned(
-        circuit, asked.ablation, asked.sizes, own=asked.own, has_reference=asked.reference is not None, aligned=aligned
-    )
-    _check_apart(circuit, [pair.prompt for pair in asked.built_in or asked.given], asked.allow_overlap)
-    _check_unrelated(circuit, asked.unrelated)
-    terminal.quiet()
-    model = where.load(circuit.model)
-    model.check_traced(circuit.model, circuit.text)
-    bos = circuit.token_ids[0] == bos_of(model) if asked.bos is None else asked.bos
-    pairs, others = asked.tests(model, len(circuit.token_ids), bos), asked.others(bos)
-    with terminal.ProgressBar("ablating") as bar:
-        result = tracer.evaluate(
-            model,
-            circuit,
-            None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs],
-            asked.ablation,
-            asked.sizes,
-            reference=others,
-            train=() if pairs is None else [tracer.Prompt(token_ids=circuit.token_ids)],
-            allow_overlap=asked.allow_overlap,
-            aligned=aligned,
-            seed=asked.seed,
-            progress=bar,
-        )
-    with terminal.ProgressBar("checking the estimate") as bar:
-        mean_of = others or [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in pairs or ()]
-        qualities = _qualities(model, circuit, mean_of, asked.seed, bar)
-    apart = asked.unrelated if asked.unrelated is not None else _unrelated(asked.built_in is not None, circuit)
-    constant = quality.always_on(model, circuit, [with_bos(one, bos) for one in apart]) if apart else None
-    content = tables.evaluation_json(result, qualities, constant)
-    files = [tables.write_page(content, place / "evaluation.json")]
-    files.append(tables.plot_evaluation(result, place / "evaluation.png", circuit.text))
-    first = qualities[0] if qualities else None
-    files.append(document.write_document(circuit, result, first, constant, path=place / "report.html"))
-    return content, tables.evaluation_table(result, qualities, constant), files
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the circuit's model is now: a folder, or an id. Its weights must be the same."),
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option(help="Revision of a Hugging Face id. Default: the circuit's own, without --model.")
+    ] = None
+    adapter: Annotated[
+        str | None, typer.Option(help="Where the adapter is that was merged. Default: where it was, without --model.")
+    ] = None
+    aligned: Annotated[
+        bool | None,
+        typer.Option(
+            "--aligned/--no-aligned", help="Nodes at their positions (default), or their neurons at every position."
+        ),
+    ] = None
+    device: Device = None
+    dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own; with --remote, the server's.")] = None
+    unrelated: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: neurons that are strong there too are named.")
+    ] = None
+    bos: Annotated[
+        bool | None,
+        typer.Option(help="Begin texts with the beginning-of-sequence token. Default: as the circuit's prompt does."),
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of the random control, resampling and intervals.", min=0, max=MOST)] = 0
+
+    def where(self, there: There) -> Where:
+        """Where the model is."""
+        return Where(self.model, self.revision, self.adapter, self.device, self.dtype, there)
 
 
-def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
-    """The circuit of a dataset on test pairs, or on the run's own prompts."""
-    from tracer.circuit.from_run import circuit_of
-    from tracer.evaluation.testset import check_ablation
-    from tracer.prompts import with_bos
-    from tracer.reports import tables
-    from tracer.runs.jobs import DatasetJob, load_job
-    from tracer.runs.units import dataset_circuit
-    from tracer.store.run_folder import RunFolder
+@terminal.report_errors
+@flat
+def evaluate(
+    folder: Folder,
+    tests: Tests,
+    how: How,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of evaluation.json, .png, report.html. Default: the run's; of a run over many RUN/evaluate."
+        ),
+    ] = None,
+    style: Style = Format.table,
+    *,
+    there: There,
+) -> None:
+    """Does the circuit hold: faithfulness and completeness on test pairs, by ablation, with intervals.
 
-    circuit, at = circuit_of(folder), RunFolder(folder)
-    if asked.aligned is not None:
-        raise JobError("--aligned", "is what the job of a run over many says (circuit:)", "leave it out")
-    if asked.unrelated is not None:
-        raise JobError("--unrelated", "has no effect on a dataset's circuit", "leave it out, or evaluate one prompt's")
-    if asked.ablation is not None or asked.reference is not None:
-        check_ablation(asked.ablation or "mean", asked.reference is not None)
-    job = load_job((at.record() or {})["job"])
-    assert isinstance(job, DatasetJob)
-    most = dataset_circuit.n_ranked(circuit)
-    sizes = asked.sizes
-    if sizes is not None and (not sizes or sizes[0] < 1 or sizes != sorted(set(sizes)) or sizes[-1] > most):
-        given = f"--sizes {','.join(map(str, sizes))}"
-        raise JobError(given, f"must rise from 1 to at most {most}, all there are on its prompts", "change them")
-    terminal.quiet()
-    model = where.load(circuit.model)
-    model.check_traced(circuit.model, circuit.text)
-    bos = job.bos if asked.bos is None else asked.bos
-    length = len(circuit.tokens) if job.circuit == "aligned" else None
-    pairs = asked.tests(model, length, bos)
-    with terminal.ProgressBar("ablating") as bar:
-        result = dataset_circuit.evaluate_again(
-            model,
-            job,
-            at,
-            None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs],
-            asked.ablation,
-            sizes,
-            count=asked.most,
-            reference=asked.others(bos),
-            allow_overlap=asked.allow_overlap,
-            seed=asked.seed,
-            progress=bar,
-        )
-    content = tables.evaluation_json(result)
-    files = [tables.write_page(content, place / "evaluation.json")]
-    files.append(tables.plot_evaluation(result, place / "evaluation.png", circuit.text))
-    return content, tables.evaluation_table(result), files
+    Example: tracer evaluate runs/demo --structure nounpp
+    """
+    from tracer.store import one_prompt
 
-
-def writable(folder: Path) -> Path:
-    """A folder for results, refused before anything is computed if it cannot be written."""
-    with writing(folder, "folder", "choose another with --out"):
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise RunError(f"path {quoted(str(there), 300)}", "is a file, not a folder", "choose another with --out")
-        tempfile.TemporaryFile(dir=there).close()
-        for name in ("evaluation.json", "evaluation.png", "report.html"):
-            wholefile.check(folder / name)
-    return folder
-
-
-def _qualities(model: Any, circuit: Circuit, reference: list[Any], seed: int, bar: Progress) -> list[Quality]:
-    """How well the attributions follow single ablations: to the circuit's own baseline, and to the mean over the
-    reference where that reaches all positions."""
-    import tracer
-    from tracer.attribution.attribute import Reference
-    from tracer.prompts import encode
-
-    reaches = any(len(encode(one, model).token_ids) >= len(circuit.token_ids) for one in reference)
-    if circuit.settings.baseline == "mean":
-        same = reaches and Reference(reference).hash(model) == circuit.reference
-        asked: list[dict[str, Any]] = [{"reference": reference}] if same else []
-    else:
-        asked = [{}, *([{"ablation": "mean", "reference": reference}] if reaches else [])]
-    return [tracer.estimate_quality(model, circuit, **how, seed=seed, progress=bar) for how in asked]
-
-
-def _check_unrelated(circuit: Circuit, prompts: list[Any] | None) -> None:
-    if prompts is None:
+    tests.check()
+    if style is Format.csv:
+        raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
+    many = one_prompt.read_record(folder).get("kind") in ("dataset", "benchmark")
+    if tests.count is not None and tests.structure is None and not many:
+        raise JobError(f"--count {tests.count}", "has no effect on the circuit's own prompt", "leave it out")
+    place = writable(out or beside(folder, "evaluate" if many else "."))
+    evaluated = evaluate_run if many else evaluate_circuit
+    told = evaluated(folder, _asked(tests, how), how.where(there), place)
+    if style is Format.json:
+        terminal.data(told.content)
         return
-    if len(prompts) < 2:
-        raise JobError(f"--unrelated with {len(prompts)} prompt", "at least 2 are needed", "give more; 20 is usual")
-    if circuit.settings.baseline == "counterfactual":
-        rule = "its lines have no counterfactuals, from which this circuit was traced"
-        raise JobError("--unrelated", rule, "leave it out, or call tracer.always_on with prompts that have one")
+    terminal.tables().print(told.shown)
+    terminal.line(f"saved {', '.join(map(str, told.files[:-1]))} and {told.files[-1]}")
 
 
-def _unrelated(built_in: bool, circuit: Circuit) -> list[Any]:
-    """Prompts that have nothing to do with agreement; none where the pairs are the user's own."""
-    import tracer
+def _asked(tests: Tests, how: How) -> Asked:
+    """What the options say.
+
+    Raises:
+        JobError: pairs or prompts that cannot be read.
+    """
     from tracer.data import tasks
 
-    paired = circuit.settings.baseline == "counterfactual"
-    return [
-        tracer.Prompt(pair.prompt, counterfactual=pair.counterfactual if paired else None)
-        for pair in (tasks.capitals.pairs("test", 10) if built_in else ())
-    ]
-
-
-def _check_apart(circuit: Circuit, tests: list[str], allow_overlap: bool) -> None:
-    """Refuse to test a circuit on its own prompt, before a model is loaded, unless that is allowed."""
-    shared = tests.count(circuit.text)
-    if shared and not allow_overlap:
-        raise JobError(
-            f"{shared} of {len(tests)} test prompts",
-            f"are the prompt that the circuit was found on, {quoted(circuit.text)}",
-            "take it out of the pairs, or give --allow-overlap, which every result says",
-        )
+    most = tests.count or 40
+    return Asked(
+        pairs=tests.pairs,
+        built_in=tasks.sva.generate(tests.structure, "test", most) if tests.structure else None,
+        given=tasks.sva.pairs_of(tests.pairs) if tests.pairs is not None else [],
+        most=most,
+        ablation=tests.ablation,
+        sizes=numbers(tests.sizes, "--sizes"),
+        reference=lines(tests.reference, False),
+        unrelated=lines(how.unrelated, False, "--unrelated"),
+        allow_overlap=tests.allow_overlap,
+        aligned=how.aligned,
+        bos=how.bos,
+        seed=how.seed,
+    )

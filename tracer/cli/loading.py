@@ -5,7 +5,10 @@ Knows the options that say which model, and where. Refuses to know what is asked
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from tracer.cli import terminal
 from tracer.errors import JobError, ModelError
@@ -14,19 +17,40 @@ from tracer.system import machine
 if TYPE_CHECKING:
     from tracer.settings import ModelRecord
 
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", help="An adapter (LoRA) merged into the model: a folder, or a Hugging Face id."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
 
-def loaded(name: str, remote: bool, local_weights: bool, **options: Any) -> Any:
-    """A model here or on NDIF."""
-    import torch
 
-    import tracer
+@dataclass(frozen=True)
+class There:
+    """Whether a model runs on a server."""
 
-    torch.set_num_threads(min(torch.get_num_threads(), machine.cores().count))  # it knows no quotas
-    if not remote:
-        if local_weights:
-            raise JobError("--local-weights", "has no effect without --remote", "leave it out")
-        return tracer.load(name, **options)
-    return tracer.load(name, remote=True, weights="local" if local_weights else None, report=report, **options)
+    remote: Annotated[
+        bool, typer.Option("--remote", help="Run on NDIF (NDIF_API_KEY, NDIF_HOST); no weights are loaded here.")
+    ] = False
+    local_weights: Annotated[
+        bool,
+        typer.Option(
+            "--local-weights", help="With --remote: load the weights here too, where NDIF takes no gradients."
+        ),
+    ] = False
+
+    def load(self, name: str, **options: Any) -> Any:
+        """A model, here or on NDIF."""
+        import torch
+
+        import tracer
+
+        torch.set_num_threads(min(torch.get_num_threads(), machine.cores().count))  # it knows no quotas
+        if not self.remote:
+            if self.local_weights:
+                raise JobError("--local-weights", "has no effect without --remote", "leave it out")
+            return tracer.load(name, **options)
+        weights = "local" if self.local_weights else None
+        return tracer.load(name, remote=True, weights=weights, report=report, **options)
 
 
 def report(line: str) -> None:
@@ -34,34 +58,35 @@ def report(line: str) -> None:
     terminal.line(line, err=True)
 
 
-class Where(NamedTuple):
-    """The options that say which model is loaded, and where."""
+@dataclass(frozen=True)
+class Where:
+    """Where the model of a circuit is: as the circuit's record says, unless this says otherwise."""
 
     model: str | None
     revision: str | None
     adapter: str | None
     device: str | None
     dtype: str | None
-    remote: bool
-    local_weights: bool
+    there: There
 
-    def load(self, traced: ModelRecord) -> Any:
-        """The model that something was traced on: `--model`, else as its record names it.
+    def load(self, traced: ModelRecord | None) -> Any:
+        """The model that something was traced on: `--model`, else as its record names it; without a record the demo.
 
         Raises:
             TracerError: it cannot be loaded, or is another.
         """
-        mine = self.model is None
-        options = {
-            "revision": self.revision or (traced.revision if mine else None),
-            "adapter": self.adapter or (traced.adapter if mine else None),
-            "device": self.device,
-            "dtype": self.dtype or (None if self.remote else traced.dtype),  # a server has its own
-        }
+        options = {"revision": self.revision, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
+        if traced is None:
+            return self.there.load(self.model or "demo", **options)
+        if not self.there.remote:  # a server has its own
+            options["dtype"] = self.dtype or traced.dtype
+        if self.model is not None:
+            return self.there.load(self.model, **options)
+        options |= {"revision": self.revision or traced.revision, "adapter": self.adapter or traced.adapter}
         try:
-            return loaded(self.model or traced.name, self.remote, self.local_weights, **options)
+            return self.there.load(traced.name, **options)
         except ModelError as error:
-            if not mine or repr(traced.name) not in error.value:
+            if repr(traced.name) not in error.value:
                 raise
             step = f"{error.next_step}; if the model is elsewhere, say where with --model"
             more = " (and its adapter with --adapter)" if traced.adapter else ""

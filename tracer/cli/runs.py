@@ -1,4 +1,4 @@
-"""The verbs for runs over many prompts: run, status, plan, query, compact, submit.
+"""The verbs for runs over many prompts: run, status, plan, query, compact.
 
 Knows their options and what they print. Each imports what it needs inside itself, as the verbs of cli/app.py do.
 """
@@ -7,30 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tracer.cli import terminal
-from tracer.cli.terminal import MOST
+from tracer.cli.options import MOST, Format, Style, flat
 from tracer.errors import JobError, RemoteError, RunError, quoted, writing
 from tracer.text import printable
 
 if TYPE_CHECKING:
+    from tracer.runs.driver import Run
     from tracer.runs.status import Status
     from tracer.store.run_folder import RunFolder
 
 LOG_EVERY = 10.0  # seconds between two lines of a job's log
-
-
-class Rows(StrEnum):
-    """How rows are printed."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
 
 
 JobFile = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
@@ -40,50 +33,72 @@ Change = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the job: --set nodes=500 --set input.path=x.jsonl. Repeatable."),
 ]
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        help="local: a new Ray on this machine. auto, or HOST:6379: a running cluster this machine is part of."
-    ),
-]
 Workers = Annotated[
     int | None, typer.Option(help="Processes. Default: one per GPU, or per core as memory allows; one with --remote.")
 ]
 Gpus = Annotated[float | None, typer.Option(help="Of each worker: a part of a GPU (0.5), or several with device_map.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.", min=1, max=MOST)]
-ShardSize = Annotated[int | None, typer.Option(help="Prompts in one unit of work and of commitment.", min=1, max=MOST)]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, int8, nf4, ...")]
 
 
-@terminal.report_errors
-def run(
-    job: JobFile,
-    out: Out,
-    ray: Ray = None,
-    workers: Workers = None,
-    gpus_per_worker: Gpus = None,
+@dataclass(frozen=True)
+class Crew:
+    """Who does a job."""
+
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="local: a new Ray on this machine. auto, or HOST:6379: a running cluster this machine is part of."
+        ),
+    ] = None
+    workers: Workers = None
+    gpus_per_worker: Gpus = None
     threads: Annotated[
         int, typer.Option(help="Of torch, in each worker on a CPU. The last bits depend on it.", min=1, max=MOST)
-    ] = 1,
-    limit: Limit = None,
-    shard_size: ShardSize = None,
-    dtype: Dtype = None,
+    ] = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Keys of a job with options of their own."""
+
+    limit: Limit = None
+    shard_size: Annotated[
+        int | None, typer.Option(help="Prompts in one unit of work and of commitment.", min=1, max=MOST)
+    ] = None
+    dtype: Dtype = None
+
+
+def changes(change: list[str] | None, **options: Any) -> list[str]:
+    """The ``--set`` values, then those of shorthand options, which win."""
+    return [*(change or ()), *(f"{name}={value}" for name, value in options.items() if value is not None)]
+
+
+@dataclass(frozen=True)
+class Served:
+    """Whether the model runs on a server."""
+
     remote: Annotated[
         bool, typer.Option("--remote", help="On an NDIF server (NDIF_HOST, NDIF_API_KEY): no weights here.")
-    ] = False,
+    ] = False
     in_flight: Annotated[
         int | None,
         typer.Option(
             help="With --remote: requests at the server at a time, over all workers. Default: 4.", min=1, max=MOST
         ),
-    ] = None,
-    change: Change = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any prompt failed.")] = False,
+    ] = None
+
+
+@dataclass(frozen=True)
+class Again:
+    """What becomes of prompts that fail, and of a run that is there already."""
+
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any prompt failed.")] = False
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Do the prompts again that failed or were quarantined.")
-    ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Only a reminder: the same command always resumes.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False,
+    ] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Only a reminder: the same command always resumes.")] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another job's run in that folder.")] = False
     repair: Annotated[
         bool,
         typer.Option(
@@ -91,43 +106,41 @@ def run(
             help="Make a damaged or lost run.json or input.parquet again from JOB and what is committed, where both "
             "agree, and go on.",
         ),
-    ] = False,
+    ] = False
     start_timeout: Annotated[
         float | None,
         typer.Option(help="Seconds to wait for the first worker. Default: 600; 3600 with --remote.", min=1),
-    ] = None,
-) -> None:
+    ] = None
+
+    def check(self, out: str) -> None:
+        """Refuse to resume a run that is not there."""
+        from tracer.store.run_folder import RunFolder
+
+        if self.resume and not self.repair and RunFolder(out).record() is None:
+            raise JobError(f"--resume with --out {out!r}", "there is no run to resume", "leave out --resume")
+
+    def arguments(self) -> dict[str, Any]:
+        """As `tracer.run` takes it."""
+        return {name: value for name, value in vars(self).items() if name != "resume"}
+
+
+@terminal.report_errors
+@flat
+def run(job: JobFile, out: Out, crew: Crew, part: Part, served: Served, change: Change = None, *, again: Again) -> None:
     """Run a job over many prompts: a dataset's circuits, or the agreement benchmark. Stop it, repeat it: it resumes.
 
     Example: tracer run jobs/dataset.yaml --out runs/dataset        with --ray local, or --ray auto on a cluster
     """
-    from tracer.runs import driver, finish, jobs, report
-    from tracer.runs.units import benchmark_report
+    from tracer.runs import driver, jobs
 
     terminal.quiet()
-    if resume and not repair:
-        _must_be_there(out)
-    given = {"limit": limit, "shard_size": shard_size, "dtype": dtype, "in_flight": in_flight}
-    changes = _changes(change, **given, remote="true" if remote else None)
-    chosen = jobs.load_job(job, changes)
+    again.check(out)
+    remote = "true" if served.remote else None
+    chosen = jobs.load_job(job, changes(change, **vars(part), in_flight=served.in_flight, remote=remote))
     watch = _Watch(job)
     try:
         with watch:
-            result = driver.run(
-                chosen,
-                out,
-                ray=ray,
-                workers=workers,
-                gpus_per_worker=gpus_per_worker,
-                threads=threads,
-                strict=strict,
-                retry_failed=retry_failed,
-                overwrite=overwrite,
-                repair=repair,
-                start_timeout=start_timeout,
-                watch=watch,
-                note=terminal.note,
-            )
+            result = driver.run(chosen, out, **vars(crew), **again.arguments(), watch=watch, note=terminal.note)
     except driver.Stopped as stopped:
         terminal.complain(f"stopped: {stopped} and committed; repeat the command to resume")
         raise typer.Exit(stopped.code) from None
@@ -136,10 +149,18 @@ def run(
             raise
         step = f"{error.next_step}; {watch.done:,} prompts are committed, repeat the command to resume"
         raise RemoteError(error.value, error.rule, step) from error
-    if isinstance(chosen, jobs.BenchmarkJob):
+    _tell(result, out)
+
+
+def _tell(result: Run, out: str) -> None:
+    """Print what a run found, and what failed."""
+    from tracer.runs import finish, jobs, report
+    from tracer.runs.units import benchmark_report
+
+    if isinstance(result.job, jobs.BenchmarkJob):
         folder = result.folder
         outcomes = finish.benchmark_result(
-            chosen, folder, list(folder.commits()), folder.record() or {}, result.resumed
+            result.job, folder, list(folder.commits()), folder.record() or {}, result.resumed
         )
         terminal.tables().print(benchmark_report.benchmark_table(outcomes))
     else:
@@ -156,16 +177,16 @@ def run(
 def status(
     folder: RunDir,
     quick: Annotated[bool, typer.Option("--quick", help="Do not read the committed files to check them.")] = False,
-    style: Annotated[Rows, typer.Option("--format", help="table for people, json for scripts.")] = Rows.table,
+    style: Annotated[Format, typer.Option("--format", help="table for people, json for scripts.")] = Format.table,
 ) -> None:
     """How far a run is, from any shell beside it, and whether what it committed is intact."""
     from tracer.runs import report
     from tracer.runs.status import condition
 
-    if style is Rows.csv:
+    if style is Format.csv:
         raise JobError("--format csv", "a status is not a table", "use table or json")
     seen = condition(folder, contents=not quick)
-    if style is Rows.json:
+    if style is Format.json:
         terminal.data(seen.model_dump_json(indent=1, exclude={"record"}))
     else:
         terminal.tables().print(report.condition_table(seen))
@@ -177,7 +198,7 @@ def status(
 def query(
     folder: RunDir,
     sql: Annotated[str, typer.Argument(help="One SELECT over prompts, nodes, edges, neurons, ...", metavar="SQL")],
-    style: Annotated[Rows, typer.Option("--format", help="table for people, json or csv for scripts.")] = Rows.table,
+    style: Style = Format.table,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a run that is unfinished or has lost a file, instead of a note.")
     ] = False,
@@ -195,7 +216,7 @@ def query(
     place = RunFolder(folder)
     files = _tables(place, querying.tables_named(sql), contents=not quick, strict=strict)
     answer = querying.query(files, place.place.fs, sql)
-    if style is Rows.table:
+    if style is Format.table:
         terminal.tables().print(report.rows_table(answer))
     else:
         terminal.data(report.rows_text(answer, style.value).rstrip())
@@ -248,93 +269,21 @@ def plan(
     limit: Limit = None,
     dtype: Dtype = None,
     change: Change = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Load the model, trace some of the prompts: time and disk of all of them.")
+    ] = False,
 ) -> None:
-    """What a job will need: memory of a worker by prompt length, batch, GPUs, disk; and what will not fit."""
+    """What a job will need: memory of a worker by prompt length, batch, GPUs, disk, time; and what will not fit."""
     from tracer.runs.plan import local, planner
     from tracer.runs.plan import table as planner_report
 
     terminal.quiet()
-    made = local.plan(job, set=_changes(change, limit=limit, dtype=dtype), workers=workers)
+    made = local.plan(job, set=changes(change, limit=limit, dtype=dtype), workers=workers, measure=measure)
     terminal.tables().print(planner_report.plan_table(made))
     planner.check(made)
 
 
-@terminal.report_errors
-def submit(
-    job: Annotated[str | None, typer.Argument(help="A job file; none with --follow or --stop.", metavar="JOB")] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="The cluster's job server: http://HOST:8265. Default: RAY_API_SERVER_ADDRESS, or this machine."
-        ),
-    ] = None,
-    out: Annotated[
-        str | None, typer.Option(help="The run folder as the cluster sees it: a shared path, s3:// or gs://.")
-    ] = None,
-    follow: Annotated[str | None, typer.Option(help="Show the logs of a job that was submitted, by its id.")] = None,
-    state: Annotated[str | None, typer.Option("--status", help="How a submitted job is doing, by its id.")] = None,
-    stop: Annotated[str | None, typer.Option(help="Stop a job by its id; what it committed stays.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the logs, and end with its exit code.")] = True,
-    submission_id: Annotated[str | None, typer.Option(help="A name of your own for the submission.")] = None,
-    workers: Workers = None,
-    gpus_per_worker: Gpus = None,
-    limit: Limit = None,
-    shard_size: ShardSize = None,
-    dtype: Dtype = None,
-    change: Change = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Fail if any prompt failed.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Do failed prompts again.")] = False,
-) -> None:
-    """Run a job on a Ray cluster from here: submit, follow its log, stop it, resume it by submitting it again.
-
-    Example: tracer submit jobs/dataset.yaml --address http://HOST:8265 --out /shared/runs/dataset
-    """
-    from tracer.runs.workers import cluster
-
-    if sum(given is not None for given in (job, follow, stop, state)) != 1:
-        raise JobError("submit", "needs one of JOB, --follow, --status and --stop", "see tracer submit --help")
-    if stop is not None:
-        submission = cluster.stop(address, stop)
-    elif follow is not None:
-        submission = cluster.follow(address, follow, terminal.line)
-    elif state is not None:
-        submission = cluster.status(address, state)
-    else:
-        submission = None
-    if submission is not None:
-        terminal.line(
-            f"{submission.id}: {submission.state}" + (f" ({submission.message})" if submission.message else "")
-        )
-        raise typer.Exit((submission.exit_code or 0) if follow is not None else 0)
-    if out is None:
-        raise JobError("submit without --out", "the cluster must know where to write", "give --out")
-    assert job is not None
-    words = [
-        *(
-            word
-            for override in _changes(change, limit=limit, shard_size=shard_size, dtype=dtype)
-            for word in ("--set", override)
-        ),
-        *(["--workers", str(workers)] if workers is not None else []),
-        *(["--gpus-per-worker", f"{gpus_per_worker:g}"] if gpus_per_worker is not None else []),
-        *(["--strict"] if strict else []),
-        *(["--retry-failed"] if retry_failed else []),
-    ]
-    submission = cluster.submit(
-        Path(job), address, out=out, options=words, submission_id=submission_id, wait=wait, log=terminal.line
-    )
-    if not wait:
-        terminal.line(f"follow it with: tracer submit --address {submission.address} --follow {submission.id}")
-    elif submission.state != "SUCCEEDED":
-        raise typer.Exit(submission.exit_code or 1)
-
-
-VERBS: tuple[Callable[..., None], ...] = (run, status, plan, query, compact, submit)
-
-
-def _changes(change: list[str] | None, **options: Any) -> list[str]:
-    """The ``--set`` values, then those of shorthand options, which win."""
-    return [*(change or ()), *(f"{name}={value}" for name, value in options.items() if value is not None)]
+VERBS: tuple[Callable[..., None], ...] = (run, status, plan, query, compact)
 
 
 def _tables(folder: RunFolder, wanted: Collection[str], contents: bool, strict: bool = False) -> dict[str, list[str]]:
@@ -345,13 +294,6 @@ def _tables(folder: RunFolder, wanted: Collection[str], contents: bool, strict: 
     for gap in gaps:
         terminal.note(f"{folder.place}: {gap}; the answer is of what is there")
     return files
-
-
-def _must_be_there(out: str) -> None:
-    from tracer.store.run_folder import RunFolder
-
-    if RunFolder(out).record() is None:
-        raise JobError(f"--resume with --out {out!r}", "there is no run to resume", "leave out --resume")
 
 
 class _Watch:

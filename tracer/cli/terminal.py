@@ -24,11 +24,9 @@ from tracer.text import printable, printable_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tracer.attribution.methods import Progress
+    from tracer.attribution.exact import Progress
 
 
-MOST = 2**31 - 1
-"""The largest whole number that an option takes: more of anything is a slip of the keyboard."""
 _RENAMED = {
     "top_k": "--top",
     "edge share": "--edge-share",

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer.attribution.methods import Progress
+from tracer.attribution.exact import Progress
 from tracer.errors import JobError, say
 from tracer.evaluation import statistics
 from tracer.evaluation.statistics import Interval, Size
@@ -133,19 +133,11 @@ def measure(
     jobs = [Job(row, ranking, size, stays) for ranking, stays in kinds for row in rows for size in sizes]
     full, empty, measured = test.measure_with_ends(jobs, progress)
     tables = measured.view(3, len(rows), n)
-    ratios = statistics.resample(
-        torch.cat([empty[:, None], full[:, None], *tables], -1),
-        lambda rows: statistics.restored(rows[..., 2:], rows[..., 0], rows[..., 1]),
-        seed=seed,
-    )
+    every = torch.cat([empty[:, None], full[:, None], *tables], -1)
+    ratios = statistics.resample(every, _restored, seed=seed)
     parts = [ratios.map(lambda values, i=i: values[..., i * n : (i + 1) * n]) for i in range(3)]
-    at, shares = [sizes.index(size) for size in areas], [size / n_total for size in areas]
-    over = parts[0].map(lambda values: values[..., at])
-    none = Interval(*torch.full((3,), torch.nan, dtype=torch.double))
-    cpr, cmd = (
-        over.map(functools.partial(area, shares)).interval() if len(at) > 1 else none
-        for area in (statistics.cpr, statistics.cmd)
-    )
+    over = parts[0].map(lambda values: values[..., [sizes.index(size) for size in areas]])
+    cpr, cmd = _areas(over, [size / n_total for size in areas])
     return Evaluation(
         tuple(sizes),
         _unique(ranks, sizes),
@@ -163,6 +155,11 @@ def measure(
         seed=seed,
         n_shared=test.n_shared,
     )
+
+
+def _restored(rows: Tensor) -> statistics.Ratio:
+    """Of rows (empty, full, measured...), how much of the metric each restores."""
+    return statistics.restored(rows[..., 2:], rows[..., 0], rows[..., 1])
 
 
 def curves(
@@ -209,6 +206,13 @@ def shuffled(ranks: Ranks, seed: int) -> Ranks:
     generator = torch.Generator().manual_seed(seed)
     layers = [layer.flatten()[torch.randperm(layer.numel(), generator=generator)].view_as(layer) for layer in ranks]
     return torch.stack(layers)
+
+
+def _areas(over: statistics.Resamples, shares: Sequence[float]) -> list[Interval]:
+    """`Curves.cpr` and `Curves.cmd` of the faithfulness at these shares of all nodes."""
+    if len(shares) == 1:
+        return [Interval(*torch.full((3,), torch.nan, dtype=torch.double))] * 2
+    return [over.map(functools.partial(area, shares)).interval() for area in (statistics.cpr, statistics.cmd)]
 
 
 def _n_ranked(test: TestSet, ranks: Ranks) -> int:

@@ -7,7 +7,7 @@ prompts are measured (evaluation/testset.py) and what is made of that (evaluatio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.attribute import notes
-from tracer.attribution.methods import Progress
+from tracer.attribution.exact import Progress
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, measure, shuffled
-from tracer.evaluation.testset import NEVER, Job, Ranks, TestSet, check_ablation
+from tracer.evaluation.testset import NEVER, Fit, Job, Ranks, TestSet, check_ablation
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
@@ -75,7 +75,7 @@ def evaluate(
         raise JobError("train", "has no effect on the circuit's own prompt", "leave it out, or give test prompts")
     plan = planned(circuit, ablation, sizes, own=prompts is None, has_reference=reference is not None, aligned=aligned)
     test, said = _test_set(
-        model, circuit, prompts, plan.ablation, reference, train, allow_overlap, aligned, seed, memory
+        model, circuit, prompts, plan.ablation, _How(reference, train, allow_overlap, aligned, seed, memory)
     )
     alone = ("one test prompt alone has no interval",) if len(test.prompts) == 1 else ()
     said = (*notes(test.prompts, model), *plan.notes, *said, *alone)
@@ -108,7 +108,7 @@ def minimality(
         JobError: as `evaluate`.
     """
     plan = planned(circuit, ablation, own=prompts is None, has_reference=reference is not None)
-    test, said = _test_set(model, circuit, prompts, plan.ablation, reference, (), False, True, seed, memory)
+    test, said = _test_set(model, circuit, prompts, plan.ablation, _How(reference, seed=seed, memory=memory))
     say((*plan.notes, *said))
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
     size, rows = circuit.n_nodes, range(len(test.prompts))
@@ -175,43 +175,37 @@ def own_prompt(circuit: Circuit) -> Encoded:
     )
 
 
+@dataclass(frozen=True)
+class _How:
+    """The options of `evaluate` that choose the test prompts and what their nodes are ablated to."""
+
+    reference: Sequence[Prompt] | None = None
+    train: Sequence[Prompt] = ()
+    allow_overlap: bool = False
+    aligned: bool = True
+    seed: int = 0
+    memory: int | None = None
+
+
 def _test_set(
     model: Model,
     circuit: Circuit,
     prompts: Sequence[Prompt] | None,
     ablation: str,
-    reference: Sequence[Prompt] | None,
-    train: Sequence[Prompt],
-    allow_overlap: bool,
-    aligned: bool,
-    seed: int,
-    memory: int | None,
+    how: _How,
 ) -> tuple[TestSet, tuple[str, ...]]:
     """The test prompts, asked what the circuit was asked; and what of them is not used."""
     model.check_traced(circuit.model, circuit.text)
-    said: tuple[str, ...] = ()
+    train, said = [encode(prompt, model) for prompt in how.train], tuple[str, ...]()
     if prompts is None:
-        asked, train, allow_overlap = [own_prompt(circuit)], [Prompt(token_ids=circuit.token_ids)], True
+        asked = train = [own_prompt(circuit)]
     else:
         asked, said = asked_alike([encode(prompt, model) for prompt in prompts], circuit.settings.metric)
         if any(len(one.token_ids) == len(circuit.token_ids) and one.positions != circuit.positions for one in asked):
             said += ("the test prompts' metric is read at other positions than the circuit's",)
-    test = TestSet.of(
-        model,
-        asked,
-        ablation,
-        circuit.settings.basis,
-        seed,
-        reference,
-        metric=circuit.settings.metric,
-        top_k=circuit.settings.top_k,
-        train=[encode(prompt, model) for prompt in train],
-        allow_overlap=allow_overlap,
-        length=len(circuit.token_ids) if aligned else None,
-        least=1,
-        memory=memory,
-    )
-    return test, said
+    length = len(circuit.token_ids) if how.aligned else None
+    fit = Fit(train, how.allow_overlap or prompts is None, length, least=1)
+    return TestSet.of(model, asked, ablation, circuit.settings, how.seed, how.reference, fit, how.memory), said
 
 
 def asked_alike(prompts: Sequence[Encoded], metric: str) -> tuple[list[Encoded], tuple[str, ...]]:

@@ -8,30 +8,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.model import traces
+from tracer.model import interventions, traces
 
 
 def ablated(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor]:
-    """What is read [prompt] of each forward with its nodes ablated: see `ablations.ablated_sets`."""
-    to = replacements(nn, plan, ask) if ask.others else None
-    return [traces.ablated(nn, plan, one.inputs, one.read, one.rows, to, ask.basis) for one in ask.forwards]
+    """What is read [prompt] of each forward with its nodes ablated: see `ablations.measured`."""
+    to = replacements(nn, plan, ask) if ask.others else ask.to
+    return [traces.ablated(nn, plan, one, ask.rankings, to, ask.basis) for one in ask.forwards]
 
 
-def replacements(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor]:
-    """What nodes are set to: the values of each reference prompt [layer, pos, neuron], or their mean per position.
+def replacements(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """What nodes are set to [other, layer, position, neuron]: the values of each reference prompt, zero after its end,
+    or their mean per position.
 
     One forward for each batch of them; batches are padded on the left.
     """
     found, total, count = [], torch.zeros(()), torch.zeros(ask.longest)
     for inputs, lengths in ask.others:
-        values = traces.values(nn, plan, inputs, ask.basis)[0]
+        values = interventions.stack(torch.float32, traces.values(nn, plan, inputs, ask.basis).values)
         for row, length in zip(values, lengths, strict=True):
-            mine = row[:, row.shape[1] - length :]
+            reach = min(length, ask.longest)
+            mine = row[:, row.shape[1] - length :][:, :reach]
             if ask.mean:
-                reach = min(length, ask.longest)
                 total = total if total.dim() else row.new_zeros(len(row), ask.longest, row.shape[2]).double()
-                total[:, :reach] += mine[:, :reach].double()
+                total[:, :reach] += mine.double()
                 count[:reach] += 1
             else:
-                found.append(mine)
-    return [(total / count[None, :, None]).float()] if ask.mean else found
+                found.append(torch.nn.functional.pad(mine, (0, 0, 0, ask.longest - reach)))
+    return (total / count[None, :, None]).float()[None] if ask.mean else torch.stack(found)

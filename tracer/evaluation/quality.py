@@ -16,13 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tracer.attribution.attribute import Reference, attribute, mean_values, metric_of
-from tracer.attribution.methods import Progress, counter, single_effects
+from tracer.attribution.attribute import Reference, attribute
+from tracer.attribution.exact import Progress
 from tracer.attribution.result import Attribution
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
-from tracer.evaluation.ablations import AblatedRow
+from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.faithfulness import own_prompt
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
@@ -368,15 +368,13 @@ def _sampled(
     return places[torch.cat(parts)], stratum
 
 
-def _replacement(
-    model: Model, prompt: Encoded, ablation: str, reference: Sequence[Prompt] | None
-) -> ablations.Replacement:
+def _replacement(model: Model, prompt: Encoded, ablation: str, reference: Sequence[Prompt] | None) -> Replacement:
     """What each node of the prompt is ablated to."""
     if ablation == "mean":
-        return ablations.Replacement(tuple(encode(one, model).token_ids for one in reference or ()))
+        return Replacement(tuple(encode(one, model).token_ids for one in reference or ()), mean=True)
     if ablation == "counterfactual" and prompt.counterfactual_ids is not None:
-        return ablations.Replacement((prompt.counterfactual_ids,), (0,))
-    return ablations.Replacement()
+        return Replacement((prompt.counterfactual_ids,))
+    return Replacement()
 
 
 def _alone(
@@ -384,35 +382,32 @@ def _alone(
     circuit: Circuit,
     prompt: Encoded,
     nodes: Int[Tensor, "node 3"],
-    to: ablations.Replacement,
+    to: Replacement,
     memory: int | None,
     progress: Progress | None,
 ) -> Float[Tensor, " node"]:
     """How far the prompt's metric falls when each node alone is ablated."""
-    if model.remote is not None:
-        return _falls(model, circuit, [(prompt, nodes)], to, memory, progress)
-    basis, ids = circuit.settings.basis, prompt.token_ids
-    values = to.values(model, 1, len(ids), basis, memory)[0][nodes.unbind(-1)]
-    how: dict[str, Any] = {"basis": basis, "max_bytes": memory or model.budget()}
-    metric, more = metric_of([prompt], circuit.settings), counter(progress, len(nodes))
-    return single_effects(model, ids, metric, nodes, values, **how, more=more)
+    return _falls(model, circuit, [(prompt, nodes)], to, memory, progress)
 
 
 def _falls(
     model: Model,
     circuit: Circuit,
     asked: Sequence[tuple[Encoded, Int[Tensor, "_ 3"]]],
-    to: ablations.Replacement,
+    to: Replacement,
     memory: int | None,
     progress: Progress | None,
 ) -> Float[Tensor, " node"]:
-    """How far the metric of each prompt falls when each of its nodes alone is ablated on a server, in order."""
-    # Cloned, since a part of a tensor travels with all of it.
-    rows = [AblatedRow(one, node[None].clone()) for one, nodes in asked for node in nodes.int()]
+    """How far the metric of each prompt falls when each of its nodes alone is ablated, in order."""
     chosen, budget = circuit.settings, memory or model.budget()
-    return ablations.measure_on_server(
-        model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress
-    )
+    to = to.here(model, max(len(one.token_ids) for one, _ in asked), chosen.basis, budget)
+    rows, order = list[AblatedRow](), list[Tensor]()
+    for one, nodes in asked:  # by layer, so that most layers of a forward stay as they are
+        alone, by_layer = Ranking.of(nodes), nodes[:, 0].argsort(stable=True)
+        order.append(by_layer + len(rows))
+        rows += [AblatedRow(one, alone, (0, place, place + 1)) for place in by_layer.tolist()]
+    found = ablations.measured(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
+    return torch.empty_like(found).index_copy_(0, torch.cat(order), found)
 
 
 def _judged(circuit: Circuit, sample: Sample, metric: float, ablation: str, seed: int) -> Quality:
@@ -485,34 +480,13 @@ def _to_the_mean(
     progress: Progress | None,
 ) -> Float[Tensor, "prompt layer neuron"]:
     """|change of the metric| when each candidate's node at `position` alone goes to its mean; 0 elsewhere."""
-    basis = circuit.settings.basis
     effects = torch.zeros(candidates.shape)
-    if not bool(candidates.any()):
-        return effects
-    if model.remote is not None:
+    if bool(candidates.any()):
         at = [one.nonzero().unbind(-1) for one in candidates]
         asked = [
             (one, torch.stack([layer, position[row, layer, neuron], neuron], -1))
             for row, (one, (layer, neuron)) in enumerate(zip(prompts, at, strict=True))
         ]
-        to = ablations.Replacement(tuple(one.token_ids for one in prompts))
+        to = Replacement(tuple(one.token_ids for one in prompts), mean=True)
         effects[candidates] = _falls(model, circuit, asked, to, memory, progress).abs()
-        return effects
-    longest = max(len(one.token_ids) for one in prompts)
-    means = mean_values(model, [one.token_ids for one in prompts], longest, basis, memory)
-    for row, one in enumerate(prompts):
-        layer, neuron = candidates[row].nonzero().unbind(-1)
-        at = position[row, layer, neuron]
-        effects[row, layer, neuron] = single_effects(
-            model,
-            one.token_ids,
-            metric_of([one], circuit.settings),
-            torch.stack([layer, at, neuron], -1),
-            means[layer, at, neuron],
-            basis=basis,
-            max_bytes=memory or model.budget(),
-            more=counter(None, 0),
-        ).abs()
-        if progress is not None:
-            progress(row + 1, len(prompts))
     return effects

@@ -19,17 +19,19 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tracer.attribution import selected
-from tracer.attribution.attribute import attribute, notes, prepared
-from tracer.attribution.result import Attribution
-from tracer.attribution.selection import strongest
+from tracer.attribution.attribute import attributed, notes, prepared
+from tracer.attribution.reduce import nodes_of
+from tracer.attribution.request import Request
+from tracer.attribution.selection import Selection
+from tracer.attribution.trace import answers as answers_of
+from tracer.attribution.trace import can_ask
 from tracer.batching import batches
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import ablations
-from tracer.evaluation.ablations import AblatedRow
+from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.statistics import Interval
 from tracer.model import passes
 from tracer.model.model import Model
@@ -192,24 +194,14 @@ def steer(
     run = _Run(model, encoded, action, basis)
     asked = _asked(model, encoded, prompt, tokens)
     before, after, control = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
-    first, then = int(before.argmax()), int(after.argmax())
-    texts = [run.generate(one, max_new_tokens) for one in ([], places, *draws[:1])] if max_new_tokens else []
     return Steering(
         text=encoded.text,
         tokens=tuple(decode(model, token) for token in encoded.token_ids),
         action=action,
-        everywhere=places[0][1] is None,
-        n_nodes=len(places) * (len(encoded.token_ids) if places[0][1] is None else 1),
-        n_neurons=len({(layer, neuron) for layer, _, neuron in places}),
-        per_layer=tuple(sum(place[0] == layer for place in places) for layer in range(model.n_layers)),
+        **_counted(places, model.n_layers, len(encoded.token_ids)),
         effects=_effects(model, asked, before, after, control),
-        before=decode(model, first),
-        after=decode(model, then),
-        changed=first != then,
-        control_changed=int((control.argmax(-1) != first).sum()),
-        unsteered=texts[0] if texts else None,
-        steered=texts[1] if texts else None,
-        control=texts[2] if len(texts) > 2 else None,
+        **_changed(model, before, after, control),
+        **run.texts(places, draws, max_new_tokens),
         random=random,
         seed=seed,
     )
@@ -356,13 +348,11 @@ def swap_states(
     _check_ks(ks, model.n_layers * min(lengths) * model.n_neurons())
     generator = torch.Generator().manual_seed(seed)
     budget = model.budget() if memory is None else memory
-    if model.remote is not None:
-        parts = [_swap_there(model, encoded, ks, generator, method, budget)]
-    else:
-        parts = [
-            _swap_batch(model, [encoded[i] for i in part], ks, generator, method)
-            for part in batches(lengths, model.bytes_per_token(length=max(lengths)), budget, model.borders)
-        ]
+    each = model.bytes_per_token(length=max(lengths))
+    parts = [
+        _swapped(model, [encoded[i] for i in part], ks, generator, method, budget)
+        for part in batches(lengths, each, budget, model.borders)
+    ]
     answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
     source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
     other = torch.tensor([one.foil_ids[0] for one in encoded])[:, None]
@@ -524,6 +514,12 @@ class _Run:
             raise JobError(f"{self.action.kind}={self.action.amount:g}", rule, "use a smaller amount")
         return logits
 
+    def texts(self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int) -> dict[str, Any]:
+        """The generated texts of a `Steering`."""
+        sets = zip(("unsteered", "steered", "control"), ([], places, *draws[:1]), strict=False)
+        made = {name: self.generate(one, max_new_tokens) for name, one in sets} if max_new_tokens else {}
+        return {name: made.get(name) for name in ("unsteered", "steered", "control")}
+
     def generate(self, places: Sequence[_Place], max_new_tokens: int) -> Generated:
         """What the model goes on with."""
         batch, edits = Batch((self.prompt.token_ids,)), self._edits([places])
@@ -551,6 +547,28 @@ class _Run:
             mask[index.unbind(-1)] = True
             edits.append(passes.Edit(layer, mask, self.action.scale, self.action.shift))
         return edits
+
+
+def _counted(places: Sequence[_Place], n_layers: int, length: int) -> dict[str, Any]:
+    """What a `Steering` says of its nodes' numbers, on a prompt of this length."""
+    everywhere = places[0][1] is None
+    return {
+        "everywhere": everywhere,
+        "n_nodes": len(places) * (length if everywhere else 1),
+        "n_neurons": len({(layer, neuron) for layer, _, neuron in places}),
+        "per_layer": tuple(sum(place[0] == layer for place in places) for layer in range(n_layers)),
+    }
+
+
+def _changed(model: Model, before: Tensor, after: Tensor, control: Tensor) -> dict[str, Any]:
+    """What a `Steering` says of the greedy next token."""
+    first, then = int(before.argmax()), int(after.argmax())
+    return {
+        "before": decode(model, first),
+        "after": decode(model, then),
+        "changed": first != then,
+        "control_changed": int((control.argmax(-1) != first).sum()),
+    }
 
 
 def _asked(model: Model, encoded: Encoded, prompt: Prompt, tokens: Target) -> list[tuple[int, str]]:
@@ -638,60 +656,34 @@ def _check_ks(ks: Sequence[int], largest: int) -> None:
         raise JobError(f"ks={quoted(list(ks))}", f"must rise from 1 to at most {largest}, the nodes", "change them")
 
 
-def _swap_batch(
-    model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str
-) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
-    """Answers swapped, under the control and zeroed; how many nodes were set; which pairs are answered rightly."""
-    ours = _attributed(model, [(one.token_ids, one.target_ids) for one in encoded], method)
-    theirs = _attributed(model, [(one.counterfactual_ids or (), one.foil_ids) for one in encoded], method)
-    batch = Batch(tuple(one.token_ids for one in encoded))
-    other = Batch(tuple(one.counterfactual_ids or () for one in encoded))
-
-    def answers(of: Batch, mask: Tensor | None = None, to: Tensor | float = 0.0) -> Tensor:
-        edits = [] if mask is None else _set(batch.padded(mask, 2), to)
-        return passes.intervened(model, of, edits)[:, -1].argmax(-1)
-
-    found, sizes = [], []
-    values = batch.padded(theirs.activations, 2)
-    for k in ks:
-        source = _strongest(ours, k)
-        union = source | _strongest(theirs, k)
-        control = _control(union, generator)
-        found.append(
-            torch.stack([answers(batch, union, values), answers(batch, control, values), answers(batch, source)])
-        )
-        sizes.append(union.flatten(1).sum(1))
-    rightly = answers(batch) == torch.tensor([one.target_ids[0] for one in encoded])
-    rightly &= answers(other) == torch.tensor([one.foil_ids[0] for one in encoded])
-    return torch.stack(found, dim=-1), torch.stack(sizes, dim=-1), rightly
-
-
-def _swap_there(
+def _swapped(
     model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str, memory: int
 ) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
-    """`_swap_batch` of all pairs on a server, which is told sets of nodes and answers with tokens."""
+    """Answers swapped, under the control and zeroed; how many nodes were set; which pairs are answered rightly."""
     paired = [replace(one, token_ids=one.counterfactual_ids or ()) for one in encoded]
     ours = _ranked(model, [(one.token_ids, one.target_ids) for one in encoded], int(ks[-1]), method, memory)
     theirs = _ranked(model, [(one.token_ids, one.foil_ids) for one in paired], int(ks[-1]), method, memory)
-    swaps, zeros, sizes = [], [], []
+    swaps, zeros, sizes = list[AblatedRow](), list[AblatedRow](), list[Tensor]()
     for k in ks:
         unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
         controls = [_drawn([(*node,) for node in nodes.tolist()], model.n_neurons(), generator) for nodes in unions]
-        swaps += [
-            AblatedRow(one, nodes.int(), other=pair)
-            for sets in (unions, [torch.tensor(places, dtype=torch.int32).view(-1, 3) for places in controls])
-            for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
-        ]
-        zeros += [AblatedRow(one, nodes[:k].int()) for one, nodes in zip(encoded, ours, strict=True)]
+        for sets in (unions, [torch.tensor(places).view(-1, 3) for places in controls]):
+            swaps += [
+                AblatedRow(one, Ranking.of(nodes), (0, 0, len(nodes)), other=pair)
+                for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
+            ]
         sizes.append(torch.tensor([len(nodes) for nodes in unions]))
-    untouched = [AblatedRow(one, ablations.NO_NODES) for one in (*encoded, *paired)]
+    rankings = [Ranking.of(nodes) for nodes in ours]
+    zeros = [AblatedRow(one, nodes, (0, 0, k)) for k in ks for one, nodes in zip(encoded, rankings, strict=True)]
+    untouched = [AblatedRow(one, ablations.EMPTY, (0, 0, 0)) for one in (*encoded, *paired)]
 
-    def answers(rows: list[AblatedRow], to: ablations.Replacement) -> Tensor:
-        return ablations.measure_on_server(model, rows, to, None, "activation", memory).long()
+    def answers(rows: list[AblatedRow], to: Replacement) -> Tensor:
+        return ablations.measured(model, rows, to, None, "activation", memory).long()
 
-    values = ablations.Replacement(tuple(one.token_ids for one in paired), tuple(range(len(paired))))
+    longest = max(len(one.token_ids) for one in paired)
+    values = Replacement(tuple(one.token_ids for one in paired)).here(model, longest, "activation", memory)
     swapped = answers(swaps, values).view(len(ks), 2, len(encoded))
-    zeroed, plain = answers([*zeros, *untouched], ablations.Replacement()).split([len(zeros), len(untouched)])
+    zeroed, plain = answers([*zeros, *untouched], Replacement()).split([len(zeros), len(untouched)])
     found = torch.cat([swapped, zeroed.view(len(ks), 1, len(encoded))], 1)
     wanted = [one.target_ids[0] for one in encoded] + [one.foil_ids[0] for one in encoded]
     rightly = (plain == torch.tensor(wanted)).view(2, len(encoded)).all(0)
@@ -701,53 +693,18 @@ def _swap_there(
 def _ranked(
     model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], count: int, method: str, memory: int
 ) -> list[Int[Tensor, "_ 3"]]:
-    """Each prompt's strongest nodes, strongest first: worked out on the server where it can, without `Attribution`."""
-    rules = (count, None, None, False, ())
-    chosen = settings(method=method, metric="logit")
-    if not selected.can_reduce_on_server(model, chosen):
-        found = _attributed(model, asked, method)
-        return [
-            strongest(nodes[:, :length], 0.0, *rules) for nodes, length in zip(found.nodes, found.lengths, strict=True)
-        ]
-    chosen, encoded = prepared(model, _prompts(asked), chosen)
-    return [one.nodes for one in selected.server_circuits(model, encoded, chosen, rules, edges=False, memory=memory)]
-
-
-def _attributed(model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], method: str) -> Attribution:
-    return attribute(model, _prompts(asked), method, baseline="zero", metric="logit")
+    """Each prompt's strongest nodes, strongest first."""
+    chosen, encoded = prepared(model, _prompts(asked), settings(method=method, metric="logit"))
+    selection = Selection.of(count)
+    if can_ask(model, chosen, edges=False):
+        asked_once = Request(chosen, selection, edges=False)
+        return [one.nodes for one in answers_of(model, encoded, asked_once, None, memory, None)]
+    found = attributed(model, encoded, chosen, None, memory, None)
+    return [nodes_of(found, row, selection).nodes[0] for row in range(len(encoded))]
 
 
 def _prompts(asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Prompt]:
     return [Prompt(token_ids=ids, target=target) for ids, target in asked]
-
-
-def _strongest(found: Attribution, k: int) -> Bool[Tensor, "pair layer pos neuron"]:
-    """Each prompt's k nodes with the largest |attribution|; positions after a prompt's end have none."""
-    strength = found.nodes.abs().flatten(1)
-    for row, length in enumerate(found.lengths):
-        strength.view_as(found.nodes)[row, :, length:] = -1.0
-    mask = torch.zeros_like(strength, dtype=torch.bool)
-    return mask.scatter(1, strength.topk(k).indices, True).view_as(found.nodes)
-
-
-def _control(masks: Bool[Tensor, "pair layer pos neuron"], generator: torch.Generator) -> Tensor:
-    """As many random neurons in each layer at each position, of each pair."""
-    drawn = torch.zeros_like(masks)
-    for row, mask in enumerate(masks):
-        places = _drawn(
-            [(layer, pos, neuron) for layer, pos, neuron in mask.nonzero().tolist()], mask.shape[-1], generator
-        )
-        drawn[row][torch.tensor(places).unbind(-1)] = True
-    return drawn
-
-
-def _set(masks: Tensor, to: Tensor | float) -> list[passes.Edit]:
-    """Edits that set nodes [pair, layer, column, neuron] to values of that shape, or to a number."""
-    return [
-        passes.Edit(layer, masks[:, layer], 0.0, to[:, layer] if isinstance(to, Tensor) else to)
-        for layer in range(masks.shape[1])
-        if bool(masks[:, layer].any())
-    ]
 
 
 def _wilson(held: Bool[Tensor, "pair *k"], z: float = 1.959964) -> Interval:

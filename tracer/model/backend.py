@@ -1,31 +1,25 @@
-"""Where a model runs: what `Model` needs of a backend outside this process. `ndif` implements it."""
+"""Where a model runs: `Backend`, what a `Model` needs of that place, and `Local`, this process.
+
+The other one is a server (ndif/server.py). What differs between the two is here and there, and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from types import SimpleNamespace
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from tracer.model import interventions, state
+from tracer.system import machine
 
-@dataclass(frozen=True)
-class Grants:
-    """What a server was measured to grant one key on one model (see ndif/probe.py).
+BUDGET_WITHOUT_GPU = 2**30
 
-    Attributes:
-        gradients: whether gradients can be taken there; `reason` says why not.
-        weights: whether a block can read them.
-        fingerprint: of the weights there, or a text that says that they were not read.
-        dtype: of the activations there. quantized: whether some weights are not floating-point.
-    """
-
-    gradients: bool
-    reason: str
-    weights: bool
-    fingerprint: str
-    dtype: torch.dtype
-    quantized: bool
+Part = TypeVar("Part", bound=Sequence[Any])
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -56,15 +50,156 @@ class Maybe:
 
 
 @runtime_checkable
-class Remote(Protocol):
-    """A backend outside this process."""
+class Backend(Protocol):
+    """Where a model runs."""
 
-    server: Any
-    deployment: str
-    environment: dict[str, Any]
-    grants: Grants
-    transfer_dtype: torch.dtype
-    guard: Callable[[], Any] | None
+    @property
+    def server(self) -> Any:
+        """The service that it runs on; None in this process."""
 
-    def backend(self, form: Any = None) -> Any:
-        """What runs the next traced block there, and refuses an answer that has not the form."""
+    @property
+    def host(self) -> str:
+        """What to call the place in a message."""
+        ...
+
+    @property
+    def gradients(self) -> bool:
+        """Whether gradients can be taken there; `reason` says why not."""
+        ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it is known to hold weights that are not floating-point, which the model's configuration may hide."""
+        ...
+
+    @property
+    def near(self) -> bool:
+        """Whether functions and large tensors can be given to what runs there."""
+        ...
+
+    @property
+    def transfer_dtype(self) -> torch.dtype:
+        """In which values and gradients of all nodes leave it."""
+        ...
+
+    def trace(self, form: Any = None) -> Any:
+        """What runs the next traced block: nnsight's ``backend=``.
+
+        Args:
+            form: of what the block sends back, which a server's answer must have; see `Of`.
+        """
+
+    def session(
+        self, nn: Any, plan: SimpleNamespace, function: Callable[..., Answer], ask: Any, form: Any, /
+    ) -> Answer:
+        """What ``function(nn, plan, ask)`` returns, with all its traces: to a server one request."""
+        ...
+
+    def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
+        """Ordered map over parts of some work: sequential here, several at a time on a server, which also gets a part
+        in halves where it is too large."""
+        ...
+
+    def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
+        """`each` without halving, each answer as soon as those before it are out."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Wait; in a thread of `each` or `stream` only until that work is cancelled."""
+
+    def check(self, module: Any, /) -> None:
+        """Refuse a pass over a module that is not fit for it any more; see `state.check`."""
+
+    def survives_fork(self, module: Any, /) -> bool:
+        """Whether a forked process can use the module."""
+        ...
+
+    def device(self, module: Any, /) -> torch.device:
+        """Where inputs go."""
+        ...
+
+    def dtype(self, module: Any, /) -> torch.dtype:
+        """Of the activations."""
+        ...
+
+    def fingerprint(self, module: Any, /) -> str:
+        """`interventions.fingerprint` of the weights that compute, or a text that says that they are hidden."""
+        ...
+
+    def shows_weights(self, module: Any, /) -> bool:
+        """Whether what runs there can read every weight as a float tensor: not quantised, offloaded or hidden."""
+        ...
+
+    def budget(self, module: Any, /) -> int:
+        """Bytes one batch may use by default. Independent of what is free now, so that the same call is always split
+        the same way."""
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """This process: nnsight runs every block, on the module itself."""
+
+    server: None = None
+    host: str = "this machine"
+    gradients: bool = True
+    near: bool = True
+    reason: str = ""
+    quantized: bool = False
+    transfer_dtype: torch.dtype = torch.float32
+
+    def trace(self, form: Any = None) -> None:
+        """nnsight's own way."""
+
+    def session(self, nn: Any, plan: SimpleNamespace, function: Callable[..., Answer], ask: Any, _: Any) -> Answer:
+        return function(nn, plan, ask)
+
+    def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
+        return [function(part) for part in parts]
+
+    def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
+        return map(function, parts)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def check(self, module: Any) -> None:
+        state.check_threads()
+        state.check(module)
+
+    def survives_fork(self, module: Any) -> bool:
+        """A GPU is lost to it."""
+        return all(value.device.type in ("cpu", "meta") for value in module.parameters())
+
+    def device(self, module: Any) -> torch.device:
+        """The embedding's."""
+        return module.get_input_embeddings().weight.device
+
+    def dtype(self, module: Any) -> torch.dtype:
+        return module.dtype
+
+    def fingerprint(self, module: Any) -> str:
+        return interventions.fingerprint(module)
+
+    def shows_weights(self, module: Any) -> bool:
+        return readable(module)
+
+    def budget(self, module: Any) -> int:
+        """A GiB (less where this process may hold little), or a quarter of a GPU."""
+        device = self.device(module)
+        if device.type != "cuda":
+            return budget_without_gpu()
+        return torch.cuda.get_device_properties(device).total_memory // 4
+
+
+def readable(module: Any) -> bool:
+    """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
+    return all(value.is_floating_point() and value.device.type != "meta" for value in module.parameters())
+
+
+def budget_without_gpu() -> int:
+    """Bytes one batch may use on a CPU: a GiB, or a quarter of the most that this process could ever hold."""
+    return min(BUDGET_WITHOUT_GPU, machine.largest() // 4)

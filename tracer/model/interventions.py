@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from tracer.metrics import read as read_logits
+from tracer.model import head
 from tracer.model import rules as linearize
 
 SAMPLE = 4096
@@ -31,19 +33,79 @@ def embed_leaf(nn: Any, plan: SimpleNamespace, embedding: Tensor | None, leaf: b
     return entered
 
 
-def walk(nn: Any, plan: SimpleNamespace, rules: frozenset[str], visit: Callable[[Any, int], Any]) -> list[Any]:
-    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection."""
+def walk(
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    visit: Callable[[Any, int], Any],
+    constants: list[SimpleNamespace] | None = None,
+) -> list[Any]:
+    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection.
+
+    Args:
+        constants: receives those of each block's linearisation; see `observe`.
+    """
     visited = []
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, plan.steps)
     for layer, block in enumerate(blocks):
+        found = SimpleNamespace(scales={}, up=None)
         for kind, path in plan.steps:
             module = block.get(path)
+            if constants is not None:
+                observe(found, kind, path, block, plan)
             if kind == "neurons":
                 visited.append(visit(module, layer))
             else:
                 linearize.apply(kind, module, rules)
+            if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
+                found.pattern = linearize.pattern(module, found.kernel).float()
+            elif constants is not None and kind == "neurons":
+                found.output = module.output.detach().float()
+        if constants is not None:
+            constants.append(found)
     return visited
+
+
+def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: SimpleNamespace) -> None:
+    """Add the constants of one module's linearisation to its block's, read in the order that modules run.
+
+    Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
+    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]; and the `values` of
+    the down projection's input. `walk` adds the attention `pattern` [prompt, head, query, key], which comes of its
+    `kernel`, and the MLP's `output` [prompt, column, d_model].
+    """
+    module = block.get(path)
+    if kind == "attention":
+        found.kernel = linearize.kernel(module)
+    elif path in (plan.attention_in, plan.attention_out, plan.mlp_in, plan.mlp_out):
+        found.scales[path] = linearize.scale(kind, module).detach()
+    elif kind == "activation":
+        if plan.gate is not None and plan.gate == plan.up:
+            found.up = block.get(plan.up).output.detach().chunk(2, dim=-1)[1]
+        found.gate = module.input.detach()
+    elif kind == "product" and plan.gate != plan.up:
+        found.up = block.get(plan.up).output.detach()
+    elif kind == "neurons":
+        found.values = module.input.detach()
+
+
+def stop(tracer: Any, stops: list[BaseException]) -> None:
+    """End a trace's forward here; `stops` receives what `release` needs."""
+    try:
+        tracer.stop()
+    except BaseException as end:
+        stops.append(end)
+        raise
+
+
+def release(stops: list[BaseException]) -> None:
+    """Let go of a forward that was ended: of frames that hold the exception, which its traceback holds, and with them
+    all tensors of the pass, until Python looks for such circles; it seldom does."""
+    while stops:
+        end = stops.pop()
+        end.__traceback__ = end.__context__ = None
+        vars(end).clear()  # nnsight's own copy of the traceback
 
 
 def through_blocks(
@@ -52,9 +114,10 @@ def through_blocks(
     rules: frozenset[str],
     basis: str,
     edit: Callable[[int, Tensor], Tensor] | None = None,
+    constants: list[SimpleNamespace] | None = None,
 ) -> list[Tensor]:
-    """Walk the blocks, set what `edit` changes, and return each layer's neurons."""
-    return walk(nn, plan, rules, lambda down, layer: neurons(down, layer, basis, edit))
+    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants` as in `walk`."""
+    return walk(nn, plan, rules, lambda down, layer: neurons(down, layer, basis, edit), constants)
 
 
 def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
@@ -68,6 +131,15 @@ def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Ten
     return down.output
 
 
+def final(nn: Any, plan: SimpleNamespace, rules: frozenset[str], scales: list[Tensor] | None = None) -> Tensor:
+    """What leaves the linearised final norm [prompt, column, d_model]; `scales` receives that norm's, per column."""
+    kind, path = plan.final_norm
+    if scales is not None:
+        scales.append(linearize.scale(kind, nn.get(path)).detach())
+    linearize.apply(kind, nn.get(path), rules)
+    return nn.get(path).output
+
+
 def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     """The model's logits, behind the linearised final norm and soft-cap."""
     kind, path = plan.final_norm
@@ -77,6 +149,52 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     if plan.soft_cap is None or "activation" not in rules:
         return out
     return linearize.soft_cap(out, uncapped, plan.soft_cap)
+
+
+def score(
+    nn: Any, plan: SimpleNamespace, rules: frozenset[str], metric: SimpleNamespace, scales: list[Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The metric [prompt], the tokens of its terms [term], and what they were read from: the hidden states behind the
+    final norm [prompt, column, d_model] or, where rows of the head cannot be read, the logits of the last columns.
+
+    Args:
+        metric: the fields of a `Metric`. A token of -n is the model's own n-th likeliest at that place.
+        scales: receives the final norm's, per column.
+    """
+    if not plan.head_rows:
+        source = logits(nn, plan, rules)
+        tokens = metric.token
+        if bool((tokens < 0).any()):
+            order = source[metric.row.to(source.device), metric.column.to(source.device)].float()
+            top = order.topk(max(1, int(-tokens.min()))).indices.cpu()
+            tokens = torch.where(tokens < 0, top.gather(1, (-tokens - 1).clamp_min(0)[:, None])[:, 0], tokens)
+        fields = {**vars(metric), "token": tokens}
+        return read_logits(source, **fields), tokens, source
+    source, unit = final(nn, plan, rules, scales), head.of(nn, plan, rules)
+    rows = source[metric.row.to(source.device), metric.column.to(source.device)]
+    tokens = metric.token
+    if bool((tokens < 0).any()):
+        asked = tokens < 0
+        top = head.likeliest(unit, rows[asked.to(rows.device)].detach(), int(-tokens.min())).cpu()
+        tokens = tokens.clone()
+        tokens[asked] = top.gather(1, (-tokens[asked] - 1)[:, None])[:, 0]
+    return head.weighed(unit, rows, tokens, metric), tokens, source
+
+
+def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
+    """The likeliest next token [prompt]."""
+    if not plan.head_rows:
+        return logits(nn, plan, frozenset())[:, -1].argmax(-1)
+    return head.likeliest(head.of(nn, plan), final(nn, plan, frozenset())[:, -1], 1)[:, 0]
+
+
+def target_logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str], logits_at: Sequence[Tensor]) -> list[Tensor]:
+    """Each prompt's logits at rows of (column, token); columns count from the end."""
+    if not plan.head_rows:
+        out = logits(nn, plan, rules)
+        return [out[row, at[:, 0], at[:, 1]] for row, at in enumerate(logits_at)]
+    source, unit = final(nn, plan, rules), head.of(nn, plan, rules)
+    return [head.of_tokens(unit, source[row, at[:, 0]], at[:, 1]) for row, at in enumerate(logits_at)]
 
 
 def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
@@ -107,13 +225,11 @@ def gather_nodes(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
     return torch.cat(parts)[torch.argsort(order).to(layers[0].device)]
 
 
-def target_values(
-    layers: Sequence[Tensor], nodes: Sequence[Tensor], out: Tensor, logits_at: Sequence[Tensor]
-) -> list[Tensor]:
-    """Each prompt's targets: its nodes, then its logits, rows of (column of `out`, token)."""
+def target_values(layers: Sequence[Tensor], nodes: Sequence[Tensor], ends: Sequence[Tensor]) -> list[Tensor]:
+    """Each prompt's targets: its nodes, then its logits."""
     return [
-        torch.cat([gather_nodes(layers, row, mine).to(out.device), out[row, at[:, 0], at[:, 1]]])
-        for row, (mine, at) in enumerate(zip(nodes, logits_at, strict=True))
+        torch.cat([gather_nodes(layers, row, mine).to(logits.device), logits])
+        for row, (mine, logits) in enumerate(zip(nodes, ends, strict=True))
     ]
 
 
@@ -137,54 +253,15 @@ def direct_weights(
     """
     most = max(len(values) for values in targets)
     summed = torch.stack([torch.nn.functional.pad(values, (0, most - len(values))) for values in targets]).sum(0)
-    leaves, leaf_size = [parts[3] for parts in cuts], sum(parts[3].numel() for parts in cuts)
-    widest = max(parts[0].numel() for parts in cuts)
+    leaf_size, widest = sum(parts[3].numel() for parts in cuts), max(parts[0].numel() for parts in cuts)
     step = max(1, min(64, max_bytes // (4 * (leaf_size + (2 if baselines is None else 3) * widest))))
     unit = torch.eye(most, device=summed.device, dtype=summed.dtype)
     chunks: list[list[tuple[Tensor, ...]]] = [[] for _ in targets]
     for first in range(0, most, step):
-        grads = torch.autograd.grad(
-            summed,
-            [*leaves, entered],
-            unit[first : first + step],
-            is_grads_batched=True,
-            allow_unused=True,
-            materialize_grads=True,
-            retain_graph=True,
-        )
-        weights, moved, total = [], [], torch.zeros(len(unit[first : first + step]), len(targets))
-        for layer, ((_, inner, inside, leaf), grad) in enumerate(zip(cuts, grads, strict=False)):
-            weight, source = grad, leaf
-            if inner is not None and inside is not None:
-                source = inner
-                (weight,) = torch.autograd.grad(inside, inner, grad, is_grads_batched=True, retain_graph=True)
-            mine = [rows[rows[:, 0] == layer, 1:].to(weight.device).unbind(-1) for rows in nodes]
-            value = source.detach().float()
-            if baselines is not None:
-                base = [
-                    given[rows[:, 0] == layer].to(weight.device)
-                    for given, rows in zip(baselines[0], nodes, strict=True)
-                ]
-                moved.append(
-                    [
-                        (weight[:, row, column, neuron].float() * (value[row, column, neuron] - base[row])).cpu()
-                        for row, (column, neuron) in enumerate(mine)
-                    ]
-                )
-            weight = weight.float() * value
-            total += weight.sum((2, 3)).cpu()
-            weights.append([weight[:, row, column, neuron].cpu() for row, (column, neuron) in enumerate(mine)])
-        embedded = (grads[-1].float() * entered.detach().float()).sum(-1).cpu()
-        total += embedded.sum(-1)
-        if baselines is not None:
-            away = entered.detach().float() - baselines[1].to(entered.device)
-            moved.append(list((grads[-1].float() * away).sum(-1).cpu().unbind(1)))
+        parts = weights_into(cuts, entered, summed, unit[first : first + step], nodes, baselines)
         for row, values in enumerate(targets):
             left = max(0, min(step, len(values) - first))
-            parts = [torch.cat([layer[row] for layer in weights], -1), embedded[:, row], total[:, row]]
-            if baselines is not None:
-                parts.append(torch.cat([layer[row] for layer in moved], -1))
-            chunks[row].append(tuple(part[:left] for part in parts))
+            chunks[row].append(tuple(part[:left] for part in parts[row]))
     answers = []
     for parts, rows in zip(chunks, nodes, strict=True):
         weight, embedding, incoming, *more = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -194,43 +271,52 @@ def direct_weights(
     return answers
 
 
-def frozen_block(block: Any, plan: SimpleNamespace, nodes: Tensor | None, basis: str) -> tuple[Any, ...]:
-    """The constants of one block, read in the order its modules run: norms' scales by path [prompt, column], the
-    attention pattern [prompt, head, query, key], gate, up (None without one) and values at the nodes of prompt 0
-    [node, 2], and the MLP's output [prompt, column, d_model].
+def weights_into(
+    cuts: Sequence[tuple[Tensor, Tensor | None, Tensor | None, Tensor]],
+    entered: Tensor,
+    summed: Tensor,
+    unit: Tensor,
+    nodes: Sequence[Tensor],
+    baselines: tuple[Sequence[Tensor], Tensor] | None,
+) -> list[tuple[Tensor, ...]]:
+    """For each prompt, what `direct_weights` gives for some of its targets, by one batched backward; nodes in the order
+    of layers.
 
-    Without `nodes`, gate, up and values are those of every neuron [prompt, column, d_mlp].
+    Args:
+        summed: each of the targets, added up over prompts [target]. unit: rows of the identity, one for each of those
+            that are meant.
     """
-    scales: dict[str, Tensor] = {}
-    pattern = gate = up = values = output = torch.empty(0)
-
-    def pick(tensor: Tensor) -> Tensor:
-        if nodes is None:
-            return tensor.float()
-        position, neuron = nodes.to(tensor.device).unbind(-1)
-        return (tensor[0][position, neuron] if basis == "activation" else tensor[0][position]).float()
-
-    for kind, path in plan.steps:
-        module = block.get(path)
-        if kind in ("rms_norm", "layer_norm"):
-            scales[path] = linearize.scale(kind, module)
-        elif kind == "attention":
-            pattern = linearize.pattern(module).float()
-        elif kind == "activation":
-            fused = plan.gate is not None and plan.gate == plan.up
-            if fused:
-                up = pick(block.get(plan.up).output.chunk(2, dim=-1)[1])
-            gate = pick(module.input)
-            if not fused and plan.gate is not None:
-                up = pick(block.get(plan.up).output)
-        elif kind == "neurons":
-            inside, output = module.input, module.output.float()
-            if basis == "output" and nodes is not None:
-                position, neuron = nodes.to(output.device).unbind(-1)
-                values = output[0][position, neuron]
-            else:
-                values = pick(inside) if basis == "activation" else output
-    return scales, pattern, gate, None if plan.gate is None else up, values, output
+    leaves, given = [parts[3] for parts in cuts], [None] * len(nodes) if baselines is None else baselines[0]
+    more = {"is_grads_batched": True, "allow_unused": True, "materialize_grads": True, "retain_graph": True}
+    grads = torch.autograd.grad(summed, [*leaves, entered], unit, **more)
+    parts: list[list[list[Tensor]]] = [[[], []] for _ in nodes]
+    total = torch.zeros(len(unit), len(nodes))
+    for layer, ((_, inner, inside, leaf), grad) in enumerate(zip(cuts, grads, strict=False)):
+        slope, source = grad, leaf
+        if inner is not None and inside is not None:
+            source = inner
+            (slope,) = torch.autograd.grad(inside, inner, grad, is_grads_batched=True, retain_graph=True)
+        value, slope = source.detach().float(), slope.float()
+        weight = slope * value
+        total += weight.sum((2, 3)).cpu()
+        for row, (rows, base) in enumerate(zip(nodes, given, strict=True)):
+            here = rows[:, 0] == layer
+            column, neuron = rows[here, 1:].to(weight.device).unbind(-1)
+            parts[row][0].append(weight[:, row, column, neuron].cpu())
+            if base is not None:
+                far = value[row, column, neuron] - base[here].to(value.device)
+                parts[row][1].append((slope[:, row, column, neuron] * far).cpu())
+    slope, value = grads[-1].float(), entered.detach().float()
+    embedded = (slope * value).sum(-1).cpu()
+    total += embedded.sum(-1)
+    if baselines is not None:
+        far = (slope * (value - baselines[1].to(value.device))).sum(-1).cpu()
+        for row, (_, moved) in enumerate(parts):
+            moved.append(far[:, row])
+    return [
+        (torch.cat(weights, -1), embedded[:, row], total[:, row], *([torch.cat(moved, -1)] if moved else []))
+        for row, (weights, moved) in enumerate(parts)
+    ]
 
 
 def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
@@ -253,34 +339,80 @@ def apply_edits(
 
 
 def ablate_sets(
-    value: Tensor, layer: int, rows: Sequence[tuple[Tensor, bool, int, int]], to: Sequence[Tensor] | None
+    value: Tensor, layer: int, rows: Tensor, rankings: tuple[int, int, Tensor, Sequence[Tensor]], to: Tensor | None
 ) -> Tensor:
     """A layer's neurons with a set of nodes of each row replaced, or all but that set. Padding stays as it is.
 
+    Of a row's set and the nodes outside it, where these are known and fewer, the smaller one is set, by index.
+
     Args:
-        rows: of each its set (see `members`), whether the set is what stays, which of `to` is its replacement, and
+        rows: of each row [7, row] its ranking; three levels, rising: its set are the nodes below the first, and those
+            from the second to below the third; whether the set is what stays; which of `to` is its replacement; and
             the column at which its prompt begins.
-        to: replacements [layer, position, neuron], as long as their rows' prompts or longer; None for zero.
+        rankings: see `ordered`.
+        to: replacements [other, layer, position, neuron], as long as their rows' prompts or longer; None for zero.
     """
-    changed = value.clone()
-    new = {at: to[at][layer].to(value.device, value.dtype) for at in {row[2] for row in rows}} if to else {}
-    for mine, (nodes, stays, source, first) in zip(changed, rows, strict=True):
-        real = mine[first:]
-        gone = members(nodes, layer, real.shape).to(value.device) != stays
-        mine[first:] = torch.where(gone, new[source][: len(real)] if to else torch.zeros_like(real), real)
+    inside, begins = ordered(layer, value.shape[-1], rankings)
+    mine, first, source = begins[rows[0]], rows[6], rows[5]
+    ends = torch.cat([mine[:, :1], mine.gather(1, rows[1:4].T), mine[:, -1:]], 1)
+    count, real = (ends[:, 1] - ends[:, 0]) + (ends[:, 3] - ends[:, 2]), (value.shape[1] - first) * value.shape[2]
+    smaller = (ends[:, 4] - ends[:, 0] == real) & (2 * count > real)  # all nodes have a place, most are in the set
+    spans = torch.where(smaller[:, None], ends[:, 1:], ends[:, :4])
+    kept = (rows[4] == 1) != smaller
+    if not bool((kept | (count > 0)).any()):
+        return value
+    changed = replaced_rows(value, layer, kept, source, first, to)
+    starts = (torch.arange(len(kept)) * value.shape[1] + first) * value.shape[2]
+    (back,) = spanned(inside, spans[kept], starts[kept])
+    back = back.to(value.device)
+    changed.view(-1)[back] = value.reshape(-1)[back]
+    there = 0 * source if to is None else (source * to.shape[1] + layer) * to[0, 0].numel()
+    gone, new = spanned(inside, spans[~kept], starts[~kept], there[~kept])
+    values = value.new_zeros(()) if to is None else to.reshape(-1)[new].to(value.device, value.dtype)
+    changed.view(-1)[gone.to(value.device)] = values
     return changed
 
 
-def members(nodes: Tensor, layer: int, shape: Sequence[int]) -> Tensor:
-    """Which of a layer's nodes [position, neuron] are in a set: rows of (layer, position, neuron), or as bytes
-    [layer, byte] a bit for each node."""
-    if nodes.dtype == torch.uint8:
-        bits = (nodes[layer][:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
-        return bits.flatten()[: shape[0] * shape[1]].view(shape[0], shape[1]).bool()
-    inside = torch.zeros(shape[0], shape[1], dtype=torch.bool)
-    mine = nodes[nodes[:, 0] == layer].long()
-    inside[mine[:, 1], mine[:, 2]] = True
-    return inside
+def replaced_rows(value: Tensor, layer: int, which: Tensor, source: Tensor, first: Tensor, to: Tensor | None) -> Tensor:
+    """A copy of a layer's neurons, with all those of some rows' prompts replaced: arguments as in `ablate_sets`."""
+    if not bool(which.any()):
+        return value.clone(memory_format=torch.contiguous_format)
+    place = torch.arange(value.shape[1]) - first[:, None]
+    inside = (which[:, None] & (place >= 0))[:, :, None].to(value.device)
+    if to is None:
+        new = value.new_zeros(())
+    else:
+        alike = len(to) == 1 and not bool(first.any())
+        new = to[:, layer, : value.shape[1]] if alike else to[source[:, None], layer, place.clamp_min(0)]
+    return torch.where(inside, new.to(value.device, value.dtype), value).contiguous()
+
+
+def ordered(layer: int, n_neurons: int, rankings: tuple[int, int, Tensor, Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """A layer's nodes of several rankings, one after another, each by level: where they are in a prompt's [position,
+    neuron], and where each ranking's levels begin [ranking, level], its end last.
+
+    Args:
+        rankings: how many levels there are at most; of how many rankings only some nodes have one, and these nodes,
+            rows of (ranking, layer, position, neuron, level); of each of the others the level of every node [layer,
+            position, neuron].
+    """
+    most, n_listed, listed, dense = rankings
+    number, _, position, neuron, level = listed[listed[:, 1] == layer].long().unbind(-1)
+    key, inside = number * most + level, position * n_neurons + neuron
+    found, counts = [inside[key.argsort(stable=True)]], [torch.bincount(key, minlength=n_listed * most)]
+    for levels in dense:
+        mine = levels[layer].flatten()
+        found.append(mine.sort(stable=True)[1])
+        counts.append(torch.bincount(mine, minlength=most))
+    begins = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
+    return torch.cat(found), begins.unfold(0, most + 1, most)
+
+
+def spanned(inside: Tensor, spans: Tensor, *starts: Tensor) -> list[Tensor]:
+    """The nodes in each row's two spans [row, begin and end of each], counted from each of its starts [row]."""
+    begin, size = spans[:, ::2].flatten(), (spans[:, 1::2] - spans[:, ::2]).flatten()
+    picked = inside[torch.arange(int(size.sum())) + (begin - size.cumsum(0) + size).repeat_interleave(size)]
+    return [picked + start.repeat_interleave(2).repeat_interleave(size) for start in starts]
 
 
 def replace_layer(value: Tensor, other: Tensor, here: bool) -> Tensor:
@@ -294,9 +426,9 @@ def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
     return value.clone().index_put(index, to.to(value.device, value.dtype))
 
 
-def stack(plan: SimpleNamespace, layers: Any) -> Tensor:
-    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in the plan's transfer dtype."""
-    return torch.stack([layer.to(plan.transfer_dtype) for layer in to_cpu(*layers)], dim=1)
+def stack(dtype: torch.dtype, layers: Any) -> Tensor:
+    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in a dtype."""
+    return torch.stack([layer.to(dtype) for layer in to_cpu(*layers)], dim=1)
 
 
 class Guard(TorchFunctionMode):

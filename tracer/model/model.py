@@ -12,14 +12,13 @@ import logging
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from nnsight import TransformersModel
@@ -27,11 +26,10 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.model import adapters, folder, interventions, multimodal, state, tokens
-from tracer.model.backend import Remote
+from tracer.model import adapters, folder, multimodal, state, tokens
+from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import Family, family_of, looks_ahead
 from tracer.settings import RULES, ModelRecord
-from tracer.system import machine
 from tracer.system.forks import after_fork
 
 log = logging.getLogger(__name__)
@@ -43,20 +41,11 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
 }
 QUANTIZED = ("int8", "nf4", "fp4")
-BUDGET_WITHOUT_GPU = 2**30
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """How accelerate can spread a model over devices."""
 KERNELS = ("eager", "sdpa")
 HASH = re.compile(r"[0-9a-f]{64}")
 """What a fingerprint is, but for that of hidden weights."""
-
-Part = TypeVar("Part", bound=Sequence[Any])
-Answer = TypeVar("Answer")
-
-
-def budget_without_gpu() -> int:
-    """Bytes one batch may use on a CPU: a GiB, or a quarter of the most that this process could ever hold."""
-    return min(BUDGET_WITHOUT_GPU, machine.largest() // 4)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +59,7 @@ class Model:
         family: where its parts are.
         tokenizer: its Hugging Face tokenizer.
         lock: held by every pass (`ready`), since two threads on one nnsight model break it; a remote model needs none.
-        remote: where it runs, if that is not here; `nn` then holds no weights, unless they were asked for.
+        backend: where it runs; if that is a server, `nn` holds no weights, unless they were asked for.
         adapter: merged into its weights, if one was: its folder or id.
         warnings: what whoever reads a result should know of how it was loaded, a sentence each; `tracer.load` says it.
     """
@@ -81,19 +70,18 @@ class Model:
     family: Family
     tokenizer: Any
     lock: Any = field(default_factory=threading.RLock, repr=False)
-    remote: Remote | None = field(default=None, repr=False)
+    backend: Backend = field(default=Local(), repr=False)
     adapter: str | None = None
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         after_fork(self, Model._forked)
-        if self.remote is None:
-            state.check_threads()
+        state.check_threads()
 
     def _forked(self) -> None:
         """In a forked process: a thread that held the lock is not here, and left its pass in the middle."""
         value, lock = f"model {quoted(self.name)}", self.lock
-        if self.remote is None and any(part.device.type not in ("cpu", "meta") for part in self.module.parameters()):
+        if not self.backend.survives_fork(self.module):
             lost = state.Interrupted(value, "is on a GPU, which a process that was forked cannot use")
         elif isinstance(lock, nullcontext | state.Interrupted):
             return
@@ -135,36 +123,25 @@ class Model:
                 this process was forked while another thread was at it.
         """
         with self.lock, state.undisturbed():
-            if self.remote is None:
-                state.check_threads()
-                state.check(self.module)
+            self.backend.check(self.module)
             yield
 
-    def backend(self, form: Any = None) -> Any:
-        """What runs the next trace: a request to the server, or nnsight itself, here.
-
-        Args:
-            form: of what a server must send back; see `tracer.model.backend.Of`.
-        """
-        return None if self.remote is None else self.remote.backend(form)
+    @property
+    def remote(self) -> Backend | None:
+        """The backend, if it is a server."""
+        return None if self.backend.server is None else self.backend
 
     def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
-        """Ordered map over parts of some work: sequential here, several at a time on a server, which also gets a part
-        in halves where it is too large."""
-        if self.remote is None:
-            return [function(part) for part in parts]
-        return self.remote.server.each(function, parts)
+        """`Backend.each`."""
+        return self.backend.each(function, parts)
 
     def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
-        """`each` without halving, each answer as soon as those before it are out."""
-        return map(function, parts) if self.remote is None else self.remote.server.stream(function, parts)
+        """`Backend.stream`."""
+        return self.backend.stream(function, parts)
 
     def sleep(self, seconds: float) -> None:
-        """Wait; in a thread of `each` or `stream` only until that work is cancelled."""
-        if self.remote is None:
-            time.sleep(seconds)
-        else:
-            self.remote.server.sleep(seconds)
+        """`Backend.sleep`."""
+        self.backend.sleep(seconds)
 
     @cached_property
     def plan(self) -> SimpleNamespace:
@@ -178,8 +155,23 @@ class Model:
             steps=tuple(tuple(step) for step in family.steps),
             gate=None if wiring.gate is None else wiring.gate.path,
             up=wiring.up.path,
+            down=family.down,
+            gate_part=None if wiring.gate is None else tuple(wiring.gate),
+            up_part=tuple(wiring.up),
+            value=tuple(wiring.value),
+            output=tuple(wiring.output),
+            attention_in=wiring.attention_in,
+            attention_out=wiring.attention_out,
+            mlp_in=wiring.mlp_in,
+            mlp_out=wiring.mlp_out,
+            norm_offset=wiring.norm_offset,
+            d_model=self.d_model,
+            n_heads=int(self.config.num_attention_heads),
+            value_width=self.value_width,
+            parallel=self.parallel,
             soft_cap=self.soft_cap,
-            transfer_dtype=torch.float32 if self.remote is None else self.remote.transfer_dtype,
+            head_rows=self.shows_weights,
+            transfer_dtype=self.backend.transfer_dtype,
         )
 
     @property
@@ -229,11 +221,20 @@ class Model:
     @property
     def weights_readable(self) -> bool:
         """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
-        return all(value.is_floating_point() and value.device.type != "meta" for value in self.module.parameters())
+        return readable(self.module)
 
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
         return rules == RULES and self.weights_readable
+
+    @property
+    def shows_weights(self) -> bool:
+        """Whether what runs where the model is can read every weight as a float tensor."""
+        return self.backend.shows_weights(self.module)
+
+    def replays_there(self, rules: frozenset[str]) -> bool:
+        """Whether its linearisation under these rules can be computed where the model is, without gradients."""
+        return rules == RULES and self.shows_weights
 
     @property
     def has_weights(self) -> bool:
@@ -277,11 +278,11 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the embedding's device; a server moves them itself."""
-        return torch.device("cpu") if self.remote else self.module.get_input_embeddings().weight.device
+        return self.backend.device(self.module)
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.remote.grants.dtype if self.remote else self.module.dtype
+        return self.backend.dtype(self.module)
 
     @property
     def has_biases(self) -> bool:
@@ -292,8 +293,7 @@ class Model:
     def conserves(self) -> bool:
         """Whether RelP must conserve relevance here: float32 weights and no biases (method.md section 8, 2)."""
         quantized = getattr(self.config, "quantization_config", None) is not None
-        quantized |= self.remote is not None and self.remote.grants.quantized
-        return self.dtype == torch.float32 and not self.has_biases and not quantized
+        return self.dtype == torch.float32 and not (self.has_biases or quantized or self.backend.quantized)
 
     @property
     def soft_cap(self) -> float | None:
@@ -308,7 +308,7 @@ class Model:
         few weights of a tensor of more than 4,096 can go unseen, and so does any to weights that are offloaded. Of a
         remote model it was taken on the server; where weights are hidden there, it is a text that says so.
         """
-        return self.remote.grants.fingerprint if self.remote else interventions.fingerprint(self.module)
+        return self.backend.fingerprint(self.module)
 
     def record(self) -> ModelRecord:
         """What a circuit keeps of the model it came from."""
@@ -340,8 +340,8 @@ class Model:
         if may_be and not HASH.fullmatch(traced.fingerprint):
             rule = "was traced where weights are hidden, so that they cannot be compared"
             raise RemoteError(value, rule, "use it with that key, or trace it again with weights='local'")
-        if may_be and self.remote and not HASH.fullmatch(mine.fingerprint):
-            rule = f"weights on {self.remote.server.host} are hidden and cannot be compared with those it was traced on"
+        if may_be and not HASH.fullmatch(mine.fingerprint):
+            rule = f"weights on {self.backend.host} are hidden and cannot be compared with those it was traced on"
             raise RemoteError(value, rule, "compare them here with weights='local'")
         if may_be and traced.dtype != mine.dtype:
             rule = f"was traced in {traced.dtype}, this model is in {mine.dtype}"
@@ -350,14 +350,8 @@ class Model:
         raise JobError(value, "was traced on another model", f"load that one: {traced.name}{where}")
 
     def budget(self) -> int:
-        """Bytes one batch may use by default: a GiB (less where this process may hold little), or a quarter of a GPU.
-        Independent of what is free now, so that the same call is always split the same way; for a server, four times
-        what one request may hold."""
-        if self.remote is not None:
-            return 4 * self.remote.server.limits.request
-        if self.device.type != "cuda":
-            return budget_without_gpu()
-        return torch.cuda.get_device_properties(self.device).total_memory // 4
+        """`Backend.budget`."""
+        return self.backend.budget(self.module)
 
     def bytes_per_token(self, gradient: bool = True, length: int = 1024) -> int:
         """An estimate of what a pass holds for one token of one prompt, for splitting work into batches.
@@ -433,23 +427,14 @@ def load(
         _without_effect(
             device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention, adapter=adapter
         )
-        given, said = _tokenizer(str(tokenizer), None) if isinstance(tokenizer, str | Path) else (tokenizer, ())
-        if given is not None and not (callable(given) and hasattr(given, "decode")):
-            raise ModelError(
-                f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name"
-            )
-        return _wrap(name, given, type(name).__name__, None, warnings=said)
+        return _in_memory(name, tokenizer)
     if not isinstance(name, str | Path):
         raise ModelError(f"model {quoted(name)}", "is not a name, folder or module", "give a folder or id, or 'demo'")
     if tokenizer is not None:
         raise ModelError("tokenizer", "has no effect on a model that is loaded by name", "leave it out")
     if device is not None and device_map is not None:
         raise ModelError(f"device={device!r}", "has no effect together with device_map", "give one of them")
-    if attention not in (None, *KERNELS):
-        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
-    options: dict[str, Any] = _weights("float32" if dtype is None else dtype)
-    if attention is not None:
-        options["attn_implementation"] = attention
+    options = _kernel(attention) | _weights("float32" if dtype is None else dtype)
     placed = _device(device) if device_map is None else _device_map(device_map)
     # A folder named "demo" is not the shipped model, and must not be mistaken for it later.
     label = os.path.join(".", "demo") if isinstance(name, Path) and str(name) == "demo" else str(name)
@@ -464,6 +449,14 @@ def load(
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
     with folder.building(source.where):
         return _wrap(module, read, label, revision, adapter=None if found is None else found.name, warnings=said)
+
+
+def _in_memory(module: nn.Module, tokenizer: Any) -> Model:
+    """A module that is loaded already, with the tokenizer that was given for it, or the one of that name."""
+    given, said = _tokenizer(str(tokenizer), None) if isinstance(tokenizer, str | Path) else (tokenizer, ())
+    if given is not None and not (callable(given) and hasattr(given, "decode")):
+        raise ModelError(f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name")
+    return _wrap(module, given, type(module).__name__, None, warnings=said)
 
 
 def _adapter(
@@ -494,13 +487,11 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
     """
     from transformers import AutoModelForCausalLM
 
-    if attention not in (None, *KERNELS):
-        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    options = _kernel(attention)
     source = folder.find(name, revision, weights=False)
     if source.has_text_part:
         rule = "takes images beside text, and a server runs it whole, which no rule covers"
         raise ModelError(source.shown, rule, "load it here, where its text part alone is loaded")
-    options = {} if attention is None else {"attn_implementation": attention}
     with folder.building(source.where), _silence():
         config = multimodal.configuration(source.where, revision)
         check_architecture(config, attention)
@@ -580,6 +571,13 @@ def _known_place(place: str) -> str:
         rule = f"is neither a device nor one of {', '.join(STRATEGIES)}"
         raise ModelError(f"device_map={place!r}", rule, "use device_map='auto', or device=") from None
     return _device(place, "device_map")
+
+
+def _kernel(attention: str | None) -> dict[str, Any]:
+    """The loading options of an attention kernel."""
+    if attention not in (None, *KERNELS):
+        raise ModelError(f"attention={attention!r}", f"must be one of {', '.join(KERNELS)}", "leave it out")
+    return {} if attention is None else {"attn_implementation": attention}
 
 
 def _weights(dtype: str | torch.dtype) -> dict[str, Any]:

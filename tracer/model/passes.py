@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,12 +18,10 @@ import nnsight
 import torch
 from torch import Tensor
 
-from tracer import metrics
 from tracer.errors import RemoteError
 from tracer.metrics import Metric
 from tracer.model import interventions, traces
-from tracer.model import rules as linearize
-from tracer.model.backend import Maybe, Of
+from tracer.model.backend import Of
 from tracer.model.model import Model
 from tracer.prompts import Batch
 from tracer.shapes import Embedded, Logits, PaddedNodes, PerPrompt
@@ -65,7 +62,7 @@ def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
     with model.ready():
-        backend = model.backend((_logits(model, batch, kept),))
+        backend = model.backend.trace((_logits(model, batch, kept),))
         return traces.logits(model.nn, model.plan, inputs(model, batch, kept), rules, backend)
 
 
@@ -84,42 +81,28 @@ def gradients(
         rules: the RelP rules in force; none is the plain gradient.
         embedding: put in place of the embedding's output.
     """
-    read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
+    needs_gradients(model)
     nodes, embedded = _nodes(model, batch, basis), _embedded(model, batch)
-    with model.ready():
-        backend = model.backend((nodes, nodes, embedded, embedded, _each(batch)))
-        parts = traces.gradients(model.nn, model.plan, given, read, rules, basis, embedding, backend)
+    ask = SimpleNamespace(
+        inputs=inputs(model, batch, 1 if model.plan.head_rows else metric.kept),
+        metric=SimpleNamespace(**vars(metric)),
+        rules=rules,
+        basis=basis,
+        embedding=embedding,
+        dtype=model.plan.transfer_dtype,
+    )
+    parts = session(model, traces.stacked, ask, (nodes, nodes, embedded, embedded, _each(batch)))
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
 
 
 def values(
     model: Model, batch: Batch, *, basis: str = "activation", embedding: Embedded | None = None
 ) -> tuple[PaddedNodes, Embedded]:
-    """Values of every neuron, and the embedding's output. One forward."""
-    with model.ready():
-        backend = model.backend((_nodes(model, batch, basis), _embedded(model, batch)))
-        parts = traces.values(model.nn, model.plan, inputs(model, batch), basis, embedding, backend)
+    """Values of every neuron, and the embedding's output. One forward, without the head."""
+    dtype, form = model.plan.transfer_dtype, (_nodes(model, batch, basis), _embedded(model, batch))
+    ask = SimpleNamespace(inputs=inputs(model, batch), metric=None, basis=basis, embedding=embedding, dtype=dtype)
+    parts = session(model, traces.stacked, ask, form)
     return parts[0].float(), parts[1]
-
-
-def replaced(
-    model: Model,
-    batch: Batch,
-    metric: Metric,
-    *,
-    layer: int,
-    neurons: Tensor,
-    basis: str = "activation",
-) -> tuple[Tensor, PerPrompt]:
-    """The metric and its plain gradient to one layer's neurons, set to `neurons` [prompt, column, neuron].
-
-    One forward, one backward that ends at that layer.
-    """
-    read, given = _differentiable(model, metric), inputs(model, batch, metric.kept)
-    with model.ready():
-        backend = model.backend((Of((len(batch.token_ids), batch.width, model.n_neurons(basis))), _each(batch)))
-        parts = traces.replaced(model.nn, model.plan, given, read, layer, neurons, basis, backend)
-    return parts[0], parts[1]
 
 
 def ablated(
@@ -138,9 +121,9 @@ def ablated(
         where: (row, column, neuron) index tensors, one entry per neuron that is set.
         to: the value of each.
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend((_each(batch),))):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
             interventions.through_blocks(
                 nn,
                 plan,
@@ -154,8 +137,7 @@ def ablated(
 
 def embedding(model: Model, batch: Batch) -> Embedded:
     """What leaves the embedding. The forward ends there."""
-    with model.ready():
-        return traces.embedding(model.nn, model.plan, inputs(model, batch), model.backend((_embedded(model, batch),)))
+    return session(model, traces.embedding, inputs(model, batch), _embedded(model, batch))
 
 
 def embeddings_ablated(
@@ -167,9 +149,9 @@ def embeddings_ablated(
         where: (row, column) index tensors, one entry per token that is set.
         to: the vector of each [token, d_model].
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, reader(model, metric)
+    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend((_each(batch),))):
+        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
             nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
@@ -177,9 +159,12 @@ def embeddings_ablated(
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
-    read, given = reader(model, metric), inputs(model, batch, metric.kept)
-    with model.ready():
-        return traces.from_embedding(model.nn, model.plan, given, read, embedding, model.backend((_each(batch),)))
+    ask = SimpleNamespace(
+        inputs=inputs(model, batch, 1 if model.plan.head_rows else metric.kept),
+        metric=SimpleNamespace(**vars(metric)),
+        embedding=embedding,
+    )
+    return session(model, traces.metric_from, ask, _each(batch))
 
 
 @dataclass(frozen=True)
@@ -214,7 +199,7 @@ def intervened(
     """
     nn, plan, rules, parts = model.nn, model.plan, NO_RULES, [edit.parts for edit in edits]
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, kept), backend=model.backend((_logits(model, batch, kept),))):
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend.trace((_logits(model, batch, kept),))):
             interventions.through_blocks(
                 nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
             )
@@ -250,167 +235,14 @@ def generated(
     return session(model, traces.continued, ask, form)
 
 
-@dataclass(frozen=True)
-class FrozenBlock:
-    """One block of one prompt, reduced to the constants of its linearisation; tensors stay on the block's device.
-
-    Attributes:
-        scales: statistic of each norm [pos], by path.
-        pattern: of the attention [head, query, key].
-        gate: input of the activation, up: the other factor (None without one); at the nodes asked for, either
-            [node] (basis activation) or [node, d_mlp] (basis output).
-        values: of the nodes asked for [node].
-        output: of the MLP [pos, d_model]; in the basis activation without its bias, which belongs to no neuron.
-    """
-
-    scales: dict[str, Tensor]
-    pattern: Tensor
-    gate: Tensor
-    up: Tensor | None
-    values: Tensor
-    output: Tensor
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """One prompt's linearised model as constants, for edges.
-
-    Attributes:
-        embedding: the embedding's output [pos, d_model].
-        blocks: in order.
-        final_scale: statistic of the final norm [pos].
-        logits, uncapped: after and before the soft-cap, at the target logits [target].
-    """
-
-    embedding: Tensor
-    blocks: list[FrozenBlock]
-    final_scale: Tensor
-    logits: Tensor
-    uncapped: Tensor
-
-
-def frozen(
-    model: Model, token_ids: Sequence[int], nodes: Sequence[Tensor], logits_at: Tensor, *, basis: str = "activation"
-) -> Frozen:
-    """The constants of one prompt's linearisation. One forward.
-
-    Args:
-        nodes: for each layer, the (position, neuron) pairs whose coefficients are wanted [node, 2].
-        logits_at: (position, token) pairs of the target logits [target, 2].
-    """
-    at = logits_at[:, 0]
-    kept = len(token_ids) - int(at.min()) if len(at) else 1
-    embedding, blocks, final_scale, capped, uncapped = coefficients(
-        model, Batch((tuple(token_ids),)), kept, nodes, basis=basis
-    )
-    places = (at - len(token_ids) + kept).to(capped.device), logits_at[:, 1].to(capped.device)
-    frozen_blocks = []
-    for layer, (scales, pattern, gate, up, values, output) in enumerate(blocks):
-        bias = getattr(model.part(layer, model.family.down), "bias", None)
-        written = output[0] if basis == "output" or bias is None else output[0] - bias.float()
-        rows = {path: scale[0] for path, scale in scales.items()}
-        frozen_blocks.append(FrozenBlock(rows, pattern[0], gate, up, values, written))
-    return Frozen(embedding[0], frozen_blocks, final_scale[0], capped[0][places], uncapped[0][places])
-
-
-def coefficients(
-    model: Model, batch: Batch, kept: int, nodes: Sequence[Tensor] | None = None, *, basis: str = "activation"
-) -> tuple[Tensor, list[tuple[Any, ...]], Tensor, Tensor, Tensor]:
-    """All constants of a batch's linearisation: the embedding, every block's `interventions.frozen_block`, the
-    final norm's scale, and the logits of the last `kept` columns after and before the soft-cap. One forward.
-
-    Args:
-        nodes: for each layer, the (position, neuron) pairs of prompt 0 that are wanted [node, 2]; every neuron if None.
-    """
-    nn, plan = model.nn, model.plan
-    with model.ready(), torch.no_grad():
-        with nn.trace(
-            **inputs(model, batch, kept), backend=model.backend(_constants(model, batch, kept, nodes, basis))
-        ):
-            embedding = nn.get(plan.embedding).output.float()
-            envoys = list(nn.get(plan.blocks))
-            linearize.prepare(envoys, plan.steps)
-            blocks = [
-                interventions.frozen_block(block, plan, None if nodes is None else nodes[i], basis)
-                for i, block in enumerate(envoys)
-            ]
-            final_scale = linearize.scale(plan.final_norm[0], nn.get(plan.final_norm[1]))
-            uncapped, capped = nn.get(plan.head).output.float(), nn.output.logits.float()
-            saved = nnsight.save((embedding, blocks, final_scale, capped, uncapped))
-    return saved if model.remote is None else beside_weights(model, saved)
-
-
-def beside_weights(model: Model, constants: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A server's `coefficients` on the devices of the local weights that they are multiplied with."""
-    embedding, blocks, *last = constants
-
-    def place(value: Any, device: torch.device) -> Any:
-        if isinstance(value, dict):
-            return {name: place(item, device) for name, item in value.items()}
-        return None if value is None else value.to(device)
-
-    down, head = model.family.down, model.module.get_output_embeddings().weight.device
-    if head.type == "meta":
-        return constants
-    devices = [next(model.part(layer, down).parameters()).device for layer in range(len(blocks))]
-    placed = [
-        tuple(place(constant, device) for constant in block) for block, device in zip(blocks, devices, strict=True)
-    ]
-    return place(embedding, devices[0]), placed, *(place(constant, head) for constant in last)
-
-
-def direct_weights(
-    model: Model,
-    token_ids: Sequence[int],
-    nodes: Tensor,
-    logits_at: Tensor,
-    *,
-    basis: str = "activation",
-    rules: frozenset[str] = NO_RULES,
-    max_bytes: int,
-    baselines: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Weights of the direct edges from every node and embedding into every node and logit, over direct paths only.
-
-    One forward, and batched backwards. Every MLP is detached, so that no path runs through it. Nodes that are not asked
-    for are only summed, where they are computed.
-
-    Args:
-        nodes: rows of (layer, position, neuron), sources and targets. logits_at: rows of (position, token), targets.
-        max_bytes: bytes of gradients held at a time.
-        baselines: of the nodes [node] and of the embeddings [pos, d_model].
-
-    Returns:
-        The targets' values, nodes then logits [target]; weights into them from the nodes [target, node], from each
-        embedding [target, pos], and from all nodes and embeddings together [target]; and with each source's distance
-        from its baseline in the place of its value [target, node + pos], None without baselines.
-    """
-    needs_gradients(model)
-    kept = len(token_ids) - int(logits_at[:, 0].min()) if len(logits_at) else 1
-    given = inputs(model, Batch((tuple(token_ids),)), kept)
-    at = torch.stack([logits_at[:, 0] - len(token_ids) + kept, logits_at[:, 1]], -1)
-    away = None if baselines is None else ([baselines[0]], baselines[1][None])
-    targets, sources = len(nodes) + len(at), len(nodes) + len(token_ids)
-    into = Of((targets,)), Of((targets, len(nodes))), Of((targets, len(token_ids))), Of((targets,))
-    form = [(*into, Maybe(Of((targets, sources))))]
-    with model.ready():
-        (parts,) = traces.direct_weights(
-            model.nn, model.plan, given, [nodes], [at], rules, basis, max_bytes, away, model.backend(form)
-        )
-    return parts[0], parts[1], parts[2], parts[3], parts[4]
-
-
-def session(model: Model, function: Callable[..., Any], ask: SimpleNamespace, form: Any) -> Any:
+def session(model: Model, function: Callable[..., Any], ask: Any, form: Any) -> Any:
     """What `function(nn, plan, ask)` returns, all its traces in one request to a server; it travels as its source.
 
     Args:
         form: of what it returns; see `tracer.model.backend.Of`.
     """
-    nn, plan = model.nn, _unrounded(model)
     with model.ready():
-        with nn.session(backend=model.backend(form)):
-            result = nnsight.save(function(nn, plan, ask))
-    return result
+        return model.backend.session(model.nn, model.plan, function, ask, form)
 
 
 def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -> Tensor:
@@ -418,7 +250,7 @@ def top_tokens(model: Model, batch: Batch, columns: Sequence[int], count: int) -
     nn, plan, given = model.nn, model.plan, inputs(model, batch, -min(columns))
     form = Of((len(columns), count), torch.int64, n_logits(model))
     with model.ready(), torch.no_grad():
-        with nn.trace(**given, backend=model.backend(form)):
+        with nn.trace(**given, backend=model.backend.trace(form)):
             out = interventions.logits(nn, plan, NO_RULES).float()
             at = torch.stack([row[column] for row, column in zip(out, columns, strict=True)])
             saved = nnsight.save(at.topk(count).indices.cpu())
@@ -440,7 +272,7 @@ def probe(
     nn, plan = model.nn, model.plan
     form = Of((len(steps),), finite=True), Of((len(steps), n_logits(model))), float, str, (bool, bool, str)
     with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch), backend=model.backend(form)):
+        with nn.trace(**inputs(model, batch), backend=model.backend.trace(form)):
             output = nn.get(plan.embedding).output
             unit = output[0].float().norm() / direction.norm().to(output.device)
             moved = output.float() + (sizes * direction[None]).to(output.device) * unit
@@ -457,7 +289,7 @@ def probe_gradient(model: Model, token_ids: Sequence[int], direction: Tensor, pr
     batch = Batch((tuple(token_ids),))
     nn, plan = model.nn, model.plan
     with model.ready(), torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**inputs(model, batch), backend=model.backend((Of(()),))):
+        with nn.trace(**inputs(model, batch), backend=model.backend.trace((Of(()),))):
             entered = interventions.embed_leaf(nn, plan, None, True)
             out = interventions.first_output(nn, plan)
             (grad,) = torch.autograd.grad((out.float() * projection.to(out.device)).sum(), [entered])
@@ -490,40 +322,6 @@ def _each(batch: Batch) -> Of:
     return Of((len(batch.token_ids),))
 
 
-def _constants(model: Model, batch: Batch, kept: int, nodes: Sequence[Tensor] | None, basis: str) -> tuple[Any, ...]:
-    """The form of `coefficients`."""
-    plan, (rows, columns) = model.plan, (len(batch.token_ids), batch.width)
-    scale = Of((rows, columns, ...))
-    scales = {path: scale for kind, path in plan.steps if kind in ("rms_norm", "layer_norm")}
-    pattern, output, blocks = Of((rows, None, columns, columns)), _embedded(model, batch), list[Any]()
-    for layer in range(model.n_layers):
-        count = None if nodes is None else len(nodes[layer])
-        factor = Of((rows, columns, model.d_mlp) if count is None else (count,))
-        value = factor
-        if basis == "output":
-            value = output if count is None else factor
-            factor = factor if count is None else Of((count, model.d_mlp))
-        blocks.append((scales, pattern, factor, None if plan.gate is None else factor, value, output))
-    logits = _logits(model, batch, kept)
-    return output, blocks, scale, logits, logits
-
-
-def _unrounded(model: Model) -> SimpleNamespace:
-    """The plan of a session, with float32 as transfer dtype: what a session returns is small."""
-    return SimpleNamespace(**{**vars(model.plan), "transfer_dtype": torch.float32})
-
-
-def reader(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
-    """How a trace reads the metric; for a remote model as a function that can travel."""
-    return metric.read if model.remote is None else partial(metrics.read, **vars(metric))
-
-
-def _differentiable(model: Model, metric: Metric) -> Callable[[Tensor], Tensor]:
-    """As `reader`, for a pass with gradients."""
-    needs_gradients(model)
-    return reader(model, metric)
-
-
 def needs_gradients(model: Model, what: str = "this", instead: str | None = None) -> None:
     """Refuse what cannot be done where a server takes no gradients.
 
@@ -533,11 +331,11 @@ def needs_gradients(model: Model, what: str = "this", instead: str | None = None
     Raises:
         RemoteError: the server takes none.
     """
-    if model.remote is None or model.remote.grants.gradients:
+    if model.backend.gradients:
         return
     raise RemoteError(
-        f"model {model.name!r} on {model.remote.server.host}",
-        f"{what} needs gradients, which the server does not grant this key ({model.remote.grants.reason})",
+        f"model {model.name!r} on {model.backend.host}",
+        f"{what} needs gradients, which the server does not grant this key ({model.backend.reason})",
         instead or _without_gradients(model),
     )
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+KERNEL = "attention_interface_"
+"""What the operations are called that choose and run the attention kernel."""
 SQRT_2 = math.sqrt(2.0)
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
@@ -128,23 +130,57 @@ def prepare(blocks: Iterable[Any], steps: Iterable[tuple[str, str]]) -> None:
 
 def attention_call(attn: Any) -> Any:
     """The operation that runs the attention kernel: found by name, since its number differs between versions."""
-    names = [name for name in attn.source.names if name.startswith("attention_interface_")]
+    names = [name for name in attn.source.names if name.startswith(KERNEL)]
     return getattr(attn.source, names[-1])
 
 
-def pattern(attn: Any) -> Tensor:
-    """The attention pattern [prompt, head, query, key], from whichever kernel the model runs.
+def kernel(attn: Any) -> Any:
+    """The function that runs the attention kernel, read before its inputs are."""
+    return next(getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL))
 
-    The kernel is called once more with the identity in place of the values: what comes out is the pattern itself,
-    with masks, sliding windows, scalings and soft-caps as the model applies them.
+
+def pattern(attn: Any, function: Any) -> Tensor:
+    """The attention pattern [prompt, head, query, key], once the kernel has run: what a kernel returns of it, if it
+    does. PyTorch's own is computed from queries, keys and mask; of any other, the kernel is called once more with the
+    identity in the place of the values, which gives the pattern with all that it does.
+
+    Args:
+        function: the attention's `kernel`.
     """
-    names = [name for name in attn.source.names if name.startswith("attention_interface_")]
-    function = getattr(attn.source, names[0]).output
-    (module, query, key, value, *rest), named = attention_call(attn).inputs
+    call = attention_call(attn)
+    (module, query, key, value, *rest), named = call.inputs
+    given = call.output[1]
+    if given is not None:
+        return given.detach()
+    if function.__name__ == "sdpa_attention_forward":
+        return _scaled_dot_product(module, query.detach(), key.detach(), *rest, **named)
     length = key.shape[2]
     identity = torch.eye(length, dtype=value.dtype, device=value.device).expand(*value.shape[:2], length, length)
-    out = function(module, query, key, identity.contiguous(), *rest, **named)[0]
+    out = function(module, query.detach(), key.detach(), identity.contiguous(), *rest, **named)[0]
     return out.transpose(1, 2)
+
+
+def _scaled_dot_product(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **_: Any,
+) -> Tensor:
+    """The pattern of transformers' ``sdpa`` kernel, float32."""
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    grouped = query.float().unflatten(1, (key.shape[1], -1))
+    scores = grouped @ key.float().transpose(2, 3)[:, :, None]
+    scores = scores.flatten(1, 2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if mask is None and causal and query.shape[2] > 1:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask.float()
+    return scores.softmax(-1)
 
 
 def scale(kind: str, norm: Any) -> Tensor:

@@ -7,7 +7,7 @@ arguments, and know none of tracer's records. `backend` is what runs the trace; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,23 +24,50 @@ def gradients(
     nn: Any,
     plan: SimpleNamespace,
     inputs: dict[str, Any],
-    read: Callable[[Tensor], Tensor],
+    metric: SimpleNamespace,
     rules: frozenset[str],
     basis: str,
     embedding: Tensor | None = None,
-    backend: Any = None,
-) -> tuple[Tensor, ...]:
-    """Values of all neurons and the metric's gradients to them [prompt, layer, column, neuron]; the embedding's output
-    (or its replacement) and the gradient to it [prompt, column, d_model]; the metric [prompt]."""
+    constants: bool = False,
+) -> SimpleNamespace:
+    """A forward and a backward, of which nothing leaves the device.
+
+    Args:
+        metric: the fields of a `Metric`; see `interventions.score`.
+        embedding: put in the place of the embedding's output.
+        constants: keep those of the linearisation.
+
+    Returns:
+        `values` of all neurons and the metric's `gradients` to them, for each layer [prompt, column, neuron]; the
+        `embedding`'s output (or its replacement) and its `embedding_gradient` [prompt, column, d_model]; the `metric`
+        [prompt], the `tokens` of its terms and what they were `read` from; `blocks` and `final_scale`, the constants.
+    """
+    kept, scales = ([], []) if constants else (None, None)
+    stops: list[BaseException] = []
     with torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**inputs, backend=backend):
+        with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, True)
-            neurons = interventions.through_blocks(nn, plan, rules, basis)
-            score = read(interventions.logits(nn, plan, rules))
+            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept)
+            score, tokens, source = interventions.score(nn, plan, rules, metric, scales)
             grads = torch.autograd.grad(score.sum(), [entered, *neurons])
-            both = interventions.stack(plan, neurons), interventions.stack(plan, grads[1:])
-            saved = nnsight.save((*both, *interventions.to_cpu(entered, grads[0], score)))
-    return saved
+            saved = nnsight.save(
+                ([value.detach() for value in neurons], grads, entered.detach(), score, tokens, source)
+            )
+            if plan.head_rows:
+                interventions.stop(tracer, stops)
+    interventions.release(stops)
+    values, grads, entered, score, tokens, source = saved
+    return SimpleNamespace(
+        values=values,
+        gradients=grads[1:],
+        embedding=entered,
+        embedding_gradient=grads[0],
+        metric=score.detach(),
+        tokens=tokens,
+        read=source.detach(),
+        blocks=kept,
+        final_scale=scales[0] if scales else None,
+    )
 
 
 def values(
@@ -49,47 +76,97 @@ def values(
     inputs: dict[str, Any],
     basis: str,
     embedding: Tensor | None = None,
-    backend: Any = None,
-) -> tuple[Tensor, ...]:
-    """Values of all neurons [prompt, layer, column, neuron], and the embedding's output [prompt, column, d_model]."""
+    metric: SimpleNamespace | None = None,
+    constants: bool = False,
+) -> SimpleNamespace:
+    """A forward, as `gradients` but for what needs a backward; without a metric it ends behind the last block."""
+    kept, scales, ended = ([], [], plan.head_rows) if constants else (None, None, plan.head_rows or metric is None)
+    stops: list[BaseException] = []
     with torch.no_grad():
-        with nn.trace(**inputs, backend=backend):
+        with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, False)
-            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis)
-            saved = nnsight.save((interventions.stack(plan, neurons), *interventions.to_cpu(entered)))
-    return saved
+            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept)
+            found = (None, None, None)
+            if metric is not None:
+                found = interventions.score(nn, plan, NO_RULES, metric, scales)
+            saved = nnsight.save((neurons, entered, *found))
+            if ended:
+                interventions.stop(tracer, stops)
+    interventions.release(stops)
+    neurons, entered, score, tokens, source = saved
+    return SimpleNamespace(
+        values=neurons,
+        embedding=entered,
+        metric=score,
+        tokens=tokens,
+        read=source,
+        blocks=kept,
+        final_scale=scales[0] if scales else None,
+    )
 
 
-def embedding(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], backend: Any = None) -> Tensor:
-    """What leaves the embedding [prompt, column, d_model]. The forward ends there."""
+def embedding(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> Tensor:
+    """What leaves the embedding [prompt, column, d_model], on the CPU. The forward ends there."""
+    stops: list[BaseException] = []
     with torch.no_grad():
-        with nn.trace(**inputs, backend=backend) as tracer:
+        with nn.trace(**inputs) as tracer:
             saved = nnsight.save(interventions.to_cpu(nn.get(plan.embedding).output))
-            tracer.stop()
+            interventions.stop(tracer, stops)
+    interventions.release(stops)
     return saved[0]
+
+
+def constants(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> SimpleNamespace:
+    """The constants of a linearisation without reading the head: `embedding` [prompt, column, d_model], `blocks` (see
+    `interventions.observe`), `final_scale` [prompt, column], and what leaves the final norm, `read`."""
+    kept, scales = [], []
+    stops: list[BaseException] = []
+    with torch.no_grad():
+        with nn.trace(**inputs) as tracer:
+            entered = nn.get(plan.embedding).output
+            interventions.through_blocks(nn, plan, NO_RULES, "activation", None, kept)
+            saved = nnsight.save((entered, interventions.final(nn, plan, NO_RULES, scales)))
+            interventions.stop(tracer, stops)
+    interventions.release(stops)
+    return SimpleNamespace(embedding=saved[0], blocks=kept, final_scale=scales[0], read=saved[1])
+
+
+def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
+    """Values of all neurons and the metric's gradients to them [prompt, layer, column, neuron], the embedding's output
+    (or its replacement) and the gradient to it [prompt, column, d_model], the metric [prompt]; without a `metric`, the
+    values and the embedding's output alone. They leave the device."""
+    if ask.metric is None:
+        found = values(nn, plan, ask.inputs, ask.basis, ask.embedding)
+        return (interventions.stack(ask.dtype, found.values), *interventions.to_cpu(found.embedding))
+    found = gradients(nn, plan, ask.inputs, ask.metric, ask.rules, ask.basis, ask.embedding)
+    both = interventions.stack(ask.dtype, found.values), interventions.stack(ask.dtype, found.gradients)
+    return (*both, *interventions.to_cpu(found.embedding, found.embedding_gradient, found.metric))
 
 
 def replaced(
     nn: Any,
     plan: SimpleNamespace,
     inputs: dict[str, Any],
-    read: Callable[[Tensor], Tensor],
+    metric: SimpleNamespace,
     layer: int,
     neurons: Tensor,
     basis: str,
-    backend: Any = None,
-) -> tuple[Tensor, ...]:
-    """The metric's plain gradients to one layer's neurons, set to `neurons` [prompt, column, neuron], and the metric
-    [prompt]. The backward ends at that layer."""
+) -> Tensor:
+    """The metric's plain gradients to one layer's neurons, set to `neurons` [prompt, column, neuron]. The backward ends
+    at that layer."""
+    stops: list[BaseException] = []
     with torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**inputs, backend=backend):
+        with nn.trace(**inputs) as tracer:
             leaf = neurons.detach().clone().requires_grad_(True)
             interventions.through_blocks(
                 nn, plan, NO_RULES, basis, lambda at, value: interventions.replace_layer(value, leaf, at == layer)
             )
-            score = read(interventions.logits(nn, plan, NO_RULES))
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
             (grad,) = torch.autograd.grad(score.sum(), [leaf])
-            saved = nnsight.save(interventions.to_cpu(grad, score))
+            saved = nnsight.save(grad)
+            if plan.head_rows:
+                interventions.stop(tracer, stops)
+    interventions.release(stops)
     return saved
 
 
@@ -106,38 +183,51 @@ def logits(
 
 
 def from_embedding(
-    nn: Any,
-    plan: SimpleNamespace,
-    inputs: dict[str, Any],
-    read: Callable[[Tensor], Tensor],
-    embedding: Tensor,
-    backend: Any = None,
+    nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], metric: SimpleNamespace, embedding: Tensor
 ) -> Tensor:
     """The metric [prompt] with the embedding's output replaced."""
+    stops: list[BaseException] = []
     with torch.no_grad():
-        with nn.trace(**inputs, backend=backend):
+        with nn.trace(**inputs) as tracer:
             interventions.embed_leaf(nn, plan, embedding, False)
-            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
-    return saved[0]
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
+            saved = nnsight.save(score)
+            if plan.head_rows:
+                interventions.stop(tracer, stops)
+    interventions.release(stops)
+    return saved
+
+
+def metric_from(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """`from_embedding`, on the CPU."""
+    return interventions.to_cpu(from_embedding(nn, plan, ask.inputs, ask.metric, ask.embedding))[0]
 
 
 def ablated(
     nn: Any,
     plan: SimpleNamespace,
-    inputs: dict[str, Any],
-    read: Callable[[Tensor], Tensor],
-    rows: Sequence[tuple[Tensor, bool, int, int]],
-    to: Sequence[Tensor] | None,
+    one: SimpleNamespace,
+    rankings: tuple[int, int, Tensor, Sequence[Tensor]],
+    to: Tensor | None,
     basis: str,
-    backend: Any = None,
 ) -> Tensor:
-    """What is read [prompt] with sets of nodes replaced, as `interventions.ablate_sets` takes them."""
+    """What is read [prompt] with sets of nodes replaced, as `interventions.ablate_sets` takes them.
+
+    `one` has the batch's `inputs`, its `rows`, and the fields of the `metric`; without one the greedy next token is
+    read. Where rows of the head can be read, the forward ends before it.
+    """
+    rows = torch.tensor(one.rows)
     with torch.no_grad():
-        with nn.trace(**inputs, backend=backend):
+        with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, to)
+                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
             )
-            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, NO_RULES))))
+            if one.metric is None:
+                saved = nnsight.save(interventions.to_cpu(interventions.greedy(nn, plan)))
+            else:
+                saved = nnsight.save(interventions.to_cpu(interventions.score(nn, plan, NO_RULES, one.metric)[0]))
+            if plan.head_rows:
+                tracer.stop()
     return saved[0]
 
 
@@ -182,27 +272,29 @@ def direct_weights(
     inputs: dict[str, Any],
     nodes: Sequence[Tensor],
     logits_at: Sequence[Tensor],
-    rules: frozenset[str],
-    basis: str,
+    how: SimpleNamespace,
     max_bytes: int,
     baselines: tuple[Sequence[Tensor], Tensor] | None = None,
-    backend: Any = None,
 ) -> list[tuple[Any, ...]]:
     """For each prompt: its targets' values [target], and what `interventions.direct_weights` returns.
 
     Args:
-        nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column of the logits, token),
-            targets.
-        max_bytes, baselines: as there.
+        nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column, token), targets;
+            columns count from the end.
+        how: `rules` of the linearisation, and the `basis`. max_bytes, baselines: as there.
     """
+    stops: list[BaseException] = []
     with torch.inference_mode(False), torch.enable_grad():
-        with nn.trace(**inputs, backend=backend):
+        with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            cuts = interventions.walk(nn, plan, rules, lambda down, _: interventions.detach_mlp(down, basis))
-            out = interventions.logits(nn, plan, rules)
-            targets = interventions.target_values([parts[0] for parts in cuts], nodes, out, logits_at)
+            cuts = interventions.walk(nn, plan, how.rules, lambda down, _: interventions.detach_mlp(down, how.basis))
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
+            targets = interventions.target_values([parts[0] for parts in cuts], nodes, ends)
             weights = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes, baselines)
             saved = nnsight.save(
                 [(*interventions.to_cpu(values), *rest) for values, rest in zip(targets, weights, strict=True)]
             )
+            if plan.head_rows:
+                interventions.stop(tracer, stops)
+    interventions.release(stops)
     return saved

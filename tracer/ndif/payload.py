@@ -11,13 +11,14 @@ import inspect
 import io
 import sys
 import threading
+import tokenize
 import types
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import zstandard
 from nnsight import save
-from nnsight.intervention.serialization import CustomCloudPickler, reduce_block
+from nnsight.intervention.serialization import CustomCloudPickler, _load_function, reduce_block
 
 from tracer.system.forks import after_fork
 
@@ -30,26 +31,63 @@ after_fork(sys.modules[__name__], lambda module: setattr(module, "_PARSING", thr
 
 
 class _Pickler(CustomCloudPickler):
-    """nnsight's pickler, for functions and modules of ours as they are on disk: not wrapped by a type checker, and
-    without what a module knows of its loading."""
+    """nnsight's pickler, for functions of ours as they are on disk, not wrapped by a type checker; of their source
+    travels what runs, and of the modules of ours that they name, what they read of them."""
 
-    _kept: ClassVar[dict[types.FunctionType, tuple[Any, ...]]] = {}
+    _kept: ClassVar[dict[types.FunctionType, tuple[tuple[Any, ...], dict[str, set[str]]]]] = {}
 
     def _dynamic_function_reduce(self, func: types.FunctionType) -> tuple[Any, ...]:
         plain: Any = inspect.unwrap(func)
-        if plain.__closure__ is not None or "<locals>" in plain.__qualname__:
-            return super()._dynamic_function_reduce(plain)
-        # Finding a function's source takes longer than the rest of a request together.
-        if plain not in self._kept:
-            self._kept[plain] = super()._dynamic_function_reduce(plain)
-        return self._kept[plain]
+        reduced, read = self._kept.get(plain) or self._lean(plain)
+        if plain.__closure__ is None and "<locals>" not in plain.__qualname__:
+            # Finding a function's source takes longer than the rest of a request together.
+            self._kept[plain] = reduced, read
+        load, args, scope, *rest = reduced
+        return load, args, _narrowed(scope, read) if read else scope, *rest
 
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, types.ModuleType) and obj.__name__.partition(".")[0] == "tracer":
-            contents = {name: value for name, value in vars(obj).items() if not name.startswith("__")}
-            contents.pop("jaxtyping", None)  # put there by a type checker's import hook
-            return types.ModuleType, (obj.__name__,), contents
-        return super().reducer_override(obj)
+    def _lean(self, func: types.FunctionType) -> tuple[tuple[Any, ...], dict[str, set[str]]]:
+        """A function as nnsight reduces it, but without comments and annotations; and its `_attributes`."""
+        load, args, *rest = super()._dynamic_function_reduce(func)
+        if load is not _load_function:
+            return (load, args, *rest), {}  # nothing has its source
+        source, name, defaults, of_keywords, _, *origin = args
+        lean = _uncommented(source), name, defaults, of_keywords, None, *origin
+        return (load, lean, *rest), _attributes(ast.parse(source))
+
+
+def _attributes(tree: ast.AST) -> dict[str, set[str]]:
+    """Which attributes are read of each name."""
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            found.setdefault(node.value.id, set()).add(node.attr)
+    return found
+
+
+def _narrowed(scope: dict[str, Any], read: dict[str, set[str]]) -> dict[str, Any]:
+    """Names and what they stand for; for modules of ours, which a server does not have, only what is read of them."""
+    return {
+        name: types.SimpleNamespace(**{one: getattr(value, one) for one in read[name]})
+        if name in read and isinstance(value, types.ModuleType) and value.__name__.partition(".")[0] == "tracer"
+        else value
+        for name, value in scope.items()
+    }
+
+
+def _uncommented(source: str) -> str:
+    """A function's source without comments, and ``pass`` for docstrings; what is left stays on its line."""
+    lines, tokens = source.split("\n"), list(tokenize.generate_tokens(io.StringIO(source).readline))
+    for token in tokens:
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column].rstrip()
+    parts = [token for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL)]
+    for before, said, after in zip(parts, parts[1:], parts[2:], strict=False):
+        begins = before.type in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if begins and said.type == tokenize.STRING and after.type == tokenize.NEWLINE:
+            (row, column), (last, _) = said.start, said.end
+            lines[row - 1 : last] = [lines[row - 1][:column] + "pass", *[""] * (last - row)]
+    return "\n".join(lines)
 
 
 class _Guarding(ast.NodeTransformer):
@@ -86,9 +124,11 @@ def serialized(tracer: Any, guard: Callable[[], Any] | None = None, receipt: str
         variables[_Guarding.NAME] = guard
     buffer = io.BytesIO()
     with _PARSING:
-        block = reduce_block(node, frame.f_globals, variables)
+        source, *scopes = reduce_block(node, frame.f_globals, variables)
+        read = _attributes(node)
+        block = source, *(_narrowed(scope, read) for scope in scopes)
         _Pickler(buffer, protocol=4).dump((tracer, block))
-    return zstandard.ZstdCompressor(level=6).compress(buffer.getvalue())
+    return zstandard.ZstdCompressor(level=12).compress(buffer.getvalue())
 
 
 def saved_names(node: ast.With) -> tuple[frozenset[str], frozenset[str]]:

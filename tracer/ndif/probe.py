@@ -22,17 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from tracer import demo
-from tracer.attribution.selected import circuits
-from tracer.attribution.selection import DEFAULT_NODES
+from tracer.attribution import request
+from tracer.attribution.selection import Selection
 from tracer.errors import ModelError, RemoteError, option, quoted
-from tracer.metrics import Metric
 from tracer.model import interventions, passes
 from tracer.model.model import DTYPES, HASH, QUANTIZED, Model, skeleton
 from tracer.model.model import load as load_here
 from tracer.model.state import undisturbed
 from tracer.ndif.server import UNKNOWN, Grants, JobFailedError, Limits, Notify, Remote, Server
-from tracer.prompts import Batch
-from tracer.settings import RULES, settings
+from tracer.prompts import Batch, Encoded
+from tracer.settings import settings
 from tracer.text import printable
 
 COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
@@ -120,11 +119,8 @@ def load(
     if not remote:
         _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits, report=report)
         return load_here(name, dtype=dtype, revision=revision, attention=attention, adapter=adapter, seed=seed, **here)
-    if adapter is not None:
-        rule = "cannot be merged into weights on a server"
-        raise ModelError(option("adapter", str(adapter)), rule, "leave it out, or trace here, without remote")
-    if isinstance(name, nn.Module):
-        raise ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
+    if isinstance(name, nn.Module) or adapter is not None:
+        raise _never_remote(name, adapter)
     if weights not in (None, "local"):
         raise ModelError(f"weights={quoted(weights)}", "must be 'local', or left out", "leave it out")
     if wire not in (None, *WIRES):
@@ -137,10 +133,16 @@ def load(
         _refuse("a remote model without local weights", **here, seed=seed or None)
     client = skeleton(name, revision=revision, attention=attention)
     server = Server(host, limits, report)
-    model, _ = connect(client, server, {**here, "dtype": dtype, "seed": seed} if weights else None, dtype)
-    if model.remote is None or wire is None:
-        return model
-    return replace(model, remote=replace(model.remote, transfer_dtype=DTYPES[wire]))  # type: ignore[type-var]
+    local = {**here, "dtype": dtype, "seed": seed} if weights else None
+    return connect(client, server, local, dtype, DTYPES[wire or "float32"])[0]
+
+
+def _never_remote(name: Any, adapter: str | Path | None) -> ModelError:
+    """The error where an adapter, or a module in memory, is asked for on a server."""
+    if adapter is not None:
+        rule = "cannot be merged into weights on a server"
+        return ModelError(option("adapter", str(adapter)), rule, "leave it out, or trace here, without remote")
+    return ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
 
 
 def _refuse(what: str, **options: Any) -> None:
@@ -150,7 +152,11 @@ def _refuse(what: str, **options: Any) -> None:
 
 
 def connect(
-    client: Model, server: Server, local: dict[str, Any] | None = None, dtype: str | torch.dtype | None = None
+    client: Model,
+    server: Server,
+    local: dict[str, Any] | None = None,
+    dtype: str | torch.dtype | None = None,
+    transfer_dtype: torch.dtype = torch.float32,
 ) -> tuple[Model, Probe]:
     """A model on a server, probed.
 
@@ -158,28 +164,27 @@ def connect(
         client: from `skeleton`.
         local: options of `tracer.model.load`, where weights are wanted here as well.
         dtype: that the server must have, if any.
+        transfer_dtype: in which values and gradients of all nodes come back.
 
     Raises:
         RemoteError: as `load`.
     """
-    deployments = server.status()
+    deployments, there, here = server.status(), server.environment(), _versions()
     deployment = _deployment(client, server, deployments)
-    there = server.environment()
-    here = _versions()
     _check_versions(server, here, there)
     unknown = Grants(True, "", False, "", client.dtype, False)
     environment = client.nn._remoteable_get_env()
-    asked = replace(
-        client, remote=Remote(server, deployment, environment, unknown, guard=interventions.Guard), lock=nullcontext()
-    )
+    backend = Remote(server, deployment, environment, unknown, transfer_dtype, interventions.Guard)
+    asked = replace(client, backend=backend, lock=nullcontext())
     measured = _Measured(asked, server)
     grants = measured.grants()
     if dtype is not None and str(dtype).removeprefix("torch.") != str(grants.dtype).removeprefix("torch."):
         rule = f"the server runs {client.name!r} in {str(grants.dtype).removeprefix('torch.')}"
         raise RemoteError(f"dtype={dtype}", rule, "leave it out")
-    model, gap = replace(asked, remote=replace(asked.remote, grants=grants)), None  # type: ignore[type-var]
+    backend = replace(backend, grants=grants)
+    model, gap = replace(asked, backend=backend), None
     if local is not None:
-        model, gap = _with_weights(model, measured, local)
+        model, gap = _with_weights(model, backend, measured, local)
     probe = Probe(
         host=server.host,
         deployment=deployment,
@@ -277,14 +282,11 @@ class _Measured:
 
     def _typical(self) -> None:
         """Send a typical request: a circuit with its edges, or, without gradients, all values."""
-        batch, last = Batch((self.ids,)), torch.tensor([[-1, self.ids[0]]])
         if self.reason:
-            passes.values(self.model, batch)
+            passes.values(self.model, Batch((self.ids,)))
             return
-        metric = Metric("logit", torch.tensor([0]), last[:, 0], last[:, 1], torch.ones(1), 1)
-        chosen, rules = settings(metric="logit"), (DEFAULT_NODES, None, None, False, ())
-        ends = [last], [-1]
-        circuits(self.model, batch, metric, chosen, None, rules, *ends, edge_rules=RULES, max_bytes=MAX_BYTES, top=1)
+        prompt = Encoded(self.ids, self.ids[:1], (), None, (len(self.ids) - 1,), "", None)
+        request.ask(self.model, [prompt], request.Request(settings(metric="logit"), Selection.of(), edges=True), None)
 
     def grants(self) -> Grants:
         readable, floating, weights_hash = self.weights
@@ -324,23 +326,20 @@ class _Measured:
         return RemoteError(f"server {self.server.host}", rule, "its numbers cannot be trusted: tell its operator")
 
 
-def _with_weights(model: Model, measured: _Measured, options: dict[str, Any]) -> tuple[Model, float]:
+def _with_weights(model: Model, backend: Remote, measured: _Measured, options: dict[str, Any]) -> tuple[Model, float]:
     """The remote model with its weights here as well, which must be the same; and how far their logits differ."""
     dtype = model.dtype if options["dtype"] is None else options["dtype"]
     attention = model.nn._remoteable_get_env()["attn_implementation"]
     local = load_here(model.name, **{**options, "dtype": dtype}, revision=model.revision, attention=attention)
-    if model.remote is None:
-        raise AssertionError("only a remote model has weights elsewhere")
-    host = model.remote.server.host
-    if model.remote.grants.weights and local.fingerprint != model.fingerprint:
-        raise _other_weights(model, host, "by a hash of a sample")
+    if backend.grants.weights and local.fingerprint != model.fingerprint:
+        raise _other_weights(model, backend.host, "by a hash of a sample")
     own = passes.logits(local, Batch((measured.ids,)))[0, -1]
     gap = float((measured.logits[0] - own).abs().max() / own.abs().max().clamp_min(1e-12))
     if not gap < (1e-3 if local.dtype in STEPS else 0.1):
-        raise _other_weights(model, host, f"by their logits, which differ by {gap:.2g} of the largest")
+        raise _other_weights(model, backend.host, f"by their logits, which differ by {gap:.2g} of the largest")
     # Hidden weights that give the same logits are taken to be the local ones.
-    grants = replace(model.remote.grants, fingerprint=local.fingerprint)
-    return replace(local, remote=replace(model.remote, grants=grants), lock=nullcontext()), gap  # type: ignore[type-var]
+    known = replace(backend, grants=replace(backend.grants, fingerprint=local.fingerprint))
+    return replace(local, backend=known, lock=nullcontext()), gap
 
 
 def _other_weights(model: Model, host: str, how: str) -> RemoteError:

@@ -18,7 +18,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeVar
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import nnsight
 import torch
@@ -32,7 +33,7 @@ from nnsight.tracing.util import push
 from pydantic import ValidationError
 
 from tracer.errors import RemoteError, option, quoted, say
-from tracer.model.backend import Grants
+from tracer.model.backend import Answer, Part
 from tracer.ndif import forms, payload, results
 from tracer.ndif.connection import (
     GONE,
@@ -61,13 +62,29 @@ NUMBER = re.compile(r"[0-9A-Za-z_-]{1,100}")
 """A job's, which goes into an address."""
 CHECK = "check the versions with 'tracer doctor --remote'"
 
-Part = TypeVar("Part", bound=Sequence[Any])
-Answer = TypeVar("Answer")
+
+@dataclass(frozen=True)
+class Grants:
+    """What a server was measured to grant one key on one model (see ndif/probe.py).
+
+    Attributes:
+        gradients: whether gradients can be taken there; `reason` says why not.
+        weights: whether a block can read them.
+        fingerprint: of the weights there, or a text that says that they were not read.
+        dtype: of the activations there. quantized: whether some weights are not floating-point.
+    """
+
+    gradients: bool
+    reason: str
+    weights: bool
+    fingerprint: str
+    dtype: torch.dtype
+    quantized: bool
 
 
 @dataclass(frozen=True, eq=False)
 class Remote:
-    """Where a remote model runs.
+    """The backend of a remote model.
 
     Attributes:
         server, deployment: the service, and its own key of the model.
@@ -83,11 +100,67 @@ class Remote:
     grants: Grants
     transfer_dtype: torch.dtype = torch.float32
     guard: Callable[[], Any] | None = None
+    near: bool = False
 
-    def backend(self, form: Any = None) -> Request:
+    @property
+    def host(self) -> str:
+        return self.server.host
+
+    @property
+    def gradients(self) -> bool:
+        return self.grants.gradients
+
+    @property
+    def reason(self) -> str:
+        return self.grants.reason
+
+    @property
+    def quantized(self) -> bool:
+        return self.grants.quantized
+
+    def trace(self, form: Any = None) -> Request:
         """What sends the next traced block, and refuses an answer that has not the form."""
         guard = None if self.grants.weights else self.guard
         return Request(self.server, self.deployment, self.environment, guard, form)
+
+    def session(self, nn: Any, plan: SimpleNamespace, function: Callable[..., Answer], ask: Any, form: Any) -> Answer:
+        """`function` travels as its source."""
+        with nn.session(backend=self.trace(form)):
+            result = nnsight.save(function(nn, plan, ask))
+        return result  # noqa: RET504  what the block saved
+
+    def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
+        return self.server.each(function, parts)
+
+    def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
+        return self.server.stream(function, parts)
+
+    def sleep(self, seconds: float) -> None:
+        self.server.sleep(seconds)
+
+    def check(self, module: Any) -> None:
+        """Whatever the module here is, it computes nothing."""
+
+    def shows_weights(self, _: Any) -> bool:
+        return self.grants.weights and not self.grants.quantized
+
+    def survives_fork(self, _: Any) -> bool:
+        return True
+
+    def device(self, _: Any) -> torch.device:
+        """The CPU: the server moves inputs itself."""
+        return torch.device("cpu")
+
+    def dtype(self, _: Any) -> torch.dtype:
+        return self.grants.dtype
+
+    def fingerprint(self, _: Any) -> str:
+        """As it was taken there."""
+        return self.grants.fingerprint
+
+    def budget(self, _: Any) -> int:
+        """Four times what one request may hold."""
+        return 4 * self.server.limits.request
 
 
 def unencrypted(host: str | None) -> str:

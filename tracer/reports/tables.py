@@ -114,60 +114,73 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
 
 
 def _payload(graph: Graph) -> viewer.Payload:
-    nodes = graph.nodes.to_pydict()
-    columns = ("source", "target", "weight", "share", "attribution")
-    edges = graph.edges.to_pydict() if graph.links is not None else {name: list[Any]() for name in columns}
-    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR, "other": viewer.ERROR}
-    named = ("embedding", "logit")
-
-    def floats(values: list[float | None]) -> np.ndarray:
-        return np.array([np.nan if value is None else value for value in values], np.float32)
-
+    """What the page draws."""
     circuit = graph if isinstance(graph, Circuit) else None
-    about: dict[str, Any] = dict(graph.notes)
-    if circuit is not None:
-        about = {name: value for name, value in circuit.settings.model_dump(mode="json").items() if name != "rules"}
-        about |= {
-            "rules": ", ".join(sorted(circuit.settings.rules)),
-            "asked": sheet.chances_text(circuit),
-            "conservation": sheet.conservation_text(circuit),
-        }
-        about |= {f"model {name}": value for name, value in circuit.model.model_dump().items()}
-        about |= {f"kept by {name}": value for name, value in circuit.selection.items()}
-        about |= {f"note {number}": text for number, text in enumerate(circuit.warnings, 1)}
-    elif isinstance(graph, Traced):
-        about |= {name: value for name, value in graph.settings.model_dump(mode="json").items() if name != "rules"}
     return viewer.Payload(
         title=graph.text,
         model=graph.model.name if isinstance(graph, Traced) else str(graph.notes.get("scan", "imported")),
         method=graph.settings.method if isinstance(graph, Traced) else "imported graph",
         metric_text=_metric_text(graph),
-        settings=about,
+        settings=_about(graph),
         tokens=list(graph.tokens),
         n_layers=graph.n_layers,
         metric=circuit.metric if circuit is not None else np.nan,
         cancels=circuit is not None and circuit.cancels,
-        nodes=viewer.Nodes(
-            kind=np.array([kinds.get(kind, viewer.NEURON) for kind in nodes["kind"]], np.uint8),
-            layer=np.array(nodes["layer"], np.int16),
-            position=np.array(nodes["position"], np.int32),
-            neuron=np.array(nodes["neuron"], np.int32),
-            activation=floats(nodes["activation"]),
-            attribution=floats(nodes["attribution"]),
-            explained=floats(nodes["explained"]),
-            labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in named],
-            influence=floats(nodes["influence"]),
-            names=dict(_names(graph)),
-        ),
-        edges=viewer.Edges(
-            source=np.array(edges["source"], np.int32),
-            target=np.array(edges["target"], np.int32),
-            weight=floats(edges["weight"]),
-            share=floats(edges["share"]),
-            attribution=floats(edges["attribution"]),
-        ),
+        nodes=_nodes(graph),
+        edges=_edges(graph),
         groups=graph.groups,
     )
+
+
+def _about(graph: Graph) -> dict[str, Any]:
+    """What the page says of how a graph was made."""
+    if not isinstance(graph, Traced):
+        return dict(graph.notes)
+    how = {name: value for name, value in graph.settings.model_dump(mode="json").items() if name != "rules"}
+    if not isinstance(graph, Circuit):
+        return dict(graph.notes) | how
+    how |= {
+        "rules": ", ".join(sorted(graph.settings.rules)),
+        "asked": sheet.chances_text(graph),
+        "conservation": sheet.conservation_text(graph),
+    }
+    how |= {f"model {name}": value for name, value in graph.model.model_dump().items()}
+    how |= {f"kept by {name}": value for name, value in graph.selection.items()}
+    return how | {f"note {number}": text for number, text in enumerate(graph.warnings, 1)}
+
+
+def _nodes(graph: Graph) -> viewer.Nodes:
+    nodes = graph.nodes.to_pydict()
+    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR, "other": viewer.ERROR}
+    named = ("embedding", "logit")
+    return viewer.Nodes(
+        kind=np.array([kinds.get(kind, viewer.NEURON) for kind in nodes["kind"]], np.uint8),
+        layer=np.array(nodes["layer"], np.int16),
+        position=np.array(nodes["position"], np.int32),
+        neuron=np.array(nodes["neuron"], np.int32),
+        activation=_floats(nodes["activation"]),
+        attribution=_floats(nodes["attribution"]),
+        explained=_floats(nodes["explained"]),
+        labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in named],
+        influence=_floats(nodes["influence"]),
+        names=dict(_names(graph)),
+    )
+
+
+def _edges(graph: Graph) -> viewer.Edges:
+    columns = ("source", "target", "weight", "share", "attribution")
+    edges = graph.edges.to_pydict() if graph.links is not None else {name: list[Any]() for name in columns}
+    return viewer.Edges(
+        source=np.array(edges["source"], np.int32),
+        target=np.array(edges["target"], np.int32),
+        weight=_floats(edges["weight"]),
+        share=_floats(edges["share"]),
+        attribution=_floats(edges["attribution"]),
+    )
+
+
+def _floats(values: list[float | None]) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], np.float32)
 
 
 def _metric_text(graph: Graph) -> str:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -177,65 +177,90 @@ def run(
     """
     chosen, started = load_job(job, set), time.perf_counter()
     check_asked(chosen, workers, gpus_per_worker)
-    folder = RunFolder(out)
+    asked = _Asked(
+        ray=ray,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        threads=threads,
+        retry_failed=retry_failed,
+        overwrite=overwrite,
+        repair=repair,
+        start_timeout=start_timeout,
+        watch=watch,
+        note=note or (lambda _: None),
+        pool=pool,
+        factory=factory,
+    )
+    done = _driven(chosen, RunFolder(out), asked)
+    result = Run(done.job, str(out), done.status("done"), done.resumed, time.perf_counter() - started)
+    _check_failures(result, strict)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What `run` was asked for, beside a job and a folder."""
+
+    ray: str | None
+    workers: int | None
+    gpus_per_worker: float | None
+    threads: int
+    retry_failed: bool
+    overwrite: bool
+    repair: bool
+    start_timeout: float | None
+    watch: Watch | None
+    note: Callable[[str], None]
+    pool: Pool | None
+    factory: str
+
+    @property
+    def here(self) -> bool:
+        """Whether workers run on this machine."""
+        return self.ray in (None, "local")
+
+    def planned(self, job: Job) -> local.Start | None:
+        """The plan of a job on this machine; None where it cannot be known, and for workers of a test."""
+        real = self.pool is None and self.factory == _WORKER
+        return local.plan_local_run(job, self.workers, self.gpus_per_worker, self.here) if real else None
+
+
+def _driven(job: Job, folder: RunFolder, asked: _Asked) -> _Driver:
+    """A run that is at its end."""
     with ExitStack() as stack:
         stack.enter_context(writing(folder.place, "folder", NO_ROOM, "cannot be written or read"))
-        folder.check(repair)
-        if retry_failed and not overwrite:
-            chosen = as_far(chosen, folder.record(resume=True))
+        folder.check(asked.repair)
+        if asked.retry_failed and not asked.overwrite:
+            job = as_far(job, folder.record(resume=True))
         lease = stack.enter_context(folder.place.locked())
         signals = stack.enter_context(_Signals())
-        driver = _Driver(chosen, folder, watch, lease.renew, signals, note)
-        here, real = ray in (None, "local"), pool is None and factory == _WORKER
+        driver = _Driver(job, folder, asked, lease.renew, signals)
         # A new run is planned before it claims the folder, so that an error leaves nothing behind.
-        early = real and folder.is_empty()
-        planned = local.plan_local_run(chosen, workers, gpus_per_worker, here) if early else None
+        early = folder.is_empty()
+        planned = asked.planned(job) if early else None
         stack.enter_context(driver.failing())
-        driver.plan(threads, overwrite, retry_failed, repair and not overwrite)
-        resumed = driver.tally.committed
+        driver.plan()
         if driver.is_done:
             driver.show("done", force=True)
         else:
-            if real and not early:
-                planned = local.plan_local_run(chosen, workers, gpus_per_worker, here)
-            if planned is not None and note is not None:
-                for advice in planned.advice:
-                    note(advice)
-            if note is not None:
-                for text in (*driver.record.get("notes", ()), *_unencrypted(chosen)):
-                    note(text)
-            most, driver.max_bytes = (planned.workers, planned.max_bytes) if planned and here else (None, None)
-            made = driver.placed(ray, workers, gpus_per_worker, pool, most)
-            stack.callback(made.pool.close)
-            signals.install()  # Ray has installed its own handlers
-            if note is not None and not here and not made.gpus and not chosen.remote and chosen.device is None:
-                more = option("gpus_per_worker", 1)
-                note(f"the cluster shows no GPU now, so workers run on CPUs; if it grows, give {more}")
-            setup = Setup(
-                folder=str(out) if folder.place.local is None else str(folder.place.local.absolute()),
-                job=chosen.model_dump(mode="json"),
-                factory=factory,
-                threads=driver.record["threads"],
-                cpus=made.cpus,
-                gpus=made.gpus,
-                in_flight=made.in_flight,
-            )
-            if start_timeout is None:
-                start_timeout = START_REMOTE if chosen.remote else START
-            driver.drive(made, setup, start_timeout)
-    result = Run(chosen, str(out), driver.status("done"), resumed, time.perf_counter() - started)
-    if strict and result.status.failed:
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(result.status.errors.items()))
+            driver.work(planned if early else asked.planned(job))
+    return driver
+
+
+def _check_failures(result: Run, strict: bool) -> None:
+    """Refuse a run of which nothing went well, or, if it is strict, not everything."""
+    status = result.status
+    if strict and status.failed:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(status.errors.items()))
         raise RunError(
-            f"{result.status.failed} of {result.status.n_prompts} prompts",
+            f"{status.failed} of {status.n_prompts} prompts",
             f"failed ({counts}), and the run is strict; {_most_often(result.reasons)}",
-            f"see {folder.place}/failed.parquet; {option('retry_failed', True)} does them again",
+            f"see {result.folder.place}/failed.parquet; {option('retry_failed', True)} does them again",
         )
-    if result.status.done and not result.status.statuses.get("ok"):
+    if status.done and not status.statuses.get("ok"):
         step = f"fix the job or its input; {option('retry_failed', True)} does them again"
         rule = f"failed; {_most_often(result.reasons)}"
-        raise RunError(f"all {result.status.done} prompts", rule, f"see {folder.place}/failed.parquet and {step}")
-    return result
+        raise RunError(f"all {status.done} prompts", rule, f"see {result.folder.place}/failed.parquet and {step}")
 
 
 def _unencrypted(job: Job) -> tuple[str, ...]:
@@ -259,13 +284,12 @@ class _Driver:
         self,
         job: Job,
         folder: RunFolder,
-        watch: Watch | None,
+        asked: _Asked,
         renew: Callable[[], None],
         signals: _Signals,
-        note: Callable[[str], None] | None,
     ) -> None:
-        self.job, self.folder, self.watch, self.renew, self.signals = job, folder, watch, renew, signals
-        self.note, self._said = note, set[str]()
+        self.job, self.folder, self.asked, self.renew, self.signals = job, folder, asked, renew, signals
+        self.note, self._said = asked.note, set[str]()
         self.kind = job.kind
         self.tally, self.record = Tally(), dict[str, Any]()
         self.runner: Runner | None = None
@@ -273,7 +297,7 @@ class _Driver:
         self._committed = bytearray()
         self._started, self._written, self._shown = time.time(), 0.0, 0.0
         self._first: float | None = None
-        self._before = 0
+        self._before, self.resumed = 0, 0
         self._journal = _Journal()
         self._session = Tally()
         self._state: RunState = "starting"
@@ -283,9 +307,10 @@ class _Driver:
 
     # -------------------------------------------------------------------------------------- planning
 
-    def plan(self, threads: int, overwrite: bool, retry_failed: bool, repair: bool = False) -> None:
+    def plan(self) -> None:
         """Find out which units are to do: all of them, or those that an earlier run left."""
-        digests = digests_of(self.job)
+        digests, overwrite = digests_of(self.job), self.asked.overwrite
+        repair = self.asked.repair and not overwrite
         content, others = joined(digests), digests[1:] if isinstance(self.job, DatasetJob) else []
         if repair:
             self._repair(content, others)
@@ -300,9 +325,10 @@ class _Driver:
         elif mine and there is not None and not overwrite and is_resumable(there) and "extended_from" not in there:
             self.record = there
         else:
-            self._begin(content, others, threads)
+            self._begin(content, others)
         self._committed = bytearray(self.n_units)
-        self._resume(retry_failed)
+        self._resume()
+        self.resumed = self.tally.committed
         self.show("starting", force=True)
 
     def _there(self, overwrite: bool) -> dict[str, Any] | None:
@@ -326,8 +352,7 @@ class _Driver:
         if (made := repaired(self.folder, self.job, content, plan)) is not None:
             self.record = made
             self._write_record({})
-            if self.note is not None:
-                self.note(f"run.json was made again from the job and {self.folder.place}/_commits")
+            self.note(f"run.json was made again from the job and {self.folder.place}/_commits")
 
     def _planning(self, known: int = 0) -> tuple[list[str], int]:
         """What was said of the input, and how many prompts, or combinations, there are."""
@@ -335,13 +360,13 @@ class _Driver:
             return check_overlap(self.job), len(self.job.combinations())
         return self._planned(self.job, known)
 
-    def _begin(self, content: str, others: list[str], threads: int) -> None:
+    def _begin(self, content: str, others: list[str]) -> None:
         """Plan a new run: its input in shards, then the record that makes it one."""
         self._claimed = True
         self.folder.clear()
         self.record = {}
         self.show("planning", force=True)
-        self._write_record(self._plan_of(content, others, *self._planning()) | {"threads": threads})
+        self._write_record(self._plan_of(content, others, *self._planning()) | {"threads": self.asked.threads})
 
     def _extend(self, there: Mapping[str, Any], content: str, others: list[str]) -> None:
         """Plan more prompts after those of a run, or finish doing so: what is done stays, but for a shard that was not
@@ -404,7 +429,7 @@ class _Driver:
         self.show("stopped", force=True, message=f"stopped by {signal.Signals(self.signals.number).name}")
         return Stopped(self.status("stopped"), self.signals.number)
 
-    def _resume(self, retry_failed: bool) -> None:
+    def _resume(self) -> None:
         """Keep what is committed and intact; delete the rest."""
         if self.kind == "dataset":
             planned = (*self.folder.count_input(), self.folder.digest_input())
@@ -422,7 +447,7 @@ class _Driver:
             kept += commit.files.values()
             self.tally.add(commit)
             self._committed[commit.shard] = 1
-            if retry_failed and commit.n_prompts > commit.statuses.get("ok", 0):
+            if self.asked.retry_failed and commit.n_prompts > commit.statuses.get("ok", 0):
                 self._redo[commit.shard] = commit
         for unit in damaged:
             self.folder.uncommit(unit)
@@ -465,26 +490,55 @@ class _Driver:
 
     # --------------------------------------------------------------------------------------- running
 
-    def placed(
-        self, ray: str | None, workers: int | None, gpus: float | None, pool: Pool | None, most: int | None
-    ) -> Placing:
+    def work(self, planned: local.Start | None) -> None:
+        """Do what is left, with workers as they are planned, and say what should be known of it."""
+        advice = planned.advice if planned is not None else ()
+        for text in (*advice, *self.record.get("notes", ()), *_unencrypted(self.job)):
+            self.note(text)
+        most = None
+        if planned is not None and self.asked.here:
+            most, self.max_bytes = planned.workers, planned.max_bytes
+        made = self._placed(most)
+        with closing(made.pool):
+            self.signals.install()  # Ray has installed its own handlers
+            if not self.asked.here and not made.gpus and not self.job.remote and self.job.device is None:
+                more = option("gpus_per_worker", 1)
+                self.note(f"the cluster shows no GPU now, so workers run on CPUs; if it grows, give {more}")
+            self._drive(made)
+
+    def _placed(self, most: int | None) -> Placing:
         """Where the run goes. Ray takes seconds to start, and a signal may stop that."""
+        asked = self.asked
         try:
-            return place(self.job, ray, workers, gpus, self.n_left, pool, most)
+            return place(self.job, asked.ray, asked.workers, asked.gpus_per_worker, self.n_left, asked.pool, most)
         except RunError:
             if self.signals.number:
                 raise self._stopped() from None
             raise
 
-    def drive(self, made: Placing, setup: Setup, start_timeout: float) -> None:
-        """Do every unit, then what comes after all of them."""
-        self._claimed = True
-        limits = RetryLimits(start=start_timeout, prompt=getattr(self.job, "prompt_timeout", None))
-        self.runner = Runner(
+    def _setup(self, made: Placing) -> Setup:
+        """What a worker is started with."""
+        there = self.folder.place
+        return Setup(
+            folder=there.address if there.local is None else str(there.local.absolute()),
+            job=self.job.model_dump(mode="json"),
+            factory=self.asked.factory,
+            threads=self.record["threads"],
+            cpus=made.cpus,
+            gpus=made.gpus,
+            in_flight=made.in_flight,
+        )
+
+    def _runner(self, made: Placing) -> Runner:
+        """What gives the units to workers, and hears from them."""
+        start = self.asked.start_timeout
+        if start is None:
+            start = START_REMOTE if self.job.remote else START
+        return Runner(
             pool=made.pool,
-            setup=setup,
+            setup=self._setup(made),
             workers=made.workers,
-            limits=limits,
+            limits=RetryLimits(start=start, prompt=getattr(self.job, "prompt_timeout", None)),
             started=self._on_start,
             heard=lambda: self.show(self._state),
             died=lambda _: self._write_journal(),
@@ -496,6 +550,11 @@ class _Driver:
             batch=self._journal.batch,
             parts=self._journal.parts,
         )
+
+    def _drive(self, made: Placing) -> None:
+        """Do every unit, then what comes after all of them."""
+        self._claimed = True
+        self.runner = self._runner(made)
         try:
             for report in self.runner.map(self._tasks()):
                 self._commit(Commit.of(report).model_copy(update={"made_by": made_by(self.job, self.record)}))
@@ -583,7 +642,7 @@ class _Driver:
             commit = commit.model_copy(update={"notes": dict(Counter(old.notes) + Counter(commit.notes))})
         self.folder.commit(commit)
         for text in commit.notes:
-            if self.note is not None and text not in self._said:
+            if text not in self._said:
                 self.note(text)
             self._said.add(text)
         if old is not None:
@@ -662,9 +721,9 @@ class _Driver:
         if not force and now - min(self._shown, self._written) < 0.5:
             return
         status = self.status(state, message)
-        if self.watch is not None and (force or now - self._shown >= 0.5):
+        if self.asked.watch is not None and (force or now - self._shown >= 0.5):
             self._shown = now
-            self.watch(status)
+            self.asked.watch(status)
         if force or now - self._written >= _WRITE_EVERY:
             self._written = now
             self._write_progress(status)

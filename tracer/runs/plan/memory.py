@@ -1,8 +1,9 @@
 """How much memory tracing takes, counted from a model's config: no weight is read.
 
-Every part is a count of tensors: what autograd saves for the backward pass, the float32 results, the sort that selects
-nodes, the constants and matrices of the edges. The few constants are measurements, each said to be one. Knows what the
-other modules allocate; refuses to know jobs and machines (runs/plan/planner.py).
+Every part is a count of tensors: what autograd saves for the backward pass, the values and gradients of all nodes, one
+layer of them while nodes are selected, one piece of the vocabulary, the constants and matrices of the edges. The few
+constants are measurements, each said to be one. Knows what the other modules allocate; refuses to know jobs and
+machines (runs/plan/planner.py).
 
 The counts are of live tensors. glibc holds on to what was freed, so that a process can grow to twice as much, unless
 `limit_malloc_retention` (runs/worker.py) was called in it.
@@ -10,15 +11,17 @@ The counts are of live tensors. glibc holds on to what was freed, so that a proc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tracer.attribution.edges import MAX_AUTOGRAD_BYTES, MAX_REPLAY_BYTES
-from tracer.attribution.methods import EXACT_ROWS, FORWARD_ONLY
+from tracer.attribution.edges import AUTOGRAD_WORKSPACE, LEAST_WORKSPACE, SHARE_OF_BUDGET
+from tracer.attribution.exact import EXACT_ROWS, FORWARD_ONLY
+from tracer.attribution.replay import CPU_ROWS, GPU_ROWS
 from tracer.errors import JobError, quoted
+from tracer.model import backend
 from tracer.model import model as loading
+from tracer.model.head import PIECE
 from tracer.model.sizes import Shape
-from tracer.settings import BASELINES, BASES, METHODS, METRICS, RULES, SUMS_OF_LOGITS
+from tracer.settings import BASELINES, BASES, METHODS, METRICS, PATH_METHODS, RULES, SUMS_OF_LOGITS
 
 # Resident set of a worker that has traced one prompt of the demo: Python, torch, transformers, nnsight, pyarrow
 # (measured on Linux with torch 2.13, CPU build).
@@ -27,13 +30,89 @@ RUNTIME = 500 * 2**20
 LIBRARIES = 150 * 2**20
 # Of a fast tokenizer, per entry of its vocabulary, merges included (measured on one of 100,000 entries).
 TOKENIZER = 700
+# What a batch adds in many small pieces: code first run, tables, what the heap keeps (measured).
+SMALL = 32 * 2**20
 # What a CUDA context and its libraries take of a GPU (the usual figure; not measured by us).
 CUDA_CONTEXT = 2**29
-# Selecting sorts |attribution|: two float32 copies, int64 ranks and the sort's own buffer (measured); `mass` adds
-# running sums in float64.
-SELECT, SELECT_MASS = 25, 40
+# Of each node that may be among the strongest, where it is and where these are sorted: place, number, value.
+CANDIDATE, SORTED = 36, 88
+# Nodes of a layer that are looked at first where a mass decides how many are kept.
+FIRST_OF_MASS = 4096
+# Of each node of one prompt in one layer, for the largest of them: PyTorch's pairs of value and index.
+LARGEST = 16
+# Of each logit while probabilities are summed in float64.
+SUMMED = 24
+# Of each logit where a metric is of all of them (measured).
+WEIGHED = 36
 # Of each edge between its weight and the pruned table: indices, weight, value, share, attribution, influence.
 EDGE = 68
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is done with each prompt.
+
+    Attributes:
+        method, basis, baseline, metric, rules, top_k: as in `tracer.attribute`.
+        nodes: kept for each prompt; None (a threshold or a mass alone decides) counts as 2,000.
+        edges: trace the edges among them.
+        mass: whether nodes are selected by `mass`.
+        positions: how many of the last positions logits are read at.
+        whole: whether the attributions of all nodes are wanted too. circuits: False where they alone are, as of
+            `tracer.attribute`.
+        attention: the kernel, ``eager`` or ``sdpa``; the shape's own if None.
+        batch: prompts computed at once, if that is settled.
+
+    Raises:
+        JobError: an unknown name, or a number below 1.
+    """
+
+    method: str = "relp"
+    basis: str = "activation"
+    baseline: str = "zero"
+    metric: str = "auto"
+    nodes: int | None = 200
+    edges: bool = True
+    rules: frozenset[str] = RULES
+    top_k: int = 5
+    mass: bool = False
+    positions: int = 1
+    whole: bool = False
+    circuits: bool = True
+    attention: str | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        known = {"method": METHODS, "basis": BASES, "baseline": BASELINES, "metric": METRICS}
+        for name, allowed in (known | {"attention": (None, *loading.KERNELS)}).items():
+            if (value := getattr(self, name)) not in allowed:
+                raise JobError(
+                    f"{name}={quoted(value)}", f"must be one of {', '.join(map(str, allowed))}", "choose one"
+                )
+        _check_positive(
+            {"positions": self.positions, "top_k": self.top_k, "batch": 1 if self.batch is None else self.batch}
+        )
+
+    @property
+    def kept(self) -> int:
+        """Nodes of a prompt's circuit."""
+        return 2000 if self.nodes is None else self.nodes
+
+    @property
+    def links(self) -> bool:
+        """Whether edges are traced: they lead into single logits."""
+        return self.edges and self.circuits and self.metric in SUMS_OF_LOGITS | {"auto"}
+
+    @property
+    def logits(self) -> int:
+        """Of a prompt's metric."""
+        return {"difference": 2, "auto": 2, "topk": self.top_k}.get(self.metric, 1) * self.positions
+
+
+def _check_positive(numbers: dict[str, int]) -> None:
+    for name, number in numbers.items():
+        if number < 1:
+            raise JobError(f"{name}={number}", "must be 1 or more", "change it")
 
 
 @dataclass(frozen=True)
@@ -43,8 +122,9 @@ class Memory:
     Attributes:
         runtime: interpreter, libraries and tokenizer. context: of CUDA. weights: of the model.
         loading: the checkpoint beside the weights while they are converted.
-        attribution: activations, gradients and logits of the passes. results: float32 results and copies of them.
-        selection: of the sort. edges: of one prompt's edges.
+        attribution: activations, gradients and logits of the passes. results: of them what leaves the device.
+        selection: values and gradients of all nodes, and those of one layer while the strongest are found.
+        edges: of the batch's edges, with the constants of its linearisation.
         host, device: the most on either; on a CPU all is on the host. peak: the most of both together.
         phase: in which the peak is: ``loading``, ``attribution``, ``selection`` or ``edges``.
     """
@@ -74,57 +154,96 @@ class _Phase:
 
 @dataclass(frozen=True)
 class _Case:
-    """One batch of prompts of one length, and what is done with it."""
+    """One batch of prompts of one length, and what is done with it; arguments as of `predict`."""
 
     shape: Shape
-    method: str
-    basis: str
-    baseline: str
-    nodes: int
-    edges: bool
-    metric: str
+    work: Workload
     length: int
-    batch: int
-    eager: bool
-    padded: bool
-    whole: bool
-    top_k: int
-    positions: int
-    mass: bool
-    max_bytes: int | None
-    cuda: bool
+    batch: int = 1
+    padded: bool = False
+    max_bytes: int | None = None
+    gpu: int | None = None
+
+    # Sizes.
+
+    @property
+    def eager(self) -> bool:
+        return (self.work.attention or self.shape.attention) == "eager"
+
+    @property
+    def positions(self) -> int:
+        """At which a prompt's logits are read."""
+        return min(self.work.positions, self.length)
 
     @property
     def tokens(self) -> int:
         return self.batch * self.length
 
     @property
-    def nodes_of_token(self) -> int:
-        return self.shape.n_layers * self.shape.n_neurons(self.basis)
+    def layer(self) -> int:
+        """Nodes of one layer of the batch."""
+        return self.tokens * self.shape.n_neurons(self.work.basis)
 
     @property
     def single(self) -> int:
         """A float32 of every node of one prompt."""
-        return 4 * self.nodes_of_token * self.length
+        return self.result // self.batch
 
     @property
     def result(self) -> int:
         """A float32 of every node of the batch."""
-        return self.single * self.batch
+        return 4 * self.shape.n_layers * self.layer
 
     @property
-    def gradient_of_everything(self) -> bool:
-        """Whether the backward also runs through norms, patterns and activations: RelP with all rules is linear."""
-        return self.method != "relp" or not self.whole
+    def values(self) -> int:
+        """Every node of the batch in the model's dtype."""
+        return self.shape.itemsize * self.shape.n_layers * self.layer
 
-    # The pass.
+    @property
+    def pattern(self) -> int:
+        """The attention pattern of one layer of the batch, float32."""
+        return 4 * self.shape.n_heads * self.length * self.tokens
+
+    @property
+    def budget(self) -> int:
+        """`Model.budget`."""
+        return backend.BUDGET_WITHOUT_GPU if self.gpu is None else self.gpu // 4
+
+    # What is done.
+
+    @property
+    def there(self) -> bool:
+        """Whether the circuit is worked out beside the model, without results for all nodes; see `trace.can_ask`."""
+        return self.work.circuits and self.work.method != "exact"
+
+    @property
+    def linear(self) -> bool:
+        """Whether the backward is RelP's with all rules, and so does not run through norms, patterns, activations."""
+        return self.work.method in ("relp", *FORWARD_ONLY) and self.edge_rules
+
+    @property
+    def edge_rules(self) -> bool:
+        """Whether the linearisation of edges has all rules."""
+        return self.work.method != "relp" or self.work.rules == RULES
+
+    @property
+    def backward(self) -> bool:
+        return self.work.method not in FORWARD_ONLY or self.work.links
+
+    @property
+    def replays(self) -> bool:
+        """Whether edges come from the replay."""
+        return self.work.links and self.shape.replays and self.edge_rules
+
+    # The passes.
 
     def saved(self) -> int:
         """Bytes that one block saves for the backward, per token; linear maps nothing: weights have no gradient."""
-        shape, size, full = self.shape, self.shape.itemsize, self.gradient_of_everything
+        shape, size, full = self.shape, self.shape.itemsize, not self.linear
         inner = shape.saved_by_activation if full else 1
         mlp = inner + (3 if shape.gated else 1)  # then its result, and the other factor and the product
-        neurons = shape.d_mlp * (mlp - (self.basis == "output")) + shape.d_model * (self.basis == "output")
+        output = self.work.basis == "output"
+        neurons = shape.d_mlp * (mlp - output) + shape.d_model * output
         norms = shape.norm_itemsize * shape.d_model * shape.norms if full else 0
         if full and shape.qk_norms:
             norms += shape.norm_itemsize * (shape.attention_width + shape.value_width)
@@ -144,203 +263,245 @@ class _Case:
         softmax = patterns * (4 if size == 4 else 4 + size)
         return softmax + size * (3 * width + patterns * shape.soft_cap)
 
-    def passing(self, forward_only: bool = False, tokens: int | None = None, kept_neurons: bool = True) -> int:
-        """Bytes of one pass over `tokens`: what is saved of all blocks, and what the block at work holds beside it."""
+    def passing(self) -> int:
+        """Bytes of a forward and backward: what is saved of all blocks, and what the block at work holds besides."""
         shape, size = self.shape, self.shape.itemsize
-        tokens = self.tokens if tokens is None else tokens
         patterns = shape.n_heads * self.length if self.eager else 0
-        block = 3 * shape.d_mlp + 4 * shape.d_model
-        if forward_only:
-            saved = shape.n_layers * shape.n_neurons(self.basis) * size if kept_neurons else 0
-            return tokens * (saved + size * max(block, 3 * patterns + 4 * shape.attention_width))
         # During attention's own backward the MLP of that block is already freed.
-        scores = 3 * patterns - 5 * shape.d_mlp if self.gradient_of_everything else 2 * patterns - 4 * shape.d_mlp
-        at_work = max(tokens * size * max(block, scores), self._logits())
-        return tokens * shape.n_layers * self.saved() + at_work
+        scores = 2 * patterns - 4 * shape.d_mlp if self.linear else 3 * patterns - 5 * shape.d_mlp
+        at_work = self.tokens * size * max(3 * shape.d_mlp + 4 * shape.d_model, scores)
+        return self.tokens * shape.n_layers * self.saved() + max(at_work, self._scored())
 
-    def _logits(self) -> int:
-        """Logits where they are read and their gradient, and each entry's row of them in float32, twice."""
-        entries = {"difference": 2, "auto": 2, "topk": self.top_k}.get(self.metric, 1) * self.positions
-        rows = 2 * self.shape.itemsize * self.positions + 8 * entries * (2 if self.metric == "logprob" else 1)
-        return self.batch * rows * self.shape.vocab_size
+    def forward(self, tokens: int | None = None, kept: bool = True) -> int:
+        """Bytes of a forward over `tokens`, which keeps the values of all nodes or none."""
+        shape, tokens = self.shape, self.tokens if tokens is None else tokens
+        patterns = shape.n_heads * self.length if self.eager else 0
+        values = shape.n_layers * shape.n_neurons(self.work.basis) if kept else 0
+        at_work = max(3 * shape.d_mlp + 4 * shape.d_model, 3 * patterns + 4 * shape.attention_width)
+        return tokens * shape.itemsize * (values + at_work)
 
-    @property
-    def results(self) -> int:
-        """What is kept of all nodes for a circuit, each float32: attributions, values, gradients, baselines."""
-        gradients = self.edges or self.method not in FORWARD_ONLY
-        baselines = self.baseline != "zero" or self.method in ("ig", "conductance")
-        return 2 + gradients + (gradients and baselines)
+    def constants(self, saved: bool) -> int:
+        """Bytes of the constants of the linearisation, beside values of all nodes: of every block the activation's
+        input, the other factor and, where nodes are outputs, the product; the MLP's output and the pattern in float32.
+
+        Args:
+            saved: of those only what autograd does not save anyhow.
+        """
+        if not self.replays:
+            return 0
+        shape, size = self.shape, self.shape.itemsize
+        output = self.work.basis == "output"
+        factors = (self.linear if saved else 1 + shape.gated) + output
+        wide = factors * shape.d_mlp * size + 4 * shape.d_model * (not output or size != 4) + 4 * shape.norms
+        pattern = 0 if saved and self.eager and size == 4 else self.pattern
+        return shape.n_layers * (self.tokens * wide + pattern)
+
+    def _scored(self) -> int:
+        """Logits beside a pass: one piece of the vocabulary at a time, for the model's own tokens or a metric of all of
+        them; where rows of the head cannot be read, those of the last positions, which the model makes."""
+        shape, rows = self.shape, self.batch * self.positions
+        if not shape.replays:
+            each = 2 * shape.itemsize + 8 * self.work.logits * (1 + (self.work.metric == "logprob"))
+            return rows * shape.vocab_size * each
+        if self.work.metric not in ("logprob", "centred"):
+            return min(PIECE, rows * shape.vocab_size) * (4 + shape.itemsize) + LARGEST * shape.vocab_size
+        tokens = min(shape.vocab_size, PIECE // (2 * rows))
+        return tokens * (WEIGHED * rows + 4 * shape.d_model * (shape.itemsize != 4))
+
+    def _said(self) -> int:
+        """Probabilities of the metric's tokens and the likeliest, one piece of the vocabulary at a time."""
+        rows, width = self.batch * self.positions, max(1, self.work.logits // self.positions)
+        return min(PIECE // width, rows * self.shape.vocab_size) * (SUMMED + 4 * width)
 
     # The phases.
 
-    def attribution(self) -> list[_Phase]:
-        """The method's passes and what it holds meanwhile, then the assembly of its results."""
-        kept = {"counterfactual": self.result, "mean": self.single + self.padded * self.result}.get(self.baseline, 0)
-        held = {"relp": 0, "grad": 0, "delta": 0, "random": 0, "exact": 3, "conductance": 6}.get(self.method, 5)
-        held = kept + held * self.result
-        made = 2 * min(self.results, 3) + (self.results > 3) + self.padded
-        phases = [_Phase("attribution", kept + made * self.result)]
-        if self.baseline == "mean":  # float64 sums, and a batch of the reference in float32 and float64
-            phases.append(_Phase("attribution", 3 * self.single + 4 * self.result))
-        if self.method == "exact":
-            return [*phases, *self._ablations(held)]
-        if self.method in ("delta", "random"):
-            return [*phases, _Phase("attribution", held, self.passing(forward_only=True))]
-        neurons = 2 * self.tokens * self.nodes_of_token * self.shape.itemsize
-        collected = _Phase("attribution", held + (3 if self.cuda else 2) * self.result, neurons)
-        return [*phases, collected, _Phase("attribution", held, self.passing())]
+    def phases(self) -> list[_Phase]:
+        """All, in their order."""
+        loading_ = 0 if self.gpu is not None else self.shape.checkpoint_bytes  # of a file, which can be reclaimed
+        results = [] if self.there else self._results()
+        selection = [self._selection()] if self.work.circuits else []
+        edges = self._edges() if self.work.links else []
+        return [_Phase("loading", loading_), *self._reference(), *self._passes(), *results, *selection, *edges]
 
-    def _ablations(self, held: int) -> list[_Phase]:
+    @property
+    def _means(self) -> int:
+        return self.single if self.work.baseline == "mean" else 0
+
+    def _reference(self) -> list[_Phase]:
+        """Of the mean: float64 sums, and a batch of the reference in float32 and float64."""
+        if self.work.baseline != "mean":
+            return []
+        return [_Phase("attribution", 3 * self.single + 4 * self.result), _Phase("attribution", 0, self.forward())]
+
+    def _passes(self) -> list[_Phase]:
+        """The method's passes, beside what it holds meanwhile."""
+        method, paired = self.work.method, self.work.baseline == "counterfactual"
+        if method == "exact":
+            return self._ablations()
+        if method in PATH_METHODS:  # beside its sums, values and gradients of the step before, and what a layer adds
+            step = 2 * self.values + 16 * self.layer
+            return [_Phase("attribution", self._means, self.found() + step + self.passing())]
+        one = self.passing() + self.constants(saved=True) if self.backward else self.forward()
+        phases = [_Phase("attribution", self._means, one)]
+        if paired:
+            phases.append(_Phase("attribution", self._means, self.found() + self.forward(kept=False)))
+        if method == "random":  # noise, and a prompt's part of it as it is drawn
+            noise = self.result + self.single * (self.shape.n_layers + 1) // self.shape.n_layers
+            phases.append(_Phase("attribution", noise, self.found()))
+        return phases
+
+    def found(self) -> int:
+        """Bytes that the method's passes leave where the model is: values, gradients or sums of all nodes, those that
+        they are compared with, and the constants."""
+        method, paired = self.work.method, self.work.baseline == "counterfactual"
+        own = self.constants(saved=False)
+        if method in PATH_METHODS:
+            begun = self.values * (1 + (paired or method != "ig-activation"))
+            return begun + self.result * (1 + (method == "conductance")) + own
+        return self.values * (1 + self.backward + paired) + own
+
+    def _ablations(self) -> list[_Phase]:
         """exact: as many rows as `max_bytes` allows, one of each node's ablation; then a row per token."""
-        max_bytes = self.max_bytes or loading.BUDGET_WITHOUT_GPU
-        each = self.shape.bytes_per_token(gradient=False, length=self.length) * self.length
-        rows = min(max(2, max_bytes // each), EXACT_ROWS + 1, self.length * self.shape.n_neurons(self.basis) + 1)
-        logits = (rows + self.length) * self.positions * self.shape.vocab_size * 12
-        square = (self.length + 1) * self.length
-        return [
-            _Phase("attribution", held, self.passing(True, rows * self.length) + logits),
-            _Phase(
-                "attribution",
-                held + 4 * 2 * square * self.shape.d_model,
-                self.passing(True, square, kept_neurons=False) + square * self.shape.d_model * 4 + logits,
-            ),
-        ]
-
-    def selection(self) -> _Phase:
-        """The results, and one prompt's nodes being sorted."""
-        return _Phase(
-            "selection", self.results * self.result + self.single // 4 * (SELECT_MASS if self.mass else SELECT)
+        shape, length = self.shape, self.length
+        held = self._means + (3 + (self.work.baseline != "zero")) * self.result
+        each = shape.bytes_per_token(gradient=False, length=length) * length
+        rows = min(
+            max(2, (self.max_bytes or self.budget) // each),
+            EXACT_ROWS + 1,
+            length * shape.n_neurons(self.work.basis) + 1,
         )
-
-    def graph(self) -> list[_Phase]:
-        """One prompt's edges beside the batch's results."""
-        shape, length, n = self.shape, self.length, min(self.nodes, self.nodes_of_token * self.length)
-        logits = {"difference": 2, "auto": 2, "topk": self.top_k}.get(self.metric, 1) * self.positions
-        sources, targets, results = n + length, n + logits, self.results * self.result
-        dense = 4 * sources * targets
-        # A neuron has direct edges to layers above it alone: at most half of the pairs.
-        many = EDGE * (n * n // 2 + n * length + logits * sources) + 4 * 8 * (n + length)
-        phases = [_Phase("edges", results + dense + many)]
-        if not shape.replays or (self.method == "relp" and not self.whole):
-            return [*phases, self._by_autograd(results + dense)]
-        square, float_copy = shape.n_heads * length**2, shape.itemsize != 4
-        patterns, stream = 4 * shape.n_layers * square, 4 * shape.n_layers * length * shape.d_model
-        picked = 8 * n * (shape.d_mlp if self.basis == "output" else 1)
-        freezing = patterns + stream + picked + shape.itemsize * square * (5 if self.eager else 3)
-        ends = 4 * shape.d_model * (sources + targets)
-        width = shape.d_model + shape.attention_width
-        walking = patterns + 2 * stream + picked + max(MAX_REPLAY_BYTES, 16 * length * width) + 4 * square
-        matrices = 4 * shape.d_model * (shape.attention_width + shape.value_width) if float_copy else 0
-        if self.basis == "output":
-            matrices = max(matrices, 8 * n * shape.d_mlp + 4 * shape.d_model * shape.d_mlp * float_copy)
+        logits = (rows + length) * self.positions * shape.vocab_size * 12
+        square = (length + 1) * length
+        of_embeddings = self.forward(square, kept=False) + square * shape.d_model * 4 + logits
         return [
-            *phases,
-            _Phase("edges", results, freezing),
-            _Phase("edges", results + dense + ends, walking + matrices),
+            _Phase("attribution", held, self.forward(rows * length) + logits),
+            _Phase("attribution", held + 4 * 2 * square * shape.d_model, of_embeddings),
         ]
 
-    def _by_autograd(self, host: int) -> _Phase:
+    def _results(self) -> list[_Phase]:
+        """The results of all nodes as they leave the device, and as they are put together."""
+        work, kept, exact = self.work, self._kept, self.work.method == "exact"
+        given = 2 + (work.baseline != "zero") + exact  # values, gradients or attributions, baselines
+        made = given + kept + (work.method in ("relp", "grad")) + self.padded
+        copied = self.gpu is not None or self.shape.itemsize != 4
+        leaving = _Phase("attribution", self._means + (given + copied) * self.result, 0 if exact else self.found())
+        return [leaving, _Phase("attribution", self._means + made * self.result)]
+
+    @property
+    def _kept(self) -> int:
+        """What is kept of all nodes, each float32: attributions, values, gradients, baselines."""
+        gradients = self.work.links
+        return 2 + gradients + (gradients and self.work.baseline != "zero")
+
+    @property
+    def _before(self) -> _Phase:
+        """What is held of all nodes while circuits are made."""
+        if not self.there:
+            return _Phase("selection", self._kept * self.result)
+        noise = self.result if self.work.method == "random" else 0
+        return _Phase("selection", self._means + noise, self.found())
+
+    def _selection(self) -> _Phase:
+        """One layer's attributions, and of all layers those nodes that may be among the strongest; or one piece of the
+        vocabulary."""
+        work, one, prompts = self.work, self.layer // self.batch, self.batch if self.there else 1
+        limit = FIRST_OF_MASS if work.mass and work.nodes is None else work.kept
+        many = prompts * self.shape.n_layers * min(one, limit)
+        copies = 1 + 2 * (self.shape.itemsize != 4) + 2 * (work.baseline != "zero")
+        layer = prompts * one * max(4 * copies, 9) + LARGEST * one * (limit < one)
+        host = SORTED * many + (self.result + self.single) * work.whole
+        at_work = max(layer + CANDIDATE * many, self._said())
+        return _Phase("selection", self._before.host + host, self._before.device + at_work)
+
+    def _edges(self) -> list[_Phase]:
+        """The edges of all prompts of the batch, or of one prompt after the other, and then each one's graph."""
+        work, shape, case = self.work, self.shape, self if self.there else replace(self, batch=1)
+        n = min(work.kept, shape.n_layers * shape.n_neurons(work.basis) * self.length)
+        sources, targets, moved = n + self.length, n + work.logits, work.baseline != "zero"
+        found = case.batch * 4 * targets * (sources + moved * self.length)
+        answers = case.batch * 4 * targets * sources * (1 + moved)
+        # A neuron has direct edges to layers above it alone: at most half of the pairs.
+        many = EDGE * (n * n // 2 + n * self.length + work.logits * sources) + 4 * 8 * (n + self.length)
+        host = 0 if self.there else self._before.host
+        graph = _Phase("edges", host + answers + many)
+        before = self._before if self.there else _Phase("edges", host, case.values + case.constants(saved=False))
+        if not self.replays:
+            return [graph, _Phase("edges", before.host + answers, before.device + case._by_autograd(moved))]
+        ends = case.batch * 4 * shape.d_model * (sources + targets + moved * self.length)
+        picked = case.batch * 8 * n * shape.d_mlp if work.basis == "output" else 0
+        device = before.device + found + ends + picked
+        walked = device + case._walking(sources, n)
+        return [graph, _Phase("edges", before.host, walked), _Phase("edges", before.host + answers, device)]
+
+    def _walking(self, sources: int, n: int) -> int:
+        """Bytes of residual streams and matrices while sources are walked up, all prompts together."""
+        shape = self.shape
+        width, both = 4 * shape.d_model, shape.attention_width + shape.value_width
+        # A source is carried from its position on: half of the positions, where they lie anyhow.
+        carried = self.batch * (sources * (self.length + 1) // 2 + self.length)
+        rows = min(carried, max(CPU_ROWS if self.gpu is None else GPU_ROWS, self.length))
+        most = max(LEAST_WORKSPACE, self.budget // SHARE_OF_BUDGET)
+        states = width * min(carried, max(most // width, rows))
+        copied = shape.itemsize != 4
+        maps = width * both * 2 + width * max(shape.attention_width, shape.value_width) * copied
+        if self.work.basis == "output":
+            maps = max(maps, 8 * n * shape.d_mlp + 4 * shape.d_model * shape.d_mlp * copied)
+        return states + maps + self.pattern + self.pattern // self.batch + 8 * rows * both
+
+    def _by_autograd(self, moved: bool) -> int:
         """Batched backwards through the linearised model, with detached MLPs: gradients of every MLP's output, once per
         target of a chunk, and of one layer's neurons at a time."""
-        shape, size, length = self.shape, self.shape.itemsize, self.length
-        written, widest = length * shape.n_layers * shape.d_model, length * shape.n_neurons(self.basis)
-        chunk = max(1, min(64, MAX_AUTOGRAD_BYTES // (4 * (written + 2 * widest))))
-        slopes = chunk * (written + length * shape.d_model) * size
-        layer = chunk * widest * (size + 4)
-        work = chunk * length * size * 4 * shape.d_model
-        leaves = size * (written + length * self.nodes_of_token)
-        saved = length * shape.n_layers * self.saved()
-        return _Phase("edges", host, saved + leaves + slopes + max(layer, work))
+        shape, size = self.shape, self.shape.itemsize
+        written = self.tokens * shape.n_layers * shape.d_model
+        chunk = max(1, min(64, AUTOGRAD_WORKSPACE // (4 * (written + (2 + moved) * self.layer))))
+        slopes = chunk * (written + self.tokens * shape.d_model) * size
+        work = chunk * max(self.layer * (size + 4), self.tokens * size * 4 * shape.d_model)
+        leaves = size * written + self.values * (self.work.basis == "activation")
+        return self.tokens * shape.n_layers * self.saved() + leaves + slopes + work
 
 
 def predict(
     shape: Shape,
-    *,
-    method: str = "relp",
-    basis: str = "activation",
-    baseline: str = "zero",
-    nodes: int | None = 200,
-    edges: bool = True,
-    metric: str = "auto",
+    work: Workload,
     length: int,
     batch: int = 1,
-    attention: str | None = None,
-    rules: Iterable[str] | None = None,
-    top_k: int = 5,
-    positions: int = 1,
+    *,
     padded: bool = False,
-    mass: bool = False,
     max_bytes: int | None = None,
-    cuda: bool = False,
+    gpu: int | None = None,
 ) -> Memory:
     """Predict the memory of a worker that traces one batch of prompts.
 
     Args:
-        method, basis, baseline, metric, rules, top_k: as in `tracer.attribute`.
-        nodes: kept for each prompt; None (a threshold or a mass alone decides) counts as 2,000.
-        edges: trace the edges among them.
         length: tokens of each prompt, or of the longest. batch: prompts that are attributed together.
-        attention: the kernel, ``eager`` or ``sdpa``; the shape's own if None.
-        positions: how many of the last positions logits are read at.
         padded: whether prompts differ in length, so that they are padded and masked.
-        mass: whether nodes are selected by `mass`.
-        max_bytes: bytes that one batch may use, for ``exact``; a GiB if None.
-        cuda: whether the model is on GPUs. Nothing was measured there.
+        max_bytes: bytes that one batch may use, for ``exact``; by default a GiB, or a quarter of a GPU.
+        gpu: bytes of one GPU; None for a CPU. Nothing was measured on one.
 
     Raises:
-        JobError: an unknown name, or a number below 1.
+        JobError: a number below 1.
     """
-    known = {"method": (method, METHODS), "basis": (basis, BASES), "baseline": (baseline, BASELINES)}
-    known |= {"metric": (metric, METRICS), "attention": (attention, (None, *loading.KERNELS))}
-    for name, (value, allowed) in known.items():
-        if value not in allowed:
-            raise JobError(f"{name}={quoted(value)}", f"must be one of {', '.join(map(str, allowed))}", "choose one")
-    for name, number in {"length": length, "batch": batch, "positions": positions, "top_k": top_k}.items():
-        if number < 1:
-            raise JobError(f"{name}={number}", "must be 1 or more", "change it")
-    case = _Case(
-        shape,
-        method,
-        basis,
-        baseline,
-        2000 if nodes is None else nodes,
-        edges and metric in SUMS_OF_LOGITS | {"auto"},
-        metric,
-        length,
-        batch,
-        (attention or shape.attention) == "eager",
-        padded and batch > 1,
-        rules is None or frozenset(rules) == RULES,
-        top_k,
-        min(positions, length),
-        mass,
-        max_bytes,
-        cuda,
-    )
-    return _memory(case)
-
-
-def _memory(case: _Case) -> Memory:
-    shape, cuda = case.shape, case.cuda
-    runtime, context = RUNTIME + TOKENIZER * shape.vocab_size, CUDA_CONTEXT if cuda else 0
-    loading_ = 0 if cuda else shape.checkpoint_bytes  # pages of a file, which the system can reclaim
-    attribution = case.attribution()
-    phases = [_Phase("loading", loading_), *attribution, case.selection(), *(case.graph() if case.edges else ())]
-    most = max(phases, key=lambda phase: phase.host + phase.device)
-    host = max(phase.host + (0 if cuda else phase.device) for phase in phases)
+    _check_positive({"length": length, "batch": batch})
+    phases = _Case(shape, work, length, batch, padded and batch > 1, max_bytes, gpu).phases()
+    runtime, context = RUNTIME + TOKENIZER * shape.vocab_size, 0 if gpu is None else CUDA_CONTEXT
     device = max(phase.device for phase in phases)
-    graph = [phase.host + phase.device - 2 * case.result for phase in phases if phase.name == "edges"]
+    host = max(phase.host + (phase.device if gpu is None else 0) for phase in phases)
+    most = max(phases, key=lambda phase: phase.host + phase.device)
+
+    def largest(name: str) -> int:
+        return max((phase.host + phase.device for phase in phases if phase.name == name), default=0)
+
     return Memory(
         runtime=runtime,
         context=context,
         weights=shape.weight_bytes,
-        loading=loading_,
-        attribution=max(phase.device for phase in attribution),
-        results=max(phase.host for phase in attribution),
-        selection=case.selection().host - 2 * case.result,
-        edges=max(graph, default=0),
-        host=runtime + host + (0 if cuda else shape.weight_bytes),
-        device=context + shape.weight_bytes + device if cuda else 0,
-        peak=runtime + context + shape.weight_bytes + most.host + most.device,
+        loading=largest("loading"),
+        attribution=largest("attribution"),
+        results=max(phase.host for phase in phases if phase.name == "attribution"),
+        selection=largest("selection"),
+        edges=largest("edges"),
+        host=runtime + SMALL + host + (shape.weight_bytes if gpu is None else 0),
+        device=0 if gpu is None else context + shape.weight_bytes + device,
+        peak=runtime + context + shape.weight_bytes + SMALL + most.host + most.device,
         phase=most.name,
     )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from tracer.attribution.selection import node_limit
 from tracer.errors import JobError, ModelError
-from tracer.model.model import BUDGET_WITHOUT_GPU
+from tracer.model.backend import BUDGET_WITHOUT_GPU
 from tracer.model.sizes import Shape
-from tracer.runs.plan.memory import CUDA_CONTEXT, LIBRARIES, Memory, predict
+from tracer.runs.plan.memory import CUDA_CONTEXT, LIBRARIES, Memory, Workload, predict
 from tracer.settings import BASELINES, RULES
 from tracer.system.machine import gib
 
@@ -25,6 +25,8 @@ TIGHT = 1.25
 """What is predicted to need more than so many times what there is cannot fit."""
 MOST_PROMPTS = 4096
 """In one batch."""
+PROMPTS = 1000
+"""That disk and time are said for where it is not known how many there are."""
 LEAST_BUDGET = 2**24
 
 # Bytes of the run folder by row of a table (measured: nodes 3 to 10, edges 4 to 12), and edges kept
@@ -33,61 +35,19 @@ NODE_ROW, EDGE_ROW, PROMPT_ROW = 10, 12, 400
 EDGES_OF_NODE = 20
 
 
-@dataclass(frozen=True)
-class Demand:
-    """What is done with each prompt: the settings of `memory.predict` that a job decides."""
-
-    method: str = "relp"
-    basis: str = "activation"
-    baseline: str = "zero"
-    metric: str = "auto"
-    nodes: int | None = 200
-    edges: bool = True
-    rules: frozenset[str] = RULES
-    top_k: int = 5
-    mass: bool = False
-    attention: str | None = None
-    batch: int | None = None
-
-    def predict(self, shape: Shape, length: int, batch: int, *, max_bytes: int | None, cuda: bool) -> Memory:
-        """The memory of one worker on `batch` prompts of up to `length` tokens."""
-        return predict(
-            shape,
-            method=self.method,
-            basis=self.basis,
-            baseline=self.baseline,
-            nodes=self.nodes,
-            edges=self.edges,
-            metric=self.metric,
-            length=length,
-            batch=batch,
-            attention=self.attention,
-            rules=self.rules,
-            top_k=self.top_k,
-            padded=batch > 1,
-            mass=self.mass,
-            max_bytes=max_bytes,
-            cuda=cuda,
-        )
-
-
-def demands(job: Any) -> tuple[Demand, ...]:
+def workloads(job: Any) -> tuple[Workload, ...]:
     """What a dataset job does with a prompt, or each way in which a benchmark attributes one."""
     if job.kind == "benchmark":
-        ways = {(method, basis, baseline) for _, method, basis, baseline in job.combinations()}
+        ways = {
+            (method, basis, baseline if baseline in BASELINES else "zero")
+            for _, method, basis, baseline in job.combinations()
+        }
+        how: dict[str, Any] = {"metric": "difference", "circuits": False, "attention": job.attention}
         return tuple(
-            Demand(
-                method=method,
-                basis=basis,
-                baseline=baseline if baseline in BASELINES else "zero",
-                metric="difference",
-                edges=False,
-                attention=job.attention,
-            )
-            for method, basis, baseline in sorted(ways)
+            Workload(method=method, basis=basis, baseline=baseline, **how) for method, basis, baseline in sorted(ways)
         )
     return (
-        Demand(
+        Workload(
             method=job.method,
             basis=job.basis,
             baseline=job.baseline,
@@ -97,6 +57,7 @@ def demands(job: Any) -> tuple[Demand, ...]:
             rules=RULES if job.rules is None else frozenset(job.rules),
             top_k=job.top_k,
             mass=job.mass is not None,
+            whole=job.circuit != "none",
             attention=job.attention,
             batch=job.batch,
         ),
@@ -114,12 +75,25 @@ class LengthRow:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What some prompts took: one worker's `seconds` for so many `prompts` of so many `tokens` together, the bytes on
+    `disk` of what was written, and the seconds of `loading` the model."""
+
+    prompts: int
+    tokens: int
+    seconds: float
+    disk: int
+    loading: float
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a run is spread. Sizes are in bytes.
 
     Attributes:
-        shape, demands: the model, and what is done with each prompt.
-        longest, median: tokens of the prompts sampled.
+        shape, workloads: the model, and what is done with each prompt.
+        longest, median, mean: tokens of the prompts sampled.
+        prompts: how many there are; None where that is not known.
         host: of the machine, or of the part of it that this process may use. room: the same in words.
         device: of one GPU, None without. n_devices: GPUs of the machine.
         fits: whether one prompt of the longest length fits. tight: it may, since a prediction holds within 25 %.
@@ -127,15 +101,19 @@ class Plan:
         workers: on this machine; 0 where nothing fits.
         memory: what one batch may use, as `tracer.attribute` takes it.
         rows: by length, 8, 16, 32... to the longest.
-        disk: of the run folder, for 1,000 prompts of the median length.
+        disk: of the run folder, for all prompts, or for 1,000 where it is not known how many there are.
         advice: what does not fit and what to change.
         notes: how the prompts sampled are read: columns that are not used, numbers and empty cells.
+        most: whether `prompts` are the most that there may be.
+        measured: what some of the prompts took, if that was asked for. seconds: that all of them will take, or 1,000.
     """
 
     shape: Shape
-    demands: tuple[Demand, ...]
+    workloads: tuple[Workload, ...]
     longest: int
     median: int
+    mean: float
+    prompts: int | None
     host: int
     device: int | None
     n_devices: int
@@ -149,6 +127,14 @@ class Plan:
     notes: tuple[str, ...] = ()
     tight: bool = False
     room: str = ""
+    most: bool = False
+    measured: Measured | None = None
+    seconds: float | None = None
+
+    @property
+    def circuits(self) -> bool:
+        """Whether every prompt has a circuit, as a dataset's have."""
+        return any(work.circuits for work in self.workloads)
 
 
 @dataclass(frozen=True)
@@ -156,26 +142,26 @@ class _Capacity:
     """The memory that one worker may use, and over how many GPUs its model is spread."""
 
     shape: Shape
-    demands: tuple[Demand, ...]
+    workloads: tuple[Workload, ...]
     host: float
-    device: float | None
+    device: int | None
     gpus: int
     max_bytes: int
 
+    def memories(self, length: int, batch: int) -> list[Memory]:
+        """What each workload takes."""
+        how: dict[str, Any] = {"padded": batch > 1, "max_bytes": self.max_bytes, "gpu": self.device}
+        return [predict(self.shape, work, length, batch, **how) for work in self.workloads]
+
     def memory(self, length: int, batch: int) -> Memory:
-        """The most demanding demand's memory."""
-        predictions = [
-            demand.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
-            for demand in self.demands
-        ]
-        return max(predictions, key=lambda memory: memory.peak)
+        """The most demanding workload's memory."""
+        return max(self.memories(length, batch), key=lambda memory: memory.peak)
 
     def holds(self, length: int, batch: int) -> bool:
-        """Whether every demand fits, on the host and on each GPU."""
-        for demand in self.demands:
-            need = demand.predict(self.shape, length, batch, max_bytes=self.max_bytes, cuda=self.device is not None)
-            on_gpu = 0 if self.device is None else on_one_gpu(self.shape, need, self.gpus) - self.device
-            if need.host > self.host or on_gpu > 0:
+        """Whether every workload fits, on the host and on each GPU."""
+        for need in self.memories(length, batch):
+            over = 0 if self.device is None else on_one_gpu(self.shape, need, self.gpus) - USED * self.device
+            if need.host > self.host or over > 0:
                 return False
         return True
 
@@ -202,44 +188,44 @@ def on_one_gpu(shape: Shape, need: Memory, gpus: int) -> int:
 
 def plan(
     shape: Shape,
-    wanted: Demand | Sequence[Demand],
+    wanted: Workload | Sequence[Workload],
     lengths: Sequence[int],
     *,
     host: int,
     device: int | None = None,
     n_devices: int = 0,
     cpus: int = 1,
+    prompts: int | None = None,
 ) -> Plan:
     """Choose batch, GPUs and workers for prompts of these lengths on one machine.
 
     Args:
         shape: from `Shape.of`.
-        wanted: from `demands`; of several, the most demanding counts.
+        wanted: from `workloads`; of several, the most demanding counts.
         lengths: tokens of some or all prompts.
         host: bytes of memory of the machine that may be used. device: of one GPU; None for a CPU. n_devices: GPUs.
         cpus: the most workers on a machine without a GPU.
+        prompts: how many there are, if that is known.
 
     Raises:
         JobError: no prompts, or a length or an impossible number of devices.
     """
-    several = (wanted,) if isinstance(wanted, Demand) else tuple(wanted)
+    several = (wanted,) if isinstance(wanted, Workload) else tuple(wanted)
     _check(several, lengths, host, device, n_devices, cpus)
-    longest = max(lengths)
-    most_workers = n_devices if device is not None else cpus
+    longest, most_workers = max(lengths), n_devices if device is not None else cpus
     capacity = _capacity(shape, several, longest, host, device, most_workers)
     fits = capacity.holds(longest, 1)
     tight = not fits and replace(capacity, host=TIGHT * host).holds(longest, 1)
-    workers = most_workers // max(1, capacity.gpus) if fits else int(tight)
-    while workers > 1 and not replace(capacity, host=_each(host, workers)).holds(longest, 1):
-        workers -= 1
+    workers = _workers(capacity, longest, host, most_workers) if fits else int(tight)
     capacity = replace(capacity, host=_each(host, max(1, workers)))
-    marks = sorted({2**power for power in range(3, 64) if 2**power < longest} | {longest})
-    memory, rows = _batches(capacity, marks)
+    memory, rows = _batches(capacity, sorted({2**power for power in range(3, 64) if 2**power < longest} | {longest}))
     made = Plan(
         shape=shape,
-        demands=several,
+        workloads=several,
         longest=longest,
         median=int(median(lengths)),
+        mean=fmean(lengths),
+        prompts=prompts,
         host=host,
         device=device,
         n_devices=n_devices,
@@ -248,11 +234,19 @@ def plan(
         workers=workers,
         memory=memory,
         rows=rows,
-        disk=max(_disk(shape, demand, int(median(lengths))) for demand in several),
+        disk=int((prompts or PROMPTS) * max(fmean(_disk(shape, work, n) for n in lengths) for work in several)),
         advice=(),
         tight=tight,
     )
     return replace(made, advice=tuple(_advice(made, capacity)))
+
+
+def _workers(capacity: _Capacity, longest: int, host: int, most: int) -> int:
+    """How many workers have room beside each other, each for one longest prompt."""
+    workers = most // max(1, capacity.gpus)
+    while workers > 1 and not replace(capacity, host=_each(host, workers)).holds(longest, 1):
+        workers -= 1
+    return workers
 
 
 def _each(host: int, workers: int) -> float:
@@ -261,10 +255,10 @@ def _each(host: int, workers: int) -> float:
 
 
 def _check(
-    several: Sequence[Demand], lengths: Sequence[int], host: int, device: int | None, n_devices: int, cpus: int
+    several: Sequence[Workload], lengths: Sequence[int], host: int, device: int | None, n_devices: int, cpus: int
 ) -> None:
     if not several or not lengths:
-        raise JobError("lengths []" if several else "demands []", "there is nothing to plan", "give at least one")
+        raise JobError("lengths []" if several else "workloads []", "there is nothing to plan", "give at least one")
     if min(lengths) < 1:
         raise JobError(f"length {min(lengths)}", "a prompt has at least one token", "check the prompts")
     for name, value in {"host": host, "device": 1 if device is None else device, "cpus": cpus}.items():
@@ -276,14 +270,14 @@ def _check(
 
 
 def _capacity(
-    shape: Shape, several: tuple[Demand, ...], longest: int, host: int, device: int | None, n_devices: int
+    shape: Shape, several: tuple[Workload, ...], longest: int, host: int, device: int | None, n_devices: int
 ) -> _Capacity:
     """The fewest GPUs on which one longest prompt fits, for ``exact`` the largest `max_bytes` with which it does."""
     max_bytes = BUDGET_WITHOUT_GPU if device is None else max(BUDGET_WITHOUT_GPU, device // 4)
-    first = _Capacity(shape, several, USED * host, None if device is None else USED * device, 1, max_bytes)
+    first = _Capacity(shape, several, USED * host, device, 1, max_bytes)
     sizes = range(1, n_devices + 1) if device is not None else range(1, 2)
     smaller = [max_bytes]
-    while any(demand.method == "exact" for demand in several) and smaller[-1] // 4 >= LEAST_BUDGET:
+    while any(work.method == "exact" for work in several) and smaller[-1] // 4 >= LEAST_BUDGET:
         smaller.append(smaller[-1] // 4)
     for gpus in sizes:
         for size in smaller:
@@ -299,12 +293,12 @@ def _batches(capacity: _Capacity, marks: Sequence[int]) -> tuple[int, tuple[Leng
     """
     each = {length: length * capacity.shape.bytes_per_token(length=length) for length in marks}
     most = {length: capacity.most(length) for length in marks}
-    exact = any(demand.method == "exact" for demand in capacity.demands)
+    exact = any(work.method == "exact" for work in capacity.workloads)
     limit = capacity.max_bytes if capacity.device is None or exact else None
     memory = min(max(1, most[length]) * each[length] for length in marks)
     if limit is not None:
         memory = min(memory, limit)
-    asked = min((demand.batch for demand in capacity.demands if demand.batch is not None), default=MOST_PROMPTS)
+    asked = min((work.batch for work in capacity.workloads if work.batch is not None), default=MOST_PROMPTS)
     rows = []
     for length in marks:
         prompts = min(most[length], asked, max(1, memory // each[length]))
@@ -312,11 +306,13 @@ def _batches(capacity: _Capacity, marks: Sequence[int]) -> tuple[int, tuple[Leng
     return memory, tuple(rows)
 
 
-def _disk(shape: Shape, demand: Demand, length: int) -> int:
-    nodes = 2000 if demand.nodes is None else demand.nodes
-    nodes = min(nodes, shape.n_layers * shape.n_neurons(demand.basis) * length) + length + 2
-    edges = EDGES_OF_NODE * nodes if demand.edges else 0
-    return 1000 * (NODE_ROW * nodes + EDGE_ROW * edges + PROMPT_ROW + 4 * length)
+def _disk(shape: Shape, work: Workload, length: int) -> int:
+    """Bytes of the tables of one prompt of so many tokens."""
+    if not work.circuits:
+        return 0
+    nodes = min(work.kept, shape.n_layers * shape.n_neurons(work.basis) * length) + length + 2
+    edges = EDGES_OF_NODE * nodes if work.links else 0
+    return NODE_ROW * nodes + EDGE_ROW * edges + PROMPT_ROW + 4 * length
 
 
 def _advice(made: Plan, capacity: _Capacity) -> list[str]:
@@ -331,7 +327,7 @@ def _advice(made: Plan, capacity: _Capacity) -> list[str]:
         if made.device is not None and made.workers * made.gpus_per_worker < made.n_devices:
             lines.append(f"{made.n_devices - made.workers * made.gpus_per_worker} GPUs stay idle: "
                          "host memory or the GPUs that one worker takes leave no room for another")  # fmt: skip
-        if any(demand.nodes is None for demand in made.demands):
+        if any(work.nodes is None and work.circuits for work in made.workloads):
             lines.append("how many nodes a threshold or mass keeps is not known before: 2,000 are counted; set nodes")
     else:
         where = f"{gib(need.peak)}, most of it in {need.phase}"
@@ -353,11 +349,11 @@ def _remedies(made: Plan, capacity: _Capacity, need: Memory) -> list[str]:
         lines += [] if enough is None else [f"{enough} GPUs of this size are enough, with device_map='auto'"]
     if shape.itemsize == 4:
         lines.append("dtype: bfloat16 halves weights and activations")
-    plain = tuple(replace(demand, edges=False) for demand in made.demands)
-    if any(demand.edges for demand in made.demands) and replace(capacity, demands=plain).holds(made.longest, 1):
+    plain = tuple(replace(work, edges=False) for work in made.workloads)
+    if any(work.links for work in made.workloads) and replace(capacity, workloads=plain).holds(made.longest, 1):
         lines.append("edges: false fits")
-    fewer = tuple(replace(demand, nodes=min(200, demand.nodes or 200)) for demand in made.demands)
-    if fewer != made.demands and replace(capacity, demands=fewer).holds(made.longest, 1):
+    fewer = tuple(replace(work, nodes=min(200, work.nodes or 200)) for work in made.workloads)
+    if fewer != made.workloads and replace(capacity, workloads=fewer).holds(made.longest, 1):
         lines.append("nodes: 200 fits")
     if capacity.most(1):
         fitting = max(length for length in _lengths_below(made.longest) if capacity.holds(length, 1))

@@ -6,8 +6,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracer.errors import option
 from tracer.reports.tables import cell
-from tracer.runs.plan.planner import Plan
+from tracer.runs.plan.planner import PROMPTS, Plan
+from tracer.runs.report import duration
 from tracer.system.machine import gib
 from tracer.text import printable
 
@@ -38,7 +40,27 @@ def _lines(made: Plan) -> list[str]:
     return [
         place,
         f"a batch may use {gib(made.memory)} by tracer's own estimate",
-        f"disk for 1,000 prompts of {made.median} tokens: about {gib(made.disk)}",
+        *_whole_job(made),
         *made.advice,
         *made.notes,
     ]
+
+
+def _whole_job(made: Plan) -> list[str]:
+    """Prompts, disk and time of the job."""
+    tokens = f"about {made.mean:.0f} tokens each"
+    if made.prompts is None:
+        lines = [f"how many prompts there are is not known; disk and time are for {PROMPTS:,} of {tokens}"]
+    else:
+        lines = [f"prompts: {'up to ' if made.most else ''}{made.prompts:,}, {tokens}"]
+    if made.disk:
+        lines.append(f"disk: about {gib(made.disk)}")
+    if not made.circuits:
+        return lines
+    if made.measured is None or made.seconds is None:
+        return [*lines, f"time: {option('measure', True)} traces some of the prompts here and says what all will take"]
+    one = made.measured
+    what = f"{one.prompts} prompts of {one.tokens:,} tokens took one worker {one.seconds:.1f} s here"
+    workers = "1 worker" if made.workers == 1 else f"{made.workers} workers"
+    taken = f"time: about {duration(made.seconds)} with {workers}, beside {duration(one.loading)} of loading"
+    return [*lines, f"{taken} ({what}; what follows on all prompts is not counted)"]

@@ -29,7 +29,7 @@ from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
 from tracer.runs.split import train_and_test
 from tracer.runs.units.benchmark_report import Outcome
-from tracer.settings import PATH_METHODS
+from tracer.settings import PATH_METHODS, settings
 
 METRIC = "difference"
 _ATTRIBUTED = 1 << 30  # bytes of attributions held at once
@@ -57,7 +57,7 @@ class Benchmark:
         self._data: Callable[[str], _Data] = functools.cache(lambda structure: _pairs(job, model, structure))
         self._test: Callable[[str, str], TestSet] = functools.lru_cache(maxsize=1)(
             lambda structure, basis: TestSet.of(
-                model, self._data(structure).test, job.ablation, basis, job.seed, metric=METRIC
+                model, self._data(structure).test, job.ablation, settings(basis=basis, metric=METRIC), job.seed
             ).with_known_ends()
         )
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tracer import data
 from tracer.attribution.attribute import notes
-from tracer.attribution.methods import Progress
+from tracer.attribution.exact import Progress
 from tracer.attribution.selection import select
 from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Traced
@@ -28,11 +28,12 @@ from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.quality import estimate_quality
-from tracer.evaluation.testset import Job, Ranks, TestSet
+from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row, options
+from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -121,8 +122,8 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     _check_lengths(mean, prompts, "evaluate.test")
     n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
     reference = None if asked.reference is None else list(_prompts(job, asked.reference))
-    how: dict[str, Any] = {"metric": job.metric, "top_k": job.top_k}
-    test = TestSet.of(model, prompts, asked.ablation, job.basis, asked.seed, reference, **how).with_known_ends()
+    how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
+    test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
     made = curves(test, ranks, asked.sizes, asked.seed)
     return {
@@ -141,53 +142,58 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     }
 
 
-def evaluate_again(
-    model: Model,
-    job: DatasetJob,
-    folder: RunFolder,
-    prompts: Sequence[Prompt] | None = None,
-    ablation: str | None = None,
-    sizes: Sequence[int] | None = None,
-    *,
-    count: int = 40,
-    reference: Sequence[Prompt] | None = None,
-    allow_overlap: bool = False,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> Evaluation:
-    """The curves of a finished run's circuit on other test prompts than its job's, or on its own.
+@dataclass(frozen=True)
+class Again:
+    """What the circuit of a finished run is tested on once more.
 
-    Args:
+    Attributes:
         prompts: of the length of an aligned circuit's; for a free one of one length. The first `count` prompts of the
             run itself if None: what suffices there, and nothing of others.
         ablation: as in `tracer.evaluate`. If None, ``mean`` on test prompts; on the run's own ``mean`` if there is a
             reference, else ``counterfactual`` if all have one, else ``mean`` over them (of one alone ``zero``).
         sizes: of the circuits; a grid up to the run's own if None. MIB's shares of all are added.
         reference, allow_overlap, seed: as in `tracer.evaluate`.
+    """
+
+    prompts: Sequence[Prompt] | None = None
+    ablation: str | None = None
+    sizes: Sequence[int] | None = None
+    count: int = 40
+    reference: Sequence[Prompt] | None = None
+    allow_overlap: bool = False
+    seed: int = 0
+
+
+def evaluate_again(
+    model: Model, job: DatasetJob, folder: RunFolder, again: Again, progress: Progress | None = None
+) -> Evaluation:
+    """The curves of a finished run's circuit on other test prompts than its job's, or on its own.
 
     Raises:
         JobError: prompts or sizes that do not fit, or prompts of the run among the test prompts.
     """
     rows = folder.read_output("circuit.parquet").num_rows
-    mean, said = _mean(folder), list[str]()
-    if prompts is None:
-        asked = _own_prompts(model, job, folder, mean, count)
+    mean, said, ablation = _mean(folder), list[str](), again.ablation
+    if again.prompts is None:
+        asked = _own_prompts(model, job, folder, mean, again.count)
         said.append(f"tested on {len(asked)} prompts that it was found on: that shows what suffices there, no more")
-        if ablation is None and reference is None:
+        if ablation is None and again.reference is None:
             paired = all(one.counterfactual_ids is not None for one in asked)
             ablation = "counterfactual" if paired else "mean" if len(asked) > 1 else "zero"
         n_shared = len(asked)
     else:
-        asked, unused = asked_alike([encode(prompt, model) for prompt in prompts], _metric(job, folder))
+        asked, unused = asked_alike([encode(prompt, model) for prompt in again.prompts], _metric(job, folder))
         said += unused
-        n_shared = _check_apart(folder, asked, allow_overlap, option("allow_overlap", True))
+        n_shared = _check_apart(folder, asked, again.allow_overlap, option("allow_overlap", True))
     _check_lengths(mean, asked, "test prompts")
     said += notes(asked, model)
     say(said)
-    how: dict[str, Any] = {"metric": _metric(job, folder), "top_k": job.top_k, "least": 1}
-    test = TestSet.of(model, asked, ablation or "mean", job.basis, seed, reference, **how).with_known_ends()
-    wanted = sizes or [size for size in GRID if size < rows] + [rows]
-    made = curves(test, _ranks(job, mean, asked), wanted, seed, progress)
+    how = settings(basis=job.basis, metric=_metric(job, folder), top_k=job.top_k)
+    test = TestSet.of(
+        model, asked, ablation or "mean", how, again.seed, again.reference, Fit(least=1)
+    ).with_known_ends()
+    wanted = again.sizes or [size for size in GRID if size < rows] + [rows]
+    made = curves(test, _ranks(job, mean, asked), wanted, again.seed, progress)
     return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings))
 
 
@@ -248,8 +254,8 @@ def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool) -> list[dict
     """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
     assert test.known is not None
     (full, empty), rows = test.known, range(len(test.prompts))
-    found = test.measure_apart([[Job(row, ranks, size, True, without) for row in rows] for without in range(-1, size)])
-    kept = statistics.faithfulness(found.T.contiguous(), empty, full)
+    found = test.measure([Job(row, ranks, size, True, without) for without in range(-1, size) for row in rows])
+    kept = statistics.faithfulness(found.view(size + 1, len(rows)).T.contiguous(), empty, full)
     places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
     return [
         {"layer": layer, "position": -1 if free else position, "neuron": neuron, "change": float(change)}

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from tracer import data
 from tracer.attribution.attribute import Reference, check_question, notes
-from tracer.attribution.result import Attribution
-from tracer.attribution.trace import FIRST_SHARE, first_note, much_at_first, trace_all
+from tracer.attribution.graph import FIRST_SHARE, first_note, much_at_first
+from tracer.attribution.trace import trace_all
 from tracer.batching import batches, chunked
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RemoteError, TracerError, writing
@@ -84,10 +84,10 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Traced:
-    """A successful batch: its circuits, and its attributions [prompt, layer, pos, neuron] where they are summed."""
+    """A successful batch: its circuits, and each prompt's attributions [layer, pos, neuron] where they are summed."""
 
     circuits: list[Circuit]
-    nodes: Tensor | None
+    nodes: list[Tensor] | None
 
 
 @dataclass
@@ -436,7 +436,7 @@ class _Shard:
             yield from self._batch(part)
 
     def _traced(self, items: list[_Item]) -> _Traced:
-        attributions: list[Attribution] = []
+        nodes: list[Tensor] = []
         each = self.model.bytes_per_token(length=max(len(item.encoded.token_ids) for item in items))
         room = len(items) * max(len(item.encoded.token_ids) for item in items) * each  # it was split before: one batch
         circuits = []
@@ -445,12 +445,12 @@ class _Shard:
             [item.prompt for item in items],
             **self.options,
             memory=max(room, self.task.max_bytes or self.model.budget()),
-            attributed=None if self.sums is None else attributions.append,  # all nodes, where they are asked for
+            whole=None if self.sums is None else nodes.append,  # all nodes, where they are asked for
             progress=lambda _done, _total: self._pulse.alive(),
         ):
             circuits.append(circuit)
             self._pulse.alive()
-        return _Traced(circuits, None if self.sums is None else attributions[0].nodes)
+        return _Traced(circuits, None if self.sums is None else nodes)
 
     # -------------------------------------------------------------------------------------------- rows
 

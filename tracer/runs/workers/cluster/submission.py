@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,7 @@ QUIET = 60.0
 """Seconds without output after which the server is asked whether it is there: the connection may be cut in silence."""
 LARGEST = 2**20
 """Bytes of a job file; Ray takes up to 100 MiB, but a job is a page of text."""
-ALLOWED = frozenset(
-    "AWS_DEFAULT_REGION AWS_ENDPOINT_URL AWS_REGION HF_DATASETS_OFFLINE HF_ENDPOINT HF_HOME HF_HUB_CACHE "
-    "HF_HUB_OFFLINE LOGLEVEL NCCL_DEBUG OMP_NUM_THREADS TRANSFORMERS_OFFLINE TZ".split()
-)
-"""Variables that may be set for a job: none of them is a secret."""
 
-_SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH", re.IGNORECASE)
 _SECRET = re.compile(
     r"://[^/\s@]*@|(access_key|secret_key|session_token|password)=|\bhf_\w{20,}|\bAKIA[0-9A-Z]{12,}", re.IGNORECASE
 )
@@ -76,10 +70,8 @@ def submit(
     *,
     out: str,
     options: Sequence[str] = (),
-    env: Mapping[str, str] | None = None,
     submission_id: str | None = None,
     wait: bool = True,
-    stop_on_interrupt: bool = False,
     log: Callable[[str], None],
 ) -> Submission:
     """Run a job file on a cluster, and follow it until it ends.
@@ -91,17 +83,14 @@ def submit(
         address: of the job server, e.g. ``http://HEAD:8265``; None: RAY_API_SERVER_ADDRESS, or this machine's.
         out: the run folder: an absolute path on shared storage, or an ``s3://`` or ``gs://`` address.
         options: further words of `tracer run`.
-        env: variables for the job, out of `ALLOWED`.
         submission_id: a new name for Ray; by default made of `out` and the time.
-        wait: follow it to its end.
-        stop_on_interrupt: whether Ctrl-C stops the job; otherwise it keeps running, and `log` says how to reach it.
+        wait: follow it to its end. On Ctrl-C it keeps running, and `log` says how to reach it.
         log: takes the job's output and what is said about it, line by line.
 
     Raises:
         JobError: something would not reach the cluster, or is secret.
         RunError: the server does not answer or refuses.
     """
-    variables = {"PYTHONUNBUFFERED": "1"} | _variables(env or {})
     _check_job(job)
     if not out.startswith(_SHARED):
         rule = "is relative, and a node of the cluster has another current folder"
@@ -115,12 +104,12 @@ def submit(
     name = submission_id or _name(out)
     with tempfile.TemporaryDirectory() as folder, _readable_errors(address):
         shutil.copyfile(job, Path(folder) / job.name)
-        runtime = {"working_dir": folder, "env_vars": variables}
+        runtime = {"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1"}}
         client.submit_job(entrypoint=shlex.join(words), submission_id=name, runtime_env=runtime)
     log(f"submitted {name} to {address}")
     if not wait:
         return _asked(client, name, address)
-    return _followed(client, name, address, log, stop_on_interrupt)
+    return _followed(client, name, address, log)
 
 
 def follow(address: str | None, name: str, log: Callable[[str], None]) -> Submission:
@@ -131,7 +120,7 @@ def follow(address: str | None, name: str, log: Callable[[str], None]) -> Submis
     """
     client, address = _client(address)
     _asked(client, name, address)
-    return _followed(client, name, address, log, stop_on_interrupt=False)
+    return _followed(client, name, address, log)
 
 
 def status(address: str | None, name: str) -> Submission:
@@ -160,19 +149,6 @@ def stop(address: str | None, name: str, limit: float = 30.0) -> Submission:
     while (submission := _asked(client, name, address)).state not in _ENDED and time.monotonic() < end:
         time.sleep(0.5)
     return submission
-
-
-def _variables(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a job, none of them secret."""
-    for name, value in given.items():
-        step = "keep keys in the nodes' environment or a file there"
-        if _SECRET_NAME.search(name) or _SECRET.search(value):
-            rule = "looks like a secret, and Ray shows a job's variables to everyone"
-            raise JobError(f"--env {quoted(name)}", rule, step)
-        if name not in ALLOWED:
-            rule = f"is not one of {', '.join(sorted(ALLOWED))}"
-            raise JobError(f"--env {quoted(name)}", rule, "set it in the nodes' environment")
-    return dict(given)
 
 
 def _check_job(job: Path) -> None:
@@ -274,7 +250,10 @@ def _readable_errors(address: str) -> Iterator[None]:
     except (RuntimeError, ValueError, OSError) as error:
         text = str(error)
         if "already exists" in text:
-            raise RunError("--id", "that job has been submitted before", "leave --id out: the run resumes") from None
+            option = "--submission-id"
+            raise RunError(
+                option, "that job has been submitted before", f"leave {option} out: the run resumes"
+            ) from None
         if "status code 404" in text or "does not exist" in text:
             raise RunError(f"--address {address}", "knows no such job", "look at: ray job list") from None
         raise RunError(f"--address {address}", f"refuses ({last_line(text)})", "look at the head node's logs") from None
@@ -289,7 +268,7 @@ def _asked(client: Any, name: str, address: str) -> Submission:
     return Submission(name, address, state, code, " ".join((info.message or "").split()))
 
 
-def _followed(client: Any, name: str, address: str, log: Callable[[str], None], stop_on_interrupt: bool) -> Submission:
+def _followed(client: Any, name: str, address: str, log: Callable[[str], None]) -> Submission:
     """Show the output until the job ends, whatever happens to the connection."""
     try:
         _tail(client, name, address, _Lines(log))
@@ -297,9 +276,6 @@ def _followed(client: Any, name: str, address: str, log: Callable[[str], None], 
             time.sleep(0.5)
         return submission
     except KeyboardInterrupt:
-        if stop_on_interrupt:
-            log(f"stopping {name}")
-            return stop(address, name)
         log(f"{name} keeps running; follow it: ray job logs --follow --address {address} {name}")
         log(f"stop it (what is done is kept): ray job stop --address {address} {name}")
         return Submission(name, address, "RUNNING")

@@ -1,0 +1,223 @@
+"""From a batch of prompts to the parts of their circuits, worked out where the model is: in this process, in a worker,
+or on a server.
+
+All nodes' values and gradients of a large model are gigabytes; what a circuit keeps of them is kilobytes. So one
+function attributes, selects and finds the edges beside the model, and only its answer leaves the device. It travels to
+a server as its source: `ask` holds plain values (see attribution/request.py), and so does the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer.attribution import replay
+from tracer.attribution.methods import attributions
+from tracer.attribution.selection import strongest
+from tracer.metrics import logit_summary
+from tracer.model import head, interventions, traces
+
+
+def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
+    """The parts of each prompt's circuit, for one batch: see `request.form`."""
+    found = attributions(nn, plan, ask)
+    answers = reduced(nn, plan, ask, found)
+    if ask.edge_rules is not None:
+        for answer, edges in zip(answers, ask.link(nn, plan, ask, found, answers), strict=True):
+            answer["edges"] = edges
+    return answers
+
+
+def everything(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
+    """Attributions of all nodes of a batch, on the device that is asked for: see `attribute.attribute`."""
+    found, where = attributions(nn, plan, ask), ask.device
+    layers = range(len(found.values))
+    times_gradient = ask.method in ("relp", "grad")  # the product is left to whoever asked, at full precision
+    dtype = ask.transfer_dtype if times_gradient else torch.float32
+
+    def stacked(of: Any) -> Tensor:
+        return torch.stack([of(layer).to(where) for layer in layers], 1)
+
+    def sent(of: Any) -> Tensor:
+        return stacked(lambda layer: of[layer].to(dtype))
+
+    def other(layer: int) -> Tensor:
+        return found.baseline(layer).to(dtype)
+
+    return {
+        "nodes": None if times_gradient else stacked(found.attribution),
+        "values": sent(found.values),
+        "gradients": sent(found.gradients) if times_gradient or (ask.gradients and found.gradients) else None,
+        "baselines": None if found.baseline is None or ask.means is not None else stacked(other),
+        "embeddings": found.embeddings.to(where),
+        "metric": found.metric.to(where),
+        "start": None if found.start is None else found.start.to(where),
+        "tokens": found.tokens,
+    }
+
+
+def reduced(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
+    """What circuits keep of a batch's attributions, without edges."""
+    width = found.values[0].shape[1]
+    first, metric, said = (
+        [width - len(ids) for ids in ask.token_ids],
+        found.metric.cpu(),
+        summaries(nn, plan, ask, found),
+    )
+    kept = strongest(found.attribution, range(len(found.values)), first, metric, ask.selection)
+    counts, rows = [len(nodes) for nodes in kept.nodes], list(zip(kept.nodes, first, strict=True))
+    places = torch.cat([nodes + torch.tensor([0, column, 0]) for nodes, column in rows])
+    places = torch.cat([torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None], places], 1)
+
+    def of_nodes(of: Callable[[int], Tensor] | None) -> Sequence[Tensor | None]:
+        return [None] * len(counts) if of is None else gathered(of, places).split(counts)
+
+    embeddings, slopes = found.embeddings.float().cpu(), found.gradients
+    starts = [None] * len(counts) if found.start is None else found.start.tolist()
+    activations = of_nodes(lambda layer: found.values[layer])
+    gradients, baselines = of_nodes(slopes and (lambda layer: slopes[layer])), of_nodes(found.baseline)
+    return [
+        {
+            "nodes": kept.nodes[row].int(),
+            "attributions": kept.attributions[row],
+            "activations": activations[row],
+            "gradients": gradients[row],
+            "baselines": baselines[row],
+            "largest": float(kept.largest[row]),
+            "total": float(kept.total[row]),
+            "embeddings": embeddings[row, column:].clone(),
+            "metric": float(metric[row]),
+            "start": starts[row],
+            "tokens": found.tokens[ask.metric.row == row],
+            **said[row],
+            "whole": whole(found, row, column) if ask.whole else None,
+        }
+        for row, column in enumerate(first)
+    ]
+
+
+def whole(found: SimpleNamespace, row: int, column: int) -> Tensor:
+    """One prompt's attributions of all nodes [layer, pos, neuron], for whoever sums them over prompts."""
+    return torch.stack([found.attribution(layer)[row, column:].cpu() for layer in range(len(found.values))])
+
+
+def gathered(of: Callable[[int], Tensor], places: Tensor) -> Tensor:
+    """Values of nodes at (prompt, layer, column, neuron), of each layer's [prompt, column, neuron], on the CPU."""
+    values = torch.zeros(len(places))
+    for layer in places[:, 1].unique().tolist():
+        mine = (places[:, 1] == layer).nonzero()[:, 0]
+        row, _, column, neuron = places[mine].unbind(-1)
+        values[mine] = of(layer)[row, column, neuron].float().cpu()
+    return values
+
+
+def summaries(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
+    """Of each prompt's logits: those of the metric's terms, their probabilities and ranks; and the likeliest tokens
+    where the metric is read last, with theirs."""
+    metric, names = ask.metric, ("logits", "chances", "ranks", "top", "top_chances")
+    at = torch.stack([metric.row, metric.column, found.tokens], -1)
+    mine = [at[metric.row == row, 1:] for row in range(metric.n_prompts)]
+    last = [int(one[:, 0].max()) for one in mine]
+    if plan.head_rows:
+        said = head.summary(head.of(nn, plan), found.read, at, last, ask.top)
+        parts = [*(part.split([len(one) for one in mine]) for part in said[:3]), *said[3:]]
+        return [dict(zip(names, (part[row].cpu() for part in parts), strict=True)) for row in range(len(mine))]
+    every = zip(found.read.float(), mine, last, strict=True)
+    return [
+        dict(zip(names, (part.cpu() for part in logit_summary(one, at, column, ask.top)), strict=True))
+        for one, at, column in every
+    ]
+
+
+def edges_of(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[tuple[Any, ...]]:
+    """Edges among nodes that are known already: `ask` has them as `answers`, and the embeddings' baseline as
+    `paired`."""
+    found = SimpleNamespace(tokens=ask.metric.token)
+    if ask.constants:
+        found = traces.values(nn, plan, ask.inputs, ask.basis, None, ask.metric, True)
+    found.paired = ask.paired
+    return ask.link(nn, plan, ask, found, ask.answers)
+
+
+def constants(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
+    """The constants of a batch's linearisation, on the CPU, float32: of every neuron, or of one prompt's `nodes`."""
+    found = traces.constants(nn, plan, ask.inputs)
+    frozen = found if ask.nodes is None else replay.frozen(found, 0, 0, ask.nodes, ask.basis)
+
+    def sent(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: sent(one) for name, one in value.items()}
+        return None if value is None else interventions.to_cpu(value)[0]
+
+    return {
+        "embedding": sent(frozen.embedding),
+        "final_scale": sent(frozen.final_scale),
+        "read": sent(found.read),
+        "blocks": [
+            {name: sent(value) for name, value in vars(block).items() if name != "kernel"} for block in frozen.blocks
+        ],
+    }
+
+
+def baselines(found: SimpleNamespace, answers: Sequence[dict[str, Any]]) -> list[tuple[Tensor, Tensor]] | None:
+    """Of each prompt's nodes, and of its embeddings [column, d_model] or zero; None where all are zero."""
+    nodes = [answer["baselines"] for answer in answers]
+    if found.paired is None:
+        if all(values is None or not bool(values.any()) for values in nodes):
+            return None
+        return [(values, torch.zeros(1)) for values in nodes]
+    values = [torch.zeros(len(one["nodes"])) if one["baselines"] is None else one["baselines"] for one in answers]
+    return list(zip(values, found.paired.float(), strict=True))
+
+
+def by_replay(
+    nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
+) -> list[tuple[Any, ...]]:
+    """The edges among what is selected, from the constants that the attribution's own pass brought."""
+    unit, bases, prompts = head.of(nn, plan), baselines(found, answers), []
+    width = max(len(ids) for ids in ask.token_ids)
+    for row, (answer, ids) in enumerate(zip(answers, ask.token_ids, strict=True)):
+        first, nodes, mine = width - len(ids), answer["nodes"].long(), ask.metric.row == row
+        column, token = ask.metric.column[mine], found.tokens[mine]
+        logits, shrunk = head.targets(unit, found.read[row, column.to(found.read.device)], token)
+        prompt = SimpleNamespace(
+            frozen=replay.frozen(found, row, first, nodes, ask.basis),
+            neurons=nodes,
+            logits=torch.stack([column + len(ids), token], -1),
+            logit_values=logits,
+            shrunk=shrunk,
+            basis=ask.basis,
+            baselines=None if bases is None else (bases[row][0], bases[row][1][-len(ids) :]),
+        )
+        prompts.append(prompt)
+    for block in found.blocks:  # all nodes' numbers end here
+        block.gate = block.up = block.values = None
+    found.values = found.gradients = found.attribution = found.baseline = None
+    return replay.linked(nn._module, plan, prompts, ask.max_bytes)
+
+
+def by_autograd(
+    nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
+) -> list[tuple[Any, ...]]:
+    """The same edges from backward passes through the linearised model with detached MLPs: where its weights cannot be
+    read, or rules are off. One more forward."""
+    width = max(len(ids) for ids in ask.token_ids)
+    shift = [width - len(ids) for ids in ask.token_ids]
+    columns = [answer["nodes"].long() + torch.tensor([0, by, 0]) for answer, by in zip(answers, shift, strict=True)]
+    at = torch.stack([ask.metric.column, found.tokens], -1)
+    ends = [at[ask.metric.row == row] for row in range(len(answers))]
+    given, away = baselines(found, answers), None
+    if given is not None:
+        away = [nodes for nodes, _ in given], torch.zeros(()) if found.paired is None else found.paired
+    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis)
+    linked = traces.direct_weights(nn, plan, ask.inputs, columns, ends, how, ask.max_bytes, away)
+    found_edges = []
+    for by, (values, weight, embedded, incoming, moved) in zip(shift, linked, strict=True):
+        real = [*range(weight.shape[1]), *range(weight.shape[1] + by, weight.shape[1] + width)]
+        from_baseline = None if moved is None else moved[:, real]
+        found_edges.append((torch.cat([weight, embedded[:, by:]], -1), incoming, values, from_baseline))
+    return found_edges

@@ -1,0 +1,130 @@
+"""Options in groups: a group is a record, declared once, and a verb takes records instead of every option by itself.
+
+Knows how a verb's records become the flat signature that typer reads, the options that several verbs share, and how
+what they hold is read. Refuses to know any verb.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from enum import StrEnum
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from tracer.errors import JobError, first_line, quoted
+
+if TYPE_CHECKING:
+    from tracer.prompts import Prompt
+
+MOST = 2**31 - 1
+"""The largest whole number that an option takes: more of anything is a slip of the keyboard."""
+
+
+def flat(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that takes records of options, as typer wants it: with one keyword for each option.
+
+    A record is a dataclass whose fields are options, ``Annotated[T, typer.Option(...)]``, or records again. Options
+    stand in --help where they stand here, those of a record together.
+
+    Raises:
+        ValueError: two options have one name.
+    """
+
+    @wraps(verb)
+    def run(**given: Any) -> None:
+        _called(verb, given)
+
+    parameters = list(_parameters(verb))
+    vars(run).update(__signature__=Signature(parameters))
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _parameters(made: Callable[..., Any]) -> Iterator[Parameter]:
+    """The options of a verb or of a record."""
+    hints = get_type_hints(made, include_extras=True)
+    for name, parameter in signature(made).parameters.items():
+        if is_dataclass(hints[name]):
+            yield from _parameters(hints[name])
+        else:
+            yield parameter.replace(annotation=hints[name], kind=Parameter.KEYWORD_ONLY)
+
+
+def _called(made: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """A verb's outcome, or a record, of the options that are `given` by name."""
+    hints = get_type_hints(made)
+    names = signature(made).parameters
+    return made(**{name: _called(hints[name], given) if is_dataclass(hints[name]) else given[name] for name in names})
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
+OfRun = Annotated[
+    int | None,
+    typer.Option("--prompt", help="Of a run over many: a prompt's number (prompt_id). Default: the dataset's circuit."),
+]
+Bos = Annotated[
+    bool,
+    typer.Option("--bos", help="Begin the text with the beginning-of-sequence token where the tokenizer does not."),
+]
+Folder = Annotated[str, typer.Argument(help="A run folder: of one prompt, or a dataset's with its circuit.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a circuit is printed."""
+
+    rows: Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1, max=MOST)] = 20
+    style: Style = Format.table
+
+
+def numbers(value: str | None, option: str) -> list[int] | None:
+    """Whole numbers that are separated by commas or spaces.
+
+    Raises:
+        JobError: something else is among them.
+    """
+    if value is None:
+        return None
+    parts = value.replace(",", " ").split()
+    if not all(re.fullmatch(r"[-+]?[0-9]{1,18}", part) for part in parts):
+        raise JobError(
+            f"{option} {quoted(value)}", "must be whole numbers", "separate them by commas, as in '1,351,95'"
+        )
+    return [int(part) for part in parts]
+
+
+def lines(path: Path | None, bos: bool, option: str = "--reference") -> list[Prompt] | None:
+    """The prompts of a text file, one a line.
+
+    Raises:
+        JobError: the file cannot be read, or holds none.
+    """
+    from tracer.prompts import Prompt
+    from tracer.system import wholefile
+
+    if path is None:
+        return None
+    try:
+        found = [line for line in wholefile.read(path).decode("utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError(
+            f"{option} {str(path)!r}", f"cannot be read ({first_line(error)})", "give a text file, a prompt a line"
+        ) from None
+    if not found:
+        raise JobError(f"prompts {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")
+    return [Prompt(line, bos=bos) for line in found]

@@ -1,0 +1,121 @@
+"""The verb steer: its options, and what is checked before a model is loaded.
+
+Knows which arguments of `tracer.steer` the options are. Refuses to know what is done to neurons.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracer.cli import terminal
+from tracer.cli.loading import Adapter, Device, There, Where
+from tracer.cli.options import MOST, Bos, flat, numbers
+
+if TYPE_CHECKING:
+    from tracer.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens whose probabilities are shown."""
+
+    target: Annotated[list[str] | None, typer.Option(help='Token asked about: " are".')] = None
+    foil: Annotated[list[str] | None, typer.Option(help="Wrong token.")] = None
+    token: Annotated[list[str] | None, typer.Option(help="Another token whose probability is shown. Repeatable.")] = (
+        None
+    )
+
+    def prompt(self, text: str, bos: bool) -> Prompt:
+        """The prompt that is asked about them."""
+        from tracer.prompts import Prompt
+
+        return Prompt(text, target=self.target or None, foil=self.foil or None, bos=bos)
+
+
+@dataclass(frozen=True)
+class Action:
+    """What is done to nodes, to which and where."""
+
+    factor: Annotated[float | None, typer.Option(help="Multiply: 0 ablates, 2 amplifies, -1 inverts.")] = None
+    set_to: Annotated[float | None, typer.Option(help="Set to this value.")] = None
+    add: Annotated[float | None, typer.Option(help="Add this value.")] = None
+    top: Annotated[int | None, typer.Option(help="Only the strongest this many nodes.", min=1, max=MOST)] = None
+    everywhere: Annotated[
+        bool, typer.Option("--everywhere", help="At every position, new tokens included; else at the nodes' own.")
+    ] = False
+    positions: Annotated[str | None, typer.Option(help="Where instead of the nodes' own positions: '-1' or '2,5'.")] = (
+        None
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """As `tracer.steer` takes it."""
+        return vars(self) | {"positions": numbers(self.positions, "--positions")}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is generated, and what is drawn to compare with."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0, max=MOST)] = 20
+    random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0, max=MOST)] = 5
+    seed: Annotated[int, typer.Option(help="Of the random draws.", min=0, max=MOST)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steered(Where):
+    """The model that is steered."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(help="'demo', a folder, or a Hugging Face id. Default: the model of --nodes' circuit, else demo."),
+    ] = None
+    revision: Annotated[
+        str | None, typer.Option(help="Revision of a Hugging Face id. Default: that of the circuit, without --model.")
+    ] = None
+    adapter: Adapter = None
+    device: Device = None
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, ... Default: that of the circuit, else float32.")
+    ] = None
+    there: There
+
+
+@terminal.report_errors
+@flat
+def steer(
+    text: Annotated[str, typer.Argument(help="The prompt.")],
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            help="A run folder (of one prompt, or a dataset's with its circuit), or a CSV or JSON-lines file of layer, "
+            "neuron, position. Default: the prompt's own."
+        ),
+    ] = None,
+    *,
+    tokens: Tokens,
+    action: Action,
+    bos: Bos = False,
+    drawn: Drawn,
+    where: Steered,
+) -> None:
+    """Multiply, set or add to a circuit's neurons, and see what the model then says, beside random neurons.
+
+    Example: tracer steer "The secretaries near the car" --target " are" --foil " is" --top 10 --factor -1 --everywhere
+    """
+    import tracer
+    from tracer.circuit.circuit import Traced
+    from tracer.evaluation import steering
+    from tracer.reports import tables
+
+    prompt, how = tokens.prompt(text, bos), action.arguments()
+    chosen = None if nodes is None else steering.read_nodes(nodes)
+    steering.planned(chosen, **how)
+    terminal.quiet()
+    model = where.load(chosen.model if isinstance(chosen, Traced) else None)
+    if chosen is None:
+        chosen = tracer.trace(model, prompt, action.top, edges=False)
+    result = tracer.steer(model, chosen, prompt, **how, tokens=tokens.token or (), **vars(drawn))
+    terminal.tables().print(tables.steering_table(result))

@@ -1,0 +1,293 @@
+"""The verb trace: its options, what is checked before a model is loaded, and what is printed and saved.
+
+Knows which arguments of `tracer.trace` the options are. Refuses to know how a circuit is traced.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tracer.cli import terminal
+from tracer.cli.graphs import show_graph
+from tracer.cli.loading import Adapter, Device, There
+from tracer.cli.options import MOST, Bos, Format, Overwrite, Shown, flat, lines, numbers
+from tracer.errors import JobError, RunError, quoted
+
+if TYPE_CHECKING:
+    from tracer.attribution.pruning import Pruning
+    from tracer.circuit.circuit import Graph
+    from tracer.prompts import Prompt
+    from tracer.settings import Settings
+
+
+@dataclass(frozen=True)
+class Question:
+    """The prompt, and what is asked of it."""
+
+    text: Annotated[str | None, typer.Argument(help="The prompt; or give --token-ids.", show_default=False)] = None
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Token asked about, with its space: " are". Repeat for several. Default: the model\'s own top token.'
+        ),
+    ] = None
+    foil: Annotated[list[str] | None, typer.Option(help="Wrong token; the metric becomes the logit difference.")] = None
+    counterfactual: Annotated[
+        str | None, typer.Option(help="Paired prompt of equal length: the baseline, unless --baseline says another.")
+    ] = None
+    token_ids: Annotated[str | None, typer.Option(help="The prompt as ids: '1,351,95'.")] = None
+    positions: Annotated[
+        str | None, typer.Option(help="Where the logits are read: '-1' or '3,5'. Default: the last.")
+    ] = None
+    bos: Bos = False
+
+    def prompt(self) -> Prompt:
+        """The prompt that `tracer.trace` takes."""
+        from tracer.prompts import Prompt
+
+        return Prompt(
+            text=self.text,
+            token_ids=numbers(self.token_ids, "--token-ids"),
+            target=self.target or None,
+            foil=self.foil or None,
+            counterfactual=self.counterfactual,
+            positions=numbers(self.positions, "--positions"),
+            bos=self.bos,
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that is traced."""
+
+    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo"
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None
+    adapter: Adapter = None
+    device: Device = None
+    device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 (the default), bfloat16, float16, float64, int8, nf4, fp4.")
+    ] = None
+
+    def load(self, there: There) -> Any:
+        """The model, here or on NDIF."""
+        options = {name: value for name, value in vars(self).items() if name != "model"}
+        return there.load(self.model, **options)
+
+
+@dataclass(frozen=True)
+class How:
+    """How nodes are attributed."""
+
+    method: Annotated[str, typer.Option(help="relp, grad, ig, conductance, ig-activation, exact, delta, random.")] = (
+        "relp"
+    )
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="zero, mean, counterfactual. Default: the counterfactual if there is one, else zero."),
+    ] = None
+    reference: Annotated[
+        Path | None, typer.Option(help="Text file, a prompt a line: the mean baseline is taken over it.")
+    ] = None
+    basis: Annotated[str, typer.Option(help="activation (neurons) or output (of the MLP).")] = "activation"
+    metric: Annotated[str, typer.Option(help="auto, logit, difference, logprob, centred.")] = "auto"
+    top: Annotated[
+        int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.", max=MOST)
+    ] = None
+    without_rule: Annotated[
+        list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
+    ] = None
+    steps: Annotated[int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation.", max=MOST)] = 10
+    seed: Annotated[int, typer.Option(help="Of the method random.", max=MOST)] = 0
+
+    def check(self) -> None:
+        """Refuse a metric beside the sum of the top logits, which is one."""
+        if self.top is not None and self.metric != "auto":
+            raise JobError(f"--metric {self.metric}", "has no effect with --top", "leave one of them out")
+
+    def arguments(self) -> dict[str, Any]:
+        """As `tracer.trace` takes it, but for the reference."""
+        metric, top_k = (self.metric, 5) if self.top is None else ("topk", self.top)
+        given = {name: getattr(self, name) for name in ("method", "baseline", "basis", "steps", "seed")}
+        return given | {"rules": self._rules(), "metric": metric, "top_k": top_k}
+
+    def _rules(self) -> frozenset[str] | None:
+        from tracer.settings import RULES
+
+        off = self.without_rule
+        if not off:
+            return None
+        if unknown := sorted(set(off) - RULES):
+            raise JobError(f"--without-rule {unknown[0]}", f"must be one of {', '.join(sorted(RULES))}", "choose one")
+        if self.method != "relp":
+            raise JobError(f"--without-rule {off[0]}", f"has no effect with method {self.method!r}", "leave it out")
+        return RULES - frozenset(off)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Which edges are kept."""
+
+    edge_share: Annotated[
+        float | None, typer.Option(help="Keep edges with at least this |share| of their target. Default: .01.")
+    ] = None
+    edge_attribution: Annotated[
+        float | None, typer.Option(help="Keep edges with at least this |attribution|, in logits.")
+    ] = None
+    top_edges: Annotated[int | None, typer.Option(help="Keep at most this many edges.", max=MOST)] = None
+    node_influence: Annotated[
+        float | None, typer.Option(help="Keep the fewest nodes with this share of all influence (usual: .8).")
+    ] = None
+    edge_influence: Annotated[
+        float | None, typer.Option(help="Keep the fewest edges with this share of the influence (usual: .98).")
+    ] = None
+    drop_dangling: Annotated[
+        bool, typer.Option("--drop-dangling", help="Drop nodes that no kept edge leads into, or none out of.")
+    ] = False
+
+    def pruning(self) -> Pruning | None:
+        """The rules that were given; None where none was, so that --no-edges can refuse them."""
+        from tracer.attribution.pruning import Pruning
+
+        asked = {
+            "share": self.edge_share,
+            "attribution": self.edge_attribution,
+            "top": self.top_edges,
+            "node_influence": self.node_influence,
+            "edge_influence": self.edge_influence,
+            "drop_dangling": self.drop_dangling or None,
+        }
+        given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+        return Pruning(**given) if given else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Which nodes are kept, and which edges between them."""
+
+    nodes: Annotated[
+        int | None,
+        typer.Option(
+            help="Nodes to keep, strongest first. Default: 200, unless --threshold or --mass is given.", max=MOST
+        ),
+    ] = None
+    threshold: Annotated[
+        float | None, typer.Option(help="Keep |attribution| >= this share of |metric| (paper: .005).")
+    ] = None
+    mass: Annotated[float | None, typer.Option(help="Keep the fewest nodes with this share of all |attribution|.")] = (
+        None
+    )
+    skip_first: Annotated[bool, typer.Option("--skip-first", help="Leave out position 0 (BOS).")] = False
+    exclude: Annotated[list[str] | None, typer.Option(help="A neuron never taken, as LAYER/NEURON. Repeatable.")] = None
+    edges: Annotated[
+        bool | None, typer.Option("--edges/--no-edges", help="Trace the direct edges between the nodes kept.")
+    ] = None
+    pruned: Edges
+
+    def arguments(self) -> dict[str, Any]:
+        """As `tracer.trace` takes it, but for positions and neurons that are left out."""
+        given = {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "edges")}
+        return given | {"pruning": self.pruned.pruning()}
+
+    def left_out(self) -> dict[str, Any]:
+        """The positions and neurons that are left out, as `tracer.trace` takes them."""
+        return {"skip_first": self.skip_first, "exclude": [_neuron(name) for name in self.exclude or ()]}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Where the circuit is saved."""
+
+    out: Annotated[
+        str | None, typer.Option(help="Save the run folder here (Parquet and run.json): a path, s3:// or gs://.")
+    ] = None
+    overwrite: Overwrite = False
+
+    def check(self, mine: dict[str, Any]) -> None:
+        """Refuse a folder that cannot be written, or holds another circuit than the one that is about to be traced, by
+        what is known of it already."""
+        from tracer.store import one_prompt
+
+        if self.out is not None:
+            one_prompt.check_writable(self.out, self.overwrite, partial(_can_be, mine=mine))
+
+    def save(self, graph: Graph, style: Format) -> None:
+        """Save a graph, and say where: beside the folder asked for, if that holds another run after all, for what was
+        computed is not thrown away."""
+        if self.out is None:
+            return
+        for number in itertools.count(2):
+            place = self.out if number == 2 else f"{self.out.rstrip('/')}-{number - 1}"
+            try:
+                graph.save(place, self.overwrite)
+            except RunError as error:
+                if "holds another run" not in error.rule or number > 99:
+                    raise
+                terminal.note(str(error))
+            else:
+                terminal.line(f"saved to {place}; 'tracer show {place}' prints it again", err=style is not Format.table)
+                return
+
+
+@terminal.report_errors
+@flat
+def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved, shown: Shown, there: There) -> None:
+    """Trace one prompt: which MLP neurons, at which positions, make the model say that.
+
+    Example: tracer trace "The secretaries near the car" --target " are" --foil " is"
+    """
+    import tracer
+    from tracer.attribution import trace as tracing
+    from tracer.attribution.attribute import check_question
+
+    prompt = question.prompt()
+    how.check()
+    others = lines(how.reference, question.bos)
+    asked = how.arguments() | kept.arguments()
+    left_out = kept.left_out()
+    settings, _ = tracing.checked([prompt], **asked)
+    check_question(prompt, settings, others)
+    mine = _known(prompt, settings, kept)
+    saved.check(mine | {"model": {"name": source.model}})
+    terminal.quiet()
+    model = source.load(there)
+    if saved.out is not None:
+        saved.check(mine | {"model": {"fingerprint": model.fingerprint}})
+    with terminal.ProgressBar(f"{how.method} on {source.model}") as bar:
+        circuit = tracer.trace(model, prompt, **asked, **left_out, reference=others, progress=bar)
+    show_graph(circuit, shown)
+    saved.save(circuit, shown.style)
+
+
+def _known(prompt: Prompt, settings: Settings, kept: Kept) -> dict[str, Any]:
+    """What a record will say of the circuit that is about to be traced."""
+    from tracer.attribution.selection import node_limit
+
+    nodes, threshold, mass = kept.nodes, kept.threshold, kept.mass
+    return {
+        "prompt": prompt.text if prompt.text is not None else list(prompt.token_ids or ()),
+        "settings": {name: value for name, value in settings.record().items() if name != "metric"},
+        "selection": {"nodes": node_limit(nodes, threshold, mass), "threshold": threshold, "mass": mass},
+    }
+
+
+def _can_be(there: dict[str, Any], mine: dict[str, Any]) -> bool:
+    """Whether a saved run's record can be of the circuit that is about to be traced, by what is known of it already."""
+    was = there.get("circuit") or {}
+    parts = all(
+        was.get(part, {}).get(name) == value for part in mine if part != "prompt" for name, value in mine[part].items()
+    )
+    return parts and mine["prompt"] in (was.get("text"), was.get("token_ids"))
+
+
+def _neuron(value: str) -> tuple[int, int]:
+    layer, slash, neuron = value.partition("/")
+    if not (slash and all(part.isdecimal() and len(part) < 10 for part in (layer, neuron))):
+        raise JobError(f"--exclude {quoted(value)}", "must be LAYER/NEURON", "write it as in '3/120'")
+    return int(layer), int(neuron)
