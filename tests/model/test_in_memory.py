@@ -64,6 +64,18 @@ def default_device(device: str) -> Iterator[None]:
         torch.set_default_device(None)
 
 
+@contextmanager
+def precision(name: str) -> Iterator[None]:
+    """Of matrix products; the numbers change where the processor knows bfloat16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == name
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -72,6 +84,8 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "bfloat16": lambda: default_dtype(torch.bfloat16),
     "default device": lambda: default_device("meta"),
     "device context": lambda: torch.device("meta"),
+    "bfloat16 products": lambda: precision("medium"),
+    "TF32 products": lambda: precision("high"),
 }
 
 

@@ -42,8 +42,9 @@ _WRAPPERS = {
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Compute as if torch were just imported: no inference mode, no autocast, float32 and the CPU as its defaults; and
-    gradients only where a pass takes them, whatever the weights require.
+    """Compute as if torch were just imported: no inference mode, no autocast, float32 and the CPU as its defaults, its
+    matrix products in float32 (not TF32 or bfloat16); and gradients only where a pass takes them, whatever the weights
+    require.
 
     What a caller has set is as before afterwards. Also a decorator.
     """
@@ -58,8 +59,25 @@ def undisturbed() -> Iterator[None]:
         if (dtype := torch.get_default_dtype()) != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
+        _multiply_in_float32(stack)
         stack.enter_context(torch.no_grad())
         yield
+
+
+def _multiply_in_float32(stack: ExitStack) -> None:
+    """Until the stack ends; torch's two ways to say it exclude each other."""
+    backends: Any = torch.backends
+    parts: list[Any] = [getattr(backends.cuda, "matmul", None), getattr(backends.mkldnn, "matmul", None)]
+    if not all(hasattr(part, "fp32_precision") for part in (backends, *parts)):  # torch before 2.9
+        if (precision := torch.get_float32_matmul_precision()) != "highest":
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, precision)
+        return
+    for part in parts:
+        given = part.fp32_precision
+        if {given, backends.fp32_precision} & {"tf32", "bf16"}:
+            part.fp32_precision = "ieee"
+            stack.callback(setattr, part, "fp32_precision", given)
 
 
 class Interrupted:
