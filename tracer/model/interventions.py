@@ -181,6 +181,11 @@ def score(
     return head.weighed(unit, rows, tokens, metric), tokens, source
 
 
+def asked(nn: Any, plan: SimpleNamespace, metric: SimpleNamespace | None) -> Tensor:
+    """The metric [prompt] or, without one, the likeliest next token."""
+    return greedy(nn, plan) if metric is None else score(nn, plan, frozenset(), metric)[0]
+
+
 def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
     """The likeliest next token [prompt]."""
     if not plan.head_rows:

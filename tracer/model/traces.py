@@ -222,10 +222,7 @@ def ablated(
             interventions.through_blocks(
                 nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
             )
-            if one.metric is None:
-                saved = nnsight.save(interventions.to_cpu(interventions.greedy(nn, plan)))
-            else:
-                saved = nnsight.save(interventions.to_cpu(interventions.score(nn, plan, NO_RULES, one.metric)[0]))
+            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric)))
             if plan.head_rows:
                 tracer.stop()
     return saved[0]
