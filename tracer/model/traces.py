@@ -216,7 +216,7 @@ def ablated(
     `one` has the batch's `inputs`, its `rows`, and the fields of the `metric`; without one the greedy next token is
     read. Where rows of the head can be read, the forward ends before it.
     """
-    rows = torch.tensor(one.rows)
+    rows, stops = torch.tensor(one.rows), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
@@ -224,7 +224,8 @@ def ablated(
             )
             saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric)))
             if plan.head_rows:
-                tracer.stop()
+                interventions.stop(tracer, stops)
+    interventions.release(stops)
     return saved[0]
 
 
