@@ -80,7 +80,7 @@ def values(
     constants: bool = False,
 ) -> SimpleNamespace:
     """A forward, as `gradients` but for what needs a backward; without a metric it ends behind the last block."""
-    kept, scales, ended = ([], [], plan.head_rows) if constants else (None, None, plan.head_rows or metric is None)
+    kept, scales = ([], []) if constants else (None, None)
     stops: list[BaseException] = []
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
@@ -90,7 +90,7 @@ def values(
             if metric is not None:
                 found = interventions.score(nn, plan, NO_RULES, metric, scales)
             saved = nnsight.save((neurons, entered, *found))
-            if ended:
+            if plan.head_rows:  # a sandbox, which hides weights, loses what is saved before a stop
                 interventions.stop(tracer, stops)
     interventions.release(stops)
     neurons, entered, score, tokens, source = saved
@@ -126,7 +126,8 @@ def constants(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> SimpleN
             entered = nn.get(plan.embedding).output
             interventions.through_blocks(nn, plan, NO_RULES, "activation", None, kept)
             saved = nnsight.save((entered, interventions.final(nn, plan, NO_RULES, scales)))
-            interventions.stop(tracer, stops)
+            if plan.head_rows:
+                interventions.stop(tracer, stops)
     interventions.release(stops)
     return SimpleNamespace(embedding=saved[0], blocks=kept, final_scale=scales[0], read=saved[1])
 
