@@ -17,9 +17,8 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
+import common
 import torch
-from tokenizers import Tokenizer, models
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tracer
 from tracer.circuit.circuit import Circuit
@@ -38,35 +37,6 @@ ONE_ROW = 1
 """Bytes to a batch: less than any row needs, so that every batch holds one."""
 
 
-def llama() -> torch.nn.Module:
-    """A random Llama of 8 layers."""
-    config = LlamaConfig(
-        vocab_size=1000,
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
-        max_position_embeddings=512,
-    )
-    return LlamaForCausalLM(config)
-
-
-def gemma() -> torch.nn.Module:
-    """A random Gemma 3 of 270M's shape."""
-    config = Gemma3TextConfig(
-        vocab_size=262144,
-        hidden_size=640,
-        intermediate_size=2048,
-        num_hidden_layers=18,
-        num_attention_heads=4,
-        num_key_value_heads=1,
-        head_dim=256,
-        sliding_window=512,
-    )
-    return Gemma3ForCausalLM(config)
-
-
 def asked(model: tracer.Model, count: int) -> list[tracer.Prompt]:
     """Random prompts, each about the token that the model puts first there against the one that it puts last."""
     drawn = torch.randint(10, 1000, (count, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -83,10 +53,7 @@ def build(name: str, count: int) -> tuple[tracer.Model, Circuit, list[tracer.Pro
         pair = sva.generate("nounpp", "train", 1)[0].to_prompt()
         prompts = [one.to_prompt() for one in sva.generate("nounpp", "test", count)]
     else:
-        torch.manual_seed(0)
-        words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(1000)}, unk_token="w0"))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w1")
-        model = tracer.load({"llama": llama, "gemma": gemma}[name](), tokenizer=tokenizer)
+        model = common.random_model(common.SHAPES[name])
         pair, *prompts = asked(model, count + 1)
     baseline = "counterfactual" if name == "demo" else "zero"
     return model, tracer.trace(model, pair, nodes=SIZES[-1], baseline=baseline, edges=False), prompts

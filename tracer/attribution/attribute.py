@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -370,7 +369,8 @@ def _found(
     ask = request.question(model, prompts, chosen, means, report if model.backend.near else None)
     if gradients and chosen.method in FORWARD_ONLY:
         ask.edge_rules = chosen.edge_rules  # so that these methods find gradients too
-    ask.device, ask.gradients, ask.transfer_dtype = device, gradients, model.plan.transfer_dtype
+    ask.device, ask.gradients, ask.factors = device, gradients, chosen.method in ("relp", "grad")
+    ask.dtype = model.plan.transfer_dtype if ask.factors else torch.float32
     found = passes.session(model, circuits.everything, ask, _form(model, ask))
     rows = ask.metric.row
     return found, [request.settled(prompt, found["tokens"][rows == row]) for row, prompt in enumerate(prompts)]
@@ -379,13 +379,12 @@ def _found(
 def _form(model: Model, ask: Any) -> dict[str, Any]:
     """What `circuits.everything` must send."""
     rows, width = len(ask.token_ids), max(len(ids) for ids in ask.token_ids)
-    times_gradient = ask.method in ("relp", "grad")
-    shape, dtype = (rows, model.n_layers, width, model.n_neurons(ask.basis)), ask.transfer_dtype
-    every, sent = Of(shape), Of(shape, dtype if times_gradient else torch.float32)
+    shape = (rows, model.n_layers, width, model.n_neurons(ask.basis))
+    every, sent = Of(shape), Of(shape, ask.dtype)
     return {
-        "nodes": None if times_gradient else every,
+        "nodes": None if ask.factors else every,
         "values": sent,
-        "gradients": sent if times_gradient else Maybe(sent),
+        "gradients": sent if ask.factors else Maybe(sent),
         "baselines": Maybe(sent),
         "embeddings": Of((rows, width)),
         "metric": Of((rows,)),
@@ -458,26 +457,12 @@ def _result(
 
 def with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen: Settings) -> list[Encoded]:
     """Give prompts without a target the model's own top token(s), fixed for all passes."""
-    wanted = chosen.top_k if chosen.metric == "topk" else 1
-    if wanted > model.vocab_size:
-        raise JobError(f"top_k={wanted}", f"the vocabulary has {model.vocab_size} tokens", "use fewer")
+    request.opened(model, prompts, chosen)  # refuses what has no such tokens
     if all(prompt.target_ids for prompt in prompts):
         return list(prompts)
     columns = [min(prompt.positions) - len(prompt.token_ids) for prompt in prompts]
-    likeliest = passes.top_tokens(model, batch, columns, wanted)
-    settled = []
-    for prompt, tokens in zip(prompts, likeliest.tolist(), strict=True):
-        if prompt.target_ids:
-            settled.append(prompt)
-            continue
-        if len(prompt.positions) > 1:
-            raise JobError(
-                f"positions {list(prompt.positions)}",
-                "the model's top tokens differ between positions",
-                "give a target",
-            )
-        settled.append(replace(prompt, target_ids=tuple(tokens)))
-    return settled
+    likeliest = passes.top_tokens(model, batch, columns, request.wanted(chosen))
+    return [request.settled(prompt, tokens) for prompt, tokens in zip(prompts, likeliest, strict=True)]
 
 
 def _baseline(

@@ -21,6 +21,9 @@ from tracer.attribution.selection import strongest
 from tracer.metrics import logit_summary
 from tracer.model import head, interventions, traces
 
+SAID = ("logits", "chances", "ranks", "top", "top_chances")
+"""The parts of `head.summary` and `logit_summary` in an answer."""
+
 
 def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
     """The parts of each prompt's circuit, for one batch: see `request.form`."""
@@ -33,25 +36,27 @@ def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[
 
 
 def everything(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
-    """Attributions of all nodes of a batch, on the device that is asked for: see `attribute.attribute`."""
+    """Attributions of all nodes of a batch, on the device that is asked for: see `attribute.attribute`.
+
+    `ask` also says in which `dtype` values go; whether values and gradients go as `factors`, whose product is left to
+    whoever asked, at full precision; and whether other methods' `gradients` are wanted.
+    """
     found, where = attributions(nn, plan, ask), ask.device
     layers = range(len(found.values))
-    times_gradient = ask.method in ("relp", "grad")  # the product is left to whoever asked, at full precision
-    dtype = ask.transfer_dtype if times_gradient else torch.float32
 
     def stacked(of: Any) -> Tensor:
         return torch.stack([of(layer).to(where) for layer in layers], 1)
 
     def sent(of: Any) -> Tensor:
-        return stacked(lambda layer: of[layer].to(dtype))
+        return stacked(lambda layer: of[layer].to(ask.dtype))
 
     def other(layer: int) -> Tensor:
-        return found.baseline(layer).to(dtype)
+        return found.baseline(layer).to(ask.dtype)
 
     return {
-        "nodes": None if times_gradient else stacked(found.attribution),
+        "nodes": None if ask.factors else stacked(found.attribution),
         "values": sent(found.values),
-        "gradients": sent(found.gradients) if times_gradient or (ask.gradients and found.gradients) else None,
+        "gradients": sent(found.gradients) if ask.factors or (ask.gradients and found.gradients) else None,
         "baselines": None if found.baseline is None or ask.means is not None else stacked(other),
         "embeddings": found.embeddings.to(where),
         "metric": found.metric.to(where),
@@ -62,12 +67,8 @@ def everything(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
 
 def reduced(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
     """What circuits keep of a batch's attributions, without edges."""
-    width = found.values[0].shape[1]
-    first, metric, said = (
-        [width - len(ids) for ids in ask.token_ids],
-        found.metric.cpu(),
-        summaries(nn, plan, ask, found),
-    )
+    width, metric, said = found.values[0].shape[1], found.metric.cpu(), summaries(nn, plan, ask, found)
+    first = [width - len(ids) for ids in ask.token_ids]
     kept = strongest(found.attribution, range(len(found.values)), first, metric, ask.selection)
     counts, rows = [len(nodes) for nodes in kept.nodes], list(zip(kept.nodes, first, strict=True))
     places = torch.cat([nodes + torch.tensor([0, column, 0]) for nodes, column in rows])
@@ -118,17 +119,17 @@ def gathered(of: Callable[[int], Tensor], places: Tensor) -> Tensor:
 def summaries(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
     """Of each prompt's logits: those of the metric's terms, their probabilities and ranks; and the likeliest tokens
     where the metric is read last, with theirs."""
-    metric, names = ask.metric, ("logits", "chances", "ranks", "top", "top_chances")
+    metric = ask.metric
     at = torch.stack([metric.row, metric.column, found.tokens], -1)
     mine = [at[metric.row == row, 1:] for row in range(metric.n_prompts)]
     last = [int(one[:, 0].max()) for one in mine]
     if plan.head_rows:
         said = head.summary(head.of(nn, plan), found.read, at, last, ask.top)
         parts = [*(part.split([len(one) for one in mine]) for part in said[:3]), *said[3:]]
-        return [dict(zip(names, (part[row].cpu() for part in parts), strict=True)) for row in range(len(mine))]
+        return [dict(zip(SAID, (part[row].cpu() for part in parts), strict=True)) for row in range(len(mine))]
     every = zip(found.read.float(), mine, last, strict=True)
     return [
-        dict(zip(names, (part.cpu() for part in logit_summary(one, at, column, ask.top)), strict=True))
+        dict(zip(SAID, (part.cpu() for part in logit_summary(one, at, column, ask.top)), strict=True))
         for one, at, column in every
     ]
 
@@ -178,15 +179,33 @@ def by_replay(
     nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
 ) -> list[tuple[Any, ...]]:
     """The edges among what is selected, from the constants that the attribution's own pass brought."""
-    unit, bases, prompts = head.of(nn, plan), baselines(found, answers), []
-    width = max(len(ids) for ids in ask.token_ids)
+    width, frozen = max(len(ids) for ids in ask.token_ids), []
     for row, (answer, ids) in enumerate(zip(answers, ask.token_ids, strict=True)):
-        first, nodes, mine = width - len(ids), answer["nodes"].long(), ask.metric.row == row
+        frozen.append(replay.frozen(found, row, width - len(ids), answer["nodes"].long(), ask.basis))
+    prompts = walks(nn, plan, ask, found, answers, frozen)
+    for block in found.blocks:  # all nodes' numbers end here
+        block.gate = block.up = block.values = None
+    found.values = found.gradients = found.attribution = found.baseline = None
+    return replay.linked(nn._module, plan, prompts, ask.max_bytes)
+
+
+def walks(
+    nn: Any,
+    plan: SimpleNamespace,
+    ask: SimpleNamespace,
+    found: SimpleNamespace,
+    answers: Sequence[dict[str, Any]],
+    frozen: Sequence[SimpleNamespace],
+) -> list[SimpleNamespace]:
+    """Prompts as `replay.linked` takes them, each with its `replay.frozen` constants."""
+    unit, bases, prompts = head.of(nn, plan), baselines(found, answers), []
+    for row, (answer, ids, constant) in enumerate(zip(answers, ask.token_ids, frozen, strict=True)):
+        mine = ask.metric.row == row
         column, token = ask.metric.column[mine], found.tokens[mine]
         logits, shrunk = head.targets(unit, found.read[row, column.to(found.read.device)], token)
         prompt = SimpleNamespace(
-            frozen=replay.frozen(found, row, first, nodes, ask.basis),
-            neurons=nodes,
+            frozen=constant,
+            neurons=answer["nodes"].long(),
             logits=torch.stack([column + len(ids), token], -1),
             logit_values=logits,
             shrunk=shrunk,
@@ -194,10 +213,7 @@ def by_replay(
             baselines=None if bases is None else (bases[row][0], bases[row][1][-len(ids) :]),
         )
         prompts.append(prompt)
-    for block in found.blocks:  # all nodes' numbers end here
-        block.gate = block.up = block.values = None
-    found.values = found.gradients = found.attribution = found.baseline = None
-    return replay.linked(nn._module, plan, prompts, ask.max_bytes)
+    return prompts
 
 
 def by_autograd(

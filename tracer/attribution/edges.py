@@ -20,7 +20,8 @@ from torch import Tensor
 from tracer.attribution import backward, circuits, replay
 from tracer.attribution.result import check_finite
 from tracer.errors import JobError, ModelError
-from tracer.model import head, passes
+from tracer.metrics import Metric
+from tracer.model import passes
 from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.prompts import Batch
@@ -117,16 +118,11 @@ def _question(
     baselines: tuple[Tensor, Tensor] | None,
 ) -> SimpleNamespace:
     """What `circuits.edges_of` is asked, but for the engine."""
-    row, weight, column = (
-        torch.zeros(len(logits), dtype=torch.long),
-        torch.ones(len(logits)),
-        logits[:, 0] - len(token_ids),
-    )
-    kept = 1 if model.plan.head_rows or not len(logits) else int(-column.min())
+    row, column = torch.zeros(len(logits), dtype=torch.long), logits[:, 0] - len(token_ids)
+    metric = Metric("logit", row, column, logits[:, 1], torch.ones(len(logits)), 1)
     return SimpleNamespace(
-        inputs=passes.inputs(model, Batch((tuple(token_ids),)), kept),
+        **passes.asking(model, Batch((tuple(token_ids),)), metric),
         token_ids=(tuple(token_ids),),
-        metric=SimpleNamespace(kind="logit", row=row, column=column, token=logits[:, 1], weight=weight, n_prompts=1),
         basis=basis,
         answers=[{"nodes": neurons, "baselines": None if baselines is None else baselines[0]}],
         paired=None if baselines is None else baselines[1][None],
@@ -137,17 +133,9 @@ def _from_constants(model: Model, ask: SimpleNamespace) -> list[Any]:
     """The replay here, of a prompt's constants from a server that neither takes gradients nor shows weights."""
     (answer,), (ids,) = ask.answers, ask.token_ids
     frozen = backward.constants(model, Batch((ids,)), answer["nodes"], ask.basis)
-    logits, shrunk = head.targets(head.of(model.nn, model.plan), frozen.read[0, ask.metric.column], ask.metric.token)
-    prompt = SimpleNamespace(
-        frozen=frozen,
-        neurons=answer["nodes"],
-        logits=torch.stack([ask.metric.column + len(ids), ask.metric.token], -1),
-        logit_values=logits,
-        shrunk=shrunk,
-        basis=ask.basis,
-        baselines=None if ask.paired is None else (answer["baselines"], ask.paired[0]),
-    )
-    return replay.linked(model.module, model.plan, [prompt], ask.max_bytes)
+    found = SimpleNamespace(tokens=ask.metric.token, read=frozen.read, paired=ask.paired)
+    prompts = circuits.walks(model.nn, model.plan, ask, found, ask.answers, [frozen])
+    return replay.linked(model.module, model.plan, prompts, ask.max_bytes)
 
 
 def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracer.attribution.circuits import SAID
 from tracer.attribution.request import TOP, Request, SelectedNodes, read
 from tracer.attribution.result import Attribution
 from tracer.attribution.selection import Selection, strongest
@@ -66,4 +67,4 @@ def _said(model: Model, encoded: Encoded, request: Request) -> dict[str, Tensor]
     at = torch.tensor([(place - length, token) for place, token, _ in terms])
     logits = passes.logits(model, Batch((encoded.token_ids,)), length - min(encoded.positions))[0]
     said = logit_summary(logits, at, max(encoded.positions) - length, TOP)
-    return dict(zip(("logits", "chances", "ranks", "top", "top_chances"), said, strict=True))
+    return dict(zip(SAID, said, strict=True))

@@ -156,10 +156,9 @@ def question(
     if chosen.method not in FORWARD_ONLY or edges:
         passes.needs_gradients(model, f"method {chosen.method}")
     return SimpleNamespace(
-        inputs=passes.inputs(model, batch, 1 if model.plan.head_rows else metric.kept),
+        **passes.asking(model, batch, metric),
         paired=paired,
         token_ids=batch.token_ids,
-        metric=SimpleNamespace(**vars(metric)),
         find=METHODS[chosen.method],
         method=chosen.method,
         rules=frozenset(chosen.rules),
@@ -181,9 +180,9 @@ def opened(model: Model, encoded: Sequence[Encoded], chosen: Settings) -> list[E
     Raises:
         JobError: more tokens than there are, or one prompt's would differ between positions.
     """
-    wanted = chosen.top_k if chosen.metric == "topk" else 1
-    if wanted > model.vocab_size:
-        raise JobError(f"top_k={wanted}", f"the vocabulary has {model.vocab_size} tokens", "use fewer")
+    count = wanted(chosen)
+    if count > model.vocab_size:
+        raise JobError(f"top_k={count}", f"the vocabulary has {model.vocab_size} tokens", "use fewer")
     for prompt in encoded:
         if not prompt.target_ids and len(prompt.positions) > 1:
             raise JobError(
@@ -191,8 +190,13 @@ def opened(model: Model, encoded: Sequence[Encoded], chosen: Settings) -> list[E
                 "the model's top tokens differ between positions",
                 "give a target",
             )
-    own = tuple(range(-1, -1 - wanted, -1))
+    own = tuple(range(-1, -1 - count, -1))
     return [prompt if prompt.target_ids else replace(prompt, target_ids=own) for prompt in encoded]
+
+
+def wanted(chosen: Settings) -> int:
+    """How many of the model's own top tokens stand for a target that is not given."""
+    return chosen.top_k if chosen.metric == "topk" else 1
 
 
 def settled(prompt: Encoded, tokens: Tensor) -> Encoded:

@@ -191,8 +191,7 @@ def _request(
         sets = [(known[row.ranking], row) for row in group]
         told = [(place.number, *(place.levels[cut] for cut in row.cuts), row.stays) for place, row in sets]
         return SimpleNamespace(
-            inputs=passes.inputs(model, batch, 1 if asked is None or model.plan.head_rows else asked.kept),
-            metric=None if asked is None else SimpleNamespace(**vars(asked)),
+            **passes.asking(model, batch, asked),
             rows=[*zip(*told, strict=True), [source[row.other] for row in group], batch.padding.tolist()],
         )
 

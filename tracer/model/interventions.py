@@ -90,8 +90,11 @@ def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: Simp
         found.values = module.input.detach()
 
 
-def stop(tracer: Any, stops: list[BaseException]) -> None:
-    """End a trace's forward here; `stops` receives what `release` needs."""
+def stop(tracer: Any, plan: SimpleNamespace, stops: list[BaseException]) -> None:
+    """End a trace's forward here; `stops` receives what `release` needs. Where weights cannot be read it goes on: the
+    head may have to be run, and a sandbox, which hides weights, loses what was saved before a stop."""
+    if not plan.head_rows:
+        return
     try:
         tracer.stop()
     except BaseException as end:

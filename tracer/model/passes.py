@@ -59,11 +59,23 @@ def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
     return batch.inputs(model.device, kept)
 
 
+def asking(model: Model, batch: Batch, metric: Metric | None) -> dict[str, Any]:
+    """The `inputs` of a batch and the `metric`'s fields as traces take them (`interventions.score`). Where these read
+    rows of the head, the model itself makes as few logits as it can."""
+    kept = 1 if metric is None or model.plan.head_rows else metric.kept
+    fields = None if metric is None else SimpleNamespace(**vars(metric))
+    return {"inputs": inputs(model, batch, kept), "metric": fields}
+
+
 def logits(model: Model, batch: Batch, kept: int = 1, *, rules: frozenset[str] = NO_RULES) -> Logits:
     """The logits of the last `kept` columns, float32. One forward."""
-    with model.ready():
-        backend = model.backend.trace((_logits(model, batch, kept),))
-        return traces.logits(model.nn, model.plan, inputs(model, batch, kept), rules, backend)
+    nn, plan = model.nn, model.plan
+    with model.ready(), torch.no_grad():
+        with nn.trace(**inputs(model, batch, kept), backend=model.backend.trace((_logits(model, batch, kept),))):
+            if rules:
+                interventions.through_blocks(nn, plan, rules, "activation")
+            saved = nnsight.save(interventions.to_cpu(interventions.logits(nn, plan, rules)))
+    return saved[0]
 
 
 def gradients(
@@ -84,8 +96,7 @@ def gradients(
     needs_gradients(model)
     nodes, embedded = _nodes(model, batch, basis), _embedded(model, batch)
     ask = SimpleNamespace(
-        inputs=inputs(model, batch, 1 if model.plan.head_rows else metric.kept),
-        metric=SimpleNamespace(**vars(metric)),
+        **asking(model, batch, metric),
         rules=rules,
         basis=basis,
         embedding=embedding,
@@ -100,7 +111,7 @@ def values(
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward, without the head."""
     dtype, form = model.plan.transfer_dtype, (_nodes(model, batch, basis), _embedded(model, batch))
-    ask = SimpleNamespace(inputs=inputs(model, batch), metric=None, basis=basis, embedding=embedding, dtype=dtype)
+    ask = SimpleNamespace(**asking(model, batch, None), basis=basis, embedding=embedding, dtype=dtype)
     parts = session(model, traces.stacked, ask, form)
     return parts[0].float(), parts[1]
 
@@ -159,11 +170,7 @@ def embeddings_ablated(
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
-    ask = SimpleNamespace(
-        inputs=inputs(model, batch, 1 if model.plan.head_rows else metric.kept),
-        metric=SimpleNamespace(**vars(metric)),
-        embedding=embedding,
-    )
+    ask = SimpleNamespace(**asking(model, batch, metric), embedding=embedding)
     return session(model, traces.metric_from, ask, _each(batch))
 
 

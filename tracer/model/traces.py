@@ -1,8 +1,8 @@
-"""Traces that run here, as one request to a server, or inside a session there: functions over the envoys of a model.
+"""Traces that run here, or inside a session on a server: functions over the envoys of a model.
 
 Each is one forward, and one backward where it says so, over a left-padded batch. Like the functions of
 model/interventions.py they travel to a server as their source: they take a model's `plan` and a batch's keyword
-arguments, and know none of tracer's records. `backend` is what runs the trace; None inside a session.
+arguments, and know none of tracer's records.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ def gradients(
             saved = nnsight.save(
                 ([value.detach() for value in neurons], grads, entered.detach(), score, tokens, source)
             )
-            if plan.head_rows:
-                interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     values, grads, entered, score, tokens, source = saved
     return SimpleNamespace(
@@ -90,8 +89,7 @@ def values(
             if metric is not None:
                 found = interventions.score(nn, plan, NO_RULES, metric, scales)
             saved = nnsight.save((neurons, entered, *found))
-            if plan.head_rows:  # a sandbox, which hides weights, loses what is saved before a stop
-                interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     neurons, entered, score, tokens, source = saved
     return SimpleNamespace(
@@ -111,7 +109,7 @@ def embedding(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> Tensor:
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             saved = nnsight.save(interventions.to_cpu(nn.get(plan.embedding).output))
-            interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved[0]
 
@@ -126,8 +124,7 @@ def constants(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> SimpleN
             entered = nn.get(plan.embedding).output
             interventions.through_blocks(nn, plan, NO_RULES, "activation", None, kept)
             saved = nnsight.save((entered, interventions.final(nn, plan, NO_RULES, scales)))
-            if plan.head_rows:
-                interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return SimpleNamespace(embedding=saved[0], blocks=kept, final_scale=scales[0], read=saved[1])
 
@@ -165,22 +162,9 @@ def replaced(
             score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
             (grad,) = torch.autograd.grad(score.sum(), [leaf])
             saved = nnsight.save(grad)
-            if plan.head_rows:
-                interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
-
-
-def logits(
-    nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], rules: frozenset[str] = NO_RULES, backend: Any = None
-) -> Tensor:
-    """The logits of the columns that `inputs` keep [prompt, column, vocab]."""
-    with torch.no_grad():
-        with nn.trace(**inputs, backend=backend):
-            if rules:
-                interventions.through_blocks(nn, plan, rules, "activation")
-            saved = nnsight.save(interventions.to_cpu(interventions.logits(nn, plan, rules)))
-    return saved[0]
 
 
 def from_embedding(
@@ -193,8 +177,7 @@ def from_embedding(
             interventions.embed_leaf(nn, plan, embedding, False)
             score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
             saved = nnsight.save(score)
-            if plan.head_rows:
-                interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
 
@@ -224,8 +207,7 @@ def ablated(
                 nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
             )
             saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric)))
-            if plan.head_rows:
-                interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved[0]
 
@@ -293,7 +275,6 @@ def direct_weights(
             saved = nnsight.save(
                 [(*interventions.to_cpu(values), *rest) for values, rest in zip(targets, weights, strict=True)]
             )
-            if plan.head_rows:
-                interventions.stop(tracer, stops)
+            interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
