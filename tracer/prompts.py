@@ -11,7 +11,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from tracer.errors import JobError, first_line, option, quoted
 from tracer.records import as_int, as_python, is_list
+from tracer.system.forks import cached_property
 
 Ids = Sequence[SupportsIndex] | np.ndarray | Tensor
 """Whole numbers of any kind: Python's, numpy's, torch's; they become ints when encoded."""

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +26,7 @@ from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, decode
 from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, ModelRecord, Settings
+from tracer.system.forks import cached_property
 
 if TYPE_CHECKING:
     import pyarrow as pa

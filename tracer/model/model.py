@@ -15,7 +15,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +29,7 @@ from tracer.model import adapters, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import Family, family_of, looks_ahead
 from tracer.settings import RULES, ModelRecord
-from tracer.system.forks import after_fork
+from tracer.system.forks import after_fork, cached_property
 
 log = logging.getLogger(__name__)
 
