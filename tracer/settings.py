@@ -94,12 +94,33 @@ class Settings(Record):
         return frozenset(self.rules) if self.method == "relp" else RULES
 
 
+class WeightsFile(Record):
+    """The GGUF file that a model's weights were read from.
+
+    Attributes:
+        file: its name in the model's folder or repository. sha256: of the whole file.
+        types: of its tensors, that of most weights first: what they were dequantised from.
+    """
+
+    file: str
+    sha256: str
+    types: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        """In words, for whoever reads a result."""
+        verb = "read" if set(self.types) <= {"F32", "F16", "BF16", "F64"} else "dequantised"
+        return f"{verb} from {', '.join(self.types)} ({self.file}, SHA-256 {self.sha256[:12]})"
+
+
 class ModelRecord(Record):
-    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights, an `adapter` merged."""
+    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights, an `adapter` merged, `gguf`
+    the file that they were read from, if it was one."""
 
     name: str
     revision: str | None
     adapter: str | None = None
+    gguf: WeightsFile | None = None
     family: str
     fingerprint: str
     dtype: str
@@ -113,7 +134,19 @@ class ModelRecord(Record):
     def _as_before_adapters(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Without a key that says nothing, so that the fingerprints of circuits stay what they were."""
         kept = handler(self)
-        return {name: value for name, value in kept.items() if name != "adapter" or value is not None}
+        return {name: value for name, value in kept.items() if name not in ("adapter", "gguf") or value is not None}
+
+    @property
+    def shown(self) -> str:
+        """The model in words: its name, what is merged into it, and the file that its weights were read from."""
+        merged = "" if self.adapter in (None, self.name) else f" with {self.adapter} merged"
+        return f"{self.name}{merged}{'' if self.gguf is None else f', {self.gguf.shown}'}"
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `tracer.load` beside the name that say which weights, those that are set."""
+        file = None if self.gguf is None or self.name.endswith(".gguf") else self.gguf.file
+        given = {"revision": self.revision, "gguf_file": file, "adapter": self.adapter}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:

@@ -14,7 +14,7 @@ import typer
 from tracer.cli import terminal
 from tracer.cli.evaluated import Asked, evaluate_circuit, evaluate_run, writable
 from tracer.cli.graphs import beside
-from tracer.cli.loading import Device, There, Where
+from tracer.cli.loading import Device, GgufFile, There, Where
 from tracer.cli.options import MOST, Folder, Format, Style, flat, lines, numbers
 from tracer.errors import JobError
 
@@ -75,6 +75,7 @@ class How:
     adapter: Annotated[
         str | None, typer.Option(help="Where the adapter is that was merged. Default: where it was, without --model.")
     ] = None
+    gguf_file: GgufFile = None
     aligned: Annotated[
         bool | None,
         typer.Option(
@@ -94,7 +95,7 @@ class How:
 
     def where(self, there: There) -> Where:
         """Where the model is."""
-        return Where(self.model, self.revision, self.adapter, self.device, self.dtype, there)
+        return Where(self.model, self.revision, self.adapter, self.gguf_file, self.device, self.dtype, there)
 
 
 @terminal.report_errors

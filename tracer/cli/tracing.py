@@ -15,7 +15,7 @@ import typer
 
 from tracer.cli import terminal
 from tracer.cli.graphs import show_graph
-from tracer.cli.loading import Adapter, Device, There
+from tracer.cli.loading import Adapter, Device, GgufFile, There
 from tracer.cli.options import MOST, Bos, Format, Overwrite, Shown, flat, lines, numbers
 from tracer.errors import JobError, RunError, quoted
 
@@ -66,9 +66,10 @@ class Question:
 class Source:
     """The model that is traced."""
 
-    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo"
+    model: Annotated[str, typer.Option(help="'demo', a folder, a GGUF file, or a Hugging Face id.")] = "demo"
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None
     adapter: Adapter = None
+    gguf_file: GgufFile = None
     device: Device = None
     device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None
     dtype: Annotated[

@@ -222,6 +222,7 @@ def _settings(circuit: Circuit) -> Sheet:
         "prompt": f"{shown(circuit.text)} ({len(circuit.tokens)} tokens)",
         "number traced": f"{_metric(circuit)}, read at {_places(circuit)}",
         "model": f"{shown(model.name)}{'' if model.revision is None else f', revision {shown(model.revision)}'}"
+        f"{'' if model.gguf is None else f', {shown(model.gguf.shown)}'}"
         f"{'' if model.adapter is None else f', with the adapter {shown(model.adapter)} merged'}",
         "architecture": f"{shown(model.family)}: {model.n_layers} layers, {model.d_mlp:,} MLP neurons each, width "
         f"{model.d_model:,}, {model.n_heads} heads, {model.dtype}",
@@ -393,8 +394,7 @@ def _python(circuit: Circuit) -> str:
     words += [f"    pruning=tracer.Pruning({_arguments(pruning)}),"] if pruning else []
     words += ["    edges=False,"] if circuit.links is None else []
     words += ["    reference=[...],  # the prompts behind the mean"] if chosen.baseline == "mean" else []
-    options = {name: getattr(circuit.model, name) for name in ("revision", "adapter")}
-    place = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+    place = "".join(f", {name}={value!r}" for name, value in circuit.model.loading().items())
     lines = [
         "import tracer",
         "",

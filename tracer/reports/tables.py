@@ -307,18 +307,13 @@ def _heading(circuit: Circuit) -> Table:
     how = f"{chosen.method}, baseline {chosen.baseline}, basis {chosen.basis}{sheet.options_text(chosen)}"
     metric, places = cell(sheet.metric_text(circuit)), cell(sheet.positions_text(circuit))
     grid.add_row("[bold]prompt[/]", f"{cell(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
-    grid.add_row("[bold]model[/]", f"{cell(_model_name(circuit))} [dim]({cell(_model_size(circuit))})[/]")
+    grid.add_row("[bold]model[/]", f"{cell(circuit.model.shown)} [dim]({cell(_model_size(circuit))})[/]")
     grid.add_row("[bold]metric[/]", f"{metric} = [bold]{circuit.metric:+.4f}[/] {unit(circuit)}, read at {places}")
     grid.add_row("[bold]asked[/]", cell(sheet.chances_text(circuit)))
     grid.add_row("[bold]model says[/]", cell(sheet.predictions_text(circuit)))
     grid.add_row("[bold]method[/]", how)
     grid.add_row("[bold]conservation[/]", sheet.conservation_text(circuit).replace(" holds ", " [green]holds[/] "))
     return grid
-
-
-def _model_name(circuit: Circuit) -> str:
-    model = circuit.model
-    return model.name if model.adapter in (None, model.name) else f"{model.name} with {model.adapter} merged"
 
 
 def _model_size(circuit: Circuit) -> str:

@@ -85,6 +85,7 @@ class _ModelOptions(Record):
     bos: bool = False
     revision: Name | None = None
     adapter: Name | None = None
+    gguf_file: Name | None = None
     dtype: Name | None = None
     device: Name | None = None
     device_map: Name | None = None
@@ -104,13 +105,16 @@ class _ModelOptions(Record):
             raise ValueError("device and device_map have no effect on a remote model without weights: local")
         if self.remote and self.adapter is not None:
             raise ValueError("adapter cannot be merged into weights on a server: leave it out, or remote")
+        if self.remote and self.gguf_file is not None:
+            raise ValueError("gguf_file is dequantised here, which no server does: leave it out, or remote")
         if self.device is not None and self.device_map is not None:
             raise ValueError("device has no effect together with device_map")
         return self
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `tracer.load` beside the name, those that are set."""
-        names = ("revision", "adapter", "dtype", "device", "device_map", "attention", "host", "weights", "wire")
+        which, how = ("revision", "adapter", "gguf_file"), ("dtype", "device", "device_map", "attention")
+        names = (*which, *how, "host", "weights", "wire")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return given | {"remote": True} if self.remote else given
 
@@ -121,8 +125,8 @@ class _ModelOptions(Record):
 
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""
-        without = WITHOUT_EFFECT | ({"adapter"} if self.adapter is None else set())  # runs from before adapters go on
-        return self.model_dump(mode="json", exclude=set(without))
+        new = {name for name in ("adapter", "gguf_file") if getattr(self, name) is None}  # runs from before them go on
+        return self.model_dump(mode="json", exclude=WITHOUT_EFFECT | new)
 
 
 # -------------------------------------------------------------------------------------------- the dataset job
@@ -172,7 +176,7 @@ class DatasetJob(_ModelOptions):
     """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
 
     Attributes:
-        model, revision, adapter, dtype, device, device_map, attention: as in `tracer.load`.
+        model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
         input: where the prompts come from. limit: only the first so many.
         shard_size: prompts in one unit of work.
         method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
@@ -312,7 +316,7 @@ class BenchmarkJob(_ModelOptions):
     """The agreement benchmark: every structure x method x basis x baseline, found on train pairs, tested on others.
 
     Attributes:
-        model, revision, adapter, dtype, device, device_map, attention: as in `tracer.load`.
+        model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
         task: the built-in pairs, of these `structures` of sentences. input: pairs of one's own instead, of one set or
             several.
         train, test: pairs of each structure; of a file the first so many that the model can be asked.

@@ -16,6 +16,7 @@ from rich.table import Table
 from tracer.reports import figures
 from tracer.reports.tables import cell
 from tracer.runs.status import Condition, Status
+from tracer.settings import WeightsFile
 from tracer.text import frame_csv, printable
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 def line(status: Status) -> str:
     """How far a run is, for a job's log."""
+    if model.get("gguf"):
+        table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
     what = "combinations" if status.kind == "benchmark" else "prompts"
     parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}"]
     if rows := status.rows.get("nodes", 0) + status.rows.get("edges", 0):
@@ -61,6 +64,8 @@ def condition_table(found: Condition) -> RenderableType:
     table.add_row("state", cell(_state(found)))
     name = model.get("name") or record.get("job", {}).get("model")
     table.add_row("job", cell(f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else "")))
+    if model.get("gguf"):
+        table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
     what = "combinations" if status.kind == "benchmark" else "prompts"
     share = status.done / status.n_prompts if status.n_prompts else 0.0
     table.add_row(what, f"{status.done:,} of {status.n_prompts:,} committed ({share:.1%})")
@@ -106,6 +111,8 @@ def _files(found: Condition) -> str:
 
 def run_summary(status: Status, address: str, seconds: float, resumed: int) -> str:
     """A run that ended, in a few words."""
+    if model.get("gguf"):
+        table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
     what = "combinations" if status.kind == "benchmark" else "prompts"
     told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""

@@ -178,7 +178,7 @@ def _about(result: BenchmarkResult) -> str:
     job, some = result.job, result.outcomes[0]
     skipped = sum(sum(one.skipped.values()) for one in {one.structure: one for one in result.outcomes}.values())
     return (
-        f"{result.model.name}: circuits found on {some.n_train} pairs of a structure, tested on {some.n_test} others"
+        f"{result.model.shown}: circuits found on {some.n_train} pairs of a structure, tested on {some.n_test} others"
         f"{_shared(result.outcomes, ' of these have a prompt that was trained on')} "
         f"by {job.ablation} ablation; {skipped} pairs skipped. Nodes, in brackets the 95 % interval over test pairs, "
         f"are the fewest measured that reach that faithfulness, ranked by {job.rankings[0]} attribution; - is not "
