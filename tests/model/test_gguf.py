@@ -7,6 +7,7 @@ import importlib.util
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFWriter
 from gguf.quants import dequantize
+from huggingface_hub import constants
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.integrations.gguf import dequant
 
@@ -322,6 +324,26 @@ def test_a_name_of_a_file_has_no_effect_on_another_file_or_a_folder_without(plac
         tracer.load(tmp_path / "none", gguf_file="tiny.gguf")
     with refused(ModelError, "gguf_file='tiny.gguf'", "has no effect on a module in memory"):
         tracer.load(t.tiny("llama"), gguf_file="tiny.gguf", tokenizer=t.tokenizer())
+
+
+def test_a_file_of_a_hugging_face_id_is_named(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = tmp_path / "models--some--tiny-GGUF" / "snapshots" / ("0" * 40)
+    (there / "Q8").mkdir(parents=True)
+    (there.parents[1] / "refs").mkdir()
+    (there.parents[1] / "refs" / "main").write_text("0" * 40)
+    (there / "Q8" / "tiny.gguf").write_bytes((place / "tiny.gguf").read_bytes())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    model = tracer.load("some/tiny-GGUF", gguf_file="Q8/tiny.gguf")
+    record = model.record()
+    assert model.fingerprint == tracer.load(place).fingerprint
+    assert (record.name, record.loading()) == ("some/tiny-GGUF", {"gguf_file": "Q8/tiny.gguf"})
+    assert replace(Shape.of("some/tiny-GGUF", gguf_file="Q8/tiny.gguf"), name="") == replace(
+        Shape.of(str(place)), name=""
+    )
+    with refused(ModelError, "gguf_file='none.gguf'", "is not in model 'some/tiny-GGUF'"):
+        tracer.load("some/tiny-GGUF", gguf_file="none.gguf")
+    with refused(ModelError, "'some/tiny-GGUF'", "no config.json", "gguf_file='NAME.gguf'"):
+        tracer.load("some/tiny-GGUF")
 
 
 def test_a_server_runs_no_file(place: Path) -> None:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 def line(status: Status) -> str:
     """How far a run is, for a job's log."""
-    if model.get("gguf"):
-        table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
     what = "combinations" if status.kind == "benchmark" else "prompts"
     parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}"]
     if rows := status.rows.get("nodes", 0) + status.rows.get("edges", 0):
@@ -111,8 +109,6 @@ def _files(found: Condition) -> str:
 
 def run_summary(status: Status, address: str, seconds: float, resumed: int) -> str:
     """A run that ended, in a few words."""
-    if model.get("gguf"):
-        table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
     what = "combinations" if status.kind == "benchmark" else "prompts"
     told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
