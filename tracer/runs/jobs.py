@@ -126,7 +126,7 @@ class _ModelOptions(Record):
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""
         new = {name for name in ("adapter", "gguf_file") if getattr(self, name) is None}  # runs from before them go on
-        return self.model_dump(mode="json", exclude=WITHOUT_EFFECT | new)
+        return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *new})
 
 
 # -------------------------------------------------------------------------------------------- the dataset job

@@ -178,8 +178,8 @@ def _relative(content: Any, key: str = "") -> Iterator[str]:
         for value in content:
             yield from _relative(value, key)
     elif isinstance(content, str) and not content.startswith(_SHARED):
-        folder = content.startswith((".", "~")) or ("/" in content and Path(content).exists())
-        if key == "path" or (key in ("model", "dataset") and folder):
+        local = content.startswith((".", "~")) or content.endswith(".gguf")
+        if key == "path" or (key in ("model", "dataset") and (local or ("/" in content and Path(content).exists()))):
             yield content
 
 
