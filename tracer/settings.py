@@ -18,13 +18,21 @@ Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", 
 Baseline = Literal["zero", "mean", "counterfactual"]
 Basis = Literal["activation", "output"]
 MetricKind = Literal["auto", "logit", "difference", "topk", "logprob", "centred"]
-Rule = Literal["norm", "attention", "activation", "product"]
+Rule = Literal["norm", "attention", "activation", "product", "gate"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 BASELINES: tuple[str, ...] = get_args(Baseline)
 BASES: tuple[str, ...] = get_args(Basis)
 METRICS: tuple[str, ...] = get_args(MetricKind)
-RULES: frozenset[str] = frozenset(get_args(Rule))
+ALL_RULES: tuple[str, ...] = get_args(Rule)
+RULES: frozenset[str] = frozenset({"norm", "attention", "activation", "product"})
+"""Those that are on by default: the paper's RelP."""
+LINEAR_GATE: frozenset[str] = RULES - {"product"} | {"gate"}
+"""The linear gate in the place of the half rule."""
+LINEARISED = frozenset({RULES, LINEAR_GATE})
+"""Sets of rules under which nothing but linear maps is left, so that relevance is conserved."""
+VARIANTS: dict[str, frozenset[str]] = {"all": RULES, "no-half": RULES - {"product"}, "linear-gate": LINEAR_GATE}
+"""Sets of rules that have a name."""
 PATH_METHODS = frozenset({"ig", "conductance", "ig-activation"})
 VALUE_TIMES_GRADIENT = frozenset({"relp", "grad", "ig", "ig-activation"})
 """Methods whose attribution is the distance from the baseline times one gradient."""
@@ -48,7 +56,8 @@ class Settings(Record):
         baseline: what a neuron is compared with.
         basis: ``activation`` (input of the down projection) or ``output`` (its output).
         metric: one number per prompt; ``auto`` is the logit difference with a foil, else the target logit.
-        rules: the RelP rules that are on; empty unless the method is ``relp``.
+        rules: the RelP rules that are on; empty unless the method is ``relp``. ``gate`` stands in the place of
+            ``product``: one of them at most.
         steps: interpolation steps of ``ig``, ``conductance`` and ``ig-activation``.
         top_k: how many of the model's top tokens the metric ``topk`` sums.
         seed: of the method ``random``.
@@ -67,6 +76,7 @@ class Settings(Record):
     def _has_effect(self) -> Settings:
         if self.method != "relp" and self.rules:
             raise ValueError(f"rules only have an effect with method 'relp', not {self.method!r}")
+        check_rules(self.rules)
         if self.method not in PATH_METHODS and self.steps != DEFAULT_STEPS:
             raise ValueError(f"steps only have an effect with {sorted(PATH_METHODS)}, not {self.method!r}")
         if self.metric != "topk" and self.top_k != DEFAULT_TOP_K:
@@ -86,7 +96,7 @@ class Settings(Record):
     @property
     def conserves(self) -> bool:
         """Whether relevance must be conserved on a bias-free model (method.md section 8, identity 2)."""
-        return self.method == "relp" and self.rules == RULES and self.metric in LINEAR_METRICS
+        return self.method == "relp" and self.rules in LINEARISED and self.metric in LINEAR_METRICS
 
     @property
     def edge_rules(self) -> frozenset[str]:
@@ -116,14 +126,51 @@ class ModelRecord(Record):
         return {name: value for name, value in kept.items() if name != "adapter" or value is not None}
 
 
+def check_rules(rules: Iterable[str]) -> None:
+    """Refuse rules that say two things of one product.
+
+    Raises:
+        ValueError: the half rule and the linear gate are both among them.
+    """
+    if {"product", "gate"} <= frozenset(rules):
+        raise ValueError("rules cannot have both 'product' and 'gate': each says what becomes of act(gate) * up")
+
+
+def rules_of(name: str) -> frozenset[str]:
+    """The RelP rules that a name stands for: that of one of `VARIANTS`, or rules joined by ``+``, or ``none``.
+
+    Raises:
+        ValueError: no such variant or rule, a rule twice, or rules that do not go together.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    rules = [] if name == "none" else name.split("+")
+    if len(set(rules)) < len(rules) or not set(rules) <= set(ALL_RULES):
+        known = f"{', '.join(VARIANTS)}, none, or some of {', '.join(ALL_RULES)}, each once"
+        raise ValueError(f"rules must be {known} and joined by +, not {quoted(name)}")
+    check_rules(rules)
+    return frozenset(rules)
+
+
+def rules_name(rules: Iterable[str]) -> str:
+    """The name of a set of rules, from which `rules_of` makes it."""
+    given = frozenset(rules)
+    named = next((name for name, one in VARIANTS.items() if one == given), None)
+    return named or "+".join(rule for rule in ALL_RULES if rule in given) or "none"
+
+
 def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
-    """`Settings` from arguments; `rules=None` means all of them for ``relp`` and none elsewhere.
+    """`Settings` from arguments; `rules=None` means the default ones for ``relp`` and none elsewhere; a name out of
+    `VARIANTS` its rules.
 
     Raises:
         JobError: an unknown name, a value out of range, or a setting without effect.
     """
     if isinstance(rules, str):
-        raise JobError(f"rules={rules!r}", "must be a list of names", f"write rules=[{rules!r}]")
+        if rules not in VARIANTS:
+            rule = f"must be {', '.join(VARIANTS)} or a list of names"
+            raise JobError(f"rules={rules!r}", rule, f"write rules=[{rules!r}]")
+        rules = VARIANTS[rules]
     if rules is None:
         rules = RULES if values.get("method", "relp") == "relp" else ()
     try:

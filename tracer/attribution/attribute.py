@@ -104,7 +104,9 @@ def attribute(
         baseline: ``zero``, ``mean`` (per position over `reference`) or ``counterfactual``; if None, ``counterfactual``
             where every prompt has one, ``zero`` where none has.
         basis: ``activation`` (d_mlp nodes per layer and position) or ``output`` (d_model).
-        rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, ``product``; all if None.
+        rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, and ``product`` (the half rule)
+            or ``gate`` (the linear gate); all with ``product`` if None. Also a name: ``all``, ``no-half``,
+            ``linear-gate``.
         steps: of the path methods.
         metric: ``logit``, ``difference``, ``topk``, ``logprob``, ``centred``; ``auto`` takes the difference where a
             foil is given, else the target's logit.
@@ -220,6 +222,7 @@ def prepared(
     encoded = [encode(prompt, model) for prompt in prompts]
     chosen = with_metric(chosen, encoded)
     _check_pairs(chosen, encoded, reference)
+    model.check_rules(chosen.rules)
     if chosen.method not in FORWARD_ONLY and not model.replays(frozenset(chosen.rules)):
         passes.needs_gradients(model, f"method {chosen.method}")
     return chosen, encoded
@@ -397,7 +400,7 @@ def _linearised(model: Model, batch: Batch, metric: Any, chosen: Settings) -> pa
     """RelP's gradients; where a server takes none, they are found here if the weights are here."""
     rules = chosen.edge_rules
     if not model.backend.gradients and model.replays(rules):
-        return backward.reading(model, batch, metric, basis=chosen.basis)
+        return backward.reading(model, batch, metric, basis=chosen.basis, rules=rules)
     return passes.gradients(model, batch, metric, rules=rules, basis=chosen.basis)
 
 

@@ -100,6 +100,13 @@ class How:
     top: Annotated[
         int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.", max=MOST)
     ] = None
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            help="RelP's rules: all, no-half, linear-gate, or those of norm, attention, activation, product (the half "
+            "rule), gate (the linear gate) that are on, joined by +. Default: all."
+        ),
+    ] = None
     without_rule: Annotated[
         list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
     ] = None
@@ -118,9 +125,18 @@ class How:
         return given | {"rules": self._rules(), "metric": metric, "top_k": top_k}
 
     def _rules(self) -> frozenset[str] | None:
-        from tracer.settings import RULES
+        from tracer.settings import RULES, rules_of
 
         off = self.without_rule
+        if self.rules is not None:
+            if off or self.method != "relp":
+                what = f"with --without-rule {off[0]}" if off else f"with method {self.method!r}"
+                raise JobError(f"--rules {self.rules}", f"has no effect {what}", "leave one of them out")
+            try:
+                return rules_of(self.rules)
+            except ValueError as error:
+                rule, _, _ = str(error).removeprefix("rules ").partition(", not ")
+                raise JobError(f"--rules {quoted(self.rules)}", rule, "choose among them") from None
         if not off:
             return None
         if unknown := sorted(set(off) - RULES):

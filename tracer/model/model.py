@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +29,7 @@ from tracer.errors import JobError, ModelError, RemoteError, first_line, option,
 from tracer.model import adapters, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import Family, family_of, looks_ahead
-from tracer.settings import RULES, ModelRecord
+from tracer.settings import LINEARISED, ModelRecord
 from tracer.system.forks import after_fork
 
 log = logging.getLogger(__name__)
@@ -223,9 +223,19 @@ class Model:
         """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
         return readable(self.module)
 
+    def check_rules(self, rules: Iterable[str]) -> None:
+        """Refuse a RelP rule that is only about a kind of MLP that the model does not have.
+
+        Raises:
+            JobError: the linear gate, of MLPs without a gate: its numbers would be those of all rules.
+        """
+        if "gate" in rules and self.family.wiring.gate is None:
+            rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
+            raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
+
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
-        return rules == RULES and self.weights_readable
+        return rules in LINEARISED and self.weights_readable
 
     @property
     def shows_weights(self) -> bool:
@@ -234,7 +244,7 @@ class Model:
 
     def replays_there(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed where the model is, without gradients."""
-        return rules == RULES and self.shows_weights
+        return rules in LINEARISED and self.shows_weights
 
     @property
     def has_weights(self) -> bool:

@@ -28,6 +28,8 @@ CONTROL = -1
 _COLOURS = ("#2166ac", "#b2552c", "#1b7837", "#762a83", "#b8860b", "#2a8c82", "#c51b7d", "#777777")
 _MARKERS = "osDvPX*^"
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 1)), ":")
+LOOKS = len(_COLOURS) - 1
+"""How many there are beside the control's."""
 _INK, _FAINT = "#010203", "#040506"  # drawn in these, then replaced by the page's own colours
 _PAGE = {"#112201": "var(--blue)", "#112202": "var(--orange)", "#112203": "var(--grey)"}
 

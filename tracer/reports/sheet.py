@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.circuit.circuit import Circuit, Graph, height
-from tracer.settings import PATH_METHODS, RULES, Settings
+from tracer.settings import PATH_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ def predictions_text(circuit: Circuit, named: Callable[[str], str] = token) -> s
 def options_text(chosen: Settings) -> str:
     """What was chosen of a method's own options, if anything; begins with a comma."""
     rules = chosen.method == "relp" and chosen.rules != RULES
-    text = f", rules {', '.join(sorted(chosen.rules)) or 'none'}" if rules else ""
+    text = f", rules {rules_name(chosen.rules)}" if rules else ""
     text += f", {chosen.steps} steps" if chosen.method in PATH_METHODS else ""
     return text + (f", seed {chosen.seed}" if chosen.method == "random" else "")
 

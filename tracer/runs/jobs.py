@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -27,6 +27,7 @@ from tracer.settings import (
     IN_FLIGHT,
     PATH_METHODS,
     SUMS_OF_LOGITS,
+    VARIANTS,
     Baseline,
     Basis,
     Method,
@@ -34,6 +35,8 @@ from tracer.settings import (
     Rule,
     Settings,
     as_job_error,
+    rules_name,
+    rules_of,
     settings,
 )
 
@@ -43,6 +46,9 @@ Ablation = Literal["zero", "mean", "counterfactual", "resample"]
 
 NO_BASELINE = "none"
 """The baseline of a method that has none (`random`); it runs once."""
+
+EVERY_RULE = ("all",)
+"""The variants of RelP that a benchmark measures by default."""
 
 WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host", "in_flight"})
 """Keys of a job that do not decide its numbers."""
@@ -55,6 +61,24 @@ def _not_a_switch(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value
+
+
+def _rules(value: Any) -> Any:
+    """The name of a set of rules, where a list of rules is wanted: ``--set rules=linear-gate``."""
+    return sorted(VARIANTS[value]) if isinstance(value, str) and value in VARIANTS else as_list(value)
+
+
+def _variants(value: Any) -> Any:
+    """Each variant of RelP by its name, as `rules_name` has it; a name alone is a list of one."""
+    given = as_list(value)
+    if not is_list(given):
+        return value
+    names = []
+    for one in given:
+        if not (isinstance(one, str) or (is_list(one) and all(isinstance(rule, str) for rule in one))):
+            raise ValueError(f"rules must be a list of {', '.join(VARIANTS)} and of lists such as [norm, attention]")
+        names.append(rules_name(rules_of(one if isinstance(one, str) else "+".join(one) or "none")))
+    return names
 
 
 def _neuron(value: Any) -> Any:
@@ -196,7 +220,7 @@ class DatasetJob(_ModelOptions):
     method: Method = "relp"
     baseline: Baseline = "zero"
     basis: Basis = "activation"
-    rules: Annotated[tuple[Rule, ...], BeforeValidator(as_list)] | None = None
+    rules: Annotated[tuple[Rule, ...], BeforeValidator(_rules)] | None = None
     steps: Count = DEFAULT_STEPS
     metric: MetricKind = "auto"
     top_k: Count = DEFAULT_TOP_K
@@ -303,6 +327,24 @@ class PairFiles(Record):
     test: Name
 
 
+class Combination(NamedTuple):
+    """What a benchmark measures apart; `rules` is a variant of ``relp``, and ``all`` of any other method."""
+
+    structure: str
+    method: str
+    basis: str
+    baseline: str
+    rules: str = "all"
+
+    @property
+    def way(self) -> str:
+        """The method, with its variant if it has one: ``relp linear-gate``."""
+        return self.method if self.rules == "all" else f"{self.method} {self.rules}"
+
+    def __str__(self) -> str:
+        return "/".join(self[:4] if self.rules == "all" else self)
+
+
 def _several(value: Any) -> Any:
     """One set of files is a list of one."""
     return [value] if isinstance(value, Mapping | PairFiles) else value
@@ -320,6 +362,7 @@ class BenchmarkJob(_ModelOptions):
             how many there are.
         methods, bases, baselines: as in `tracer.attribute`; a method is combined with the baselines that have an effect
             on it, and one that has none (``random``) runs once.
+        rules: variants of ``relp``, each measured apart: ``all``, ``no-half``, ``linear-gate``, or lists of rules.
         ablation: as in `tracer.evaluate`; ``mean`` and ``resample`` take the patch side of the test pairs.
         sizes: nodes of the circuits, rising. Those above all nodes of a structure are left out there; MIB's shares of
             all nodes are added, for CPR and CMD.
@@ -337,6 +380,7 @@ class BenchmarkJob(_ModelOptions):
     methods: Annotated[tuple[Method, ...], BeforeValidator(as_list)]
     bases: Annotated[tuple[Basis, ...], BeforeValidator(as_list)] = get_args(Basis)
     baselines: Annotated[tuple[Baseline, ...], BeforeValidator(as_list)] = ("counterfactual",)
+    rules: Annotated[tuple[str, ...], BeforeValidator(_variants)] = EVERY_RULE
     ablation: Ablation = "mean"
     sizes: Sizes
     rankings: Annotated[tuple[Ranking, ...], BeforeValidator(as_list)] = get_args(Ranking)
@@ -352,13 +396,15 @@ class BenchmarkJob(_ModelOptions):
             raise ValueError("structures has no effect with input, whose sets have names")
         if self.input is not None and (not self.input or len(set(self.sets)) < len(self.sets)):
             raise ValueError("input must name at least one set of pairs, each by a name of its own")
-        for name in ("structures", "methods", "bases", "baselines", "rankings"):
+        for name in ("structures", "methods", "bases", "baselines", "rules", "rankings"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must name at least one, each once")
         _check_sizes(self.sizes)
         if self.steps != DEFAULT_STEPS and not PATH_METHODS & set(self.methods):
             raise ValueError(f"steps only have an effect with {', '.join(sorted(PATH_METHODS))}")
+        if self.rules != EVERY_RULE and "relp" not in self.methods:
+            raise ValueError("rules only have an effect with method relp, which is not among the methods")
         for method in self.methods:
             if not self.baselines_of(method):
                 raise ValueError(f"none of the baselines has an effect on method {method!r}")
@@ -380,15 +426,21 @@ class BenchmarkJob(_ModelOptions):
             return (NO_BASELINE,)
         return tuple(baseline for baseline in self.baselines if _allowed(method, baseline))
 
-    def combinations(self) -> list[tuple[str, str, str, str]]:
-        """(structure, method, basis, baseline) of everything that is run, in order."""
+    def combinations(self) -> list[Combination]:
+        """Everything that is run, in order."""
         return [
-            (structure, method, basis, baseline)
+            Combination(structure, method, basis, baseline, rules)
             for structure in self.sets
             for basis in self.bases
             for method in self.methods
+            for rules in (self.rules if method == "relp" else EVERY_RULE)
             for baseline in self.baselines_of(method)
         ]
+
+    def numbers(self) -> dict[str, Any]:
+        """As of any job; without a key that says nothing, so that runs from before there was one go on."""
+        kept = super().numbers()
+        return {name: value for name, value in kept.items() if name != "rules" or self.rules != EVERY_RULE}
 
 
 def _allowed(method: str, baseline: str) -> bool:

@@ -26,16 +26,13 @@ from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.testset import TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
-from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
+from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Combination, Ranking
 from tracer.runs.split import train_and_test
 from tracer.runs.units.benchmark_report import Outcome
-from tracer.settings import PATH_METHODS, settings
+from tracer.settings import PATH_METHODS, rules_of, settings
 
 METRIC = "difference"
 _ATTRIBUTED = 1 << 30  # bytes of attributions held at once
-
-Combination = tuple[str, str, str, str]
-"""Structure, method, basis, baseline."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,15 @@ class _Data:
 
 class Benchmark:
     """A job on a model. Pairs are made once for all combinations of a structure; the test set, which is large, is
-    kept until a combination of another structure or basis comes."""
+    kept until a combination of another structure or basis comes.
+
+    Raises:
+        JobError: a variant of the rules has no effect on the model.
+    """
 
     def __init__(self, job: BenchmarkJob, model: Model) -> None:
+        for rules in job.rules:
+            model.check_rules(rules_of(rules))
         self.job, self.model = job, model
         self._data: Callable[[str], _Data] = functools.cache(lambda structure: _pairs(job, model, structure))
         self._test: Callable[[str, str], TestSet] = functools.lru_cache(maxsize=1)(
@@ -63,7 +66,7 @@ class Benchmark:
 
     def notes(self, combination: Combination) -> dict[str, int]:
         """What should be known of how the test prompts were read: each sentence, and of how many."""
-        test = self._data(combination[0]).test
+        test = self._data(combination.structure).test
         return dict(Counter(text for one in test for text in notes((one,), self.model)))
 
     def outcome(self, combination: Combination) -> Outcome:
@@ -76,24 +79,20 @@ class Benchmark:
         try:
             return self._outcome(combination)
         except TracerError as error:
-            where = "/".join(combination)
-            raise type(error)(f"{where}: {error.value}", error.rule, error.next_step) from error
+            raise type(error)(f"{combination}: {error.value}", error.rule, error.next_step) from error
 
     def _outcome(self, combination: Combination) -> Outcome:
-        job, (structure, method, basis, baseline) = self.job, combination
-        data, test = self._data(structure), self._test(structure, basis)
+        job, structure = self.job, combination.structure
+        data, test = self._data(structure), self._test(structure, combination.basis)
         started = time.perf_counter()
-        attributions = mean_attribution(job, self.model, data.train, method, basis, baseline)
+        attributions = mean_attribution(job, self.model, data.train, combination)
         attributed = time.perf_counter()
         rankings: dict[Ranking, Evaluation] = {
             name: curves(test, ordered(attributions, name), job.sizes, job.seed) for name in job.rankings
         }
         measured = rankings[job.rankings[0]]
         return Outcome(
-            structure=structure,
-            method=method,
-            basis=basis,
-            baseline=baseline,
+            **combination._asdict(),
             n_train=len(data.train),
             n_test=len(data.test),
             n_shared=data.n_shared,
@@ -138,14 +137,17 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
 
 
 def mean_attribution(
-    job: BenchmarkJob, model: Model, pairs: Sequence[Pair], method: str, basis: str, baseline: str
+    job: BenchmarkJob, model: Model, pairs: Sequence[Pair], combination: Combination
 ) -> Float[Tensor, "layer pos neuron"]:
     """The mean over pairs of each node's attribution, with its sign.
 
     The baseline ``mean`` is over the patch side of the pairs, as the ablation's is over that of the test pairs.
     """
+    _, method, basis, baseline, rules = combination
     prompts = [with_bos(pair.to_prompt(paired=baseline == "counterfactual"), job.bos) for pair in pairs]
     options: dict[str, Any] = {"steps": job.steps} if method in PATH_METHODS else {}
+    if method == "relp":
+        options["rules"] = rules_of(rules)
     if method == "random":
         options["seed"] = job.seed
     if baseline == "mean":

@@ -19,7 +19,7 @@ from tracer.evaluation.statistics import Size
 from tracer.records import Record
 from tracer.reports import figures
 from tracer.reports.tables import cell, csv_bytes
-from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
+from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Combination, Ranking
 from tracer.settings import ModelRecord
 
 Recorded = Annotated[
@@ -34,6 +34,7 @@ class Outcome(Record):
     """One combination: its curves by ranking, and what they were measured on.
 
     Attributes:
+        rules: the variant of RelP's rules.
         n_train, n_test: pairs used; skipped: how many of the others were left out, by reason.
         n_shared: of the test pairs, those whose prompt is trained on as well, where the job allows it.
         n_total: nodes the model has on these prompts. whole, empty: F of the model, and with every node ablated.
@@ -44,6 +45,7 @@ class Outcome(Record):
     method: str
     basis: str
     baseline: str
+    rules: str = "all"
     n_train: int
     n_test: int
     n_shared: int = 0
@@ -56,9 +58,9 @@ class Outcome(Record):
     evaluation_seconds: float
 
     @property
-    def combination(self) -> tuple[str, str, str, str]:
+    def combination(self) -> Combination:
         """What it is the outcome of."""
-        return self.structure, self.method, self.basis, self.baseline
+        return Combination(self.structure, self.method, self.basis, self.baseline, self.rules)
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ def files(result: BenchmarkResult) -> Iterator[tuple[str, bytes]]:
 
 
 def _names(outcome: Outcome, ranking: str) -> dict[str, Any]:
-    names = zip(("structure", "method", "basis", "baseline"), outcome.combination, strict=True)
-    return {**dict(names), "ranking": ranking}
+    return {**outcome.combination._asdict(), "ranking": ranking}
 
 
 def _curve_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
@@ -114,12 +115,14 @@ def _table_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
 
 
 def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes:
-    """A PNG: faithfulness above completeness against circuit size, one line per method, one column per baseline.
+    """A PNG: faithfulness above completeness against circuit size, one line per method and variant of its rules, one
+    column per baseline.
 
     Log x, 95 % intervals shaded, the job's first ranking; what lies far outside 0 to 1 is cut off.
     """
     ranking = result.job.rankings[0]
-    looks = {method: figures.CONTROL if method == "random" else i for i, method in enumerate(result.job.methods)}
+    ways = dict.fromkeys(one.way for one in result.job.combinations())
+    looks = {way: figures.CONTROL if way == "random" else i % figures.LOOKS for i, way in enumerate(ways)}
     mine = [one for one in result.outcomes if (one.structure, one.basis) == (structure, basis)]
     columns = list(dict.fromkeys(one.baseline for one in mine if one.baseline != NO_BASELINE)) or [NO_BASELINE]
     figure = figures.new(4.2 * len(columns) + 1, 6.4)
@@ -127,8 +130,8 @@ def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes
     for column, baseline in enumerate(columns):
         shown = [one for one in mine if one.baseline in (baseline, NO_BASELINE)]
         for axes, name in zip(grid[:, column], ("faithfulness", "completeness"), strict=True):
-            drawn = ((one.method, one.rankings[ranking]) for one in shown)
-            lines = [figures.Line(method, made.sizes, getattr(made, name), looks[method]) for method, made in drawn]
+            drawn = ((one.combination.way, one.rankings[ranking]) for one in shown)
+            lines = [figures.Line(way, made.sizes, getattr(made, name), looks[way]) for way, made in drawn]
             figures.draw_curves(axes, lines, ylim=figures.VIEW)
         grid[0, column].set_title(f"baseline: {baseline}", fontsize=10)
         grid[1, column].set_xlabel("nodes in the circuit")
@@ -165,7 +168,7 @@ def benchmark_table(result: BenchmarkResult) -> RenderableType:
             for ranking in rankings
         ]
         seconds = f"{outcome.attribution_seconds:.2f} + {outcome.evaluation_seconds:.2f}"
-        table.add_row(outcome.structure, outcome.basis, outcome.method, outcome.baseline, *cells, seconds)
+        table.add_row(outcome.structure, outcome.basis, outcome.combination.way, outcome.baseline, *cells, seconds)
     return Group(table, "", cell(_about(result)))
 
 

@@ -181,6 +181,7 @@ class ShardWork:
     def __init__(self, model: Model, job: DatasetJob, folder: RunFolder) -> None:
         self.model, self.job, self.folder = model, job, folder
         self._options = options(job)
+        model.check_rules(job.settings().rules)
         for layer, neuron in job.exclude:
             if layer >= model.n_layers or neuron >= model.n_neurons(job.basis):
                 rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
