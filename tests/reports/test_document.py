@@ -183,9 +183,10 @@ def test_curves_and_sizes_are_the_evaluations() -> None:
         wanted = [found.sizes[i], found.n_neurons[i], *(one for curve in curves for one in triples(curve, i))]
         assert numbers(row) == pytest.approx(wanted, abs=5.1e-4)
     assert len(tables["curves"]) == len(found.sizes)
-    for row, (level, size) in zip(tables["sizes"], found.sizes_for.items(), strict=True):
+    named = [(f"{level:g}", size) for level, size in found.sizes_for.items()]
+    for row, (name, size) in zip(tables["sizes"], [*named, ("stays within .1 of 1", found.settles)], strict=True):
         ends = ["not reached" if one is None else f"{one:,}" for one in (size.estimate, size.low, size.high)]
-        assert row[:3] == [f"{level:g}", ends[0], f"{ends[1]} to {ends[2]}"]
+        assert row[:3] == [name, ends[0], f"{ends[1]} to {ends[2]}"]
 
 
 def test_correlations_and_always_on_neurons_are_those_measured() -> None:

@@ -148,7 +148,10 @@ def test_the_folder_holds_job_results_curves_table_and_plots(tmp_path: Path) -> 
     assert [int(row["size"]) for row in rows if row["method"] == "relp"] == list(relp.sizes)
     assert [float(row["faithfulness_low"]) for row in rows if row["method"] == "relp"] == list(relp.faithfulness.low)
     with (out / "table.csv").open() as file:
-        assert [row["baseline"] for row in csv.DictReader(file)] == ["counterfactual", "none"]
+        rows = list(csv.DictReader(file))
+    assert [row["baseline"] for row in rows] == ["counterfactual", "none"]
+    ends = [rows[0][name] for name in ("settles", "settles_low", "settles_high")]
+    assert ends == [str(getattr(relp.settles, name)) for name in ("estimate", "low", "high")]
 
 
 def test_the_table_says_what_was_run(tmp_path: Path) -> None:
@@ -156,7 +159,17 @@ def test_the_table_says_what_was_run(tmp_path: Path) -> None:
     console = Console(width=220, record=True, file=io.StringIO())
     console.print(benchmark_table(result))
     text = console.export_text()
-    for part in ("relp", "random", "nodes for 0.95", "CPR signed", "CMD absolute", "10 pairs", "6 others", "mean"):
+    for part in (
+        "relp",
+        "random",
+        "nodes for 0.95",
+        "stays from",
+        "CPR signed",
+        "CMD absolute",
+        "10 pairs",
+        "6 others",
+        "mean",
+    ):
         assert part in text
 
 

@@ -310,10 +310,11 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
 def _levels(found: Evaluation) -> Sheet:
     heads = ("faithfulness of at least", "nodes needed", "95 % interval", "share of all nodes")
     rows = []
-    for level, size in found.sizes_for.items():
+    named = [(f"{level:g}", size) for level, size in found.sizes_for.items()]
+    for name, size in (*named, (sheet.SETTLES, found.settles)):
         share = "-" if size.estimate is None else f"{size.estimate / found.n_total:.2%}"
         span = "-" if sheet.is_alone(found) else _span(size)
-        rows.append((f"{level:g}", "not reached" if size.estimate is None else f"{size.estimate:,}", span, share))
+        rows.append((name, "not reached" if size.estimate is None else f"{size.estimate:,}", span, share))
     return Sheet.of("sizes", "How many nodes it takes", heads, tuple(rows))
 
 

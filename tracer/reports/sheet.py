@@ -281,6 +281,10 @@ def predictions_text(circuit: Circuit, named: Callable[[str], str] = token) -> s
     return "  ".join(f"{named(one.token)} {one.probability:.3f}" for one in circuit.predictions)
 
 
+SETTLES = "stays within .1 of 1"
+"""What is said of the size from which faithfulness does, there and at every larger size that was measured."""
+
+
 def options_text(chosen: Settings) -> str:
     """What was chosen of a method's own options, if anything; begins with a comma."""
     rules = chosen.method == "relp" and chosen.rules != RULES

@@ -203,10 +203,11 @@ def evaluation_table(
     """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, and how good the
     estimate was."""
     levels = Table.grid(padding=(0, 2))
-    for level, size in found.sizes_for.items():
+    named = [(f"faithfulness {level:g}", size) for level, size in found.sizes_for.items()]
+    for name, size in (*named, (sheet.SETTLES, found.settles)):
         reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
         span = "" if sheet.is_alone(found) else f"[{size.low or '-'}, {size.high or 'not reached'}]"
-        levels.add_row(f"faithfulness {level:g}", reached, span)
+        levels.add_row(name, reached, span)
     how = "one prompt has no intervals" if sheet.is_alone(found) else "intervals are over test prompts (bootstrap)"
     whole, empty = float(found.whole.mean()), float(found.empty.mean())
     about = (
@@ -262,6 +263,7 @@ def evaluation_json(
     content["estimate"] = [one.record() for one in qualities]
     content["always_on"] = None if constant is None else [vars(one) for one in constant]
     content["sizes_for"] = {f"{level:g}": size.record() for level, size in found.sizes_for.items()}
+    content["settles"] = found.settles.record()
     return json.dumps(content, indent=1, allow_nan=False)
 
 
