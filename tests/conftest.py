@@ -52,6 +52,7 @@ TIERS = {
     "runs/test_dataset_circuit.py": "model",
     "runs/test_jobs.py": "unit",
     "runs/test_planner.py": "model",
+    "runs/test_progress.py": "model",
     "runs/test_scheduling.py": "unit",
     "runs/test_shards.py": "model",
     "runs/test_yamlfile.py": "unit",

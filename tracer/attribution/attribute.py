@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ def attribute(
         reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
         memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
         device: where the result is kept, such as ``cuda`` beside a model there.
-        progress: called with (done, total) steps of the current method.
+        progress: called with (done, total): steps of the method; prompts, where they take more than one batch.
 
     Returns:
         Attributions, activations, embeddings, metric and unexplained, float32.
@@ -170,9 +170,13 @@ def attributed(
     lengths = [len(prompt.token_ids) for prompt in encoded]
     means, device = means_of(model, encoded, chosen, reference, memory), device or torch.device("cpu")
 
+    report = _over_batches(progress, len(encoded))
+
     def batch(part: range) -> Attribution:
-        some, limit = [encoded[i] for i in part], memory or model.budget()
-        found, some = _found(model, some, chosen, means, limit, progress, gradients, device)
+        some, limit, mine = [encoded[i] for i in part], memory or model.budget(), report(part)
+        found, some = _found(model, some, chosen, means, limit, mine, gradients, device)
+        if mine is not None and not model.backend.near:  # a server only says when it is done
+            mine(1, 1)
         return _result(some, chosen, found, means, gradients)
 
     result = _joined(list(model.each(batch, list(split(model, lengths, memory)))), chosen)
@@ -180,6 +184,25 @@ def attributed(
     if chosen.conserves and model.conserves:
         check_conservation(result.metric, result.embeddings)
     return result
+
+
+def _over_batches(progress: Progress | None, n_prompts: int) -> Callable[[range], Progress | None]:
+    """For each batch, what its method reports its steps to; batches of a server report from several threads."""
+    reached, lock = dict[int, float](), threading.Lock()
+
+    def of(part: range) -> Progress | None:
+        tell = progress
+        if tell is None or len(part) == n_prompts:
+            return tell
+
+        def report(done: int, total: int) -> None:
+            with lock:
+                reached[part.start] = len(part) * done / max(total, 1)
+                tell(min(n_prompts, int(sum(reached.values()) + 1e-6)), n_prompts)
+
+        return report
+
+    return of
 
 
 def means_of(

@@ -160,7 +160,12 @@ def _tell(result: Run, out: str) -> None:
     if isinstance(result.job, jobs.BenchmarkJob):
         folder = result.folder
         outcomes = finish.benchmark_result(
-            result.job, folder, list(folder.commits()), folder.record() or {}, result.resumed
+            result.job,
+            folder,
+            list(folder.commits()),
+            folder.record() or {},
+            result.resumed,
+            result.status.total_seconds,
         )
         terminal.tables().print(benchmark_report.benchmark_table(outcomes))
     else:
@@ -319,7 +324,8 @@ class _Watch:
         text, self.done = report.line(status), status.done
         if self.console.is_terminal:
             total = status.n_prompts or None
-            self.bar.update(self.task, completed=status.done + status.in_flight, total=total, line=text)
+            done = status.done + status.in_flight + status.partial
+            self.bar.update(self.task, completed=done, total=total, line=text)
             return
         now = time.monotonic()
         if now - self.said >= LOG_EVERY or status.state not in (self.state, "starting"):

@@ -85,9 +85,14 @@ def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
 
 
 def benchmark_result(
-    job: BenchmarkJob, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any], resumed: int = 0
+    job: BenchmarkJob,
+    folder: RunFolder,
+    commits: Sequence[Commit],
+    record: Mapping[str, Any],
+    resumed: int = 0,
+    seconds: float = 0.0,
 ) -> BenchmarkResult:
-    """A benchmark's outcomes from its commits.
+    """A benchmark's outcomes from its commits; `seconds` that it took, if they are known.
 
     Raises:
         RunError: a commit without one.
@@ -102,7 +107,6 @@ def benchmark_result(
             step = "delete it and repeat the run command"
             raise RunError(f"commit {commit.shard}.json", "is damaged: its outcome is none", step) from error
     model = ModelRecord.model_validate(record["model"])
-    seconds = sum(outcome.attribution_seconds + outcome.evaluation_seconds for outcome in outcomes)
     return BenchmarkResult(job, model, tuple(outcomes), str(folder.place), resumed, seconds)
 
 

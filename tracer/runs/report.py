@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def line(status: Status) -> str:
     """How far a run is, for a job's log."""
     what = "combinations" if status.kind == "benchmark" else "prompts"
-    parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}"]
+    parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}", *status.at]
     if rows := status.rows.get("nodes", 0) + status.rows.get("edges", 0):
         parts.append(f"{rows:,} rows")
     if status.rate:
-        parts.append(f"{status.rate:,.1f} {what}/s")
+        parts.append(rate(status.rate, what))
     if status.eta is not None:
         parts.append(f"{duration(status.eta)} to go")
     if status.failed:
@@ -41,9 +41,18 @@ def line(status: Status) -> str:
     return printable(", ".join(parts))
 
 
+def rate(per_second: float, what: str) -> str:
+    """A speed as people say it: 12.5 prompts/s, 42.0 prompts a minute, or how long each takes: 14 s each."""
+    if per_second >= 1:
+        return f"{per_second:,.1f} {what}/s"
+    if per_second >= 1 / 6:
+        return f"{60 * per_second:.1f} {what} a minute"
+    return f"{duration(1 / per_second)} each"
+
+
 def duration(seconds: float) -> str:
     """A time span as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
+    whole = round(min(seconds, 1e9))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -74,15 +83,32 @@ def condition_table(found: Condition) -> RenderableType:
         table.add_row("", cell(str(reason)))
     if status.rows:
         table.add_row("rows", ", ".join(f"{count:,} {name}" for name, count in status.rows.items() if name != "means"))
+    for number, place in enumerate(status.at if status.state in ("running", "finishing") else ()):
+        table.add_row("" if number else "at", cell(place))
     if status.state == "running" and status.rate:
-        eta = "" if status.eta is None else f", {duration(status.eta)} to go"
-        table.add_row("speed", f"{status.rate:,.1f} {what}/s with {status.workers} workers{eta}")
+        workers = f"{status.workers} worker{'s' * (status.workers != 1)}"
+        table.add_row("speed", f"{rate(status.rate, what)} with {workers}{_to_go(status)}")
+    elif status.state == "finishing" and status.eta is not None:
+        table.add_row("speed", _to_go(status).removeprefix(", "))
+    if status.total_seconds:
+        table.add_row("time", _taken(status))
     if status.waiting:
         table.add_row("waiting for", cell(status.waiting))
     if status.deaths:
         table.add_row("workers died", f"{status.deaths:,}")
     table.add_row("committed files", cell(_files(found)))
     return table
+
+
+def _to_go(status: Status) -> str:
+    return "" if status.eta is None else f", {duration(status.eta)} to go"
+
+
+def _taken(status: Status) -> str:
+    """The time that a run took by the clock: its last call and, if there were others, all of them."""
+    earlier = status.total_seconds - status.seconds
+    mine = duration(min(status.seconds, status.total_seconds))
+    return f"{duration(status.total_seconds)} in all, {mine} of them in the last call" if earlier > 0.5 else mine
 
 
 def _state(found: Condition) -> str:
@@ -109,7 +135,10 @@ def run_summary(status: Status, address: str, seconds: float, resumed: int) -> s
     what = "combinations" if status.kind == "benchmark" else "prompts"
     told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
-    return printable(f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}; saved to {address}")
+    took = duration(seconds)
+    if status.total_seconds - seconds > 0.5:
+        took += f", {duration(status.total_seconds)} over all calls"
+    return printable(f"{status.done:,} {what} ({told}) in {took}{before}; saved to {address}")
 
 
 def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:

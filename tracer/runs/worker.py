@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer.errors import TracerError, described, kind_of, surface
-from tracer.runs.workers.messages import Beat, Began, Broke, Done, Part, Refused, Report, Setup, Started, Task
+from tracer.runs.workers.messages import Beat, Began, Broke, Done, Part, Refused, Report, Setup, Stage, Started, Task
 from tracer.settings import ModelRecord
 
 
@@ -85,7 +85,7 @@ class Worker:
             from tracer.runs.units.shards import ShardWork
 
             self._work = ShardWork(loaded, job, folder).run
-            self._finish = lambda: evaluate_run(loaded, job, folder)
+            self._finish = lambda told: evaluate_run(loaded, job, folder, told)
 
     def work(self, task: Task, began: Beat) -> Report:
         """Do one unit.
@@ -96,17 +96,19 @@ class Worker:
         Raises:
             TracerError: what the user must fix, which ends the run.
         """
-        last: tuple[Sequence[int], int] = (), 0
+        last: tuple[Sequence[int], int, Stage | None] = (), 0, None
 
-        def heard(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
+        def heard(
+            prompts: Sequence[int], done: int, note: str = "", part: Part | None = None, at: Stage | None = None
+        ) -> None:
             nonlocal last
-            last = prompts, done
-            began(prompts, done, note, part)
+            last = prompts, done, at
+            began(prompts, done, note, part, at)
 
-        self._beat = lambda note: heard(last[0], last[1], note)
+        self._beat = lambda note: heard(last[0], last[1], note, None, last[2])
         with surface("job"):
             if task.finish:
-                return Report(unit=task.unit, outcome=self._finish())
+                return Report(unit=task.unit, outcome=self._finish(lambda at: heard((), 0, at=at)))
             return self._work(task, heard)
 
     def _waits(self, line: str) -> None:
@@ -117,7 +119,7 @@ class Worker:
     def _combination(self, task: Task, began: Beat) -> Report:
         began((task.unit,), 0)
         combination = self._benchmark.job.combinations()[task.unit]
-        outcome = self._benchmark.outcome(combination)
+        outcome = self._benchmark.outcome(combination, lambda at: began((task.unit,), 0, at=at))
         said = self._benchmark.notes(combination)
         return Report(unit=task.unit, statuses={"ok": 1}, notes=said, outcome=outcome.model_dump(mode="json"))
 
@@ -158,8 +160,10 @@ def main(name: str) -> None:
         while True:
             task = Task.model_validate_json(lines.get())
 
-            def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
-                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note, part=part))
+            def began(
+                prompts: Sequence[int], done: int, note: str = "", part: Part | None = None, at: Stage | None = None
+            ) -> None:
+                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note, part=part, at=at))
 
             try:
                 say(Done(worker=name, report=worker.work(task, began)))

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.attribute import attribute, notes
+from tracer.attribution.exact import Progress
 from tracer.data import tasks
 from tracer.data.tasks import Pair, sva
 from tracer.errors import JobError, TracerError
@@ -29,6 +30,7 @@ from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Combination, Ranking
 from tracer.runs.split import train_and_test
 from tracer.runs.units.benchmark_report import Outcome
+from tracer.runs.units.progress import Stages, Told, attribution_work, curves_work
 from tracer.settings import PATH_METHODS, rules_of, settings
 
 METRIC = "difference"
@@ -69,26 +71,31 @@ class Benchmark:
         test = self._data(combination.structure).test
         return dict(Counter(text for one in test for text in notes((one,), self.model)))
 
-    def outcome(self, combination: Combination) -> Outcome:
+    def outcome(self, combination: Combination, told: Told | None = None) -> Outcome:
         """Attribute the train pairs and measure the rankings on the test pairs.
+
+        Args:
+            told: is given how far it is, about once a second.
 
         Raises:
             JobError: too few pairs, a pair in train and test, an ablation that changes nothing.
             TracerError: any other, with the combination named.
         """
         try:
-            return self._outcome(combination)
+            return self._outcome(combination, told or (lambda _: None))
         except TracerError as error:
             raise type(error)(f"{combination}: {error.value}", error.rule, error.next_step) from error
 
-    def _outcome(self, combination: Combination) -> Outcome:
+    def _outcome(self, combination: Combination, told: Told) -> Outcome:
         job, structure = self.job, combination.structure
         data, test = self._data(structure), self._test(structure, combination.basis)
+        stages = self._stages(combination, told)
         started = time.perf_counter()
-        attributions = mean_attribution(job, self.model, data.train, combination)
+        attributions = mean_attribution(job, self.model, data.train, combination, stages.progress(0))
         attributed = time.perf_counter()
         rankings: dict[Ranking, Evaluation] = {
-            name: curves(test, ordered(attributions, name), job.sizes, job.seed) for name in job.rankings
+            name: curves(test, ordered(attributions, name), job.sizes, job.seed, stages.progress(stage))
+            for stage, name in enumerate(job.rankings, 1)
         }
         measured = rankings[job.rankings[0]]
         return Outcome(
@@ -104,6 +111,15 @@ class Benchmark:
             attribution_seconds=attributed - started,
             evaluation_seconds=time.perf_counter() - attributed,
         )
+
+    def _stages(self, combination: Combination, told: Told) -> Stages:
+        """What a combination takes: attribution of the train pairs, then each ranking's curves."""
+        job, data = self.job, self._data(combination.structure)
+        nodes = self.model.n_layers * self.model.n_neurons(combination.basis) * len(data.test[0].token_ids)
+        each = attribution_work(combination.method, job.steps, self.model.n_layers, nodes)
+        curved = curves_work(len(data.test), len(job.sizes))
+        work = [("train pairs attributed", len(data.train) * each)]
+        return Stages(told, [*work, *((f"circuits ablated ({name} ranking)", curved) for name in job.rankings)])
 
 
 def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
@@ -137,7 +153,11 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
 
 
 def mean_attribution(
-    job: BenchmarkJob, model: Model, pairs: Sequence[Pair], combination: Combination
+    job: BenchmarkJob,
+    model: Model,
+    pairs: Sequence[Pair],
+    combination: Combination,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "layer pos neuron"]:
     """The mean over pairs of each node's attribution, with its sign.
 
@@ -158,5 +178,11 @@ def mean_attribution(
     total = torch.zeros(model.n_layers, length, model.n_neurons(basis), dtype=torch.float64)
     for first in range(0, len(prompts), step):
         part = prompts[first : first + step]
+        options["progress"] = None if progress is None else _of_pairs(progress, first, len(part), len(prompts))
         total += attribute(model, part, method, baseline, basis, metric=METRIC, **options).nodes.double().sum(0)
     return (total / len(prompts)).float()
+
+
+def _of_pairs(progress: Progress, first: int, count: int, total: int) -> Progress:
+    """What a call on `count` of `total` pairs, from `first` on, reports to: how many pairs are done."""
+    return lambda done, steps: progress(first + count * done // max(steps, 1), total)

@@ -70,7 +70,7 @@ class BenchmarkResult:
     Attributes:
         outcomes: of every combination, in the job's order.
         folder: where it was written. resumed: how many combinations were there already.
-        seconds: this call took.
+        seconds: by the clock, over all calls on the run; 0 where they are not known.
     """
 
     job: BenchmarkJob
@@ -191,7 +191,8 @@ def _about(result: BenchmarkResult) -> str:
         "reached. It stays from the fewest measured from which it is within .1 of 1, there and at every larger size. "
         "CPR (large is good) and CMD (0 is best) are areas over MIB's sizes, and half of each lies above 50 % "
         "of all nodes. Seconds: attribution of the train pairs + evaluation. "
-        f"{len(result.outcomes)} combinations in {result.seconds:.0f} s"
+        f"{len(result.outcomes)} combinations"
+        + (f" in {result.seconds:.0f} s by the clock" if result.seconds else "")
         + (f", {result.resumed} of them there before." if result.resumed else ".")
     )
 

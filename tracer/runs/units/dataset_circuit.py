@@ -32,10 +32,16 @@ from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
+from tracer.runs.units.progress import Stages, Told, curves_work
 from tracer.runs.units.shards import as_prompt, input_row, options
 from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
+
+CURVES, MINIMALITY, QUALITY = range(3)
+"""The stages of the evaluation of a run."""
+NODES_CHECKED = 300
+"""Single ablations, about, behind the estimate of a prompt's quality."""
 
 
 @dataclass(frozen=True)
@@ -99,36 +105,57 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in CIRCUIT}, CIRCUIT)
 
 
-def evaluate_run(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
+def evaluate_run(model: Model, job: DatasetJob, folder: RunFolder, told: Told = lambda _: None) -> dict[str, Any]:
     """What needs the model when all units are done: ``evaluation``, the curves of the dataset's circuit on other
     prompts, and ``quality``, how the estimates of each of the first prompts follow exact ablations; as JSON holds them.
+
+    Args:
+        told: is given how far it is, about once a second.
 
     Raises:
         JobError: test prompts that do not fit, or are among the prompts of the run.
     """
-    found: dict[str, Any] = {}
-    if job.evaluate is not None:
-        found["evaluation"] = _evaluated(model, job, folder)
+    asked, found = job.evaluate, dict[str, Any]()
+    prompts = [] if asked is None else [encode(prompt, model) for prompt in _prompts(job, asked.test)]
+    stages = _stages(job, len(prompts), told)
+    if asked is not None:
+        found["evaluation"] = _evaluated(model, job, folder, prompts, stages)
     if job.quality:
-        found["quality"] = list(_qualities(model, job, folder))
+        found["quality"] = list(_qualities(model, job, folder, stages.progress(QUALITY)))
     return found
 
 
-def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
+def _stages(job: DatasetJob, n_test: int, told: Told) -> Stages:
+    """What `evaluate_run` takes, with `n_test` test prompts."""
+    sizes = () if job.evaluate is None else job.evaluate.sizes
+    alone = job.evaluate and job.evaluate.minimality
+    work = {
+        CURVES: ("circuits ablated", curves_work(n_test, len(sizes))),
+        MINIMALITY: ("circuits without one node ablated", float(n_test * (alone + 1)) if alone else 0.0),
+        QUALITY: ("prompts' estimates checked", float(job.quality * NODES_CHECKED)),
+    }
+    return Stages(told, list(work.values()))
+
+
+def _evaluated(
+    model: Model, job: DatasetJob, folder: RunFolder, prompts: Sequence[Encoded], stages: Stages
+) -> dict[str, Any]:
     asked = job.evaluate
     assert asked is not None
     mean = _mean(folder)
-    prompts = [encode(prompt, model) for prompt in _prompts(job, asked.test)]
     _check_lengths(mean, prompts, "evaluate.test")
     n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
     reference = None if asked.reference is None else list(_prompts(job, asked.reference))
     how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
     test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
-    made = curves(test, ranks, asked.sizes, asked.seed)
+    made = curves(test, ranks, asked.sizes, asked.seed, stages.progress(CURVES))
+    alone, free = None, mean.length < 0
+    if asked.minimality is not None:
+        alone = _minimality(test, ranks, asked.minimality, free, stages.progress(MINIMALITY))
     return {
         "curves": made.record(),
-        "minimality": None if asked.minimality is None else _minimality(test, ranks, asked.minimality, mean.length < 0),
+        "minimality": alone,
         "ablation": asked.ablation,
         "circuit": job.circuit,
         "n_prompts": mean.n_prompts,
@@ -250,11 +277,13 @@ def _own_prompts(model: Model, job: DatasetJob, folder: RunFolder, mean: Mean, c
     return found
 
 
-def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
+def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool, progress: Progress) -> list[dict[str, Any]]:
     """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
     assert test.known is not None
     (full, empty), rows = test.known, range(len(test.prompts))
-    found = test.measure([Job(row, ranks, size, True, without) for without in range(-1, size) for row in rows])
+    found = test.measure(
+        [Job(row, ranks, size, True, without) for without in range(-1, size) for row in rows], progress
+    )
     kept = statistics.faithfulness(found.view(size + 1, len(rows)).T.contiguous(), empty, full)
     places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
     return [
@@ -295,7 +324,7 @@ def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool
     return sum(one.token_ids in shared for one in test)
 
 
-def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dict[str, Any]]:
+def _qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progress) -> Iterable[dict[str, Any]]:
     chosen, left = options(job), job.quality
     reference = chosen.get("reference")
     for commit in folder.commits():
@@ -312,6 +341,7 @@ def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dic
                 given = None if reference is None else list(reference.prompts)
                 found = estimate_quality(model, circuit, prompt, reference=given).record()
                 found.pop("sample")
+                progress(job.quality - left, job.quality)
                 yield {"prompt_id": row["prompt_id"], **found}
         if not left:
             return

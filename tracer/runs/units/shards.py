@@ -37,7 +37,7 @@ from tracer.model.model import Model
 from tracer.ndif.server import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.workers.messages import Beat, Part, Report, Task
+from tracer.runs.workers.messages import Beat, Part, Report, Stage, Task
 from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
@@ -146,11 +146,13 @@ class _Pulse:
             self._under_way |= dict.fromkeys(ids)
             self._tell()
 
-    def alive(self) -> None:
-        """Send a heartbeat now and then, to show that the shard does not hang."""
+    def alive(self, done: int = 0, total: int = 0) -> None:
+        """Send a heartbeat now and then, to show that the shard does not hang; with how many steps of a batch that is
+        in flight alone are done, if that is known."""
         with self._lock:
             if time.monotonic() - self._told > 1.0:
-                self._tell()
+                at = Stage(what="steps of a batch", done=done, total=total, share=done / total) if total else None
+                self._tell(at=at)
 
     def end(self, ids: Iterable[int], done: int) -> None:
         """Prompts are no longer in flight, and `done` of them are finished."""
@@ -166,9 +168,9 @@ class _Pulse:
         with self._lock:
             self._tell(part)
 
-    def _tell(self, part: Part | None = None) -> None:
+    def _tell(self, part: Part | None = None, at: Stage | None = None) -> None:
         self._told = time.monotonic()
-        self._began([*self._under_way], self._done, part=part)
+        self._began([*self._under_way], self._done, part=part, at=at)
 
 
 class ShardWork:
@@ -447,11 +449,18 @@ class _Shard:
             **self.options,
             memory=max(room, self.task.max_bytes or self.model.budget()),
             whole=None if self.sums is None else nodes.append,  # all nodes, where they are asked for
-            progress=lambda _done, _total: self._pulse.alive(),
+            progress=self._steps,
         ):
             circuits.append(circuit)
             self._pulse.alive()
         return _Traced(circuits, None if self.sums is None else nodes)
+
+    def _steps(self, done: int, total: int) -> None:
+        """A method's steps; of a model on a server the requests, of which several are in flight."""
+        if self.model.backend.near and total > 1:
+            self._pulse.alive(done, total)
+        else:
+            self._pulse.alive()
 
     # -------------------------------------------------------------------------------------------- rows
 
