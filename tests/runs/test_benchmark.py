@@ -184,11 +184,11 @@ def test_a_finished_run_is_not_computed_again(tmp_path: Path, monkeypatch: pytes
 def test_what_was_done_before_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = benchmark.mean_attribution, []
 
-    def failing(job: BenchmarkJob, model: tracer.Model, pairs: Any, combination: Combination) -> torch.Tensor:
+    def failing(job: Any, model: tracer.Model, pairs: Any, combination: Combination, *more: Any) -> torch.Tensor:
         asked.append(method := combination.method)
         if method == "random" and asked.count("random") == 1:
             raise JobError("power", "is cut", "plug it in")
-        return real(job, model, pairs, combination)
+        return real(job, model, pairs, combination, *more)
 
     monkeypatch.setattr(benchmark, "mean_attribution", failing)
     with refused(JobError, "nounpp/random/activation/none: power", "plug it in"):

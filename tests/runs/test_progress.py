@@ -16,6 +16,7 @@ import tracer
 from helpers import load as tiny_model
 from inline import InlinePool
 from tracer.attribution.attribute import attribute
+from tracer.cli import terminal
 from tracer.data import tasks
 from tracer.prompts import Prompt
 from tracer.runs import driver, report
@@ -200,6 +201,26 @@ def test_places_are_of_busy_workers_and_news_of_a_service_keeps_them() -> None:
     assert (runner.places[0].at, runner.waiting) == (at, "x")
     runner._handle(Done(worker="w0", report=Report(unit=4)))
     assert runner.places == []
+
+
+def test_a_verb_outside_a_terminal_says_how_far_it_is_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    with terminal.ProgressBar("ablating", clock=lambda: now[0]) as bar:
+        for done in range(1, 61):  # half a second each
+            now[0] += 0.5
+            bar(done, 120)
+        now[0] += 2
+        bar(10, 50)  # the next thing that is counted
+        now[0] += 8
+        bar(30, 50)
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.splitlines() == [
+        "ablating: 20 of 120, 50 s to go",
+        "ablating: 40 of 120, 40 s to go",
+        "ablating: 60 of 120, 30 s to go",
+        "ablating: 30 of 50, 8 s to go",
+    ]
 
 
 # ----------------------------------------------------------------------------------------- wall seconds

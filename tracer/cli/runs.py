@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from tracer.runs.status import Status
     from tracer.store.run_folder import RunFolder
 
-LOG_EVERY = 10.0  # seconds between two lines of a job's log
-
-
 JobFile = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
 Out = Annotated[str, typer.Option(help="The run folder, or s3://bucket/folder, gs://...; the same job is continued.")]
 RunDir = Annotated[str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR")]
@@ -316,7 +313,7 @@ class _Watch:
         )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(printable(Path(name).name, 80), total=None, line="")
-        self.said, self.state, self.done = -LOG_EVERY, "", 0
+        self.said, self.state, self.done = -terminal.LOG_EVERY, "", 0
 
     def __call__(self, status: Status) -> None:
         from tracer.runs import report
@@ -328,7 +325,7 @@ class _Watch:
             self.bar.update(self.task, completed=done, total=total, line=text)
             return
         now = time.monotonic()
-        if now - self.said >= LOG_EVERY or status.state not in (self.state, "starting"):
+        if now - self.said >= terminal.LOG_EVERY or status.state not in (self.state, "starting"):
             self.said, self.state = now, status.state
             terminal.line(f"{report.clock()} {text}", err=True)
 
