@@ -27,6 +27,13 @@ METRIC_NAMES = {
     "logprob": "log-probability of",
     "centred": "logit above the vocabulary mean of",
 }
+ABLATIONS = {
+    "zero": "zero",
+    "mean": "the mean over reference prompts",
+    "counterfactual": "the value on the counterfactual prompt",
+    "resample": "the value on a random reference prompt",
+}
+"""What takes the place of a node that is switched off."""
 NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
 
 
