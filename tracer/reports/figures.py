@@ -72,7 +72,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Curves that share a pair of axes; `marks` are points (size, value) that are pointed out with their size."""
+    """Curves that share a pair of axes; `marks` are points (size, value) that are pointed out, their size below."""
 
     title: str
     lines: Sequence[Line]
@@ -135,11 +135,10 @@ def grid(rows: Mapping[str, Sequence[Panel]], palette: Palette = PAPER, xlabel: 
         row[0].set_ylabel(ylabel)
         for axes, panel in zip(row, panels, strict=False):
             draw_curves(axes, panel.lines, palette, ylim=VIEW)
-            for size, value in panel.marks:
-                axes.plot([size], [value], marker="|", markersize=14, color=palette.ink, linestyle="none")
-                axes.annotate(
-                    f"{size:,}", (size, value), (0, 9), textcoords="offset points", ha="center", color=palette.ink
-                )
+            for number, (size, value) in enumerate(panel.marks):
+                axes.plot([size, size], [VIEW[0], value], color=palette.ink, linewidth=0.9, zorder=1)
+                place = {"textcoords": "offset points", "color": palette.ink, "fontsize": 9}
+                axes.annotate(f"{size:,}", (size, VIEW[0]), (3, 4 + 11 * number), **place)
         for axes in row[len(panels) :]:
             axes.set_visible(False)
     first = next(iter(rows.values()))
@@ -158,7 +157,11 @@ def _mark_sizes(axes: Any, sizes: Sequence[int]) -> None:
     some = sorted(set(sizes))
     ticks = [10**power for power in range(9) if some[0] <= 10**power <= some[-1]]
     ticks = ticks if len(ticks) > 1 else some[:: max(1, len(some) // 4)]
-    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    short = (
+        f"{size // 10**6:,}M" if size >= 10**6 else f"{size // 1000}k" if size >= 10**4 else f"{size:,}"
+        for size in ticks
+    )
+    axes.set_xticks(ticks, [*short])
     axes.set_xticks([], minor=True)
 
 
@@ -270,6 +273,7 @@ def _embedded(svg: str, name: str, label: str) -> str:
     for drawn, own in {**_PAGE, _INK: "var(--ink)", _FAINT: "var(--faint)"}.items():
         svg = svg.replace(drawn, own)
     svg = re.sub(r"font: [^;\"]*?(\d+)px [^;\"]*", r"font: \1px var(--sans)", svg)
-    size = re.compile(r'(<svg[^>]*?) width="[^"]*"')
+    size = re.compile(r'(<svg[^>]*?) width="([^"]*)"')
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return size.sub(rf'\1 role="img" aria-label="{Markup.escape(label)}"', svg, count=1).strip()
+    own = rf'\1 style="max-width:\2" role="img" aria-label="{Markup.escape(label)}"'
+    return size.sub(own, svg, count=1).strip()

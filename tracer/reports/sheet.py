@@ -83,11 +83,11 @@ def embeddings(circuit: Circuit) -> Sheet:
     """What each token of the prompt contributes."""
     rows = circuit.rows("embedding")
     against = "the counterfactual" if _paired_path(circuit) else "zero"
-    columns = ["position", "<token", Column("attribution", unit=unit(circuit)), _BAR, "share of metric"]
-    bars = _bars([row["attribution"] for row in rows])
+    columns = ["position", "<token", Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
+    drawn = bars([row["attribution"] for row in rows])
     cells = [
         (str(row["position"]), token(row["token"]), f"{row['attribution']:+.4f}", bar, _share(row, circuit))
-        for row, bar in zip(rows, bars, strict=True)
+        for row, bar in zip(rows, drawn, strict=True)
     ]
     return Sheet.of("embeddings", f"Embedding attributions, against {against}", columns, cells)
 
@@ -96,12 +96,12 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
     """The strongest neurons; those that are always on are noted where there is one."""
     rows = circuit.neurons.slice(0, count).to_pylist()
     columns = ["", "layer", "neuron", Column("polarity", left=True, only=TERMINAL), "position", "<token", "activation"]
-    columns += [Column("attribution", unit=unit(circuit)), _BAR, "share of metric"]
+    columns += [Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
     columns += ["explained"] if circuit.links is not None else []
     known = {(one.layer, one.neuron) for one in always_on} & {(row["layer"], row["neuron"]) for row in rows}
     columns += [Column("note", left=True, only=PAGE)] if known else []
     cells = []
-    for rank, (row, bar) in enumerate(zip(rows, _bars([row["attribution"] for row in rows]), strict=True), start=1):
+    for rank, (row, bar) in enumerate(zip(rows, bars([row["attribution"] for row in rows]), strict=True), start=1):
         cell: list[str | Bar] = [str(value) for value in (rank, row["layer"], row["neuron"])]
         cell += ["+" if row["activation"] >= 0 else "-", str(row["position"]), token(row["token"])]
         cell += [f"{row['activation']:+.4f}", f"{row['attribution']:+.4f}", bar, _share(row, circuit)]
@@ -139,7 +139,7 @@ def edges(graph: Graph, count: int) -> Sheet:
     places = graph.nodes.to_pylist()
     rows = graph.links.slice(0, count).to_pylist() if graph.links is not None else []
     columns = ["<source", Column("", left=True, only=TERMINAL), "<target", "weight", "share of target"]
-    columns += [Column("attribution", unit=unit(graph) if isinstance(graph, Circuit) else ""), _BAR]
+    columns += [Column("attribution", unit=unit(graph) if isinstance(graph, Circuit) else ""), BAR]
     cells = [
         (
             node_text(places[row["source"]], graph.labels.get(row["source"], "")),
@@ -150,7 +150,7 @@ def edges(graph: Graph, count: int) -> Sheet:
             number(row["attribution"], "+.4f"),
             bar,
         )
-        for row, bar in zip(rows, _bars([row["attribution"] for row in rows]), strict=True)
+        for row, bar in zip(rows, bars([row["attribution"] for row in rows]), strict=True)
     ]
     return Sheet.of("edges", "Strongest edges", columns, cells)
 
@@ -185,10 +185,10 @@ def curves(found: Curves) -> Sheet:
 # ------------------------------------------------------------------------------------------ cells
 
 
-_BAR = Column("", left=True, only=PAGE)
+BAR = Column("", left=True, only=PAGE)
 
 
-def _bars(values: Sequence[float | None]) -> list[Bar]:
+def bars(values: Sequence[float | None]) -> list[Bar]:
     """Bars on one scale, which reaches from the lowest value, or 0, to the highest, or 0."""
     known = [value if value is not None and math.isfinite(value) else 0.0 for value in values]
     low, high = min([0.0, *known]), max([0.0, *known])

@@ -88,19 +88,32 @@ def view(graph: Graph, path: str | Path) -> Path:
         JobError: the graph has more than the page can draw, or no positions, by which it is drawn.
         RunError: the file cannot be written.
     """
-    for what, count, most in (
-        ("edges", graph.n_edges, viewer.MOST_EDGES),
+    content = graph_page(graph)
+    if graph.links is None:
+        say(["the graph has no edges: the page shows nodes alone"])
+    return write_page(content, path)
+
+
+def graph_page(graph: Graph, most: int = viewer.MOST_EDGES) -> str:
+    """The page of `view`.
+
+    Args:
+        most: edges that it may have.
+
+    Raises:
+        JobError: the graph has more than that, more nodes than the page can draw, or no positions.
+    """
+    for what, count, limit in (
+        ("edges", graph.n_edges, min(most, viewer.MOST_EDGES)),
         ("nodes", len(graph.nodes), viewer.MOST_NODES),
     ):
-        if count > most:
-            step = f"trace it with fewer: Pruning(top={most // 4})" if what == "edges" else "trace it with fewer nodes"
-            raise JobError("graph", f"has {count:,} {what}, the page draws at most {most:,}", step)
+        if count > limit:
+            step = f"trace it with fewer: Pruning(top={limit // 4})" if what == "edges" else "trace it with fewer nodes"
+            raise JobError("graph", f"has {count:,} {what}, the page draws at most {limit:,}", step)
     if min(graph.nodes["position"].to_pylist(), default=0) < 0:
         step = f"see it with 'tracer show', or name one of the run's prompts: {option('prompt', 0)}"
         raise JobError("a free circuit", "has no positions, by which the page draws", step)
-    if graph.links is None:
-        say(["the graph has no edges: the page shows nodes alone"])
-    return write_page(viewer.page(_payload(graph)), path)
+    return viewer.page(_payload(graph))
 
 
 def write_page(content: str | bytes, path: str | Path) -> Path:

@@ -6,7 +6,7 @@
     _commits/UNIT.json   the unit is done; names its files, their sizes and hashes
     _journal/            deaths.json: how many processes died on which prompt; what is kept of units that are not done
     progress.json        how far it is, rewritten every second or so
-    failed.parquet, neurons.parquet, ...   made when all units are there
+    failed.parquet, neurons.parquet, report.html, ...   made when all units are there; plots/, graphs/ as well
     _SUCCESS.json        the run ended; holds the hashes of what was made last, of run.json, and of all commits
 
 The driver is the only writer of everything but table files, so that a worker that was given up can overwrite nothing.
@@ -41,7 +41,7 @@ TABLES = ("prompts", "nodes", "edges", "means")
 OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
-    *("results.json", "curves.csv", "table.csv"),
+    *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
 )
 """Files that are made of all committed units at the end."""
 _ALWAYS = ("failed", "neurons", "top_prompts")
@@ -51,7 +51,8 @@ _GROUP = 1024  # rows of a row group at least, where shards are smaller: every g
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
 _TABLE = re.compile(rf"(?P<table>{'|'.join(TABLES)})/(?P<unit>[0-9]+)-[0-9a-f]{{12}}\.parquet", re.ASCII)
 _OTHER = re.compile(
-    r"_commits/[0-9]+\.json|_journal/deaths\.json|plots/[a-z_]+-(activation|output)\.png"
+    r"_commits/[0-9]+\.json|_journal/deaths\.json|graphs/(circuit|prompt-[0-9]+)\.html"
+    r"|plots/(claim|(mean\.|[A-Za-z0-9_-]+-)(activation|output))\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
 _UNIT = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
@@ -522,6 +523,7 @@ class RunFolder:
     def seal(self, **told: Any) -> None:
         """Mark that the run ended, with the hashes of what no commit names."""
         there = [name for name in ("run.json", *OUTPUTS) if self.place.exists(name)]
+        there += sorted(name for name, _ in self.place.files("graphs") if _OTHER.fullmatch(name))
         files = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
         self.place.write_json("_SUCCESS.json", {**told, "files": files, "commits": self._digest_commits()})
 
@@ -533,7 +535,7 @@ class RunFolder:
         """
         found = self.place.read_json("_SUCCESS.json") if self.place.exists("_SUCCESS.json") else {}
         files = found.get("files", {})
-        if not isinstance(files, dict) or not all(name in _SINGLE for name in files):
+        if not isinstance(files, dict) or not all(is_ours(name) for name in files):
             raise _damaged("_SUCCESS.json", "is damaged")
         return found
 
@@ -581,7 +583,8 @@ class RunFolder:
         """Delete the outputs and the mark that the run ended: more units are to come."""
         for name in ("_SUCCESS.json", *OUTPUTS):
             self.place.remove(name)
-        for name, _ in (*self.place.files("plots"), *self.place.files("compact", recursive=True)):
+        made = (*self.place.files("plots"), *self.place.files("graphs"), *self.place.files("compact", recursive=True))
+        for name, _ in made:
             if is_ours(name):
                 self.place.remove(name)
 

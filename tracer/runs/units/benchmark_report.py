@@ -118,29 +118,57 @@ def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes
 
     Log x, 95 % intervals shaded, the job's first ranking; what lies far outside 0 to 1 is cut off.
     """
-    ranking = result.job.rankings[0]
-    looks = {method: figures.CONTROL if method == "random" else i for i, method in enumerate(result.job.methods)}
     mine = [one for one in result.outcomes if (one.structure, one.basis) == (structure, basis)]
-    columns = list(dict.fromkeys(one.baseline for one in mine if one.baseline != NO_BASELINE)) or [NO_BASELINE]
-    figure = figures.new(4.2 * len(columns) + 1, 6.4)
-    grid = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
-    for column, baseline in enumerate(columns):
-        shown = [one for one in mine if one.baseline in (baseline, NO_BASELINE)]
-        for axes, name in zip(grid[:, column], ("faithfulness", "completeness"), strict=True):
-            drawn = ((one.method, one.rankings[ranking]) for one in shown)
-            lines = [figures.Line(method, made.sizes, getattr(made, name), looks[method]) for method, made in drawn]
-            figures.draw_curves(axes, lines, ylim=figures.VIEW)
-        grid[0, column].set_title(f"baseline: {baseline}", fontsize=10)
-        grid[1, column].set_xlabel("nodes in the circuit")
-    for axes, name in zip(grid[:, 0], ("faithfulness", "completeness"), strict=True):
-        axes.set_ylabel(name)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure = figures.grid(panels(result, [(one, one.rankings[result.job.rankings[0]]) for one in mine]))
     n_total = f"{mine[0].n_total:,}"
     title = (
         f"{structure}, {basis} basis: {n_total} nodes, {mine[0].n_test} test pairs{_shared(mine[:1], ' trained on')}"
     )
+    ranking = result.job.rankings[0]
     figure.suptitle(f"{title}\n{result.job.ablation} ablation, {ranking} ranking", fontsize=11, parse_math=False)
     return figures.png(figure)
+
+
+def panels(result: BenchmarkResult, drawn: Sequence[tuple[Outcome, Any]]) -> dict[str, list[figures.Panel]]:
+    """Rows of a figure, faithfulness and completeness, with a panel per baseline.
+
+    Args:
+        drawn: outcomes of one basis, and what has the curves of each: `sizes`, `faithfulness`, `completeness`.
+    """
+    order = list(dict.fromkeys(map(series, result.outcomes)))
+    looks = {series(one): figures.CONTROL if one.method == "random" else order.index(series(one)) for one, _ in drawn}
+    named = list(dict.fromkeys(one.baseline for one, _ in drawn if one.baseline != NO_BASELINE)) or [NO_BASELINE]
+    return {
+        name: [
+            figures.Panel(
+                f"baseline: {baseline}",
+                [
+                    figures.Line(series(one), made.sizes, getattr(made, name), looks[series(one)])
+                    for one, made in drawn
+                    if one.baseline in (baseline, NO_BASELINE)
+                ],
+            )
+            for baseline in named
+        ]
+        for name in ("faithfulness", "completeness")
+    }
+
+
+def series(outcome: Outcome) -> str:
+    """What a line is called where structure, basis and baseline are clear."""
+    return outcome.method
+
+
+def named(outcome: Outcome) -> dict[str, Any]:
+    """What tells a combination from others, by name."""
+    names = _names(outcome, "")
+    names.pop("ranking")
+    return names
+
+
+def compared(result: BenchmarkResult) -> list[dict[str, Any]]:
+    """The rows of table.csv."""
+    return list(_table_rows(result.outcomes))
 
 
 def benchmark_table(result: BenchmarkResult) -> RenderableType:
