@@ -166,6 +166,7 @@ def _tell(result: Run, out: str) -> None:
     else:
         terminal.tables().print(report.neurons_table(result.table("neurons")))
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
+    terminal.line(f"report.html there says what was found; 'tracer report {out}' makes it again")
     if result.status.failed:
         terminal.line(f"{result.status.failed:,} prompts failed; --retry-failed does them again. Most often:")
         for reason in result.reasons:

@@ -198,7 +198,12 @@ def curves_svg(found: Curves, unit: str = "nodes") -> Markup:
         axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
         axes.set_xticks([], minor=True)
     figure.legend(
-        *axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3, handlelength=4.2
+        *axes.get_legend_handles_labels(),
+        frameon=False,
+        loc="outside upper center",
+        ncols=3,
+        handlelength=3,
+        columnspacing=1.2,
     )
     return svg(figure, "curves", "Faithfulness, completeness and random nodes against circuit size")
 

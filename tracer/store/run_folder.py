@@ -523,9 +523,18 @@ class RunFolder:
     def seal(self, **told: Any) -> None:
         """Mark that the run ended, with the hashes of what no commit names."""
         there = [name for name in ("run.json", *OUTPUTS) if self.place.exists(name)]
-        there += sorted(name for name, _ in self.place.files("graphs") if _OTHER.fullmatch(name))
+        there += sorted(name for name, _ in self.place.files("graphs") if _is_graph(name))
         files = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
         self.place.write_json("_SUCCESS.json", {**told, "files": files, "commits": self._digest_commits()})
+
+    def reseal(self, names: Iterable[str]) -> None:
+        """Take these outputs of a run that ended as they are now, and forget graph pages that are gone; nothing is done
+        where it has not ended."""
+        if not (sealed := self._sealed()):
+            return
+        kept = {name: then for name, then in sealed["files"].items() if not _is_graph(name) or self.place.exists(name)}
+        made = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in names}
+        self.place.write_json("_SUCCESS.json", sealed | {"files": kept | made})
 
     def _sealed(self) -> dict[str, Any]:
         """What `seal` wrote; nothing while a run goes on.
@@ -598,6 +607,10 @@ def is_ours(name: str) -> bool:
     half = _TEMPORARY.fullmatch(name)
     name = half[1] + half[2] if half else name
     return name in _SINGLE or any(kind.fullmatch(name) for kind in (_TABLE, _OTHER))
+
+
+def _is_graph(name: str) -> bool:
+    return name.startswith("graphs/") and _OTHER.fullmatch(name) is not None
 
 
 def _stem(name: str) -> str:

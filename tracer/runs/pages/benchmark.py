@@ -15,7 +15,7 @@ from tracer.reports.page import Block, Page, Section
 from tracer.reports.sheet import ABLATIONS, Sheet, decimal, ends
 from tracer.reports.tables import csv_bytes
 from tracer.reports.verdict import Point, Verdict, percent, point
-from tracer.runs.jobs import NO_BASELINE
+from tracer.runs.jobs import NO_BASELINE, Ranking
 from tracer.runs.pages import made
 from tracer.runs.pages.claim import LEVEL, NOTHING, PASSED, Claim, Fewest, by_size, claims, overshoots
 from tracer.runs.pages.mean import Mean, means
@@ -247,7 +247,7 @@ def _overshoot(over: Sequence[tuple[Outcome, int, Point]]) -> Iterator[Block]:
     yield pages.table(Sheet.of("overshoots", "Where a curve is highest", heads, rows))
 
 
-def _passed(outcomes: Sequence[Outcome], ranking: str) -> Iterator[str]:
+def _passed(outcomes: Sequence[Outcome], ranking: Ranking) -> Iterator[str]:
     for _, size, value in overshoots(outcomes, ranking):
         yield f"{decimal(value[0])} {ends(*value[1:])} at {size:,} nodes"
 

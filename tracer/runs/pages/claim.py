@@ -1,7 +1,7 @@
 """What a benchmark says of its claim: how few nodes hold the behaviour, against MLP outputs and against chance.
 
-Knows the rule by which a structure counts, and picks combinations by their curves. Refuses to know wording (
-runs/pages/benchmark.py) and how a curve was measured. Computes nothing but ratios of sizes that were measured.
+Knows the rule by which a structure counts, and picks combinations by their curves. Refuses to know wording
+(runs/pages/benchmark.py) and how a curve was measured. Computes nothing but ratios of sizes that were measured.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tracer.evaluation.curves import Curves
 from tracer.evaluation.statistics import Size
 from tracer.reports.verdict import Point, point
+from tracer.runs.jobs import Ranking
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
 
 LEVEL = 0.9
@@ -111,22 +112,22 @@ def claims(result: BenchmarkResult) -> list[Claim]:
     return found
 
 
-def _fewest(outcomes: Sequence[Outcome], ranking: str) -> Fewest | None:
+def _fewest(outcomes: Sequence[Outcome], ranking: Ranking) -> Fewest | None:
     reached = [one for one in by_size(outcomes, ranking) if one.outcome.method not in CONTROLS]
     return next(iter(reached), None)
 
 
-def by_size(outcomes: Sequence[Outcome], ranking: str) -> list[Fewest]:
+def by_size(outcomes: Sequence[Outcome], ranking: Ranking) -> list[Fewest]:
     """The combinations that reach the level, those that need fewest first."""
-    curves = [(one, one.rankings[ranking]) for one in outcomes]  # pyright: ignore[reportArgumentType]
+    curves = [(one, one.rankings[ranking]) for one in outcomes]
     made = [Fewest(one, its, its.sizes_for[LEVEL]) for one, its in curves if its.sizes_for[LEVEL].estimate is not None]
     return sorted(made, key=lambda one: one.nodes)
 
 
-def overshoots(outcomes: Sequence[Outcome], ranking: str) -> Iterator[tuple[Outcome, int, Point]]:
+def overshoots(outcomes: Sequence[Outcome], ranking: Ranking) -> Iterator[tuple[Outcome, int, Point]]:
     """Where a curve is highest, of those that pass 1: the combination, the size, the faithfulness."""
     for outcome in outcomes:
-        curves = outcome.rankings[ranking]  # pyright: ignore[reportArgumentType]
+        curves = outcome.rankings[ranking]
         values = [(point(curves.faithfulness, i), size) for i, size in enumerate(curves.sizes)]
         passed = [(value, size) for value, size in values if value[0] > PASSED and value[1] > 1]
         if passed:

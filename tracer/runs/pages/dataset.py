@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tracer.evaluation.curves import Curves
 from tracer.reports import figures, sheet
@@ -265,11 +266,11 @@ def _neurons(found: Found) -> Iterator[Block]:
     wanted = {(row["layer"], row["neuron"]) for row in rows}
     best = {
         (row["layer"], row["neuron"]): row
-        for row in found.top.filter(pa.compute.field("rank") == _first_rank(found.top)).to_pylist()
+        for row in found.top.filter(pc.field("rank") == _first_rank(found.top)).to_pylist()
         if (row["layer"], row["neuron"]) in wanted
     }
-    heads: list[Any] = ["layer", "neuron", "prompts", "of those that went well"]
-    heads += [Column("mean attribution per prompt", unit=_unit(found)), sheet.BAR, "mean activation"]
+    heads: list[Any] = ["layer", "neuron", "prompts", "of all"]
+    heads += [Column("mean attribution", unit=_unit(found)), sheet.BAR, "mean activation"]
     heads += ["<strongest in", "<at token"]
     drawn = bars([row["prompt_mean_attribution"] for row in rows])
     cells = []

@@ -14,6 +14,7 @@ import torch
 
 from tracer.evaluation.curves import Curves
 from tracer.evaluation.statistics import Interval
+from tracer.runs.jobs import Ranking
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome, named
 
 CURVES = ("faithfulness", "completeness", "control_faithfulness")
@@ -58,8 +59,8 @@ def means(result: BenchmarkResult) -> list[Mean]:
     return [mean for group in whole if (mean := _mean(group, result.job.rankings[0])).sizes]
 
 
-def _mean(outcomes: list[Outcome], ranking: str) -> Mean:
-    curves = [one.rankings[ranking] for one in outcomes]  # pyright: ignore[reportArgumentType]
+def _mean(outcomes: list[Outcome], ranking: Ranking) -> Mean:
+    curves = [one.rankings[ranking] for one in outcomes]
     sizes = tuple(sorted(functools.reduce(set.intersection, (set(one.sizes) for one in curves))))
     return Mean(outcomes[0], len(outcomes), sizes, {name: _over(curves, name, sizes) for name in CURVES})
 

@@ -11,14 +11,16 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import ValidationError
 
-from tracer.errors import RunError, quoted
+from tracer.errors import RunError, option, quoted, writing
 from tracer.reports.page import Link
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.pages import benchmark, dataset
@@ -77,6 +79,24 @@ def write_report(job: Job, folder: RunFolder, commits: Sequence[Commit], record:
     return [REPORT, *names]
 
 
+def refresh(address: Any) -> list[str]:
+    """Write the report of a run, finished or not, and its graph pages into its folder again; their names.
+
+    Raises:
+        RunError: as `report_text`; or the folder cannot be written, or a driver is writing it now.
+    """
+    folder, job, commits, record = opened(address)
+    with writing(folder.place, "folder", f"write the report elsewhere: {option('out')}"), ExitStack() as held:
+        try:
+            held.enter_context(folder.place.locked())
+        except RunError as error:
+            step = f"wait for it, or write the report elsewhere: {option('out')}"
+            raise RunError(error.value, error.rule, step) from error
+        names = write_report(job, folder, commits, record)
+        folder.reseal(names)
+    return names
+
+
 def report_text(address: Any, beside: Path | None = None) -> str:
     """The report of a run, finished or not, to be written elsewhere; nothing in the folder changes.
 
@@ -129,7 +149,7 @@ def _found(
     for commit in commits:
         statuses.update(commit.statuses)
         table = folder.read_committed(commit, "prompts", ["status", *_COLUMNS])
-        table = table.filter(pa.compute.field("status") == "ok")
+        table = table.filter(pc.field("status") == "ok")
         for name in _COLUMNS:
             columns[name] += table[name].to_pylist()
     qualities = _json(folder, "quality.json")
