@@ -51,6 +51,7 @@ TIERS = {
     "runs/test_benchmark.py": "model",
     "runs/test_dataset_circuit.py": "model",
     "runs/test_jobs.py": "unit",
+    "runs/test_pages.py": "model",
     "runs/test_planner.py": "model",
     "runs/test_scheduling.py": "unit",
     "runs/test_shards.py": "model",

@@ -131,8 +131,8 @@ def test_the_folder_holds_job_results_curves_table_and_plots(tmp_path: Path) -> 
     result = run_benchmark(job, out, watch=lambda status: seen.append((status.done, status.n_prompts)))
     assert seen[-1] == (2, 2)
     assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
-        "_SUCCESS.json", "_commits", "curves.csv", "plots", "progress.json", "results.json", "run.json",
-        "table.csv"]  # fmt: skip
+        "_SUCCESS.json", "_commits", "curves.csv", "plots", "progress.json", "report.html", "results.json",
+        "run.json", "table.csv"]  # fmt: skip
     record = json.loads((out / "run.json").read_text())
     assert BenchmarkJob.model_validate(record["job"]) == job
     assert record["kind"] == "benchmark"
@@ -204,7 +204,7 @@ def test_another_jobs_folder_is_refused_and_can_be_replaced(tmp_path: Path) -> N
         run_benchmark(tiny(), tmp_path)
     assert outcomes(tmp_path)[0].structure == "simple"
     assert run_benchmark(tiny(), tmp_path, overwrite=True).resumed == 0
-    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["nounpp-activation.png"]
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"nounpp-activation.png", "claim.png"}
 
 
 def test_folders_that_are_not_runs_and_damage_are_refused(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ def by_strength(lines: Sequence[Line]) -> list[str]:
     """Labels of lines, highest first: by the mean of the curve, what is above 1 as 1, over its sizes."""
     heights: dict[str, list[float]] = {}
     for line in lines:
-        heights.setdefault(line.label, []).append(float(np.nan_to_num(np.clip(line.curve.estimate, 0, 1)).mean()))
+        shares = np.nan_to_num(np.clip(np.asarray(line.curve.estimate), 0, 1))
+        heights.setdefault(line.label, []).append(float(shares.mean()))
     return sorted(heights, key=lambda label: -float(np.mean(heights[label])))
 
 

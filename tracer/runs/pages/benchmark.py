@@ -90,10 +90,11 @@ def _summary(result: BenchmarkResult) -> str:
 
 def _verdict(found: Sequence[Claim], n_lacking: int, n_all: int) -> Verdict:
     good = [claim for claim in found if claim.holds]
-    compared = any(claim.is_smaller is not None for claim in found)
-    what = f"a circuit that holds {LEVEL:.0%} of the behaviour, with random ones far behind"
-    what += ", and fewer activations than MLP outputs suffice" if compared else ""
-    text = f"{len(good)} of {len(found)} structures have {what}."
+    sound, smaller = sum(one.beats_chance for one in found), sum(one.is_smaller is True for one in found)
+    of = f"{len(found)} structures"
+    text = f"{sound} of {of} have a circuit that holds {LEVEL:.0%} of the behaviour, with random ones behind."
+    if any(claim.is_smaller is not None for claim in found):
+        text += f" On {smaller} of {of} clearly fewer activations than MLP outputs suffice."
     if n_lacking:
         there = f"{n_all - n_lacking} of {n_all} combinations are there. "
         return Verdict("Not finished", there + (f"So far, {text}" if found else "Nothing can be said yet."), "open")

@@ -58,7 +58,7 @@ def benchmark_result(
             step = "delete it and repeat the run command"
             raise RunError(f"commit {commit.shard}.json", "is damaged: its outcome is none", step) from error
     model = ModelRecord.model_validate(record["model"])
-    seconds = sum(outcome.attribution_seconds + outcome.evaluation_seconds for outcome in outcomes)
+    seconds = sum((outcome.attribution_seconds + outcome.evaluation_seconds for outcome in outcomes), 0.0)
     return BenchmarkResult(job, model, tuple(outcomes), str(folder.place), resumed, seconds)
 
 
