@@ -173,13 +173,19 @@ def _sections(result: BenchmarkResult, found: Sequence[Claim], over: Sequence[tu
             )
         )
     blocks += [pages.table(_fewest(found)), pages.note(_RULE)]
+    averaged = means(result)
     return [
         Section("claim", "The claim", tuple(blocks)),
         Section("methods", "Which method needs fewest", (pages.points(_ranked(result)[:MOST_SAID]),)),
         Section("overshoot", "Curves that pass 1", tuple(_overshoot(over))),
-        Section("mean", "Mean over structures", tuple(_mean(result))),
+        Section("mean", "Mean over structures", tuple(_mean(result, averaged))),
         Section("curves", "Curves", tuple(_curves(result))),
         Section("table", "All combinations", tuple(_all(result))),
+        *(
+            [Section("means", "Mean over structures, every size", (pages.table(_mean_table(averaged)),))]
+            if averaged
+            else ()
+        ),
         Section("measured", "What was measured on", (pages.table(_measured(result)), pages.table(_settings(result)))),
     ]
 
@@ -253,8 +259,7 @@ def _passed(outcomes: Sequence[Outcome], ranking: Ranking) -> Iterator[str]:
         yield f"{decimal(value[0])} {ends(*value[1:])} at {size:,} nodes"
 
 
-def _mean(result: BenchmarkResult) -> Iterator[Block]:
-    averaged = means(result)
+def _mean(result: BenchmarkResult, averaged: Sequence[Mean]) -> Iterator[Block]:
     if not averaged:
         yield pages.text("A mean needs all of the job's structures, two at least, of one combination.")
         return
@@ -269,7 +274,6 @@ def _mean(result: BenchmarkResult) -> Iterator[Block]:
             label = f"Mean faithfulness and completeness of {_UNITS[basis]} against circuit size"
             picture = figures.svg(_mean_figure(result, mine, figures.PAGE), f"mean-{basis}", label)
             yield pages.figure(picture, f"{label}, a line per method.")
-    yield pages.table(_mean_table(averaged))
 
 
 def _mean_table(averaged: Sequence[Mean]) -> Sheet:
