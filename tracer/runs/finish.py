@@ -18,7 +18,7 @@ from tracer.evaluation.curves import Curves
 from tracer.reports.tables import csv_bytes
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job
 from tracer.runs.report import evaluation_plot
-from tracer.runs.units import benchmark_report
+from tracer.runs.units import benchmark_report, mean_edges
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
 from tracer.runs.units.dataset_circuit import circuit_table, mean_metric, mean_of
 from tracer.settings import ModelRecord
@@ -60,7 +60,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
     if job.circuit != "none" and (mean := mean_of(folder, commits)) is not None:
         metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
         folder.write_table("circuit.parquet", circuit_table(job, mean, metric))
-    if job.evaluate is None and not job.quality:
+    if job.evaluate is None and not job.quality and not job.links_circuit:
         return
     if (outcome := ask()) is None:
         return
@@ -70,6 +70,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         made = Curves.of(outcome["evaluation"]["curves"])
         place.write("evaluation.csv", csv_bytes(list(made.rows())))
         place.write("evaluation.png", evaluation_plot(made, outcome["evaluation"]))
+    place.remove(mean_edges.CHECKPOINT)
 
 
 def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:

@@ -178,8 +178,9 @@ class DatasetJob(_ModelOptions):
         method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
         reference: prompts of the baseline ``mean``, which needs them.
         nodes, threshold, mass, skip_first, exclude: which nodes of a prompt are kept, as in `tracer.trace`.
-        edges: trace the edges between them; by default where the metric is a sum of logits.
-        pruning: which edges are kept.
+        edges: trace the edges between them, and those of the circuit of the whole dataset; by default where the metric
+            is a sum of logits.
+        pruning: which edges are kept, of a prompt's, and of the dataset's by their means.
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
         evaluate: how that circuit is tested.
@@ -281,6 +282,11 @@ class DatasetJob(_ModelOptions):
             JobError: a rule out of range.
         """
         return None if self.pruning is None else Pruning(**self.pruning.model_dump())
+
+    @property
+    def links_circuit(self) -> bool:
+        """Whether the circuit of the whole dataset gets edges."""
+        return self.edges and self.circuit != "none"
 
     @property
     def source(self) -> Source:

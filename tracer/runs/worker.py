@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -85,7 +86,7 @@ class Worker:
             from tracer.runs.units.shards import ShardWork
 
             self._work = ShardWork(loaded, job, folder).run
-            self._finish = lambda: evaluate_run(loaded, job, folder)
+            self._finish = functools.partial(evaluate_run, loaded, job, folder)
 
     def work(self, task: Task, began: Beat) -> Report:
         """Do one unit.
@@ -106,7 +107,7 @@ class Worker:
         self._beat = lambda note: heard(last[0], last[1], note)
         with surface("job"):
             if task.finish:
-                return Report(unit=task.unit, outcome=self._finish())
+                return Report(unit=task.unit, outcome=self._finish(task.max_bytes, lambda done, _: heard((), done)))
             return self._work(task, heard)
 
     def _waits(self, line: str) -> None:

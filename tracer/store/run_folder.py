@@ -40,6 +40,7 @@ from tracer.store.storage import LEASE_FILE, LOCK, Storage
 TABLES = ("prompts", "nodes", "edges", "means")
 OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
+    *("circuit_nodes.parquet", "circuit_edges.parquet"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv"),
 )
@@ -51,7 +52,7 @@ _GROUP = 1024  # rows of a row group at least, where shards are smaller: every g
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
 _TABLE = re.compile(rf"(?P<table>{'|'.join(TABLES)})/(?P<unit>[0-9]+)-[0-9a-f]{{12}}\.parquet", re.ASCII)
 _OTHER = re.compile(
-    r"_commits/[0-9]+\.json|_journal/deaths\.json|plots/[a-z_]+-(activation|output)\.png"
+    r"_commits/[0-9]+\.json|_journal/(deaths\.json|circuit_edges\.npz)|plots/[a-z_]+-(activation|output)\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
 _UNIT = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)

@@ -32,6 +32,7 @@ from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
+from tracer.runs.units.mean_edges import write_mean_edges
 from tracer.runs.units.shards import as_prompt, input_row, options
 from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
@@ -99,14 +100,26 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in CIRCUIT}, CIRCUIT)
 
 
-def evaluate_run(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
-    """What needs the model when all units are done: ``evaluation``, the curves of the dataset's circuit on other
-    prompts, and ``quality``, how the estimates of each of the first prompts follow exact ablations; as JSON holds them.
+def evaluate_run(
+    model: Model,
+    job: DatasetJob,
+    folder: RunFolder,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """What needs the model when all units are done: the edges of the dataset's circuit, which are written
+    (runs/units/mean_edges.py); ``evaluation``, the curves of that circuit on other prompts, and ``quality``, how the
+    estimates of each of the first prompts follow exact ablations; as JSON holds them.
+
+    Args:
+        max_bytes: bytes one batch may use, as for the run's units. progress: of the edges, (prompts done, all prompts).
 
     Raises:
         JobError: test prompts that do not fit, or are among the prompts of the run.
     """
     found: dict[str, Any] = {}
+    if job.links_circuit:
+        write_mean_edges(model, job, folder, max_bytes, progress)
     if job.evaluate is not None:
         found["evaluation"] = _evaluated(model, job, folder)
     if job.quality:
