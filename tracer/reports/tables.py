@@ -61,7 +61,7 @@ def cell(text: str) -> str:
 
 def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
     """An imported graph, or one out of a run over many prompts, for a terminal: what it holds, and its strongest edges;
-    without edges its strongest nodes."""
+    of a dataset's circuit the strongest nodes too, and without edges these alone."""
     grid = Table.grid(padding=(0, 2))
     free = graph.notes.get("circuit") == "free"
     length = "at any position" if free else f"{len(graph.tokens)} tokens"
@@ -77,6 +77,9 @@ def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
     )
     if graph.links is None:
         return Group(grid, "", _table(sheet.graph_nodes(graph, rows)))
+    if "circuit" in graph.notes:
+        both = _table(sheet.graph_nodes(graph, rows)), _table(sheet.edges(graph, rows), no_wrap=False)
+        return Group(grid, "", both[0], "", both[1])
     return Group(grid, "", _table(sheet.edges(graph, rows), no_wrap=False))
 
 

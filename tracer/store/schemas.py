@@ -142,6 +142,9 @@ CIRCUIT_EDGES = pa.schema(
 edge's weight and attribution (of a free circuit summed over positions); ``share`` is the mean weight over the target's
 mean activation, ``standard_error`` that of the mean attribution over prompts (null of one prompt)."""
 
+TARGET, FOIL = -1, -2
+"""The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
+
 SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
 """The tables that are there whatever was asked."""
 

@@ -34,7 +34,7 @@ from tracer.prompts import Prompt, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, options
 from tracer.store.run_folder import RunFolder
-from tracer.store.schemas import CIRCUIT_EDGES, CIRCUIT_NODES
+from tracer.store.schemas import CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, TARGET
 
 MOST = 4096
 """Nodes of a prompt whose edges are found at a time; a circuit of more (of a free one: neurons times positions) takes
@@ -43,8 +43,6 @@ LARGEST = 2048
 """Nodes of a circuit that has edges: the strongest of it."""
 CHECKPOINT, KEPT_EVERY = "_journal/circuit_edges.npz", 10.0
 """What is summed so far, and the seconds after which it is written again."""
-TARGET, FOIL = -1, -2
-"""The `neuron` of the metric's two logit nodes, which are other tokens for other prompts."""
 _BYTES = 2**28
 """What the edges of the prompts of one batch may take."""
 _SELECTION = ("edges", "pruning", "nodes", "threshold", "mass", "skip_first", "exclude")
