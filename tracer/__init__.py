@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tracer.errors import TracerError as TracerError
     from tracer.errors import TracerWarning as TracerWarning
     from tracer.evaluation.curves import Evaluation as Evaluation
+    from tracer.evaluation.edge_curves import EdgeCurves as EdgeCurves
+    from tracer.evaluation.edge_curves import edge_curves as edge_curves
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
     from tracer.evaluation.quality import always_on as always_on
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Attribution": "attribution.result",
     "Circuit": "circuit.circuit",
+    "EdgeCurves": "evaluation.edge_curves",
     "Evaluation": "evaluation.curves",
     "Graph": "circuit.circuit",
     "JobError": "errors",
@@ -70,6 +73,7 @@ _HOME = {
     "Steering": "evaluation.steering",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
+    "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
     "export": "circuit.exchange",
@@ -85,6 +89,7 @@ _HOME = {
 __all__ = [
     "Attribution",
     "Circuit",
+    "EdgeCurves",
     "Evaluation",
     "Graph",
     "JobError",
@@ -101,6 +106,7 @@ __all__ = [
     "TracerWarning",
     "always_on",
     "attribute",
+    "edge_curves",
     "estimate_quality",
     "evaluate",
     "export",

@@ -53,8 +53,8 @@ def circuit_of(model: tracer.Model, name: str, baseline: str = "zero", **how: An
 def measured(model: tracer.Model, circuit: Circuit, name: str, ablation: str, aligned: bool) -> Tensor:
     """What an evaluation and a minimality measure, without their ratios: a random model's may have no interval."""
     tests = questions(name, 4)
-    how = faithfulness._How(aligned=aligned, memory=model.budget())
-    test, _ = faithfulness._test_set(model, circuit, tests, ablation, how)
+    how = faithfulness.How(aligned=aligned, memory=model.budget())
+    test, _ = faithfulness.test_set(model, circuit, tests, ablation, how)
     ranks = faithfulness._ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
     jobs = test.ends(ranks)
     for ranking in (ranks, shuffled(ranks, 0)):

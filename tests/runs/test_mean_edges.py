@@ -125,7 +125,9 @@ def test_what_comes_into_a_node_from_all_others_is_its_own_attribution(tmp_path:
     for edge in edges:
         into[edge["target"]] += edge["mean_attribution"]
     wanted = np.array([node["mean_attribution"] for node in nodes])
-    assert len(nodes) == (3 * 48 + 1 + 2 if circuit == "free" else (2 * 6 + 1) * 48 + 6 + 2)  # of the last layer, the last position alone
+    assert len(nodes) == (
+        3 * 48 + 1 + 2 if circuit == "free" else (2 * 6 + 1) * 48 + 6 + 2
+    )  # of the last layer, the last position alone
     is_target = np.array([node["kind"] != "embedding" for node in nodes])
     assert np.abs(into - wanted)[is_target].max() < 1e-4 * np.abs(wanted).max()
     explained = [node["explained"] for node in nodes if node["kind"] == "logit"]

@@ -53,6 +53,13 @@ class Tests:
     ] = False
     sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None
 
+    edges: Annotated[
+        bool,
+        typer.Option(
+            "--edges", help="Also keep the strongest 1 % to 100 % of the edges, and test what nodes are left."
+        ),
+    ] = False
+
     def check(self) -> None:
         """Refuse options that contradict each other."""
         if self.pairs is not None and self.structure is not None:
@@ -106,7 +113,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of evaluation.json, .png, report.html. Default: the run's; of a run over many RUN/evaluate."
+            help="Folder of evaluation.json, .png, report.html (edges.png). Default: the run's; of a run over many "
+            "RUN/evaluate."
         ),
     ] = None,
     style: Style = Format.table,
@@ -157,4 +165,5 @@ def _asked(tests: Tests, how: How) -> Asked:
         aligned=how.aligned,
         bos=how.bos,
         seed=how.seed,
+        edges=tests.edges,
     )

@@ -19,6 +19,7 @@ import jinja2
 from tracer.circuit.circuit import Circuit, versions
 from tracer.errors import JobError
 from tracer.evaluation.curves import Evaluation
+from tracer.evaluation.edge_curves import EdgeCurves
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.evaluation.statistics import Interval, Size
 from tracer.reports import figures, sheet, tables
@@ -74,6 +75,7 @@ def document(
     evaluation: Evaluation | None = None,
     quality: Quality | None = None,
     always_on: Sequence[AlwaysOn] | None = None,
+    edge_curves: EdgeCurves | None = None,
     *,
     date: datetime.date | None = None,
 ) -> str:
@@ -81,7 +83,8 @@ def document(
 
     Args:
         circuit: what is reported.
-        evaluation, quality, always_on: what is known of it; the page says what is missing and how to get it.
+        evaluation, quality, always_on, edge_curves: what is known of it; the page says what is missing and how to get
+            it.
         date: printed as the day it was written; today (UTC) if None.
     """
     source = resources.files("tracer.reports").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -100,6 +103,8 @@ def document(
         quality=_quality(circuit, quality),
         evaluation=_evaluation(evaluation),
         always_on=_always_on(circuit, always_on),
+        edge_curves=edge_curves
+        and {"picture": figures.edge_curves_svg(edge_curves), "table": sheet.edge_curves(edge_curves)},
         nodes=_strongest(sheet.nodes(circuit, NODES, always_on or ()), circuit.n_nodes),
         edges=None if circuit.links is None else _strongest(sheet.edges(circuit, EDGES), circuit.n_edges),
         paths=_paths(circuit),
@@ -115,6 +120,7 @@ def write_document(
     evaluation: Evaluation | None = None,
     quality: Quality | None = None,
     always_on: Sequence[AlwaysOn] | None = None,
+    edge_curves: EdgeCurves | None = None,
     *,
     path: str | Path,
     date: datetime.date | None = None,
@@ -124,7 +130,7 @@ def write_document(
     Raises:
         RunError: the file cannot be written.
     """
-    return tables.write_page(document(circuit, evaluation, quality, always_on, date=date), path)
+    return tables.write_page(document(circuit, evaluation, quality, always_on, edge_curves, date=date), path)
 
 
 # ------------------------------------------------------------------------------------------ in plain words

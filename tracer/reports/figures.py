@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves
+    from tracer.evaluation.edge_curves import EdgeCurves
     from tracer.evaluation.quality import Quality
     from tracer.evaluation.statistics import Interval
 
@@ -108,6 +109,33 @@ def curves_svg(found: Curves) -> Markup:
         axes.set_xticks([], minor=True)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
     return _svg(figure, "curves", "Faithfulness, completeness and random nodes against circuit size")
+
+
+def edge_lines(found: EdgeCurves) -> list[Line]:
+    """Neurons as pruned by edges, beside as many of the strongest and random ones."""
+    edges, ranked = found.by_edges, found.by_attribution
+    named = (
+        ("by edges", edges.faithfulness, 0),
+        ("by attribution", ranked.faithfulness, 1),
+        ("random nodes", edges.control_faithfulness, CONTROL),
+    )
+    return [Line(label, edges.sizes, curve, look) for label, curve, look in named]
+
+
+def edge_curves_png(found: EdgeCurves, title: str) -> bytes:
+    """Faithfulness by how many nodes are left, pruned by edges and ranked by attribution, as a PNG file."""
+    labels = {"xlabel": "nodes left", "ylabel": "faithfulness", "ylim": VIEW}
+    return evaluation_png(edge_lines(found), title, **labels)
+
+
+def edge_curves_svg(found: EdgeCurves) -> Markup:
+    """The same for a page."""
+    figure = new(7.6, 3.6)
+    axes = figure.subplots()
+    axis = {"xlabel": "nodes left (log scale)", "ylabel": "faithfulness"}
+    draw_curves(axes, edge_lines(found), tuple(_PAGE), _FAINT, **axis)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3)
+    return _svg(figure, "edge-curves", "Faithfulness against the number of nodes, pruned by edges and by attribution")
 
 
 def scatter_svg(found: Quality, unit: str) -> Markup:

@@ -17,6 +17,7 @@ from tracer.text import LONG, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves, Evaluation
+    from tracer.evaluation.edge_curves import EdgeCurves
     from tracer.evaluation.quality import AlwaysOn
 
 TERMINAL, PAGE = "terminal", "page"
@@ -173,6 +174,22 @@ def curves(found: Curves) -> Sheet:
         cells = (text for estimate, low, high in values for text in (decimal(estimate), ends(low, high)))
         rows.append((f"{size:,}", f"{found.n_neurons[i]:,}", *cells))
     return Sheet.of("curves", "Circuit sizes", columns, rows)
+
+
+def edge_curves(found: EdgeCurves) -> Sheet:
+    """What each share of the edges leaves, and what as many of the strongest neurons do."""
+    heads = ("edges kept", "edges", "nodes left", "faithfulness", "95 %", "completeness", "95 %")
+    heads = (*heads, "strongest nodes: faithfulness", "95 %", "random nodes")
+    rows = []
+    for row in found.rows():
+        cells = [f"{row['share']:.0%}", f"{row['n_edges']:,}", f"{row['n_nodes']:,}"]
+        for name in ("faithfulness", "completeness", "attribution_faithfulness"):
+            values = [row[name], row[f"{name}_low"], row[f"{name}_high"]]
+            low, high = (math.nan if value is None else value for value in values[1:])
+            cells += ["-", ""] if values[0] is None else [decimal(values[0]), ends(low, high)]
+        cells.append("-" if row["control"] is None else decimal(row["control"]))
+        rows.append(tuple(cells))
+    return Sheet.of("edge-curves", "The strongest edges alone", heads, rows)
 
 
 # ------------------------------------------------------------------------------------------ cells

@@ -25,6 +25,7 @@ from tracer.text import LONG, csv_text, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation
+    from tracer.evaluation.edge_curves import EdgeCurves
     from tracer.evaluation.quality import AlwaysOn, Quality
     from tracer.evaluation.steering import Steering
 
@@ -201,10 +202,13 @@ def _names(graph: Graph) -> Iterator[tuple[int, str]]:
 
 
 def evaluation_table(
-    found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
+    found: Evaluation,
+    qualities: Sequence[Quality] = (),
+    constant: Sequence[AlwaysOn] | None = None,
+    edges: EdgeCurves | None = None,
 ) -> RenderableType:
-    """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, and how good the
-    estimate was."""
+    """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, how good the
+    estimate was, and what the strongest edges alone hold."""
     levels = Table.grid(padding=(0, 2))
     for level, size in found.sizes_for.items():
         reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
@@ -224,7 +228,8 @@ def evaluation_table(
         estimate.add_row("[bold]always on[/]", cell(str(neuron)))
     if constant is not None and not constant:
         estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
-    return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate)
+    more = () if edges is None else ("", _table(sheet.edge_curves(edges), no_wrap=False))
+    return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate, *more)
 
 
 def steering_table(found: Steering) -> RenderableType:
@@ -253,7 +258,10 @@ def steering_table(found: Steering) -> RenderableType:
 
 
 def evaluation_json(
-    found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
+    found: Evaluation,
+    qualities: Sequence[Quality] = (),
+    constant: Sequence[AlwaysOn] | None = None,
+    edges: EdgeCurves | None = None,
 ) -> str:
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
@@ -265,6 +273,8 @@ def evaluation_json(
     content["estimate"] = [one.record() for one in qualities]
     content["always_on"] = None if constant is None else [vars(one) for one in constant]
     content["sizes_for"] = {f"{level:g}": size.record() for level, size in found.sizes_for.items()}
+    if edges is not None:
+        content["edge_curves"] = edges.record()
     return json.dumps(content, indent=1, allow_nan=False)
 
 

@@ -135,6 +135,7 @@ class Evaluate(Record):
         test: held-out prompts, all of one length. reference: prompts behind the ablations ``mean`` and ``resample``.
         allow_overlap: test on prompts that the circuit was found on as well; every result says how many there are.
         sizes: nodes of the circuits (neurons, of a position-free circuit), rising.
+        edges: also keep the strongest 1 % to 100 % of the circuit's edges, and test what nodes are left.
         minimality: of a circuit of so many nodes, how much faithfulness each of them holds alone; not measured if None.
         seed: of the random control, the resampled prompts and the intervals.
     """
@@ -142,6 +143,7 @@ class Evaluate(Record):
     test: Source
     ablation: Ablation = "mean"
     sizes: Sizes
+    edges: bool = False
     minimality: Count | None = None
     reference: Source | None = None
     seed: Natural = 0
@@ -251,6 +253,8 @@ class DatasetJob(_ModelOptions):
             return
         if self.circuit == "none":
             raise ValueError("evaluate has no effect without a circuit: aligned or free")
+        if self.evaluate.edges and not self.edges:
+            raise ValueError("evaluate.edges has no effect without edges")
         if self.evaluate.test.origin == self.input.origin:
             raise ValueError("evaluate.test must be other prompts than input, e.g. another split")
 
@@ -270,6 +274,12 @@ class DatasetJob(_ModelOptions):
             top_k=self.top_k,
             seed=self.seed,
         )
+
+    def numbers(self) -> dict[str, Any]:
+        found = super().numbers()
+        if self.evaluate is not None and not self.evaluate.edges:  # runs from before curves of edges go on
+            del found["evaluate"]["edges"]
+        return found
 
     def selection(self) -> dict[str, Any]:
         """The arguments of `tracer.trace` that say which nodes are kept."""

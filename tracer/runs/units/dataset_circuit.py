@@ -22,10 +22,12 @@ from tracer.attribution.exact import Progress
 from tracer.attribution.selection import select
 from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Traced
+from tracer.circuit.from_run import circuit_of
 from tracer.data.source import Source
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
+from tracer.evaluation.edge_curves import EdgeCurves, measured, surviving
 from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
@@ -139,8 +141,10 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
     made = curves(test, ranks, asked.sizes, asked.seed)
+    linked = _edge_curves(folder, test, asked.seed) if asked.edges else {}
     return {
         "curves": made.record(),
+        **linked,
         "minimality": None if asked.minimality is None else _minimality(test, ranks, asked.minimality, mean.length < 0),
         "ablation": asked.ablation,
         "circuit": job.circuit,
@@ -155,6 +159,16 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     }
 
 
+def _edge_curves(folder: RunFolder, test: TestSet, seed: int) -> dict[str, Any]:
+    """What the circuit's strongest edges alone hold, or why there is nothing to measure."""
+    graph = circuit_of(folder.place.local or folder.place.address)
+    try:
+        left = surviving(graph)
+    except JobError as error:  # found out at the end of a run, which is no reason to lose it
+        return {"edge_curves": None, "no_edge_curves": f"{error.value}: {error.rule}"}
+    return {"edge_curves": measured(test, graph, left, seed).record()}
+
+
 @dataclass(frozen=True)
 class Again:
     """What the circuit of a finished run is tested on once more.
@@ -166,6 +180,7 @@ class Again:
             reference, else ``counterfactual`` if all have one, else ``mean`` over them (of one alone ``zero``).
         sizes: of the circuits; a grid up to the run's own if None. MIB's shares of all are added.
         reference, allow_overlap, seed: as in `tracer.evaluate`.
+        edges: the circuit, where the curves of its strongest edges are wanted too.
     """
 
     prompts: Sequence[Prompt] | None = None
@@ -175,12 +190,14 @@ class Again:
     reference: Sequence[Prompt] | None = None
     allow_overlap: bool = False
     seed: int = 0
+    edges: Traced | None = None
 
 
 def evaluate_again(
     model: Model, job: DatasetJob, folder: RunFolder, again: Again, progress: Progress | None = None
-) -> Evaluation:
-    """The curves of a finished run's circuit on other test prompts than its job's, or on its own.
+) -> tuple[Evaluation, EdgeCurves | None]:
+    """The curves of a finished run's circuit on other test prompts than its job's, or on its own; and those of its
+    edges, if they are wanted.
 
     Raises:
         JobError: prompts or sizes that do not fit, or prompts of the run among the test prompts.
@@ -207,7 +224,8 @@ def evaluate_again(
     ).with_known_ends()
     wanted = again.sizes or [size for size in GRID if size < rows] + [rows]
     made = curves(test, _ranks(job, mean, asked), wanted, again.seed, progress)
-    return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings))
+    linked = again.edges and measured(test, again.edges, surviving(again.edges), again.seed, progress)
+    return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings)), linked
 
 
 def n_ranked(circuit: Traced) -> int:
