@@ -127,6 +127,7 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     _check_edges(circuit, asked)
     job = load_job((at.record() or {})["job"])
     assert isinstance(job, DatasetJob)
+    job = job.leaving_out(at.record() or {})
     model = _loaded(circuit, where)
     bos = job.bos if asked.bos is None else asked.bos
     pairs = asked.tests(model, len(circuit.tokens) if job.circuit == "aligned" else None, bos)

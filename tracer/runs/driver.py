@@ -41,6 +41,7 @@ from tracer.runs.identity import (
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.repair import repaired
+from tracer.runs.report import always_on_note
 from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import Reason, RunState, Status, Tally, reasons
 from tracer.runs.units.shards import NO_ROOM, askable, input_row
@@ -556,6 +557,7 @@ class _Driver:
         self._claimed = True
         self.runner = self._runner(made)
         try:
+            self._leave_out()
             for report in self.runner.map(self._tasks()):
                 self._commit(Commit.of(report).model_copy(update={"made_by": made_by(self.job, self.record)}))
             if not self.signals.number:
@@ -568,6 +570,18 @@ class _Driver:
         if self.signals.number:
             raise self._stopped()
         self.show("done", force=True)
+
+    def _leave_out(self) -> None:
+        """Find out, once for all units, which neurons are always on, where the job wants that known."""
+        if not isinstance(self.job, DatasetJob) or self.job.always_on is None:
+            return
+        assert self.runner is not None
+        if "always_on" not in self.record:
+            for report in self.runner.map([Task(unit=self.n_units, first=True)]):
+                self._write_record({"always_on": report.outcome})
+            if "always_on" not in self.record:  # the run was stopped
+                return
+        self.note(always_on_note(self.record["always_on"], self.job.always_on.leave_out))
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -678,7 +692,8 @@ class _Driver:
         self._write_record({"prompt_notes": dict(sorted(said.items()))})
         # Where no prompt went well there is nothing to evaluate, and whoever started the run is told why.
         ask = self._asked if self.tally.statuses.get("ok") else lambda: None
-        finish_run(self.job, self.folder, commits, self.record, ask)
+        job = self.job.leaving_out(self.record) if isinstance(self.job, DatasetJob) else self.job
+        finish_run(job, self.folder, commits, self.record, ask)
         if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
             self.folder.seal(**done)

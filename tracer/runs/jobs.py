@@ -170,6 +170,26 @@ class PruningRules(Record):
     drop_dangling: bool = False
 
 
+class AlwaysOnRules(Record):
+    """Neurons that are strong on most prompts though ablating them to their mean does next to nothing; looked for
+    before the run, named with their evidence, and left out of it as if they were in `exclude`, where that is asked for.
+
+    Attributes:
+        unrelated: prompts that they are looked for on; the first of the run itself if None.
+        prompts: how many of them.
+        share: strong on more than this share of the prompts. threshold: strong, as a share of ``|metric|``.
+            exact_below: ablated to its mean it changes the metric by less than this share of its attribution.
+        leave_out: leave them out. What does little alone may still matter: look at the evidence first, and test it.
+    """
+
+    unrelated: Source | None = None
+    prompts: Annotated[int, Field(ge=2, strict=True)] = 40
+    share: Real = Field(0.5, ge=0, lt=1)
+    threshold: Real = Field(0.005, gt=0, lt=1)
+    exact_below: Real = Field(0.1, gt=0, lt=1)
+    leave_out: bool = False
+
+
 class DatasetJob(_ModelOptions):
     """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
 
@@ -180,6 +200,7 @@ class DatasetJob(_ModelOptions):
         method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
         reference: prompts of the baseline ``mean``, which needs them.
         nodes, threshold, mass, skip_first, exclude: which nodes of a prompt are kept, as in `tracer.trace`.
+        always_on: neurons that look strong on most prompts and do nothing are looked for; not if None.
         edges: trace the edges between them, and those of the circuit of the whole dataset; by default where the metric
             is a sum of logits.
         pruning: which edges are kept, of a prompt's, and of the dataset's by their means.
@@ -210,6 +231,7 @@ class DatasetJob(_ModelOptions):
     mass: Real | None = None
     skip_first: bool = False
     exclude: Annotated[tuple[Neuron, ...], BeforeValidator(as_list)] = ()
+    always_on: AlwaysOnRules | None = None
     edges: bool = True
     pruning: PruningRules | None = None
     circuit: Literal["none", "aligned", "free"] = "none"
@@ -277,9 +299,18 @@ class DatasetJob(_ModelOptions):
 
     def numbers(self) -> dict[str, Any]:
         found = super().numbers()
+        if self.always_on is None:  # runs from before it go on
+            del found["always_on"]
         if self.evaluate is not None and not self.evaluate.edges:  # runs from before curves of edges go on
             del found["evaluate"]["edges"]
         return found
+
+    def leaving_out(self, record: Mapping[str, Any]) -> DatasetJob:
+        """The job with the neurons in `exclude` that its run's record says are always on, where they are left out."""
+        if self.always_on is None or not self.always_on.leave_out:
+            return self
+        found = ((one["layer"], one["neuron"]) for one in record.get("always_on", {}).get("neurons", ()))
+        return self.model_copy(update={"exclude": (*self.exclude, *(one for one in found if one not in self.exclude))})
 
     def selection(self) -> dict[str, Any]:
         """The arguments of `tracer.trace` that say which nodes are kept."""
@@ -427,6 +458,7 @@ _NESTED: dict[str, dict[str, Any]] = {
     "reference": _SOURCE,
     "evaluate": {**dict.fromkeys(Evaluate.model_fields), "test": _SOURCE, "reference": _SOURCE},
     "pruning": dict.fromkeys(PruningRules.model_fields),
+    "always_on": {**dict.fromkeys(AlwaysOnRules.model_fields), "unrelated": _SOURCE},
 }
 _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},

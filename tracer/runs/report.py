@@ -41,6 +41,16 @@ def line(status: Status) -> str:
     return printable(", ".join(parts))
 
 
+def always_on_note(found: Mapping[str, Any], left_out: bool) -> str:
+    """Which neurons are always on, and whether the run leaves them out."""
+    names = ", ".join(f"{one['layer']}/{one['neuron']}" for one in found["neurons"][:10])
+    more = ", ..." if len(found["neurons"]) > 10 else ""
+    told = "left out" if left_out else "not left out"
+    return f"{len(found['neurons']):,} always-on neurons on {found['prompts']:,} {found['of']}" + (
+        f", {told}: {names}{more}; run.json has their shares, attributions and effects" if names else ""
+    )
+
+
 def duration(seconds: float) -> str:
     """A time span as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)

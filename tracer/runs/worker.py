@@ -82,11 +82,21 @@ class Worker:
             self._benchmark: Any = Benchmark(job, loaded)
             self._work = self._combination
         else:
+            from tracer.runs.units.always_on import always_on_of
             from tracer.runs.units.dataset_circuit import evaluate_run
             from tracer.runs.units.shards import ShardWork
 
-            self._work = ShardWork(loaded, job, folder).run
-            self._finish = functools.partial(evaluate_run, loaded, job, folder)
+            shards = ShardWork(loaded, job, folder)
+
+            @functools.cache
+            def settled() -> Any:
+                """The job's work once it is known which neurons are left out."""
+                now = job.leaving_out(folder.record() or {})
+                return shards if now is job else ShardWork(loaded, now, folder)
+
+            self._work = lambda task, began: settled().run(task, began)
+            self._finish = lambda *how: evaluate_run(loaded, settled().job, folder, *how)
+            self._first = functools.partial(always_on_of, loaded, job, folder)
 
     def work(self, task: Task, began: Beat) -> Report:
         """Do one unit.
@@ -106,6 +116,8 @@ class Worker:
 
         self._beat = lambda note: heard(last[0], last[1], note)
         with surface("job"):
+            if task.first:
+                return Report(unit=task.unit, outcome=self._first(task.max_bytes))
             if task.finish:
                 return Report(unit=task.unit, outcome=self._finish(task.max_bytes, lambda done, _: heard((), done)))
             return self._work(task, heard)

@@ -69,7 +69,7 @@ class Task(_Message):
         only: the prompts to do again, of a unit that was committed; the others are kept from `files`.
         files: of that commit, by table.
         max_bytes: bytes one batch may use; the model's own default if None.
-        finish: this is not a unit but the stage after all of them.
+        finish: this is not a unit but the stage after all of them. first: or the one before.
     """
 
     unit: int
@@ -83,6 +83,7 @@ class Task(_Message):
     files: dict[str, str] = Field(default_factory=dict)
     max_bytes: int | None = None
     finish: bool = False
+    first: bool = False
 
 
 class Report(_Message):

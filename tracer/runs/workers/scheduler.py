@@ -365,7 +365,7 @@ class Runner:
         if self.limits.prompt is None:
             return
         for worker, busy in self._busy.items():
-            if not busy.late and not busy.task.finish and now - busy.since > self.limits.prompt:
+            if not busy.late and not (busy.task.finish or busy.task.first) and now - busy.since > self.limits.prompt:
                 busy.late = True
                 self._ready.discard(worker)  # it gets no more work, whatever it still answers
                 self.pool.kill(worker)
