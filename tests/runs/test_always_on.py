@@ -22,6 +22,7 @@ from tracer.runs.jobs import load_job
 from tracer.runs.units import always_on as stage
 
 NEURON = (1, 5)
+PAIRS = {"task": "sva", "structure": "nounpp", "count": 4}
 TABLES = ("circuit", "circuit_nodes", "circuit_edges", "neurons", "top_prompts", "edges_mean")
 
 
@@ -110,17 +111,17 @@ def test_too_few_prompts_are_refused(folder: Path, tmp_path: Path) -> None:
     with refused(JobError, "at least 2"):
         ran(folder, tmp_path / "run", limit=1, always_on={})
     with refused(JobError, "prompts"):
-        load_job({"kind": "dataset", "input": {"task": "sva", "count": 4}, "always_on": {"prompts": 1}})
+        load_job({"kind": "dataset", "input": PAIRS, "always_on": {"prompts": 1}})
     with refused(JobError, "share"):
-        load_job({"kind": "dataset", "input": {"task": "sva", "count": 4}, "always_on": {"share": 1.0}})
+        load_job({"kind": "dataset", "input": PAIRS, "always_on": {"share": 1.0}})
 
 
 def test_older_runs_are_the_same_job() -> None:
     """Keys that are not given are not among a job's numbers."""
-    job = load_job({"kind": "dataset", "input": {"task": "sva", "count": 4}})
+    job = load_job({"kind": "dataset", "input": PAIRS})
     assert "always_on" not in job.numbers()
-    asked = {"test": {"task": "sva", "count": 4, "split": "test"}, "sizes": [3]}
-    job = load_job({"kind": "dataset", "input": {"task": "sva", "count": 4}, "circuit": "free", "evaluate": asked})
+    asked = {"test": PAIRS | {"split": "test"}, "sizes": [3]}
+    job = load_job({"kind": "dataset", "input": PAIRS, "circuit": "free", "evaluate": asked})
     assert "edges" not in job.numbers()["evaluate"]
     assert load_job(job.numbers()) == job
 

@@ -82,21 +82,25 @@ class Worker:
             self._benchmark: Any = Benchmark(job, loaded)
             self._work = self._combination
         else:
-            from tracer.runs.units.always_on import always_on_of
-            from tracer.runs.units.dataset_circuit import evaluate_run
-            from tracer.runs.units.shards import ShardWork
+            self._of_dataset(loaded, job, folder)
 
-            shards = ShardWork(loaded, job, folder)
+    def _of_dataset(self, model: Any, job: Any, folder: Any) -> None:
+        """The units of a dataset job, and the stages before and after them."""
+        from tracer.runs.units.always_on import always_on_of
+        from tracer.runs.units.dataset_circuit import evaluate_run
+        from tracer.runs.units.shards import ShardWork
 
-            @functools.cache
-            def settled() -> Any:
-                """The job's work once it is known which neurons are left out."""
-                now = job.leaving_out(folder.record() or {})
-                return shards if now is job else ShardWork(loaded, now, folder)
+        shards = ShardWork(model, job, folder)
 
-            self._work = lambda task, began: settled().run(task, began)
-            self._finish = lambda *how: evaluate_run(loaded, settled().job, folder, *how)
-            self._first = functools.partial(always_on_of, loaded, job, folder)
+        @functools.cache
+        def settled() -> Any:
+            """The job's work once it is known which neurons are left out."""
+            now = job.leaving_out(folder.record() or {})
+            return shards if now is job else ShardWork(model, now, folder)
+
+        self._work = lambda task, began: settled().run(task, began)
+        self._finish = lambda *how: evaluate_run(model, settled().job, folder, *how)
+        self._first = functools.partial(always_on_of, model, job, folder)
 
     def work(self, task: Task, began: Beat) -> Report:
         """Do one unit.
