@@ -148,6 +148,9 @@ def test_a_circuit_without_edges_is_refused() -> None:
 
 def test_nothing_is_left_by_too_few_edges() -> None:
     """A row of which nothing is measured."""
+    row, whole = edge_curves(demo(), circuit(), prompts(), shares=[1 / circuit().n_edges, 1.0]).rows()
+    assert (row["n_edges"], row["n_nodes"], row["faithfulness"], row["control_high"]) == (1, 0, None, None)
+    assert whole["n_nodes"] == circuit().n_nodes
     edges: list[tuple[int, int, float | None]] = [(1, 3, 5.0), (0, 1, 2.0), (0, 3, 1.0)]
     graph = graph_of(edges, [-1, 0, 1, 3])
     assert [one.nodes for one in surviving(graph, [0.2, 0.6])] == [(), (1,)]

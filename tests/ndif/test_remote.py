@@ -30,6 +30,7 @@ from inline import InlinePool
 from loopback import FAMILIES, LIMITS, Loopback, prompts, start, stop
 from tracer import demo
 from tracer.attribution import backward, request
+from tracer.attribution.among import links_among
 from tracer.attribution.attribute import prepared
 from tracer.attribution.edges import direct_edges
 from tracer.attribution.selection import Selection
@@ -437,6 +438,21 @@ def test_a_sandbox_gives_the_same_numbers_where_the_weights_are_here(server: Loo
     assert error(*weights) < 1e-5
     with refused(RemoteError, "needs gradients"):
         tracer.attribute(there, prompts(name), "grad")
+
+
+@pytest.mark.parametrize("sandboxed", [False, True])
+@pytest.mark.parametrize("nodes", [[(0, 1, 5), (1, 2, 7), (1, 2, 3)], [(1, -1, 7), (0, -1, 5)]])
+def test_edges_among_given_nodes_are_the_local_ones(
+    server: Loopback, nodes: list[tuple[int, int, int]], sandboxed: bool
+) -> None:
+    _, here = server.pair("demo")
+    server.mode(sandboxed=sandboxed)
+    there = server.load("demo", attention="eager", **({"weights": "local"} if sandboxed else {}))
+    asked = prompts("demo")[:2]
+    for got, wanted in zip(*(links_among(model, asked, nodes) for model in (there, here)), strict=True):
+        assert torch.equal(got.prompt.nodes, wanted.prompt.nodes)
+        for part in ("weight", "attribution", "incoming", "values", "gradients"):
+            assert error(getattr(got, part), getattr(wanted, part)) < 1e-5, part
 
 
 def test_forward_only_work_needs_no_permission(server: Loopback) -> None:
