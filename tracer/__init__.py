@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tracer.errors import RunError as RunError
     from tracer.errors import TracerError as TracerError
     from tracer.errors import TracerWarning as TracerWarning
+    from tracer.evaluation.answers import filter_prompts as filter_prompts
     from tracer.evaluation.curves import Evaluation as Evaluation
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
@@ -73,6 +74,7 @@ _HOME = {
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
     "export": "circuit.exchange",
+    "filter_prompts": "evaluation.answers",
     "import_graph": "circuit.exchange",
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
@@ -104,6 +106,7 @@ __all__ = [
     "estimate_quality",
     "evaluate",
     "export",
+    "filter_prompts",
     "import_graph",
     "load",
     "minimality",

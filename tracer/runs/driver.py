@@ -47,7 +47,8 @@ from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import RetryLimits, Runner
-from tracer.store.run_folder import Commit, RunFolder
+from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
+from tracer.text import kept_of
 
 Watch = Callable[[Status], None]
 
@@ -257,6 +258,10 @@ def _check_failures(result: Run, strict: bool) -> None:
             f"failed ({counts}), and the run is strict; {_most_often(result.reasons)}",
             f"see {result.folder.place}/failed.parquet; {option('retry_failed', True)} does them again",
         )
+    if status.done and not status.statuses.get("ok") and status.left_out:
+        rule = f"was traced: {kept_of(0, status.left_out | {'failed': status.failed})}"
+        step = f"see the prompts' answers: tracer query {result.folder.place} 'select text, answer, error from prompts'"
+        raise RunError(f"none of {status.done} prompts", rule, f"{step}, and change the input, the filter or the model")
     if status.done and not status.statuses.get("ok"):
         step = f"fix the job or its input; {option('retry_failed', True)} does them again"
         rule = f"failed; {_most_often(result.reasons)}"
@@ -447,7 +452,7 @@ class _Driver:
             kept += commit.files.values()
             self.tally.add(commit)
             self._committed[commit.shard] = 1
-            if self.asked.retry_failed and commit.n_prompts > commit.statuses.get("ok", 0):
+            if self.asked.retry_failed and commit.n_failed:
                 self._redo[commit.shard] = commit
         for unit in damaged:
             self.folder.uncommit(unit)
@@ -589,7 +594,7 @@ class _Driver:
 
     def _failed_of(self, commit: Commit) -> tuple[int, ...]:
         prompts = self.folder.read_committed(commit, "prompts", ["prompt_id", "status"]).to_pylist()
-        return tuple(row["prompt_id"] for row in prompts if row["status"] != "ok")
+        return tuple(row["prompt_id"] for row in prompts if row["status"] not in NOT_FAILED)
 
     def _on_start(self, event: Started) -> int | None:
         """The first worker fixes the model and the memory of a batch; every other must have the same model."""

@@ -24,7 +24,7 @@ from tracer.runs.units.dataset_circuit import circuit_table, mean_metric, mean_o
 from tracer.settings import ModelRecord
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import writer
-from tracer.store.run_folder import Commit, RunFolder
+from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
 
 TOP = 10
 """Prompts kept of each neuron in top_prompts.parquet."""
@@ -73,12 +73,12 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
 
 
 def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
-    """The rows of all prompts without a result, one shard's at a time in memory."""
+    """The rows of all prompts that failed, one shard's at a time in memory."""
     with folder.place.writing("failed.parquet") as file, writer(file, schemas.PROMPTS) as parquet:
         for commit in commits:
-            if commit.n_prompts > commit.statuses.get("ok", 0):
+            if commit.n_failed:
                 table = folder.read_committed(commit, "prompts")
-                parquet.write_table(table.filter(pc.field("status") != "ok").cast(schemas.PROMPTS))
+                parquet.write_table(table.filter(~pc.field("status").isin(NOT_FAILED)).cast(schemas.PROMPTS))
 
 
 # ---------------------------------------------------------------------------------------------- a benchmark

@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
-from tracer.data.source import ROW_FIELDS, TAKES, Source, Structure
+from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
 from tracer.errors import JobError, quoted
 from tracer.records import Count, Name, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
@@ -121,7 +121,8 @@ class _ModelOptions(Record):
 
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""
-        without = WITHOUT_EFFECT | ({"adapter"} if self.adapter is None else set())  # runs from before adapters go on
+        # Runs from before there were adapters and filters go on.
+        without = WITHOUT_EFFECT | {name for name in ("adapter", "filter") if getattr(self, name, None) is None}
         return self.model_dump(mode="json", exclude=set(without))
 
 
@@ -233,6 +234,7 @@ class DatasetJob(_ModelOptions):
             raise ValueError(f"reference has no effect with baseline {self.baseline!r}")
         self._check_edges()
         self._check_evaluate()
+        self._check_filters()
         return self
 
     def _check_edges(self) -> None:
@@ -252,6 +254,19 @@ class DatasetJob(_ModelOptions):
             raise ValueError("evaluate has no effect without a circuit: aligned or free")
         if self.evaluate.test.origin == self.input.origin:
             raise ValueError("evaluate.test must be other prompts than input, e.g. another split")
+
+    def _check_filters(self) -> None:
+        test = None if self.evaluate is None else self.evaluate.test
+        references = {"reference": self.reference, "evaluate.reference": self.evaluate and self.evaluate.reference}
+        for name, source in references.items():
+            if source is not None and source.filter is not None:
+                raise ValueError(f"filter has no effect on {name}, whose prompts are asked nothing")
+        for source in (self.input, test):
+            keep = None if source is None else source.filter
+            if keep is not None and self.metric == "topk":
+                raise ValueError("filter needs the prompts' targets, which metric 'topk' does not use")
+            if keep == "preferred" and self.metric not in ("auto", "difference"):
+                raise ValueError(f"filter 'preferred' needs foils, which metric {self.metric!r} does not use")
 
     def settings(self) -> Settings:
         """How nodes are attributed.
@@ -326,6 +341,7 @@ class BenchmarkJob(_ModelOptions):
         rankings: ``absolute``, strongest attribution first; ``signed``, largest positive attribution first.
         steps: of the path methods.
         seed: of the pairs, the method ``random``, the random control and the intervals.
+        filter: only pairs that the model answers so, of train and of test: see `Source`.
     """
 
     kind: Literal["benchmark"] = "benchmark"
@@ -343,6 +359,7 @@ class BenchmarkJob(_ModelOptions):
     steps: Count = DEFAULT_STEPS
     seed: Natural = 0
     allow_overlap: bool = False
+    filter: Keep | None = None
 
     @model_validator(mode="after")
     def _has_effect(self) -> BenchmarkJob:

@@ -16,7 +16,7 @@ from rich.table import Table
 from tracer.reports import figures
 from tracer.reports.tables import cell
 from tracer.runs.status import Condition, Status
-from tracer.text import frame_csv, printable
+from tracer.text import frame_csv, kept_of, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves
@@ -68,6 +68,8 @@ def condition_table(found: Condition) -> RenderableType:
     table.add_row("units", units + (f", {status.in_flight:,} prompts in flight" if status.in_flight else ""))
     if status.statuses:
         table.add_row("status", ", ".join(f"{count:,} {name}" for name, count in status.statuses.items()))
+    if status.left_out:
+        table.add_row("", left_out(status))
     for name, count in sorted(status.errors.items(), key=lambda item: -item[1]):
         table.add_row("", cell(f"{count:,} {name}"))
     for reason in found.reasons:
@@ -109,7 +111,13 @@ def run_summary(status: Status, address: str, seconds: float, resumed: int) -> s
     what = "combinations" if status.kind == "benchmark" else "prompts"
     told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
-    return printable(f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}; saved to {address}")
+    left = f"; {left_out(status)}" if status.left_out else ""
+    return printable(f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}{left}; saved to {address}")
+
+
+def left_out(status: Status) -> str:
+    """How many prompts a filter kept, and why the others were left out."""
+    return kept_of(status.statuses.get("ok", 0), status.left_out | {"failed": status.failed})
 
 
 def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tracer.errors import RunError, quoted
-from tracer.store.run_folder import Commit, RunFolder
+from tracer.store.run_folder import LEFT_OUT, NOT_FAILED, Commit, RunFolder
 
 _OURS = frozenset(("JobError", "ModelError", "RunError", "RemoteError"))
 """Errors whose messages say all."""
@@ -67,8 +67,13 @@ class Status(BaseModel):
 
     @property
     def failed(self) -> int:
-        """Committed prompts without a result."""
-        return self.done - self.statuses.get("ok", 0)
+        """Committed prompts without a result that should have one."""
+        return self.done - sum(self.statuses.get(name, 0) for name in NOT_FAILED)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Prompts left out by intent: ``filtered``, ``skipped``, those that there are."""
+        return {name: self.statuses[name] for name in LEFT_OUT if self.statuses.get(name)}
 
     @property
     def eta(self) -> float | None:
@@ -121,11 +126,12 @@ def reasons(folder: RunFolder, commits: Iterable[Commit], most: int = 3) -> list
     """
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    failing = (commit for commit in commits if commit.n_prompts > commit.statuses.get("ok", 0))
+    failing = (commit for commit in commits if commit.n_failed)
     for commit in itertools.islice(failing, 1000):
-        table = folder.read_committed(commit, "prompts", ["error_type", "error"])
-        for name, text in zip(*(table[column].to_pylist() for column in ("error_type", "error")), strict=True):
-            if text is None:
+        table = folder.read_committed(commit, "prompts", ["error_type", "error", "status"])
+        columns = (table[column].to_pylist() for column in ("error_type", "error", "status"))
+        for name, text, status in zip(*columns, strict=True):
+            if text is None or status in LEFT_OUT:
                 continue
             message = text if name in _OURS else f"{name}: {text}"
             kind = _VARIES.sub("", message)

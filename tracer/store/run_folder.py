@@ -62,6 +62,11 @@ _SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.jso
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 
+LEFT_OUT = ("filtered", "skipped")
+"""What becomes of prompts that are left out by intent: the model answers otherwise than a filter wants, or it cannot be
+asked a built-in pair."""
+NOT_FAILED = ("ok", *LEFT_OUT)
+
 
 class Commit(BaseModel):
     """A unit that is done: its files by table, and what came of its prompts.
@@ -118,6 +123,11 @@ class Commit(BaseModel):
     def n_prompts(self) -> int:
         """Prompts of the unit, whatever became of them."""
         return sum(self.statuses.values())
+
+    @property
+    def n_failed(self) -> int:
+        """Prompts of the unit that have no result and should have one."""
+        return self.n_prompts - sum(self.statuses.get(name, 0) for name in NOT_FAILED)
 
 
 class _Plan(NamedTuple):

@@ -57,8 +57,11 @@ PROMPTS = pa.schema(
         ("attempts", pa.int32()),
         ("seconds", pa.float32()),
         ("labels", LABELS),
+        ("answer", pa.string()),
     ]
 )
+"""`status` is ok, failed, quarantined, filtered (the model answers otherwise) or skipped (a built-in pair that its
+tokenizer cannot be asked); `answer`, where a filter asks, the model's greedy next token."""
 NODES = pa.schema(
     [
         ("prompt_id", pa.int64()),

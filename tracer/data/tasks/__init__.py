@@ -13,12 +13,19 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tracer.data.tasks import capitals, sva
+from tracer.data.tasks import capitals, countries, indirect, opposites, states, sva
 from tracer.data.tasks.pairs import Pair as Pair
 from tracer.data.tasks.pairs import check_split as check_split
 from tracer.errors import JobError, quoted
 
-TASKS: dict[str, Callable[..., list[Pair]]] = {"sva": sva.generate, "capitals": capitals.pairs}
+TASKS: dict[str, Callable[..., list[Pair]]] = {
+    "sva": sva.generate,
+    "capitals": capitals.pairs,
+    "states": states.pairs,
+    "countries": countries.pairs,
+    "opposites": opposites.pairs,
+    "indirect": indirect.pairs,
+}
 """Every built-in task: a function from options, split, count and seed to pairs."""
 
 
@@ -26,8 +33,10 @@ def load(name: str, **options: Any) -> list[Pair]:
     """The pairs of a built-in task.
 
     Args:
-        name: ``sva`` or ``capitals``.
-        options: of `sva.generate` or `capitals.pairs`: split, count, seed, and the task's own.
+        name: ``sva`` (agreement), ``capitals`` (two hops: city, state, capital; the demo's), ``states`` (city to
+            state), ``countries`` (country to capital, with shots), ``opposites`` or ``indirect`` (indirect object).
+        options: of `sva.generate`, `capitals.pairs` and so on: split, count, seed, and the task's own, such as the
+            structure of sva and opposites. All but sva take the `vocabulary` of a model, for pairs it can be asked.
 
     Raises:
         JobError: an unknown task, an unknown or missing option, or what the task itself refuses.

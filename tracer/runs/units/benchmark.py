@@ -22,6 +22,7 @@ from tracer.attribution.attribute import attribute, notes
 from tracer.data import tasks
 from tracer.data.tasks import Pair, sva
 from tracer.errors import JobError, TracerError
+from tracer.evaluation.answers import filter_prompts
 from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.testset import TestSet
 from tracer.model.model import Model
@@ -124,6 +125,7 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
                 skipped[f"{split}: {reason[0]}"] += 1
             else:
                 kept[split].append(pair)
+        kept[split] = _answered(job, model, kept[split], skipped, split)
     for split, least in (("train", 1), ("test", 2)):
         if len(kept[split]) < least:
             why = "; ".join(f"{count} skipped because {reason}" for reason, count in skipped.items())
@@ -135,6 +137,18 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
     shared = tasks.check_split(kept["train"], kept["test"], job.allow_overlap, structure)
     test = tuple(encode(with_bos(one.to_prompt(), job.bos), model) for one in kept["test"])
     return _Data(tuple(kept["train"]), test, dict(skipped), shared)
+
+
+def _answered(job: BenchmarkJob, model: Model, pairs: list[Pair], skipped: Counter[str], split: str) -> list[Pair]:
+    """The pairs that the model answers as the job's filter wants; the others are counted."""
+    if job.filter is None or not pairs:
+        return pairs
+    prompts = [with_bos(pair.to_prompt(paired=False), job.bos) for pair in pairs]
+    answers = filter_prompts(model, prompts, job.filter).answers
+    kept = [pair for pair, answer in zip(pairs, answers, strict=True) if answer.kept]
+    if len(kept) < len(pairs):
+        skipped[f"{split}: the model answers otherwise"] += len(pairs) - len(kept)
+    return kept
 
 
 def mean_attribution(

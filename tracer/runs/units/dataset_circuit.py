@@ -16,13 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer import data
 from tracer.attribution.attribute import notes
 from tracer.attribution.exact import Progress
 from tracer.attribution.selection import select
 from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Traced
-from tracer.data.source import Source
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
@@ -32,7 +30,8 @@ from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.units.shards import as_prompt, input_row, options
+from tracer.runs.units.shards import as_prompt, options
+from tracer.runs.units.tested import prompts_of, test_prompts
 from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
@@ -118,10 +117,11 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
     asked = job.evaluate
     assert asked is not None
     mean = _mean(folder)
-    prompts = [encode(prompt, model) for prompt in _prompts(job, asked.test)]
+    tested = test_prompts(model, job, asked.test, mean.length)
+    prompts = tested.prompts
     _check_lengths(mean, prompts, "evaluate.test")
     n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
-    reference = None if asked.reference is None else list(_prompts(job, asked.reference))
+    reference = None if asked.reference is None else list(prompts_of(job, asked.reference))
     how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
     test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
@@ -134,11 +134,12 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, An
         "n_prompts": mean.n_prompts,
         "n_left_out": mean.n_left_out,
         "n_test": len(prompts),
+        "tested": tested.record(),
         "n_shared": n_shared,
         "whole": float(made.whole.double().mean()),
         "empty": float(made.empty.double().mean()),
         "seed": asked.seed,
-        "warnings": list(made.warnings),
+        "warnings": [*filter(None, [tested.summary]), *made.warnings],
     }
 
 
@@ -271,10 +272,6 @@ def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
     for layer, neuron in job.exclude:
         values[layer, :, neuron] = 0
     return values
-
-
-def _prompts(job: DatasetJob, source: Source) -> Iterable[Prompt]:
-    return (with_bos(as_prompt(input_row(row), job.metric, paired=True), job.bos) for row in data.read(source))
 
 
 def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool, allow: str) -> int:
