@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from tracer.evaluation.quality import estimate_quality as estimate_quality
     from tracer.evaluation.steering import Steering as Steering
     from tracer.evaluation.steering import steer as steer
+    from tracer.evaluation.swap import Swap as Swap
+    from tracer.evaluation.swap import swap as swap
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -69,6 +71,7 @@ _HOME = {
     "TracerError": "errors",
     "TracerWarning": "errors",
     "Steering": "evaluation.steering",
+    "Swap": "evaluation.swap",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
     "estimate_quality": "evaluation.quality",
@@ -81,6 +84,7 @@ _HOME = {
     "plan": "runs.plan.local",
     "run": "runs.driver",
     "steer": "evaluation.steering",
+    "swap": "evaluation.swap",
     "trace": "attribution.trace",
     "view": "reports.tables",
 }
@@ -99,6 +103,7 @@ __all__ = [
     "Run",
     "RunError",
     "Steering",
+    "Swap",
     "TracerError",
     "TracerWarning",
     "always_on",
@@ -113,6 +118,7 @@ __all__ = [
     "plan",
     "run",
     "steer",
+    "swap",
     "trace",
     "view",
 ]

@@ -25,7 +25,7 @@ from tracer.evaluation.ablations import Replacement
 from tracer.evaluation.curves import curves, ordered, shuffled
 from tracer.evaluation.faithfulness import minimality
 from tracer.evaluation.quality import always_on, estimate_quality
-from tracer.evaluation.steering import swap_states
+from tracer.evaluation.swap import swap
 from tracer.evaluation.testset import ABLATIONS, Job, TestSet
 from tracer.ndif import server as ndif
 from tracer.prompts import Batch, Prompt, encode
@@ -172,8 +172,9 @@ def test_swapped_states_are_the_local_ones(server: Loopback, name: str, sandboxe
         texts = [("the car near", "the key near"), ("the capital of state near car", "the cabinet of state near man")]
         pairs = [Pair(str(i), one, two, " is", " are", "") for i, (one, two) in enumerate(texts)]
     found: list[Any] = []
-    work = traffic(there, lambda: found.append(swap_states(there, pairs, (2, 5, 20), 3)))
-    got, wanted = found[0], swap_states(here, pairs, (2, 5, 20), 3)
+    asked = [pair.to_prompt() for pair in pairs]
+    work = traffic(there, lambda: found.append(swap(there, asked, (2, 5, 20), seed=3)))
+    got, wanted = found[0], swap(here, asked, (2, 5, 20), seed=3)
     for arm in ("swapped", "random", "zeroed"):
         assert torch.equal(getattr(got, arm).answers, getattr(wanted, arm).answers), arm
     assert torch.equal(got.n_nodes, wanted.n_nodes)

@@ -18,6 +18,7 @@ from tracer.cli.graphs import export, import_, show, view
 from tracer.cli.loading import Adapter, report
 from tracer.cli.steering import steer
 from tracer.cli.submitting import submit
+from tracer.cli.swapping import swap
 from tracer.cli.tracing import trace
 from tracer.errors import JobError, TracerError, quoted
 from tracer.text import is_text
@@ -101,7 +102,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, doctor, *runs.VERBS, submit)
+VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, submit)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

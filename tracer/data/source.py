@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from tracer.records import Count, Name, Names, Natural, Record, as_list, is_list
 
@@ -85,7 +86,7 @@ class Source(Record):
     filter: Keep | None = None
 
     @model_serializer(mode="wrap")
-    def _without_no_filter(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_no_filter(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Runs from before there was a filter go on."""
         return {name: value for name, value in dump(self).items() if name != "filter" or value is not None}
 

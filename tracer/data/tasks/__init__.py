@@ -17,6 +17,7 @@ from tracer.data.tasks import capitals, countries, indirect, opposites, states, 
 from tracer.data.tasks.pairs import Pair as Pair
 from tracer.data.tasks.pairs import check_split as check_split
 from tracer.errors import JobError, quoted
+from tracer.prompts import Vocabulary
 
 TASKS: dict[str, Callable[..., list[Pair]]] = {
     "sva": sva.generate,
@@ -51,3 +52,21 @@ def load(name: str, **options: Any) -> list[Pair]:
     if needed:
         raise JobError(f"task {name}", f"needs {', '.join(needed)}", "give each a value")
     return TASKS[name](**options)
+
+
+def askable(name: str, vocabulary: Vocabulary, **options: Any) -> sva.Reading:
+    """The pairs of a built-in task that a model can be asked, and by reason how many it cannot.
+
+    Args:
+        name, options: as in `load`.
+        vocabulary: a model. Where the task takes one, its pairs are made for it.
+
+    Raises:
+        JobError: as `load`; none that can be asked.
+    """
+    if "vocabulary" in inspect.signature(TASKS.get(name, load)).parameters:
+        options |= {"vocabulary": vocabulary}
+    reading = sva.sifted([(pair.id, pair) for pair in load(name, **options)], vocabulary)
+    if not reading.pairs:
+        raise JobError(f"task {name}", reading.summary(), "use a model whose tokenizer keeps the answers whole")
+    return reading

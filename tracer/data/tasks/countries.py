@@ -11,9 +11,7 @@ from tracer.prompts import Vocabulary
 SHOTS = {"France": "Paris", "Japan": "Tokyo"}
 """Shown before every country, and never asked about."""
 
-CAPITALS = dict(
-    line.split()
-    for line in """
+_TABLE = """
 Afghanistan Kabul
 Albania Tirana
 Algeria Algiers
@@ -115,8 +113,8 @@ Vietnam Hanoi
 Wales Cardiff
 Zambia Lusaka
 Zimbabwe Harare
-""".strip().splitlines()
-)
+"""
+CAPITALS = {country: capital for country, _, capital in (line.partition(" ") for line in _TABLE.split("\n") if line)}
 """Capitals by country. Left out: capitals of several words, written in several ways, or in dispute."""
 
 

@@ -6,7 +6,7 @@ Knows the names, the sentences and their split. Refuses to know models beyond a 
 from __future__ import annotations
 
 import random
-from itertools import product
+from itertools import permutations
 
 from tracer.data.tasks.pairs import Pair, check_split_name
 from tracer.errors import JobError
@@ -68,9 +68,9 @@ def pairs(split: str, count: int, seed: int = 0, *, vocabulary: Vocabulary | Non
         raise JobError(f"count={count}", f"there are {most} {split} pairs", f"use at most {most}")
     rng = random.Random(f"indirect {seed} {split}")
     # Every two names with every sentence once, so that no two pairs are the same; place and thing are drawn.
-    combinations = [both for both in product(product(names, names), FRAMES[split]) if len({*both[0]}) == 2]
+    combinations = [(*both, frame) for both in permutations(names, 2) for frame in FRAMES[split]]
     found = []
-    for number, ((receiver, giver), frame) in enumerate(rng.sample(combinations, count)):
+    for number, (receiver, giver, frame) in enumerate(rng.sample(combinations, count)):
         order = ORDERS[number % 2]
         two = (receiver, giver) if order == "abba" else (giver, receiver)
         place, thing = rng.choice(PLACES[split]), rng.choice(THINGS[split])
