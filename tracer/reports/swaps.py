@@ -65,16 +65,14 @@ def table(found: Swap, vocabulary: Vocabulary) -> RenderableType:
     """A swap for a terminal; of one pair the answers themselves."""
     alone = found.n_pairs == 1
     made = Table(title="What is answered then", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("k", "nodes", "what is set", "the other's answer", "its own still", *["answer"] * alone):
+    for name in ("k", "nodes", "what is set", *(["answer"] if alone else ["the other's answer", "its own still"])):
         left = name in ("what is set", "answer")
         made.add_column(name, justify="left" if left else "right", no_wrap=name != "what is set")
     for at, row in enumerate(rows(found)):
         shares = [f"{row[one]:.2f} [{row[f'{one}_low']:.2f}, {row[f'{one}_high']:.2f}]" for one in ("becomes", "stays")]
         size = at // len(found.arms)
         last = [cell(token(_answers(found, row["done"], 0, vocabulary)[size]))] if alone else []
-        made.add_row(
-            str(row["k"]), f"{row['nodes']:.0f}", _SAYS[row["done"]], *(["-", "-"] if alone else shares), *last
-        )
+        made.add_row(str(row["k"]), f"{row['nodes']:.0f}", _SAYS[row["done"]], *(last or shares))
     share = float(found.answered.estimate)
     if alone:
         about = f"The untouched model {'answers' if share else 'does not answer'} both prompts as wanted."
