@@ -50,6 +50,7 @@ TIERS = {
     "runs": "process",
     "runs/test_benchmark.py": "model",
     "runs/test_dataset_circuit.py": "model",
+    "runs/test_filter.py": "model",
     "runs/test_jobs.py": "unit",
     "runs/test_planner.py": "model",
     "runs/test_scheduling.py": "unit",

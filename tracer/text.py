@@ -86,8 +86,8 @@ def kept_of(kept: int, left: Mapping[str, int]) -> str:
 
     Args:
         left: how many the model answers otherwise (``filtered``), its tokenizer cannot be asked (``skipped``), and
-            ``failed``.
+            ``failed``. Skipped are built-in pairs with an answer of several tokens, or of unequal or other lengths.
     """
-    says = {"filtered": "answered otherwise", "skipped": "that its tokenizer cannot be asked", "failed": "failed"}
+    says = {"filtered": "answered otherwise", "skipped": "skipped for their tokens", "failed": "failed"}
     why = ", ".join(f"{left[name]:,} {text}" for name, text in says.items() if left.get(name))
     return f"{kept:,} of {kept + sum(left.values()):,} prompts kept" + (f": {why}" if why else "")

@@ -13,6 +13,7 @@ from typing import Any
 
 from tracer import data
 from tracer.data.source import Source
+from tracer.data.tasks import Pair, sva
 from tracer.errors import JobError, TracerError
 from tracer.evaluation import answers
 from tracer.model.model import Model
@@ -74,7 +75,7 @@ def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> 
         except TracerError as error:
             if source.task is None:
                 raise
-            skipped[error.rule] += 1
+            skipped[_reason(prompt, model) or error.rule] += 1
     if source.task is not None and fit:
         fit = _of_length(fit, length, skipped)
     kept, otherwise = fit, list[dict[str, str]]()
@@ -88,10 +89,18 @@ def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> 
         ]
     found = Tested(tuple(kept), dict(skipped), tuple(otherwise))
     if len(kept) < 2:
-        why = "; ".join([found.summary, *(f"{count} skipped because one {rule}" for rule, count in skipped.items())])
+        why = "; ".join([found.summary, *(f"{count} skipped because {rule}" for rule, count in skipped.items())])
         step = "give more test prompts, or no filter"
         raise JobError(f"evaluate.test: {len(kept)} prompts", f"at least 2 are needed ({why})", step)
     return found
+
+
+def _reason(prompt: Prompt, model: Model) -> str | None:
+    """Why a built-in pair cannot be asked, in words that are the same for all such pairs."""
+    assert isinstance(prompt.target, list | tuple)
+    assert isinstance(prompt.foil, list | tuple)
+    pair = Pair("", str(prompt.text), str(prompt.counterfactual), str(prompt.target[0]), str(prompt.foil[0]), "")
+    return next((why for why, _ in sva.reasons(pair, model)), None)
 
 
 def _of_length(fit: list[Encoded], length: int, skipped: Counter[str]) -> list[Encoded]:
@@ -99,9 +108,6 @@ def _of_length(fit: list[Encoded], length: int, skipped: Counter[str]) -> list[E
     counts = Counter(len(one.token_ids) for one in fit)
     wanted = length if length >= 0 else min(counts, key=lambda size: (-counts[size], size))
     if other := len(fit) - counts[wanted]:
-        skipped[
-            f"is not {wanted} tokens long, as the circuit's prompts are"
-            if length >= 0
-            else f"is not {wanted} tokens long, as most are"
-        ] += other
+        whose = "the circuit's prompts are" if length >= 0 else "most are"
+        skipped[f"it is not {wanted} tokens long, as {whose}"] += other
     return [one for one in fit if len(one.token_ids) == wanted]
