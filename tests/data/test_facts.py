@@ -1,4 +1,4 @@
-"""The tasks of a pretrained model: facts checked by hand, splits that share nothing, pairs that differ where they should,
+"""The tasks of a pretrained model: facts checked by hand, splits that share nothing, pairs that differ as they should,
 and what a tokenizer cannot be asked."""
 
 from __future__ import annotations

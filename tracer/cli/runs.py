@@ -165,6 +165,8 @@ def _tell(result: Run, out: str) -> None:
         terminal.tables().print(benchmark_report.benchmark_table(outcomes))
     else:
         terminal.tables().print(report.neurons_table(result.table("neurons")))
+        if said := report.tested(result.folder.place):
+            terminal.line(said)
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
     if result.status.failed:
         terminal.line(f"{result.status.failed:,} prompts failed; --retry-failed does them again. Most often:")

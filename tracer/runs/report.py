@@ -20,6 +20,7 @@ from tracer.text import frame_csv, kept_of, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves
+    from tracer.store.storage import Storage
 
 
 def line(status: Status) -> str:
@@ -113,6 +114,14 @@ def run_summary(status: Status, address: str, seconds: float, resumed: int) -> s
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
     left = f"; {left_out(status)}" if status.left_out else ""
     return printable(f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}{left}; saved to {address}")
+
+
+def tested(place: Storage) -> str:
+    """How many of a run's test prompts were kept; empty where all were, or none are tested."""
+    if not place.exists("evaluation.json"):
+        return ""
+    warnings = (place.read_json("evaluation.json") or {}).get("warnings", ())
+    return printable("; ".join(text for text in warnings if text.startswith("test: ")))
 
 
 def left_out(status: Status) -> str:
