@@ -111,6 +111,7 @@ def test_pairs_of_ones_own_and_a_filter(tmp_path: Path) -> None:
         (("--task", "capitals", "--ks", "many"), "--ks"),
         (("--task", "capitals", "--ks", "50,5"), "--ks"),
         (("--task", "capitals", "--count", "3", "--filter", "right"), "correct or preferred"),
+        (("--task", "capitals", "--count", "3", "--baseline", "mean"), "zero or counterfactual"),
         ((CITY.format("Dallas"), CITY.format("Houston"), "--ks", "5"), "answer to both"),
         ((CITY.format("Dallas"), "the capital", "--ks", "5"), "equally long"),
     ],

@@ -229,16 +229,28 @@ def test_one_state_in_place_of_another() -> None:
     assert tuple(one.swapped.answers[0].tolist()) == foil
 
 
-def test_the_swap_equals_plain_hooks() -> None:
+@pytest.mark.parametrize("baseline", ["zero", "counterfactual"])
+def test_the_swap_equals_plain_hooks(baseline: str) -> None:
     """On a tiny random model, with pairs of two lengths in one padded batch."""
     model, k = load("llama"), 8
     texts = [("the car near", "the key near"), ("the capital of state near car", "the cabinet of state near man")]
     pairs = [Pair(str(i), one, two, " is", " are", "") for i, (one, two) in enumerate(texts)]
-    got = swap(model, asked(pairs), ks=(k,))
+    got = swap(model, asked(pairs), ks=(k,), baseline=baseline)
     for row, pair in enumerate(pairs):
         found = [
-            tracer.attribute(model, [Prompt(text, target=target)])
-            for text, target in ((pair.prompt, pair.target), (pair.counterfactual, pair.foil))
+            tracer.attribute(
+                model,
+                [
+                    Prompt(text, target=target)
+                    if baseline == "zero"
+                    else Prompt(text, target=target, foil=foil, counterfactual=other)
+                ],
+                baseline=baseline,
+            )
+            for text, target, other, foil in (
+                (pair.prompt, pair.target, pair.counterfactual, pair.foil),
+                (pair.counterfactual, pair.foil, pair.prompt, pair.target),
+            )
         ]
         shape = found[0].nodes.shape[1:]
         sets = [{tuple(x.tolist()) for x in _top(one.nodes[0], k, shape)} for one in found]

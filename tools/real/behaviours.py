@@ -8,7 +8,8 @@ each, on the test prompts of its job that the model answers rightly:
 - steering: the strongest nodes of the dataset's circuit, at their positions, times 0 and times -1: the probability of
   the answer before and after, and with as many random neurons in each layer;
 - swap: the strongest neurons of a prompt and of its counterfactual set to the counterfactual's values: how often the
-  counterfactual's answer is given; with random neurons instead; and with the prompt's own set to zero;
+  counterfactual's answer is given; with random neurons instead; and with the prompt's own set to zero; by both rankings
+  of `tracer.swap` (baseline zero, counterfactual);
 - own: the strongest nodes of each prompt's own circuit alone (everything else as in its counterfactual): faithfulness,
   and completeness, beside as many random neurons in each layer at each position.
 
@@ -35,6 +36,7 @@ from tracer.errors import TracerError
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.steering import drawn_alike
+from tracer.evaluation.swap import BASELINES
 from tracer.prompts import Encoded, Prompt
 from tracer.reports import swaps
 from tracer.runs.jobs import DatasetJob, load_job
@@ -133,12 +135,15 @@ def measured(model: Any, folder: RunFolder, job: DatasetJob, n_prompts: int, n_p
     prompts, tested = prompts_of(model, folder, job)
     statuses = (folder.place.read_json("progress.json") or {}).get("statuses", {})
     few = prompts[:n_prompts]
-    swap = tracer.swap(model, prompts[:n_pairs], KS, seed=SEED)
+    found = {one: tracer.swap(model, prompts[:n_pairs], KS, baseline=one, seed=SEED) for one in BASELINES}
     return {
         "statuses": statuses,
         "tested": tested,
         "steering": steering(model, circuit, few),
-        "swap": {"n_pairs": swap.n_pairs, "answered": float(swap.answered.estimate), "rows": swaps.rows(swap)},
+        "swap": {
+            one: {"n_pairs": swap.n_pairs, "answered": float(swap.answered.estimate), "rows": swaps.rows(swap)}
+            for one, swap in found.items()
+        },
         "own": own_circuits(model, prompts[:n_pairs]),
         "seconds": time.perf_counter() - started,
     }

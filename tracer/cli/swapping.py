@@ -93,6 +93,13 @@ class Measured:
 
     ks: Annotated[str, typer.Option(help="Strongest nodes taken of each of the two prompts.")] = "5,10,20,50"
     method: Annotated[str, typer.Option(help="By which nodes are ranked, as of trace.")] = "relp"
+    baseline: Annotated[
+        str,
+        typer.Option(
+            help="zero: the strongest for each prompt's own answer. counterfactual: those whose difference between the "
+            "prompts is strongest for the difference of the answers, in large models the better choice."
+        ),
+    ] = "zero"
     seed: Annotated[int, typer.Option(help="Of the pairs and the random control.", min=0, max=MOST)] = 0
 
 
@@ -134,7 +141,9 @@ def swap(
     prompts = (
         [_own(two, model, bos)] if many.task is None and many.pairs is None else _asked(many, model, bos, measured)
     )
-    found = tracer.swap(model, prompts, ks or (), method=measured.method, seed=measured.seed)
+    found = tracer.swap(
+        model, prompts, ks or (), method=measured.method, baseline=measured.baseline, seed=measured.seed
+    )
     if style is Format.json:
         terminal.data(swaps.as_json(found, prompts, model))
     elif style is Format.csv:

@@ -32,6 +32,8 @@ from tracer.settings import settings
 
 KS = (5, 10, 20, 50)
 """Sizes by default."""
+BASELINES = ("zero", "counterfactual")
+"""From which nodes can be ranked."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ def swap(
     ks: Sequence[int] = KS,
     *,
     method: str = "relp",
+    baseline: str = "zero",
     seed: int = 0,
     memory: int | None = None,
 ) -> Swap:
@@ -97,6 +100,9 @@ def swap(
             another state.
         ks: sizes, increasing.
         method: of `attribute`.
+        baseline: ``zero``: each prompt's nodes are ranked by what they do for its own answer's logit.
+            ``counterfactual``: by what their difference from the other prompt does for the difference of the two
+            answers' logits; in large models many strong nodes are the same for every prompt, and swap nothing.
         seed: of the random control.
         memory: bytes one batch may use.
 
@@ -108,6 +114,9 @@ def swap(
     """
     if not prompts:
         raise JobError("prompts=[]", "there is nothing to swap", "give at least one pair")
+    if baseline not in BASELINES:
+        rule = "ranks nodes of one prompt, or of two"
+        raise JobError(option("baseline", baseline), rule, f"use {' or '.join(BASELINES)}")
     encoded = [_paired(prompt, model) for prompt in prompts]
     say(notes(encoded, model))
     lengths = [len(one.token_ids) for one in encoded]
@@ -116,7 +125,7 @@ def swap(
     budget = model.budget() if memory is None else memory
     each = model.bytes_per_token(length=max(lengths))
     parts = [
-        _swapped(model, [encoded[i] for i in part], ks, generator, method, budget)
+        _swapped(model, [encoded[i] for i in part], ks, generator, (method, baseline), budget)
         for part in batches(lengths, each, budget, model.borders)
     ]
     answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
@@ -146,12 +155,16 @@ def _check_ks(ks: Sequence[int], largest: int) -> None:
 
 
 def _swapped(
-    model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str, memory: int
+    model: Model,
+    encoded: Sequence[Encoded],
+    ks: Sequence[int],
+    generator: torch.Generator,
+    how: tuple[str, str],
+    memory: int,
 ) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
     """Answers swapped, under the control and zeroed; how many nodes were set; which pairs are answered rightly."""
-    paired = [replace(one, token_ids=one.counterfactual_ids or ()) for one in encoded]
-    ours = _ranked(model, [(one.token_ids, one.target_ids) for one in encoded], int(ks[-1]), method, memory)
-    theirs = _ranked(model, [(one.token_ids, one.foil_ids) for one in paired], int(ks[-1]), method, memory)
+    paired = [_exchanged(one) for one in encoded]
+    ours, theirs = (_ranked(model, side, int(ks[-1]), how, memory) for side in (encoded, paired))
     swaps, zeros, sizes = list[AblatedRow](), list[AblatedRow](), list[Tensor]()
     for k in ks:
         unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
@@ -176,26 +189,45 @@ def _swapped(
     swapped = answers(swaps, values).view(len(ks), 2, len(encoded))
     zeroed, plain = answers([*zeros, *untouched], Replacement()).split([len(zeros), len(untouched)])
     found = torch.cat([swapped, zeroed.view(len(ks), 1, len(encoded))], 1)
-    wanted = [one.target_ids[0] for one in encoded] + [one.foil_ids[0] for one in encoded]
+    wanted = [one.target_ids[0] for one in (*encoded, *paired)]
     rightly = (plain == torch.tensor(wanted)).view(2, len(encoded)).all(0)
     return found.permute(1, 2, 0), torch.stack(sizes, -1), rightly
 
 
+def _exchanged(one: Encoded) -> Encoded:
+    """The counterfactual as the prompt, and the other way round."""
+    return replace(
+        one,
+        token_ids=one.counterfactual_ids or (),
+        counterfactual_ids=one.token_ids,
+        target_ids=one.foil_ids,
+        foil_ids=one.target_ids,
+    )
+
+
 def _ranked(
-    model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], count: int, method: str, memory: int
+    model: Model, prompts: Sequence[Encoded], count: int, how: tuple[str, str], memory: int
 ) -> list[Int[Tensor, "_ 3"]]:
     """Each prompt's strongest nodes, strongest first."""
-    chosen, encoded = prepared(model, _prompts(asked), settings(method=method, metric="logit"))
+    method, baseline = how
+    paired = baseline == "counterfactual"
+    asked = [
+        Prompt(
+            token_ids=one.token_ids,
+            target=one.target_ids,
+            foil=one.foil_ids if paired else None,
+            counterfactual=one.counterfactual_ids if paired else None,
+        )
+        for one in prompts
+    ]
+    metric = "difference" if paired else "logit"
+    chosen, encoded = prepared(model, asked, settings(method=method, baseline=baseline, metric=metric))
     selection = Selection.of(count)
     if can_ask(model, chosen, edges=False):
         asked_once = Request(chosen, selection, edges=False)
         return [one.nodes for one in answers_of(model, encoded, asked_once, None, memory, None)]
     found = attributed(model, encoded, chosen, None, memory, None)
     return [nodes_of(found, row, selection).nodes[0] for row in range(len(encoded))]
-
-
-def _prompts(asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Prompt]:
-    return [Prompt(token_ids=ids, target=target) for ids, target in asked]
 
 
 def wilson(held: Bool[Tensor, "pair *k"], z: float = 1.959964) -> Interval:
