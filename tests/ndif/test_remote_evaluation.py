@@ -184,6 +184,17 @@ def test_swapped_states_are_the_local_ones(server: Loopback, name: str, sandboxe
         assert work.received < 20_000
 
 
+@pytest.mark.parametrize("keep", ["correct", "preferred"])
+def test_a_filter_keeps_what_it_keeps_here(server: Loopback, keep: str) -> None:
+    there, here = server.pair("demo")
+    pairs = capitals.pairs("test", 6, vocabulary=here)
+    exchanged = [replace(pair, target=pair.foil, foil=pair.target) for pair in pairs[:3]]
+    prompts = [pair.to_prompt() for pair in (*exchanged, *pairs[3:])]
+    wanted = tracer.filter_prompts(here, prompts, keep)
+    assert 0 < len(wanted.kept) < len(prompts)
+    assert tracer.filter_prompts(there, prompts, keep) == wanted
+
+
 # ------------------------------------------------------------------------------------------- what travels
 
 

@@ -3,6 +3,6 @@
 Knows rich, matplotlib, jinja and the page's JavaScript. Refuses to compute anything that a circuit, an evaluation or a
 run does not hold.
 
-Door: `tables` and `swaps` (terminal), `document` (HTML), `figures`, `viewer`; `sheet` has the rows that both show. `tables.view` is
-`tracer.view`.
+Door: `tables` and `swaps` (terminal), `document` (HTML), `figures`, `viewer`; `sheet` has the rows that tables and
+document show. `tables.view` is `tracer.view`.
 """
