@@ -79,7 +79,7 @@ def means(values: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
 def steering(model: Any, circuit: Any, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """The dataset's circuit steered on each prompt, at its nodes' own positions."""
     rows = []
-    for top in TOPS:
+    for top in sorted({min(top, circuit.neurons.num_rows) for top in TOPS}):
         for factor in FACTORS:
             how: dict[str, Any] = {"factor": factor, "top": top, "random": RANDOM, "seed": SEED, "max_new_tokens": 0}
             found = [tracer.steer(model, circuit, prompt, **how) for prompt in prompts]
