@@ -3,6 +3,7 @@
 # check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
 # shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
 # attacks: everything that was done to it from outside, and a table of the harm: all zeros.
+# real: the studies of jobs/real on Gemma 3 270M, or on MODEL=FOLDER_OR_ID; FULL=1 the whole grid, SET=key=value a change.
 # test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +15,7 @@ SLOW ?= slow
 SHIFTS ?= 0:1 4:1 8:2 16:1 32:2
 PARITY := tests/model tests/attribution tests/evaluation tests/runs tests/ndif tests/test_reference.py
 
-.PHONY: demo quick test shifted check slow attacks bench test-ndif clean
+.PHONY: demo quick test shifted check slow attacks bench real test-ndif clean
 
 demo: $(TRACES)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
@@ -50,6 +51,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/swap.py
 	$(BIN)/python benchmarks/scale.py --ray
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planner.py
+
+real: $(TRACES)
+	$(BIN)/python tools/real/studies.py $(if $(MODEL),--model '$(MODEL)') $(if $(FULL),--full) \
+		$(foreach change,$(SET),--set '$(change)')
 
 # Without the type checker of other tests: it wraps the functions that travel, and a server does not have it.
 test-ndif: $(READY)

@@ -15,7 +15,6 @@ import torch
 
 import tracer
 from tracer.data.tasks import capitals
-from tracer.evaluation.steering import swap_states
 
 
 def main() -> None:
@@ -26,14 +25,14 @@ def main() -> None:
     options = arguments.parse_args()
     torch.set_num_threads(1)
     pairs = capitals.pairs("test", options.pairs, options.seed)
-    found = swap_states(tracer.load("demo"), pairs, seed=options.seed)
+    found = tracer.swap(tracer.load("demo"), [pair.to_prompt() for pair in pairs], seed=options.seed)
     print(
         f"{found.n_pairs} pairs of held-out cities, seed {options.seed}: share that answers the other state's capital"
     )
     print(f"{'k':>4}{'nodes':>8}{'swapped':>22}{'random':>22}{'zeroed':>22}{'zeroed, own stays':>20}")
     for i, k in enumerate(found.ks):
         cells = []
-        for outcome in (found.swapped, found.random, found.zeroed):
+        for outcome in found.arms.values():
             rate = outcome.becomes
             cells.append(f"{float(rate.estimate[i]):.3f} [{float(rate.low[i]):.2f}, {float(rate.high[i]):.2f}]")
         stays = float(found.zeroed.stays.estimate[i])

@@ -11,14 +11,31 @@ from pydantic import ValidationError
 
 from helpers import refused
 from tracer.errors import JobError
-from tracer.settings import BASELINES, BASES, LINEAR_METRICS, METHODS, METRICS, PATH_METHODS, RULES, Settings, settings
+from tracer.settings import (
+    ALL_RULES,
+    BASELINES,
+    BASES,
+    LINEAR_GATE,
+    LINEAR_METRICS,
+    METHODS,
+    METRICS,
+    PATH_METHODS,
+    RULES,
+    VARIANTS,
+    Settings,
+    rules_name,
+    rules_of,
+    settings,
+)
 
 WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"method": "attnlrp"}, ("method='attnlrp'", *METHODS)),
     ({"baseline": "median"}, ("baseline='median'", *BASELINES)),
     ({"basis": "residual"}, ("basis='residual'", *BASES)),
     ({"metric": "loss"}, ("metric='loss'", *METRICS)),
-    ({"rules": ["norm", "softmax"]}, ("rules", "softmax", *sorted(RULES))),
+    ({"rules": ["norm", "softmax"]}, ("rules", "softmax", *sorted(ALL_RULES))),
+    ({"rules": ["product", "gate"]}, ("'product' and 'gate'", "act(gate) * up")),
+    ({"rules": "half"}, ("rules='half'", *VARIANTS, "rules=['half']")),
     ({"method": "ig", "steps": 0}, ("steps=0", "1")),
     ({"method": "ig", "steps": "many"}, ("steps='many'",)),
     ({"method": "ig", "steps": 2.5}, ("steps=2.5",)),
@@ -79,7 +96,23 @@ def test_settings_are_frozen_and_equal_by_value() -> None:
 def test_conservation_holds_for_relp_with_all_rules_and_a_linear_metric(metric: str) -> None:
     assert settings(metric=metric).conserves == (metric in LINEAR_METRICS)
     assert not settings(metric=metric, method="grad").conserves
-    assert not any(settings(metric=metric, rules=RULES - {rule}).conserves for rule in RULES)
+    assert settings(metric=metric, rules=LINEAR_GATE).conserves == (metric in LINEAR_METRICS)
+    for rules in (RULES, LINEAR_GATE):
+        assert not any(settings(metric=metric, rules=rules - {rule}).conserves for rule in rules)
+
+
+def test_a_set_of_rules_has_one_name_from_which_it_is_made_again() -> None:
+    sets = [frozenset(part) for size in range(6) for part in itertools.combinations(ALL_RULES, size)]
+    allowed = [one for one in sets if not {"product", "gate"} <= one]
+    names = [rules_name(one) for one in allowed]
+    assert len(set(names)) == len(allowed)
+    assert [rules_of(name) for name in names] == allowed
+    assert {"all", "no-half", "linear-gate", "none", "norm+attention"} <= set(names)
+    for name, rules in VARIANTS.items():
+        assert settings(rules=name).rules == rules
+    for wrong in ("", "half", "norm+norm", "norm,attention", "product+gate"):
+        with pytest.raises(ValueError, match="rules"):
+            rules_of(wrong)
 
 
 def test_settings_survive_json() -> None:

@@ -18,7 +18,7 @@ Attribution Circuit Evaluation Graph JobError Model ModelError Prompt Pruning Re
 TracerError attribute estimate_quality evaluate export import_graph load minimality run steer trace view
 """
 VERBS = """
-compact doctor evaluate export import plan query run show status steer submit trace view
+compact doctor evaluate export import plan query report run show status steer submit trace view
 """
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import reference as ref
 import tiny as t
-from reference import ALL, Metric, Node
+from reference import ALL, LINEAR_GATE, Metric, Node
 from truth import close
 
 torch.set_num_threads(1)
@@ -53,7 +53,7 @@ def test_forward_is_unchanged_bit_for_bit(family: str, attn: str) -> None:
     model, ids, mask = model_and_batch(family, attn=attn)
     plain = logits_of(model, ids, mask)
     assert not plain.isnan().any()
-    for rules in (ALL, frozenset(), {"norm", "activation"}, {"attention", "product"}):
+    for rules in (ALL, LINEAR_GATE, {"gate"}, frozenset(), {"norm", "activation"}, {"attention", "product"}):
         with ref.linearized(model, rules):
             assert torch.equal(logits_of(model, ids, mask), plain)
     assert torch.equal(ref.run(model, ids, mask).logits, plain)
@@ -86,6 +86,23 @@ def test_embeddings_conserve_the_logit(family: str, over: dict[str, bool]) -> No
     assert (error(twice.embeddings.sum(1), got.metric) > 0.05) == gated
 
 
+@pytest.mark.parametrize("activation", [True, False])
+@pytest.mark.parametrize(("family", "over"), NO_BIAS)
+def test_with_a_linear_gate_embeddings_conserve_the_logit_too(
+    family: str, over: dict[str, bool], activation: bool
+) -> None:
+    """Without the activation rule as well: of what it is about, a soft-cap alone is left, which bends the logit."""
+    model, ids, mask = model_and_batch(family, **over)
+    got = ref.attribute(model, ids, mask, TARGET, rules=LINEAR_GATE - ({"activation"} if not activation else set()))
+    gated = ref.mlps(model)[0].project(torch.zeros(1, 32))[1] is not None
+    conserved = gated or activation
+    if not activation and ref.cap_of(model) is not None:
+        conserved = False
+    assert (error(got.embeddings.sum(1), got.metric) < 1e-4) == conserved
+    half = ref.attribute(model, ids, mask, TARGET)
+    assert (error(half.nodes, got.nodes) > 0.01) == (gated or not activation)
+
+
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "gpt_neox"])
 def test_biases_leave_a_remainder(family: str) -> None:
     model, ids, mask = model_and_batch(family)
@@ -93,13 +110,14 @@ def test_biases_leave_a_remainder(family: str) -> None:
     assert error(got.embeddings.sum(1), got.metric) > 1e-3
 
 
+@pytest.mark.parametrize("rules", [ALL, LINEAR_GATE], ids=["half", "linear-gate"])
 @pytest.mark.parametrize("basis", ["activation", "output"])
 @pytest.mark.parametrize(("family", "over"), NO_BIAS)
-def test_incoming_shares_sum_to_one(family: str, over: dict[str, bool], basis: str) -> None:
+def test_incoming_shares_sum_to_one(family: str, over: dict[str, bool], basis: str, rules: frozenset[str]) -> None:
     model, ids, _ = model_and_batch(family, **over)
     targets: list[Node] = [(layer, pos, unit) for layer in range(3) for pos in (0, 4, 8) for unit in (1, 17)]
     targets += [(3, 8, 7), (3, 5, 11), (3, 8, 7, 11)]
-    got = ref.edges(model, ids[:1], targets, basis)
+    got = ref.edges(model, ids[:1], targets, basis, rules)
     incoming = got.neurons.sum((1, 2, 3)) + got.embeddings.sum(1)
     assert error(incoming, got.values) < 1e-4
     plain = logits_of(model, ids[:1], torch.ones_like(ids[:1]))
@@ -110,18 +128,19 @@ def test_incoming_shares_sum_to_one(family: str, over: dict[str, bool], basis: s
         assert got.embeddings[row, pos + 1 :].abs().sum() == 0
 
 
+@pytest.mark.parametrize("rules", [ALL, LINEAR_GATE], ids=["half", "linear-gate"])
 @pytest.mark.parametrize(("family", "over"), VARIANTS)
-def test_edges_equal_interventions(family: str, over: dict[str, bool]) -> None:
+def test_edges_equal_interventions(family: str, over: dict[str, bool], rules: frozenset[str]) -> None:
     model, ids, _ = model_and_batch(family, **over)
     one = ids[:1]
     targets: list[Node] = [(1, 6, 5), (2, 8, 9), (3, 8, 7), (3, 8, 7, 23)]
     sources: list[Node] = [(-1, 0), (-1, 6), (0, 6, 3), (0, 2, 20), (1, 5, 11), (1, 8, 2), (2, 8, 30)]
-    got = ref.edges(model, one, targets)
+    got = ref.edges(model, one, targets, rules=rules)
     for row, target in enumerate(targets):
         for source in sources:
             layer, pos, *unit = source
             weight = got.embeddings[row, pos] if layer < 0 else got.neurons[row, layer, pos, unit[0]]
-            change = ref.nudge(model, one, source, target, epsilon=0.7)
+            change = ref.nudge(model, one, source, target, epsilon=0.7, rules=rules)
             assert change == pytest.approx(0.7 * float(weight), rel=1e-3, abs=2e-5)
 
 

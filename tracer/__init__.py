@@ -35,13 +35,18 @@ if TYPE_CHECKING:
     from tracer.errors import RunError as RunError
     from tracer.errors import TracerError as TracerError
     from tracer.errors import TracerWarning as TracerWarning
+    from tracer.evaluation.answers import filter_prompts as filter_prompts
     from tracer.evaluation.curves import Evaluation as Evaluation
+    from tracer.evaluation.edge_curves import EdgeCurves as EdgeCurves
+    from tracer.evaluation.edge_curves import edge_curves as edge_curves
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
     from tracer.evaluation.quality import always_on as always_on
     from tracer.evaluation.quality import estimate_quality as estimate_quality
     from tracer.evaluation.steering import Steering as Steering
     from tracer.evaluation.steering import steer as steer
+    from tracer.evaluation.swap import Swap as Swap
+    from tracer.evaluation.swap import swap as swap
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -54,6 +59,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Attribution": "attribution.result",
     "Circuit": "circuit.circuit",
+    "EdgeCurves": "evaluation.edge_curves",
     "Evaluation": "evaluation.curves",
     "Graph": "circuit.circuit",
     "JobError": "errors",
@@ -68,23 +74,28 @@ _HOME = {
     "TracerError": "errors",
     "TracerWarning": "errors",
     "Steering": "evaluation.steering",
+    "Swap": "evaluation.swap",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
+    "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
     "export": "circuit.exchange",
+    "filter_prompts": "evaluation.answers",
     "import_graph": "circuit.exchange",
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
     "plan": "runs.plan.local",
     "run": "runs.driver",
     "steer": "evaluation.steering",
+    "swap": "evaluation.swap",
     "trace": "attribution.trace",
     "view": "reports.tables",
 }
 __all__ = [
     "Attribution",
     "Circuit",
+    "EdgeCurves",
     "Evaluation",
     "Graph",
     "JobError",
@@ -97,19 +108,23 @@ __all__ = [
     "Run",
     "RunError",
     "Steering",
+    "Swap",
     "TracerError",
     "TracerWarning",
     "always_on",
     "attribute",
+    "edge_curves",
     "estimate_quality",
     "evaluate",
     "export",
+    "filter_prompts",
     "import_graph",
     "load",
     "minimality",
     "plan",
     "run",
     "steer",
+    "swap",
     "trace",
     "view",
 ]

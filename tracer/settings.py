@@ -18,13 +18,21 @@ Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", 
 Baseline = Literal["zero", "mean", "counterfactual"]
 Basis = Literal["activation", "output"]
 MetricKind = Literal["auto", "logit", "difference", "topk", "logprob", "centred"]
-Rule = Literal["norm", "attention", "activation", "product"]
+Rule = Literal["norm", "attention", "activation", "product", "gate"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 BASELINES: tuple[str, ...] = get_args(Baseline)
 BASES: tuple[str, ...] = get_args(Basis)
 METRICS: tuple[str, ...] = get_args(MetricKind)
-RULES: frozenset[str] = frozenset(get_args(Rule))
+ALL_RULES: tuple[str, ...] = get_args(Rule)
+RULES: frozenset[str] = frozenset({"norm", "attention", "activation", "product"})
+"""Those that are on by default: the paper's RelP."""
+LINEAR_GATE: frozenset[str] = RULES - {"product"} | {"gate"}
+"""The linear gate in the place of the half rule."""
+LINEARISED = frozenset({RULES, LINEAR_GATE})
+"""Sets of rules under which nothing but linear maps is left, so that relevance is conserved."""
+VARIANTS: dict[str, frozenset[str]] = {"all": RULES, "no-half": RULES - {"product"}, "linear-gate": LINEAR_GATE}
+"""Sets of rules that have a name."""
 PATH_METHODS = frozenset({"ig", "conductance", "ig-activation"})
 VALUE_TIMES_GRADIENT = frozenset({"relp", "grad", "ig", "ig-activation"})
 """Methods whose attribution is the distance from the baseline times one gradient."""
@@ -48,7 +56,8 @@ class Settings(Record):
         baseline: what a neuron is compared with.
         basis: ``activation`` (input of the down projection) or ``output`` (its output).
         metric: one number per prompt; ``auto`` is the logit difference with a foil, else the target logit.
-        rules: the RelP rules that are on; empty unless the method is ``relp``.
+        rules: the RelP rules that are on; empty unless the method is ``relp``. ``gate`` stands in the place of
+            ``product``: one of them at most.
         steps: interpolation steps of ``ig``, ``conductance`` and ``ig-activation``.
         top_k: how many of the model's top tokens the metric ``topk`` sums.
         seed: of the method ``random``.
@@ -67,6 +76,7 @@ class Settings(Record):
     def _has_effect(self) -> Settings:
         if self.method != "relp" and self.rules:
             raise ValueError(f"rules only have an effect with method 'relp', not {self.method!r}")
+        check_rules(self.rules)
         if self.method not in PATH_METHODS and self.steps != DEFAULT_STEPS:
             raise ValueError(f"steps only have an effect with {sorted(PATH_METHODS)}, not {self.method!r}")
         if self.metric != "topk" and self.top_k != DEFAULT_TOP_K:
@@ -86,7 +96,7 @@ class Settings(Record):
     @property
     def conserves(self) -> bool:
         """Whether relevance must be conserved on a bias-free model (method.md section 8, identity 2)."""
-        return self.method == "relp" and self.rules == RULES and self.metric in LINEAR_METRICS
+        return self.method == "relp" and self.rules in LINEARISED and self.metric in LINEAR_METRICS
 
     @property
     def edge_rules(self) -> frozenset[str]:
@@ -94,12 +104,33 @@ class Settings(Record):
         return frozenset(self.rules) if self.method == "relp" else RULES
 
 
+class WeightsFile(Record):
+    """The GGUF file that a model's weights were read from.
+
+    Attributes:
+        file: its name in the model's folder or repository. sha256: of the whole file.
+        types: of its tensors, that of most weights first: what they were dequantised from.
+    """
+
+    file: str
+    sha256: str
+    types: tuple[str, ...]
+
+    @property
+    def shown(self) -> str:
+        """In words, for whoever reads a result."""
+        verb = "read" if set(self.types) <= {"F32", "F16", "BF16", "F64"} else "dequantised"
+        return f"{verb} from {', '.join(self.types)} ({self.file}, SHA-256 {self.sha256[:12]})"
+
+
 class ModelRecord(Record):
-    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights, an `adapter` merged."""
+    """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights, an `adapter` merged, `gguf`
+    the file that they were read from, if it was one."""
 
     name: str
     revision: str | None
     adapter: str | None = None
+    gguf: WeightsFile | None = None
     family: str
     fingerprint: str
     dtype: str
@@ -113,17 +144,66 @@ class ModelRecord(Record):
     def _as_before_adapters(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Without a key that says nothing, so that the fingerprints of circuits stay what they were."""
         kept = handler(self)
-        return {name: value for name, value in kept.items() if name != "adapter" or value is not None}
+        return {name: value for name, value in kept.items() if name not in ("adapter", "gguf") or value is not None}
+
+    @property
+    def shown(self) -> str:
+        """The model in words: its name, what is merged into it, and the file that its weights were read from."""
+        merged = "" if self.adapter in (None, self.name) else f" with {self.adapter} merged"
+        return f"{self.name}{merged}{'' if self.gguf is None else f', {self.gguf.shown}'}"
+
+    def loading(self) -> dict[str, Any]:
+        """The arguments of `tracer.load` beside the name that say which weights, those that are set."""
+        file = None if self.gguf is None or self.name.endswith(".gguf") else self.gguf.file
+        given = {"revision": self.revision, "gguf_file": file, "adapter": self.adapter}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def check_rules(rules: Iterable[str]) -> None:
+    """Refuse rules that say two things of one product.
+
+    Raises:
+        ValueError: the half rule and the linear gate are both among them.
+    """
+    if {"product", "gate"} <= frozenset(rules):
+        raise ValueError("rules cannot have both 'product' and 'gate': each says what becomes of act(gate) * up")
+
+
+def rules_of(name: str) -> frozenset[str]:
+    """The RelP rules that a name stands for: that of one of `VARIANTS`, or rules joined by ``+``, or ``none``.
+
+    Raises:
+        ValueError: no such variant or rule, a rule twice, or rules that do not go together.
+    """
+    if name in VARIANTS:
+        return VARIANTS[name]
+    rules = [] if name == "none" else name.split("+")
+    if len(set(rules)) < len(rules) or not set(rules) <= set(ALL_RULES):
+        known = f"{', '.join(VARIANTS)}, none, or some of {', '.join(ALL_RULES)}, each once"
+        raise ValueError(f"rules must be {known} and joined by +, not {quoted(name)}")
+    check_rules(rules)
+    return frozenset(rules)
+
+
+def rules_name(rules: Iterable[str]) -> str:
+    """The name of a set of rules, from which `rules_of` makes it."""
+    given = frozenset(rules)
+    named = next((name for name, one in VARIANTS.items() if one == given), None)
+    return named or "+".join(rule for rule in ALL_RULES if rule in given) or "none"
 
 
 def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
-    """`Settings` from arguments; `rules=None` means all of them for ``relp`` and none elsewhere.
+    """`Settings` from arguments; `rules=None` means the default ones for ``relp`` and none elsewhere; a name out of
+    `VARIANTS` its rules.
 
     Raises:
         JobError: an unknown name, a value out of range, or a setting without effect.
     """
     if isinstance(rules, str):
-        raise JobError(f"rules={rules!r}", "must be a list of names", f"write rules=[{rules!r}]")
+        if rules not in VARIANTS:
+            rule = f"must be {', '.join(VARIANTS)} or a list of names"
+            raise JobError(f"rules={rules!r}", rule, f"write rules=[{rules!r}]")
+        rules = VARIANTS[rules]
     if rules is None:
         rules = RULES if values.get("method", "relp") == "relp" else ()
     try:

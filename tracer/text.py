@@ -79,3 +79,15 @@ def frame_csv(frame: Any) -> str:
     out = CsvLines()
     frame.to_csv(out, index=False, lineterminator="\r\n")
     return out.getvalue()
+
+
+def kept_of(kept: int, left: Mapping[str, int]) -> str:
+    """How many prompts were kept, and why the others were not: ``61 of 80 prompts kept: 19 answered otherwise``.
+
+    Args:
+        left: how many the model answers otherwise (``filtered``), its tokenizer cannot be asked (``skipped``), and
+            ``failed``. Skipped are built-in pairs with an answer of several tokens, or of unequal or other lengths.
+    """
+    says = {"filtered": "answered otherwise", "skipped": "skipped for their tokens", "failed": "failed"}
+    why = ", ".join(f"{left[name]:,} {text}" for name, text in says.items() if left.get(name))
+    return f"{kept:,} of {kept + sum(left.values()):,} prompts kept" + (f": {why}" if why else "")

@@ -15,12 +15,16 @@ from tracer.attribution.edges import Edges, direct_edges
 from tracer.attribution.selection import select
 from tracer.errors import JobError, ModelError
 from tracer.model.model import Model
+from tracer.settings import LINEAR_GATE, RULES
 
 IDS = (1, 6, 7, 8, 9, 10, 11)
 LOGITS = torch.tensor([[6, 20], [6, 30], [4, 22]])
 CASES = [
     (family, attn) for family in tiny.FAMILIES for attn in ("eager", "sdpa") if family in tiny.SDPA or attn == "eager"
 ]
+
+
+GATED = tuple(family for family in tiny.FAMILIES if family not in ("gpt2", "gpt_neox"))
 
 
 def loaded(family: str, attn: str = "eager", **over: Any) -> Model:
@@ -38,9 +42,9 @@ def gap(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max())
 
 
-def by_oracle(model: Model, nodes: Tensor, basis: str) -> reference.Edges:
+def by_oracle(model: Model, nodes: Tensor, basis: str, rules: frozenset[str] = RULES) -> reference.Edges:
     targets = [tuple(node) for node in nodes.tolist()] + [(model.n_layers, *pair) for pair in LOGITS.tolist()]
-    return reference.edges(model.module, torch.tensor([IDS]), targets, basis=basis)
+    return reference.edges(model.module, torch.tensor([IDS]), targets, basis=basis, rules=rules)
 
 
 @pytest.mark.parametrize("basis", ["activation", "output"])
@@ -54,6 +58,28 @@ def test_both_engines_equal_the_oracle(family: str, attn: str, basis: str) -> No
         found = direct_edges(model, IDS, nodes, LOGITS, basis=basis, engine=engine)
         assert gap(found.weight, weight) < 1e-5, engine
         assert gap(found.target_values, expected.values) < 1e-5
+
+
+@pytest.mark.parametrize("basis", ["activation", "output"])
+@pytest.mark.parametrize(("family", "attn"), [case for case in CASES if case[0] in GATED])
+def test_both_engines_equal_the_oracle_with_a_linear_gate(family: str, attn: str, basis: str) -> None:
+    model = loaded(family, attn)
+    nodes = some_nodes(model, basis)
+    expected = by_oracle(model, nodes, basis, LINEAR_GATE)
+    weight = torch.cat([expected.neurons[:, *nodes.unbind(-1)], expected.embeddings], 1)
+    for engine in ("replay", "autograd"):
+        found = direct_edges(model, IDS, nodes, LOGITS, basis=basis, engine=engine, rules=LINEAR_GATE)
+        assert gap(found.weight, weight) < 1e-5, engine
+        assert gap(found.target_values, expected.values) < 1e-5
+        if family in tiny.BIAS_FREE:
+            assert gap(found.incoming, found.target_values) < 1e-4, engine
+    assert gap(direct_edges(model, IDS, nodes, LOGITS, basis=basis).weight, weight) > 0.01
+
+
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in GATED])
+def test_a_linear_gate_is_refused_where_there_is_no_gate(family: str) -> None:
+    with pytest.raises(JobError, match=f"has no effect on a {family} model"):
+        direct_edges(loaded(family), IDS, some_nodes(loaded(family)), LOGITS, rules=LINEAR_GATE)
 
 
 @pytest.mark.parametrize("parallel", [True, False])

@@ -13,15 +13,21 @@ import torch
 import reference as ref
 import tiny as t
 import tracer
-from helpers import FOILS, KERNELS, TARGETS, Question, aligned, compare, error, fresh, load, padded
-from tracer import settings
-from tracer.settings import METRICS, PATH_METHODS, RULES
+from helpers import FOILS, KERNELS, TARGETS, Question, aligned, compare, error, fresh, load, padded, refused
+from tracer import JobError, settings
+from tracer.settings import ALL_RULES, LINEAR_GATE, METRICS, PATH_METHODS, RULES
 
 TOLERANCE = 1e-5
 SMALL = Question(lengths=(4, 2), targets=TARGETS[:2], foils=FOILS[:2])
 BASES = ("activation", "output")
 KINDS = tuple(kind for kind in METRICS if kind != "auto")
-SUBSETS = [frozenset(part) for size in range(5) for part in itertools.combinations(sorted(RULES), size)]
+SUBSETS = [
+    frozenset(part)
+    for size in range(5)
+    for part in itertools.combinations(sorted(ALL_RULES), size)
+    if not {"product", "gate"} <= set(part)
+]
+GATED = tuple(family for family in t.FAMILIES if family not in ("gpt2", "gpt_neox"))
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gpt_neox", {"use_parallel_residual": False}),
@@ -86,8 +92,30 @@ def test_relp_equals_oracle_with_one_rule_off(family: str, attn: str, off: str) 
 @pytest.mark.parametrize("rules", SUBSETS, ids=lambda rules: "+".join(sorted(rules)) or "none")
 @pytest.mark.parametrize("family", ["gemma3", "gpt_neox"])
 def test_relp_equals_oracle_with_every_subset_of_rules(family: str, rules: frozenset[str]) -> None:
+    if "gate" in rules and family not in GATED:
+        with refused(JobError, "'gate'", "has no effect on a gpt_neox model", "gated MLPs"):
+            tracer.attribute(load(family), Question().prompts(), rules=rules)
+        return
     found = compare(load(family), Question(metric="centred"), rules=rules, basis="output")
     assert found.worst <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("baseline", ["zero", "mean", "counterfactual"])
+@pytest.mark.parametrize(("family", "attn"), [pair for pair in KERNELS if pair[0] in GATED])
+def test_relp_equals_oracle_with_a_linear_gate(family: str, attn: str, baseline: str, basis: str) -> None:
+    found = compare(load(family, attn), Question(), rules=LINEAR_GATE, baseline=baseline, basis=basis)
+    assert found.worst <= TOLERANCE, found
+
+
+@pytest.mark.parametrize("family", GATED)
+def test_with_a_linear_gate_nothing_flows_through_the_gates_weights(family: str) -> None:
+    """The activation rule has nothing left to do but for a soft-cap of the logits, and the variant has a name."""
+    model, prompts = load(family), Question().prompts()
+    found = tracer.attribute(model, prompts, rules="linear-gate")
+    assert error(found.nodes, tracer.attribute(model, prompts).nodes) > 0.01
+    without = tracer.attribute(model, prompts, rules=LINEAR_GATE - {"activation"})
+    assert torch.equal(without.nodes, found.nodes) == (model.soft_cap is None)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -18,7 +18,7 @@ from tracer import JobError, ModelError, Prompt
 from tracer.attribution.result import Attribution
 from tracer.attribution.selection import select
 from tracer.model import rules
-from tracer.settings import LINEAR_METRICS, METHODS, PATH_METHODS, RULES
+from tracer.settings import LINEAR_GATE, LINEAR_METRICS, METHODS, PATH_METHODS, RULES
 
 QUESTION = Question()
 NO_BIAS: list[tuple[str, dict[str, Any]]] = [
@@ -49,6 +49,9 @@ def same(one: Attribution, other: Attribution) -> bool:
 @pytest.mark.parametrize(("family", "over"), NO_BIAS)
 def test_relp_conserves_the_metric_without_biases(family: str, over: dict[str, Any], metric: str) -> None:
     asked = replace(QUESTION, metric=metric)
+    if family in GATED:
+        gate = tracer.attribute(load(family, **over), asked.prompts(), metric=metric, rules=LINEAR_GATE)
+        assert float(gate.relative_unexplained().max()) < 1e-5
     for baseline in ("zero", "counterfactual"):
         got = tracer.attribute(load(family, **over), asked.prompts(), metric=metric, baseline=baseline)
         assert float(got.relative_unexplained().max()) < 1e-5

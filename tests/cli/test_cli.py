@@ -165,6 +165,16 @@ def test_rules_can_be_switched_off() -> None:
     assert found["settings"]["rules"] == ["activation", "attention", "norm"]
     assert abs(found["unexplained"]) > 0.1
     assert not found["conserves"]
+    named = json.loads(traced(*KEYS, "--rules", "no-half", "--format", "json").stdout)
+    assert (named["nodes"], named["settings"]) == (found["nodes"], found["settings"])
+
+
+def test_a_linear_gate_conserves_and_is_named() -> None:
+    found = json.loads(traced(*KEYS, "--rules", "linear-gate", "--format", "json").stdout)
+    assert found["settings"]["rules"] == ["activation", "attention", "gate", "norm"]
+    assert abs(found["unexplained"]) < 1e-3
+    assert found["conserves"]
+    assert "rules linear-gate" in traced(*KEYS, "--rules", "activation+norm+attention+gate").stdout
 
 
 def test_doctor_measures_the_identities() -> None:
@@ -210,6 +220,10 @@ BAD = {
     "steps without effect": (["The keys", "--steps", "3"], "no"),
     "rule without effect": (["The keys", "--method", "grad", "--without-rule", "norm"], "no effect"),
     "unknown rule": (["The keys", "--without-rule", "softmax"], "must be one of"),
+    "unknown rules": (["The keys", "--rules", "half"], "must be all, no-half, linear-gate"),
+    "rules that do not go together": (["The keys", "--rules", "product+gate"], "'product' and 'gate'"),
+    "rules twice": (["The keys", "--rules", "all", "--without-rule", "norm"], "no effect with --without-rule"),
+    "rules of another method": (["The keys", "--rules", "linear-gate", "--method", "grad"], "no effect with method"),
     "top with a target": (["The keys", "--top", "5", "--target", " are"], "no effect"),
     "top with a metric": (["The keys", "--top", "5", "--metric", "logit"], "no effect"),
     "too large a top": (["The keys", "--top", "100000"], "vocabulary"),

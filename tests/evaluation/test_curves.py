@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from tracer.data import tasks
 from tracer.errors import JobError
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Curves, curves, ordered
+from tracer.evaluation.statistics import Size
 from tracer.evaluation.testset import NEVER, Fit, Job, TestSet
 from tracer.prompts import Encoded, Prompt, encode
 from tracer.settings import settings
@@ -130,6 +133,19 @@ def test_seeds_decide_control_and_intervals_alone() -> None:
     assert again.record() == aligned().record()
     assert torch.equal(other.faithfulness.estimate, aligned().faithfulness.estimate)
     assert not torch.equal(other.control_faithfulness.estimate, aligned().control_faithfulness.estimate)
+
+
+def test_a_record_from_before_there_was_settles_is_read() -> None:
+    found = aligned()
+    record = json.loads(json.dumps(found.record()))
+    assert Curves.of(record).settles == found.settles
+    sizes, values = found.sizes, found.faithfulness.estimate.tolist()
+    wanted = next(size for i, size in enumerate(sizes) if all(0.9 <= value <= 1.1 for value in values[i:]))
+    assert found.settles.estimate == wanted
+    del record["settles"]
+    old = Curves.of(record)
+    assert old.settles == Size(None, None, wanted)
+    assert dataclasses.replace(old, settles=found.settles).record() == found.record()
 
 
 def test_a_bench_with_little_memory_measures_the_same() -> None:

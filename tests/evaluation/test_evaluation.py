@@ -175,7 +175,7 @@ def _measured(model: Model, circuit: Circuit, prompts: list[Prompt], sizes: tupl
     """The raw measurements: a random model's denominator may be too small for an interval."""
     from tracer.evaluation import faithfulness
 
-    test, _ = faithfulness._test_set(model, circuit, prompts, "zero", faithfulness._How(memory=2**30))
+    test, _ = faithfulness.test_set(model, circuit, prompts, "zero", faithfulness.How(memory=2**30))
     ranks = faithfulness._ranks(model, circuit, 5, True)
     rows = range(len(prompts))
     whole, empty = (test.measure([Job(row, ranks, 0, stays) for row in rows]) for stays in (False, True))

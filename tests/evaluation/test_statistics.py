@@ -326,6 +326,31 @@ def test_first_size_is_where_the_envelope_crosses(curve: list[float], level: flo
     assert statistics.first_size(sizes, tensor(*curve), level) == statistics.first_size(sizes, envelope, level)
 
 
+@pytest.mark.parametrize(
+    ("curve", "wanted"),
+    [
+        ((0.2, 0.9, 1.27, 1.05, 1.0), 100),  # .9 is reached at 20, and passed
+        ((0.2, 0.95, 0.85, 1.1, 1.0), 100),  # a dip
+        ((0.9, 1.1, 1.0, 1.0, 1.0), 10),
+        ((0.0, 0.0, 0.0, 0.0, 1.0), 200),
+        ((1.0, 1.0, 1.0, 1.0, 1.11), None),
+        ((1.0, 1.0, 1.0, 1.0, math.nan), None),
+        ((0.3, math.nan, 1.0, 1.0, 1.0), 50),
+    ],
+)
+def test_the_size_from_which_a_curve_stays_near_one(curve: tuple[float, ...], wanted: int | None) -> None:
+    values = torch.tensor(curve, dtype=torch.double)
+    assert statistics.settled_size([10, 20, 50, 100, 200], values) == wanted
+
+
+@given(st.lists(st.floats(0.5, 1.5, width=32) | st.sampled_from([0.9, 1.0, 1.1, math.nan]), min_size=1, max_size=8))
+def test_where_a_curve_stays_is_as_defined(curve: list[float]) -> None:
+    """By brute force: the first size such that no value from there on is outside."""
+    sizes = [3 * i + 1 for i in range(len(curve))]
+    wanted = [size for i, size in enumerate(sizes) if all(0.9 <= value <= 1.1 for value in curve[i:])]
+    assert statistics.settled_size(sizes, torch.tensor(curve, dtype=torch.double)) == (wanted[0] if wanted else None)
+
+
 def curves(*rows: list[float]) -> statistics.Resamples:
     values = torch.tensor(rows, dtype=torch.double)
     return statistics.Resamples(values.nanmedian(0).values, values)
@@ -347,6 +372,30 @@ def test_not_reached_is_none() -> None:
 def test_a_degenerate_resample_lies_beyond_both_sizes() -> None:
     rows = [[0.0, 1, 1]] * 90 + [[math.nan] * 3] * 10
     assert statistics.size_for([10, 50, 200], curves(*rows), 0.9) == statistics.Size(10, None, 50)
+
+
+def test_where_a_curve_stays_has_an_interval_over_resamples() -> None:
+    rows = [[1.0, 1, 1]] * 10 + [[1.3, 1, 1]] * 80 + [[1.3, 1.2, 1]] * 10
+    assert statistics.settles([10, 50, 200], curves(*rows)) == statistics.Size(10, 200, 50)
+    lost = [[1.3, 1, 1]] * 90 + [[1.3, 1, 0.7]] * 10
+    assert statistics.settles([10, 50, 200], curves(*lost)) == statistics.Size(50, None, 50)
+    degenerate = [[1.3, 1, 1]] * 90 + [[math.nan] * 3] * 10
+    assert statistics.settles([10, 50, 200], curves(*degenerate)) == statistics.Size(10, None, 50)
+    alone = statistics.Resamples(tensor(1.3, 1, 1).double(), torch.zeros(0, 3, dtype=torch.double))
+    assert statistics.settles([10, 50, 200], alone) == statistics.Size(None, None, 50)
+
+
+def test_where_a_curve_stays_is_counted_over_resampled_prompts() -> None:
+    """Against every resample counted one by one."""
+    table = torch.rand(12, 7, generator=torch.Generator().manual_seed(1)) * 2 + torch.linspace(0, 10, 7)
+    found = statistics.resample(table[:, [0, 6, 1, 2, 3, 4, 5, 6]], of_table)
+    sizes = [1, 2, 5, 10, 20, 50]
+    each = [statistics.settled_size(sizes, curve) for curve in found.values]
+    order = sorted(math.inf if size is None else size for size in each)
+    size = statistics.settles(sizes, found)
+    assert size.estimate == statistics.settled_size(sizes, found.estimate)
+    assert size.low == order[math.floor(0.025 * (len(order) - 1))]
+    assert (size.high or math.inf) == order[math.ceil(0.975 * (len(order) - 1))]
 
 
 def test_more_is_needed_for_a_higher_level() -> None:

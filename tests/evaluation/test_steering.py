@@ -19,7 +19,8 @@ from tracer.circuit.circuit import Circuit
 from tracer.data.tasks import capitals
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, RunError
-from tracer.evaluation.steering import Action, _drawn, _wilson, read_nodes, steer, swap_states
+from tracer.evaluation.steering import Action, drawn_alike, read_nodes, steer
+from tracer.evaluation.swap import swap, wilson
 from tracer.model.model import Model
 from tracer.prompts import Prompt, decode, encode
 
@@ -177,7 +178,7 @@ def test_the_control_is_seeded_and_has_as_many_neurons_in_each_layer_at_each_pos
     assert one.control is not None
     assert one.control.low < one.control.mean < one.control.high
     places = [(row["layer"], row["position"], row["neuron"]) for row in circuit().neurons.to_pylist()]
-    drawn = _drawn(places, 384, torch.Generator().manual_seed(0))
+    drawn = drawn_alike(places, 384, torch.Generator().manual_seed(0))
     assert len(set(drawn)) == len(places)
     assert Counter(node[:2] for node in drawn) == Counter(node[:2] for node in places)
     assert set(drawn) != set(places)
@@ -204,9 +205,13 @@ def test_the_plural_becomes_singular() -> None:
     assert are.control.low > 0.5
 
 
+def asked(pairs: Sequence[Pair]) -> list[Prompt]:
+    return [pair.to_prompt() for pair in pairs]
+
+
 def test_one_state_in_place_of_another() -> None:
     pairs = capitals.pairs("test", 12, vocabulary=demo())
-    got = swap_states(demo(), pairs, ks=(5, 20, 50))
+    got = swap(demo(), asked(pairs), ks=(5, 20, 50))
     assert got.n_pairs == 12
     assert got.answered.estimate > 0.9
     assert got.swapped.becomes.estimate[1:].min() >= 0.7
@@ -215,31 +220,43 @@ def test_one_state_in_place_of_another() -> None:
     assert got.zeroed.becomes.estimate.max() < 0.2
     assert got.random.stays.estimate.min() > 0.9
     assert got.n_nodes.tolist() == sorted(got.n_nodes.tolist())
-    again = swap_states(demo(), pairs, ks=(5, 20, 50), memory=1)
+    again = swap(demo(), asked(pairs), ks=(5, 20, 50), memory=1)
     assert torch.equal(again.swapped.answers, got.swapped.answers)
     assert torch.equal(again.random.answers, got.random.answers)
-    one = swap_states(demo(), pairs[:1], ks=(50,))
+    one = swap(demo(), asked(pairs[:1]), ks=(50,))
     assert one.swapped.answers.tolist() == got.swapped.answers[:1, 2:].tolist()
     foil = encode(Prompt(pairs[0].prompt, target=pairs[0].foil), demo()).target_ids
     assert tuple(one.swapped.answers[0].tolist()) == foil
 
 
-def test_the_swap_equals_plain_hooks() -> None:
+@pytest.mark.parametrize("baseline", ["zero", "counterfactual"])
+def test_the_swap_equals_plain_hooks(baseline: str) -> None:
     """On a tiny random model, with pairs of two lengths in one padded batch."""
     model, k = load("llama"), 8
     texts = [("the car near", "the key near"), ("the capital of state near car", "the cabinet of state near man")]
     pairs = [Pair(str(i), one, two, " is", " are", "") for i, (one, two) in enumerate(texts)]
-    got = swap_states(model, pairs, ks=(k,))
+    got = swap(model, asked(pairs), ks=(k,), baseline=baseline)
     for row, pair in enumerate(pairs):
         found = [
-            tracer.attribute(model, [Prompt(text, target=target)])
-            for text, target in ((pair.prompt, pair.target), (pair.counterfactual, pair.foil))
+            tracer.attribute(
+                model,
+                [
+                    Prompt(text, target=target)
+                    if baseline == "zero"
+                    else Prompt(text, target=target, foil=foil, counterfactual=other)
+                ],
+                baseline=baseline,
+            )
+            for text, target, other, foil in (
+                (pair.prompt, pair.target, pair.counterfactual, pair.foil),
+                (pair.counterfactual, pair.foil, pair.prompt, pair.target),
+            )
         ]
         shape = found[0].nodes.shape[1:]
         sets = [{tuple(x.tolist()) for x in _top(one.nodes[0], k, shape)} for one in found]
         values = found[1].activations[0]
 
-        def swap(layer: int, value: Tensor, nodes: Any = sets[0] | sets[1], values: Tensor = values) -> Tensor:
+        def put(layer: int, value: Tensor, nodes: Any = sets[0] | sets[1], values: Tensor = values) -> Tensor:
             value = value.clone()
             for at, position, neuron in nodes:
                 if at == layer:
@@ -247,7 +264,7 @@ def test_the_swap_equals_plain_hooks() -> None:
             return value
 
         zero = on(sorted(sets[0]), lambda value: value * 0)
-        assert int(got.swapped.answers[row, 0]) == int(plain(model, Prompt(pair.prompt), swap).argmax())
+        assert int(got.swapped.answers[row, 0]) == int(plain(model, Prompt(pair.prompt), put).argmax())
         assert int(got.zeroed.answers[row, 0]) == int(plain(model, Prompt(pair.prompt), zero).argmax())
 
 
@@ -256,7 +273,7 @@ def _top(nodes: Tensor, k: int, shape: Sequence[int]) -> Tensor:
 
 
 def test_wilson_intervals() -> None:
-    got = _wilson(torch.tensor([[True, False, True]] * 10 + [[True, False, False]] * 30))
+    got = wilson(torch.tensor([[True, False, True]] * 10 + [[True, False, False]] * 30))
     assert got.estimate.tolist() == [1.0, 0.0, 0.25]
     assert got.low.tolist() == pytest.approx([0.9124, 0.0, 0.1419], abs=1e-4)  # statsmodels' proportion_confint
     assert got.high.tolist() == pytest.approx([1.0, 0.0876, 0.4019], abs=1e-4)
@@ -364,12 +381,12 @@ def test_a_circuit_that_does_not_fit_is_an_error() -> None:
 def test_a_swap_that_cannot_be_is_an_error() -> None:
     pairs = capitals.pairs("test", 2, vocabulary=demo())
     with refused(JobError, "nothing to swap"):
-        swap_states(demo(), [])
+        swap(demo(), [])
     for ks in ((), (0, 5), (5, 5), (10, 5), (4 * 9 * 384 + 1,)):
         with refused(JobError, "must rise"):
-            swap_states(demo(), pairs, ks=ks)
+            swap(demo(), asked(pairs), ks=ks)
     with refused(JobError, "equally long"):
-        swap_states(demo(), [Pair("x", "The key", "The key near the car", " is", " are", "")])
+        swap(demo(), asked([Pair("x", "The key", "The key near the car", " is", " are", "")]))
 
 
 # ---------------------------------------------------------------------------------- what a generation_config says

@@ -15,7 +15,7 @@ import reference as ref
 from helpers import error, load
 from tracer.model import families, rules
 from tracer.model.rules import FACTORS
-from tracer.settings import RULES
+from tracer.settings import ALL_RULES, RULES
 
 NAMES = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 WIDTHS: dict[torch.dtype, Literal[16, 32]] = {torch.float16: 16, torch.float32: 32}
@@ -98,7 +98,7 @@ def test_soft_cap_is_a_constant_factor_with_limit_one(cap: float) -> None:
 
 
 def test_rule_names_are_those_of_the_settings() -> None:
-    assert {rule for rule, _ in rules.RULE_OF.values()} == RULES
+    assert {rule for rule, _ in rules.RULE_OF.values()} == set(ALL_RULES)
 
 
 class Envoy:
@@ -128,6 +128,18 @@ def test_product_rule_halves_both_factors() -> None:
     assert torch.equal(envoy.input, gate * up)
     assert torch.equal(slopes[0], 0.5 * up)
     assert torch.equal(slopes[1], 0.5 * gate)
+
+
+def test_gate_rule_gives_all_of_the_gradient_to_the_other_factor() -> None:
+    gate, up = (torch.randn(9, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
+    envoy = Envoy(ACT2FN["silu"], gate)
+    value = envoy.output.detach().clone()
+    rules.gate(envoy)
+    made = envoy.output * up
+    slopes = torch.autograd.grad(made.sum(), (gate, up), allow_unused=True)
+    assert torch.equal(envoy.output, value)
+    assert slopes[0] is None
+    assert torch.equal(slopes[1], value)
 
 
 def test_apply_leaves_a_rule_out_that_is_off() -> None:

@@ -128,8 +128,8 @@ def adapter_alone(folder: Path) -> None:
 
 KINDS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "pickled": (pickled, ("pytorch_model.bin", "never read", "save_pretrained")),
-    "gguf": (gguf, ("model-q4.gguf", "llama.cpp", "safetensors")),
-    "gguf alone": (gguf_alone, ("model-q4.gguf", "llama.cpp", "safetensors")),
+    "gguf": (gguf, ("model-q4.gguf", "damaged or cut short", "download it again")),
+    "gguf alone": (gguf_alone, ("model-q4.gguf", "damaged or cut short", "download it again")),
     "pointer to weights": (pointer("model.safetensors"), ("model.safetensors", "Git LFS", "git lfs pull")),
     "pointer to a tokenizer": (pointer("tokenizer.json"), ("tokenizer.json", "Git LFS", "git lfs pull")),
     "pointer to a config": (pointer("config.json"), ("config.json", "Git LFS", "git lfs pull")),
@@ -152,12 +152,6 @@ def test_an_adapter_alone_names_the_option_of_the_surface(folder: Path) -> None:
     adapter_alone(folder)
     with surface("shell"), refused(ModelError, "base model, and --adapter "):
         tracer.load(folder)
-
-
-def test_a_gguf_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with refused(ModelError, "m.gguf", "llama.cpp"):
-        tracer.load(tmp_path / "m.gguf")
 
 
 def test_where_no_weights_are_needed_none_are_asked_for(folder: Path) -> None:

@@ -341,7 +341,8 @@ class Told:
 
     def run(self, **order: Any) -> None:
         report = self.work.run(
-            Task(unit=0, **order), lambda prompts, done, note="", part=None: self.began.append((tuple(prompts), done))
+            Task(unit=0, **order),
+            lambda prompts, done, note="", part=None, at=None: self.began.append((tuple(prompts), done)),
         )
         assert sum(report.statuses.values()) == 8
 

@@ -30,6 +30,7 @@ from inline import InlinePool
 from loopback import FAMILIES, LIMITS, Loopback, prompts, start, stop
 from tracer import demo
 from tracer.attribution import backward, request
+from tracer.attribution.among import links_among
 from tracer.attribution.attribute import prepared
 from tracer.attribution.edges import direct_edges
 from tracer.attribution.selection import Selection
@@ -168,6 +169,7 @@ def test_edges_of_a_batch_are_those_of_each_prompt(server: Loopback, name: str, 
         {"mass": 0.4, "exclude": [(1, 5)]},
         {"nodes": 12, "basis": "output", "metric": "difference"},
         {"nodes": 12, "rules": ["norm", "attention"]},
+        {"nodes": 12, "rules": "linear-gate"},
     ],
 )
 def test_nodes_are_selected_there_by_the_same_rules(server: Loopback, rules: dict[str, Any]) -> None:
@@ -437,6 +439,38 @@ def test_a_sandbox_gives_the_same_numbers_where_the_weights_are_here(server: Loo
     assert error(*weights) < 1e-5
     with refused(RemoteError, "needs gradients"):
         tracer.attribute(there, prompts(name), "grad")
+
+
+def test_a_linear_gate_works_in_a_sandbox_where_the_weights_are_here(server: Loopback) -> None:
+    _, here = server.pair("gemma2")
+    server.mode(sandboxed=True)
+    there = server.load("gemma2", weights="local", attention="eager")
+    both = [tracer.attribute(model, prompts("gemma2"), rules="linear-gate") for model in (there, here)]
+    for part in ("nodes", "activations", "embeddings", "metric"):
+        assert error(*(getattr(one, part) for one in both)) < 2e-6, part
+    circuits = [tracer.trace(model, prompts("gemma2")[0], nodes=20, rules="linear-gate") for model in (there, here)]
+    weights = [torch.tensor(list(weights_of(circuit).values())) for circuit in circuits]
+    assert error(*weights) < 1e-5
+    half = tracer.trace(here, prompts("gemma2")[0], nodes=20)
+    assert half.nodes.column("attribution").to_pylist() != circuits[1].nodes.column("attribution").to_pylist()
+    with refused(RemoteError, "needs gradients"):
+        tracer.attribute(there, prompts("gemma2"), rules="no-half")
+
+
+@pytest.mark.parametrize("sandboxed", [False, True])
+@pytest.mark.parametrize("nodes", [[(0, 1, 5), (1, 2, 7), (1, 2, 3)], [(1, -1, 7), (0, -1, 5)]])
+def test_edges_among_given_nodes_are_the_local_ones(
+    server: Loopback, nodes: list[tuple[int, int, int]], sandboxed: bool
+) -> None:
+    _, here = server.pair("demo")
+    server.mode(sandboxed=sandboxed)
+    keys: dict[str, Any] = {"weights": "local"} if sandboxed else {}
+    there = server.load("demo", attention="eager", **keys)
+    asked = prompts("demo")[:2]
+    for got, wanted in zip(*(links_among(model, asked, nodes) for model in (there, here)), strict=True):
+        assert torch.equal(got.prompt.nodes, wanted.prompt.nodes)
+        for part in ("weight", "attribution", "incoming", "values", "gradients"):
+            assert error(getattr(got, part), getattr(wanted, part)) < 1e-5, part
 
 
 def test_forward_only_work_needs_no_permission(server: Loopback) -> None:

@@ -25,7 +25,7 @@ from tracer.evaluation.ablations import Replacement
 from tracer.evaluation.curves import curves, ordered, shuffled
 from tracer.evaluation.faithfulness import minimality
 from tracer.evaluation.quality import always_on, estimate_quality
-from tracer.evaluation.steering import swap_states
+from tracer.evaluation.swap import swap
 from tracer.evaluation.testset import ABLATIONS, Job, TestSet
 from tracer.ndif import server as ndif
 from tracer.prompts import Batch, Prompt, encode
@@ -53,8 +53,8 @@ def circuit_of(model: tracer.Model, name: str, baseline: str = "zero", **how: An
 def measured(model: tracer.Model, circuit: Circuit, name: str, ablation: str, aligned: bool) -> Tensor:
     """What an evaluation and a minimality measure, without their ratios: a random model's may have no interval."""
     tests = questions(name, 4)
-    how = faithfulness._How(aligned=aligned, memory=model.budget())
-    test, _ = faithfulness._test_set(model, circuit, tests, ablation, how)
+    how = faithfulness.How(aligned=aligned, memory=model.budget())
+    test, _ = faithfulness.test_set(model, circuit, tests, ablation, how)
     ranks = faithfulness._ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
     jobs = test.ends(ranks)
     for ranking in (ranks, shuffled(ranks, 0)):
@@ -172,8 +172,9 @@ def test_swapped_states_are_the_local_ones(server: Loopback, name: str, sandboxe
         texts = [("the car near", "the key near"), ("the capital of state near car", "the cabinet of state near man")]
         pairs = [Pair(str(i), one, two, " is", " are", "") for i, (one, two) in enumerate(texts)]
     found: list[Any] = []
-    work = traffic(there, lambda: found.append(swap_states(there, pairs, (2, 5, 20), 3)))
-    got, wanted = found[0], swap_states(here, pairs, (2, 5, 20), 3)
+    asked = [pair.to_prompt() for pair in pairs]
+    work = traffic(there, lambda: found.append(swap(there, asked, (2, 5, 20), seed=3)))
+    got, wanted = found[0], swap(here, asked, (2, 5, 20), seed=3)
     for arm in ("swapped", "random", "zeroed"):
         assert torch.equal(getattr(got, arm).answers, getattr(wanted, arm).answers), arm
     assert torch.equal(got.n_nodes, wanted.n_nodes)
@@ -181,6 +182,17 @@ def test_swapped_states_are_the_local_ones(server: Loopback, name: str, sandboxe
     assert work.requests == 4
     if not sandboxed:
         assert work.received < 20_000
+
+
+@pytest.mark.parametrize("keep", ["correct", "preferred"])
+def test_a_filter_keeps_what_it_keeps_here(server: Loopback, keep: str) -> None:
+    there, here = server.pair("demo")
+    pairs = capitals.pairs("test", 6, vocabulary=here)
+    exchanged = [replace(pair, target=pair.foil, foil=pair.target) for pair in pairs[:3]]
+    prompts = [pair.to_prompt() for pair in (*exchanged, *pairs[3:])]
+    wanted = tracer.filter_prompts(here, prompts, keep)
+    assert 0 < len(wanted.kept) < len(prompts)
+    assert tracer.filter_prompts(there, prompts, keep) == wanted
 
 
 # ------------------------------------------------------------------------------------------- what travels

@@ -6,7 +6,6 @@ import datetime
 import functools
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 
 import tracer
 from helpers import refused
+from parsed import Page
 from tracer.circuit.circuit import Circuit
 from tracer.data.tasks import sva
 from tracer.errors import RunError
@@ -24,7 +24,6 @@ from tracer.evaluation.statistics import Interval
 from tracer.prompts import Prompt
 from tracer.reports.document import EDGES, NODES, PATHS, document, write_document
 
-VOID = {"meta", "br", "img", "link", "input", "hr"}
 DAY = datetime.date(2026, 1, 2)
 SECTIONS = {
     "holds": "Not measured.",
@@ -33,60 +32,6 @@ SECTIONS = {
     "edges": "Not traced.",
     "paths": "No paths.",
 }
-
-
-class Page(HTMLParser):
-    """Tables by id, ids, links, tags, and all text; every element must be closed in order."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tables: dict[str, list[list[str]]] = {}
-        self.tags: set[str] = set()
-        self.ids: list[str] = []
-        self.links: list[str] = []
-        self.sections: dict[str, str] = {}
-        self.section = self.table = ""
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        assert len(values) == len(attrs), f"an attribute is given twice: {attrs}"
-        assert not any(name.startswith("on") or name == "src" for name in values)
-        self.tags.add(tag)
-        self.ids += [values["id"] or ""] if "id" in values else []
-        self.links += [values["href"] or ""] if "href" in values else []
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "section":
-            self.section = (values["id"] or "").removeprefix("s-")
-        if tag == "table":
-            self.table = values["id"] or ""
-            self.tables[self.table] = []
-        if tag == "tr" and "tbody" in self.open:
-            self.tables[self.table].append([])
-        if tag == "td":
-            self.tables[self.table][-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "td" in self.open:
-            self.tables[self.table][-1][-1] += data
-        name = self.section if "section" in self.open else "head"
-        self.sections[name] = self.sections.get(name, "") + data
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.sections.values())
 
 
 @functools.cache
@@ -183,9 +128,10 @@ def test_curves_and_sizes_are_the_evaluations() -> None:
         wanted = [found.sizes[i], found.n_neurons[i], *(one for curve in curves for one in triples(curve, i))]
         assert numbers(row) == pytest.approx(wanted, abs=5.1e-4)
     assert len(tables["curves"]) == len(found.sizes)
-    for row, (level, size) in zip(tables["sizes"], found.sizes_for.items(), strict=True):
+    named = [(f"{level:g}", size) for level, size in found.sizes_for.items()]
+    for row, (name, size) in zip(tables["sizes"], [*named, ("stays within .1 of 1", found.settles)], strict=True):
         ends = ["not reached" if one is None else f"{one:,}" for one in (size.estimate, size.low, size.high)]
-        assert row[:3] == [f"{level:g}", ends[0], f"{ends[1]} to {ends[2]}"]
+        assert row[:3] == [name, ends[0], f"{ends[1]} to {ends[2]}"]
 
 
 def test_correlations_and_always_on_neurons_are_those_measured() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,6 +49,38 @@ def test_lines_and_bands_are_the_numbers() -> None:
         corners = band.get_paths()[0].vertices
         for end in (given.low, given.high):
             assert all(np.isclose(corners, corner).all(-1).any() for corner in zip(SIZES, end, strict=True))
+
+
+def test_more_lines_than_there_are_looks_differ_in_marker_and_dashes() -> None:
+    axes = figures.new(4.0, 3.0).subplots()
+    figures.draw_curves(
+        axes, [figures.Line(str(look), SIZES, curve(1), look) for look in (*range(49), figures.CONTROL)]
+    )
+    drawn = axes.get_lines()[:50]
+    assert len({(line.get_marker(), str(line._unscaled_dash_pattern)) for line in drawn}) == 50
+
+
+def test_panels_share_a_legend_in_which_the_strongest_stands_first() -> None:
+    weak, strong = (
+        figures.Line(name, SIZES, curve(height), look) for look, (name, height) in enumerate([("a", 0.2), ("b", 1)])
+    )
+    panel = figures.Panel("one", [weak, strong], ((10, 0.5),))
+    figure = figures.grid({"faithfulness": [panel, panel], "completeness": [panel]}, figures.PAGE)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["b", "a"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["faithfulness", "", "completeness", ""]
+    assert [axes.get_visible() for axes in figure.axes] == [True, True, True, False]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["10"]
+    assert [text.get_text() for text in figure.axes[2].get_xticklabels()] == ["1", "10", "100"]
+    svg = figures.svg(figure, "two", "x & y")
+    assert 'aria-label="x &amp; y"' in svg
+    assert "#1122" not in svg
+    assert {"var(--blue)", "var(--orange)"} <= set(re.findall(r"var\(--[a-z]+\)", svg))
+
+
+def test_highest_counts_up_to_1_and_over_all_panels() -> None:
+    lines = [figures.Line("high", SIZES, curve(5), 0), figures.Line("low", SIZES, curve(0.1), 1)]
+    assert figures.by_strength([*lines, figures.Line("low", SIZES, curve(0.9), 1)]) == ["high", "low"]
+    assert figures.by_strength([figures.Line("mid", SIZES, curve(0.95), 2), *lines]) == ["high", "mid", "low"]
 
 
 def test_a_prompt_in_a_title_is_text_and_no_formula() -> None:

@@ -16,17 +16,18 @@ import torch
 from rich.console import Console
 
 import tracer
+from helpers import load as loaded
 from helpers import refused
 from inline import InlinePool
 from tracer.circuit.circuit import Circuit
 from tracer.data import tasks
 from tracer.data.tasks import Pair
 from tracer.errors import JobError, RunError
-from tracer.evaluation.curves import ordered
+from tracer.evaluation.curves import curves, ordered
 from tracer.evaluation.faithfulness import evaluate
 from tracer.evaluation.testset import TestSet
 from tracer.runs import finish
-from tracer.runs.jobs import BenchmarkJob, Ranking, load_job
+from tracer.runs.jobs import BenchmarkJob, Combination, Ranking, load_job
 from tracer.runs.units import benchmark
 from tracer.runs.units.benchmark import Benchmark
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome, benchmark_table, files
@@ -116,10 +117,11 @@ def test_attributions_do_not_depend_on_how_prompts_are_split(monkeypatch: pytest
     job = tiny()
     pairs = tasks.load("sva", structure="nounpp", split="train", count=7)
     for baseline in ("counterfactual", "mean"):
-        whole = benchmark.mean_attribution(job, demo(), pairs, "grad", "activation", baseline)
+        what = Combination("nounpp", "grad", "activation", baseline)
+        whole = benchmark.mean_attribution(job, demo(), pairs, what)
         with monkeypatch.context() as patch:
             patch.setattr(benchmark, "_ATTRIBUTED", 1)
-            one_by_one = benchmark.mean_attribution(job, demo(), pairs, "grad", "activation", baseline)
+            one_by_one = benchmark.mean_attribution(job, demo(), pairs, what)
         assert torch.allclose(whole, one_by_one, atol=1e-5)
 
 
@@ -131,8 +133,8 @@ def test_the_folder_holds_job_results_curves_table_and_plots(tmp_path: Path) -> 
     result = run_benchmark(job, out, watch=lambda status: seen.append((status.done, status.n_prompts)))
     assert seen[-1] == (2, 2)
     assert sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) == [
-        "_SUCCESS.json", "_commits", "curves.csv", "plots", "progress.json", "results.json", "run.json",
-        "table.csv"]  # fmt: skip
+        "_SUCCESS.json", "_commits", "curves.csv", "plots", "progress.json", "report.html", "results.json",
+        "run.json", "table.csv"]  # fmt: skip
     record = json.loads((out / "run.json").read_text())
     assert BenchmarkJob.model_validate(record["job"]) == job
     assert record["kind"] == "benchmark"
@@ -146,7 +148,10 @@ def test_the_folder_holds_job_results_curves_table_and_plots(tmp_path: Path) -> 
     assert [int(row["size"]) for row in rows if row["method"] == "relp"] == list(relp.sizes)
     assert [float(row["faithfulness_low"]) for row in rows if row["method"] == "relp"] == list(relp.faithfulness.low)
     with (out / "table.csv").open() as file:
-        assert [row["baseline"] for row in csv.DictReader(file)] == ["counterfactual", "none"]
+        rows = list(csv.DictReader(file))
+    assert [row["baseline"] for row in rows] == ["counterfactual", "none"]
+    ends = [rows[0][name] for name in ("settles", "settles_low", "settles_high")]
+    assert ends == [str(getattr(relp.settles, name)) for name in ("estimate", "low", "high")]
 
 
 def test_the_table_says_what_was_run(tmp_path: Path) -> None:
@@ -154,7 +159,17 @@ def test_the_table_says_what_was_run(tmp_path: Path) -> None:
     console = Console(width=220, record=True, file=io.StringIO())
     console.print(benchmark_table(result))
     text = console.export_text()
-    for part in ("relp", "random", "nodes for 0.95", "CPR signed", "CMD absolute", "10 pairs", "6 others", "mean"):
+    for part in (
+        "relp",
+        "random",
+        "nodes for 0.95",
+        "stays from",
+        "CPR signed",
+        "CMD absolute",
+        "10 pairs",
+        "6 others",
+        "mean",
+    ):
         assert part in text
 
 
@@ -169,11 +184,11 @@ def test_a_finished_run_is_not_computed_again(tmp_path: Path, monkeypatch: pytes
 def test_what_was_done_before_an_error_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = benchmark.mean_attribution, []
 
-    def failing(job: BenchmarkJob, model: object, pairs: object, method: str, *rest: str) -> torch.Tensor:
-        asked.append(method)
+    def failing(job: Any, model: tracer.Model, pairs: Any, combination: Combination, *more: Any) -> torch.Tensor:
+        asked.append(method := combination.method)
         if method == "random" and asked.count("random") == 1:
             raise JobError("power", "is cut", "plug it in")
-        return real(job, model, pairs, method, *rest)  # pyright: ignore
+        return real(job, model, pairs, combination, *more)
 
     monkeypatch.setattr(benchmark, "mean_attribution", failing)
     with refused(JobError, "nounpp/random/activation/none: power", "plug it in"):
@@ -204,7 +219,7 @@ def test_another_jobs_folder_is_refused_and_can_be_replaced(tmp_path: Path) -> N
         run_benchmark(tiny(), tmp_path)
     assert outcomes(tmp_path)[0].structure == "simple"
     assert run_benchmark(tiny(), tmp_path, overwrite=True).resumed == 0
-    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["nounpp-activation.png"]
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"nounpp-activation.png", "claim.png"}
 
 
 def test_folders_that_are_not_runs_and_damage_are_refused(tmp_path: Path) -> None:
@@ -239,6 +254,70 @@ def test_the_end_writes_outcomes_in_the_jobs_order(tmp_path: Path) -> None:
     result = run_benchmark(tiny(), tmp_path)
     assert [one.combination for one in result.outcomes] == tiny().combinations()
     assert dict(files(result))["table.csv"] == (tmp_path / "table.csv").read_bytes()
+
+
+# ------------------------------------------------------------------------------------------ variants of RelP
+
+
+def test_each_variant_of_the_rules_is_measured_apart_and_named(tmp_path: Path) -> None:
+    job, out = tiny("rules=[all, no-half, linear-gate, [attention, norm]]"), tmp_path / "out"
+    result = run_benchmark(job, out)
+    names = ["all", "no-half", "linear-gate", "norm+attention"]
+    assert [(one.method, one.rules) for one in result.outcomes] == [
+        *(("relp", name) for name in names),
+        ("random", "all"),
+    ]
+    assert tuple(outcomes(out)) == result.outcomes
+    prompts = [pair.to_prompt() for pair in tasks.load("sva", structure="nounpp", split="train", count=10)]
+    sets = {"all": None, "no-half": {"norm", "attention", "activation"}, "norm+attention": {"norm", "attention"},
+            "linear-gate": {"norm", "attention", "gate"}}  # fmt: skip
+    test = Benchmark(job, demo())._test("nounpp", "activation")
+    for outcome in result.outcomes[:4]:
+        mean = tracer.attribute(demo(), prompts, rules=sets[outcome.rules]).nodes.double().mean(0).float()
+        wanted = curves(test, ordered(mean, "absolute"), job.sizes, job.seed)
+        assert outcome.rankings["absolute"].faithfulness.estimate == pytest.approx(
+            wanted.faithfulness.estimate.tolist(), abs=1e-4
+        )
+    plain = run_benchmark(tiny(), tmp_path / "plain")
+    assert plain.outcomes[0].rankings == result.outcomes[0].rankings
+    assert len({tuple(one.rankings["absolute"].faithfulness.estimate) for one in result.outcomes}) == 5
+    for name in ("table.csv", "curves.csv"):
+        with (out / name).open() as file:
+            assert list(dict.fromkeys(row["rules"] for row in csv.DictReader(file))) == names
+    console = Console(width=220, file=io.StringIO())
+    console.print(benchmark_table(result))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for name in names[1:]:
+        assert f"relp {name} " in text
+    assert (out / "plots" / "nounpp-activation.png").read_bytes() != (
+        tmp_path / "plain" / "plots" / "nounpp-activation.png"
+    ).read_bytes()
+
+
+def test_a_run_from_before_there_were_variants_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_benchmark(tiny(), tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert "rules" not in record["numbers"]
+    (tmp_path / "_SUCCESS.json").unlink()
+    record["job"].pop("rules")
+    record.pop("digest")
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    old = json.loads((tmp_path / "_commits" / "0.json").read_text())
+    old["outcome"].pop("rules")
+    old.pop("digest", None)
+    (tmp_path / "_commits" / "0.json").write_text(json.dumps(old))
+    monkeypatch.setattr(Benchmark, "outcome", None)
+    again = run_benchmark(tiny(), tmp_path)
+    assert (again.resumed, again.outcomes) == (2, first.outcomes)
+    monkeypatch.undo()
+    with refused(RunError, "holds another run: rules differ"):
+        run_benchmark(tiny("rules=no-half"), tmp_path)
+
+
+def test_a_linear_gate_is_refused_before_anything_is_measured_where_there_is_none(tmp_path: Path) -> None:
+    model = loaded("gpt2")
+    with refused(JobError, "'gate'", "has no effect on a gpt2 model", "gated MLPs"):
+        Benchmark(tiny("rules=[all, linear-gate]"), model)
 
 
 # --------------------------------------------------------------------------------- what cannot be measured
@@ -326,7 +405,7 @@ def test_pairs_of_ones_own_are_measured_and_say_how_many_are_shared(tmp_path: Pa
     assert isinstance(job, BenchmarkJob)
     result = run_benchmark(job, tmp_path / "out")
     (outcome,) = result.outcomes
-    assert outcome.combination == ("pairs", "relp", "activation", "counterfactual")
+    assert outcome.combination == Combination("pairs", "relp", "activation", "counterfactual")
     assert (outcome.n_train, outcome.n_test, outcome.n_shared) == (10, 4, 2)
     assert outcomes(tmp_path / "out")[0].n_shared == 2
     (row, *_) = csv.DictReader(io.StringIO((tmp_path / "out" / "table.csv").read_text()))

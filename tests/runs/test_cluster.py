@@ -123,10 +123,10 @@ def test_a_port_of_something_else(silent: str) -> None:
 
 def test_the_journal_keeps_the_last_entry_of_each_worker() -> None:
     journal = Journal()
-    journal.write("a", 1, ((1, 2), 0, "", 1))
-    journal.write("b", 2, ((5,), 3, "queued", 1))
-    journal.write("a", 3, ((7,), 1, "", 2))
-    assert journal.read([1, 2, 3, 4]) == {2: ((5,), 3, "queued", 1), 3: ((7,), 1, "", 2)}
+    journal.write("a", 1, ((1, 2), 0, "", 1, ""))
+    journal.write("b", 2, ((5,), 3, "queued", 1, ""))
+    journal.write("a", 3, ((7,), 1, "", 2, ""))
+    assert journal.read([1, 2, 3, 4]) == {2: ((5,), 3, "queued", 1, ""), 3: ((7,), 1, "", 2, "")}
 
 
 def test_an_exception_is_one_line() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from helpers import refused
 from tracer.attribution.pruning import Pruning
 from tracer.errors import JobError
-from tracer.runs.jobs import ROW_FIELDS, WITHOUT_EFFECT, BenchmarkJob, DatasetJob, Source, load_job
-from tracer.settings import METRICS, RULES, SUMS_OF_LOGITS, settings
+from tracer.runs.jobs import ROW_FIELDS, WITHOUT_EFFECT, BenchmarkJob, Combination, DatasetJob, Source, load_job
+from tracer.settings import LINEAR_GATE, METRICS, RULES, SUMS_OF_LOGITS, settings
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SVA, DATASET = JOBS / "sva.yaml", JOBS / "dataset.yaml"
@@ -43,7 +43,47 @@ def test_the_default_job_is_the_benchmark_of_the_paper() -> None:
     assert job.structures == ("simple", "nounpp", "rc", "within_rc")
     # 5 methods on 3 baselines and random once, in 2 bases, on 4 structures
     assert len(job.combinations()) == len(set(job.combinations())) == 4 * 2 * (5 * 3 + 1)
-    assert ("rc", "random", "output", "none") in job.combinations()
+    assert Combination("rc", "random", "output", "none") in job.combinations()
+
+
+def test_variants_of_the_rules_are_an_axis_of_relp_alone() -> None:
+    job = bench("methods=[grad, relp]", "bases=output", "structures=rc", "rules=[all, [attention, norm], linear-gate]")
+    names = [str(one) for one in job.combinations() if one.baseline == "zero"]
+    assert names == ["rc/grad/output/zero", "rc/relp/output/zero", "rc/relp/output/zero/norm+attention",
+                     "rc/relp/output/zero/linear-gate"]  # fmt: skip
+    assert load_job(job.model_dump()) == job == load_job(json.loads(job.model_dump_json()))
+    assert job.numbers()["rules"] == ["all", "norm+attention", "linear-gate"]
+    assert "rules" not in bench().numbers()
+    assert bench("rules=all") == bench("rules=[[norm, attention, activation, product]]")
+    assert bench("rules=[[]]").rules == ("none",)
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("half", "must be all, no-half, linear-gate, none, or some of norm"),
+        ("[norm, softmax]", "not 'softmax'"),
+        ("[[norm, norm]]", "each once"),
+        ("[[product, gate]]", "'product' and 'gate'"),
+        ("[no-half, [norm, attention, activation]]", "rules must name at least one, each once"),
+        ("[]", "rules must name at least one"),
+        ("3", "rules must be a list"),
+    ],
+)
+def test_variants_that_are_none_are_refused(value: str, part: str) -> None:
+    with refused(JobError, part):
+        bench(f"rules={value}")
+
+
+def test_variants_without_relp_have_no_effect() -> None:
+    with refused(JobError, "rules only have an effect with method relp"):
+        bench("methods=[grad, random]", "rules=no-half")
+
+
+def test_a_dataset_job_takes_a_variant_by_its_name() -> None:
+    assert dataset("rules=linear-gate").settings().rules == LINEAR_GATE
+    with refused(JobError, "'product' and 'gate'"):
+        dataset("rules=[product, gate]")
 
 
 def test_overrides_are_yaml_values_and_win() -> None:
@@ -433,7 +473,8 @@ def test_numbers_make_the_same_job(
 @pytest.mark.parametrize("path", [SVA, DATASET])
 def test_numbers_are_everything_that_decides_them(path: Path) -> None:
     job = load_job(path)
-    without = WITHOUT_EFFECT | {"adapter"}  # which is left out where there is none
+    without = WITHOUT_EFFECT | {"adapter", "gguf_file", "always_on", "filter"}  # left out where there are none
+    without |= {"rules"} if isinstance(job, BenchmarkJob) else set()  # left out where it is the default
     assert set(type(job).model_fields) - set(job.numbers()) == without & set(type(job).model_fields)
     assert load_job(job.numbers()) == job
     assert load_job(job, ["device=cpu"]).numbers() == job.numbers()

@@ -24,7 +24,7 @@ from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units import shards
 from tracer.runs.units.dataset_circuit import mean_of
 from tracer.runs.units.shards import ShardWork, input_row
-from tracer.runs.workers.messages import Part, Report, Task
+from tracer.runs.workers.messages import Part, Report, Stage, Task
 from tracer.store import schemas, storage
 from tracer.store.run_folder import Commit, RunFolder
 from truth import same_tables
@@ -74,7 +74,9 @@ class Shard:
         self.work = ShardWork(demo(), self.job, self.folder)
 
     def run(self, **task: Any) -> Report:
-        def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
+        def began(
+            prompts: Sequence[int], done: int, note: str = "", part: Part | None = None, at: Stage | None = None
+        ) -> None:
             self.parts += [] if part is None else [part]
             if [(tuple(prompts), done)] != self.began[-1:]:  # a long batch is told again and again
                 self.began.append((tuple(prompts), done))
@@ -223,7 +225,7 @@ def test_every_misfortune_is_a_row_and_nobody_elses(tmp_path: Path, monkeypatch:
         monkeypatch,
         lambda prompts: KeyError("no\nsuch") if any(prompt.text == "raise" for prompt in prompts) else None,
     )
-    shard = Shard(tmp_path / "bad", rows, circuit="free")
+    shard = Shard(tmp_path / "bad", rows, circuit="free", input={"path": "rows.jsonl"})  # built-in ones are skipped
     report = shard.run()
     status = ["ok" if number in (0, 5, 9, 11) else "failed" for number in range(12)]
     assert shard.column("status") == status

@@ -8,7 +8,7 @@ import pytest
 
 import tracer
 from tracer.runs import finish
-from tracer.runs.jobs import BenchmarkJob, load_job
+from tracer.runs.jobs import BenchmarkJob, Combination, load_job
 from tracer.runs.units.benchmark_report import BenchmarkResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -38,8 +38,8 @@ def test_paired_relp_needs_far_fewer_nodes_than_random_ones(result: BenchmarkRes
     found = {one.combination: one for one in result.outcomes}
     for structure in result.job.structures:
         for basis in result.job.bases:
-            relp = found[structure, "relp", basis, "counterfactual"].rankings["absolute"]
-            random = found[structure, "random", basis, "none"].rankings["absolute"]
+            relp = found[Combination(structure, "relp", basis, "counterfactual")].rankings["absolute"]
+            random = found[Combination(structure, "random", basis, "none")].rankings["absolute"]
             sizes = [curves.sizes_for[0.8].estimate or curves.sizes[-1] for curves in (relp, random)]
             assert sizes[0] * 4 <= sizes[1]
             assert relp.cmd.estimate < random.cmd.estimate

@@ -495,7 +495,18 @@ def test_a_query_reads_the_tables(tables: dict[str, list[str]], make: Any) -> No
     for name in ("edges_mean", "neurons", "top_prompts"):
         assert query(tables, fs, f"SELECT count(*) AS n FROM {name}")["n"].to_pylist() == [0]
     found = query(tables, fs, "SHOW TABLES")["name"].to_pylist()
-    assert found == ["circuit", "edges", "edges_mean", "failed", "neurons", "nodes", "prompts", "top_prompts"]
+    assert found == [
+        "circuit",
+        "circuit_edges",
+        "circuit_nodes",
+        "edges",
+        "edges_mean",
+        "failed",
+        "neurons",
+        "nodes",
+        "prompts",
+        "top_prompts",
+    ]
     assert query(tables, fs, "DESCRIBE nodes").num_rows == len(NODES)
     assert query(tables, fs, "SUMMARIZE edges").num_rows == len(EDGES)
     assert neurons(tables["nodes"], fs).equals(neurons(tables["nodes"], FS))

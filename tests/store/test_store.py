@@ -49,7 +49,7 @@ def test_node_and_edge_schemas_are_the_designs() -> None:
 def test_prompt_schema_is_the_designs() -> None:
     wanted = (
         "prompt_id user_id text token_ids target_ids foil_ids metric unexplained n_nodes n_edges status error_type "
-        "error attempts seconds labels"
+        "error attempts seconds labels answer"
     )
     assert wanted.split() == PROMPTS.names
     assert PROMPTS.field("prompt_id").type == pa.int64()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tracer.errors import TracerError, described
 from tracer.runs.worker import make, refused
-from tracer.runs.workers.messages import Began, Broke, Done, Event, Part, Setup, Started, Task
+from tracer.runs.workers.messages import Began, Broke, Done, Event, Part, Setup, Stage, Started, Task
 
 
 class InlinePool:
@@ -30,8 +30,11 @@ class InlinePool:
         if self._tasks:
             worker, task = self._tasks.pop(0)
 
-            def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
-                self._events.append(Began(worker=worker, prompts=tuple(prompts), done=done, note=note, part=part))
+            def began(
+                prompts: Sequence[int], done: int, note: str = "", part: Part | None = None, at: Stage | None = None
+            ) -> None:
+                said = Began(worker=worker, prompts=tuple(prompts), done=done, note=note, part=part, at=at)
+                self._events.append(said)
 
             try:
                 self._events.append(Done(worker=worker, report=self._worker.work(task, began)))

@@ -20,6 +20,8 @@ Forward = Callable[..., Any]
 Replace = Callable[[int, Tensor], Tensor]
 
 ALL: frozenset[str] = frozenset({"norm", "attention", "activation", "product"})
+LINEAR_GATE: frozenset[str] = frozenset({"norm", "attention", "activation", "gate"})
+"""In the place of the half rule: the gate's factor is a constant."""
 METHODS = ("relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta")
 KINDS = ("target_logit", "logit_difference", "top_k", "log_probability", "centred_logit")
 
@@ -213,7 +215,9 @@ def _linear_mlp(mlp: Mlp, rules: frozenset[str]) -> Forward:
         a = mlp.act(gate)
         if "activation" in rules:
             a = _swap(a, gate * ratio(mlp.act, gate).detach())
-        if up is not None:
+        if up is not None and "gate" in rules:
+            a = mlp.act(gate).detach() * up
+        elif up is not None:
             product = a * up
             half = 0.5 * (a * up.detach() + a.detach() * up)
             a = _swap(product, half) if "product" in rules else product
@@ -251,8 +255,8 @@ def _linear_cap(model: PreTrainedModel, cap: float) -> dict[nn.Module, Forward]:
 def linearized(model: PreTrainedModel, rules: frozenset[str] | set[str] = ALL) -> Iterator[None]:
     """Forward values unchanged, the backward of section 3; each rule can be left out."""
     rules = frozenset(rules)
-    if rules - ALL:
-        raise ValueError(f"unknown rules {sorted(rules - ALL)}")
+    if rules - ALL - LINEAR_GATE:
+        raise ValueError(f"unknown rules {sorted(rules - ALL - LINEAR_GATE)}")
     forwards: dict[nn.Module, Forward] = {}
     if "norm" in rules:
         forwards.update({norm: _linear_norm(norm, norm.forward) for norm in norms(model)})
@@ -262,7 +266,7 @@ def linearized(model: PreTrainedModel, rules: frozenset[str] | set[str] = ALL) -
                 forwards[linear] = lambda x, original=linear.forward: original(x).detach()
             if part.fused is not None:
                 forwards[part.fused] = _values_only(part, part.fused.forward)
-    if rules & {"activation", "product"}:
+    if rules & {"activation", "product", "gate"}:
         forwards.update({mlp.module: _linear_mlp(mlp, rules) for mlp in mlps(model)})
     cap = cap_of(model)
     if "activation" in rules and cap is not None:
@@ -774,10 +778,18 @@ def _is_query_key(model: PreTrainedModel, norm: nn.Module) -> bool:
     return any(norm is child for part in parts for child in part.module.modules())
 
 
-def nudge(model: PreTrainedModel, ids: Tensor, source: Node, target: Node, epsilon: float = 1.0) -> float:
+def nudge(
+    model: PreTrainedModel,
+    ids: Tensor,
+    source: Node,
+    target: Node,
+    epsilon: float = 1.0,
+    rules: frozenset[str] = ALL,
+) -> float:
     """The change of the target when the source is multiplied by 1 + epsilon, without any autograd.
 
-    Patterns, norm scales and all other neurons stay at their values; the target's own nonlinearity is RelP's.
+    Patterns, norm scales and all other neurons stay at their values; the target's own nonlinearity is RelP's: with
+    the rule ``gate`` its gate stays at its value too, and `up` alone moves.
     It should equal `epsilon * w(source -> target)`. Eager attention and the activation basis only.
     """
     kept = _freeze(model, ids)
@@ -799,6 +811,8 @@ def nudge(model: PreTrainedModel, ids: Tensor, source: Node, target: Node, epsil
     (gate_before, up_before), (gate_after, up_after) = before[0][mlp.module], after[0][mlp.module]
     factor = ratio(mlp.act, gate)
     change = factor * (gate_after - gate_before)
-    if up is not None and up_before is not None and up_after is not None:
+    if up is not None and up_before is not None and up_after is not None and "gate" in rules:
+        change = mlp.act(gate) * (up_after - up_before)
+    elif up is not None and up_before is not None and up_after is not None:
         change = 0.5 * (change * up + factor * gate * (up_after - up_before))
     return float(change[0, pos, unit])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -104,7 +104,9 @@ def attribute(
         baseline: ``zero``, ``mean`` (per position over `reference`) or ``counterfactual``; if None, ``counterfactual``
             where every prompt has one, ``zero`` where none has.
         basis: ``activation`` (d_mlp nodes per layer and position) or ``output`` (d_model).
-        rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, ``product``; all if None.
+        rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, and ``product`` (the half rule)
+            or ``gate`` (the linear gate); all with ``product`` if None. Also a name: ``all``, ``no-half``,
+            ``linear-gate``.
         steps: of the path methods.
         metric: ``logit``, ``difference``, ``topk``, ``logprob``, ``centred``; ``auto`` takes the difference where a
             foil is given, else the target's logit.
@@ -113,7 +115,7 @@ def attribute(
         reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
         memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
         device: where the result is kept, such as ``cuda`` beside a model there.
-        progress: called with (done, total) steps of the current method.
+        progress: called with (done, total): steps of the method; prompts, where they take more than one batch.
 
     Returns:
         Attributions, activations, embeddings, metric and unexplained, float32.
@@ -168,9 +170,13 @@ def attributed(
     lengths = [len(prompt.token_ids) for prompt in encoded]
     means, device = means_of(model, encoded, chosen, reference, memory), device or torch.device("cpu")
 
+    report = _over_batches(progress, len(encoded))
+
     def batch(part: range) -> Attribution:
-        some, limit = [encoded[i] for i in part], memory or model.budget()
-        found, some = _found(model, some, chosen, means, limit, progress, gradients, device)
+        some, limit, mine = [encoded[i] for i in part], memory or model.budget(), report(part)
+        found, some = _found(model, some, chosen, means, limit, mine, gradients, device)
+        if mine is not None and not model.backend.near and chosen.method != "exact":  # which is asked in parts
+            mine(1, 1)  # a server only says when it is done
         return _result(some, chosen, found, means, gradients)
 
     result = _joined(list(model.each(batch, list(split(model, lengths, memory)))), chosen)
@@ -178,6 +184,25 @@ def attributed(
     if chosen.conserves and model.conserves:
         check_conservation(result.metric, result.embeddings)
     return result
+
+
+def _over_batches(progress: Progress | None, n_prompts: int) -> Callable[[range], Progress | None]:
+    """For each batch, what its method reports its steps to; batches of a server report from several threads."""
+    reached, lock = dict[int, float](), threading.Lock()
+
+    def of(part: range) -> Progress | None:
+        tell = progress
+        if tell is None or len(part) == n_prompts:
+            return tell
+
+        def report(done: int, total: int) -> None:
+            with lock:
+                reached[part.start] = len(part) * done / max(total, 1)
+                tell(min(n_prompts, int(sum(reached.values()) + 1e-6)), n_prompts)
+
+        return report
+
+    return of
 
 
 def means_of(
@@ -220,6 +245,7 @@ def prepared(
     encoded = [encode(prompt, model) for prompt in prompts]
     chosen = with_metric(chosen, encoded)
     _check_pairs(chosen, encoded, reference)
+    model.check_rules(chosen.rules)
     if chosen.method not in FORWARD_ONLY and not model.replays(frozenset(chosen.rules)):
         passes.needs_gradients(model, f"method {chosen.method}")
     return chosen, encoded
@@ -397,7 +423,7 @@ def _linearised(model: Model, batch: Batch, metric: Any, chosen: Settings) -> pa
     """RelP's gradients; where a server takes none, they are found here if the weights are here."""
     rules = chosen.edge_rules
     if not model.backend.gradients and model.replays(rules):
-        return backward.reading(model, batch, metric, basis=chosen.basis)
+        return backward.reading(model, batch, metric, basis=chosen.basis, rules=rules)
     return passes.gradients(model, batch, metric, rules=rules, basis=chosen.basis)
 
 

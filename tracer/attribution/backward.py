@@ -62,10 +62,13 @@ def _form(model: Model, batch: Batch, nodes: Tensor | None, basis: str) -> dict[
     return {"embedding": output, "final_scale": scale, "read": read, "blocks": blocks}
 
 
-def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activation") -> passes.Gradients:
-    """The result of `passes.gradients` with all RelP rules, without autograd: one forward, then matrix products."""
+def reading(
+    model: Model, batch: Batch, metric: Metric, *, basis: str = "activation", rules: frozenset[str] = RULES
+) -> passes.Gradients:
+    """The result of `passes.gradients` with all RelP rules, the half rule or the linear gate among them, without
+    autograd: one forward, then matrix products."""
     found, plan = constants(model, batch), model.plan
-    unit = head.of(model.nn, plan, RULES)
+    unit = head.of(model.nn, plan, rules)
     rows = found.read[metric.row, metric.column]
     with torch.enable_grad():
         leaf = rows.detach().float().requires_grad_(True)
@@ -80,7 +83,7 @@ def reading(model: Model, batch: Batch, metric: Metric, *, basis: str = "activat
     values = torch.stack([one.float().cpu() for one in inside], 1)
     grads, to_embedding = torch.zeros_like(values), torch.zeros(found.embedding.shape)
     for row, first in enumerate(batch.padding.tolist()):
-        back = _down(model.module, plan, _of_prompt(found, row, first), state[row, first:], basis)
+        back = _down(model.module, plan, _of_prompt(found, row, first), state[row, first:], basis, rules)
         grads[row, :, first:], to_embedding[row, first:] = back
         values[row, :, :first] = 0.0
     return passes.Gradients(values, grads, found.embedding.float().cpu(), to_embedding, score.detach().cpu())
@@ -100,7 +103,12 @@ def _of_prompt(found: SimpleNamespace, row: int, first: int) -> list[SimpleNames
 
 
 def _down(
-    module: Any, plan: SimpleNamespace, blocks: list[SimpleNamespace], state: Tensor, basis: str
+    module: Any,
+    plan: SimpleNamespace,
+    blocks: list[SimpleNamespace],
+    state: Tensor,
+    basis: str,
+    rules: frozenset[str],
 ) -> tuple[Tensor, Tensor]:
     """Gradients to every neuron [layer, pos, neuron] and to the embedding [pos, d_model], on the CPU, from the one to
     the residual stream behind the last block [pos, d_model]."""
@@ -110,19 +118,23 @@ def _down(
         written = replay.through_norm(module, plan, layer, path, block.scales.get(path), state, True)
         to_neurons = written @ replay.matrix(module, plan, layer, (plan.down, "all")).float()
         by_layer.append((to_neurons if basis == "activation" else written).cpu())
-        read, path = _through_mlp(module, plan, layer, block, to_neurons), plan.mlp_in
+        read, path = _through_mlp(module, plan, layer, block, to_neurons, rules), plan.mlp_in
         read = replay.through_norm(module, plan, layer, path, block.scales.get(path), read, True)
         state = state + read + _attended(module, plan, layer, block, state if plan.parallel else state + read)
     return torch.stack(by_layer[::-1]), state.cpu()
 
 
-def _through_mlp(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, grad: Tensor) -> Tensor:
-    """From the neurons' gradient to that of the MLP's input, by rules 3 and 4."""
+def _through_mlp(
+    module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, grad: Tensor, rules: frozenset[str]
+) -> Tensor:
+    """From the neurons' gradient to that of the MLP's input, by rules 3 and 4, or by the linear gate."""
     act = replay.part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
     factor = FACTORS[type(act).__name__](block.gate)
     up = replay.matrix(module, plan, layer, plan.up_part).float()
     if block.up is None:
         return (factor * grad) @ up
+    if "gate" in rules:
+        return (block.gate * factor * grad) @ up
     gate = replay.matrix(module, plan, layer, plan.gate_part).float()
     return (0.5 * block.up * factor * grad) @ gate + (0.5 * block.gate * factor * grad) @ up
 

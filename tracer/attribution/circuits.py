@@ -210,6 +210,7 @@ def walks(
             logit_values=logits,
             shrunk=shrunk,
             basis=ask.basis,
+            linear_gate="gate" in ask.edge_rules,
             baselines=None if bases is None else (bases[row][0], bases[row][1][-len(ids) :]),
         )
         prompts.append(prompt)

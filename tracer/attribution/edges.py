@@ -25,7 +25,7 @@ from tracer.model import passes
 from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.prompts import Batch
-from tracer.settings import BASES, RULES
+from tracer.settings import BASES, LINEARISED, RULES
 
 LEAST_WORKSPACE, AUTOGRAD_WORKSPACE = 2**26, 2**28
 SHARE_OF_BUDGET = 16
@@ -76,7 +76,7 @@ def direct_edges(
     Args:
         neurons: (layer, position, neuron) rows; `neuron` indexes the basis.
         logits: (position, token) rows.
-        rules: of the linearisation; the replay needs all of them.
+        rules: of the linearisation; the replay needs all of them, with the half rule or the linear gate.
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
         baselines: of the neurons, and of the embeddings, where they are not all zero.
 
@@ -85,6 +85,7 @@ def direct_edges(
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
     _check(model, token_ids, neurons, logits, basis, engine)
+    model.check_rules(rules)
     there, here = model.replays_there(rules), model.replays(rules)
     if engine == "replay" and not (there or here):
         raise ModelError(
@@ -151,10 +152,10 @@ def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
 
 
 def check_sum(model: Model, edges: Edges, rules: frozenset[str]) -> None:
-    """Refuse edges whose incoming weights do not add up to their target's value, where they must: under all rules,
-    without biases; and those that are no numbers."""
+    """Refuse edges whose incoming weights do not add up to their target's value, where they must: under all rules
+    (`LINEARISED`), without biases; and those that are no numbers."""
     check_finite({"edge weight": edges.weight[None]})
-    if rules != RULES or model.has_biases:
+    if rules not in LINEARISED or model.has_biases:
         return
     scale = float(edges.target_values.abs().max()) if len(edges.target_values) else 0.0
     worst = float((edges.incoming - edges.target_values).abs().max()) if scale else 0.0

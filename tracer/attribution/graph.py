@@ -131,13 +131,7 @@ class Making:
             return nodes_table(columns), None, 0
         kinds = columns["kind"]
         is_neuron, is_logit = (torch.tensor([kind == name for kind in kinds]) for name in ("neuron", "logit"))
-        direct = selected.edges
-        if direct is None:
-            place = torch.tensor([columns["layer"], columns["position"], columns["neuron"]]).T
-            how: dict[str, Any] = {"basis": self.chosen.basis, "rules": self.chosen.edge_rules}
-            how["baselines"] = _baselines(self.model, selected, self.chosen)
-            ids, ends = selected.encoded.token_ids, (place[is_neuron], place[is_logit][:, 1:])
-            direct = direct_edges(self.model, ids, *ends, **how)
+        direct = edges_among(self.model, selected, self.chosen)
         whole = _edge_columns(direct, columns, is_logit, self.chosen)
         activation = _column(columns["activation"])
         logit_weight, incoming = torch.zeros(2, len(kinds))
@@ -147,6 +141,17 @@ class Making:
         is_embedding = ~(is_neuron | is_logit)
         bias_share = torch.where((activation == 0) | is_embedding, torch.nan, 1 - incoming / activation)
         return *_pruned_tables(left, columns, bias_share), len(whole)
+
+
+def edges_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Edges:
+    """All direct edges among a prompt's selected nodes, its embeddings and its logits; those that came with the nodes,
+    where they did."""
+    if selected.edges is not None:
+        return selected.edges
+    logits = torch.tensor([(place, token) for place, token, _ in selected.terms])
+    how: dict[str, Any] = {"basis": chosen.basis, "rules": chosen.edge_rules}
+    how["baselines"] = _baselines(model, selected, chosen)
+    return direct_edges(model, selected.encoded.token_ids, selected.nodes, logits, **how)
 
 
 def _edge_columns(direct: Edges, columns: dict[str, list[Any]], is_logit: Tensor, chosen: Settings) -> EdgeColumns:

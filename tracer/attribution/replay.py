@@ -33,8 +33,9 @@ def linked(module: Any, plan: SimpleNamespace, prompts: Sequence[SimpleNamespace
 
     Args:
         prompts: of each its `frozen` constants (see `frozen`), `neurons` (layer, position, neuron) and `logits`
-            (position, token) with their `logit_values` and by how much a soft-cap `shrunk` them; the `basis`; and
-            `baselines`: of the neurons [neuron] and embeddings [pos, d_model], or None.
+            (position, token) with their `logit_values` and by how much a soft-cap `shrunk` them; the `basis`; whether
+            MLPs have a `linear_gate` in the place of the half rule; and `baselines`: of the neurons [neuron] and
+            embeddings [pos, d_model], or None.
         max_bytes: bytes of residual streams that are held at a time.
     """
     walks, going, held = [prepared(module, plan, prompt) for prompt in prompts], [], 0
@@ -205,7 +206,7 @@ def ends(
         mine = (neurons[:, 0] == layer).nonzero()[:, 0]
         values[mine] = block.values.to(device)
         if len(mine):
-            both = vectors(module, plan, layer, block, neurons[mine], prompt.basis)
+            both = vectors(module, plan, layer, block, neurons[mine], prompt)
             written[mine], read[mine] = (end.to(device) for end in both)
     differing, away = torch.zeros(0, dtype=torch.long), torch.zeros(0, plan.d_model, device=device)
     if bases is not None:
@@ -236,13 +237,13 @@ def readers(targets: SimpleNamespace) -> dict[int, list[tuple[int, Tensor]]]:
 
 
 def vectors(
-    module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, nodes: Tensor, basis: str
+    module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, nodes: Tensor, prompt: SimpleNamespace
 ) -> tuple[Tensor, Tensor]:
     """What a unit of each node of a layer writes into the residual stream, and what it reads of it, linearised by rules
-    1, 3 and 4 [node, d_model]."""
+    1, 3 and 4 or, in the place of 4, with a linear gate [node, d_model]."""
     down = matrix(module, plan, layer, (plan.down, "all"))
     position, neuron = nodes[:, 1].to(down.device), nodes[:, 2].to(down.device)
-    if basis == "activation":
+    if prompt.basis == "activation":
         writes, through = down[:, neuron].T.float(), None
     else:
         writes, through = torch.nn.functional.one_hot(neuron, plan.d_model).float(), down[neuron].float()
@@ -257,6 +258,8 @@ def vectors(
 
     if block.up is None:
         reads = into(plan.up_part, factor)
+    elif prompt.linear_gate:
+        reads = into(plan.up_part, block.gate * factor)
     else:
         reads = into(plan.gate_part, 0.5 * block.up * factor) + into(plan.up_part, 0.5 * block.gate * factor)
     scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}

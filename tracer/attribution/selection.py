@@ -24,13 +24,19 @@ NodeIndex = Int[Tensor, "node 3"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which nodes are kept; see `select`. `limit` is None where no number does."""
+    """Which nodes are kept; see `select`. `limit` is None where no number does.
+
+    Attributes:
+        given: nodes that are kept whatever their attribution, in this order, and no others; those at position -1 at
+            every position of the prompt (but the first, with `skip_first`); all are, or none is.
+    """
 
     limit: int | None
     threshold: float | None = None
     mass: float | None = None
     skip_first: bool = False
     exclude: tuple[tuple[int, int], ...] = ()
+    given: tuple[tuple[int, int, int], ...] | None = None
 
     @staticmethod
     def of(
@@ -108,6 +114,8 @@ def strongest(
     """
     share = metric.double().abs() * (0.0 if rules.threshold is None else rules.threshold)
     found = SimpleNamespace(count=0)
+    if rules.given is not None:
+        return among(attribution, layers, first, rules, found)
     limit = 4096 if rules.limit is None and rules.mass is not None else rules.limit
     while True:
         values, places = pool(attribution, layers, first, share, limit, rules, found)
@@ -123,6 +131,34 @@ def strongest(
     found.nodes = [place[order] for place, order in zip(places, taken, strict=True)]
     found.attributions = [value[order] for value, order in zip(values, taken, strict=True)]
     return found
+
+
+def among(
+    attribution: Callable[[int], Tensor], layers: range, first: Sequence[int], rules: SimpleNamespace, found: Any
+) -> SimpleNamespace:
+    """What `strongest` returns where the nodes are given."""
+    found.largest, found.total, found.kept = torch.zeros(3, len(first), dtype=torch.float64)
+    given, found.nodes = torch.tensor(rules.given).view(-1, 3), []
+    for layer in layers:
+        signed = attribution(layer)
+        allowed(signed, layer, first, rules, found)
+        if not found.nodes:
+            found.nodes = [everywhere(given, int(rules.skip_first), signed.shape[1] - column) for column in first]
+            found.attributions = [torch.zeros(len(nodes)) for nodes in found.nodes]
+        for row, column in enumerate(first):
+            mine = found.nodes[row][:, 0] == layer
+            _, position, neuron = found.nodes[row][mine].unbind(-1)
+            found.attributions[row][mine] = signed[row, position + column, neuron].float().cpu()
+    return found
+
+
+def everywhere(nodes: Tensor, start: int, length: int) -> Tensor:
+    """Nodes [node, 3] of a prompt of this length: those at position -1 at each of its positions from `start` on."""
+    if not len(nodes) or int(nodes[0, 1]) >= 0:
+        return nodes
+    every = nodes.repeat_interleave(length - start, 0)
+    every[:, 1] = torch.arange(start, length).repeat(len(nodes))
+    return every
 
 
 def held(strengths: Tensor, total: Tensor, mass: float) -> int:

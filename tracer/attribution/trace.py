@@ -128,7 +128,7 @@ def trace_all(
     reference = Reference(reference) if isinstance(reference, Sequence) else reference
     selection = Selection.of(nodes, options.get("threshold"), options.get("mass"), **kept)
     request = Request(chosen, selection, edges, whole=whole is not None)
-    request, encoded = _prepared(model, prompts, request, reference)
+    request, encoded = prepared_request(model, prompts, request, reference)
     others = reference or (Reference(prompts) if chosen.baseline == "mean" else None)
     every = answers(model, encoded, request, others, memory, progress)
     pruned = (pruning or Pruning()) if edges else None
@@ -136,7 +136,7 @@ def trace_all(
     yield from made.circuits(every, (time.perf_counter() - started) / len(prompts), whole)
 
 
-def _prepared(
+def prepared_request(
     model: Model, prompts: Sequence[Prompt], request: Request, reference: Reference | None
 ) -> tuple[Request, list[Encoded]]:
     """The request with its metric resolved, and the prompts as tokens; refused before anything is computed."""

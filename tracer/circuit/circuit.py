@@ -185,8 +185,12 @@ class Graph(Record):
         logit's attribution (by the product alone, where it has none).
 
         Raises:
-            JobError: the circuit was traced without edges, or none into a logit has a share, or `count` is below 1.
+            JobError: the circuit was traced without edges, or none into a logit has a share, or `count` is below 1; or
+                it is a dataset's, whose edges are means.
         """
+        if "circuit" in self.notes:
+            rule = "has no paths: its edges are means, and what a path carries on average is no product of them"
+            raise JobError("a dataset's circuit", rule, f"name one of the run's prompts: {option('prompt', 0)}")
         if count < 1:
             raise JobError(f"paths({count})", "at least one path must be asked for", "use 1 or more")
         kinds = self.nodes["kind"].to_pylist()
@@ -256,8 +260,8 @@ class Graph(Record):
         Args:
             step: what to do where it was traced without. need: why that matters, after the rule.
         """
-        if "circuit" in self.notes:  # of a dataset: its run has edges prompt by prompt, and by neurons
-            step = f"name one of the run's prompts: {option('prompt', 0)}"
+        if "circuit" in self.notes:
+            step = f"run it with edges (the default), or name one of the run's prompts: {option('prompt', 0)}"
             return JobError("a dataset's circuit", f"has no edges{need}", step)
         return JobError("circuit", f"was traced without edges{need}", step)
 
@@ -300,7 +304,7 @@ class Graph(Record):
 
 class Traced(Graph):
     """A graph that tracer made of a model: one prompt's of a run over many, or a dataset's own circuit, whose
-    attributions are means over prompts and whose activations are null.
+    attributions, activations and edges are means over prompts.
 
     Attributes:
         settings, model: how it was made, and from what.

@@ -132,7 +132,7 @@ def _token_id(node: Node, kind: str) -> int:
     if match := _TOKEN.fullmatch(node["node_id"]):
         return int(match["token"])
     # circuit-tracer numbers an embedding's feature by its position.
-    return int(node["feature"]) if kind == "logit" and node["feature"] is not None else -1
+    return max(-1, int(node["feature"])) if kind == "logit" and node["feature"] is not None else -1
 
 
 def _form(node: Node) -> re.Match[str] | None:

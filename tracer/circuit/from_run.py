@@ -15,12 +15,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.circuit.circuit import Graph, Traced, load_graph, nodes_table
+from tracer.circuit.circuit import Graph, Traced, edges_table, load_graph, nodes_table
 from tracer.errors import JobError, RunError, first_line, option, quoted
 from tracer.settings import ModelRecord, Settings, settings
 from tracer.store import one_prompt
 from tracer.store.run_folder import RunFolder
-from tracer.store.schemas import CIRCUIT, NODES, SCHEMAS
+from tracer.store.schemas import CIRCUIT, CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, NODES, SCHEMAS, TARGET
 
 _SETTINGS = ("method", "baseline", "basis", "rules", "steps", "metric", "top_k", "seed")
 
@@ -106,11 +106,14 @@ def _readable(folder: RunFolder) -> Iterator[None]:
 
 
 def circuit_of(address: Any) -> Traced:
-    """The circuit of a whole dataset, strongest mean first; without edges, which a run has for each prompt alone.
+    """The circuit of a whole dataset, strongest mean first, with the edges that are left of their means over prompts;
+    without edges where the job has none, or an older version made the run.
 
     A node of an aligned circuit is at its position. Its token is the one that all prompts have there; where they
     differ, how many there are (``any-of-12``). A free circuit's neurons have the position -1: they count wherever they
-    are.
+    are. With edges there is an embedding for each position (of a free circuit: for all), whose token id is -1, and the
+    metric's target (-1) and foil (-2), which are other tokens for other prompts; activations are means, and a share is
+    the mean weight over the target's mean activation.
 
     Raises:
         RunError: no run of a dataset, one without a circuit, or one that is not finished or damaged.
@@ -127,26 +130,53 @@ def circuit_of(address: Any) -> Traced:
     if not folder.place.exists("circuit.parquet"):
         rule = "has no circuit.parquet: it is not finished, or no prompt went well"
         raise RunError(name, rule, f"repeat the run command, or {step}")
-    for problem in folder.check_outputs(["circuit.parquet"]):
+    linked = folder.place.exists("circuit_edges.parquet")
+    files = [f"{name}.parquet" for name in ("circuit", *(("circuit_nodes", "circuit_edges") if linked else ()))]
+    for problem in folder.check_outputs(files):
         raise RunError(name, problem, "it is damaged: repeat the run command")
     with _readable(folder):
-        rows = folder.read_output("circuit.parquet").cast(CIRCUIT).to_pydict()
-        n_prompts, size = max(rows["n_prompts"], default=0), len(rows["layer"])
+        rows, links = _with_links(folder) if linked else (_neurons_alone(folder), None)
+        n_prompts = max(rows["n_prompts"], default=0)
         tokens = _common_tokens(folder) if kind == "aligned" else ("any-position",)
-        columns = {
-            **dict.fromkeys(NODES.names[2:], [None] * size),
-            **{name: rows[name] for name in ("layer", "position", "neuron")},
-            "kind": ["neuron"] * size,
-            "token": [tokens[at] if at >= 0 else "" for at in rows["position"]],
-            "attribution": rows["mean_attribution"],
-        }
         return Traced(
-            nodes=nodes_table(columns),
+            nodes=nodes_table(_columns(rows, tokens)),
+            links=links,
             text=f"{kind} circuit of {n_prompts:,} prompts",
             tokens=tokens,
             **_made(record),
             notes={"run": str(folder.place), "circuit": kind, "n_prompts": n_prompts},
         )
+
+
+def _neurons_alone(folder: RunFolder) -> dict[str, list[Any]]:
+    """The circuit's nodes where it has no edges."""
+    rows = folder.read_output("circuit.parquet").cast(CIRCUIT).to_pydict()
+    return rows | {"kind": ["neuron"] * len(rows["layer"])}
+
+
+def _with_links(folder: RunFolder) -> tuple[dict[str, list[Any]], pa.Table]:
+    """The circuit's nodes and edges."""
+    rows = folder.read_output("circuit_nodes.parquet").cast(CIRCUIT_NODES).to_pydict()
+    links = folder.read_output("circuit_edges.parquet").cast(CIRCUIT_EDGES).to_pydict()
+    named = {"weight": links["mean_weight"], "attribution": links["mean_attribution"]}
+    return rows, edges_table({name: links[name] for name in ("source", "target", "share")} | named)
+
+
+def _columns(rows: dict[str, list[Any]], tokens: tuple[str, ...]) -> dict[str, list[Any]]:
+    """A dataset's nodes as columns of the nodes table."""
+    empty = [None] * len(rows["layer"])
+    same = ("kind", "layer", "position", "neuron", "explained", "influence", "bias_share")
+    roles = {TARGET: "target", FOIL: "foil"}
+    return {
+        **dict.fromkeys(NODES.names[2:], empty),
+        **{name: rows[name] for name in same if name in rows},
+        "activation": rows.get("mean_activation", empty),
+        "attribution": rows["mean_attribution"],
+        "token": [
+            roles[neuron] if kind == "logit" else tokens[at] if at >= 0 else "any" if kind == "embedding" else ""
+            for kind, at, neuron in zip(rows["kind"], rows["position"], rows["neuron"], strict=True)
+        ],
+    }
 
 
 def settings_of(record: dict[str, Any]) -> Settings:

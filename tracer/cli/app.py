@@ -15,9 +15,11 @@ import typer
 from tracer.cli import runs, terminal
 from tracer.cli.evaluating import evaluate
 from tracer.cli.graphs import export, import_, show, view
-from tracer.cli.loading import Adapter, report
+from tracer.cli.loading import Adapter, GgufFile, report
+from tracer.cli.reporting import report_
 from tracer.cli.steering import steer
 from tracer.cli.submitting import submit
+from tracer.cli.swapping import swap
 from tracer.cli.tracing import trace
 from tracer.errors import JobError, TracerError, quoted
 from tracer.text import is_text
@@ -61,6 +63,7 @@ def doctor(
         str | None, typer.Option(help="The model to measure the identities on: demo if none is given.")
     ] = None,
     adapter: Adapter = None,
+    gguf_file: GgufFile = None,
     remote: Annotated[bool, typer.Option("--remote", help="What NDIF grants, and the identities there.")] = False,
     given: Annotated[
         str | None, typer.Argument(help="The model, instead of --model.", metavar="[MODEL]", show_default=False)
@@ -78,7 +81,9 @@ def doctor(
         terminal.tables().print(_listed(title, [(name, cell(value)) for name, value in values.items()]), "")
     if remote and adapter is not None:
         raise JobError(f"--adapter {adapter}", "cannot be merged into weights on a server", "leave one of them out")
-    checks = checkup.remote(model, report=report) if remote else checkup.identities(model, adapter)
+    if remote and gguf_file is not None:
+        raise JobError(f"--gguf-file {gguf_file}", "is dequantised here, which no server does", "leave one of them out")
+    checks = checkup.remote(model, report=report) if remote else checkup.identities(model, adapter, gguf_file)
     shown = [("[green]ok[/]" if one.holds else "[red]FAILED[/]", one.name, cell(one.measured)) for one in checks]
     terminal.tables().print(_listed(f"{'NDIF and identities' if remote else 'Identities'} on {cell(model)}", shown))
     if all(check.holds for check in checks):
@@ -101,7 +106,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, doctor, *runs.VERBS, submit)
+VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

@@ -33,6 +33,7 @@ PROMPTS = (
 LARGEST_REQUEST = 10**6
 OPTIONAL = {
     "bitsandbytes": "8- and 4-bit weights",
+    "gguf": "GGUF files, dequantised",
     "peft": "adapters (LoRA), merged",
     "ray": "runs over several GPUs or hosts",
     "duckdb": "SQL on tables",
@@ -69,7 +70,7 @@ def optional() -> dict[str, str]:
     }
 
 
-def identities(name: str = "demo", adapter: str | None = None) -> list[Check]:
+def identities(name: str = "demo", adapter: str | None = None, gguf_file: str | None = None) -> list[Check]:
     """Measure the identities on a model.
 
     Prompts are in English and need one-token " are" and " is"; models without them get token ids instead.
@@ -77,7 +78,7 @@ def identities(name: str = "demo", adapter: str | None = None) -> list[Check]:
     Raises:
         ModelError: the model does not load.
     """
-    return _identities(load(name, adapter=adapter), CHECKS)
+    return _identities(load(name, adapter=adapter, gguf_file=gguf_file), CHECKS)
 
 
 def remote(name: str = "demo", host: str | None = None, report: Notify | None = None) -> list[Check]:

@@ -7,6 +7,7 @@ measured (evaluation) and how results look (reports).
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tracer.cli import terminal
 from tracer.errors import JobError, RunError, quoted, writing
 from tracer.system import wholefile
+from tracer.text import printable
 
 if TYPE_CHECKING:
     from tracer.circuit.circuit import Circuit, Traced
     from tracer.cli.loading import Where
     from tracer.evaluation.curves import Evaluation
+    from tracer.evaluation.edge_curves import EdgeCurves
     from tracer.evaluation.quality import AlwaysOn, Quality
 
 
@@ -37,6 +40,7 @@ class Asked(NamedTuple):
     aligned: bool | None
     bos: bool | None
     seed: int
+    edges: bool = False
 
     @property
     def own(self) -> bool:
@@ -85,29 +89,28 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
     )
     _check_apart(circuit, [pair.prompt for pair in asked.built_in or asked.given], asked.allow_overlap)
     _check_unrelated(circuit, asked.unrelated)
+    _check_edges(circuit, asked)
     model = _loaded(circuit, where)
     bos = circuit.token_ids[0] == bos_of(model) if asked.bos is None else asked.bos
     pairs, others = asked.tests(model, len(circuit.token_ids), bos), asked.others(bos)
+    tests = None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs]
+    how: dict[str, Any] = {
+        "reference": others,
+        "train": () if pairs is None else [tracer.Prompt(token_ids=circuit.token_ids)],
+        "allow_overlap": asked.allow_overlap,
+        "seed": asked.seed,
+    }
     with terminal.ProgressBar("ablating") as bar:
         result = tracer.evaluate(
-            model,
-            circuit,
-            None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs],
-            asked.ablation,
-            asked.sizes,
-            reference=others,
-            train=() if pairs is None else [tracer.Prompt(token_ids=circuit.token_ids)],
-            allow_overlap=asked.allow_overlap,
-            aligned=aligned,
-            seed=asked.seed,
-            progress=bar,
+            model, circuit, tests, asked.ablation, asked.sizes, **how, aligned=aligned, progress=bar
         )
+    edges = _edge_curves(model, circuit, tests, asked.ablation, how) if asked.edges else None
     mean_of = others or [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in pairs or ()]
     qualities = _qualities(model, circuit, mean_of, asked.seed)
     constant = _always_on(model, circuit, asked, bos)
-    told = _told(result, place, circuit.text, qualities, constant)
+    told = _told(result, place, circuit.text, qualities, constant, edges)
     first = qualities[0] if qualities else None
-    page = document.write_document(circuit, result, first, constant, path=place / "report.html")
+    page = document.write_document(circuit, result, first, constant, edges, path=place / "report.html")
     return told._replace(files=[*told.files, page])
 
 
@@ -121,8 +124,10 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
 
     circuit, at = circuit_of(folder), RunFolder(folder)
     _check_of_run(circuit, asked)
+    _check_edges(circuit, asked)
     job = load_job((at.record() or {})["job"])
     assert isinstance(job, DatasetJob)
+    job = job.leaving_out(at.record() or {})
     model = _loaded(circuit, where)
     bos = job.bos if asked.bos is None else asked.bos
     pairs = asked.tests(model, len(circuit.tokens) if job.circuit == "aligned" else None, bos)
@@ -134,10 +139,11 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
         reference=asked.others(bos),
         allow_overlap=asked.allow_overlap,
         seed=asked.seed,
+        edges=circuit if asked.edges else None,
     )
     with terminal.ProgressBar("ablating") as bar:
-        result = dataset_circuit.evaluate_again(model, job, at, again, bar)
-    return _told(result, place, circuit.text)
+        result, edges = dataset_circuit.evaluate_again(model, job, at, again, bar)
+    return _told(result, place, circuit.text, edges=edges)
 
 
 def _loaded(circuit: Traced, where: Where) -> Any:
@@ -154,14 +160,38 @@ def _told(
     title: str,
     qualities: Sequence[Quality] = (),
     constant: list[AlwaysOn] | None = None,
+    edges: EdgeCurves | None = None,
 ) -> Told:
-    """An evaluation, saved as JSON and as a picture."""
-    from tracer.reports import tables
+    """An evaluation, saved as JSON and as pictures."""
+    from tracer.reports import figures, tables
 
-    content = tables.evaluation_json(result, qualities, constant)
+    content = tables.evaluation_json(result, qualities, constant, edges)
     files = [tables.write_page(content, place / "evaluation.json")]
     files.append(tables.plot_evaluation(result, place / "evaluation.png", title))
-    return Told(content, tables.evaluation_table(result, qualities, constant), files)
+    if edges is not None:
+        files.append(tables.write_page(figures.edge_curves_png(edges, printable(title, 90)), place / "edges.png"))
+    return Told(content, tables.evaluation_table(result, qualities, constant, edges), files)
+
+
+def _edge_curves(
+    model: Any, circuit: Circuit, tests: list[Any] | None, ablation: str | None, how: dict[str, Any]
+) -> EdgeCurves:
+    """What the circuit's strongest edges alone hold, on the same test prompts."""
+    from tracer.evaluation.edge_curves import edge_curves
+
+    with warnings.catch_warnings(), terminal.ProgressBar("keeping the strongest edges") as bar:
+        warnings.simplefilter("ignore")  # the evaluation has said it
+        return edge_curves(model, circuit, tests, ablation, **how, progress=bar)
+
+
+def _check_edges(circuit: Traced, asked: Asked) -> None:
+    """Refuse curves of edges where there are none, before a model is loaded."""
+    from tracer.evaluation.edge_curves import surviving
+
+    if asked.edges and asked.aligned is False:
+        raise JobError("--edges", "are between nodes at their positions", "leave out --no-aligned")
+    if asked.edges:
+        surviving(circuit)
 
 
 def _check_of_run(circuit: Traced, asked: Asked) -> None:
@@ -188,7 +218,7 @@ def writable(folder: Path) -> Path:
         if not there.is_dir():
             raise RunError(f"path {quoted(str(there), 300)}", "is a file, not a folder", "choose another with --out")
         tempfile.TemporaryFile(dir=there).close()
-        for name in ("evaluation.json", "evaluation.png", "report.html"):
+        for name in ("evaluation.json", "evaluation.png", "edges.png", "report.html"):
             wholefile.check(folder / name)
     return folder
 

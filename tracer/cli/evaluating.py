@@ -14,7 +14,7 @@ import typer
 from tracer.cli import terminal
 from tracer.cli.evaluated import Asked, evaluate_circuit, evaluate_run, writable
 from tracer.cli.graphs import beside
-from tracer.cli.loading import Device, There, Where
+from tracer.cli.loading import Device, GgufFile, There, Where
 from tracer.cli.options import MOST, Folder, Format, Style, flat, lines, numbers
 from tracer.errors import JobError
 
@@ -53,6 +53,13 @@ class Tests:
     ] = False
     sizes: Annotated[str | None, typer.Option(help="Circuit sizes: '10,50,200'. Default: a grid up to all.")] = None
 
+    edges: Annotated[
+        bool,
+        typer.Option(
+            "--edges", help="Also keep the strongest 1 % to 100 % of the edges, and test what nodes are left."
+        ),
+    ] = False
+
     def check(self) -> None:
         """Refuse options that contradict each other."""
         if self.pairs is not None and self.structure is not None:
@@ -75,6 +82,7 @@ class How:
     adapter: Annotated[
         str | None, typer.Option(help="Where the adapter is that was merged. Default: where it was, without --model.")
     ] = None
+    gguf_file: GgufFile = None
     aligned: Annotated[
         bool | None,
         typer.Option(
@@ -94,7 +102,7 @@ class How:
 
     def where(self, there: There) -> Where:
         """Where the model is."""
-        return Where(self.model, self.revision, self.adapter, self.device, self.dtype, there)
+        return Where(self.model, self.revision, self.adapter, self.gguf_file, self.device, self.dtype, there)
 
 
 @terminal.report_errors
@@ -106,7 +114,8 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of evaluation.json, .png, report.html. Default: the run's; of a run over many RUN/evaluate."
+            help="Folder of evaluation.json, .png, report.html (edges.png). Default: the run's; of a run over many "
+            "RUN/evaluate."
         ),
     ] = None,
     style: Style = Format.table,
@@ -157,4 +166,5 @@ def _asked(tests: Tests, how: How) -> Asked:
         aligned=how.aligned,
         bos=how.bos,
         seed=how.seed,
+        edges=tests.edges,
     )

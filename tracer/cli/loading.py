@@ -21,6 +21,9 @@ Adapter = Annotated[
     str | None,
     typer.Option("--adapter", help="An adapter (LoRA) merged into the model: a folder, or a Hugging Face id."),
 ]
+GgufFile = Annotated[
+    str | None, typer.Option("--gguf-file", help="The GGUF file of the folder or id that holds the weights.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a GPU if there is one.")]
 
 
@@ -65,6 +68,7 @@ class Where:
     model: str | None
     revision: str | None
     adapter: str | None
+    gguf_file: str | None
     device: str | None
     dtype: str | None
     there: There
@@ -75,14 +79,14 @@ class Where:
         Raises:
             TracerError: it cannot be loaded, or is another.
         """
-        options = {"revision": self.revision, "adapter": self.adapter, "device": self.device, "dtype": self.dtype}
+        options = {name: value for name, value in vars(self).items() if name not in ("model", "there")}
         if traced is None:
             return self.there.load(self.model or "demo", **options)
         if not self.there.remote:  # a server has its own
             options["dtype"] = self.dtype or traced.dtype
         if self.model is not None:
             return self.there.load(self.model, **options)
-        options |= {"revision": self.revision or traced.revision, "adapter": self.adapter or traced.adapter}
+        options |= {name: options[name] or value for name, value in traced.loading().items()}
         try:
             return self.there.load(traced.name, **options)
         except ModelError as error:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from tracer.runs.status import Status
     from tracer.store.run_folder import RunFolder
 
-LOG_EVERY = 10.0  # seconds between two lines of a job's log
-
-
 JobFile = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
 Out = Annotated[str, typer.Option(help="The run folder, or s3://bucket/folder, gs://...; the same job is continued.")]
 RunDir = Annotated[str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR")]
@@ -160,12 +157,20 @@ def _tell(result: Run, out: str) -> None:
     if isinstance(result.job, jobs.BenchmarkJob):
         folder = result.folder
         outcomes = finish.benchmark_result(
-            result.job, folder, list(folder.commits()), folder.record() or {}, result.resumed
+            result.job,
+            folder,
+            list(folder.commits()),
+            folder.record() or {},
+            result.resumed,
+            result.status.total_seconds,
         )
         terminal.tables().print(benchmark_report.benchmark_table(outcomes))
     else:
         terminal.tables().print(report.neurons_table(result.table("neurons")))
+        if said := report.tested(result.folder.place):
+            terminal.line(said)
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
+    terminal.line(f"report.html there says what was found; 'tracer report {out}' makes it again")
     if result.status.failed:
         terminal.line(f"{result.status.failed:,} prompts failed; --retry-failed does them again. Most often:")
         for reason in result.reasons:
@@ -205,7 +210,7 @@ def query(
     quick: Annotated[bool, typer.Option("--quick", help="Do not compare the tables' files with their hashes.")] = False,
 ) -> None:
     """Ask a run's tables in SQL, with DuckDB, which the extra 'query' installs: prompts, nodes, edges, neurons,
-    edges_mean, top_prompts, failed and circuit.
+    edges_mean, top_prompts, failed, circuit, circuit_nodes and circuit_edges.
 
     Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
     """
@@ -311,7 +316,7 @@ class _Watch:
         )
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task(printable(Path(name).name, 80), total=None, line="")
-        self.said, self.state, self.done = -LOG_EVERY, "", 0
+        self.said, self.state, self.done = -terminal.LOG_EVERY, "", 0
 
     def __call__(self, status: Status) -> None:
         from tracer.runs import report
@@ -319,10 +324,11 @@ class _Watch:
         text, self.done = report.line(status), status.done
         if self.console.is_terminal:
             total = status.n_prompts or None
-            self.bar.update(self.task, completed=status.done + status.in_flight, total=total, line=text)
+            done = status.done + status.in_flight + status.partial
+            self.bar.update(self.task, completed=done, total=total, line=text)
             return
         now = time.monotonic()
-        if now - self.said >= LOG_EVERY or status.state not in (self.state, "starting"):
+        if now - self.said >= terminal.LOG_EVERY or status.state not in (self.state, "starting"):
             self.said, self.state = now, status.state
             terminal.line(f"{report.clock()} {text}", err=True)
 

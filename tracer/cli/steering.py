@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tracer.cli import terminal
-from tracer.cli.loading import Adapter, Device, There, Where
+from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
 from tracer.cli.options import MOST, Bos, flat, numbers
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Steered(Where):
         str | None, typer.Option(help="Revision of a Hugging Face id. Default: that of the circuit, without --model.")
     ] = None
     adapter: Adapter = None
+    gguf_file: GgufFile = None
     device: Device = None
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16, ... Default: that of the circuit, else float32.")

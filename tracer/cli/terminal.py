@@ -9,6 +9,7 @@ import io
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -195,10 +196,15 @@ def _output() -> Iterator[None]:
         raise RunError("standard output", f"cannot be written ({error.strerror or error})", step) from error
 
 
-class ProgressBar:
-    """A progress bar on standard error for methods of many passes; nothing outside a terminal."""
+LOG_EVERY = 10.0
+"""Seconds between two lines on standard error of what takes long, where that is no terminal."""
 
-    def __init__(self, name: str) -> None:
+
+class ProgressBar:
+    """A progress bar on standard error for methods of many passes; outside a terminal a line now and then, from the
+    first `LOG_EVERY` seconds on."""
+
+    def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -208,12 +214,33 @@ class ProgressBar:
             TimeRemainingColumn(),
         )
         shown = console(stderr=True)
-        self.bar = Progress(*columns, console=shown, transient=True, disable=not shown.is_terminal)
-        self.task = self.bar.add_task(printable(name, 80), total=None)
+        self.is_bar, self.name, self._clock = shown.is_terminal, printable(name, 80), clock
+        self.bar = Progress(*columns, console=shown, transient=True, disable=not self.is_bar)
+        self.task = self.bar.add_task(self.name, total=None)
 
     def __enter__(self) -> Progress:
         self.bar.__enter__()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
+        self._said = self._since = self._clock()
+        self._first = self._done = 0
+        return self._report
+
+    def _report(self, done: int, total: int) -> None:
+        if self.is_bar:
+            self.bar.update(self.task, completed=done, total=total)
+            return
+        now = self._clock()
+        if done < self._done:  # another count begins
+            self._since, self._first = now, done
+        self._done = done
+        if now - self._said < LOG_EVERY:
+            return
+        self._said = now
+        text = f"{self.name}: {done:,} of {total:,}"
+        if done > self._first:
+            from tracer.runs.report import duration
+
+            text += f", {duration((now - self._since) * (total - done) / (done - self._first))} to go"
+        line(text, err=True)
 
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)

@@ -15,13 +15,13 @@ import typer
 
 from tracer.cli import terminal
 from tracer.cli.graphs import show_graph
-from tracer.cli.loading import Adapter, Device, There
+from tracer.cli.loading import Adapter, Device, GgufFile, There
 from tracer.cli.options import MOST, Bos, Format, Overwrite, Shown, flat, lines, numbers
 from tracer.errors import JobError, RunError, quoted
 
 if TYPE_CHECKING:
     from tracer.attribution.pruning import Pruning
-    from tracer.circuit.circuit import Graph
+    from tracer.circuit.circuit import Circuit, Graph
     from tracer.prompts import Prompt
     from tracer.settings import Settings
 
@@ -66,9 +66,10 @@ class Question:
 class Source:
     """The model that is traced."""
 
-    model: Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id.")] = "demo"
+    model: Annotated[str, typer.Option(help="'demo', a folder, a GGUF file, or a Hugging Face id.")] = "demo"
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None
     adapter: Adapter = None
+    gguf_file: GgufFile = None
     device: Device = None
     device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None
     dtype: Annotated[
@@ -100,6 +101,13 @@ class How:
     top: Annotated[
         int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.", max=MOST)
     ] = None
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            help="RelP's rules: all, no-half, linear-gate, or those of norm, attention, activation, product (the half "
+            "rule), gate (the linear gate) that are on, joined by +. Default: all."
+        ),
+    ] = None
     without_rule: Annotated[
         list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
     ] = None
@@ -118,9 +126,18 @@ class How:
         return given | {"rules": self._rules(), "metric": metric, "top_k": top_k}
 
     def _rules(self) -> frozenset[str] | None:
-        from tracer.settings import RULES
+        from tracer.settings import RULES, rules_of
 
         off = self.without_rule
+        if self.rules is not None:
+            if off or self.method != "relp":
+                what = f"with --without-rule {off[0]}" if off else f"with method {self.method!r}"
+                raise JobError(f"--rules {self.rules}", f"has no effect {what}", "leave one of them out")
+            try:
+                return rules_of(self.rules)
+            except ValueError as error:
+                rule, _, _ = str(error).removeprefix("rules ").partition(", not ")
+                raise JobError(f"--rules {quoted(self.rules)}", rule, "choose among them") from None
         if not off:
             return None
         if unknown := sorted(set(off) - RULES):
@@ -185,6 +202,13 @@ class Kept:
     )
     skip_first: Annotated[bool, typer.Option("--skip-first", help="Leave out position 0 (BOS).")] = False
     exclude: Annotated[list[str] | None, typer.Option(help="A neuron never taken, as LAYER/NEURON. Repeatable.")] = None
+    without_always_on: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file, an unrelated prompt a line: neurons that are strong there too, and do nothing, are left "
+            "out and named."
+        ),
+    ] = None
     edges: Annotated[
         bool | None, typer.Option("--edges/--no-edges", help="Trace the direct edges between the nodes kept.")
     ] = None
@@ -195,9 +219,23 @@ class Kept:
         given = {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "edges")}
         return given | {"pruning": self.pruned.pruning()}
 
-    def left_out(self) -> dict[str, Any]:
-        """The positions and neurons that are left out, as `tracer.trace` takes them."""
-        return {"skip_first": self.skip_first, "exclude": [_neuron(name) for name in self.exclude or ()]}
+    def unrelated(self, settings: Settings, bos: bool) -> list[Prompt] | None:
+        """The prompts on which always-on neurons are looked for.
+
+        Raises:
+            JobError: fewer than two, or a baseline that they do not have.
+        """
+        found = lines(self.without_always_on, bos, "--without-always-on")
+        if found is None:
+            return None
+        if len(found) < 2:
+            raise JobError(
+                f"--without-always-on with {len(found)} prompt", "at least 2 are needed", "give more; 20 is usual"
+            )
+        if settings.baseline == "counterfactual":
+            rule = "its lines have no counterfactuals, from which this prompt is traced"
+            raise JobError("--without-always-on", rule, "leave it out, or give --baseline zero")
+        return found
 
 
 @dataclass(frozen=True)
@@ -250,9 +288,10 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     how.check()
     others = lines(how.reference, question.bos)
     asked = how.arguments() | kept.arguments()
-    left_out = kept.left_out()
+    left_out = [_neuron(name) for name in kept.exclude or ()]
     settings, _ = tracing.checked([prompt], **asked)
     check_question(prompt, settings, others)
+    unrelated = kept.unrelated(settings, question.bos)
     mine = _known(prompt, settings, kept)
     saved.check(mine | {"model": {"name": source.model}})
     terminal.quiet()
@@ -260,9 +299,35 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     if saved.out is not None:
         saved.check(mine | {"model": {"fingerprint": model.fingerprint}})
     with terminal.ProgressBar(f"{how.method} on {source.model}") as bar:
-        circuit = tracer.trace(model, prompt, **asked, **left_out, reference=others, progress=bar)
+        how_to: dict[str, Any] = {**asked, "skip_first": kept.skip_first, "reference": others, "progress": bar}
+        circuit = tracer.trace(model, prompt, **how_to, exclude=left_out)
+        if unrelated is not None:
+            circuit = _without_always_on(model, prompt, circuit, unrelated, left_out, how_to)
     show_graph(circuit, shown)
     saved.save(circuit, shown.style)
+
+
+def _without_always_on(
+    model: Any,
+    prompt: Prompt,
+    circuit: Circuit,
+    unrelated: list[Prompt],
+    left_out: list[tuple[int, int]],
+    how: dict[str, Any],
+) -> Circuit:
+    """The circuit traced again without the neurons that are always on, which are named in it; as it is if none is."""
+    import tracer
+
+    found = tracer.always_on(model, circuit, unrelated)
+    if found:
+        exclude = {*left_out, *((one.layer, one.neuron) for one in found)}
+        circuit = tracer.trace(model, prompt, **how, exclude=exclude)
+    said = f"{len(found)} always-on neurons are left out, found on {len(unrelated)} unrelated prompts"
+    names = "; ".join(f"layer {one.layer} neuron {one.neuron}" for one in found[:5]) + ("; ..." if found[5:] else "")
+    evidence = [{name: value for name, value in vars(one).items() if name != "n_nodes"} for one in found]
+    kept = {"always_on": {"prompts": len(unrelated), "neurons": evidence}}
+    warnings = (*circuit.warnings, f"{said}: {names}" if found else said)
+    return circuit.model_copy(update={"warnings": warnings, "notes": circuit.notes | kept})
 
 
 def _known(prompt: Prompt, settings: Settings, kept: Kept) -> dict[str, Any]:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from tracer.records import Count, Name, Names, Natural, Record, as_list, is_list
 
 Structure = Literal["simple", "nounpp", "rc", "within_rc"]
+"""Sentences of the task sva."""
+Opposites = Literal["english", "spanish", "shots"]
+"""How the task opposites asks."""
+Task = Literal["sva", "capitals", "states", "countries", "opposites", "indirect"]
+Keep = Literal["correct", "preferred"]
+"""Which prompts a model is kept to: those whose target it says, or prefers to the foil."""
+
+STRUCTURES: dict[str, tuple[str, ...]] = {"sva": get_args(Structure), "opposites": get_args(Opposites)}
+"""Of the tasks that have structures: one of these must be named."""
 
 RowField = Literal[
     "text",
@@ -49,12 +59,16 @@ class Source(Record):
             to the current directory.
         dataset: a Hugging Face id or a local builder, with its `config` and `revision`.
         split: of a dataset or a task (``train`` or ``test``).
-        task: ``sva`` or ``capitals``, with `count` pairs drawn with `seed`; sva has a `structure`.
+        task: ``sva``, ``capitals``, ``states``, ``countries``, ``opposites`` or ``indirect``, with `count` pairs drawn
+            with `seed`; sva and opposites have a `structure`.
         columns: the column that each field of a prompt is read from, by field. By default every field that has a column
             of the same name; a column whose name only looks like a field's is then an error. A mapped target, foil or
             position that is empty fails its row.
         labels: columns that are kept as labels of the prompt.
         limit: only the first so many rows.
+        filter: only prompts that the model answers so, of those that there are: ``correct``, the target is its greedy
+            next token; ``preferred``, it gives the target a larger logit than the foil (the mean of several). Reading
+            takes no notice of it: whoever has the model asks it, and says what was left out.
     """
 
     path: Annotated[tuple[Name, ...], BeforeValidator(_paths)] | None = None
@@ -62,13 +76,19 @@ class Source(Record):
     config: Name | None = None
     split: Name = "train"
     revision: Name | None = None
-    task: Literal["sva", "capitals"] | None = None
-    structure: Structure | None = None
+    task: Task | None = None
+    structure: Structure | Opposites | None = None
     count: Count | None = None
     seed: Natural = 0
     columns: dict[RowField, Name] = Field(default_factory=dict)
     labels: Names = ()
     limit: Count | None = None
+    filter: Keep | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_filter(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Runs from before there was a filter go on."""
+        return {name: value for name, value in dump(self).items() if name != "filter" or value is not None}
 
     @model_validator(mode="after")
     def _has_effect(self) -> Source:
@@ -92,8 +112,9 @@ class Source(Record):
             raise ValueError(f"the task {self.task} needs a count of pairs")
         if self.split not in ("train", "test"):
             raise ValueError(f"the split of a task must be train or test, not {self.split!r}")
-        if (self.task == "sva") != (self.structure is not None):
-            has = f"needs a structure: {', '.join(get_args(Structure))}" if self.task == "sva" else "has no structure"
+        known = STRUCTURES.get(str(self.task), ())
+        if self.structure not in (known or (None,)):
+            has = f"needs a structure: {', '.join(known)}" if known else "has no structure"
             raise ValueError(f"the task {self.task} {has}")
 
     @property

@@ -37,6 +37,8 @@ class Curves:
             is of random nodes, as many in each layer as the circuit has.
         cpr, cmd: areas over size as MIB defines them; NaN of a single size.
         sizes_for: the fewest of `sizes` that reach a faithfulness, by level; None where none does.
+        settles: the fewest of `sizes` from which faithfulness stays within .1 of 1, at every larger one; None where it
+            is outside at the largest.
     """
 
     sizes: tuple[int, ...]
@@ -47,6 +49,7 @@ class Curves:
     cpr: Interval
     cmd: Interval
     sizes_for: dict[float, Size]
+    settles: Size
 
     def record(self) -> dict[str, Any]:
         """As files hold it: numbers, lists and names."""
@@ -55,16 +58,24 @@ class Curves:
             "n_neurons": list(self.n_neurons),
             **{name.removesuffix("_faithfulness"): getattr(self, name).record() for name in _INTERVALS},
             "sizes_for": {f"{level:g}": size.record() for level, size in self.sizes_for.items()},
+            "settles": self.settles.record(),
         }
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> Curves:
-        """Curves from their `record`."""
+        """Curves from their `record`; of one from before there was `settles`, that is without its interval."""
+        sizes, faithfulness = tuple(record["sizes"]), Interval.of(record["faithfulness"])
+        settled = record.get("settles") or {
+            "low": None,
+            "high": None,
+            "estimate": statistics.settled_size(sizes, faithfulness.estimate),
+        }
         return Curves(
-            sizes=tuple(record["sizes"]),
+            sizes=sizes,
             n_neurons=tuple(record["n_neurons"]),
             **{name: Interval.of(record[name.removesuffix("_faithfulness")]) for name in _INTERVALS},
             sizes_for={float(level): Size(**size) for level, size in record["sizes_for"].items()},
+            settles=Size(**settled),
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -145,6 +156,7 @@ def measure(
         cpr=cpr,
         cmd=cmd,
         sizes_for={level: statistics.size_for(list(sizes), parts[0], level) for level in LEVELS},
+        settles=statistics.settles(list(sizes), parts[0]),
         n_total=n_total,
         whole=full,
         empty=empty,

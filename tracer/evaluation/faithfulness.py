@@ -74,8 +74,8 @@ def evaluate(
     if prompts is None and train:
         raise JobError("train", "has no effect on the circuit's own prompt", "leave it out, or give test prompts")
     plan = planned(circuit, ablation, sizes, own=prompts is None, has_reference=reference is not None, aligned=aligned)
-    test, said = _test_set(
-        model, circuit, prompts, plan.ablation, _How(reference, train, allow_overlap, aligned, seed, memory)
+    test, said = test_set(
+        model, circuit, prompts, plan.ablation, How(reference, train, allow_overlap, aligned, seed, memory)
     )
     alone = ("one test prompt alone has no interval",) if len(test.prompts) == 1 else ()
     said = (*notes(test.prompts, model), *plan.notes, *said, *alone)
@@ -108,7 +108,7 @@ def minimality(
         JobError: as `evaluate`.
     """
     plan = planned(circuit, ablation, own=prompts is None, has_reference=reference is not None)
-    test, said = _test_set(model, circuit, prompts, plan.ablation, _How(reference, seed=seed, memory=memory))
+    test, said = test_set(model, circuit, prompts, plan.ablation, How(reference, seed=seed, memory=memory))
     say((*plan.notes, *said))
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
     size, rows = circuit.n_nodes, range(len(test.prompts))
@@ -176,7 +176,7 @@ def own_prompt(circuit: Circuit) -> Encoded:
 
 
 @dataclass(frozen=True)
-class _How:
+class How:
     """The options of `evaluate` that choose the test prompts and what their nodes are ablated to."""
 
     reference: Sequence[Prompt] | None = None
@@ -187,12 +187,12 @@ class _How:
     memory: int | None = None
 
 
-def _test_set(
+def test_set(
     model: Model,
     circuit: Circuit,
     prompts: Sequence[Prompt] | None,
     ablation: str,
-    how: _How,
+    how: How,
 ) -> tuple[TestSet, tuple[str, ...]]:
     """The test prompts, asked what the circuit was asked; and what of them is not used."""
     model.check_traced(circuit.model, circuit.text)

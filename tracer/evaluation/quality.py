@@ -8,7 +8,7 @@ evaluation/statistics.py), nnsight (model/passes.py), and files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from tracer.evaluation.faithfulness import own_prompt
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
+from tracer.settings import Settings
 
 ABLATIONS = ("zero", "mean", "counterfactual")
 STRATA = ("strong", "middle", "random")
@@ -128,7 +129,7 @@ class AlwaysOn:
 
     Attributes:
         share: of the unrelated prompts, on how many it is strong.
-        attribution: mean, over those, of ``|attribution|`` of its strongest node.
+        attribution: mean, over those, of ``|attribution|`` of its strongest node. spread: its standard deviation.
         exact: mean ``|change of the metric|`` when that node alone goes to its mean over the prompts.
         n_nodes: of the circuit that are this neuron.
     """
@@ -139,12 +140,45 @@ class AlwaysOn:
     attribution: float
     exact: float
     n_nodes: int
+    spread: float = 0.0
 
     def __str__(self) -> str:
         return (
             f"layer {self.layer} neuron {self.neuron}: attribution {self.attribution:.3g} on {self.share:.0%} of the "
             f"prompts, exact effect {self.exact:.3g}, {self.n_nodes} nodes of the circuit"
         )
+
+
+@dataclass(frozen=True)
+class Constancy:
+    """Which neurons count as always on; see `always_on`.
+
+    Attributes:
+        share: strong on more than this share of the prompts. threshold: strong, as a share of ``|metric|``.
+        exact_below: the exact effect is below this share of the attribution.
+    """
+
+    share: float = 0.5
+    threshold: float = 0.005
+    exact_below: float = 0.1
+
+    def check(self) -> None:
+        """Refuse what is no share.
+
+        Raises:
+            JobError: that.
+        """
+        for name, value in vars(self).items():
+            if not 0 <= value < 1 or (name != "share" and value == 0):
+                raise JobError(f"{name}={value}", "must be a share between 0 and 1", "leave it out for the default")
+
+
+@dataclass(frozen=True)
+class Question:
+    """How prompts are attributed: the settings, and of a selection what is left out of it (`skip_first`)."""
+
+    settings: Settings
+    selection: Mapping[str, Any]
 
 
 @undisturbed()
@@ -231,30 +265,55 @@ def always_on(
 
     Source: method.md section 5.
     """
-    for name, value in (("share", share), ("threshold", threshold), ("exact_below", exact_below)):
-        if not 0 <= value < 1 or (name != "share" and value == 0):
-            raise JobError(f"{name}={value}", "must be a share between 0 and 1", "leave it out for the default")
-    encoded = _unrelated(model, circuit, prompts)
-    found = _attributed(model, circuit, [_as_prompt(one, circuit) for one in encoded], None, memory, progress)
+    rules = Constancy(share, threshold, exact_below)
+    rules.check()
+    asked = [_as_prompt(one, circuit) for one in _unrelated(model, circuit, prompts)]
+    how = Question(circuit.settings, circuit.selection)
+    found = constant_neurons(model, asked, how, rules, abs(circuit.metric), memory, progress)
+    held = Counter((row["layer"], row["neuron"]) for row in circuit.rows("neuron"))
+    return [replace(one, n_nodes=held[one.layer, one.neuron]) for one in found]
+
+
+@undisturbed()
+def constant_neurons(
+    model: Model,
+    prompts: Sequence[Prompt],
+    how: Question,
+    rules: Constancy,
+    floor: float = 0.0,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> list[AlwaysOn]:
+    """`always_on` among any prompts that have a question of their own: those of a dataset, say.
+
+    Args:
+        floor: the least that a prompt's ``|metric|`` counts as.
+
+    Raises:
+        JobError: prompts that cannot be asked, or do not differ.
+    """
+    encoded = [encode(one, model) for one in prompts]
+    found = _attributed(model, how, prompts, None, memory, progress)
     encoded = [
         replace(one, target_ids=target, foil_ids=foil)
         for one, target, foil in zip(encoded, found.target_ids, found.foil_ids, strict=True)
     ]
-    strength = found.nodes.abs() * _differing(found.token_ids, circuit)[:, None]
+    strength = found.nodes.abs() * _differing(found.token_ids, how)[:, None]
     largest, position = strength.max(2)
-    scale = found.metric.abs().clamp_min(abs(circuit.metric))
-    strong = (largest >= threshold * scale[:, None, None]) & (largest > 0)
+    scale = found.metric.abs().clamp_min(floor)
+    strong = (largest >= rules.threshold * scale[:, None, None]) & (largest > 0)
     often = strong.double().mean(0)
-    candidates = strong & (often > share)
-    exact = _to_the_mean(model, circuit, encoded, candidates, position, memory, progress)
+    candidates = strong & (often > rules.share)
+    exact = _to_the_mean(model, how, encoded, candidates, position, memory, progress)
     count = candidates.sum(0).clamp_min(1)
     estimate, effect = (largest * candidates).sum(0) / count, exact.sum(0) / count
-    held = Counter((row["layer"], row["neuron"]) for row in circuit.rows("neuron"))
-    kept = (candidates.any(0) & (effect < exact_below * estimate)).nonzero().tolist()
-    listed = [
-        AlwaysOn(at, one, float(often[at, one]), float(estimate[at, one]), float(effect[at, one]), held[at, one])
-        for at, one in kept
-    ]
+    spread = (((largest - estimate) * candidates).square().sum(0) / count).sqrt()
+    kept = (candidates.any(0) & (effect < rules.exact_below * estimate)).nonzero().tolist()
+    numbers = torch.stack([often.float(), estimate, effect, spread], -1)
+    listed = list[AlwaysOn]()
+    for at, one in kept:
+        share, attribution, exact, wide = numbers[at, one].tolist()
+        listed.append(AlwaysOn(at, one, share, attribution, exact, n_nodes=0, spread=wide))
     return sorted(listed, key=lambda one: -one.attribution)
 
 
@@ -327,14 +386,14 @@ def _as_prompt(one: Encoded, circuit: Circuit) -> Prompt:
 
 def _attributed(
     model: Model,
-    circuit: Circuit,
+    how: Circuit | Question,
     prompts: Sequence[Prompt],
     reference: Sequence[Prompt] | None,
     memory: int | None,
     progress: Progress | None,
 ) -> Attribution:
     """All nodes, attributed as the circuit's were."""
-    chosen = circuit.settings
+    chosen = how.settings
     return attribute(
         model,
         prompts,
@@ -392,14 +451,14 @@ def _alone(
 
 def _falls(
     model: Model,
-    circuit: Circuit,
+    how: Circuit | Question,
     asked: Sequence[tuple[Encoded, Int[Tensor, "_ 3"]]],
     to: Replacement,
     memory: int | None,
     progress: Progress | None,
 ) -> Float[Tensor, " node"]:
     """How far the metric of each prompt falls when each of its nodes alone is ablated, in order."""
-    chosen, budget = circuit.settings, memory or model.budget()
+    chosen, budget = how.settings, memory or model.budget()
     to = to.here(model, max(len(one.token_ids) for one, _ in asked), chosen.basis, budget)
     rows, order = list[AblatedRow](), list[Tensor]()
     for one, nodes in asked:  # by layer, so that most layers of a forward stay as they are
@@ -456,12 +515,12 @@ def _unrelated(model: Model, circuit: Circuit, prompts: Sequence[Prompt]) -> lis
     return encoded
 
 
-def _differing(token_ids: Sequence[tuple[int, ...]], circuit: Circuit) -> Float[Tensor, "prompt pos 1"]:
+def _differing(token_ids: Sequence[tuple[int, ...]], how: Question) -> Float[Tensor, "prompt pos 1"]:
     """1 at the positions of each prompt where the prompts, up to there, are not all the same; 0 where they are, or
     where only one is that long: a mean over them would be the prompt's own value."""
     width = max(len(ids) for ids in token_ids)
     differ = torch.zeros(len(token_ids), width, 1)
-    for position in range(1 if circuit.selection.get("skip_first") else 0, width):
+    for position in range(1 if how.selection.get("skip_first") else 0, width):
         longer = [row for row, ids in enumerate(token_ids) if len(ids) > position]
         if len({token_ids[row][: position + 1] for row in longer}) > 1:
             differ[longer, position] = 1.0
@@ -472,7 +531,7 @@ def _differing(token_ids: Sequence[tuple[int, ...]], circuit: Circuit) -> Float[
 
 def _to_the_mean(
     model: Model,
-    circuit: Circuit,
+    how: Circuit | Question,
     prompts: Sequence[Encoded],
     candidates: Tensor,
     position: Tensor,
@@ -488,5 +547,5 @@ def _to_the_mean(
             for row, (one, (layer, neuron)) in enumerate(zip(prompts, at, strict=True))
         ]
         to = Replacement(tuple(one.token_ids for one in prompts), mean=True)
-        effects[candidates] = _falls(model, circuit, asked, to, memory, progress).abs()
+        effects[candidates] = _falls(model, how, asked, to, memory, progress).abs()
     return effects

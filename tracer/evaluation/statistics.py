@@ -335,11 +335,16 @@ def _check_sizes(sizes: Sequence[float | int], curve: Tensor) -> None:
         raise JobError(f"sizes={quoted(list(sizes))}", "must increase", "sort them and name each once")
 
 
+WITHIN = 0.1
+"""How far from 1 a faithfulness may be that stays."""
+
+
 @dataclass(frozen=True)
 class Size:
-    """The circuit size that reaches a level of faithfulness; None means that no measured size does.
+    """The circuit size that reaches a level of faithfulness, or from which it stays near 1; None means that no measured
+    size does.
 
-    A `high` of None says that, within the confidence, the level may not be reached at all.
+    A `high` of None says that, within the confidence, none may at all.
     """
 
     low: int | None
@@ -373,22 +378,53 @@ def size_for(sizes: Sequence[int], faithfulness: Resamples, level: float | int, 
         faithfulness: resampled curves, [resample, size].
         level: such as .5, .8, .9, .95.
     """
+    return _sized(sizes, faithfulness, lambda curves: _first(curves, level), confidence)
+
+
+def settled_size(sizes: Sequence[int], faithfulness: Float[Tensor, " size"]) -> int | None:
+    """The smallest measured size from which faithfulness stays within `WITHIN` of 1: there, and at every larger size
+    that was measured. None if it is outside at the largest; what is not a number is outside.
+
+    Where `first_size` is smaller, the curve passes 1, or comes back below, before it stays.
+    """
+    _check_sizes(sizes, faithfulness)
+    index = int(_settled(faithfulness[None])[0])
+    return sizes[index] if index < len(sizes) else None
+
+
+def settles(sizes: Sequence[int], faithfulness: Resamples, confidence: float = 0.95) -> Size:
+    """`settled_size` with its percentile interval over resamples of the test prompts, as `size_for` has it."""
+    return _sized(sizes, faithfulness, _settled, confidence)
+
+
+def _sized(
+    sizes: Sequence[int], faithfulness: Resamples, index_of: Callable[[Tensor], Tensor], confidence: float
+) -> Size:
+    """A size that a curve has, with its interval; `index_of` curves [resample, size] tells which [resample]."""
     _check_sizes(sizes, faithfulness.values)
+    mine = int(index_of(faithfulness.estimate[None])[0])
+    estimate = sizes[mine] if mine < len(sizes) else None
     if not len(faithfulness.values):
-        return Size(None, None, first_size(sizes, faithfulness.estimate, level))
+        return Size(None, None, estimate)
     tail = _tail(confidence, len(faithfulness.values))
     lost = faithfulness.values.isnan().any(-1)
-    index = _first(faithfulness.values, level)
+    index = index_of(faithfulness.values)
     low = torch.where(lost, 0, index).sort().values[math.floor(tail * (len(index) - 1))]
     high = torch.where(lost, len(sizes), index).sort().values[math.ceil((1 - tail) * (len(index) - 1))]
     ends = [sizes[int(i)] if int(i) < len(sizes) else None for i in (low, high)]
-    return Size(ends[0], ends[1], first_size(sizes, faithfulness.estimate, level))
+    return Size(ends[0], ends[1], estimate)
 
 
 def _first(curves: Tensor, level: float | int) -> Tensor:
     """Index of the first value of at least `level` in each curve; the number of sizes if there is none."""
     reached = curves >= level
     return torch.where(reached.any(-1), reached.int().argmax(-1), curves.shape[-1])
+
+
+def _settled(curves: Tensor) -> Tensor:
+    """Index from which each curve stays near 1 to its end; the number of sizes if it does not end there."""
+    near = (curves >= 1 - WITHIN) & (curves <= 1 + WITHIN)
+    return curves.shape[-1] - near.flip(-1).int().cumprod(-1).sum(-1)
 
 
 # ------------------------------------------------------------------------- how good was the estimate

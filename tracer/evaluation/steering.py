@@ -1,4 +1,4 @@
-"""Steering: chosen nodes multiplied, set or added to, and one state's neurons put in another's place (method.md 6, 7).
+"""Steering: chosen nodes multiplied, set or added to (method.md section 6).
 
 Knows which nodes are acted on and where, the random control, and what is said of the next token and of the text
 generated after it. Refuses to know how nodes were chosen, nnsight (model/passes.py), and how a result is printed.
@@ -16,28 +16,18 @@ from pathlib import Path
 from typing import Any, SupportsIndex, TypeGuard
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tracer.attribution.attribute import attributed, notes, prepared
-from tracer.attribution.reduce import nodes_of
-from tracer.attribution.request import Request
-from tracer.attribution.selection import Selection
-from tracer.attribution.trace import answers as answers_of
-from tracer.attribution.trace import can_ask
-from tracer.batching import batches
+from tracer.attribution.attribute import notes
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
-from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, option, quoted, say
-from tracer.evaluation import ablations
-from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
-from tracer.evaluation.statistics import Interval
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
-from tracer.settings import BASES, settings
+from tracer.settings import BASES
 from tracer.store.storage import is_remote
 from tracer.system import jsontext, wholefile
 
@@ -190,7 +180,7 @@ def steer(
     places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
     _check_places(places, model, encoded, basis)
     generator = torch.Generator().manual_seed(seed)
-    draws = [_drawn(places, model.n_neurons(basis), generator) for _ in range(random)]
+    draws = [drawn_alike(places, model.n_neurons(basis), generator) for _ in range(random)]
     run = _Run(model, encoded, action, basis)
     asked = _asked(model, encoded, prompt, tokens)
     before, after, control = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
@@ -274,93 +264,6 @@ def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tu
     return [(layer, _whole(position, "position", place), neuron) for place, layer, neuron, position in found]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How the answers of all pairs turned out under one intervention, at each size k.
-
-    Attributes:
-        answers: the greedy next token of each pair.
-        becomes: share of pairs that answer the other's capital. stays: the source's still. 95 % Wilson intervals.
-    """
-
-    answers: Int[Tensor, "pair k"]
-    becomes: Interval
-    stays: Interval
-
-
-@dataclass(frozen=True)
-class SwapResult:
-    """What swapping one state's neurons for another's did, at each size k.
-
-    Attributes:
-        ks: strongest nodes taken of each of a pair's two prompts. n_pairs: pairs measured.
-        n_nodes: mean size of the union of the two sets, which is what is set.
-        answered: share of pairs whose two prompts the untouched model answers rightly.
-        swapped: the union set to the values of the other prompt.
-        random: as many random neurons in each layer at the same positions, set to the values of the other prompt.
-        zeroed: the source's set alone, set to 0.
-        seed: of the random control.
-    """
-
-    ks: tuple[int, ...]
-    n_pairs: int
-    n_nodes: Float[Tensor, " k"]
-    answered: Interval
-    swapped: Outcome
-    random: Outcome
-    zeroed: Outcome
-    seed: int
-
-
-@undisturbed()
-def swap_states(
-    model: Model,
-    pairs: Sequence[Pair],
-    ks: Sequence[int] = (5, 10, 20, 50),
-    seed: int = 0,
-    *,
-    method: str = "relp",
-    memory: int | None = None,
-) -> SwapResult:
-    """Take one state's neurons out of a prompt, put another's in, and count how often the answer follows.
-
-    Of both prompts of a pair the k nodes with the largest ``|attribution|`` to the logit of their own capital are
-    taken, and in the first prompt all of these are set to the values they have in the second.
-
-    Args:
-        pairs: from `tasks.capitals.pairs`: a city, and as counterfactual a city of another state.
-        ks: sizes, increasing.
-        seed: of the random control.
-        method: of `attribute`.
-        memory: bytes one batch may use.
-
-    Raises:
-        JobError: no pairs, a size the model does not have, prompts of a pair that differ in length.
-
-    Source: method.md section 7.
-    """
-    if not pairs:
-        raise JobError("pairs=[]", "there is nothing to swap", "give at least one pair")
-    prompts = [pair.to_prompt() for pair in pairs]
-    encoded = [encode(prompt, model) for prompt in prompts]
-    say(notes(encoded, model))
-    lengths = [len(one.token_ids) for one in encoded]
-    _check_ks(ks, model.n_layers * min(lengths) * model.n_neurons())
-    generator = torch.Generator().manual_seed(seed)
-    budget = model.budget() if memory is None else memory
-    each = model.bytes_per_token(length=max(lengths))
-    parts = [
-        _swapped(model, [encoded[i] for i in part], ks, generator, method, budget)
-        for part in batches(lengths, each, budget, model.borders)
-    ]
-    answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
-    source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
-    other = torch.tensor([one.foil_ids[0] for one in encoded])[:, None]
-    swapped, random, zeroed = (Outcome(one, _wilson(one == other), _wilson(one == source)) for one in answers)
-    means = sizes.double().mean(0).float()
-    return SwapResult(tuple(ks), len(pairs), means, _wilson(rightly), swapped, random, zeroed, seed)
-
-
 # ------------------------------------------------------------------------------------------- what is steered
 
 
@@ -384,7 +287,7 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
     if not isinstance(prompt, Prompt):
         raise JobError(f"prompt {quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
     for name, value in (("max_new_tokens", max_new_tokens), ("random", random)):
-        if not _is_index(value) or value < 0:
+        if not is_index(value) or value < 0:
             raise JobError(f"{name}={quoted(value)}", "must be a whole number, 0 or more", "use 0 for none")
     encoded = encode(prompt, model)
     length = len(encoded.token_ids)
@@ -434,13 +337,13 @@ def _places(nodes: Nodes, top: int | None) -> list[_Place]:
         raise JobError("nodes", "there is none to steer", "give at least one neuron")
     if len({position is None for _, position, _ in found}) > 1:
         raise JobError("nodes", "some have a position and some have none", "give all one, or none")
-    if top is not None and not (_is_index(top) and 1 <= top <= len(found)):
+    if top is not None and not (is_index(top) and 1 <= top <= len(found)):
         raise JobError(f"{option('top')} {quoted(top)}", f"there are {len(found)} nodes", f"use 1 to {len(found)}")
     return list(dict.fromkeys(found[:top]))
 
 
 def _place(node: Any) -> _Place:
-    if isinstance(node, Sequence) and len(node) in (2, 3) and all(_is_index(part) for part in node):
+    if isinstance(node, Sequence) and len(node) in (2, 3) and all(is_index(part) for part in node):
         numbers = [operator.index(part) for part in node]
         return numbers[0], numbers[1] if len(numbers) == 3 else None, numbers[-1]
     rule = "is neither (layer, position, neuron) nor (layer, neuron)"
@@ -474,7 +377,7 @@ def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded, basi
             raise JobError(f"position {position}", rule, step)
 
 
-def _drawn(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:
+def drawn_alike(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:
     """As many random neurons in each layer at each position."""
     counts = Counter((layer, position) for layer, position, _ in places)
     return [
@@ -638,79 +541,11 @@ def _whole(value: Any, column: str, place: str) -> int:
         number = int(value) if isinstance(value, str) else value
     except ValueError:
         number = None
-    if not _is_index(number):
+    if not is_index(number):
         raise JobError(f"{place}", f"its {column} is {quoted(value)}, not a whole number", "give whole numbers")
     return operator.index(number)
 
 
-def _is_index(value: Any) -> TypeGuard[int]:
+def is_index(value: Any) -> TypeGuard[int]:
     """A whole number of any kind, but not a truth value."""
     return hasattr(value, "__index__") and not isinstance(value, bool) and getattr(value, "ndim", 0) == 0
-
-
-# ----------------------------------------------------------------------------------------------- the swap
-
-
-def _check_ks(ks: Sequence[int], largest: int) -> None:
-    if not ks or not all(_is_index(k) for k in ks) or list(ks) != sorted(set(ks)) or ks[0] < 1 or ks[-1] > largest:
-        raise JobError(f"ks={quoted(list(ks))}", f"must rise from 1 to at most {largest}, the nodes", "change them")
-
-
-def _swapped(
-    model: Model, encoded: Sequence[Encoded], ks: Sequence[int], generator: torch.Generator, method: str, memory: int
-) -> tuple[Int[Tensor, "arm pair k"], Int[Tensor, "pair k"], Bool[Tensor, " pair"]]:
-    """Answers swapped, under the control and zeroed; how many nodes were set; which pairs are answered rightly."""
-    paired = [replace(one, token_ids=one.counterfactual_ids or ()) for one in encoded]
-    ours = _ranked(model, [(one.token_ids, one.target_ids) for one in encoded], int(ks[-1]), method, memory)
-    theirs = _ranked(model, [(one.token_ids, one.foil_ids) for one in paired], int(ks[-1]), method, memory)
-    swaps, zeros, sizes = list[AblatedRow](), list[AblatedRow](), list[Tensor]()
-    for k in ks:
-        unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
-        controls = [_drawn([(*node,) for node in nodes.tolist()], model.n_neurons(), generator) for nodes in unions]
-        for sets in (unions, [torch.tensor(places).view(-1, 3) for places in controls]):
-            swaps += [
-                AblatedRow(one, Ranking.of(nodes), (0, 0, len(nodes)), other=pair)
-                for pair, (one, nodes) in enumerate(zip(encoded, sets, strict=True))
-            ]
-        sizes.append(torch.tensor([len(nodes) for nodes in unions]))
-    rankings = [Ranking.of(nodes) for nodes in ours]
-    zeros = [AblatedRow(one, nodes, (0, 0, k)) for k in ks for one, nodes in zip(encoded, rankings, strict=True)]
-    untouched = [AblatedRow(one, ablations.EMPTY, (0, 0, 0)) for one in (*encoded, *paired)]
-
-    def answers(rows: list[AblatedRow], to: Replacement) -> Tensor:
-        return ablations.measured(model, rows, to, None, "activation", memory).long()
-
-    longest = max(len(one.token_ids) for one in paired)
-    values = Replacement(tuple(one.token_ids for one in paired)).here(model, longest, "activation", memory)
-    swapped = answers(swaps, values).view(len(ks), 2, len(encoded))
-    zeroed, plain = answers([*zeros, *untouched], Replacement()).split([len(zeros), len(untouched)])
-    found = torch.cat([swapped, zeroed.view(len(ks), 1, len(encoded))], 1)
-    wanted = [one.target_ids[0] for one in encoded] + [one.foil_ids[0] for one in encoded]
-    rightly = (plain == torch.tensor(wanted)).view(2, len(encoded)).all(0)
-    return found.permute(1, 2, 0), torch.stack(sizes, -1), rightly
-
-
-def _ranked(
-    model: Model, asked: Sequence[tuple[Sequence[int], Sequence[int]]], count: int, method: str, memory: int
-) -> list[Int[Tensor, "_ 3"]]:
-    """Each prompt's strongest nodes, strongest first."""
-    chosen, encoded = prepared(model, _prompts(asked), settings(method=method, metric="logit"))
-    selection = Selection.of(count)
-    if can_ask(model, chosen, edges=False):
-        asked_once = Request(chosen, selection, edges=False)
-        return [one.nodes for one in answers_of(model, encoded, asked_once, None, memory, None)]
-    found = attributed(model, encoded, chosen, None, memory, None)
-    return [nodes_of(found, row, selection).nodes[0] for row in range(len(encoded))]
-
-
-def _prompts(asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Prompt]:
-    return [Prompt(token_ids=ids, target=target) for ids, target in asked]
-
-
-def _wilson(held: Bool[Tensor, "pair *k"], z: float = 1.959964) -> Interval:
-    """The share of pairs for which it held, and its 95 % Wilson interval, which has a width at 0 and 1 too."""
-    n = len(held)
-    share = held.double().mean(0)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)).sqrt()
-    return Interval((centre - half).clamp(min=0), (centre + half).clamp(max=1), share)

@@ -1,7 +1,7 @@
-"""Where a model's files are, and what they are: a folder, or a Hugging Face id, looked at before any weight is read.
+"""Where a model's files are, and what they are: a folder, a GGUF file or an id, looked at before any weight is read.
 
-Knows which files a model needs, and the kinds that look like one and are none: pickled weights, GGUF, pointers of Git
-LFS, sentence encoders, adapters alone, code. Whatever is there and not used is refused, or said. Refuses to load.
+Knows which files a model needs, and the kinds that look like one and are none: pickled weights, pointers of Git LFS,
+sentence encoders, adapters alone, code. Whatever is there and not used is refused, or said. Refuses to load.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 
 from tracer import demo
 from tracer.errors import ModelError, TracerError, first_line, option, quoted
+from tracer.model import dequantised, gguf
 from tracer.model.families import FAMILIES, TEXT_PARTS
 from tracer.model.multimodal import BESIDE
 from tracer.system import jsontext, wholefile
@@ -39,6 +40,8 @@ _SMALL = 1024
 """Bytes: a pointer of Git LFS is smaller, no file of weights is."""
 _MOST_LAYERS = 4096
 """Far beyond any model's, and few enough to be built."""
+_BESIDE_GGUF = ("config.json", "tokenizer.json", "tokenizer.model", "vocab.json", ADAPTER)
+"""Files that would be read if the weights were not in a GGUF file."""
 _COMPUTED = re.compile(r"\.rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.masked_bias$")
 """Tables that old checkpoints hold and every model computes from its config: rotary frequencies and causal masks."""
 
@@ -48,11 +51,12 @@ class Source:
     """A model that was found.
 
     Attributes:
-        where: its folder, or its id.
+        where: its folder, its GGUF file, or its id.
         revision: of the id.
-        config: its config.json.
+        config: its config.json; of a GGUF file what becomes of its metadata.
         adapter: whether an adapter lies beside its weights.
         warnings: what is there and is not used, a sentence each.
+        gguf: the header of the GGUF file that its weights are in, if they are in one.
     """
 
     where: str
@@ -60,6 +64,7 @@ class Source:
     config: Mapping[str, Any]
     adapter: bool
     warnings: tuple[str, ...]
+    gguf: gguf.Header | None = None
 
     @property
     def has_text_part(self) -> bool:
@@ -72,49 +77,68 @@ class Source:
 
 
 def shown(where: str) -> str:
-    """A folder or an id, as messages name it."""
-    return f"model folder {quoted(where, 200)}" if os.path.isdir(where) else f"model {quoted(where)}"
+    """A folder, a file or an id, as messages name it."""
+    if os.path.isdir(where):
+        return f"model folder {quoted(where, 200)}"
+    return f"model file {quoted(where, 200)}" if os.path.isfile(where) else f"model {quoted(where)}"
 
 
-def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Source:
-    """The shipped model's folder, a folder if there is one, else the name as a Hugging Face id.
+def find(name: str | Path, revision: str | None, *, weights: bool = True, gguf_file: str | None = None) -> Source:
+    """The shipped model's folder, a folder or GGUF file if there is one, else the name as a Hugging Face id.
 
     Args:
         weights: whether weights are needed too, and not only the configuration and the tokenizer.
+        gguf_file: which GGUF file of the folder or id holds the weights; needed of an id, and of a folder of several.
 
     Raises:
         ModelError: nothing there, not reachable, or no model: says what it is instead.
     """
-    given, shipped = str(name), isinstance(name, str) and name == "demo"
+    given, folder = str(name), _folder(name)
+    if folder is not None:
+        if (file := _gguf_in(folder, given, gguf_file)) is None:
+            _check_folder(folder, given, weights)
+        if revision is not None:
+            raise ModelError(option("revision", revision), "has no effect on a folder", "leave it out")
+        if name == "demo" and file is None:
+            _check_shipped()
+        given = str(folder)
+    else:
+        _check_reachable(given, revision, gguf_file or "config.json")
+        file = None if gguf_file is None else _gguf_of_hub(given, gguf_file, revision)
+        if weights and file is None and _of_hub(given, "modules.json", revision):
+            raise _encoder(f"model {quoted(given)}")
+    return _of_files(given, revision) if file is None else _of_gguf(given, file, gguf_file)
+
+
+def _folder(name: str | Path) -> Path | None:
+    """The folder, or file, that a name is of; None if it is a Hugging Face id."""
+    given = str(name)
     try:
-        folder = demo.path() if shipped else Path(name).expanduser()
+        folder = demo.path() if isinstance(name, str) and name == "demo" else Path(name).expanduser()
         exists = folder.exists()
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"model {quoted(given)}", f"is not a path ({first_line(error)})", "check how it is written"
         ) from error
     if exists or isinstance(name, Path) or given.startswith((".", "/", "~")) or given.count("/") > 1:
-        _check_folder(folder, given, weights)
-        if revision is not None:
-            raise ModelError(option("revision", revision), "has no effect on a folder", "leave it out")
-        if shipped:
-            _check_shipped()
-        given = str(folder)
-    else:
-        _check_reachable(given, revision)
-        if weights and _of_hub(given, "modules.json", revision):
-            raise _encoder(f"model {quoted(given)}")
+        return folder
+    return None
+
+
+def _of_files(given: str, revision: str | None) -> Source:
+    """A folder or an id with a config.json."""
     with building(given):
         config = _json(given, "config.json", revision)
         beside = _json(given, ADAPTER, revision)
         code = [*_code(config), *_code(_json(given, "tokenizer_config.json", revision))]
     if not config and beside:
         raise _adapter_alone(f"model {quoted(given)}", given, beside)
+    if not config and "gguf" in given.lower():
+        rule = "has no config.json"
+        raise ModelError(shown(given), rule, f"if it has GGUF files, say which: {option('gguf_file', 'NAME.gguf')}")
     _check_type(shown(given), config, code)
     _check_kernels(shown(given), config)
-    for key in ("num_hidden_layers", "n_layer", "n_layers"):
-        if isinstance(many := config.get(key), int) and many > _MOST_LAYERS:
-            raise ModelError(shown(given), f"its config.json has {key}={quoted(many)}", "correct it")
+    _check_layers(shown(given), config)
     said = tuple(_left_out(given, config))
     if (kind := config.get("model_type")) in TEXT_PARTS:
         rest = "its vision part is left out, so that prompts are text alone"
@@ -123,6 +147,19 @@ def find(name: str | Path, revision: str | None, *, weights: bool = True) -> Sou
         used = f"model and tokenizer are what transformers has for the type {config.get('model_type')!r}"
         said += (f"{shown(given)} names code of its own ({', '.join(code)}), which is not run: {used}",)
     return Source(given, revision, config, bool(beside), said)
+
+
+def _of_gguf(given: str, path: Path, gguf_file: str | None) -> Source:
+    """A GGUF file, which is weights, configuration and tokenizer alike."""
+    header = gguf.read(path, gguf_file or path.name, shown(str(path)))
+    _check_layers(header.name, {"block_count": header.values.get(f"{header.architecture}.block_count")})
+    with building(str(path)):
+        config = dequantised.configuration(header).to_dict()
+    said = dequantised.unread(header)
+    if os.path.isdir(given) and (beside := [file for file in _BESIDE_GGUF if (path.parent / file).is_file()]):
+        rule = "configuration and tokenizer are those in the GGUF file"
+        said += (f"{shown(given)} also holds {', '.join(beside)}, not read: {rule}",)
+    return Source(str(path), None, config, False, said, header)
 
 
 def path_of(source: Source, file: str) -> str | None:
@@ -196,8 +233,6 @@ def check_pointers(folder: Path) -> None:
 def _check_folder(folder: Path, given: str, weights: bool) -> None:
     """Refuse a folder, or a file, that is no model, by what it is instead."""
     name = f"model {quoted(given, 200)}"
-    if folder.suffix == ".gguf" and folder.is_file():
-        raise _gguf(name, folder.name)
     if not folder.is_dir():
         rule = "is a file, not a folder with a config.json" if folder.exists() else "does not exist"
         raise ModelError(name, rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'")
@@ -208,18 +243,13 @@ def _check_folder(folder: Path, given: str, weights: bool) -> None:
         raise unloadable(str(folder), error) from error
     if "modules.json" in files and weights:
         raise _encoder(name)
-    gguf = [file for file in files if file.endswith(".gguf")]
     if "config.json" not in files:
         if ADAPTER in files:
             raise _adapter_alone(name, given, _json(str(folder), ADAPTER, None))
-        if gguf:
-            raise _gguf(name, gguf[0])
         rule = "is not a folder with a config.json"
         raise ModelError(name, rule, "give a folder in Hugging Face format, a Hugging Face id, or 'demo'")
     if not weights or any(file.endswith(".safetensors") and file != ADAPTER_WEIGHTS for file in files):
         return
-    if gguf:
-        raise _gguf(name, gguf[0])
     if pickled := [file for file in files if file.endswith(_PICKLED)]:
         rule = f"its weights are pickled ({pickled[0]}), which can run code and is never read; safetensors are needed"
         step = "where you trust it: transformers' from_pretrained(FOLDER).save_pretrained(NEW) writes safetensors"
@@ -227,9 +257,57 @@ def _check_folder(folder: Path, given: str, weights: bool) -> None:
     raise ModelError(name, "holds no weights (no *.safetensors)", "use a complete folder")
 
 
-def _gguf(name: str, file: str) -> ModelError:
-    rule = f"holds GGUF weights ({file}), made for llama.cpp, which are not read"
-    return ModelError(name, rule, "give the safetensors folder or id that they were made from")
+def _gguf_in(folder: Path, given: str, gguf_file: str | None) -> Path | None:
+    """The GGUF file that a name or `gguf_file` is of, or the only one of a folder without other weights."""
+    if gguf_file is not None:
+        return _gguf_named(folder, given, gguf_file)
+    if folder.suffix == gguf.SUFFIX and folder.is_file():
+        return folder
+    try:
+        files = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise unloadable(str(folder), error) from error
+    found = [file for file in files if file.endswith(gguf.SUFFIX)]
+    if not found or any(file.endswith(".safetensors") and file != ADAPTER_WEIGHTS for file in files):
+        return None
+    if len(found) > 1:
+        rule = f"holds {len(found)} GGUF files: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}"
+        raise ModelError(f"model {quoted(given, 200)}", rule, f"say which: {option('gguf_file', found[0])}")
+    return folder / found[0]
+
+
+def _gguf_named(folder: Path, given: str, gguf_file: str) -> Path | None:
+    """The file of a folder that `gguf_file` names; None where there is no folder, which is another error."""
+    value = option("gguf_file", gguf_file)
+    _check_gguf_name(gguf_file)
+    if folder.is_file():
+        raise ModelError(value, f"has no effect on {shown(str(folder))}", "leave it out")
+    if not folder.is_dir():
+        return None
+    if not (folder / gguf_file).is_file():
+        there = sorted(file.name for file in folder.glob(f"*{gguf.SUFFIX}"))
+        raise ModelError(
+            value,
+            f"is not in model folder {quoted(given, 200)}",
+            f"give one of {', '.join(there[:5])}" if there else "leave it out: it holds no .gguf file",
+        )
+    return folder / gguf_file
+
+
+def _gguf_of_hub(name: str, gguf_file: str, revision: str | None) -> Path:
+    """A GGUF file of a Hugging Face id, fetched."""
+    _check_gguf_name(gguf_file)
+    if (path := _of_hub(name, gguf_file, revision)) is None:
+        raise ModelError(option("gguf_file", gguf_file), f"is not in model {quoted(name)}", "check its name there")
+    return Path(path)
+
+
+def _check_gguf_name(gguf_file: str) -> None:
+    if not isinstance(gguf_file, str) or not gguf_file.endswith(gguf.SUFFIX):
+        raise ModelError(f"gguf_file {quoted(gguf_file)}", f"must be the name of a {gguf.SUFFIX} file", "correct it")
+    if os.path.isabs(gguf_file) or ".." in Path(gguf_file).parts:
+        rule = "must be inside the model's folder or repository"
+        raise ModelError(option("gguf_file", gguf_file), rule, "give the file as the model itself")
 
 
 def _encoder(name: str) -> ModelError:
@@ -292,6 +370,13 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
     raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
 
 
+def _check_layers(name: str, config: Mapping[str, Any]) -> None:
+    """Refuse more layers than any model has."""
+    for key in ("num_hidden_layers", "n_layer", "n_layers", "block_count"):
+        if isinstance(many := config.get(key), int) and many > _MOST_LAYERS:
+            raise ModelError(name, f"its configuration has {key}={quoted(many)}", "correct it")
+
+
 def _check_kernels(name: str, config: Mapping[str, Any]) -> None:
     """Refuse a configuration that names a kernel of a hub, which transformers would fetch and run."""
     parts = [config, *(value for value in config.values() if isinstance(value, Mapping))]
@@ -346,12 +431,12 @@ def _check_shipped() -> None:
         raise ModelError("model 'demo'", "its weights are not the ones shipped (by SHA-256)", "reinstall neuron-tracer")
 
 
-def _check_reachable(name: str, revision: str | None) -> None:
+def _check_reachable(name: str, revision: str | None, file: str) -> None:
     """Fail at once where there is no network: loading would retry for half a minute first."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     try:
-        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        if constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, file, revision=revision), str):
             return
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=10).close()
     except urllib.error.HTTPError:
@@ -406,7 +491,7 @@ def unloadable(source: str, error: BaseException, placed: Any = None) -> ModelEr
     rule, step = first_line(" ".join(str(error).split()), 300), "check that it is complete, with safetensors weights"
     if not isinstance(error, (OSError, ValueError, RuntimeError)):
         rule = f"cannot be built from its files ({type(error).__name__}: {rule})"
-    if not os.path.isdir(source) and "does not appear to have a file named" not in str(error):
+    if not os.path.exists(source) and "does not appear to have a file named" not in str(error):
         rule = f"could not be fetched from Hugging Face ({rule})"
         step = "check the id, the network and HF_ENDPOINT, or give a local folder; 'demo' needs neither"
     return ModelError(name, rule, step)

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,10 +25,10 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.model import adapters, folder, multimodal, state, tokens
+from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import Family, family_of, looks_ahead
-from tracer.settings import RULES, ModelRecord
+from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Model:
         lock: held by every pass (`ready`), since two threads on one nnsight model break it; a remote model needs none.
         backend: where it runs; if that is a server, `nn` holds no weights, unless they were asked for.
         adapter: merged into its weights, if one was: its folder or id.
+        gguf: the GGUF file that its weights were read from, if it was one.
         warnings: what whoever reads a result should know of how it was loaded, a sentence each; `tracer.load` says it.
     """
 
@@ -71,6 +72,7 @@ class Model:
     lock: Any = field(default_factory=threading.RLock, repr=False)
     backend: Backend = field(default=Local(), repr=False)
     adapter: str | None = None
+    gguf: WeightsFile | None = None
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -222,9 +224,19 @@ class Model:
         """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
         return readable(self.module)
 
+    def check_rules(self, rules: Iterable[str]) -> None:
+        """Refuse a RelP rule that is only about a kind of MLP that the model does not have.
+
+        Raises:
+            JobError: the linear gate, of MLPs without a gate: its numbers would be those of all rules.
+        """
+        if "gate" in rules and self.family.wiring.gate is None:
+            rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
+            raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
+
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
-        return rules == RULES and self.weights_readable
+        return rules in LINEARISED and self.weights_readable
 
     @property
     def shows_weights(self) -> bool:
@@ -233,7 +245,7 @@ class Model:
 
     def replays_there(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed where the model is, without gradients."""
-        return rules == RULES and self.shows_weights
+        return rules in LINEARISED and self.shows_weights
 
     @property
     def has_weights(self) -> bool:
@@ -315,6 +327,7 @@ class Model:
             name=self.name,
             revision=self.revision,
             adapter=self.adapter,
+            gguf=self.gguf,
             family=self.family.name,
             fingerprint=self.fingerprint,
             dtype=str(self.dtype).removeprefix("torch."),
@@ -374,7 +387,7 @@ class Model:
 
 def _shape_of(record: ModelRecord) -> dict[str, Any]:
     """The fields that two names, or two dtypes, of one model share."""
-    return record.model_dump(exclude={"name", "revision", "adapter", "fingerprint", "dtype"})
+    return record.model_dump(exclude={"name", "revision", "adapter", "gguf", "fingerprint", "dtype"})
 
 
 def bytes_per_token(
@@ -396,15 +409,17 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     attention: str | None = None,
     adapter: str | Path | None = None,
+    gguf_file: str | None = None,
     tokenizer: Any = None,
     seed: int = 0,
 ) -> Model:
     """Load a model to trace.
 
     Args:
-        name: ``demo``, a folder in Hugging Face format (always one if it is a `Path`), a Hugging Face id, or a module
-            already in memory (which needs `tokenizer`, is put in evaluation mode and frozen, and otherwise kept as it
-            is). The shipped demo's weights must be the committed ones.
+        name: ``demo``, a folder in Hugging Face format (always a path if it is a `Path`), a GGUF file or a folder with
+            one and no other weights, a Hugging Face id, or a module already in memory (which needs `tokenizer`, is put
+            in evaluation mode and frozen, and otherwise kept as it is). The shipped demo's weights must be the
+            committed ones.
         device: ``cpu``, ``cuda``, ``cuda:1``..., or ``mps``, ``xpu`` where there is one; a GPU if there is one.
         dtype: ``float32``, the default (attributions are noisy in less), ``bfloat16``, ``float16``, ``float64``, by
             name or torch's own, or ``int8``, ``nf4``, ``fp4`` with bitsandbytes.
@@ -414,6 +429,8 @@ def load(
         attention: ``eager`` or ``sdpa``; the architecture's default if None. Attributions do not depend on it.
         adapter: the folder or Hugging Face id of an adapter (LoRA and its kin) that peft merges into the weights; one
             that lies beside the weights is merged without being asked for, and said.
+        gguf_file: the GGUF file of the folder or Hugging Face id that holds weights, configuration and tokenizer; the
+            weights are dequantised to `dtype` (with the package gguf). Its tokenizer puts no special token first.
         tokenizer: of a module in memory: a Hugging Face tokenizer, or the folder or id of one.
         seed: torch's, set before loading.
 
@@ -424,7 +441,13 @@ def load(
     torch.manual_seed(seed)
     if isinstance(name, nn.Module):
         _without_effect(
-            device=device, dtype=dtype, revision=revision, device_map=device_map, attention=attention, adapter=adapter
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            device_map=device_map,
+            attention=attention,
+            adapter=adapter,
+            gguf_file=gguf_file,
         )
         return _in_memory(name, tokenizer)
     if not isinstance(name, str | Path):
@@ -433,21 +456,37 @@ def load(
         raise ModelError("tokenizer", "has no effect on a model that is loaded by name", "leave it out")
     if device is not None and device_map is not None:
         raise ModelError(f"device={device!r}", "has no effect together with device_map", "give one of them")
-    options = _kernel(attention) | _weights("float32" if dtype is None else dtype)
-    placed = _device(device) if device_map is None else _device_map(device_map)
     # A folder named "demo" is not the shipped model, and must not be mistaken for it later.
     label = os.path.join(".", "demo") if isinstance(name, Path) and str(name) == "demo" else str(name)
-    source = folder.find(name, revision)
-    found = _adapter(source, label, adapter, options)
+    source = folder.find(name, revision, gguf_file=gguf_file)
+    if source.gguf is not None:
+        check_dequantised(source, dtype)
+    options = _kernel(attention) | _weights("float32" if dtype is None else dtype)
+    options["device_map"] = _device(device) if device_map is None else _device_map(device_map)
+    return _loaded(source, label, revision, _adapter(source, label, adapter, options), options)
+
+
+def _loaded(
+    source: folder.Source, label: str, revision: str | None, found: adapters.Adapter | None, options: dict[str, Any]
+) -> Model:
+    """The model of files that were found, with an adapter in its weights if one was.
+
+    Args:
+        label: what it is called. options: transformers'.
+    """
     with _silence():
-        module, (read, remarks) = _from_pretrained(source, device_map=placed, **options)
+        module, (read, remarks) = _from_pretrained(source, **options)
         if found is not None:
             module = adapters.merged(module, found)
     said = (*source.warnings, *remarks, *(() if found is None else found.made_for(label)))
     if found is not None and source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
+    origin = {
+        "adapter": None if found is None else found.name,
+        "gguf": None if source.gguf is None else source.gguf.record(),
+    }
     with folder.building(source.where):
-        return _wrap(module, read, label, revision, adapter=None if found is None else found.name, warnings=said)
+        return _wrap(module, read, label, revision, **origin, warnings=said)
 
 
 def _in_memory(module: nn.Module, tokenizer: Any) -> Model:
@@ -488,6 +527,8 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
 
     options = _kernel(attention)
     source = folder.find(name, revision, weights=False)
+    if source.gguf is not None:
+        raise ModelError(source.shown, "is a GGUF file, which no server runs", "load it here, without remote")
     if source.has_text_part:
         rule = "takes images beside text, and a server runs it whole, which no rule covers"
         raise ModelError(source.shown, rule, "load it here, where its text part alone is loaded")
@@ -609,40 +650,57 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
     """Module, and what `tokens.read_tokenizer` gives; architectures are checked on their config before weights."""
     from transformers import AutoModelForCausalLM
 
-    where, revision = source.where, {} if source.adapter else {"revision": source.revision}
-    with folder.building(where, options.get("device_map")):
-        check_architecture(multimodal.configuration(where, source.revision), options.get("attn_implementation"))
+    revision = {} if source.adapter else {"revision": source.revision}
+    with folder.building(source.where, options.get("device_map")):
+        check_architecture(configuration(source), options.get("attn_implementation"))
         if source.has_text_part:
-            part = multimodal.configuration(where, source.revision)
-            options |= {"config": part, "key_mapping": multimodal.KEYS}
+            options |= {"config": configuration(source), "key_mapping": multimodal.KEYS}
         read = tokens.read_tokenizer(source)
         # Misshapen weights are reported rather than raised, so that the message can name one.
-        with folder.without_adapter(source) as alone:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                alone,
-                output_loading_info=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **revision,
-                **options,
-            )
+        options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        if source.gguf is not None:
+            config = configuration(source)
+            weights = dequantised.weights(source.gguf, config, options["dtype"])
+            kind: Any = type(dequantised.empty(configuration(source)))
+            loaded: Any = kind.from_pretrained(None, config=config, state_dict=weights, **options)
+        else:
+            options |= {"use_safetensors": True, "trust_remote_code": False, **revision}
+            with folder.without_adapter(source) as alone:
+                loaded = AutoModelForCausalLM.from_pretrained(alone, **options)
     module, report = loaded
     folder.check_fit(source, report)
     return module, read
 
 
-def read_tokenizer(name: str, revision: str | None = None) -> Any:
+def check_dequantised(source: folder.Source, dtype: str | torch.dtype | None) -> None:
+    """Refuse 8 and 4 bit for a GGUF file.
+
+    Raises:
+        ModelError: names what to use instead.
+    """
+    if dtype in QUANTIZED:
+        rule = f"is not for {source.shown}, whose weights are dequantised when they are read"
+        raise ModelError(option("dtype", str(dtype)), rule, "use float32, bfloat16 or float16")
+
+
+def configuration(source: folder.Source) -> Any:
+    """The configuration of a model that was found, as a new object at each call: building on one changes it."""
+    if source.gguf is not None:
+        return dequantised.configuration(source.gguf)
+    return multimodal.configuration(source.where, source.revision)
+
+
+def read_tokenizer(name: str, revision: str | None = None, gguf_file: str | None = None) -> Any:
     """The tokenizer of a model that is not loaded.
 
     Raises:
         ModelError: the model has none.
     """
-    return _tokenizer(name, revision)[0]
+    return _tokenizer(name, revision, gguf_file)[0]
 
 
-def _tokenizer(name: str, revision: str | None) -> tuple[Any, tuple[str, ...]]:
-    source = folder.find(name, revision, weights=False)
+def _tokenizer(name: str, revision: str | None, gguf_file: str | None = None) -> tuple[Any, tuple[str, ...]]:
+    source = folder.find(name, revision, weights=False, gguf_file=gguf_file)
     with folder.building(source.where), _silence():
         return tokens.read_tokenizer(source)
 
@@ -668,6 +726,7 @@ def _wrap(
     revision: str | None,
     *,
     adapter: str | None = None,
+    gguf: WeightsFile | None = None,
     warnings: tuple[str, ...] = (),
     **options: Any,
 ) -> Model:
@@ -688,7 +747,7 @@ def _wrap(
         if not bool(value.isfinite().all()):
             raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")
     wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer, **options)
-    model = Model(name, revision, wrapped, family, tokenizer, adapter=adapter, warnings=warnings)
+    model = Model(name, revision, wrapped, family, tokenizer, adapter=adapter, gguf=gguf, warnings=warnings)
     say(warnings)
     log.info("loaded %s: %s, %d layers of %d neurons, %s", name, family.name, model.n_layers, model.d_mlp, module.dtype)
     return model

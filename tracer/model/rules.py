@@ -1,4 +1,4 @@
-"""The four RelP rules as functions for the body of an nnsight trace (method.md section 3).
+"""The RelP rules as functions for the body of an nnsight trace (method.md section 3).
 
 Each takes the envoy of one module, leaves its forward value as it is to the bit, and replaces what the backward
 pass sees. Nothing outlives the trace: values are set on this run only, no module is replaced, so there is nothing
@@ -93,6 +93,11 @@ def product(down: Any) -> None:
     down.input = half(down.input)
 
 
+def gate(act: Any) -> None:
+    """The linear gate, in the place of rule 4: the factor ``act(gate)`` is a constant, ``up`` gets all the gradient."""
+    act.output = act.output.detach()
+
+
 def soft_cap(logits: Tensor, uncapped: Tensor, cap: float) -> Tensor:
     """Rule 3 for ``cap * tanh(z / cap)``, whose factor tends to 1 at 0."""
     z = uncapped.detach().float()
@@ -106,6 +111,7 @@ RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
     "attention": ("attention", attention),
     "activation": ("activation", activation),
     "product": ("product", product),
+    "gate": ("gate", gate),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelError, quoted
-from tracer.model import folder, multimodal
+from tracer.model import folder
 from tracer.model import model as loading
 from tracer.model.families import ROTARY, family_of
 from tracer.model.model import DTYPES, QUANTIZED, Model
@@ -32,7 +32,7 @@ class Shape:
         value_width: coordinates of all value heads together. attention_width: of all heads.
         itemsize: of an activation. weight_bytes: of all weights. block_bytes: of the largest block.
         outer_bytes: of embedding, head and final norm. checkpoint_bytes: read beside the weights while these are
-            converted to another dtype; 0 where they are not.
+            converted to another dtype, or dequantised; 0 where they are not.
         attention: the kernel that it runs by default.
         gated: whether an MLP has a gate. saved_by_activation: tensors of the neurons' width its backward needs.
         norms: around one block. norm_itemsize: of what the backward of one saves. qk_norms: of queries and keys.
@@ -97,8 +97,17 @@ class Shape:
         )
 
     @classmethod
-    def of(cls, name: str, revision: str | None = None, dtype: str = "float32", attention: str | None = None) -> Shape:
+    def of(
+        cls,
+        name: str,
+        revision: str | None = None,
+        dtype: str = "float32",
+        attention: str | None = None,
+        gguf_file: str | None = None,
+    ) -> Shape:
         """The shape of a model that is not loaded: its config is read (or downloaded), its weights are not.
+
+        Weights of a GGUF file count as what they are once they are dequantised to `dtype`.
 
         Raises:
             ModelError: no such model, an architecture without rules, or an unknown dtype.
@@ -108,10 +117,12 @@ class Shape:
         if dtype not in (*DTYPES, *QUANTIZED):
             known = ", ".join((*DTYPES, *QUANTIZED))
             raise ModelError(f"dtype={quoted(dtype)}", f"must be one of {known}", "choose one")
-        source = folder.find(name, revision, weights=False)
+        source = folder.find(name, revision, weights=False, gguf_file=gguf_file)
+        if source.gguf is not None:
+            loading.check_dequantised(source, dtype)
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         with folder.building(source.where):
-            config = multimodal.configuration(source.where, revision)
+            config = loading.configuration(source)
             stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
             loading.check_architecture(config, attention)
             options |= {"dtype": DTYPES.get(dtype, torch.bfloat16), "trust_remote_code": False}
@@ -119,8 +130,11 @@ class Shape:
                 module = AutoModelForCausalLM.from_config(config, **options)
             stored = getattr(torch, stored) if isinstance(stored, str) else stored
             bits, converted = _bits(config, dtype), dtype in QUANTIZED or DTYPES[dtype] != stored
-            count = sum(value.numel() for value in module.parameters())
-            return _shape(module, name, bits, count * stored.itemsize if converted else 0)
+            sizes = [value.numel() for value in module.parameters()]
+            read = sum(sizes) * stored.itemsize if converted else 0
+            if source.gguf is not None:
+                read = max(sizes) * torch.float32.itemsize  # each tensor is dequantised in float32
+            return _shape(module, name, bits, read)
 
     @classmethod
     def of_model(cls, model: Model) -> Shape:

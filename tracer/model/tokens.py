@@ -6,12 +6,14 @@ they were trained with, and an empty one where there are no files. Refuses to kn
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from tracer.errors import ModelError
-from tracer.model import folder
+from tracer.model import folder, gguf
 
 _WHOLE = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 _PARTS = ("vocab.json", "merges.txt")
@@ -32,6 +34,8 @@ def read_tokenizer(source: folder.Source) -> tuple[Any, tuple[str, ...]]:
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if source.gguf is not None:
+        return _of_gguf(source.gguf), ()
     where, options = source.where, {"revision": source.revision, "trust_remote_code": False}
     if not any(folder.path_of(source, name) for name in _WHOLE) and not all(
         folder.path_of(source, name) for name in _PARTS
@@ -50,6 +54,17 @@ def read_tokenizer(source: folder.Source) -> tuple[Any, tuple[str, ...]]:
         f"texts are split as the tokenizer.json of {source.shown} says; transformers' {_name(made)} does it otherwise"
     )
     return plain, (said,)
+
+
+def _of_gguf(header: gguf.Header) -> Any:
+    """The tokenizer of a GGUF file, as transformers builds it from the file alone; it puts no special token first."""
+    from transformers import PreTrainedTokenizerFast
+
+    if "tokenizer.ggml.tokens" not in header.values:
+        raise ModelError(header.name, "holds no tokenizer (tokenizer.ggml.tokens)", "convert the model again")
+    with tempfile.TemporaryDirectory() as alone:
+        (Path(alone) / header.path.name).symlink_to(header.path.resolve())
+        return PreTrainedTokenizerFast.from_pretrained(alone, gguf_file=header.path.name)
 
 
 def _split(own: Tokenizer) -> list[int]:

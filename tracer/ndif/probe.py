@@ -92,6 +92,7 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     attention: str | None = None,
     adapter: str | Path | None = None,
+    gguf_file: str | None = None,
     tokenizer: Any = None,
     seed: int = 0,
 ) -> Model:
@@ -107,9 +108,9 @@ def load(
             are there, in float32.
         limits: of waiting and sending; the defaults if None.
         report: called with each change of a remote job's state, as a line.
-        device, dtype, revision, device_map, attention, adapter, tokenizer, seed: as in `tracer.model.load`. Of a remote
-            model without local weights only `revision` and `attention` have an effect, and `dtype` must be the
-            server's; an adapter is never remote.
+        device, dtype, revision, device_map, attention, adapter, gguf_file, tokenizer, seed: as in `tracer.model.load`.
+            Of a remote model without local weights only `revision` and `attention` have an effect, and `dtype` must be
+            the server's; an adapter or a GGUF file is never remote.
 
     Raises:
         ModelError: as `tracer.model.load`.
@@ -118,9 +119,10 @@ def load(
     here: dict[str, Any] = {"device": device, "device_map": device_map, "tokenizer": tokenizer}
     if not remote:
         _refuse("a model that runs here", host=host, weights=weights, wire=wire, limits=limits, report=report)
-        return load_here(name, dtype=dtype, revision=revision, attention=attention, adapter=adapter, seed=seed, **here)
-    if isinstance(name, nn.Module) or adapter is not None:
-        raise _never_remote(name, adapter)
+        here |= {"attention": attention, "adapter": adapter, "gguf_file": gguf_file}
+        return load_here(name, dtype=dtype, revision=revision, seed=seed, **here)
+    if isinstance(name, nn.Module) or adapter is not None or gguf_file is not None:
+        raise _never_remote(name, adapter, gguf_file)
     if weights not in (None, "local"):
         raise ModelError(f"weights={quoted(weights)}", "must be 'local', or left out", "leave it out")
     if wire not in (None, *WIRES):
@@ -137,11 +139,14 @@ def load(
     return connect(client, server, local, dtype, DTYPES[wire or "float32"])[0]
 
 
-def _never_remote(name: Any, adapter: str | Path | None) -> ModelError:
-    """The error where an adapter, or a module in memory, is asked for on a server."""
+def _never_remote(name: Any, adapter: str | Path | None, gguf_file: str | None) -> ModelError:
+    """The error where an adapter, a GGUF file, or a module in memory, is asked for on a server."""
     if adapter is not None:
         rule = "cannot be merged into weights on a server"
         return ModelError(option("adapter", str(adapter)), rule, "leave it out, or trace here, without remote")
+    if gguf_file is not None:
+        rule = "is dequantised here, which no server does"
+        return ModelError(option("gguf_file", gguf_file), rule, "leave it out, or trace here, without remote")
     return ModelError(f"module {type(name).__name__}", "is in memory; no server has it", "give the model's name")
 
 

@@ -9,38 +9,29 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from tracer.circuit.circuit import Circuit, versions
 from tracer.errors import JobError
 from tracer.evaluation.curves import Evaluation
+from tracer.evaluation.edge_curves import EdgeCurves
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
-from tracer.evaluation.statistics import Interval, Size
+from tracer.evaluation.statistics import Size
 from tracer.reports import figures, sheet, tables
-from tracer.reports.sheet import PAGE, Sheet, decimal, ends, quoted_token, unit
+from tracer.reports.page import render
+from tracer.reports.sheet import ABLATIONS, PAGE, Sheet, decimal, ends, quoted_token, unit
+from tracer.reports.verdict import RULE, Verdict, judged, percent, point
 from tracer.settings import RULES
 from tracer.text import printable as shown
 
 NODES, EDGES, PATHS = 30, 20, 5
 CONTROL = "control_faithfulness"
-HELD, PARTLY, OVERSHOOT = 0.8, 0.5, 1.2
-"""Faithfulness: the lower end that counts as held, the estimate that counts as partly, and what is too much."""
-
 WORDS = ((0.9, "follow the true effects closely"), (0.7, "follow them broadly"), (0.4, "follow them loosely"))
 """What a Pearson correlation of at least so much is called."""
 
 _WIDE = 0.4  # an interval this wide leaves the word open
-_ABLATIONS = {
-    "zero": "zero",
-    "mean": "the mean over reference prompts",
-    "counterfactual": "the value on the counterfactual prompt",
-    "resample": "the value on a random reference prompt",
-}
 _METHODS = {
     "relp": "gradient of a linearised model that gives the same output (RelP)",
     "grad": "plain gradient",
@@ -60,20 +51,12 @@ _QUESTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the circuit held: in a word, as a sentence, and as a class of the page's style."""
-
-    word: str
-    text: str
-    look: str
-
-
 def document(
     circuit: Circuit,
     evaluation: Evaluation | None = None,
     quality: Quality | None = None,
     always_on: Sequence[AlwaysOn] | None = None,
+    edge_curves: EdgeCurves | None = None,
     *,
     date: datetime.date | None = None,
 ) -> str:
@@ -81,14 +64,12 @@ def document(
 
     Args:
         circuit: what is reported.
-        evaluation, quality, always_on: what is known of it; the page says what is missing and how to get it.
+        evaluation, quality, always_on, edge_curves: what is known of it; the page says what is missing and how to get
+            it.
         date: printed as the day it was written; today (UTC) if None.
     """
-    source = resources.files("tracer.reports").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    surroundings = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    return surroundings.from_string(source).render(
+    return render(
+        "report.html.jinja",
         title=shown(circuit.text),
         model=shown(circuit.model.name),
         question=_question(circuit),
@@ -100,6 +81,8 @@ def document(
         quality=_quality(circuit, quality),
         evaluation=_evaluation(evaluation),
         always_on=_always_on(circuit, always_on),
+        edge_curves=edge_curves
+        and {"picture": figures.edge_curves_svg(edge_curves), "table": sheet.edge_curves(edge_curves)},
         nodes=_strongest(sheet.nodes(circuit, NODES, always_on or ()), circuit.n_nodes),
         edges=None if circuit.links is None else _strongest(sheet.edges(circuit, EDGES), circuit.n_edges),
         paths=_paths(circuit),
@@ -107,6 +90,7 @@ def document(
         nature=sheet.nature_text(circuit),
         made=_made(circuit, date or datetime.datetime.now(datetime.UTC).date()),
         python=_python(circuit),
+        rule=RULE,
     )
 
 
@@ -115,6 +99,7 @@ def write_document(
     evaluation: Evaluation | None = None,
     quality: Quality | None = None,
     always_on: Sequence[AlwaysOn] | None = None,
+    edge_curves: EdgeCurves | None = None,
     *,
     path: str | Path,
     date: datetime.date | None = None,
@@ -124,7 +109,7 @@ def write_document(
     Raises:
         RunError: the file cannot be written.
     """
-    return tables.write_page(document(circuit, evaluation, quality, always_on, date=date), path)
+    return tables.write_page(document(circuit, evaluation, quality, always_on, edge_curves, date=date), path)
 
 
 # ------------------------------------------------------------------------------------------ in plain words
@@ -164,36 +149,19 @@ def _verdict(circuit: Circuit, found: Evaluation | None) -> Verdict:
             "estimate and no proof. Run tracer evaluate on its folder.",
             "open",
         )
-    size, whole = found.sizes[-1], _at(found.faithfulness, -1)
-    control = _at(found.control_faithfulness, -1)
+    size, whole = found.sizes[-1], point(found.faithfulness, -1)
+    control = point(found.control_faithfulness, -1)
     which = "these" if size >= circuit.n_nodes else "the strongest"
     facts = (
-        f"With everything outside {which} {size:,} nodes replaced by {_ABLATIONS[found.ablation]}, {_percent(whole)} "
+        f"With everything outside {which} {size:,} nodes replaced by {ABLATIONS[found.ablation]}, {percent(whole)} "
         f"of the model's behaviour remains on {sheet.tested_text(found)} (faithfulness; "
-        f"1 is all of it). As many random nodes keep {_percent(control)}. With the circuit itself switched off "
-        f"instead, {_percent(_at(found.completeness, -1))} remains (completeness; 0 is wanted)."
+        f"1 is all of it). As many random nodes keep {percent(control)}. With the circuit itself switched off "
+        f"instead, {percent(point(found.completeness, -1))} remains (completeness; 0 is wanted)."
     )
     if sheet.is_alone(found):
         text = f"Whether these nodes are enough on other prompts is open: it was tested on one alone. {facts}"
         return Verdict("Tested on one prompt", text, "open")
-    return _judged(whole, control, facts)
-
-
-def _judged(whole: tuple[float, float, float], control: tuple[float, float, float], facts: str) -> Verdict:
-    """The verdict on a faithfulness and its control, each as (estimate, low, high)."""
-    estimate, low, _ = whole
-    if any(math.isnan(value) for value in (*whole, *control)):
-        return Verdict("Cannot be said", f"An interval could not be computed. {facts}", "open")
-    if low <= control[2]:
-        return Verdict("Did not hold", f"It is not clearly better than random nodes. {facts}", "bad")
-    if estimate > OVERSHOOT:
-        text = f"It overshoots: what was left out pushes the other way, and the circuit lacks it. {facts}"
-        return Verdict("Held in part", text, "partly")
-    if low >= HELD:
-        return Verdict("Held", facts, "good")
-    if estimate >= PARTLY:
-        return Verdict("Held in part", f"These nodes carry much of the behaviour, not all. {facts}", "partly")
-    return Verdict("Did not hold", f"These nodes alone carry less than half of the behaviour. {facts}", "bad")
+    return judged(whole, control, facts)
 
 
 def _cards(circuit: Circuit, found: Evaluation | None, quality: Quality | None) -> Iterator[tuple[str, str, str]]:
@@ -203,7 +171,7 @@ def _cards(circuit: Circuit, found: Evaluation | None, quality: Quality | None) 
     if found is not None:
         curves = {"faithfulness": "faithfulness", "completeness": "completeness", "random nodes": CONTROL}
         for name, field in curves.items():
-            estimate, low, high = _at(getattr(found, field), -1)
+            estimate, low, high = point(getattr(found, field), -1)
             span = "one prompt" if sheet.is_alone(found) else f"95 % interval {decimal(low)} to {decimal(high)}"
             yield name, decimal(estimate), f"{span}, {found.sizes[-1]:,} nodes"
     if quality is not None and quality.whole.agreement is not None:
@@ -222,6 +190,7 @@ def _settings(circuit: Circuit) -> Sheet:
         "prompt": f"{shown(circuit.text)} ({len(circuit.tokens)} tokens)",
         "number traced": f"{_metric(circuit)}, read at {_places(circuit)}",
         "model": f"{shown(model.name)}{'' if model.revision is None else f', revision {shown(model.revision)}'}"
+        f"{'' if model.gguf is None else f', {shown(model.gguf.shown)}'}"
         f"{'' if model.adapter is None else f', with the adapter {shown(model.adapter)} merged'}",
         "architecture": f"{shown(model.family)}: {model.n_layers} layers, {model.d_mlp:,} MLP neurons each, width "
         f"{model.d_model:,}, {model.n_heads} heads, {model.dtype}",
@@ -256,7 +225,7 @@ def _quality(circuit: Circuit, found: Quality | None) -> dict[str, Any] | None:
     parts = {"all sampled nodes": found.whole, **{f"{name} nodes": found.strata[name] for name in STRATA}}
     heads = ("<nodes", "n", "Pearson", "95 % interval", "Spearman", "95 % interval", "<in words")
     text = (
-        f"{len(found.sample):,} nodes were, one at a time, replaced by {_ABLATIONS[found.ablation]}, and the true fall "
+        f"{len(found.sample):,} nodes were, one at a time, replaced by {ABLATIONS[found.ablation]}, and the true fall "
         f"of the {_metric(circuit)} was compared with the attribution ({found.method}, baseline {found.baseline}). "
         f"Over the whole sample the attributions {_in_words(found.whole)}."
     )
@@ -274,13 +243,13 @@ def _correlations(one: Correlation) -> tuple[str, ...]:
     if one.agreement is None:
         return ("-",) * 4
     sides = (one.agreement.pearson, one.agreement.spearman)
-    return tuple(text for side in sides for text in (f"{float(side.estimate):.3f}", ends(*_at(side)[1:])))
+    return tuple(text for side in sides for text in (f"{float(side.estimate):.3f}", ends(*point(side)[1:])))
 
 
 def _in_words(one: Correlation) -> str:
     if one.agreement is None:
         return f"cannot be compared: {one.reason}"
-    estimate, low, high = _at(one.agreement.pearson)
+    estimate, low, high = point(one.agreement.pearson)
     word = next((word for least, word in WORDS if estimate >= least), "hardly follow them")
     return f"{word} (wide interval: uncertain)" if high - low > _WIDE else word
 
@@ -291,7 +260,7 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
         return None
     text = (
         f"Tested on {sheet.tested_text(found)}, ablation {found.ablation}: a node that is "
-        f"switched off is replaced by {_ABLATIONS[found.ablation]}. The measured number averages "
+        f"switched off is replaced by {ABLATIONS[found.ablation]}. The measured number averages "
         f"{float(found.whole.mean()):+.4f} in the whole model and "
         f"{float(found.empty.mean()):+.4f} with all {found.n_total:,} nodes switched off; faithfulness and "
         "completeness are shares of the way between the two, so they have no unit."
@@ -310,16 +279,17 @@ def _evaluation(found: Evaluation | None) -> dict[str, Any] | None:
 def _levels(found: Evaluation) -> Sheet:
     heads = ("faithfulness of at least", "nodes needed", "95 % interval", "share of all nodes")
     rows = []
-    for level, size in found.sizes_for.items():
+    named = [(f"{level:g}", size) for level, size in found.sizes_for.items()]
+    for name, size in (*named, (sheet.SETTLES, found.settles)):
         share = "-" if size.estimate is None else f"{size.estimate / found.n_total:.2%}"
         span = "-" if sheet.is_alone(found) else _span(size)
-        rows.append((f"{level:g}", "not reached" if size.estimate is None else f"{size.estimate:,}", span, share))
+        rows.append((name, "not reached" if size.estimate is None else f"{size.estimate:,}", span, share))
     return Sheet.of("sizes", "How many nodes it takes", heads, tuple(rows))
 
 
 def _areas(found: Evaluation) -> str:
     """CPR and CMD where the sizes allow them; not a number elsewhere."""
-    areas = [(name, _at(getattr(found, name.lower()))) for name in ("CPR", "CMD")]
+    areas = [(name, point(getattr(found, name.lower()))) for name in ("CPR", "CMD")]
     if any(math.isnan(value) for _, values in areas for value in values):
         return ""  # with one size, or one prompt
     shown_areas = ", ".join(f"{name} {decimal(values[0])} {ends(*values[1:])}" for name, values in areas)
@@ -393,8 +363,7 @@ def _python(circuit: Circuit) -> str:
     words += [f"    pruning=tracer.Pruning({_arguments(pruning)}),"] if pruning else []
     words += ["    edges=False,"] if circuit.links is None else []
     words += ["    reference=[...],  # the prompts behind the mean"] if chosen.baseline == "mean" else []
-    options = {name: getattr(circuit.model, name) for name in ("revision", "adapter")}
-    place = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
+    place = "".join(f", {name}={value!r}" for name, value in circuit.model.loading().items())
     lines = [
         "import tracer",
         "",
@@ -448,22 +417,6 @@ def _pruning(circuit: Circuit) -> str:
 
 def _arguments(values: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in values.items())
-
-
-def _at(curve: Interval, index: int | None = None) -> tuple[float, float, float]:
-    """Estimate and both ends, of a curve at one of its sizes or of a single number."""
-    values = (getattr(curve, name) for name in ("estimate", "low", "high"))
-    estimate, low, high = (float(value if index is None else value[index]) for value in values)
-    return estimate, low, high
-
-
-def _percent(point: tuple[float, float, float]) -> str:
-    estimate, low, high = point
-    if math.isnan(low) and math.isnan(high) and not math.isnan(estimate):
-        return f"{estimate:z.1%}"
-    if any(math.isnan(value) for value in point):
-        return "an undefined share"
-    return f"{estimate:z.1%} (95 % interval {low:z.1%} to {high:z.1%})"
 
 
 def _span(size: Size) -> str:

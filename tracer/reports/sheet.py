@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.circuit.circuit import Circuit, Graph, height
-from tracer.settings import PATH_METHODS, RULES, Settings
+from tracer.settings import PATH_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves, Evaluation
+    from tracer.evaluation.edge_curves import EdgeCurves
     from tracer.evaluation.quality import AlwaysOn
 
 TERMINAL, PAGE = "terminal", "page"
@@ -27,6 +28,13 @@ METRIC_NAMES = {
     "logprob": "log-probability of",
     "centred": "logit above the vocabulary mean of",
 }
+ABLATIONS = {
+    "zero": "zero",
+    "mean": "the mean over reference prompts",
+    "counterfactual": "the value on the counterfactual prompt",
+    "resample": "the value on a random reference prompt",
+}
+"""What takes the place of a node that is switched off."""
 NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
 
 
@@ -76,11 +84,11 @@ def embeddings(circuit: Circuit) -> Sheet:
     """What each token of the prompt contributes."""
     rows = circuit.rows("embedding")
     against = "the counterfactual" if _paired_path(circuit) else "zero"
-    columns = ["position", "<token", Column("attribution", unit=unit(circuit)), _BAR, "share of metric"]
-    bars = _bars([row["attribution"] for row in rows])
+    columns = ["position", "<token", Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
+    drawn = bars([row["attribution"] for row in rows])
     cells = [
         (str(row["position"]), token(row["token"]), f"{row['attribution']:+.4f}", bar, _share(row, circuit))
-        for row, bar in zip(rows, bars, strict=True)
+        for row, bar in zip(rows, drawn, strict=True)
     ]
     return Sheet.of("embeddings", f"Embedding attributions, against {against}", columns, cells)
 
@@ -89,12 +97,12 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
     """The strongest neurons; those that are always on are noted where there is one."""
     rows = circuit.neurons.slice(0, count).to_pylist()
     columns = ["", "layer", "neuron", Column("polarity", left=True, only=TERMINAL), "position", "<token", "activation"]
-    columns += [Column("attribution", unit=unit(circuit)), _BAR, "share of metric"]
+    columns += [Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
     columns += ["explained"] if circuit.links is not None else []
     known = {(one.layer, one.neuron) for one in always_on} & {(row["layer"], row["neuron"]) for row in rows}
     columns += [Column("note", left=True, only=PAGE)] if known else []
     cells = []
-    for rank, (row, bar) in enumerate(zip(rows, _bars([row["attribution"] for row in rows]), strict=True), start=1):
+    for rank, (row, bar) in enumerate(zip(rows, bars([row["attribution"] for row in rows]), strict=True), start=1):
         cell: list[str | Bar] = [str(value) for value in (rank, row["layer"], row["neuron"])]
         cell += ["+" if row["activation"] >= 0 else "-", str(row["position"]), token(row["token"])]
         cell += [f"{row['activation']:+.4f}", f"{row['attribution']:+.4f}", bar, _share(row, circuit)]
@@ -132,7 +140,7 @@ def edges(graph: Graph, count: int) -> Sheet:
     places = graph.nodes.to_pylist()
     rows = graph.links.slice(0, count).to_pylist() if graph.links is not None else []
     columns = ["<source", Column("", left=True, only=TERMINAL), "<target", "weight", "share of target"]
-    columns += [Column("attribution", unit=unit(graph) if isinstance(graph, Circuit) else ""), _BAR]
+    columns += [Column("attribution", unit=unit(graph) if isinstance(graph, Circuit) else ""), BAR]
     cells = [
         (
             node_text(places[row["source"]], graph.labels.get(row["source"], "")),
@@ -143,7 +151,7 @@ def edges(graph: Graph, count: int) -> Sheet:
             number(row["attribution"], "+.4f"),
             bar,
         )
-        for row, bar in zip(rows, _bars([row["attribution"] for row in rows]), strict=True)
+        for row, bar in zip(rows, bars([row["attribution"] for row in rows]), strict=True)
     ]
     return Sheet.of("edges", "Strongest edges", columns, cells)
 
@@ -175,13 +183,29 @@ def curves(found: Curves) -> Sheet:
     return Sheet.of("curves", "Circuit sizes", columns, rows)
 
 
+def edge_curves(found: EdgeCurves) -> Sheet:
+    """What each share of the edges leaves, and what as many of the strongest neurons do."""
+    heads = ("edges kept", "edges", "nodes left", "faithfulness", "95 %", "completeness", "95 %")
+    heads = (*heads, "strongest nodes: faithfulness", "95 %", "random nodes")
+    rows = []
+    for row in found.rows():
+        cells = [f"{row['share']:.0%}", f"{row['n_edges']:,}", f"{row['n_nodes']:,}"]
+        for name in ("faithfulness", "completeness", "attribution_faithfulness"):
+            values = [row[name], row[f"{name}_low"], row[f"{name}_high"]]
+            low, high = (math.nan if value is None else value for value in values[1:])
+            cells += ["-", ""] if values[0] is None else [decimal(values[0]), ends(low, high)]
+        cells.append("-" if row["control"] is None else decimal(row["control"]))
+        rows.append(tuple(cells))
+    return Sheet.of("edge-curves", "The strongest edges alone", heads, rows)
+
+
 # ------------------------------------------------------------------------------------------ cells
 
 
-_BAR = Column("", left=True, only=PAGE)
+BAR = Column("", left=True, only=PAGE)
 
 
-def _bars(values: Sequence[float | None]) -> list[Bar]:
+def bars(values: Sequence[float | None]) -> list[Bar]:
     """Bars on one scale, which reaches from the lowest value, or 0, to the highest, or 0."""
     known = [value if value is not None and math.isfinite(value) else 0.0 for value in values]
     low, high = min([0.0, *known]), max([0.0, *known])
@@ -281,10 +305,14 @@ def predictions_text(circuit: Circuit, named: Callable[[str], str] = token) -> s
     return "  ".join(f"{named(one.token)} {one.probability:.3f}" for one in circuit.predictions)
 
 
+SETTLES = "stays within .1 of 1"
+"""What is said of the size from which faithfulness does, there and at every larger size that was measured."""
+
+
 def options_text(chosen: Settings) -> str:
     """What was chosen of a method's own options, if anything; begins with a comma."""
     rules = chosen.method == "relp" and chosen.rules != RULES
-    text = f", rules {', '.join(sorted(chosen.rules)) or 'none'}" if rules else ""
+    text = f", rules {rules_name(chosen.rules)}" if rules else ""
     text += f", {chosen.steps} steps" if chosen.method in PATH_METHODS else ""
     return text + (f", seed {chosen.seed}" if chosen.method == "random" else "")
 

@@ -25,6 +25,7 @@ from tracer.text import LONG, csv_text, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation
+    from tracer.evaluation.edge_curves import EdgeCurves
     from tracer.evaluation.quality import AlwaysOn, Quality
     from tracer.evaluation.steering import Steering
 
@@ -61,7 +62,7 @@ def cell(text: str) -> str:
 
 def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
     """An imported graph, or one out of a run over many prompts, for a terminal: what it holds, and its strongest edges;
-    without edges its strongest nodes."""
+    of a dataset's circuit the strongest nodes too, and without edges these alone."""
     grid = Table.grid(padding=(0, 2))
     free = graph.notes.get("circuit") == "free"
     length = "at any position" if free else f"{len(graph.tokens)} tokens"
@@ -77,6 +78,9 @@ def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
     )
     if graph.links is None:
         return Group(grid, "", _table(sheet.graph_nodes(graph, rows)))
+    if "circuit" in graph.notes:
+        both = _table(sheet.graph_nodes(graph, rows)), _table(sheet.edges(graph, rows), no_wrap=False)
+        return Group(grid, "", both[0], "", both[1])
     return Group(grid, "", _table(sheet.edges(graph, rows), no_wrap=False))
 
 
@@ -88,19 +92,32 @@ def view(graph: Graph, path: str | Path) -> Path:
         JobError: the graph has more than the page can draw, or no positions, by which it is drawn.
         RunError: the file cannot be written.
     """
-    for what, count, most in (
-        ("edges", graph.n_edges, viewer.MOST_EDGES),
+    content = graph_page(graph)
+    if graph.links is None:
+        say(["the graph has no edges: the page shows nodes alone"])
+    return write_page(content, path)
+
+
+def graph_page(graph: Graph, most: int = viewer.MOST_EDGES) -> str:
+    """The page of `view`.
+
+    Args:
+        most: edges that it may have.
+
+    Raises:
+        JobError: the graph has more than that, more nodes than the page can draw, or no positions.
+    """
+    for what, count, limit in (
+        ("edges", graph.n_edges, min(most, viewer.MOST_EDGES)),
         ("nodes", len(graph.nodes), viewer.MOST_NODES),
     ):
-        if count > most:
-            step = f"trace it with fewer: Pruning(top={most // 4})" if what == "edges" else "trace it with fewer nodes"
-            raise JobError("graph", f"has {count:,} {what}, the page draws at most {most:,}", step)
+        if count > limit:
+            step = f"trace it with fewer: Pruning(top={limit // 4})" if what == "edges" else "trace it with fewer nodes"
+            raise JobError("graph", f"has {count:,} {what}, the page draws at most {limit:,}", step)
     if min(graph.nodes["position"].to_pylist(), default=0) < 0:
         step = f"see it with 'tracer show', or name one of the run's prompts: {option('prompt', 0)}"
         raise JobError("a free circuit", "has no positions, by which the page draws", step)
-    if graph.links is None:
-        say(["the graph has no edges: the page shows nodes alone"])
-    return write_page(viewer.page(_payload(graph)), path)
+    return viewer.page(_payload(graph))
 
 
 def write_page(content: str | bytes, path: str | Path) -> Path:
@@ -193,20 +210,25 @@ def _names(graph: Graph) -> Iterator[tuple[int, str]]:
     """What the page calls nodes that are no neurons of an MLP, or that their file has a name for."""
     for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()):
         label = graph.labels.get(row, "")
-        if label or node["kind"] in ("attention", "other") or node["neuron"] == ATTENTION_ERROR:
+        of_attention = node["kind"] == "error" and node["neuron"] == ATTENTION_ERROR
+        if label or node["kind"] in ("attention", "other") or of_attention:
             yield row, sheet.node_name(node) + (f": {label}" if label else "")
 
 
 def evaluation_table(
-    found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
+    found: Evaluation,
+    qualities: Sequence[Quality] = (),
+    constant: Sequence[AlwaysOn] | None = None,
+    edges: EdgeCurves | None = None,
 ) -> RenderableType:
-    """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, and how good the
-    estimate was."""
+    """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, how good the
+    estimate was, and what the strongest edges alone hold."""
     levels = Table.grid(padding=(0, 2))
-    for level, size in found.sizes_for.items():
+    named = [(f"faithfulness {level:g}", size) for level, size in found.sizes_for.items()]
+    for name, size in (*named, (sheet.SETTLES, found.settles)):
         reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
         span = "" if sheet.is_alone(found) else f"[{size.low or '-'}, {size.high or 'not reached'}]"
-        levels.add_row(f"faithfulness {level:g}", reached, span)
+        levels.add_row(name, reached, span)
     how = "one prompt has no intervals" if sheet.is_alone(found) else "intervals are over test prompts (bootstrap)"
     whole, empty = float(found.whole.mean()), float(found.empty.mean())
     about = (
@@ -221,7 +243,8 @@ def evaluation_table(
         estimate.add_row("[bold]always on[/]", cell(str(neuron)))
     if constant is not None and not constant:
         estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
-    return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate)
+    more = () if edges is None else ("", _table(sheet.edge_curves(edges), no_wrap=False))
+    return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate, *more)
 
 
 def steering_table(found: Steering) -> RenderableType:
@@ -250,7 +273,10 @@ def steering_table(found: Steering) -> RenderableType:
 
 
 def evaluation_json(
-    found: Evaluation, qualities: Sequence[Quality] = (), constant: Sequence[AlwaysOn] | None = None
+    found: Evaluation,
+    qualities: Sequence[Quality] = (),
+    constant: Sequence[AlwaysOn] | None = None,
+    edges: EdgeCurves | None = None,
 ) -> str:
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
@@ -262,6 +288,9 @@ def evaluation_json(
     content["estimate"] = [one.record() for one in qualities]
     content["always_on"] = None if constant is None else [vars(one) for one in constant]
     content["sizes_for"] = {f"{level:g}": size.record() for level, size in found.sizes_for.items()}
+    content["settles"] = found.settles.record()
+    if edges is not None:
+        content["edge_curves"] = edges.record()
     return json.dumps(content, indent=1, allow_nan=False)
 
 
@@ -307,18 +336,13 @@ def _heading(circuit: Circuit) -> Table:
     how = f"{chosen.method}, baseline {chosen.baseline}, basis {chosen.basis}{sheet.options_text(chosen)}"
     metric, places = cell(sheet.metric_text(circuit)), cell(sheet.positions_text(circuit))
     grid.add_row("[bold]prompt[/]", f"{cell(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
-    grid.add_row("[bold]model[/]", f"{cell(_model_name(circuit))} [dim]({cell(_model_size(circuit))})[/]")
+    grid.add_row("[bold]model[/]", f"{cell(circuit.model.shown)} [dim]({cell(_model_size(circuit))})[/]")
     grid.add_row("[bold]metric[/]", f"{metric} = [bold]{circuit.metric:+.4f}[/] {unit(circuit)}, read at {places}")
     grid.add_row("[bold]asked[/]", cell(sheet.chances_text(circuit)))
     grid.add_row("[bold]model says[/]", cell(sheet.predictions_text(circuit)))
     grid.add_row("[bold]method[/]", how)
     grid.add_row("[bold]conservation[/]", sheet.conservation_text(circuit).replace(" holds ", " [green]holds[/] "))
     return grid
-
-
-def _model_name(circuit: Circuit) -> str:
-    model = circuit.model
-    return model.name if model.adapter in (None, model.name) else f"{model.name} with {model.adapter} merged"
 
 
 def _model_size(circuit: Circuit) -> str:

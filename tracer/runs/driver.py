@@ -41,19 +41,24 @@ from tracer.runs.identity import (
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.repair import repaired
+from tracer.runs.report import always_on_note
 from tracer.runs.split import apart, check_overlap
-from tracer.runs.status import Reason, RunState, Status, Tally, reasons
+from tracer.runs.status import Reason, RunState, Status, Tally, reasons, seconds_before
+from tracer.runs.units.progress import combination_work
 from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
-from tracer.runs.workers.scheduler import RetryLimits, Runner
-from tracer.store.run_folder import Commit, RunFolder
+from tracer.runs.workers.scheduler import Place, RetryLimits, Runner
+from tracer.settings import ModelRecord
+from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
+from tracer.text import kept_of
 
 Watch = Callable[[Status], None]
 
 _WORKER = "tracer.runs.worker:Worker"
 START, START_REMOTE = 600.0, 3600.0
 _WRITE_EVERY = 2.0  # seconds between two writings of progress.json
+_SHOWN = 3  # workers whose place is told
 _FEW = 20  # prompts before a share of failures means anything
 
 
@@ -66,8 +71,8 @@ class Run:
 
     Attributes:
         job: what was run. address: where its folder is.
-        status: of its prompts. resumed: units that were already committed.
-        seconds: this call took.
+        status: of its prompts, and of the time that all calls on it took. resumed: units that were already committed.
+        seconds: this call took, by the clock.
     """
 
     job: Job
@@ -88,7 +93,7 @@ class Run:
 
     def table(self, name: str) -> pa.Table:
         """A table as a whole: ``prompts``, ``nodes``, ``edges``, or ``neurons``, ``edges_mean``, ``top_prompts``,
-        ``failed``, ``circuit``.
+        ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``.
 
         Raises:
             RunError: the run has no such table.
@@ -257,6 +262,10 @@ def _check_failures(result: Run, strict: bool) -> None:
             f"failed ({counts}), and the run is strict; {_most_often(result.reasons)}",
             f"see {result.folder.place}/failed.parquet; {option('retry_failed', True)} does them again",
         )
+    if status.done and not status.statuses.get("ok") and status.left_out:
+        rule = f"was traced: {kept_of(0, status.left_out | {'failed': status.failed})}"
+        step = f"see the prompts' answers: tracer query {result.folder.place} 'select text, answer, error from prompts'"
+        raise RunError(f"none of {status.done} prompts", rule, f"{step}, and change the input, the filter or the model")
     if status.done and not status.statuses.get("ok"):
         step = f"fix the job or its input; {option('retry_failed', True)} does them again"
         rule = f"failed; {_most_often(result.reasons)}"
@@ -296,8 +305,11 @@ class _Driver:
         self._redo: dict[int, Commit] = {}
         self._committed = bytearray()
         self._started, self._written, self._shown = time.time(), 0.0, 0.0
+        self._began, self._earlier = time.monotonic(), 0.0  # seconds that earlier calls took
         self._first: float | None = None
+        self._finishing: float | None = None
         self._before, self.resumed = 0, 0
+        self._work, self._worked = list[float](), 0.0  # of each combination; and of those that were done since `_first`
         self._journal = _Journal()
         self._session = Tally()
         self._state: RunState = "starting"
@@ -312,6 +324,7 @@ class _Driver:
         digests, overwrite = digests_of(self.job), self.asked.overwrite
         repair = self.asked.repair and not overwrite
         content, others = joined(digests), digests[1:] if isinstance(self.job, DatasetJob) else []
+        self._earlier = seconds_before(self.folder)
         if repair:
             self._repair(content, others)
         # A record that is damaged, of a run that has nothing done, is nothing to keep.
@@ -364,7 +377,7 @@ class _Driver:
         """Plan a new run: its input in shards, then the record that makes it one."""
         self._claimed = True
         self.folder.clear()
-        self.record = {}
+        self.record, self._earlier = {}, 0.0
         self.show("planning", force=True)
         self._write_record(self._plan_of(content, others, *self._planning()) | {"threads": self.asked.threads})
 
@@ -447,7 +460,7 @@ class _Driver:
             kept += commit.files.values()
             self.tally.add(commit)
             self._committed[commit.shard] = 1
-            if self.asked.retry_failed and commit.n_prompts > commit.statuses.get("ok", 0):
+            if self.asked.retry_failed and commit.n_failed:
                 self._redo[commit.shard] = commit
         for unit in damaged:
             self.folder.uncommit(unit)
@@ -556,6 +569,7 @@ class _Driver:
         self._claimed = True
         self.runner = self._runner(made)
         try:
+            self._leave_out()
             for report in self.runner.map(self._tasks()):
                 self._commit(Commit.of(report).model_copy(update={"made_by": made_by(self.job, self.record)}))
             if not self.signals.number:
@@ -568,6 +582,18 @@ class _Driver:
         if self.signals.number:
             raise self._stopped()
         self.show("done", force=True)
+
+    def _leave_out(self) -> None:
+        """Find out, once for all units, which neurons are always on, where the job wants that known."""
+        if not isinstance(self.job, DatasetJob) or self.job.always_on is None:
+            return
+        assert self.runner is not None
+        if "always_on" not in self.record:
+            for report in self.runner.map([Task(unit=self.n_units, first=True)]):
+                self._write_record({"always_on": report.outcome})
+            if "always_on" not in self.record:  # the run was stopped
+                return
+        self.note(always_on_note(self.record["always_on"], self.job.always_on.leave_out))
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -589,7 +615,7 @@ class _Driver:
 
     def _failed_of(self, commit: Commit) -> tuple[int, ...]:
         prompts = self.folder.read_committed(commit, "prompts", ["prompt_id", "status"]).to_pylist()
-        return tuple(row["prompt_id"] for row in prompts if row["status"] != "ok")
+        return tuple(row["prompt_id"] for row in prompts if row["status"] not in NOT_FAILED)
 
     def _on_start(self, event: Started) -> int | None:
         """The first worker fixes the model and the memory of a batch; every other must have the same model."""
@@ -609,9 +635,18 @@ class _Driver:
             say(event.warnings)
             self._said.update(event.warnings)  # every prompt's circuit has them too
             self._first, self._before = time.monotonic(), self.tally.statuses.total()
+            self._work = self._works(event.model)
         if self._state == "starting":
             self._state = "running"
         return int(self.record["memory"])
+
+    def _works(self, model: ModelRecord) -> list[float]:
+        """How much work each combination of a benchmark is."""
+        if not isinstance(self.job, BenchmarkJob):
+            return []
+        widths = {"activation": model.d_mlp, "output": model.d_model}
+        each = self.job.combinations()
+        return [combination_work(self.job, one, model.n_layers, widths[one.basis]) for one in each]
 
     def _write_record(self, more: Mapping[str, Any]) -> None:
         self.record |= more
@@ -656,6 +691,7 @@ class _Driver:
         self.tally.add(commit)
         self._committed[commit.shard] = 1
         self._session.add(commit)
+        self._worked += self._work[commit.shard] if self._work else 0.0
         done, failed = self._session.statuses.total(), self._session.errors.total()
         most = getattr(self.job, "max_error_rate", 1.0)
         if done >= _FEW and failed > most * done:
@@ -678,7 +714,8 @@ class _Driver:
         self._write_record({"prompt_notes": dict(sorted(said.items()))})
         # Where no prompt went well there is nothing to evaluate, and whoever started the run is told why.
         ask = self._asked if self.tally.statuses.get("ok") else lambda: None
-        finish_run(self.job, self.folder, commits, self.record, ask)
+        job = self.job.leaving_out(self.record) if isinstance(self.job, DatasetJob) else self.job
+        finish_run(job, self.folder, commits, self.record, ask)
         if not self.signals.number:
             done = {"units": self.n_units, "rows": dict(self.tally.rows), "statuses": dict(self.tally.statuses)}
             self.folder.seal(**done)
@@ -686,6 +723,7 @@ class _Driver:
     def _asked(self) -> dict[str, Any] | None:
         """A worker's outcome for the whole run; None if the run was stopped meanwhile."""
         assert self.runner is not None
+        self._finishing = time.monotonic()
         outcomes = [report.outcome for report in self.runner.map([Task(unit=self.n_units, finish=True)])]
         return None if self.signals.number else outcomes[0]
 
@@ -693,26 +731,63 @@ class _Driver:
 
     def status(self, state: RunState, message: str | None = None) -> Status:
         """How far it is."""
-        runner = self.runner
+        runner, now = self.runner, time.monotonic()
         in_flight = 0 if runner is None or self.kind == "benchmark" else runner.in_flight
-        if self._first is not None and state == "running":
-            new = self.tally.statuses.total() - self._before + in_flight
-            self._rate = new / max(1e-9, time.monotonic() - self._first)
+        places = [] if runner is None else runner.places
+        running = self._first is not None and state == "running"
+        places = places if running or state == "finishing" else []
+        partial = float(sum(self._done_of(one) for one in places)) if running else 0.0
+        if self._first is not None and running:
+            new = self.tally.statuses.total() - self._before + in_flight + partial
+            self._rate = new / max(1e-9, now - self._first)
+        seconds = now - self._began
         return Status(
             kind=self.kind,
             state=state,
             n_units=int(self.record.get("n_units", 0)),
             n_prompts=int(self.record.get("n_prompts", 0)),
             in_flight=in_flight,
+            partial=partial,
+            at=tuple(self._where(one) for one in places[:_SHOWN]),
             workers=0 if runner is None else runner.n_ready,
             deaths=0 if runner is None else runner.broken,
             rate=self._rate,
+            left=self._left(state, in_flight + partial, places),
+            seconds=seconds,
+            total_seconds=self._earlier + (seconds if self._claimed else 0.0),
             started=self._started,
             updated=time.time(),
             message=message,
             waiting=runner.waiting or None if runner is not None and state == "running" else None,
             **self.tally.record(),
         )
+
+    def _done_of(self, one: Place) -> float:
+        """What a worker has done of what takes long: of a combination, or of the prompts in flight."""
+        return one.at.share * (1 if self.kind == "benchmark" else one.prompts)
+
+    def _where(self, one: Place) -> str:
+        """Where a worker is, for a person."""
+        if not isinstance(self.job, BenchmarkJob):
+            return str(one.at)
+        return f"{self.job.combinations()[one.unit]}: {one.at}"
+
+    def _left(self, state: RunState, under_way: float, places: Sequence[Place]) -> float | None:
+        """Seconds to go: of the units by their work, then of what comes after them by its own."""
+        now = time.monotonic()
+        if state == "finishing" and self._finishing is not None and places:
+            share = places[0].at.share
+            return (now - self._finishing) * (1 - share) / share if share else None
+        if state != "running" or self._first is None:
+            return None
+        if self._work:
+            part = sum(one.at.share * self._work[one.unit] for one in places)
+            left = sum(work for work, done in zip(self._work, self._committed, strict=True) if not done) - part
+            worked = self._worked + part
+        else:
+            left = self.record["n_prompts"] - self.tally.statuses.total() - under_way
+            worked = self.tally.statuses.total() - self._before + under_way
+        return max(0.0, left) * (now - self._first) / worked if worked > 0 else None
 
     def show(self, state: RunState, force: bool = False, message: str | None = None) -> None:
         """Report progress to `watch`, and write progress.json, now and then."""

@@ -11,23 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
-from tracer.errors import RunError
 from tracer.evaluation.curves import Curves
 from tracer.reports.tables import csv_bytes
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job
+from tracer.runs.pages import benchmark
+from tracer.runs.pages.write import TOP, benchmark_result, write_report
 from tracer.runs.report import evaluation_plot
-from tracer.runs.units import benchmark_report
-from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
+from tracer.runs.units import benchmark_report, mean_edges
+from tracer.runs.units.benchmark_report import BenchmarkResult
 from tracer.runs.units.dataset_circuit import circuit_table, mean_metric, mean_of
-from tracer.settings import ModelRecord
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import writer
-from tracer.store.run_folder import Commit, RunFolder
-
-TOP = 10
-"""Prompts kept of each neuron in top_prompts.parquet."""
+from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
 
 Ask = Callable[[], dict[str, Any] | None]
 
@@ -42,6 +38,7 @@ def finish_run(job: Job, folder: RunFolder, commits: Sequence[Commit], record: M
         _finish_benchmark(benchmark_result(job, folder, commits, record), folder)
     else:
         _finish_dataset(job, folder, commits, ask)
+    write_report(job, folder, commits, record)
 
 
 # ------------------------------------------------------------------------------------------------ a dataset
@@ -60,7 +57,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
     if job.circuit != "none" and (mean := mean_of(folder, commits)) is not None:
         metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
         folder.write_table("circuit.parquet", circuit_table(job, mean, metric))
-    if job.evaluate is None and not job.quality:
+    if job.evaluate is None and not job.quality and not job.links_circuit:
         return
     if (outcome := ask()) is None:
         return
@@ -70,44 +67,23 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         made = Curves.of(outcome["evaluation"]["curves"])
         place.write("evaluation.csv", csv_bytes(list(made.rows())))
         place.write("evaluation.png", evaluation_plot(made, outcome["evaluation"]))
+    place.remove(mean_edges.CHECKPOINT)
 
 
 def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
-    """The rows of all prompts without a result, one shard's at a time in memory."""
+    """The rows of all prompts that failed, one shard's at a time in memory."""
     with folder.place.writing("failed.parquet") as file, writer(file, schemas.PROMPTS) as parquet:
         for commit in commits:
-            if commit.n_prompts > commit.statuses.get("ok", 0):
+            if commit.n_failed:
                 table = folder.read_committed(commit, "prompts")
-                parquet.write_table(table.filter(pc.field("status") != "ok").cast(schemas.PROMPTS))
+                parquet.write_table(table.filter(~pc.field("status").isin(NOT_FAILED)).cast(schemas.PROMPTS))
 
 
 # ---------------------------------------------------------------------------------------------- a benchmark
 
 
-def benchmark_result(
-    job: BenchmarkJob, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any], resumed: int = 0
-) -> BenchmarkResult:
-    """A benchmark's outcomes from its commits.
-
-    Raises:
-        RunError: a commit without one.
-    """
-    outcomes = []
-    for commit in commits:
-        if commit.outcome is None:
-            raise RunError(f"commit {commit.shard}.json", "holds no outcome", "delete it and repeat the run command")
-        try:
-            outcomes.append(Outcome.model_validate(commit.outcome))
-        except ValidationError as error:
-            step = "delete it and repeat the run command"
-            raise RunError(f"commit {commit.shard}.json", "is damaged: its outcome is none", step) from error
-    model = ModelRecord.model_validate(record["model"])
-    seconds = sum(outcome.attribution_seconds + outcome.evaluation_seconds for outcome in outcomes)
-    return BenchmarkResult(job, model, tuple(outcomes), str(folder.place), resumed, seconds)
-
-
 def _finish_benchmark(result: BenchmarkResult, folder: RunFolder) -> None:
     outcomes = [outcome.model_dump(mode="json") for outcome in result.outcomes]
     folder.place.write("results.json", json.dumps({"outcomes": outcomes}).encode())
-    for name, content in benchmark_report.files(result):
+    for name, content in (*benchmark_report.files(result), *benchmark.files(result)):
         folder.place.write(name, content)

@@ -29,7 +29,8 @@ def digests_of(job: Job) -> list[str]:
     if isinstance(job, BenchmarkJob):
         return [data.digest(Source(path=(file,))) for one in job.input or () for file in (one.train, one.test)]
     tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
-    return [data.digest(source) for source in (job.source, job.reference, *tests) if source is not None]
+    others = () if job.always_on is None else (job.always_on.unrelated,)
+    return [data.digest(source) for source in (job.source, job.reference, *tests, *others) if source is not None]
 
 
 def joined(digests: list[str]) -> str:

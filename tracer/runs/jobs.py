@@ -11,13 +11,13 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
-from tracer.data.source import ROW_FIELDS, TAKES, Source, Structure
+from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
 from tracer.errors import JobError, quoted
 from tracer.records import Count, Name, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
@@ -27,6 +27,7 @@ from tracer.settings import (
     IN_FLIGHT,
     PATH_METHODS,
     SUMS_OF_LOGITS,
+    VARIANTS,
     Baseline,
     Basis,
     Method,
@@ -34,6 +35,8 @@ from tracer.settings import (
     Rule,
     Settings,
     as_job_error,
+    rules_name,
+    rules_of,
     settings,
 )
 
@@ -43,6 +46,9 @@ Ablation = Literal["zero", "mean", "counterfactual", "resample"]
 
 NO_BASELINE = "none"
 """The baseline of a method that has none (`random`); it runs once."""
+
+EVERY_RULE = ("all",)
+"""The variants of RelP that a benchmark measures by default."""
 
 WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host", "in_flight"})
 """Keys of a job that do not decide its numbers."""
@@ -55,6 +61,24 @@ def _not_a_switch(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return value
+
+
+def _rules(value: Any) -> Any:
+    """The name of a set of rules, where a list of rules is wanted: ``--set rules=linear-gate``."""
+    return sorted(VARIANTS[value]) if isinstance(value, str) and value in VARIANTS else as_list(value)
+
+
+def _variants(value: Any) -> Any:
+    """Each variant of RelP by its name, as `rules_name` has it; a name alone is a list of one."""
+    given = as_list(value)
+    if not is_list(given):
+        return value
+    names = []
+    for one in given:
+        if not (isinstance(one, str) or (is_list(one) and all(isinstance(rule, str) for rule in one))):
+            raise ValueError(f"rules must be a list of {', '.join(VARIANTS)} and of lists such as [norm, attention]")
+        names.append(rules_name(rules_of(one if isinstance(one, str) else "+".join(one) or "none")))
+    return names
 
 
 def _neuron(value: Any) -> Any:
@@ -85,6 +109,7 @@ class _ModelOptions(Record):
     bos: bool = False
     revision: Name | None = None
     adapter: Name | None = None
+    gguf_file: Name | None = None
     dtype: Name | None = None
     device: Name | None = None
     device_map: Name | None = None
@@ -104,13 +129,16 @@ class _ModelOptions(Record):
             raise ValueError("device and device_map have no effect on a remote model without weights: local")
         if self.remote and self.adapter is not None:
             raise ValueError("adapter cannot be merged into weights on a server: leave it out, or remote")
+        if self.remote and self.gguf_file is not None:
+            raise ValueError("gguf_file is dequantised here, which no server does: leave it out, or remote")
         if self.device is not None and self.device_map is not None:
             raise ValueError("device has no effect together with device_map")
         return self
 
     def loading(self) -> dict[str, Any]:
         """The arguments of `tracer.load` beside the name, those that are set."""
-        names = ("revision", "adapter", "dtype", "device", "device_map", "attention", "host", "weights", "wire")
+        which, how = ("revision", "adapter", "gguf_file"), ("dtype", "device", "device_map", "attention")
+        names = (*which, *how, "host", "weights", "wire")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return given | {"remote": True} if self.remote else given
 
@@ -121,8 +149,9 @@ class _ModelOptions(Record):
 
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""
-        without = WITHOUT_EFFECT | ({"adapter"} if self.adapter is None else set())  # runs from before adapters go on
-        return self.model_dump(mode="json", exclude=set(without))
+        # Runs from before there were these go on.
+        new = {name for name in ("adapter", "gguf_file", "filter") if getattr(self, name, None) is None}
+        return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *new})
 
 
 # -------------------------------------------------------------------------------------------- the dataset job
@@ -135,6 +164,7 @@ class Evaluate(Record):
         test: held-out prompts, all of one length. reference: prompts behind the ablations ``mean`` and ``resample``.
         allow_overlap: test on prompts that the circuit was found on as well; every result says how many there are.
         sizes: nodes of the circuits (neurons, of a position-free circuit), rising.
+        edges: also keep the strongest 1 % to 100 % of the circuit's edges, and test what nodes are left.
         minimality: of a circuit of so many nodes, how much faithfulness each of them holds alone; not measured if None.
         seed: of the random control, the resampled prompts and the intervals.
     """
@@ -142,6 +172,7 @@ class Evaluate(Record):
     test: Source
     ablation: Ablation = "mean"
     sizes: Sizes
+    edges: bool = False
     minimality: Count | None = None
     reference: Source | None = None
     seed: Natural = 0
@@ -168,18 +199,40 @@ class PruningRules(Record):
     drop_dangling: bool = False
 
 
+class AlwaysOnRules(Record):
+    """Neurons that are strong on most prompts though ablating them to their mean does next to nothing; looked for
+    before the run, named with their evidence, and left out of it as if they were in `exclude`, where that is asked for.
+
+    Attributes:
+        unrelated: prompts that they are looked for on; the first of the run itself if None.
+        prompts: how many of them.
+        share: strong on more than this share of the prompts. threshold: strong, as a share of ``|metric|``.
+            exact_below: ablated to its mean it changes the metric by less than this share of its attribution.
+        leave_out: leave them out. What does little alone may still matter: look at the evidence first, and test it.
+    """
+
+    unrelated: Source | None = None
+    prompts: Annotated[int, Field(ge=2, strict=True)] = 40
+    share: Real = Field(0.5, ge=0, lt=1)
+    threshold: Real = Field(0.005, gt=0, lt=1)
+    exact_below: Real = Field(0.1, gt=0, lt=1)
+    leave_out: bool = False
+
+
 class DatasetJob(_ModelOptions):
     """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
 
     Attributes:
-        model, revision, adapter, dtype, device, device_map, attention: as in `tracer.load`.
+        model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
         input: where the prompts come from. limit: only the first so many.
         shard_size: prompts in one unit of work.
         method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
         reference: prompts of the baseline ``mean``, which needs them.
         nodes, threshold, mass, skip_first, exclude: which nodes of a prompt are kept, as in `tracer.trace`.
-        edges: trace the edges between them; by default where the metric is a sum of logits.
-        pruning: which edges are kept.
+        always_on: neurons that look strong on most prompts and do nothing are looked for; not if None.
+        edges: trace the edges between them, and those of the circuit of the whole dataset; by default where the metric
+            is a sum of logits.
+        pruning: which edges are kept, of a prompt's, and of the dataset's by their means.
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
         evaluate: how that circuit is tested.
@@ -196,7 +249,7 @@ class DatasetJob(_ModelOptions):
     method: Method = "relp"
     baseline: Baseline = "zero"
     basis: Basis = "activation"
-    rules: Annotated[tuple[Rule, ...], BeforeValidator(as_list)] | None = None
+    rules: Annotated[tuple[Rule, ...], BeforeValidator(_rules)] | None = None
     steps: Count = DEFAULT_STEPS
     metric: MetricKind = "auto"
     top_k: Count = DEFAULT_TOP_K
@@ -207,6 +260,7 @@ class DatasetJob(_ModelOptions):
     mass: Real | None = None
     skip_first: bool = False
     exclude: Annotated[tuple[Neuron, ...], BeforeValidator(as_list)] = ()
+    always_on: AlwaysOnRules | None = None
     edges: bool = True
     pruning: PruningRules | None = None
     circuit: Literal["none", "aligned", "free"] = "none"
@@ -233,6 +287,7 @@ class DatasetJob(_ModelOptions):
             raise ValueError(f"reference has no effect with baseline {self.baseline!r}")
         self._check_edges()
         self._check_evaluate()
+        self._check_filters()
         return self
 
     def _check_edges(self) -> None:
@@ -250,8 +305,23 @@ class DatasetJob(_ModelOptions):
             return
         if self.circuit == "none":
             raise ValueError("evaluate has no effect without a circuit: aligned or free")
+        if self.evaluate.edges and not self.edges:
+            raise ValueError("evaluate.edges has no effect without edges")
         if self.evaluate.test.origin == self.input.origin:
             raise ValueError("evaluate.test must be other prompts than input, e.g. another split")
+
+    def _check_filters(self) -> None:
+        test = None if self.evaluate is None else self.evaluate.test
+        references = {"reference": self.reference, "evaluate.reference": self.evaluate and self.evaluate.reference}
+        for name, source in references.items():
+            if source is not None and source.filter is not None:
+                raise ValueError(f"filter has no effect on {name}, whose prompts are asked nothing")
+        for source in (self.input, test):
+            keep = None if source is None else source.filter
+            if keep is not None and self.metric == "topk":
+                raise ValueError("filter needs the prompts' targets, which metric 'topk' does not use")
+            if keep == "preferred" and self.metric not in ("auto", "difference"):
+                raise ValueError(f"filter 'preferred' needs foils, which metric {self.metric!r} does not use")
 
     def settings(self) -> Settings:
         """How nodes are attributed.
@@ -270,6 +340,21 @@ class DatasetJob(_ModelOptions):
             seed=self.seed,
         )
 
+    def numbers(self) -> dict[str, Any]:
+        found = super().numbers()
+        if self.always_on is None:  # runs from before it go on
+            del found["always_on"]
+        if self.evaluate is not None and not self.evaluate.edges:  # runs from before curves of edges go on
+            del found["evaluate"]["edges"]
+        return found
+
+    def leaving_out(self, record: Mapping[str, Any]) -> DatasetJob:
+        """The job with the neurons in `exclude` that its run's record says are always on, where they are left out."""
+        if self.always_on is None or not self.always_on.leave_out:
+            return self
+        found = ((one["layer"], one["neuron"]) for one in record.get("always_on", {}).get("neurons", ()))
+        return self.model_copy(update={"exclude": (*self.exclude, *(one for one in found if one not in self.exclude))})
+
     def selection(self) -> dict[str, Any]:
         """The arguments of `tracer.trace` that say which nodes are kept."""
         return {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "skip_first", "exclude")}
@@ -281,6 +366,11 @@ class DatasetJob(_ModelOptions):
             JobError: a rule out of range.
         """
         return None if self.pruning is None else Pruning(**self.pruning.model_dump())
+
+    @property
+    def links_circuit(self) -> bool:
+        """Whether the circuit of the whole dataset gets edges."""
+        return self.edges and self.circuit != "none"
 
     @property
     def source(self) -> Source:
@@ -303,6 +393,24 @@ class PairFiles(Record):
     test: Name
 
 
+class Combination(NamedTuple):
+    """What a benchmark measures apart; `rules` is a variant of ``relp``, and ``all`` of any other method."""
+
+    structure: str
+    method: str
+    basis: str
+    baseline: str
+    rules: str = "all"
+
+    @property
+    def way(self) -> str:
+        """The method, with its variant if it has one: ``relp linear-gate``."""
+        return self.method if self.rules == "all" else f"{self.method} {self.rules}"
+
+    def __str__(self) -> str:
+        return "/".join(self[:4] if self.rules == "all" else self)
+
+
 def _several(value: Any) -> Any:
     """One set of files is a list of one."""
     return [value] if isinstance(value, Mapping | PairFiles) else value
@@ -312,7 +420,7 @@ class BenchmarkJob(_ModelOptions):
     """The agreement benchmark: every structure x method x basis x baseline, found on train pairs, tested on others.
 
     Attributes:
-        model, revision, adapter, dtype, device, device_map, attention: as in `tracer.load`.
+        model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
         task: the built-in pairs, of these `structures` of sentences. input: pairs of one's own instead, of one set or
             several.
         train, test: pairs of each structure; of a file the first so many that the model can be asked.
@@ -320,12 +428,14 @@ class BenchmarkJob(_ModelOptions):
             how many there are.
         methods, bases, baselines: as in `tracer.attribute`; a method is combined with the baselines that have an effect
             on it, and one that has none (``random``) runs once.
+        rules: variants of ``relp``, each measured apart: ``all``, ``no-half``, ``linear-gate``, or lists of rules.
         ablation: as in `tracer.evaluate`; ``mean`` and ``resample`` take the patch side of the test pairs.
         sizes: nodes of the circuits, rising. Those above all nodes of a structure are left out there; MIB's shares of
             all nodes are added, for CPR and CMD.
         rankings: ``absolute``, strongest attribution first; ``signed``, largest positive attribution first.
         steps: of the path methods.
         seed: of the pairs, the method ``random``, the random control and the intervals.
+        filter: only pairs that the model answers so, of train and of test: see `Source`.
     """
 
     kind: Literal["benchmark"] = "benchmark"
@@ -337,12 +447,14 @@ class BenchmarkJob(_ModelOptions):
     methods: Annotated[tuple[Method, ...], BeforeValidator(as_list)]
     bases: Annotated[tuple[Basis, ...], BeforeValidator(as_list)] = get_args(Basis)
     baselines: Annotated[tuple[Baseline, ...], BeforeValidator(as_list)] = ("counterfactual",)
+    rules: Annotated[tuple[str, ...], BeforeValidator(_variants)] = EVERY_RULE
     ablation: Ablation = "mean"
     sizes: Sizes
     rankings: Annotated[tuple[Ranking, ...], BeforeValidator(as_list)] = get_args(Ranking)
     steps: Count = DEFAULT_STEPS
     seed: Natural = 0
     allow_overlap: bool = False
+    filter: Keep | None = None
 
     @model_validator(mode="after")
     def _has_effect(self) -> BenchmarkJob:
@@ -352,13 +464,15 @@ class BenchmarkJob(_ModelOptions):
             raise ValueError("structures has no effect with input, whose sets have names")
         if self.input is not None and (not self.input or len(set(self.sets)) < len(self.sets)):
             raise ValueError("input must name at least one set of pairs, each by a name of its own")
-        for name in ("structures", "methods", "bases", "baselines", "rankings"):
+        for name in ("structures", "methods", "bases", "baselines", "rules", "rankings"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must name at least one, each once")
         _check_sizes(self.sizes)
         if self.steps != DEFAULT_STEPS and not PATH_METHODS & set(self.methods):
             raise ValueError(f"steps only have an effect with {', '.join(sorted(PATH_METHODS))}")
+        if self.rules != EVERY_RULE and "relp" not in self.methods:
+            raise ValueError("rules only have an effect with method relp, which is not among the methods")
         for method in self.methods:
             if not self.baselines_of(method):
                 raise ValueError(f"none of the baselines has an effect on method {method!r}")
@@ -380,15 +494,21 @@ class BenchmarkJob(_ModelOptions):
             return (NO_BASELINE,)
         return tuple(baseline for baseline in self.baselines if _allowed(method, baseline))
 
-    def combinations(self) -> list[tuple[str, str, str, str]]:
-        """(structure, method, basis, baseline) of everything that is run, in order."""
+    def combinations(self) -> list[Combination]:
+        """Everything that is run, in order."""
         return [
-            (structure, method, basis, baseline)
+            Combination(structure, method, basis, baseline, rules)
             for structure in self.sets
             for basis in self.bases
             for method in self.methods
+            for rules in (self.rules if method == "relp" else EVERY_RULE)
             for baseline in self.baselines_of(method)
         ]
+
+    def numbers(self) -> dict[str, Any]:
+        """As of any job; without a key that says nothing, so that runs from before there was one go on."""
+        kept = super().numbers()
+        return {name: value for name, value in kept.items() if name != "rules" or self.rules != EVERY_RULE}
 
 
 def _allowed(method: str, baseline: str) -> bool:
@@ -411,6 +531,7 @@ _NESTED: dict[str, dict[str, Any]] = {
     "reference": _SOURCE,
     "evaluate": {**dict.fromkeys(Evaluate.model_fields), "test": _SOURCE, "reference": _SOURCE},
     "pruning": dict.fromkeys(PruningRules.model_fields),
+    "always_on": {**dict.fromkeys(AlwaysOnRules.model_fields), "unrelated": _SOURCE},
 }
 _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},

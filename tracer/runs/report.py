@@ -16,20 +16,22 @@ from rich.table import Table
 from tracer.reports import figures
 from tracer.reports.tables import cell
 from tracer.runs.status import Condition, Status
-from tracer.text import frame_csv, printable
+from tracer.settings import WeightsFile
+from tracer.text import frame_csv, kept_of, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves
+    from tracer.store.storage import Storage
 
 
 def line(status: Status) -> str:
     """How far a run is, for a job's log."""
     what = "combinations" if status.kind == "benchmark" else "prompts"
-    parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}"]
+    parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}", *status.at]
     if rows := status.rows.get("nodes", 0) + status.rows.get("edges", 0):
         parts.append(f"{rows:,} rows")
     if status.rate:
-        parts.append(f"{status.rate:,.1f} {what}/s")
+        parts.append(rate(status.rate, what))
     if status.eta is not None:
         parts.append(f"{duration(status.eta)} to go")
     if status.failed:
@@ -41,9 +43,28 @@ def line(status: Status) -> str:
     return printable(", ".join(parts))
 
 
+def rate(per_second: float, what: str) -> str:
+    """A speed as people say it: 12.5 prompts/s, 42.0 prompts a minute, or how long each takes: 14 s each."""
+    if per_second >= 1:
+        return f"{per_second:,.1f} {what}/s"
+    if per_second >= 1 / 6:
+        return f"{60 * per_second:.1f} {what} a minute"
+    return f"{duration(1 / per_second)} each"
+
+
+def always_on_note(found: Mapping[str, Any], left_out: bool) -> str:
+    """Which neurons are always on, and whether the run leaves them out."""
+    names = ", ".join(f"{one['layer']}/{one['neuron']}" for one in found["neurons"][:10])
+    more = ", ..." if len(found["neurons"]) > 10 else ""
+    told = "left out" if left_out else "not left out"
+    return f"{len(found['neurons']):,} always-on neurons on {found['prompts']:,} {found['of']}" + (
+        f", {told}: {names}{more}; run.json has their shares, attributions and effects" if names else ""
+    )
+
+
 def duration(seconds: float) -> str:
     """A time span as people say it: 42 s, 3 min 20 s, 2 h 5 min."""
-    whole = round(seconds)
+    whole = round(min(seconds, 1e9))
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
@@ -61,6 +82,8 @@ def condition_table(found: Condition) -> RenderableType:
     table.add_row("state", cell(_state(found)))
     name = model.get("name") or record.get("job", {}).get("model")
     table.add_row("job", cell(f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else "")))
+    if model.get("gguf"):
+        table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
     what = "combinations" if status.kind == "benchmark" else "prompts"
     share = status.done / status.n_prompts if status.n_prompts else 0.0
     table.add_row(what, f"{status.done:,} of {status.n_prompts:,} committed ({share:.1%})")
@@ -68,21 +91,45 @@ def condition_table(found: Condition) -> RenderableType:
     table.add_row("units", units + (f", {status.in_flight:,} prompts in flight" if status.in_flight else ""))
     if status.statuses:
         table.add_row("status", ", ".join(f"{count:,} {name}" for name, count in status.statuses.items()))
+    if status.left_out:
+        table.add_row("", left_out(status))
     for name, count in sorted(status.errors.items(), key=lambda item: -item[1]):
         table.add_row("", cell(f"{count:,} {name}"))
     for reason in found.reasons:
         table.add_row("", cell(str(reason)))
     if status.rows:
         table.add_row("rows", ", ".join(f"{count:,} {name}" for name, count in status.rows.items() if name != "means"))
-    if status.state == "running" and status.rate:
-        eta = "" if status.eta is None else f", {duration(status.eta)} to go"
-        table.add_row("speed", f"{status.rate:,.1f} {what}/s with {status.workers} workers{eta}")
+    for number, place in enumerate(status.at if status.state in ("running", "finishing") else ()):
+        table.add_row("" if number else "at", cell(place))
+    if speed := _speed(status, what):
+        table.add_row("speed", speed)
+    if status.total_seconds:
+        table.add_row("time", _taken(status))
     if status.waiting:
         table.add_row("waiting for", cell(status.waiting))
     if status.deaths:
         table.add_row("workers died", f"{status.deaths:,}")
     table.add_row("committed files", cell(_files(found)))
     return table
+
+
+def _speed(status: Status, what: str) -> str:
+    """How fast it goes and how long it will take; empty where that is not known."""
+    if status.state == "running" and status.rate:
+        workers = f"{status.workers} worker{'s' * (status.workers != 1)}"
+        return f"{rate(status.rate, what)} with {workers}{_to_go(status)}"
+    return _to_go(status).removeprefix(", ") if status.state == "finishing" else ""
+
+
+def _to_go(status: Status) -> str:
+    return "" if status.eta is None else f", {duration(status.eta)} to go"
+
+
+def _taken(status: Status) -> str:
+    """The time that a run took by the clock: its last call and, if there were others, all of them."""
+    earlier = status.total_seconds - status.seconds
+    mine = duration(min(status.seconds, status.total_seconds))
+    return f"{duration(status.total_seconds)} in all, {mine} of them in the last call" if earlier > 0.5 else mine
 
 
 def _state(found: Condition) -> str:
@@ -109,7 +156,24 @@ def run_summary(status: Status, address: str, seconds: float, resumed: int) -> s
     what = "combinations" if status.kind == "benchmark" else "prompts"
     told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
-    return printable(f"{status.done:,} {what} ({told}) in {duration(seconds)}{before}; saved to {address}")
+    left = f"; {left_out(status)}" if status.left_out else ""
+    took = duration(seconds)
+    if status.total_seconds - seconds > 0.5:
+        took += f", {duration(status.total_seconds)} over all calls"
+    return printable(f"{status.done:,} {what} ({told}) in {took}{before}{left}; saved to {address}")
+
+
+def tested(place: Storage) -> str:
+    """How many of a run's test prompts were kept; empty where all were, or none are tested."""
+    if not place.exists("evaluation.json"):
+        return ""
+    warnings = (place.read_json("evaluation.json") or {}).get("warnings", ())
+    return printable("; ".join(text for text in warnings if text.startswith("test: ")))
+
+
+def left_out(status: Status) -> str:
+    """How many prompts a filter kept, and why the others were left out."""
+    return kept_of(status.statuses.get("ok", 0), status.left_out | {"failed": status.failed})
 
 
 def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tracer.errors import RunError, quoted
-from tracer.store.run_folder import Commit, RunFolder
+from tracer.store.run_folder import LEFT_OUT, NOT_FAILED, Commit, RunFolder
 
 _OURS = frozenset(("JobError", "ModelError", "RunError", "RemoteError"))
 """Errors whose messages say all."""
@@ -33,10 +33,12 @@ class Status(BaseModel):
         n_units, committed: units of the run, and how many are done. n_prompts: planned (combinations, of a benchmark).
         statuses: prompts by outcome. errors: the error types of those that failed.
         rows: of every table.
-        in_flight: prompts done in units that are not.
+        in_flight: prompts done in units that are not. partial: what is done beside, in prompts (of a benchmark in
+            combinations). at: where workers are, in what takes long.
         workers: whose model is loaded. deaths: of workers, since this driver started.
         rate: prompts per second since the first worker was ready; None before there is one.
-        started, updated: Unix time.
+        left: seconds to go, by the work that is left; None where it is unknown.
+        started, updated: Unix time. seconds: this call has taken, total_seconds: all calls on this run, by the clock.
         message: why it ended, where it did not end well.
         waiting: what a worker waits for, if it waits for a service.
     """
@@ -52,11 +54,16 @@ class Status(BaseModel):
     errors: dict[str, int] = {}
     rows: dict[str, int] = {}
     in_flight: int = 0
+    partial: float = 0.0
+    at: tuple[str, ...] = ()
     workers: int = 0
     deaths: int = 0
     rate: float | None = None
+    left: float | None = None
     started: float
     updated: float
+    seconds: float = 0.0
+    total_seconds: float = 0.0
     message: str | None = None
     waiting: str | None = None
 
@@ -67,14 +74,21 @@ class Status(BaseModel):
 
     @property
     def failed(self) -> int:
-        """Committed prompts without a result."""
-        return self.done - self.statuses.get("ok", 0)
+        """Committed prompts without a result that should have one."""
+        return self.done - sum(self.statuses.get(name, 0) for name in NOT_FAILED)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Prompts left out by intent: ``filtered``, ``skipped``, those that there are."""
+        return {name: self.statuses[name] for name in LEFT_OUT if self.statuses.get(name)}
 
     @property
     def eta(self) -> float | None:
-        """Seconds to go at this rate; None where it is unknown."""
-        if not self.rate or self.state in ("done", "stopped", "failed"):
+        """Seconds to go, by the work that is left or else at this rate; None where it is unknown."""
+        if self.state in ("done", "stopped", "failed"):
             return None
+        if self.left is not None or not self.rate or self.state == "finishing":
+            return self.left
         left = max(0.0, (self.n_prompts - self.done - self.in_flight) / self.rate)
         return left if math.isfinite(left) else None
 
@@ -121,11 +135,12 @@ def reasons(folder: RunFolder, commits: Iterable[Commit], most: int = 3) -> list
     """
     counts: Counter[str] = Counter()
     first: dict[str, str] = {}
-    failing = (commit for commit in commits if commit.n_prompts > commit.statuses.get("ok", 0))
+    failing = (commit for commit in commits if commit.n_failed)
     for commit in itertools.islice(failing, 1000):
-        table = folder.read_committed(commit, "prompts", ["error_type", "error"])
-        for name, text in zip(*(table[column].to_pylist() for column in ("error_type", "error")), strict=True):
-            if text is None:
+        table = folder.read_committed(commit, "prompts", ["error_type", "error", "status"])
+        columns = (table[column].to_pylist() for column in ("error_type", "error", "status"))
+        for name, text, status in zip(*columns, strict=True):
+            if text is None or status in LEFT_OUT:
                 continue
             message = text if name in _OURS else f"{name}: {text}"
             kind = _VARIES.sub("", message)
@@ -154,6 +169,14 @@ class Condition(BaseModel):
     held: bool | None
     reasons: tuple[Reason, ...] = ()
     record: dict[str, Any]
+
+
+def seconds_before(folder: RunFolder) -> float:
+    """Seconds that earlier calls on a run took, by the clock; of one that was killed, until it last wrote."""
+    try:
+        return Status.model_validate(folder.place.read_json("progress.json")).total_seconds
+    except (RunError, ValidationError):  # there is none, or a driver died while it wrote one
+        return 0.0
 
 
 def _plan(folder: RunFolder) -> str | None:

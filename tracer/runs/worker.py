@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import os
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tracer.errors import TracerError, described, kind_of, surface
-from tracer.runs.workers.messages import Beat, Began, Broke, Done, Part, Refused, Report, Setup, Started, Task
+from tracer.runs.workers.messages import Beat, Began, Broke, Done, Part, Refused, Report, Setup, Stage, Started, Task
 from tracer.settings import ModelRecord
 
 
@@ -81,11 +82,25 @@ class Worker:
             self._benchmark: Any = Benchmark(job, loaded)
             self._work = self._combination
         else:
-            from tracer.runs.units.dataset_circuit import evaluate_run
-            from tracer.runs.units.shards import ShardWork
+            self._of_dataset(loaded, job, folder)
 
-            self._work = ShardWork(loaded, job, folder).run
-            self._finish = lambda: evaluate_run(loaded, job, folder)
+    def _of_dataset(self, model: Any, job: Any, folder: Any) -> None:
+        """The units of a dataset job, and the stages before and after them."""
+        from tracer.runs.units.always_on import always_on_of
+        from tracer.runs.units.dataset_circuit import evaluate_run
+        from tracer.runs.units.shards import ShardWork
+
+        shards = ShardWork(model, job, folder)
+
+        @functools.cache
+        def settled() -> Any:
+            """The job's work once it is known which neurons are left out."""
+            now = job.leaving_out(folder.record() or {})
+            return shards if now is job else ShardWork(model, now, folder)
+
+        self._work = lambda task, began: settled().run(task, began)
+        self._finish = lambda *how: evaluate_run(model, settled().job, folder, *how)
+        self._first = functools.partial(always_on_of, model, job, folder)
 
     def work(self, task: Task, began: Beat) -> Report:
         """Do one unit.
@@ -96,17 +111,21 @@ class Worker:
         Raises:
             TracerError: what the user must fix, which ends the run.
         """
-        last: tuple[Sequence[int], int] = (), 0
+        last: tuple[Sequence[int], int, Stage | None] = (), 0, None
 
-        def heard(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
+        def heard(
+            prompts: Sequence[int], done: int, note: str = "", part: Part | None = None, at: Stage | None = None
+        ) -> None:
             nonlocal last
-            last = prompts, done
-            began(prompts, done, note, part)
+            last = prompts, done, at
+            began(prompts, done, note, part, at)
 
-        self._beat = lambda note: heard(last[0], last[1], note)
+        self._beat = lambda note: heard(last[0], last[1], note, None, last[2])
         with surface("job"):
+            if task.first:
+                return Report(unit=task.unit, outcome=self._first(task.max_bytes))
             if task.finish:
-                return Report(unit=task.unit, outcome=self._finish())
+                return Report(unit=task.unit, outcome=self._finish(task.max_bytes, lambda at: heard((), 0, at=at)))
             return self._work(task, heard)
 
     def _waits(self, line: str) -> None:
@@ -117,7 +136,7 @@ class Worker:
     def _combination(self, task: Task, began: Beat) -> Report:
         began((task.unit,), 0)
         combination = self._benchmark.job.combinations()[task.unit]
-        outcome = self._benchmark.outcome(combination)
+        outcome = self._benchmark.outcome(combination, lambda at: began((task.unit,), 0, at=at))
         said = self._benchmark.notes(combination)
         return Report(unit=task.unit, statuses={"ok": 1}, notes=said, outcome=outcome.model_dump(mode="json"))
 
@@ -158,8 +177,10 @@ def main(name: str) -> None:
         while True:
             task = Task.model_validate_json(lines.get())
 
-            def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
-                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note, part=part))
+            def began(
+                prompts: Sequence[int], done: int, note: str = "", part: Part | None = None, at: Stage | None = None
+            ) -> None:
+                say(Began(worker=name, prompts=tuple(prompts), done=done, note=note, part=part, at=at))
 
             try:
                 say(Done(worker=name, report=worker.work(task, began)))

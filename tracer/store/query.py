@@ -25,6 +25,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "top_prompts": aggregation.TOP_PROMPTS,
     "failed": schemas.PROMPTS,
     "circuit": schemas.CIRCUIT,
+    "circuit_nodes": schemas.CIRCUIT_NODES,
+    "circuit_edges": schemas.CIRCUIT_EDGES,
 }
 """The tables that a query can name."""
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)

@@ -6,7 +6,7 @@
     _commits/UNIT.json   the unit is done; names its files, their sizes and hashes
     _journal/            deaths.json: how many processes died on which prompt; what is kept of units that are not done
     progress.json        how far it is, rewritten every second or so
-    failed.parquet, neurons.parquet, ...   made when all units are there
+    failed.parquet, neurons.parquet, report.html, ...   made when all units are there; plots/, graphs/ as well
     _SUCCESS.json        the run ended; holds the hashes of what was made last, of run.json, and of all commits
 
 The driver is the only writer of everything but table files, so that a worker that was given up can overwrite nothing.
@@ -40,8 +40,9 @@ from tracer.store.storage import LEASE_FILE, LOCK, Storage
 TABLES = ("prompts", "nodes", "edges", "means")
 OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
+    *("circuit_nodes.parquet", "circuit_edges.parquet"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
-    *("results.json", "curves.csv", "table.csv"),
+    *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
 )
 """Files that are made of all committed units at the end."""
 _ALWAYS = ("failed", "neurons", "top_prompts")
@@ -51,7 +52,8 @@ _GROUP = 1024  # rows of a row group at least, where shards are smaller: every g
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
 _TABLE = re.compile(rf"(?P<table>{'|'.join(TABLES)})/(?P<unit>[0-9]+)-[0-9a-f]{{12}}\.parquet", re.ASCII)
 _OTHER = re.compile(
-    r"_commits/[0-9]+\.json|_journal/deaths\.json|plots/[a-z_]+-(activation|output)\.png"
+    r"_commits/[0-9]+\.json|_journal/(deaths\.json|circuit_edges\.safetensors)|graphs/(circuit|prompt-[0-9]+)\.html"
+    r"|plots/(claim|(mean\.|[A-Za-z0-9_-]+-)(activation|output))\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
 _UNIT = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
@@ -61,6 +63,11 @@ _SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.jso
 
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
+
+LEFT_OUT = ("filtered", "skipped")
+"""What becomes of prompts that are left out by intent: the model answers otherwise than a filter wants, or it cannot be
+asked a built-in pair."""
+NOT_FAILED = ("ok", *LEFT_OUT)
 
 
 class Commit(BaseModel):
@@ -118,6 +125,11 @@ class Commit(BaseModel):
     def n_prompts(self) -> int:
         """Prompts of the unit, whatever became of them."""
         return sum(self.statuses.values())
+
+    @property
+    def n_failed(self) -> int:
+        """Prompts of the unit that have no result and should have one."""
+        return self.n_prompts - sum(self.statuses.get(name, 0) for name in NOT_FAILED)
 
 
 class _Plan(NamedTuple):
@@ -522,8 +534,18 @@ class RunFolder:
     def seal(self, **told: Any) -> None:
         """Mark that the run ended, with the hashes of what no commit names."""
         there = [name for name in ("run.json", *OUTPUTS) if self.place.exists(name)]
+        there += sorted(name for name, _ in self.place.files("graphs") if _is_graph(name))
         files = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
         self.place.write_json("_SUCCESS.json", {**told, "files": files, "commits": self._digest_commits()})
+
+    def reseal(self, names: Iterable[str]) -> None:
+        """Take these outputs of a run that ended as they are now, and forget graph pages that are gone; nothing is done
+        where it has not ended."""
+        if not (sealed := self._sealed()):
+            return
+        kept = {name: then for name, then in sealed["files"].items() if not _is_graph(name) or self.place.exists(name)}
+        made = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in names}
+        self.place.write_json("_SUCCESS.json", sealed | {"files": kept | made})
 
     def _sealed(self) -> dict[str, Any]:
         """What `seal` wrote; nothing while a run goes on.
@@ -533,7 +555,7 @@ class RunFolder:
         """
         found = self.place.read_json("_SUCCESS.json") if self.place.exists("_SUCCESS.json") else {}
         files = found.get("files", {})
-        if not isinstance(files, dict) or not all(name in _SINGLE for name in files):
+        if not isinstance(files, dict) or not all(is_ours(name) for name in files):
             raise _damaged("_SUCCESS.json", "is damaged")
         return found
 
@@ -581,7 +603,8 @@ class RunFolder:
         """Delete the outputs and the mark that the run ended: more units are to come."""
         for name in ("_SUCCESS.json", *OUTPUTS):
             self.place.remove(name)
-        for name, _ in (*self.place.files("plots"), *self.place.files("compact", recursive=True)):
+        made = (*self.place.files("plots"), *self.place.files("graphs"), *self.place.files("compact", recursive=True))
+        for name, _ in made:
             if is_ours(name):
                 self.place.remove(name)
 
@@ -595,6 +618,10 @@ def is_ours(name: str) -> bool:
     half = _TEMPORARY.fullmatch(name)
     name = half[1] + half[2] if half else name
     return name in _SINGLE or any(kind.fullmatch(name) for kind in (_TABLE, _OTHER))
+
+
+def _is_graph(name: str) -> bool:
+    return name.startswith("graphs/") and _OTHER.fullmatch(name) is not None
 
 
 def _stem(name: str) -> str:

@@ -57,8 +57,11 @@ PROMPTS = pa.schema(
         ("attempts", pa.int32()),
         ("seconds", pa.float32()),
         ("labels", LABELS),
+        ("answer", pa.string()),
     ]
 )
+"""`status` is ok, failed, quarantined, filtered (the model answers otherwise) or skipped (a built-in pair that its
+tokenizer cannot be asked); `answer`, where a filter asks, the model's greedy next token."""
 NODES = pa.schema(
     [
         ("prompt_id", pa.int64()),
@@ -109,6 +112,41 @@ CIRCUIT = pa.schema(
     ]
 )
 """A dataset's own circuit, strongest mean first; position -1 where attributions are summed over positions."""
+
+CIRCUIT_NODES = pa.schema(
+    [
+        ("node_id", pa.int32()),
+        ("kind", pa.string()),
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("mean_activation", pa.float64()),
+        ("mean_attribution", pa.float64()),
+        ("explained", pa.float32()),
+        ("influence", pa.float32()),
+        ("bias_share", pa.float32()),
+        ("n_prompts", pa.int64()),
+    ]
+)
+"""A dataset's circuit as a graph: its neurons that edges left, strongest first; the embedding of each position, or of
+all (-1), whose neuron is -1; and the metric's target (-1) and foil (-2), each the mean of a prompt's such tokens."""
+CIRCUIT_EDGES = pa.schema(
+    [
+        ("source", pa.int32()),
+        ("target", pa.int32()),
+        ("mean_weight", pa.float64()),
+        ("share", pa.float64()),
+        ("mean_attribution", pa.float64()),
+        ("standard_error", pa.float64()),
+        ("n_prompts", pa.int64()),
+    ]
+)
+"""Its edges, strongest mean first; source and target are node_ids of `CIRCUIT_NODES`. Means are over prompts of an
+edge's weight and attribution (of a free circuit summed over positions); ``share`` is the mean weight over the target's
+mean activation, ``standard_error`` that of the mean attribution over prompts (null of one prompt)."""
+
+TARGET, FOIL = -1, -2
+"""The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
 
 SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
 """The tables that are there whatever was asked."""

@@ -13,12 +13,20 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tracer.data.tasks import capitals, sva
+from tracer.data.tasks import capitals, countries, indirect, opposites, states, sva
 from tracer.data.tasks.pairs import Pair as Pair
 from tracer.data.tasks.pairs import check_split as check_split
 from tracer.errors import JobError, quoted
+from tracer.prompts import Vocabulary
 
-TASKS: dict[str, Callable[..., list[Pair]]] = {"sva": sva.generate, "capitals": capitals.pairs}
+TASKS: dict[str, Callable[..., list[Pair]]] = {
+    "sva": sva.generate,
+    "capitals": capitals.pairs,
+    "states": states.pairs,
+    "countries": countries.pairs,
+    "opposites": opposites.pairs,
+    "indirect": indirect.pairs,
+}
 """Every built-in task: a function from options, split, count and seed to pairs."""
 
 
@@ -26,8 +34,10 @@ def load(name: str, **options: Any) -> list[Pair]:
     """The pairs of a built-in task.
 
     Args:
-        name: ``sva`` or ``capitals``.
-        options: of `sva.generate` or `capitals.pairs`: split, count, seed, and the task's own.
+        name: ``sva`` (agreement), ``capitals`` (two hops: city, state, capital; the demo's), ``states`` (city to
+            state), ``countries`` (country to capital, with shots), ``opposites`` or ``indirect`` (indirect object).
+        options: of `sva.generate`, `capitals.pairs` and so on: split, count, seed, and the task's own, such as the
+            structure of sva and opposites. All but sva take the `vocabulary` of a model, for pairs it can be asked.
 
     Raises:
         JobError: an unknown task, an unknown or missing option, or what the task itself refuses.
@@ -42,3 +52,21 @@ def load(name: str, **options: Any) -> list[Pair]:
     if needed:
         raise JobError(f"task {name}", f"needs {', '.join(needed)}", "give each a value")
     return TASKS[name](**options)
+
+
+def askable(name: str, vocabulary: Vocabulary, **options: Any) -> sva.Reading:
+    """The pairs of a built-in task that a model can be asked, and by reason how many it cannot.
+
+    Args:
+        name, options: as in `load`.
+        vocabulary: a model. Where the task takes one, its pairs are made for it.
+
+    Raises:
+        JobError: as `load`; none that can be asked.
+    """
+    if "vocabulary" in inspect.signature(TASKS.get(name, load)).parameters:
+        options |= {"vocabulary": vocabulary}
+    reading = sva.sifted([(pair.id, pair) for pair in load(name, **options)], vocabulary)
+    if not reading.pairs:
+        raise JobError(f"task {name}", reading.summary(), "use a model whose tokenizer keeps the answers whole")
+    return reading

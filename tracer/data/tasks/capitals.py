@@ -6,10 +6,9 @@ Knows the states' cities and capitals and their split. Refuses to know models be
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tracer.data.tasks.pairs import Pair
+from tracer.data.tasks.pairs import Pair, n_tokens, partners
 from tracer.demo import data
 from tracer.errors import JobError, quoted
 from tracer.prompts import Vocabulary, decode
@@ -100,8 +99,13 @@ def pairs(
     cities = [
         (city, state) for state in states(split, vocabulary=vocabulary, template=template) for city in state.prompts
     ]
+    length = {city: n_tokens(state.prompts[city], vocabulary) for city, state in cities}
+
+    def fits(one: _City, two: _City) -> bool:
+        return one[1].target != two[1].target and length[one[0]] == length[two[0]]
+
     drawn: list[Pair] = []
-    for (city, state), (other, other_state) in _partners(cities, vocabulary, random.Random(f"{seed} {split}")):
+    for (city, state), (other, other_state) in partners(cities, fits, random.Random(f"{seed} {split}")):
         if len(drawn) == count:
             break
         name, case = f"capitals-{split}-{seed}-{len(drawn)}", f"{state.name} / {other_state.name}"
@@ -113,24 +117,3 @@ def pairs(
 
 
 _City = tuple[str, State]
-
-
-def _partners(cities: list[_City], vocabulary: Vocabulary | None, rng: random.Random) -> Iterator[tuple[_City, _City]]:
-    """Each city with its first partner, then each with its second, and so on; both in random order."""
-    length = {city: _length(state.prompts[city], vocabulary) for city, state in cities}
-    order = rng.sample(cities, len(cities))
-    waiting: list[tuple[_City, Iterator[_City]]] = [(city, iter(rng.sample(cities, len(cities)))) for city in order]
-    while waiting:
-        left = []
-        for city, others in waiting:
-            name, state = city
-            fits = (two for two in others if state.target != two[1].target and length[name] == length[two[0]])
-            partner = next(fits, None)
-            if partner is not None:
-                yield city, partner
-                left.append((city, others))
-        waiting = left
-
-
-def _length(text: str, vocabulary: Vocabulary | None) -> int:
-    return 0 if vocabulary is None else len(vocabulary.tokenizer.encode(text))

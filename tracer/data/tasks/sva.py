@@ -10,7 +10,7 @@ import functools
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,20 +188,29 @@ def read(path: str | Path, vocabulary: Vocabulary, *, length: int | None = None)
         JobError: an unreadable file, a malformed line (named), or no item that is left.
     """
     path = Path(path)
+    reading = sifted([(f"line {line}", pair) for line, pair in _numbered(path)], vocabulary, length)
+    if not reading.pairs:
+        rule = reading.summary() if reading.skipped else "holds no item"
+        raise JobError(f"file {quoted(str(path), 300)}", rule, "give items that this model's tokenizer can be asked")
+    return reading
+
+
+def sifted(named: Iterable[tuple[str, Pair]], vocabulary: Vocabulary, length: int | None = None) -> Reading:
+    """The pairs that this vocabulary can be asked, and by reason what was left out.
+
+    Args:
+        named: each pair, with where it is from. length: as of `read`.
+    """
     pairs: list[Pair] = []
     left: dict[str, list[str]] = {}
-    for line, pair in _numbered(path):
+    for where, pair in named:
         # Counted once, for the first reason, so that the counts add up to the items.
         if reason := next(reasons(pair, vocabulary, length), None):
             why, example = reason
-            left.setdefault(why, []).append(f"line {line}: {quoted(example)}")
+            left.setdefault(why, []).append(f"{where}: {quoted(example)}")
         else:
             pairs.append(pair)
-    reading = Reading(tuple(pairs), {why: Skipped(len(all_), tuple(all_[:_EXAMPLES])) for why, all_ in left.items()})
-    if not pairs:
-        rule = reading.summary() if left else "holds no item"
-        raise JobError(f"file {quoted(str(path), 300)}", rule, "give items that this model's tokenizer can be asked")
-    return reading
+    return Reading(tuple(pairs), {why: Skipped(len(all_), tuple(all_[:_EXAMPLES])) for why, all_ in left.items()})
 
 
 def pairs_of(path: str | Path) -> list[Pair]:

@@ -229,8 +229,8 @@ def _sample(job: Job, count: bool = True) -> _Sample:
     Raises:
         JobError: the job's data. ModelError: no such model.
     """
-    shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention)
-    tokenizer, notes = read_tokenizer(job.model, job.revision), list[str]()
+    shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention, job.gguf_file)
+    tokenizer, notes = read_tokenizer(job.model, job.revision, job.gguf_file), list[str]()
 
     def length(text: str) -> int:
         """A text that the model cannot read has one token more than it can."""

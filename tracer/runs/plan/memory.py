@@ -21,7 +21,7 @@ from tracer.model import backend
 from tracer.model import model as loading
 from tracer.model.head import PIECE
 from tracer.model.sizes import Shape
-from tracer.settings import BASELINES, BASES, METHODS, METRICS, PATH_METHODS, RULES, SUMS_OF_LOGITS
+from tracer.settings import BASELINES, BASES, LINEARISED, METHODS, METRICS, PATH_METHODS, RULES, SUMS_OF_LOGITS
 
 # Resident set of a worker that has traced one prompt of the demo: Python, torch, transformers, nnsight, pyarrow
 # (measured on Linux with torch 2.13, CPU build).
@@ -224,7 +224,7 @@ class _Case:
     @property
     def edge_rules(self) -> bool:
         """Whether the linearisation of edges has all rules."""
-        return self.work.method != "relp" or self.work.rules == RULES
+        return self.work.method != "relp" or self.work.rules in LINEARISED
 
     @property
     def backward(self) -> bool:

@@ -16,7 +16,7 @@ from tracer.errors import JobError, ModelError
 from tracer.model.backend import BUDGET_WITHOUT_GPU
 from tracer.model.sizes import Shape
 from tracer.runs.plan.memory import CUDA_CONTEXT, LIBRARIES, Memory, Workload, predict
-from tracer.settings import BASELINES, RULES
+from tracer.settings import BASELINES, RULES, rules_of
 from tracer.system.machine import gib
 
 USED = 0.8
@@ -39,12 +39,13 @@ def workloads(job: Any) -> tuple[Workload, ...]:
     """What a dataset job does with a prompt, or each way in which a benchmark attributes one."""
     if job.kind == "benchmark":
         ways = {
-            (method, basis, baseline if baseline in BASELINES else "zero")
-            for _, method, basis, baseline in job.combinations()
+            (one.method, one.basis, one.baseline if one.baseline in BASELINES else "zero", one.rules)
+            for one in job.combinations()
         }
         how: dict[str, Any] = {"metric": "difference", "circuits": False, "attention": job.attention}
         return tuple(
-            Workload(method=method, basis=basis, baseline=baseline, **how) for method, basis, baseline in sorted(ways)
+            Workload(method=method, basis=basis, baseline=baseline, rules=rules_of(rules), **how)
+            for method, basis, baseline, rules in sorted(ways)
         )
     return (
         Workload(

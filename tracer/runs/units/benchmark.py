@@ -19,23 +19,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.attribute import attribute, notes
+from tracer.attribution.exact import Progress
 from tracer.data import tasks
 from tracer.data.tasks import Pair, sva
 from tracer.errors import JobError, TracerError
+from tracer.evaluation.answers import filter_prompts
 from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.testset import TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
-from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
+from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Combination, Ranking
 from tracer.runs.split import train_and_test
 from tracer.runs.units.benchmark_report import Outcome
-from tracer.settings import PATH_METHODS, settings
+from tracer.runs.units.progress import Stages, Told, attribution_work, curves_work
+from tracer.settings import PATH_METHODS, rules_of, settings
 
 METRIC = "difference"
 _ATTRIBUTED = 1 << 30  # bytes of attributions held at once
-
-Combination = tuple[str, str, str, str]
-"""Structure, method, basis, baseline."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,15 @@ class _Data:
 
 class Benchmark:
     """A job on a model. Pairs are made once for all combinations of a structure; the test set, which is large, is
-    kept until a combination of another structure or basis comes."""
+    kept until a combination of another structure or basis comes.
+
+    Raises:
+        JobError: a variant of the rules has no effect on the model.
+    """
 
     def __init__(self, job: BenchmarkJob, model: Model) -> None:
+        for rules in job.rules:
+            model.check_rules(rules_of(rules))
         self.job, self.model = job, model
         self._data: Callable[[str], _Data] = functools.cache(lambda structure: _pairs(job, model, structure))
         self._test: Callable[[str, str], TestSet] = functools.lru_cache(maxsize=1)(
@@ -63,37 +69,38 @@ class Benchmark:
 
     def notes(self, combination: Combination) -> dict[str, int]:
         """What should be known of how the test prompts were read: each sentence, and of how many."""
-        test = self._data(combination[0]).test
+        test = self._data(combination.structure).test
         return dict(Counter(text for one in test for text in notes((one,), self.model)))
 
-    def outcome(self, combination: Combination) -> Outcome:
+    def outcome(self, combination: Combination, told: Told | None = None) -> Outcome:
         """Attribute the train pairs and measure the rankings on the test pairs.
+
+        Args:
+            told: is given how far it is, about once a second.
 
         Raises:
             JobError: too few pairs, a pair in train and test, an ablation that changes nothing.
             TracerError: any other, with the combination named.
         """
         try:
-            return self._outcome(combination)
+            return self._outcome(combination, told or (lambda _: None))
         except TracerError as error:
-            where = "/".join(combination)
-            raise type(error)(f"{where}: {error.value}", error.rule, error.next_step) from error
+            raise type(error)(f"{combination}: {error.value}", error.rule, error.next_step) from error
 
-    def _outcome(self, combination: Combination) -> Outcome:
-        job, (structure, method, basis, baseline) = self.job, combination
-        data, test = self._data(structure), self._test(structure, basis)
+    def _outcome(self, combination: Combination, told: Told) -> Outcome:
+        job, structure = self.job, combination.structure
+        data, test = self._data(structure), self._test(structure, combination.basis)
+        stages = self._stages(combination, told)
         started = time.perf_counter()
-        attributions = mean_attribution(job, self.model, data.train, method, basis, baseline)
+        attributions = mean_attribution(job, self.model, data.train, combination, stages.progress(0))
         attributed = time.perf_counter()
         rankings: dict[Ranking, Evaluation] = {
-            name: curves(test, ordered(attributions, name), job.sizes, job.seed) for name in job.rankings
+            name: curves(test, ordered(attributions, name), job.sizes, job.seed, stages.progress(stage))
+            for stage, name in enumerate(job.rankings, 1)
         }
         measured = rankings[job.rankings[0]]
         return Outcome(
-            structure=structure,
-            method=method,
-            basis=basis,
-            baseline=baseline,
+            **combination._asdict(),
             n_train=len(data.train),
             n_test=len(data.test),
             n_shared=data.n_shared,
@@ -105,6 +112,15 @@ class Benchmark:
             attribution_seconds=attributed - started,
             evaluation_seconds=time.perf_counter() - attributed,
         )
+
+    def _stages(self, combination: Combination, told: Told) -> Stages:
+        """What a combination takes: attribution of the train pairs, then each ranking's curves."""
+        job, data = self.job, self._data(combination.structure)
+        nodes = self.model.n_layers * self.model.n_neurons(combination.basis) * len(data.test[0].token_ids)
+        each = attribution_work(combination.method, job.steps, self.model.n_layers, nodes)
+        curved = curves_work(len(data.test), len(job.sizes))
+        work = [("train pairs attributed", len(data.train) * each)]
+        return Stages(told, [*work, *((f"circuits ablated ({name} ranking)", curved) for name in job.rankings)])
 
 
 def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
@@ -124,6 +140,7 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
                 skipped[f"{split}: {reason[0]}"] += 1
             else:
                 kept[split].append(pair)
+        kept[split] = _answered(job, model, kept[split], skipped, split)
     for split, least in (("train", 1), ("test", 2)):
         if len(kept[split]) < least:
             why = "; ".join(f"{count} skipped because {reason}" for reason, count in skipped.items())
@@ -137,15 +154,34 @@ def _pairs(job: BenchmarkJob, model: Model, structure: str) -> _Data:
     return _Data(tuple(kept["train"]), test, dict(skipped), shared)
 
 
+def _answered(job: BenchmarkJob, model: Model, pairs: list[Pair], skipped: Counter[str], split: str) -> list[Pair]:
+    """The pairs that the model answers as the job's filter wants; the others are counted."""
+    if job.filter is None or not pairs:
+        return pairs
+    prompts = [with_bos(pair.to_prompt(paired=False), job.bos) for pair in pairs]
+    answers = filter_prompts(model, prompts, job.filter).answers
+    kept = [pair for pair, answer in zip(pairs, answers, strict=True) if answer.kept]
+    if len(kept) < len(pairs):
+        skipped[f"{split}: the model answers otherwise"] += len(pairs) - len(kept)
+    return kept
+
+
 def mean_attribution(
-    job: BenchmarkJob, model: Model, pairs: Sequence[Pair], method: str, basis: str, baseline: str
+    job: BenchmarkJob,
+    model: Model,
+    pairs: Sequence[Pair],
+    combination: Combination,
+    progress: Progress | None = None,
 ) -> Float[Tensor, "layer pos neuron"]:
     """The mean over pairs of each node's attribution, with its sign.
 
     The baseline ``mean`` is over the patch side of the pairs, as the ablation's is over that of the test pairs.
     """
+    _, method, basis, baseline, rules = combination
     prompts = [with_bos(pair.to_prompt(paired=baseline == "counterfactual"), job.bos) for pair in pairs]
     options: dict[str, Any] = {"steps": job.steps} if method in PATH_METHODS else {}
+    if method == "relp":
+        options["rules"] = rules_of(rules)
     if method == "random":
         options["seed"] = job.seed
     if baseline == "mean":
@@ -156,5 +192,11 @@ def mean_attribution(
     total = torch.zeros(model.n_layers, length, model.n_neurons(basis), dtype=torch.float64)
     for first in range(0, len(prompts), step):
         part = prompts[first : first + step]
+        options["progress"] = None if progress is None else _of_pairs(progress, first, len(part), len(prompts))
         total += attribute(model, part, method, baseline, basis, metric=METRIC, **options).nodes.double().sum(0)
     return (total / len(prompts)).float()
+
+
+def _of_pairs(progress: Progress, first: int, count: int, total: int) -> Progress:
+    """What a call on `count` of `total` pairs, from `first` on, reports to: how many pairs are done."""
+    return lambda done, steps: progress(first + count * done // max(steps, 1), total)

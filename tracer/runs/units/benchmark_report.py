@@ -19,7 +19,7 @@ from tracer.evaluation.statistics import Size
 from tracer.records import Record
 from tracer.reports import figures
 from tracer.reports.tables import cell, csv_bytes
-from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Ranking
+from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Combination, Ranking
 from tracer.settings import ModelRecord
 
 Recorded = Annotated[
@@ -34,6 +34,7 @@ class Outcome(Record):
     """One combination: its curves by ranking, and what they were measured on.
 
     Attributes:
+        rules: the variant of RelP's rules.
         n_train, n_test: pairs used; skipped: how many of the others were left out, by reason.
         n_shared: of the test pairs, those whose prompt is trained on as well, where the job allows it.
         n_total: nodes the model has on these prompts. whole, empty: F of the model, and with every node ablated.
@@ -44,6 +45,7 @@ class Outcome(Record):
     method: str
     basis: str
     baseline: str
+    rules: str = "all"
     n_train: int
     n_test: int
     n_shared: int = 0
@@ -56,9 +58,9 @@ class Outcome(Record):
     evaluation_seconds: float
 
     @property
-    def combination(self) -> tuple[str, str, str, str]:
+    def combination(self) -> Combination:
         """What it is the outcome of."""
-        return self.structure, self.method, self.basis, self.baseline
+        return Combination(self.structure, self.method, self.basis, self.baseline, self.rules)
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class BenchmarkResult:
     Attributes:
         outcomes: of every combination, in the job's order.
         folder: where it was written. resumed: how many combinations were there already.
-        seconds: this call took.
+        seconds: by the clock, over all calls on the run; 0 where they are not known.
     """
 
     job: BenchmarkJob
@@ -89,8 +91,7 @@ def files(result: BenchmarkResult) -> Iterator[tuple[str, bytes]]:
 
 
 def _names(outcome: Outcome, ranking: str) -> dict[str, Any]:
-    names = zip(("structure", "method", "basis", "baseline"), outcome.combination, strict=True)
-    return {**dict(names), "ranking": ranking}
+    return {**outcome.combination._asdict(), "ranking": ranking}
 
 
 def _curve_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
@@ -108,64 +109,97 @@ def _table_rows(outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
             row |= {"n_total": outcome.n_total, "whole": outcome.whole, "empty": outcome.empty}
             for level, size in curves.sizes_for.items():
                 row |= columns(f"size_{level:g}", size.record())
+            row |= columns("settles", curves.settles.record())
             row |= columns("cpr", curves.cpr.record()) | columns("cmd", curves.cmd.record())
             seconds = {"attribution": outcome.attribution_seconds, "evaluation": outcome.evaluation_seconds}
             yield row | {f"{name}_seconds": round(one, 3) for name, one in seconds.items()}
 
 
 def plot_benchmark(result: BenchmarkResult, structure: str, basis: str) -> bytes:
-    """A PNG: faithfulness above completeness against circuit size, one line per method, one column per baseline.
+    """A PNG: faithfulness above completeness against circuit size, one line per method and variant of its rules, one
+    column per baseline.
 
     Log x, 95 % intervals shaded, the job's first ranking; what lies far outside 0 to 1 is cut off.
     """
-    ranking = result.job.rankings[0]
-    looks = {method: figures.CONTROL if method == "random" else i for i, method in enumerate(result.job.methods)}
     mine = [one for one in result.outcomes if (one.structure, one.basis) == (structure, basis)]
-    columns = list(dict.fromkeys(one.baseline for one in mine if one.baseline != NO_BASELINE)) or [NO_BASELINE]
-    figure = figures.new(4.2 * len(columns) + 1, 6.4)
-    grid = figure.subplots(2, len(columns), sharex=True, sharey=True, squeeze=False)
-    for column, baseline in enumerate(columns):
-        shown = [one for one in mine if one.baseline in (baseline, NO_BASELINE)]
-        for axes, name in zip(grid[:, column], ("faithfulness", "completeness"), strict=True):
-            drawn = ((one.method, one.rankings[ranking]) for one in shown)
-            lines = [figures.Line(method, made.sizes, getattr(made, name), looks[method]) for method, made in drawn]
-            figures.draw_curves(axes, lines, ylim=figures.VIEW)
-        grid[0, column].set_title(f"baseline: {baseline}", fontsize=10)
-        grid[1, column].set_xlabel("nodes in the circuit")
-    for axes, name in zip(grid[:, 0], ("faithfulness", "completeness"), strict=True):
-        axes.set_ylabel(name)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    figure = figures.grid(panels(result, [(one, one.rankings[result.job.rankings[0]]) for one in mine]))
     n_total = f"{mine[0].n_total:,}"
     title = (
         f"{structure}, {basis} basis: {n_total} nodes, {mine[0].n_test} test pairs{_shared(mine[:1], ' trained on')}"
     )
+    ranking = result.job.rankings[0]
     figure.suptitle(f"{title}\n{result.job.ablation} ablation, {ranking} ranking", fontsize=11, parse_math=False)
     return figures.png(figure)
 
 
+def panels(result: BenchmarkResult, drawn: Sequence[tuple[Outcome, Any]]) -> dict[str, list[figures.Panel]]:
+    """Rows of a figure, faithfulness and completeness, with a panel per baseline.
+
+    Args:
+        drawn: outcomes of one basis, and what has the curves of each: `sizes`, `faithfulness`, `completeness`.
+    """
+    order = list(dict.fromkeys(map(series, result.outcomes)))
+    looks = {name: i % figures.LOOKS for i, name in enumerate(order)}
+    looks |= {series(one): figures.CONTROL for one, _ in drawn if one.method == "random"}
+    named = list(dict.fromkeys(one.baseline for one, _ in drawn if one.baseline != NO_BASELINE)) or [NO_BASELINE]
+    return {
+        name: [
+            figures.Panel(
+                f"baseline: {baseline}",
+                [
+                    figures.Line(series(one), made.sizes, getattr(made, name), looks[series(one)])
+                    for one, made in drawn
+                    if one.baseline in (baseline, NO_BASELINE)
+                ],
+            )
+            for baseline in named
+        ]
+        for name in ("faithfulness", "completeness")
+    }
+
+
+def series(outcome: Outcome) -> str:
+    """What a line is called where structure, basis and baseline are clear."""
+    return outcome.combination.way
+
+
+def named(outcome: Outcome) -> dict[str, Any]:
+    """What tells a combination from others, by name."""
+    names = _names(outcome, "")
+    names.pop("ranking")
+    return names
+
+
+def compared(result: BenchmarkResult) -> list[dict[str, Any]]:
+    """The rows of table.csv."""
+    return list(_table_rows(result.outcomes))
+
+
 def benchmark_table(result: BenchmarkResult) -> RenderableType:
-    """A benchmark for a terminal: a line per combination, the sizes for .8, .9 and .95, CPR and CMD, seconds."""
+    """A benchmark for a terminal: a line per combination, the sizes for .8, .9 and .95 and that from which it stays,
+    CPR and CMD, seconds."""
     rankings = result.job.rankings
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("structure", "basis", "method", "baseline"):
         table.add_column(name, no_wrap=True)
     first = rankings[0]
     levels = (0.8, 0.9, 0.95)
-    heads = [f"nodes for {level}" for level in levels]
+    heads = [*(f"nodes for {level}" for level in levels), "stays from"]
     heads += [f"{area} {ranking}" for area in ("CPR", "CMD") for ranking in rankings]
     for name in (*heads, "seconds"):
         table.add_column(name, justify="right")
     for before, outcome in zip((None, *result.outcomes), result.outcomes, strict=False):
         if before is not None and before.structure != outcome.structure:
             table.add_section()
-        cells = [_reach(outcome.rankings[first].sizes_for[level]) for level in levels]
+        curves = outcome.rankings[first]
+        cells = [_reach(size) for size in (*(curves.sizes_for[level] for level in levels), curves.settles)]
         cells += [
             f"{getattr(outcome.rankings[ranking], area).estimate:.3f}"
             for area in ("cpr", "cmd")
             for ranking in rankings
         ]
         seconds = f"{outcome.attribution_seconds:.2f} + {outcome.evaluation_seconds:.2f}"
-        table.add_row(outcome.structure, outcome.basis, outcome.method, outcome.baseline, *cells, seconds)
+        table.add_row(outcome.structure, outcome.basis, outcome.combination.way, outcome.baseline, *cells, seconds)
     return Group(table, "", cell(_about(result)))
 
 
@@ -178,13 +212,15 @@ def _about(result: BenchmarkResult) -> str:
     job, some = result.job, result.outcomes[0]
     skipped = sum(sum(one.skipped.values()) for one in {one.structure: one for one in result.outcomes}.values())
     return (
-        f"{result.model.name}: circuits found on {some.n_train} pairs of a structure, tested on {some.n_test} others"
+        f"{result.model.shown}: circuits found on {some.n_train} pairs of a structure, tested on {some.n_test} others"
         f"{_shared(result.outcomes, ' of these have a prompt that was trained on')} "
         f"by {job.ablation} ablation; {skipped} pairs skipped. Nodes, in brackets the 95 % interval over test pairs, "
         f"are the fewest measured that reach that faithfulness, ranked by {job.rankings[0]} attribution; - is not "
-        "reached. CPR (large is good) and CMD (0 is best) are areas over MIB's sizes, and half of each lies above 50 % "
+        "reached. It stays from the fewest measured from which it is within .1 of 1, there and at every larger size. "
+        "CPR (large is good) and CMD (0 is best) are areas over MIB's sizes, and half of each lies above 50 % "
         "of all nodes. Seconds: attribution of the train pairs + evaluation. "
-        f"{len(result.outcomes)} combinations in {result.seconds:.0f} s"
+        f"{len(result.outcomes)} combinations"
+        + (f" in {result.seconds:.0f} s by the clock" if result.seconds else "")
         + (f", {result.resumed} of them there before." if result.resumed else ".")
     )
 

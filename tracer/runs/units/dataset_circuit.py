@@ -16,26 +16,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tracer import data
 from tracer.attribution.attribute import notes
 from tracer.attribution.exact import Progress
 from tracer.attribution.selection import select
 from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Traced
-from tracer.data.source import Source
+from tracer.circuit.from_run import circuit_of
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
+from tracer.evaluation.edge_curves import EdgeCurves, measured, surviving
 from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.units.shards import as_prompt, input_row, options
+from tracer.runs.units.mean_edges import write_mean_edges
+from tracer.runs.units.progress import Stages, Told, curves_work
+from tracer.runs.units.shards import as_prompt, options
+from tracer.runs.units.tested import Tested, prompts_of, test_prompts
 from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
+
+EDGES, CURVES, MINIMALITY, QUALITY = range(4)
+"""The stages of the evaluation of a run."""
+LINKED = 20
+"""Forward passes, about, that a prompt's edges among given nodes take."""
+NODES_CHECKED = 300
+"""Single ablations, about, behind the estimate of a prompt's quality."""
 
 
 @dataclass(frozen=True)
@@ -99,47 +109,86 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in CIRCUIT}, CIRCUIT)
 
 
-def evaluate_run(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
-    """What needs the model when all units are done: ``evaluation``, the curves of the dataset's circuit on other
-    prompts, and ``quality``, how the estimates of each of the first prompts follow exact ablations; as JSON holds them.
+def evaluate_run(
+    model: Model, job: DatasetJob, folder: RunFolder, max_bytes: int | None = None, told: Told = lambda _: None
+) -> dict[str, Any]:
+    """What needs the model when all units are done: the edges of the dataset's circuit, which are written
+    (runs/units/mean_edges.py); ``evaluation``, the curves of that circuit on other prompts, and ``quality``, how the
+    estimates of each of the first prompts follow exact ablations; as JSON holds them.
+
+    Args:
+        max_bytes: bytes one batch may use, as for the run's units.
+        told: is given how far it is, about once a second.
 
     Raises:
         JobError: test prompts that do not fit, or are among the prompts of the run.
     """
-    found: dict[str, Any] = {}
-    if job.evaluate is not None:
-        found["evaluation"] = _evaluated(model, job, folder)
+    asked, found = job.evaluate, dict[str, Any]()
+    tested = None if asked is None else test_prompts(model, job, asked.test, _mean(folder).length)
+    n_test = 0 if tested is None else len(tested.prompts)
+    stages = _stages(job, int((folder.record() or {}).get("n_prompts", 0)), n_test, told)
+    if job.links_circuit:
+        write_mean_edges(model, job, folder, max_bytes, stages.progress(EDGES))
+    if tested is not None:
+        found["evaluation"] = _evaluated(model, job, folder, tested, stages)
     if job.quality:
-        found["quality"] = list(_qualities(model, job, folder))
+        found["quality"] = list(_qualities(model, job, folder, stages.progress(QUALITY)))
     return found
 
 
-def _evaluated(model: Model, job: DatasetJob, folder: RunFolder) -> dict[str, Any]:
-    asked = job.evaluate
+def _stages(job: DatasetJob, n_prompts: int, n_test: int, told: Told) -> Stages:
+    """What `evaluate_run` takes, with the run's prompts and `n_test` others."""
+    sizes = () if job.evaluate is None else job.evaluate.sizes
+    alone = job.evaluate and job.evaluate.minimality
+    work = {
+        EDGES: ("prompts linked", float(n_prompts * LINKED) if job.links_circuit else 0.0),
+        CURVES: ("circuits ablated", curves_work(n_test, len(sizes))),
+        MINIMALITY: ("circuits without one node ablated", float(n_test * (alone + 1)) if alone else 0.0),
+        QUALITY: ("prompts' estimates checked", float(job.quality * NODES_CHECKED)),
+    }
+    return Stages(told, list(work.values()))
+
+
+def _evaluated(model: Model, job: DatasetJob, folder: RunFolder, tested: Tested, stages: Stages) -> dict[str, Any]:
+    asked, mean, prompts = job.evaluate, _mean(folder), tested.prompts
     assert asked is not None
-    mean = _mean(folder)
-    prompts = [encode(prompt, model) for prompt in _prompts(job, asked.test)]
     _check_lengths(mean, prompts, "evaluate.test")
     n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
-    reference = None if asked.reference is None else list(_prompts(job, asked.reference))
+    reference = None if asked.reference is None else list(prompts_of(job, asked.reference))
     how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
     test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
-    made = curves(test, ranks, asked.sizes, asked.seed)
+    made = curves(test, ranks, asked.sizes, asked.seed, stages.progress(CURVES))
+    linked = _edge_curves(folder, test, asked.seed) if asked.edges else {}
+    alone, free = None, mean.length < 0
+    if asked.minimality is not None:
+        alone = _minimality(test, ranks, asked.minimality, free, stages.progress(MINIMALITY))
     return {
         "curves": made.record(),
-        "minimality": None if asked.minimality is None else _minimality(test, ranks, asked.minimality, mean.length < 0),
+        **linked,
+        "minimality": alone,
         "ablation": asked.ablation,
         "circuit": job.circuit,
         "n_prompts": mean.n_prompts,
         "n_left_out": mean.n_left_out,
         "n_test": len(prompts),
+        "tested": tested.record(),
         "n_shared": n_shared,
         "whole": float(made.whole.double().mean()),
         "empty": float(made.empty.double().mean()),
         "seed": asked.seed,
-        "warnings": list(made.warnings),
+        "warnings": [*filter(None, [tested.summary]), *made.warnings],
     }
+
+
+def _edge_curves(folder: RunFolder, test: TestSet, seed: int) -> dict[str, Any]:
+    """What the circuit's strongest edges alone hold, or why there is nothing to measure."""
+    graph = circuit_of(folder.place.local or folder.place.address)
+    try:
+        left = surviving(graph)
+    except JobError as error:  # found out at the end of a run, which is no reason to lose it
+        return {"edge_curves": None, "no_edge_curves": f"{error.value}: {error.rule}"}
+    return {"edge_curves": measured(test, graph, left, seed).record()}
 
 
 @dataclass(frozen=True)
@@ -153,6 +202,7 @@ class Again:
             reference, else ``counterfactual`` if all have one, else ``mean`` over them (of one alone ``zero``).
         sizes: of the circuits; a grid up to the run's own if None. MIB's shares of all are added.
         reference, allow_overlap, seed: as in `tracer.evaluate`.
+        edges: the circuit, where the curves of its strongest edges are wanted too.
     """
 
     prompts: Sequence[Prompt] | None = None
@@ -162,12 +212,14 @@ class Again:
     reference: Sequence[Prompt] | None = None
     allow_overlap: bool = False
     seed: int = 0
+    edges: Traced | None = None
 
 
 def evaluate_again(
     model: Model, job: DatasetJob, folder: RunFolder, again: Again, progress: Progress | None = None
-) -> Evaluation:
-    """The curves of a finished run's circuit on other test prompts than its job's, or on its own.
+) -> tuple[Evaluation, EdgeCurves | None]:
+    """The curves of a finished run's circuit on other test prompts than its job's, or on its own; and those of its
+    edges, if they are wanted.
 
     Raises:
         JobError: prompts or sizes that do not fit, or prompts of the run among the test prompts.
@@ -194,7 +246,8 @@ def evaluate_again(
     ).with_known_ends()
     wanted = again.sizes or [size for size in GRID if size < rows] + [rows]
     made = curves(test, _ranks(job, mean, asked), wanted, again.seed, progress)
-    return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings))
+    linked = again.edges and measured(test, again.edges, surviving(again.edges), again.seed, progress)
+    return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings)), linked
 
 
 def n_ranked(circuit: Traced) -> int:
@@ -250,11 +303,13 @@ def _own_prompts(model: Model, job: DatasetJob, folder: RunFolder, mean: Mean, c
     return found
 
 
-def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool) -> list[dict[str, Any]]:
+def _minimality(test: TestSet, ranks: Ranks, size: int, free: bool, progress: Progress) -> list[dict[str, Any]]:
     """How much faithfulness falls when each of the circuit's nodes, strongest first, is left out of it alone."""
     assert test.known is not None
     (full, empty), rows = test.known, range(len(test.prompts))
-    found = test.measure([Job(row, ranks, size, True, without) for without in range(-1, size) for row in rows])
+    found = test.measure(
+        [Job(row, ranks, size, True, without) for without in range(-1, size) for row in rows], progress
+    )
     kept = statistics.faithfulness(found.view(size + 1, len(rows)).T.contiguous(), empty, full)
     places = [(ranks == index).nonzero()[0].tolist() for index in range(size)]
     return [
@@ -271,10 +326,6 @@ def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
     for layer, neuron in job.exclude:
         values[layer, :, neuron] = 0
     return values
-
-
-def _prompts(job: DatasetJob, source: Source) -> Iterable[Prompt]:
-    return (with_bos(as_prompt(input_row(row), job.metric, paired=True), job.bos) for row in data.read(source))
 
 
 def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool, allow: str) -> int:
@@ -295,7 +346,7 @@ def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool
     return sum(one.token_ids in shared for one in test)
 
 
-def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dict[str, Any]]:
+def _qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progress) -> Iterable[dict[str, Any]]:
     chosen, left = options(job), job.quality
     reference = chosen.get("reference")
     for commit in folder.commits():
@@ -312,6 +363,7 @@ def _qualities(model: Model, job: DatasetJob, folder: RunFolder) -> Iterable[dic
                 given = None if reference is None else list(reference.prompts)
                 found = estimate_quality(model, circuit, prompt, reference=given).record()
                 found.pop("sample")
+                progress(job.quality - left, job.quality)
                 yield {"prompt_id": row["prompt_id"], **found}
         if not left:
             return

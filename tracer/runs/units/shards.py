@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -32,12 +32,14 @@ from tracer.attribution.trace import trace_all
 from tracer.batching import batches, chunked
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RemoteError, TracerError, writing
+from tracer.evaluation import answers
+from tracer.evaluation.answers import Answer
 from tracer.model.folder import out_of_memory
 from tracer.model.model import Model
 from tracer.ndif.server import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.workers.messages import Beat, Part, Report, Task
+from tracer.runs.workers.messages import Beat, Part, Report, Stage, Task
 from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
@@ -84,10 +86,22 @@ class _Made:
 
 @dataclass(frozen=True)
 class _Traced:
-    """A successful batch: its circuits, and each prompt's attributions [layer, pos, neuron] where they are summed."""
+    """A successful batch: of each prompt what the model answers, where a filter asks; its circuit, unless it is left
+    out; and its attributions [layer, pos, neuron], where they are summed."""
 
+    answers: list[Answer] | None
     circuits: list[Circuit]
     nodes: list[Tensor] | None
+
+    def each(self, items: Sequence[_Item]) -> Iterator[tuple[_Item, Answer | None, Circuit | None, Tensor | None]]:
+        """The outcomes by prompt."""
+        circuits, nodes = iter(self.circuits), iter(self.nodes or ())
+        for row, item in enumerate(items):
+            answer = None if self.answers is None else self.answers[row]
+            if answer is None or answer.kept:
+                yield item, answer, next(circuits), next(nodes, None)
+            else:
+                yield item, answer, None, None
 
 
 @dataclass
@@ -146,11 +160,13 @@ class _Pulse:
             self._under_way |= dict.fromkeys(ids)
             self._tell()
 
-    def alive(self) -> None:
-        """Send a heartbeat now and then, to show that the shard does not hang."""
+    def alive(self, done: int = 0, total: int = 0) -> None:
+        """Send a heartbeat now and then, to show that the shard does not hang; with how many steps of a batch that is
+        in flight alone are done, if that is known."""
         with self._lock:
             if time.monotonic() - self._told > 1.0:
-                self._tell()
+                at = Stage(what="steps of a batch", done=done, total=total, share=done / total) if total else None
+                self._tell(at=at)
 
     def end(self, ids: Iterable[int], done: int) -> None:
         """Prompts are no longer in flight, and `done` of them are finished."""
@@ -166,9 +182,9 @@ class _Pulse:
         with self._lock:
             self._tell(part)
 
-    def _tell(self, part: Part | None = None) -> None:
+    def _tell(self, part: Part | None = None, at: Stage | None = None) -> None:
         self._told = time.monotonic()
-        self._began([*self._under_way], self._done, part=part)
+        self._began([*self._under_way], self._done, part=part, at=at)
 
 
 class ShardWork:
@@ -181,6 +197,7 @@ class ShardWork:
     def __init__(self, model: Model, job: DatasetJob, folder: RunFolder) -> None:
         self.model, self.job, self.folder = model, job, folder
         self._options = options(job)
+        model.check_rules(job.settings().rules)
         for layer, neuron in job.exclude:
             if layer >= model.n_layers or neuron >= model.n_neurons(job.basis):
                 rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
@@ -275,7 +292,7 @@ class _Shard:
                 items.append(self._item(row))
             except TracerError as error:
                 if row["prompt_id"] not in self._done:
-                    self._record(self._lost(row, "failed", type(error).__name__, str(error)))
+                    self._record(self._unasked(row, error))
                     left -= 1
         self._pulse.end((), len(self.rows))
         with closing(self._outcomes(self._batches(items))) as outcomes:
@@ -338,7 +355,10 @@ class _Shard:
 
     def _item(self, row: dict[str, Any]) -> _Item:
         prompt = with_bos(as_prompt(row, self.job.metric, paired=self.job.baseline == "counterfactual"), self.job.bos)
-        return _Item(row, prompt, encode(prompt, self.model))
+        encoded = encode(prompt, self.model)
+        if self.job.input.filter is not None:
+            answers.check_filter(prompt, self.job.input.filter, encoded)
+        return _Item(row, prompt, encoded)
 
     def _batches(self, items: Sequence[_Item]) -> Iterator[list[_Item]]:
         """Prompts of like length together. What is in a batch does not depend on who died before, but that the
@@ -391,8 +411,12 @@ class _Shard:
         result, attempt = self._tried(items)
         if isinstance(result, _Traced):
             self._pulse.end(ids, len(ids))
-            for row, (item, circuit) in enumerate(zip(items, result.circuits, strict=True)):
-                yield self._found(item, circuit, None if result.nodes is None else result.nodes[row], attempt)
+            for item, answer, circuit, nodes in result.each(items):
+                if circuit is None:
+                    yield self._left_out(item.row, "filtered", answer)
+                else:
+                    made = self._found(item, circuit, nodes, attempt)
+                    yield made if answer is None else replace(made, row=made.row | {"answer": answer.token})
             return
         if _sticky(result):
             os._exit(STICKY)
@@ -437,6 +461,11 @@ class _Shard:
 
     def _traced(self, items: list[_Item]) -> _Traced:
         nodes: list[Tensor] = []
+        said = self._answers(items)
+        if said is not None:
+            items = [item for item, answer in zip(items, said, strict=True) if answer.kept]
+            if not items:
+                return _Traced(said, [], [])
         each = self.model.bytes_per_token(length=max(len(item.encoded.token_ids) for item in items))
         room = len(items) * max(len(item.encoded.token_ids) for item in items) * each  # it was split before: one batch
         circuits = []
@@ -446,11 +475,27 @@ class _Shard:
             **self.options,
             memory=max(room, self.task.max_bytes or self.model.budget()),
             whole=None if self.sums is None else nodes.append,  # all nodes, where they are asked for
-            progress=lambda _done, _total: self._pulse.alive(),
+            progress=self._steps,
         ):
             circuits.append(circuit)
             self._pulse.alive()
-        return _Traced(circuits, None if self.sums is None else nodes)
+        return _Traced(said, circuits, None if self.sums is None else nodes)
+
+    def _answers(self, items: list[_Item]) -> list[Answer] | None:
+        """What the model answers to each prompt; None where no filter asks."""
+        if self.job.input.filter is None:
+            return None
+        encoded = [item.encoded for item in items]
+        found = answers.asked(self.model, encoded, self.job.input.filter, self.task.max_bytes)
+        self._pulse.alive()
+        return found
+
+    def _steps(self, done: int, total: int) -> None:
+        """A method's steps; of a model on a server the requests, of which several are in flight."""
+        if self.model.backend.near and total > 1:
+            self._pulse.alive(done, total)
+        else:
+            self._pulse.alive()
 
     # -------------------------------------------------------------------------------------------- rows
 
@@ -467,7 +512,18 @@ class _Shard:
             said = (*said, UNLIKELY)
         return _Made(row | {"user_id": item.row["user_id"], "labels": item.row["labels"]}, tables, part, said)
 
-    def _lost(self, row: dict[str, Any], status: str, error_type: str, error: str, attempt: int = 1) -> _Made:
+    def _unasked(self, row: dict[str, Any], error: TracerError) -> _Made:
+        """A prompt that the model cannot be asked. Built-in pairs are made for any tokenizer: no fault of theirs."""
+        if self.job.input.task is not None:
+            return self._left_out(row, "skipped", error=str(error))
+        return self._lost(row, "failed", type(error).__name__, str(error))
+
+    def _left_out(self, row: dict[str, Any], status: str, answer: Answer | None = None, error: str = "") -> _Made:
+        """A prompt that nothing went wrong with, but that is not one to trace."""
+        made = self._lost(row, status, None, error if answer is None else answer.otherwise)
+        return replace(made, row=made.row | {"answer": None if answer is None else answer.token})
+
+    def _lost(self, row: dict[str, Any], status: str, error_type: str | None, error: str, attempt: int = 1) -> _Made:
         attempts = self.task.deaths.get(row["prompt_id"], 0) + (attempt if status == "failed" else 0)
         kept = {name: row[name] for name in ("prompt_id", "user_id", "text", "token_ids", "labels")}
         ids = {name: row[name] or [] for name in ("target_ids", "foil_ids")}
@@ -523,6 +579,8 @@ def askable(rows: Iterable[dict[str, Any]], job: DatasetJob) -> Iterator[dict[st
             try:
                 prompt = as_prompt(row, job.metric, paired=job.baseline == "counterfactual")
                 check_question(prompt, job.settings(), [] if job.baseline == "mean" else None)
+                if job.input.filter is not None:
+                    answers.check_filter(prompt, job.input.filter)
                 good = True
             except TracerError as error:
                 reason = reason or error

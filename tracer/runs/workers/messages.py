@@ -69,7 +69,7 @@ class Task(_Message):
         only: the prompts to do again, of a unit that was committed; the others are kept from `files`.
         files: of that commit, by table.
         max_bytes: bytes one batch may use; the model's own default if None.
-        finish: this is not a unit but the stage after all of them.
+        finish: this is not a unit but the stage after all of them. first: or the one before.
     """
 
     unit: int
@@ -83,6 +83,7 @@ class Task(_Message):
     files: dict[str, str] = Field(default_factory=dict)
     max_bytes: int | None = None
     finish: bool = False
+    first: bool = False
 
 
 class Report(_Message):
@@ -125,22 +126,48 @@ class Started(_Message):
         return cls(worker=name, model=worker.model, max_bytes=worker.max_bytes, where=where, warnings=said)
 
 
+class Stage(_Message):
+    """Where a worker is in what takes long.
+
+    Attributes:
+        what: is done, such as ``train pairs attributed``: `done` of `total`.
+        share: of the unit's work that is done, 0 to 1; of a shard's, of the prompts in flight.
+    """
+
+    what: str
+    done: int
+    total: int
+    share: float
+
+    def __str__(self) -> str:
+        return f"{self.done:,} of {self.total:,} {self.what}"
+
+
 class Began(_Message):
     """A heartbeat: a worker began prompts (a batch at once), or still has them in flight. `done`: prompts of the unit
-    that it has finished. `note`: what it waits for, if it waits for a service. `part`: what it has kept just now."""
+    that it has finished. `note`: what it waits for, if it waits for a service. `part`: what it has kept just now. `at`:
+    how far it is in what takes long."""
 
     worker: str
     prompts: tuple[int, ...]
     done: int
     note: str = ""
     part: Part | None = None
+    at: Stage | None = None
 
 
 @runtime_checkable
 class Beat(Protocol):
     """How a worker sends `Began` while it works; from any thread."""
 
-    def __call__(self, prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None: ...
+    def __call__(
+        self,
+        prompts: Sequence[int],
+        done: int,
+        note: str = "",
+        part: Part | None = None,
+        at: Stage | None = None,
+    ) -> None: ...
 
 
 class Done(_Message):

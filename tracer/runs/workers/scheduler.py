@@ -29,6 +29,7 @@ from tracer.runs.workers.messages import (
     Refused,
     Report,
     Setup,
+    Stage,
     Started,
     Task,
 )
@@ -67,7 +68,17 @@ class _Busy:
     done: int = 0
     beside: bool = False  # whether other workers are or were there meanwhile
     note: str = ""
+    at: Stage | None = None
     late: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker is: its unit, the prompts it has in flight, and how far it is in what takes long."""
+
+    unit: int
+    prompts: int
+    at: Stage
 
 
 @dataclass
@@ -127,6 +138,12 @@ class Runner:
     def in_flight(self) -> int:
         """Prompts of unfinished units that workers have done."""
         return sum(busy.done for busy in self._busy.values())
+
+    @property
+    def places(self) -> list[Place]:
+        """Where workers are that are at what takes long."""
+        every = (Place(busy.task.unit, len(busy.prompts), busy.at) for busy in self._busy.values() if busy.at)
+        return list(every)
 
     @property
     def waiting(self) -> str:
@@ -201,7 +218,7 @@ class Runner:
             case Began() if busy is not None:
                 if busy.prompts and event.done > busy.done:  # not those that are left out
                     self._went_well()
-                busy.prompts, busy.done, busy.note = event.prompts, event.done, event.note
+                busy.prompts, busy.done, busy.note, busy.at = event.prompts, event.done, event.note, event.at
                 busy.since = time.monotonic()
                 if event.part is not None:
                     self._keep(busy.task.unit, event.part)
@@ -365,7 +382,7 @@ class Runner:
         if self.limits.prompt is None:
             return
         for worker, busy in self._busy.items():
-            if not busy.late and not busy.task.finish and now - busy.since > self.limits.prompt:
+            if not busy.late and not (busy.task.finish or busy.task.first) and now - busy.since > self.limits.prompt:
                 busy.late = True
                 self._ready.discard(worker)  # it gets no more work, whatever it still answers
                 self.pool.kill(worker)

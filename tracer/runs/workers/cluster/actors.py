@@ -15,17 +15,17 @@ from typing import Any
 
 from tracer.errors import TracerError, described, kind_of
 from tracer.runs.workers.cluster.connection import last_line, load_ray
-from tracer.runs.workers.messages import Part, Setup, Started, Task
+from tracer.runs.workers.messages import Part, Setup, Stage, Started, Task
 from tracer.version import VERSION
 
 WRITE = 60.0
 """Seconds a worker waits for the journal before it gives its unit back."""
 
 
-Entry = tuple[tuple[int, ...], int, str, int]
+Entry = tuple[tuple[int, ...], int, str, int, str]
 """Prompts in flight, how many of the unit are done, wait reason, and a heartbeat counter (a repeated message still
 counts as a heartbeat)."""
-NOTHING: Entry = ((), 0, "", 0)
+NOTHING: Entry = ((), 0, "", 0, "")
 
 
 class Journal:
@@ -92,8 +92,11 @@ class Actor:
         """Do a unit: ``done``, ``refused`` or ``broke``."""
         ray = load_ray()
 
-        def began(prompts: Sequence[int], done: int, note: str = "", part: Part | None = None) -> None:
-            entry = (tuple(int(prompt) for prompt in prompts), int(done), note, next(self._beats))
+        def began(
+            prompts: Sequence[int], done: int, note: str = "", part: Part | None = None, at: Stage | None = None
+        ) -> None:
+            where = "" if at is None else at.model_dump_json()
+            entry = (tuple(int(prompt) for prompt in prompts), int(done), note, next(self._beats), where)
             try:
                 if part is not None:
                     ray.get(self._journal.keep.remote(self._worker, turn, part.model_dump_json()), timeout=WRITE)

@@ -18,7 +18,20 @@ from tracer.errors import JobError, RunError
 from tracer.runs.workers.cluster.actors import NOTHING, Actor, Entry, Journal
 from tracer.runs.workers.cluster.connection import connect, last_line, load_ray
 from tracer.runs.workers.cluster.local import LOOK
-from tracer.runs.workers.messages import Began, Broke, Died, Done, Event, Part, Refused, Report, Setup, Started, Task
+from tracer.runs.workers.messages import (
+    Began,
+    Broke,
+    Died,
+    Done,
+    Event,
+    Part,
+    Refused,
+    Report,
+    Setup,
+    Stage,
+    Started,
+    Task,
+)
 from tracer.version import VERSION
 
 POLL = 0.1
@@ -197,7 +210,8 @@ class RayPool:
             entry = entries.get(held.turn, NOTHING)
             if entry not in (NOTHING, held.began):
                 held.began = entry
-                events.append(Began(worker=name, prompts=entry[0], done=entry[1], note=entry[2]))
+                at = Stage.model_validate_json(entry[4]) if entry[4] else None
+                events.append(Began(worker=name, prompts=entry[0], done=entry[1], note=entry[2], at=at))
         return events
 
     def _answer(self, name: str, held: _Held) -> list[Event]:

@@ -170,7 +170,7 @@ def _check_job(job: Path) -> None:
 
 
 def _relative(content: Any, key: str = "") -> Iterator[str]:
-    """Paths in a job that depend on the current folder: of `path` keys, and of a model or data set that is a folder."""
+    """Paths in a job that depend on the current folder: of `path` keys, and of a model or data set that is there."""
     if isinstance(content, dict):
         for name, value in content.items():
             yield from _relative(value, str(name))
@@ -178,8 +178,8 @@ def _relative(content: Any, key: str = "") -> Iterator[str]:
         for value in content:
             yield from _relative(value, key)
     elif isinstance(content, str) and not content.startswith(_SHARED):
-        folder = content.startswith((".", "~")) or ("/" in content and Path(content).is_dir())
-        if key == "path" or (key in ("model", "dataset") and folder):
+        local = content.startswith((".", "~")) or content.endswith(".gguf")
+        if key == "path" or (key in ("model", "dataset") and (local or ("/" in content and Path(content).exists()))):
             yield content
 
 

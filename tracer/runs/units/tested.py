@@ -1,0 +1,113 @@
+"""The prompts that a dataset's circuit is tested on: those of the job's source that the model is asked.
+
+Knows which of them are left out, and counts them by reason: built-in pairs that the tokenizer cannot be asked or that
+have another length than the circuit, and prompts that a filter does not keep. Refuses to know what is measured on them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tracer import data
+from tracer.data.source import Source
+from tracer.data.tasks import Pair, sva
+from tracer.errors import JobError, TracerError
+from tracer.evaluation import answers
+from tracer.model.model import Model
+from tracer.prompts import Encoded, Prompt, encode, with_bos
+from tracer.runs.jobs import DatasetJob
+from tracer.runs.units.shards import as_prompt, input_row
+from tracer.text import kept_of
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Test prompts as tokens.
+
+    Attributes:
+        prompts: those that are kept. skipped: how many were not asked, by reason.
+        otherwise: of each that the model answers otherwise, its text and what it answers instead.
+    """
+
+    prompts: tuple[Encoded, ...]
+    skipped: dict[str, int]
+    otherwise: tuple[dict[str, str], ...]
+
+    @property
+    def summary(self) -> str:
+        """How many were kept; empty if all."""
+        left = {"filtered": len(self.otherwise), "skipped": sum(self.skipped.values())}
+        return f"test: {kept_of(len(self.prompts), left)}" if any(left.values()) else ""
+
+    def record(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"kept": len(self.prompts), "skipped": self.skipped, "answered_otherwise": list(self.otherwise)}
+
+
+def prompts_of(job: DatasetJob, source: Source) -> Iterable[Prompt]:
+    """A source's prompts as the job asks them, with their counterfactuals.
+
+    Raises:
+        JobError: a row that is none.
+    """
+    return (with_bos(as_prompt(input_row(row), job.metric, paired=True), job.bos) for row in data.read(source))
+
+
+def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> Tested:
+    """The test prompts that the model is asked.
+
+    Args:
+        length: tokens of an aligned circuit's prompts; -1 of a free one's, whose test prompts need one length for all.
+
+    Raises:
+        JobError: a prompt of one's own that the model cannot be asked, or fewer than two that are kept.
+    """
+    skipped, fit = Counter[str](), list[Encoded]()
+    for prompt in prompts_of(job, source):
+        try:
+            one = encode(prompt, model)
+            if source.filter is not None:
+                answers.check_filter(prompt, source.filter, one)
+            fit.append(one)
+        except TracerError as error:
+            if source.task is None:
+                raise
+            skipped[_reason(prompt, model) or error.rule] += 1
+    if source.task is not None and fit:
+        fit = _of_length(fit, length, skipped)
+    kept, otherwise = fit, list[dict[str, str]]()
+    if source.filter is not None and fit:
+        said = answers.asked(model, fit, source.filter)
+        kept = [one for one, answer in zip(fit, said, strict=True) if answer.kept]
+        otherwise = [
+            {"text": one.text, "answer": answer.token, "why": answer.otherwise}
+            for one, answer in zip(fit, said, strict=True)
+            if not answer.kept
+        ]
+    found = Tested(tuple(kept), dict(skipped), tuple(otherwise))
+    if len(kept) < 2:
+        why = "; ".join([found.summary, *(f"{count} skipped because {rule}" for rule, count in skipped.items())])
+        step = "give more test prompts, or no filter"
+        raise JobError(f"evaluate.test: {len(kept)} prompts", f"at least 2 are needed ({why})", step)
+    return found
+
+
+def _reason(prompt: Prompt, model: Model) -> str | None:
+    """Why a built-in pair cannot be asked, in words that are the same for all such pairs."""
+    assert isinstance(prompt.target, list | tuple)
+    assert isinstance(prompt.foil, list | tuple)
+    pair = Pair("", str(prompt.text), str(prompt.counterfactual), str(prompt.target[0]), str(prompt.foil[0]), "")
+    return next((why for why, _ in sva.reasons(pair, model)), None)
+
+
+def _of_length(fit: list[Encoded], length: int, skipped: Counter[str]) -> list[Encoded]:
+    """Those of the circuit's length; for a free circuit of the most frequent one (the shorter of two)."""
+    counts = Counter(len(one.token_ids) for one in fit)
+    wanted = length if length >= 0 else min(counts, key=lambda size: (-counts[size], size))
+    if other := len(fit) - counts[wanted]:
+        whose = "the circuit's prompts are" if length >= 0 else "most are"
+        skipped[f"it is not {wanted} tokens long, as {whose}"] += other
+    return [one for one in fit if len(one.token_ids) == wanted]
