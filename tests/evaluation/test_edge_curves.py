@@ -160,7 +160,7 @@ def test_nothing_is_left_by_too_few_edges() -> None:
 # ------------------------------------------------------------------------------------------ the command line
 
 
-@pytest.mark.parametrize("kind", ["aligned", "free"])
+@pytest.mark.parametrize("kind", ["aligned", pytest.param("free", marks=[pytest.mark.slow, pytest.mark.long])])
 def test_the_datasets_own_edges(kind: str, tmp_path: Path) -> None:
     place, words = tmp_path / "run", ["--structure", "nounpp", "--count", "5", "--edges", "--format", "json"]
     job: dict[str, Any] = {"kind": "dataset", "input": {"task": "sva", "structure": "nounpp", "count": 6}, "nodes": 30}

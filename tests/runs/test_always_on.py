@@ -57,7 +57,7 @@ def tables(out: Path) -> dict[str, bytes]:
     return run | {path.name.partition("-")[0] + path.parent.name: path.read_bytes() for path in parts}
 
 
-@pytest.mark.parametrize("unrelated", [False, True])
+@pytest.mark.parametrize("unrelated", [pytest.param(False, marks=[pytest.mark.slow, pytest.mark.long]), True])
 def test_a_run_without_them_is_the_run_that_excludes_them(folder: Path, tmp_path: Path, unrelated: bool) -> None:
     given = {"unrelated": {"path": str(folder / "unrelated.jsonl")}} if unrelated else {}
     said: list[str] = []

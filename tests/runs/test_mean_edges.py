@@ -162,7 +162,7 @@ def test_the_jobs_rule_prunes_by_the_mean(tmp_path: Path) -> None:
             assert graph.in_degree(node["node_id"]) and graph.out_degree(node["node_id"])  # noqa: PT018
 
 
-@pytest.mark.parametrize("circuit", ["aligned", "free"])
+@pytest.mark.parametrize("circuit", ["aligned", pytest.param("free", marks=[pytest.mark.slow, pytest.mark.long])])
 def test_many_nodes_in_several_passes_are_the_same_edges(
     tmp_path: Path, circuit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
