@@ -368,7 +368,8 @@ def test_failures_and_texts_of_prompts_are_text(run: Path) -> None:
 
 def test_hostile_names_and_texts_are_escaped(run: Path) -> None:
     folder, made, commits, record = write.opened(run)
-    found = write._found(made, folder, commits, record, [Link('x"y', "n", HOSTILE)])  # type: ignore[arg-type]
+    found = write._found(made, folder, commits, record)  # type: ignore[arg-type]
+    found = dataclasses.replace(found, links=[Link('x"y', "n", HOSTILE)])
     bad = {**record, "model": {**record["model"], "name": HOSTILE}, "packages": {HOSTILE: HOSTILE}}
     bad["notes"] = [HOSTILE, "\x1b[31m\u202e"]
     text = dataset.page_of(dataclasses.replace(found, record=bad)).html()
@@ -447,7 +448,7 @@ def test_a_quality_is_shown_as_it_was_measured(run: Path) -> None:
     folder, made, commits, record = write.opened(run)
     correlation = {"n": 7, "reason": None, "pearson": {"estimate": 0.5, "low": 0.25, "high": 0.75}, "spearman": None}
     one = {"prompt_id": 2, "method": "relp", "baseline": "zero", "ablation": "zero", "whole": correlation}
-    found = write._found(made, folder, commits, record, [])  # type: ignore[arg-type]
+    found = write._found(made, folder, commits, record)  # type: ignore[arg-type]
     page = checked(dataset.page_of(dataclasses.replace(found, qualities=[one])).html())
     assert page.tables["quality"] == [
         ["2", "relp from zero", "zero ablation", "7", "0.500", "[0.250, 0.750]", "-", "-"]

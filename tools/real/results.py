@@ -22,6 +22,8 @@ from tracer.errors import TracerError
 from tracer.evaluation.curves import Curves
 from tracer.evaluation.statistics import Interval, Size
 from tracer.reports import figures
+from tracer.reports.verdict import point
+from tracer.runs.pages.claim import LEVEL
 from tracer.runs.units.benchmark_report import Outcome
 from tracer.store.run_folder import RunFolder
 
@@ -30,7 +32,6 @@ STRUCTURES = ("simple", "nounpp", "rc", "within_rc")
 BASES = ("activation", "output")
 PAIRED = ("relp", "counterfactual", "all")
 """What the paper's claim is about: method, baseline and rules."""
-ENOUGH = 0.9
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Found:
     @property
     def ways(self) -> list[tuple[str, str, str]]:
         """Methods with their baselines and rules, the paper's first."""
-        return sorted({way for _, _, way in self.outcomes}, key=lambda way: (way != PAIRED, way[0] == "random"))
+        return sorted({way for _, _, way in self.outcomes}, key=lambda way: (way != PAIRED, way[0] == "random", way))
 
     @property
     def structures(self) -> list[str]:
@@ -103,13 +104,8 @@ def _estimate(size: Size) -> str:
 
 
 def _share(curve: Interval, index: int) -> str:
-    low, high, estimate = (float(one[index]) for one in (curve.low, curve.high, curve.estimate))
+    estimate, low, high = point(curve, index)
     return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def _at(curves: Curves, size: int) -> int:
-    """The index of the largest measured size up to one."""
-    return max(i for i, one in enumerate(curves.sizes) if one <= size)
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -145,7 +141,7 @@ def mean(found: Found, basis: str, way: tuple[str, str, str], name: str) -> tupl
 def claims(found: Found) -> Iterator[tuple[str, str, bool]]:
     """What the paper says of agreement, what was measured, and whether that agrees."""
     reached = {
-        (structure, basis): curves.sizes_for[ENOUGH]
+        (structure, basis): curves.sizes_for[LEVEL]
         for structure in found.structures
         for basis in BASES
         if (curves := found.curves(structure, basis)) is not None
@@ -222,7 +218,7 @@ def _others(found: Found, reached: dict[tuple[str, str], Size]) -> Iterator[tupl
             curves = found.curves(structure, basis, way)
             if curves is None:
                 continue
-            other = curves.sizes_for[ENOUGH]
+            other = curves.sizes_for[LEVEL]
             a, b = (float("inf") if one.estimate is None else one.estimate for one in (mine, other))
             worse, better, equal = worse + (a > b), better + (a < b), equal + (a == b)
             told.append(f"{structure} {basis} {_estimate(other)}")
@@ -296,12 +292,12 @@ def _rows(found: Found) -> Iterator[list[str]]:
         for basis in BASES:
             one, curves = found.outcomes[structure, basis, PAIRED], found.curves(structure, basis)
             assert curves is not None
-            at = _at(curves, 100)
+            at = curves.up_to(100)
             yield [
                 structure,
                 basis,
                 f"{one.n_total:,}",
-                _size(curves.sizes_for[ENOUGH]),
+                _size(curves.sizes_for[LEVEL]),
                 _size(curves.settles),
                 _share(curves.faithfulness, at),
                 _share(curves.completeness, at),
@@ -314,7 +310,7 @@ def _methods(found: Found) -> Iterator[list[str]]:
         cells = []
         for structure in found.structures:
             every = [found.curves(structure, basis, way) for basis in BASES]
-            cells.append(" : ".join("" if one is None else _estimate(one.sizes_for[ENOUGH]) for one in every))
+            cells.append(" : ".join("" if one is None else _estimate(one.sizes_for[LEVEL]) for one in every))
         yield [named(way), *cells]
 
 
@@ -347,10 +343,10 @@ def picture(found: Found) -> bytes:
             figures.Line("MLP outputs", many.sizes, many.faithfulness, 1),
             figures.Line("random activations", few.sizes, few.control_faithfulness, figures.CONTROL),
         ]
-        told = " against ".join(_estimate(one.sizes_for[ENOUGH]) for one in (few, many))
+        told = " against ".join(_estimate(one.sizes_for[LEVEL]) for one in (few, many))
         figures.draw_curves(axes, lines, ylim=(-0.2, 1.5), xlabel="nodes kept")
-        axes.axhline(ENOUGH, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
-        axes.set_title(f"{structure}: {told} for {ENOUGH}", fontsize=10)
+        axes.axhline(LEVEL, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
+        axes.set_title(f"{structure}: {told} for {LEVEL}", fontsize=10)
     panels[0].set_ylabel("faithfulness on held-out pairs")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figures.png(figure)
@@ -388,14 +384,14 @@ def behaviours(runs: Path) -> Iterator[str]:
             found = json.loads(path.read_text())
             rows.append(_behaviour(path.parent.name, _kept(folder, record), found))
             curves = Curves.of(found["curves"])
-            hold += float(curves.faithfulness.estimate[_at(curves, 100)]) >= ENOUGH
+            hold += float(curves.faithfulness.estimate[curves.up_to(100)]) >= LEVEL
     if not rows:
         return
     yield (
         "The circuit of a dataset: the strongest nodes of the mean attribution over its train prompts (paired RelP), "
         "tested on other prompts by mean ablation over their counterfactuals. Prompts are kept whose greedy next token "
         "is the answer (others: filtered); skipped are those that the tokenizer cannot ask. "
-        f"**{hold} of {len(rows)} circuits of 100 nodes hold {ENOUGH} of their behaviour.**\n"
+        f"**{hold} of {len(rows)} circuits of 100 nodes hold {LEVEL} of their behaviour.**\n"
     )
     heads = (
         "behaviour",
@@ -424,11 +420,11 @@ def _kept(folder: RunFolder, record: dict[str, Any]) -> str:
 
 def _behaviour(name: str, kept: str, found: dict[str, Any]) -> list[str]:
     curves = Curves.of(found["curves"])
-    at, far = _at(curves, 100), _at(curves, 1000)
+    at, far = curves.up_to(100), curves.up_to(1000)
     parts = (curves.faithfulness, curves.completeness, curves.control_faithfulness)
     shown = [_share(part, at) for part in parts]
     tested = f"{found['n_test']}, on the circuit of {found['n_prompts']}"
-    return [name, kept, tested, _size(curves.sizes_for[ENOUGH]), *shown, _share(curves.faithfulness, far)]
+    return [name, kept, tested, _size(curves.sizes_for[LEVEL]), *shown, _share(curves.faithfulness, far)]
 
 
 def _handled(found: dict[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ export and steer by; `tracer trace` makes a whole circuit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from tracer.circuit.circuit import Graph, Traced, edges_table, load_graph, nodes
 from tracer.errors import JobError, RunError, first_line, option, quoted
 from tracer.settings import ModelRecord, Settings, settings
 from tracer.store import one_prompt
-from tracer.store.run_folder import RunFolder
+from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT, CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, NODES, SCHEMAS, TARGET
 
 _SETTINGS = ("method", "baseline", "basis", "rules", "steps", "metric", "top_k", "seed")
@@ -184,6 +184,20 @@ def settings_of(record: dict[str, Any]) -> Settings:
     return settings(**{name: record["job"][name] for name in _SETTINGS})
 
 
+def most_frequent(lengths: Counter[int]) -> int:
+    """The length that an aligned circuit is of, by how many prompts have each: the shorter of two that are equal."""
+    return min(lengths, key=lambda one: (-lengths[one], one))
+
+
+def length_of(folder: RunFolder, commits: Iterable[Commit]) -> int | None:
+    """Tokens of the prompts that a run's aligned circuit is of; None where no prompt went well."""
+    lengths = Counter[int]()
+    for commit in commits:
+        table = folder.read_committed(commit, "prompts", ["status", "token_ids"]).filter(pc.field("status") == "ok")
+        lengths.update(len(ids) for ids in table["token_ids"].to_pylist())
+    return most_frequent(lengths) if lengths else None
+
+
 def _common_tokens(folder: RunFolder) -> tuple[str, ...]:
     """The tokens of the prompts that an aligned circuit is of: those of the length that is most frequent."""
     seen: dict[int, list[set[int]]] = {}
@@ -198,7 +212,7 @@ def _common_tokens(folder: RunFolder) -> tuple[str, ...]:
                 seen.setdefault(length, [set() for _ in range(length)]), row["token_ids"], strict=True
             ):
                 ids.add(token)
-    length = min(counts, key=lambda one: (-counts[one], one))
+    length = most_frequent(counts)
     unit, prompt_id = first[length]
     commit = folder.find(unit)
     assert commit is not None

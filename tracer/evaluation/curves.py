@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution.exact import Progress
@@ -77,6 +77,10 @@ class Curves:
             sizes_for={float(level): Size(**size) for level, size in record["sizes_for"].items()},
             settles=Size(**settled),
         )
+
+    def up_to(self, size: int) -> int:
+        """Which of `sizes` is the largest up to that one; the first where all are larger."""
+        return max((i for i, one in enumerate(self.sizes) if one <= size), default=0)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The curves as a table, a row per size."""
@@ -191,7 +195,7 @@ def curves(
     total = _n_ranked(test, ranks)
     areas = sorted({max(1, round(share * total)) for share in statistics.MIB_SIZES})
     kept = sorted({*(size for size in sizes if size <= total), *areas})
-    found = measure(test, ranks, _control(ranks, seed), kept, total, seed, areas=areas, progress=progress)
+    found = measure(test, ranks, control(ranks, seed), kept, total, seed, areas=areas, progress=progress)
     if too_large := [f"{size:,}" for size in sizes if size > total]:
         what = "neurons" if _is_free(ranks) else "nodes"
         left = f"sizes {', '.join(too_large)} are left out: there are {total:,} {what} on these prompts"
@@ -233,7 +237,7 @@ def _n_ranked(test: TestSet, ranks: Ranks) -> int:
     if tuple(ranks.shape) != nodes:
         shapes = f"[layer, pos, neuron] is {list(ranks.shape)}, of the test prompts {list(nodes)}"
         raise JobError("ranking", shapes, "test on prompts of the same length, on the same model and basis")
-    mine = (ranks[:, :1] if _is_free(ranks) else ranks).flatten()
+    mine = placed(ranks).flatten()
     if not torch.equal(mine.sort().values, torch.arange(len(mine), dtype=mine.dtype)):
         raise JobError("ranking", "must give every place from 0 once", "make it with curves.ordered")
     return len(mine)
@@ -243,9 +247,14 @@ def _is_free(ranks: Ranks) -> bool:
     return bool((ranks == ranks[:, :1]).all())
 
 
-def _control(ranks: Ranks, seed: int) -> Ranks:
+def control(ranks: Ranks, seed: int) -> Ranks:
     """Random nodes, as many in each layer at every size; random neurons at all positions if the ranking is of such."""
-    return shuffled(ranks[:, :1], seed).expand_as(ranks) if _is_free(ranks) else shuffled(ranks, seed)
+    return shuffled(placed(ranks), seed).expand_as(ranks)
+
+
+def placed(ranks: Ranks) -> Int[Tensor, "layer place neuron"]:
+    """Every node's place; where a neuron has one at all positions, one position of them."""
+    return ranks[:, :1] if _is_free(ranks) else ranks
 
 
 def _unique(ranks: Ranks, sizes: Sequence[int]) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ import torch
 from tracer.attribution.exact import Progress
 from tracer.circuit.circuit import Circuit, Graph
 from tracer.errors import JobError, quoted, say
-from tracer.evaluation.curves import Curves, Evaluation, columns, measure, shuffled
+from tracer.evaluation.curves import Curves, Evaluation, columns, control, measure, placed
 from tracer.evaluation.faithfulness import How, planned, test_set
 from tracer.evaluation.testset import NEVER, Ranks, TestSet
 from tracer.model.model import Model
@@ -189,10 +189,8 @@ def _curves(
     test: TestSet, graph: Graph, order: Sequence[int], sizes: Sequence[int], seed: int, progress: Progress | None
 ) -> Evaluation:
     """The curves of the first so many of the nodes in an order."""
-    ranks, free = _ranks(test, graph, order), bool(graph.nodes["position"][order[0]].as_py() < 0)
-    control = shuffled(ranks[:, :1], seed).expand_as(ranks) if free else shuffled(ranks, seed)
-    total = (ranks[:, :1] if free else ranks).numel()
-    return measure(test, ranks, control, sizes, total, seed, progress=progress)
+    ranks = _ranks(test, graph, order)
+    return measure(test, ranks, control(ranks, seed), sizes, placed(ranks).numel(), seed, progress=progress)
 
 
 def _ranks(test: TestSet, graph: Graph, order: Sequence[int]) -> Ranks:

@@ -29,7 +29,6 @@ from tracer.model.families import FAMILIES, TEXT_PARTS
 from tracer.model.multimodal import BESIDE
 from tracer.system import jsontext, wholefile
 
-POINTER = b"version https://git-lfs"
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -222,7 +221,7 @@ def check_pointers(folder: Path) -> None:
         ModelError: names the first.
     """
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.stat().st_size < _SMALL and file.read_bytes().startswith(POINTER):
+        if file.is_file() and file.stat().st_size < _SMALL and file.read_bytes().startswith(gguf.POINTER):
             rule = f"its {file.name} is a pointer of Git LFS, not the file"
             raise ModelError(f"folder {quoted(str(folder), 200)}", rule, "fetch it: git lfs pull in that folder")
 

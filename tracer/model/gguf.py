@@ -26,7 +26,8 @@ from tracer.errors import ModelError, first_line, quoted
 from tracer.settings import WeightsFile
 
 SUFFIX = ".gguf"
-_POINTER = b"version https://git-lfs"
+POINTER = b"version https://git-lfs"
+"""How a pointer of Git LFS begins, which stands in the place of a file."""
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 """How llama.cpp names the parts of a file that it cuts."""
@@ -134,8 +135,8 @@ def read(path: Path, file: str, name: str) -> Header:
     """
     check_installed(name)
     with _damaged(name), path.open("rb") as content:
-        start = content.read(len(_POINTER))
-        if start == _POINTER:
+        start = content.read(len(POINTER))
+        if start == POINTER:
             raise ModelError(name, "is a pointer of Git LFS, not the file", "fetch it: git lfs pull in its folder")
         if not start.startswith(_MAGIC):
             rule = f"is no GGUF file: it begins with {quoted(start[:4])}, not with {quoted(_MAGIC)}"

@@ -20,7 +20,7 @@ from tracer.runs.pages.write import TOP, benchmark_result, write_report
 from tracer.runs.report import evaluation_plot
 from tracer.runs.units import benchmark_report, mean_edges
 from tracer.runs.units.benchmark_report import BenchmarkResult
-from tracer.runs.units.dataset_circuit import circuit_table, mean_metric, mean_of
+from tracer.runs.units.dataset_circuit import circuit_of_units
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import writer
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
@@ -54,9 +54,8 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
     if edges:
         with place.writing("edges_mean.parquet") as file:
             edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
-    if job.circuit != "none" and (mean := mean_of(folder, commits)) is not None:
-        metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
-        folder.write_table("circuit.parquet", circuit_table(job, mean, metric))
+    if (circuit := circuit_of_units(job, folder, commits)) is not None:
+        folder.write_table("circuit.parquet", circuit)
     if job.evaluate is None and not job.quality and not job.links_circuit:
         return
     if (outcome := ask()) is None:

@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
@@ -105,6 +105,9 @@ class _ModelOptions(Record):
     workers' environment. `in_flight`: requests that the run has at the service at a time, over all its workers. `bos`:
     texts begin with the beginning-of-sequence token where the tokenizer does not put it; token ids stay as they are."""
 
+    NEW: ClassVar[tuple[str, ...]] = ("adapter", "gguf_file")
+    """Keys that decide nothing while they are at their default, so that runs from before there were any go on."""
+
     model: Name = "demo"
     bos: bool = False
     revision: Name | None = None
@@ -149,8 +152,8 @@ class _ModelOptions(Record):
 
     def numbers(self) -> dict[str, Any]:
         """What decides the run's numbers, as JSON holds it; `load_job` makes an equal job of it, defaults apart."""
-        # Runs from before there were these go on.
-        new = {name for name in ("adapter", "gguf_file", "filter") if getattr(self, name, None) is None}
+        fields = type(self).model_fields
+        new = {name for name in self.NEW if getattr(self, name) == fields[name].default}
         return self.model_dump(mode="json", exclude={*WITHOUT_EFFECT, *new})
 
 
@@ -241,6 +244,8 @@ class DatasetJob(_ModelOptions):
         prompt_timeout: seconds after which a prompt counts as hung. retries: of a unit that failed for no prompt's
             fault. max_error_rate: the share of failed prompts above which the run ends.
     """
+
+    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on")
 
     kind: Literal["dataset"] = "dataset"
     input: Source
@@ -342,8 +347,6 @@ class DatasetJob(_ModelOptions):
 
     def numbers(self) -> dict[str, Any]:
         found = super().numbers()
-        if self.always_on is None:  # runs from before it go on
-            del found["always_on"]
         if self.evaluate is not None and not self.evaluate.edges:  # runs from before curves of edges go on
             del found["evaluate"]["edges"]
         return found
@@ -438,6 +441,8 @@ class BenchmarkJob(_ModelOptions):
         filter: only pairs that the model answers so, of train and of test: see `Source`.
     """
 
+    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "rules", "filter")
+
     kind: Literal["benchmark"] = "benchmark"
     task: Literal["sva"] | None = None
     input: Annotated[tuple[PairFiles, ...], BeforeValidator(_several)] | None = None
@@ -504,11 +509,6 @@ class BenchmarkJob(_ModelOptions):
             for rules in (self.rules if method == "relp" else EVERY_RULE)
             for baseline in self.baselines_of(method)
         ]
-
-    def numbers(self) -> dict[str, Any]:
-        """As of any job; without a key that says nothing, so that runs from before there was one go on."""
-        kept = super().numbers()
-        return {name: value for name, value in kept.items() if name != "rules" or self.rules != EVERY_RULE}
 
 
 def _allowed(method: str, baseline: str) -> bool:

@@ -17,6 +17,7 @@ from tracer.reports import figures
 from tracer.reports.tables import cell
 from tracer.runs.status import Condition, Status
 from tracer.settings import WeightsFile
+from tracer.store.aggregation import in_most_circuits
 from tracer.text import frame_csv, kept_of, printable
 
 if TYPE_CHECKING:
@@ -182,8 +183,7 @@ def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:
     heads = ("layer", "neuron", "prompts", "mean attribution per prompt", "mean |attribution|", "mean activation")
     for name in heads:
         table.add_column(name, justify="right", no_wrap=True)
-    order = [("n_prompts", "descending"), ("prompt_mean_abs", "descending"), ("layer", "ascending")]
-    for row in neurons.sort_by(order).slice(0, rows).to_pylist():
+    for row in in_most_circuits(neurons, rows).to_pylist():
         table.add_row(
             str(row["layer"]),
             str(row["neuron"]),

@@ -90,6 +90,12 @@ def neurons(files: Sequence[str], fs: FileSystem) -> pa.Table:
     return as_table(NEURONS, columns)
 
 
+def in_most_circuits(table: pa.Table, count: int) -> pa.Table:
+    """The first rows of a `neurons` table by how many prompts have the neuron, then by its mean strength there."""
+    order = [("n_prompts", "descending"), ("prompt_mean_abs", "descending")]
+    return table.sort_by([*order, ("layer", "ascending"), ("neuron", "ascending")]).slice(0, count)
+
+
 def _add_neurons(sums: Sums, rows: Columns) -> None:
     order = ordered(rows["key"])
     key, prompt = rows["key"][order], rows["prompt"][order]

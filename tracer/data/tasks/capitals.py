@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tracer.data.tasks.pairs import Pair, n_tokens, partners
+from tracer.data.tasks.pairs import Pair, check_split_name, n_tokens, numbered, partners
 from tracer.demo import data
 from tracer.errors import JobError, quoted
 from tracer.prompts import Vocabulary, decode
@@ -51,8 +51,8 @@ def states(
     Raises:
         JobError: an unknown split, a template without its city, or a first token that is not text by itself.
     """
-    if split is not None and split not in SPLITS:
-        raise JobError(f"split {quoted(split)}", "is not known", f"use {', '.join(SPLITS)}")
+    if split is not None:
+        check_split_name(split)
     if template.count("{city}") != 1:
         raise JobError(f"template {quoted(template)}", "must hold {city} once", f"the demo's is {quoted(TEMPLATE)}")
     held = {None: {True, False}, "train": {False}, "test": {True}}[split]
@@ -104,16 +104,12 @@ def pairs(
     def fits(one: _City, two: _City) -> bool:
         return one[1].target != two[1].target and length[one[0]] == length[two[0]]
 
-    drawn: list[Pair] = []
-    for (city, state), (other, other_state) in partners(cities, fits, random.Random(f"{seed} {split}")):
-        if len(drawn) == count:
-            break
-        name, case = f"capitals-{split}-{seed}-{len(drawn)}", f"{state.name} / {other_state.name}"
-        texts = state.prompts[city], other_state.prompts[other]
-        drawn.append(Pair(name, *texts, state.target, other_state.target, case))
-    if len(drawn) < count:
-        raise JobError(f"count={count}", f"there are {len(drawn)} {split} pairs", f"use at most {len(drawn)}")
-    return drawn
+    both = partners(cities, fits, random.Random(f"{seed} {split}"))
+    contents = (
+        (one.prompts[city], two.prompts[other], one.target, two.target, f"{one.name} / {two.name}")
+        for (city, one), (other, two) in both
+    )
+    return numbered(f"capitals-{split}-{seed}", contents, count, split)
 
 
 _City = tuple[str, State]

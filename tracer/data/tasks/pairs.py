@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 from tracer.errors import JobError, quoted
@@ -103,12 +104,23 @@ def drawn(
     def fits(one: Item, other: Item) -> bool:
         return one.answer != other.answer and sizes[one] == sizes[other]
 
-    found: list[Pair] = []
-    for one, other in partners(known, fits, random.Random(f"{task} {seed} {split}")):
-        if len(found) == count:
-            break
-        name, case = f"{task}-{split}-{seed}-{len(found)}", f"{one.name} / {other.name}"
-        found.append(Pair(name, one.prompt, other.prompt, one.answer, other.answer, case))
+    both = partners(known, fits, random.Random(f"{task} {seed} {split}"))
+    contents = (
+        (one.prompt, other.prompt, one.answer, other.answer, f"{one.name} / {other.name}") for one, other in both
+    )
+    return numbered(f"{task}-{split}-{seed}", contents, count, split)
+
+
+def numbered(name: str, contents: Iterable[tuple[str, str, str, str, str]], count: int, split: str) -> list[Pair]:
+    """The first `count` of pairs, whose ids are a name and their number.
+
+    Args:
+        contents: of each the fields of a `Pair` after its id.
+
+    Raises:
+        JobError: there are fewer.
+    """
+    found = [Pair(f"{name}-{number}", *one) for number, one in enumerate(islice(contents, count))]
     if len(found) < count:
         raise JobError(f"count={count}", f"there are {len(found)} {split} pairs", f"use at most {len(found)}")
     return found

@@ -407,16 +407,7 @@ def _claim_figure(shown: Sequence[Claim], palette: figures.Palette) -> Any:
 
 
 def _mean_figure(result: BenchmarkResult, mine: Sequence[Mean], palette: figures.Palette) -> Any:
-    drawn = [(mean.first, _Drawn(mean)) for mean in mine]
-    return figures.grid(panels(result, drawn), palette)
-
-
-class _Drawn:
-    """A mean as what has curves."""
-
-    def __init__(self, mean: Mean) -> None:
-        self.sizes = mean.sizes
-        self.faithfulness, self.completeness = mean.curves["faithfulness"], mean.curves["completeness"]
+    return figures.grid(panels(result, [(mean.first, mean) for mean in mine]), palette)
 
 
 # ------------------------------------------------------------------------------------------------ wording

@@ -26,6 +26,7 @@ from tracer.runs.jobs import DatasetJob
 from tracer.runs.pages import made
 from tracer.runs.pages.graphs import GRAPHS
 from tracer.runs.status import Reason
+from tracer.store.aggregation import in_most_circuits
 from tracer.text import printable
 
 ROWS = 30
@@ -161,8 +162,7 @@ def _facts(found: Found, curves: Curves, at: int) -> str:
 
 def _own_size(found: Found, curves: Curves) -> int:
     """The measured size that is the circuit's own, or the next smaller one; the smallest if all are larger."""
-    own = 0 if found.circuit is None else found.circuit.num_rows
-    return max((i for i, size in enumerate(curves.sizes) if size <= own), default=0)
+    return curves.up_to(0 if found.circuit is None else found.circuit.num_rows)
 
 
 def _cards(found: Found, curves: Curves | None) -> Iterator[tuple[str, str, str]]:
@@ -276,8 +276,7 @@ def _neurons(found: Found) -> Iterator[Block]:
     if not found.neurons.num_rows:
         yield pages.missing("There are none.", "No prompt has a circuit yet.")
         return
-    order = [("n_prompts", "descending"), ("prompt_mean_abs", "descending"), ("layer", "ascending")]
-    rows = found.neurons.sort_by([*order, ("neuron", "ascending")]).slice(0, ROWS).to_pylist()
+    rows = in_most_circuits(found.neurons, ROWS).to_pylist()
     wanted = {(row["layer"], row["neuron"]) for row in rows}
     best = {
         (row["layer"], row["neuron"]): row

@@ -6,7 +6,6 @@ page draws.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tracer.circuit.circuit import Graph
-from tracer.circuit.from_run import circuit_of, graph_of
+from tracer.circuit.from_run import circuit_of, graph_of, length_of
 from tracer.errors import TracerError, first_line
 from tracer.reports.tables import graph_page
 from tracer.store.run_folder import Commit, RunFolder
@@ -57,7 +56,7 @@ def strongest(folder: RunFolder, commits: Sequence[Commit], kept: Kept) -> list[
     if not total:
         return []
     any_position = all(position < 0 for _, position, _ in kept)
-    length, found = None if any_position else _length(folder, commits), list[tuple[float, int, int]]()
+    length, found = None if any_position else length_of(folder, commits), list[tuple[float, int, int]]()
     for commit in commits:
         if "nodes" not in commit.files:
             continue
@@ -72,15 +71,6 @@ def strongest(folder: RunFolder, commits: Sequence[Commit], kept: Kept) -> list[
                 found.append((-held / total, prompt_id, commit.shard))
         found = sorted(found)[:GRAPHS]
     return [Strong(prompt_id, -share, _text(folder, commits, shard, prompt_id)) for share, prompt_id, shard in found]
-
-
-def _length(folder: RunFolder, commits: Sequence[Commit]) -> int | None:
-    """Of the prompts that an aligned circuit is of: the most frequent one, the shorter of two that are equally so."""
-    counts: Counter[int] = Counter()
-    for commit in commits:
-        table = folder.read_committed(commit, "prompts", ["status", "token_ids"]).filter(pc.field("status") == "ok")
-        counts.update(len(ids or ()) for ids in table["token_ids"].to_pylist())
-    return min(counts, key=lambda one: (-counts[one], one), default=None)
 
 
 def _held(folder: RunFolder, commit: Commit, kept: Kept, any_position: bool) -> dict[int, float]:

@@ -36,6 +36,14 @@ class Mean:
     sizes: tuple[int, ...]
     curves: dict[str, Interval]
 
+    @property
+    def faithfulness(self) -> Interval:
+        return self.curves["faithfulness"]
+
+    @property
+    def completeness(self) -> Interval:
+        return self.curves["completeness"]
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """As a table, a row per size."""
         names = {name: value for name, value in named(self.first).items() if name != "structure"}

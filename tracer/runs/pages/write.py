@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,7 +28,7 @@ from tracer.runs.pages import benchmark, dataset
 from tracer.runs.pages.graphs import Drawn, Kept, draw, strongest
 from tracer.runs.status import reasons
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
-from tracer.runs.units.dataset_circuit import circuit_table, mean_metric, mean_of
+from tracer.runs.units.dataset_circuit import circuit_of_units
 from tracer.settings import ModelRecord
 from tracer.store import aggregation
 from tracer.store.run_folder import Commit, RunFolder, is_ours
@@ -72,14 +73,17 @@ def write_report(job: Job, folder: RunFolder, commits: Sequence[Commit], record:
     for name, _ in folder.place.files("graphs"):
         if is_ours(name):
             folder.place.remove(name)
-    links = []
-    if isinstance(job, DatasetJob):
-        for drawn, content in _graphs(job, folder, commits):
+    if isinstance(job, BenchmarkJob):
+        page = benchmark.page_of(benchmark_result(job, folder, commits, record), record)
+    else:
+        found, links = _found(job, folder, commits, record), []
+        for drawn, content in _graphs(folder, commits, found):
             if content is not None:
                 folder.place.write(drawn.name, content.encode())
                 names.append(drawn.name)
             links.append(_link(drawn, drawn.name if content is not None else None))
-    folder.place.write(REPORT, _html(job, folder, commits, record, links).encode())
+        page = dataset.page_of(replace(found, links=links))
+    folder.place.write(REPORT, page.html().encode())
     return [REPORT, *names]
 
 
@@ -111,8 +115,10 @@ def report_text(address: Any, beside: Path | None = None) -> str:
         RunError: no run there, or one of a single prompt, or a damaged one.
     """
     folder, job, commits, record = opened(address)
-    links = [] if not isinstance(job, DatasetJob) else list(_links(job, folder, commits, beside))
-    return _html(job, folder, commits, record, links)
+    if isinstance(job, BenchmarkJob):
+        return benchmark.page_of(benchmark_result(job, folder, commits, record), record).html()
+    found = _found(job, folder, commits, record)
+    return dataset.page_of(replace(found, links=list(_links(folder, commits, found, beside)))).html()
 
 
 def opened(address: Any) -> tuple[RunFolder, Job, list[Commit], dict[str, Any]]:
@@ -137,17 +143,8 @@ def opened(address: Any) -> tuple[RunFolder, Job, list[Commit], dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ what is there
 
 
-def _html(
-    job: Job, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any], links: Sequence[Link]
-) -> str:
-    if isinstance(job, BenchmarkJob):
-        return benchmark.page_of(benchmark_result(job, folder, commits, record), record).html()
-    return dataset.page_of(_found(job, folder, commits, record, links)).html()
-
-
-def _found(
-    job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any], links: Sequence[Link]
-) -> dataset.Found:
+def _found(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any]) -> dataset.Found:
+    """What is there of a dataset's run, without links to its graph pages."""
     statuses: Counter[str] = Counter()
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     for commit in commits:
@@ -168,7 +165,7 @@ def _found(
         circuit=circuit(job, folder, commits),
         evaluation=_json(folder, "evaluation.json"),
         qualities=qualities,
-        links=links,
+        links=(),
         reasons=reasons(folder, commits, 20),
     )
 
@@ -196,10 +193,7 @@ def circuit(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit]) -> pa
     """circuit.parquet, or what it would be; None where the job asks for none, or no prompt has an attribution."""
     if folder.place.exists("circuit.parquet"):
         return folder.read_output("circuit.parquet")
-    if job.circuit == "none" or (mean := mean_of(folder, commits)) is None:
-        return None
-    metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
-    return circuit_table(job, mean, metric)
+    return circuit_of_units(job, folder, commits)
 
 
 def _nodes(folder: RunFolder, commits: Sequence[Commit]) -> list[str]:
@@ -209,8 +203,8 @@ def _nodes(folder: RunFolder, commits: Sequence[Commit]) -> list[str]:
 # ------------------------------------------------------------------------------------------------ its graphs
 
 
-def _graphs(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit]) -> Iterator[tuple[Drawn, str | None]]:
-    kept = _weights(circuit(job, folder, commits), neurons(folder, commits))
+def _graphs(folder: RunFolder, commits: Sequence[Commit], found: dataset.Found) -> Iterator[tuple[Drawn, str | None]]:
+    kept = _weights(found.circuit, found.neurons)
     return draw(folder, strongest(folder, commits, kept), folder.place.exists("circuit.parquet"))
 
 
@@ -220,16 +214,15 @@ def _weights(found: pa.Table | None, neurons: pa.Table) -> Kept:
     if found is not None:
         rows = [(row, row["position"], abs(row["mean_attribution"])) for row in found.to_pylist()]
     else:
-        order = [("n_prompts", "descending"), ("prompt_mean_abs", "descending"), ("layer", "ascending")]
-        strong = neurons.sort_by([*order, ("neuron", "ascending")]).slice(0, 100).to_pylist()
+        strong = aggregation.in_most_circuits(neurons, 100).to_pylist()
         rows = [(row, -1, row["n_prompts"] * row["prompt_mean_abs"]) for row in strong]
     return {(row["layer"], at, row["neuron"]): value for row, at, value in rows if value and math.isfinite(value)}
 
 
-def _links(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], beside: Path | None) -> Iterator[Link]:
+def _links(folder: RunFolder, commits: Sequence[Commit], found: dataset.Found, beside: Path | None) -> Iterator[Link]:
     """The graph pages that are in the folder, from a file elsewhere."""
-    there = {found.name for found in folder.place.files("graphs")}
-    for drawn, content in _graphs(job, folder, commits) if there else ():
+    there = {file.name for file in folder.place.files("graphs")}
+    for drawn, content in _graphs(folder, commits, found) if there else ():
         if drawn.name in there and content is not None:
             local = folder.place.local
             address = None

@@ -6,6 +6,7 @@ come about (runs/units/shards.py), ablation (evaluation/curves.py), and who asks
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from tracer.attribution.exact import Progress
 from tracer.attribution.selection import select
 from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Traced
-from tracer.circuit.from_run import circuit_of
+from tracer.circuit.from_run import circuit_of, most_frequent
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
@@ -68,7 +69,7 @@ def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
     """The means over all shards, added in their order; of an aligned circuit over the prompts of the length that is
     most frequent (the shorter of two that are equally so). None if no prompt has an attribution."""
     made = [commit for commit in commits if "means" in commit.files]
-    counts: dict[int, int] = {}
+    counts = Counter[int]()
     for commit in made:
         shown = (
             folder.read_committed(commit, "means", ["length", "n_prompts"])
@@ -76,10 +77,10 @@ def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
             .aggregate([("n_prompts", "max")])
         )
         for row in shown.to_pylist():
-            counts[row["length"]] = counts.get(row["length"], 0) + row["n_prompts_max"]
+            counts[row["length"]] += row["n_prompts_max"]
     if not counts:
         return None
-    length = min(counts, key=lambda one: (-counts[one], one))
+    length = most_frequent(counts)
     total: Tensor | None = None
     for commit in made:
         part = folder.read_committed(commit, "means").filter(pc.field("length") == length)
@@ -107,6 +108,15 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
         "n_prompts": [mean.n_prompts] * len(layer),
     }
     return pa.table({field.name: pa.array(columns[field.name], field.type) for field in CIRCUIT}, CIRCUIT)
+
+
+def circuit_of_units(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit]) -> pa.Table | None:
+    """What circuit.parquet holds of what is committed; None where the job asks for no circuit, or no prompt has an
+    attribution."""
+    if job.circuit == "none" or (mean := mean_of(folder, commits)) is None:
+        return None
+    metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
+    return circuit_table(job, mean, metric)
 
 
 def evaluate_run(

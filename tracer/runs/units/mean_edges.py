@@ -27,6 +27,7 @@ from tracer.attribution.among import Links, links_among
 from tracer.attribution.exact import Progress
 from tracer.attribution.pruning import EdgeColumns, Pruned, Pruning, prune
 from tracer.batching import chunked, chunked_alike
+from tracer.circuit.from_run import length_of
 from tracer.errors import TracerError
 from tracer.model.model import Model
 from tracer.prompts import Prompt, with_bos
@@ -208,7 +209,8 @@ def write_mean_edges(
     rows = folder.read_output("circuit.parquet").slice(0, LARGEST).to_pylist()
     if not rows:
         return
-    length = -1 if job.circuit == "free" else _length(folder)
+    length = -1 if job.circuit == "free" else length_of(folder, folder.commits())
+    assert length is not None  # a circuit has prompts
     places = tuple((row["layer"], row["position"], row["neuron"]) for row in rows)
     shape = Shape(places, length, model.n_layers)
     key = _key(folder, shape, max_bytes)
@@ -230,16 +232,6 @@ def write_mean_edges(
     nodes, edges = tables(sums, [row["mean_attribution"] for row in rows], job.pruning_rules() or Pruning())
     folder.write_table("circuit_nodes.parquet", nodes)
     folder.write_table("circuit_edges.parquet", edges)
-
-
-def _length(folder: RunFolder) -> int:
-    """Tokens of the prompts that an aligned circuit is of: the length that is most frequent (the shorter of two)."""
-    counts: dict[int, int] = {}
-    for commit in folder.commits():
-        table = folder.read_committed(commit, "prompts", ["status", "token_ids"])
-        for ids in table.filter(pc.field("status") == "ok")["token_ids"].to_pylist():
-            counts[len(ids)] = counts.get(len(ids), 0) + 1
-    return min(counts, key=lambda one: (-counts[one], one))
 
 
 def _key(folder: RunFolder, shape: Shape, max_bytes: int | None) -> str:

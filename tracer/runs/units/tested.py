@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracer import data
+from tracer.circuit.from_run import most_frequent
 from tracer.data.source import Source
 from tracer.data.tasks import Pair, sva
 from tracer.errors import JobError, TracerError
@@ -106,7 +107,7 @@ def _reason(prompt: Prompt, model: Model) -> str | None:
 def _of_length(fit: list[Encoded], length: int, skipped: Counter[str]) -> list[Encoded]:
     """Those of the circuit's length; for a free circuit of the most frequent one (the shorter of two)."""
     counts = Counter(len(one.token_ids) for one in fit)
-    wanted = length if length >= 0 else min(counts, key=lambda size: (-counts[size], size))
+    wanted = length if length >= 0 else most_frequent(counts)
     if other := len(fit) - counts[wanted]:
         whose = "the circuit's prompts are" if length >= 0 else "most are"
         skipped[f"it is not {wanted} tokens long, as {whose}"] += other
