@@ -43,6 +43,7 @@ TIERS = {
     "demo": "model",
     "evaluation": "model",
     "evaluation/test_statistics.py": "unit",
+    "meaning": "model",
     "model": "model",
     "ndif": "server",
     "reports": "model",

@@ -56,7 +56,7 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
             edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
     if (circuit := circuit_of_units(job, folder, commits)) is not None:
         folder.write_table("circuit.parquet", circuit)
-    if job.evaluate is None and not job.quality and not job.links_circuit:
+    if not job.ends_with_model:
         return
     if (outcome := ask()) is None:
         return

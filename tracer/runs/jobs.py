@@ -376,6 +376,11 @@ class DatasetJob(_ModelOptions):
         return self.edges and self.circuit != "none"
 
     @property
+    def ends_with_model(self) -> bool:
+        """Whether the end of the run needs the model: see runs/units/ending.py."""
+        return bool(self.evaluate is not None or self.quality or self.links_circuit)
+
+    @property
     def source(self) -> Source:
         """`input`, with the job's own limit."""
         return self.input if self.limit is None else self.input.model_copy(update={"limit": self.limit})

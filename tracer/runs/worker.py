@@ -87,7 +87,7 @@ class Worker:
     def _of_dataset(self, model: Any, job: Any, folder: Any) -> None:
         """The units of a dataset job, and the stages before and after them."""
         from tracer.runs.units.always_on import always_on_of
-        from tracer.runs.units.dataset_circuit import evaluate_run
+        from tracer.runs.units.ending import end_run
         from tracer.runs.units.shards import ShardWork
 
         shards = ShardWork(model, job, folder)
@@ -99,7 +99,7 @@ class Worker:
             return shards if now is job else ShardWork(model, now, folder)
 
         self._work = lambda task, began: settled().run(task, began)
-        self._finish = lambda *how: evaluate_run(model, settled().job, folder, *how)
+        self._finish = lambda *how: end_run(model, settled().job, folder, *how)
         self._first = functools.partial(always_on_of, model, job, folder)
 
     def work(self, task: Task, began: Beat) -> Report:

@@ -145,6 +145,82 @@ CIRCUIT_EDGES = pa.schema(
 edge's weight and attribution (of a free circuit summed over positions); ``share`` is the mean weight over the target's
 mean activation, ``standard_error`` that of the mean attribution over prompts (null of one prompt)."""
 
+_NEURON = [("layer", pa.int16()), ("neuron", pa.int32()), ("polarity", pa.int8())]
+_VALUES = pa.list_(pa.float32())
+
+TOKENS = pa.schema(
+    [
+        *_NEURON,
+        ("promoted", _TEXTS),
+        ("promoted_ids", _IDS),
+        ("promoted_values", _VALUES),
+        ("suppressed", _TEXTS),
+        ("suppressed_ids", _IDS),
+        ("suppressed_values", _VALUES),
+        ("driven_by", _TEXTS),
+        ("driven_by_ids", _IDS),
+        ("driven_by_values", _VALUES),
+    ]
+)
+"""What the weights alone say of a neuron, strongest first; polarity is 1 or -1, the sign of its value. Promoted and
+suppressed: how far a logit moves per unit of |value|, through the final norm's weight and the unembedding. Driven by:
+tokens whose embeddings give the neuron a value of that sign, and the value."""
+DESCRIPTIONS = pa.schema([*_NEURON, ("description", pa.string()), ("score", pa.float32()), ("source", pa.string())])
+"""What a neuron does, in words: by a language model or from a file, which `source` names; the score is the correlation
+of simulated with true activations on held-out exemplars, null where it was not measured."""
+EXEMPLARS = pa.schema(
+    [
+        *_NEURON,
+        ("kind", pa.string()),
+        ("rank", pa.int32()),
+        ("value", pa.float32()),
+        ("document", pa.int64()),
+        ("position", pa.int32()),
+        ("start", pa.int32()),
+        ("tokens", _TEXTS),
+        ("values", _VALUES),
+    ]
+)
+"""Pieces of text where a neuron's value is largest (kind ``top``), and at each quantile of its values (``q50`` ..),
+with the value at each token; `position` and `start` (of the first token shown) count tokens of the document."""
+DENSITIES = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("neuron", pa.int32()),
+        ("n_tokens", pa.int64()),
+        ("mean", pa.float64()),
+        ("std", pa.float64()),
+        ("smallest", pa.float32()),
+        ("largest", pa.float32()),
+        ("density_positive", pa.float64()),
+        ("density_negative", pa.float64()),
+        ("edges", _VALUES),
+        ("counts", pa.list_(pa.int64())),
+    ]
+)
+"""A neuron's values over all tokens of a corpus: moments, the shares of tokens at which it is strongly positive and
+negative, and a histogram."""
+PROFILES = pa.schema([("prompt_id", pa.int64()), ("node_id", pa.int32()), ("input", _VALUES), ("output", _VALUES)])
+"""Attribution profiles of neuron nodes, total effects in the linearised model: `input`, of the embedding at each source
+position on the node's value; `output`, of the node on each target logit, in the order of the logit nodes."""
+CONCEPTS = pa.schema(
+    [
+        *_NEURON,
+        ("label", pa.string()),
+        ("value", pa.string()),
+        ("auroc", pa.float64()),
+        ("auroc_chosen_on", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("p", pa.float64()),
+        ("q", pa.float64()),
+        ("n_positive", pa.int64()),
+        ("n_negative", pa.int64()),
+    ]
+)
+"""How a neuron's attribution tells prompts with one value of a label from others: AUROC on the half that it was not
+chosen on with its interval, on the half that it was, permutation p-value, and that after Benjamini-Hochberg."""
+
 TARGET, FOIL = -1, -2
 """The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
 

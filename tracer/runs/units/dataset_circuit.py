@@ -33,20 +33,11 @@ from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.units.mean_edges import write_mean_edges
-from tracer.runs.units.progress import Stages, Told, curves_work
 from tracer.runs.units.shards import as_prompt, options
 from tracer.runs.units.tested import Tested, prompts_of, test_prompts
 from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
-
-EDGES, CURVES, MINIMALITY, QUALITY = range(4)
-"""The stages of the evaluation of a run."""
-LINKED = 20
-"""Forward passes, about, that a prompt's edges among given nodes take."""
-NODES_CHECKED = 300
-"""Single ablations, about, behind the estimate of a prompt's quality."""
 
 
 @dataclass(frozen=True)
@@ -119,47 +110,27 @@ def circuit_of_units(job: DatasetJob, folder: RunFolder, commits: Sequence[Commi
     return circuit_table(job, mean, metric)
 
 
-def evaluate_run(
-    model: Model, job: DatasetJob, folder: RunFolder, max_bytes: int | None = None, told: Told = lambda _: None
+def tested_on(model: Model, job: DatasetJob, folder: RunFolder) -> Tested | None:
+    """The prompts that the run's circuit is tested on; None where the job asks for no test.
+
+    Raises:
+        JobError: none that fits.
+    """
+    asked = job.evaluate
+    return None if asked is None else test_prompts(model, job, asked.test, _mean(folder).length)
+
+
+def evaluated(
+    model: Model, job: DatasetJob, folder: RunFolder, tested: Tested, ablated: Progress, alone: Progress
 ) -> dict[str, Any]:
-    """What needs the model when all units are done: the edges of the dataset's circuit, which are written
-    (runs/units/mean_edges.py); ``evaluation``, the curves of that circuit on other prompts, and ``quality``, how the
-    estimates of each of the first prompts follow exact ablations; as JSON holds them.
+    """The curves of the run's circuit on other prompts, as JSON holds them.
 
     Args:
-        max_bytes: bytes one batch may use, as for the run's units.
-        told: is given how far it is, about once a second.
+        ablated: is told of the circuits ablated. alone: of those without one node.
 
     Raises:
         JobError: test prompts that do not fit, or are among the prompts of the run.
     """
-    asked, found = job.evaluate, dict[str, Any]()
-    tested = None if asked is None else test_prompts(model, job, asked.test, _mean(folder).length)
-    n_test = 0 if tested is None else len(tested.prompts)
-    stages = _stages(job, int((folder.record() or {}).get("n_prompts", 0)), n_test, told)
-    if job.links_circuit:
-        write_mean_edges(model, job, folder, max_bytes, stages.progress(EDGES))
-    if tested is not None:
-        found["evaluation"] = _evaluated(model, job, folder, tested, stages)
-    if job.quality:
-        found["quality"] = list(_qualities(model, job, folder, stages.progress(QUALITY)))
-    return found
-
-
-def _stages(job: DatasetJob, n_prompts: int, n_test: int, told: Told) -> Stages:
-    """What `evaluate_run` takes, with the run's prompts and `n_test` others."""
-    sizes = () if job.evaluate is None else job.evaluate.sizes
-    alone = job.evaluate and job.evaluate.minimality
-    work = {
-        EDGES: ("prompts linked", float(n_prompts * LINKED) if job.links_circuit else 0.0),
-        CURVES: ("circuits ablated", curves_work(n_test, len(sizes))),
-        MINIMALITY: ("circuits without one node ablated", float(n_test * (alone + 1)) if alone else 0.0),
-        QUALITY: ("prompts' estimates checked", float(job.quality * NODES_CHECKED)),
-    }
-    return Stages(told, list(work.values()))
-
-
-def _evaluated(model: Model, job: DatasetJob, folder: RunFolder, tested: Tested, stages: Stages) -> dict[str, Any]:
     asked, mean, prompts = job.evaluate, _mean(folder), tested.prompts
     assert asked is not None
     _check_lengths(mean, prompts, "evaluate.test")
@@ -168,15 +139,15 @@ def _evaluated(model: Model, job: DatasetJob, folder: RunFolder, tested: Tested,
     how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
     test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
-    made = curves(test, ranks, asked.sizes, asked.seed, stages.progress(CURVES))
+    made = curves(test, ranks, asked.sizes, asked.seed, ablated)
     linked = _edge_curves(folder, test, asked.seed) if asked.edges else {}
-    alone, free = None, mean.length < 0
+    changes, free = None, mean.length < 0
     if asked.minimality is not None:
-        alone = _minimality(test, ranks, asked.minimality, free, stages.progress(MINIMALITY))
+        changes = _minimality(test, ranks, asked.minimality, free, alone)
     return {
         "curves": made.record(),
         **linked,
-        "minimality": alone,
+        "minimality": changes,
         "ablation": asked.ablation,
         "circuit": job.circuit,
         "n_prompts": mean.n_prompts,
@@ -356,7 +327,8 @@ def _check_apart(folder: RunFolder, test: Sequence[Encoded], allow_overlap: bool
     return sum(one.token_ids in shared for one in test)
 
 
-def _qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progress) -> Iterable[dict[str, Any]]:
+def qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progress) -> Iterable[dict[str, Any]]:
+    """How the estimates of each of the run's first prompts follow exact ablations, as JSON holds them."""
     chosen, left = options(job), job.quality
     reference = chosen.get("reference")
     for commit in folder.commits():
