@@ -47,6 +47,10 @@ if TYPE_CHECKING:
     from tracer.evaluation.steering import steer as steer
     from tracer.evaluation.swap import Swap as Swap
     from tracer.evaluation.swap import swap as swap
+    from tracer.meaning.tokens import NeuronTokens as NeuronTokens
+    from tracer.meaning.tokens import neuron_tokens as neuron_tokens
+    from tracer.meaning.tokens import promoted as promoted
+    from tracer.meaning.tokens import with_tokens as with_tokens
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -66,6 +70,7 @@ _HOME = {
     "Limits": "ndif.server",
     "Model": "model.model",
     "ModelError": "errors",
+    "NeuronTokens": "meaning.tokens",
     "Prompt": "prompts",
     "Pruning": "attribution.pruning",
     "RemoteError": "errors",
@@ -85,12 +90,15 @@ _HOME = {
     "import_graph": "circuit.exchange",
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
+    "neuron_tokens": "meaning.tokens",
     "plan": "runs.plan.local",
+    "promoted": "meaning.tokens",
     "run": "runs.driver",
     "steer": "evaluation.steering",
     "swap": "evaluation.swap",
     "trace": "attribution.trace",
     "view": "reports.tables",
+    "with_tokens": "meaning.tokens",
 }
 __all__ = [
     "Attribution",
@@ -102,6 +110,7 @@ __all__ = [
     "Limits",
     "Model",
     "ModelError",
+    "NeuronTokens",
     "Prompt",
     "Pruning",
     "RemoteError",
@@ -121,12 +130,15 @@ __all__ = [
     "import_graph",
     "load",
     "minimality",
+    "neuron_tokens",
     "plan",
+    "promoted",
     "run",
     "steer",
     "swap",
     "trace",
     "view",
+    "with_tokens",
 ]
 
 

@@ -9,7 +9,7 @@ taken literally is a `JobError`.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
@@ -207,18 +207,25 @@ def _longest_token(tokenizer: Any) -> int:
 def decode(vocabulary: Vocabulary, token: int) -> str:
     """One token as it reads after other text, so its leading space is kept; bytes that are not text by themselves
     become the replacement character."""
+    return decoded(vocabulary, [token])[token]
+
+
+def decoded(vocabulary: Vocabulary, tokens: Iterable[int]) -> dict[int, str]:
+    """The texts of many tokens, each as `decode` has it."""
     tokenizer = vocabulary.tokenizer
 
     def text(ids: list[int]) -> str:
         return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
-    if token in getattr(tokenizer, "all_special_ids", ()):
-        return text([token])
+    special = set(getattr(tokenizer, "all_special_ids", ()))
     # Tokenizers of the SentencePiece kind drop the space that begins a text: decoded after an anchor it stays.
     anchor = list(tokenizer.encode("a", add_special_tokens=False))
-    before, both = text(anchor), text([*anchor, token])
-    # Unless the token changes the bytes of the anchor itself, or adds nothing to it.
-    return both[len(before) :] if both.startswith(before) and both != before else text([token])
+    before, found = text(anchor), dict[int, str]()
+    for token in tokens:
+        both = before if token in special else text([*anchor, token])
+        # Unless the token changes the bytes of the anchor itself, or adds nothing to it.
+        found[token] = both[len(before) :] if both.startswith(before) and both != before else text([token])
+    return found
 
 
 def _tokens(value: Any, vocabulary: Vocabulary, what: str, bos: bool, notes: list[str]) -> tuple[int, ...]:

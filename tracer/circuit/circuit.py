@@ -103,6 +103,8 @@ class Graph(Record):
         groups: named sets of nodes (supernodes), by node id. pins: nodes that are pinned on Neuronpedia's page.
         labels: what an imported graph's file calls its nodes, by node id.
         notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
+        neuron_tokens, descriptions: what its neurons do, as `schemas.TOKENS` and `schemas.DESCRIPTIONS`, where that is
+            known; no part of what the graph is, so that no fingerprint depends on them.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -117,6 +119,8 @@ class Graph(Record):
     labels: dict[int, str] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
     original: dict[str, Any] = Field(default_factory=dict)
+    neuron_tokens: pa.Table | None = Field(default=None, exclude=True)
+    descriptions: pa.Table | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _whole(self) -> Graph:

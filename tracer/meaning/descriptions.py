@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
+from tracer.circuit.said import Key, by_neuron
 from tracer.data import formats
 from tracer.data.files import File, find
 from tracer.data.rows import Unreadable
@@ -21,6 +22,8 @@ from tracer.records import as_int
 from tracer.store.schemas import DESCRIPTIONS
 from tracer.text import is_text
 
+__all__ = ["Key", "by_neuron", "read"]
+
 NEEDED = ("layer", "neuron", "description")
 COLUMNS = ("layer", "neuron", "polarity", "description", "score", "source")
 """What is read of a file; a column of another name is left alone."""
@@ -28,14 +31,6 @@ LONGEST = 10_000
 """Characters of a description."""
 _LARGEST = {"layer": 2**15 - 1, "neuron": 2**31 - 1}
 _POLARITIES = {"1": (1,), "+1": (1,), "+": (1,), "-1": (-1,), "-": (-1,), "both": (1, -1), "": (1, -1)}
-
-
-class Key(NamedTuple):
-    """A neuron as descriptions know it; `polarity` 1 or -1 is the sign of its value."""
-
-    layer: int
-    neuron: int
-    polarity: int
 
 
 def read(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> pa.Table:
@@ -77,18 +72,6 @@ def read(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> p
     return pa.table({name: list(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}).cast(
         DESCRIPTIONS
     )
-
-
-def by_neuron(table: pa.Table) -> dict[Key, str]:
-    """The descriptions of a table of `schemas.DESCRIPTIONS`, by neuron; of several of one neuron the best score's, and
-    the first where none has one."""
-    best: dict[Key, tuple[float, str]] = {}
-    for row in table.select(["layer", "neuron", "polarity", "description", "score"]).to_pylist():
-        key = Key(row["layer"], row["neuron"], row["polarity"])
-        score = -math.inf if row["score"] is None else row["score"]
-        if key not in best or score > best[key][0]:
-            best[key] = score, row["description"]
-    return {key: text for key, (_, text) in best.items()}
 
 
 def _columns(file: File) -> list[str]:
