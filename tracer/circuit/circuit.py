@@ -22,12 +22,13 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tracer.circuit import identities
+from tracer.circuit.said import Said
 from tracer.errors import JobError, RunError, option
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
 from tracer.store.parquet import fingerprint
-from tracer.store.schemas import EDGES, NODES, PROMPTS
+from tracer.store.schemas import DESCRIPTIONS, EDGES, NODES, PROMPTS, TOKENS
 from tracer.store.storage import is_remote
 
 LIKELY = 10
@@ -39,6 +40,9 @@ PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "num
 
 KINDS = frozenset({"neuron", "embedding", "logit", "error", "attention", "other"})
 """Of nodes; a circuit of ours has the first three."""
+
+BESIDE = {"tokens.parquet": ("neuron_tokens", TOKENS), "descriptions.parquet": ("descriptions", DESCRIPTIONS)}
+"""Tables that may lie in a run folder, the field of a graph each is, and its schema."""
 
 ATTENTION_ERROR = -2
 """The `neuron` of an error node of attention, and not of an MLP."""
@@ -243,10 +247,10 @@ class Graph(Record):
         """
         import networkx
 
-        graph = networkx.DiGraph(text=self.text)
+        graph, said = networkx.DiGraph(text=self.text), Said.of(self)
         for row in self.nodes.drop_columns("prompt_id").to_pylist():
             node = row.pop("node_id")
-            row["label"] = self.labels.get(node)
+            row["label"] = self.labels.get(node) or (row["kind"] == "neuron" and said.label(row)) or None
             graph.add_node(node, **{name: value for name, value in row.items() if value is not None})
         for row in self._links().drop_columns("prompt_id").to_pylist():
             ends = row.pop("source"), row.pop("target")
@@ -290,7 +294,8 @@ class Graph(Record):
         tables = {"prompts": self._prompts(), "nodes": self.nodes}
         if self.links is not None:
             tables["edges"] = self.links
-        one_prompt.write_run(folder, self._record(), tables, overwrite)
+        beside = {file: table for file, (name, _) in BESIDE.items() if (table := getattr(self, name)) is not None}
+        one_prompt.write_run(folder, self._record(), tables, overwrite, beside)
         return folder if is_remote(folder) else Path(folder)
 
     def _record(self) -> dict[str, Any]:
@@ -494,7 +499,17 @@ def load_graph(folder: str | Path) -> Graph:
         ) from error
     if isinstance(graph, Circuit) and (rule := identities.broken(graph)):
         raise RunError(f"run {str(folder)!r}", f"is not a circuit: {rule}", "trace it again")
-    return graph
+    return graph.model_copy(update=read_beside(folder))
+
+
+def read_beside(folder: Any) -> dict[str, pa.Table]:
+    """What a run folder says of what neurons do, as fields of a `Graph`.
+
+    Raises:
+        RunError: such a table is damaged.
+    """
+    tables = {name: one_prompt.read_beside(folder, file, schema) for file, (name, schema) in BESIDE.items()}
+    return {name: table for name, table in tables.items() if table is not None}
 
 
 def provenance() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.circuit.circuit import Graph, Traced, edges_table, load_graph, nodes_table
+from tracer.circuit.circuit import Graph, Traced, edges_table, load_graph, nodes_table, read_beside
 from tracer.errors import JobError, RunError, first_line, option, quoted
 from tracer.settings import ModelRecord, Settings, settings
 from tracer.store import one_prompt
@@ -84,6 +84,7 @@ def graph_of(address: Any, prompt_id: int) -> Traced:
             tokens=_tokens(nodes),
             **_made(record),
             notes={"run": str(folder.place), "prompt_id": prompt_id, "user_id": prompt["user_id"]},
+            **read_beside(address),
         )
 
 
@@ -145,6 +146,7 @@ def circuit_of(address: Any) -> Traced:
             tokens=tokens,
             **_made(record),
             notes={"run": str(folder.place), "circuit": kind, "n_prompts": n_prompts},
+            **read_beside(address),
         )
 
 

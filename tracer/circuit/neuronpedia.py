@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from tracer.circuit import identities
 from tracer.circuit.circuit import Circuit, Graph, edges_table, height, nodes_table
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
+from tracer.circuit.said import Said
 from tracer.errors import JobError, first_line, option, quoted
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -69,8 +70,10 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
     cumulative = _cumulative([None if row["kind"] == "logit" else row["influence"] for row in rows])
     probabilities = iter(graph.probabilities if isinstance(graph, Circuit) else ())
     targets = set(graph.target_ids) if isinstance(graph, Circuit) else set()
+    said = Said.of(graph)
     nodes = [
         _node(row, one, cumulative[i], probabilities, targets)
+        | ({"clerp": said.name(row)} if row["kind"] == "neuron" else {})
         for i, (row, one) in enumerate(zip(rows, ids, strict=True))
     ]
     params = {"linkType": "both", "clickedId": "", "sg_pos": ""} | _chosen(graph, ids)
@@ -125,6 +128,8 @@ def lost(graph: Graph, content: Mapping[str, Any]) -> list[str]:
     found = ["share (worked out again on import, as weight / activation)"]
     if graph.links is None:
         found = ["edges (it has none)"]
+    if graph.neuron_tokens is not None or graph.descriptions is not None:
+        found.append("what neurons do beyond their names (tokens.parquet and descriptions.parquet of the run)")
     if isinstance(graph, Circuit) and public_name(graph.model.name) != graph.model.name:
         found.append(f"the model's folder (it is called {public_name(graph.model.name)!r})")
     for name in ("scan", "slug"):

@@ -246,6 +246,14 @@ class Saved:
         str | None, typer.Option(help="Save the run folder here (Parquet and run.json): a path, s3:// or gs://.")
     ] = None
     overwrite: Overwrite = False
+    tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--tokens/--no-tokens",
+            help="Read from the weights which tokens each neuron promotes: of all that are saved or, without --out, of "
+            "those in the table. Default: where the weights are here.",
+        ),
+    ] = None
 
     def check(self, mine: dict[str, Any]) -> None:
         """Refuse a folder that cannot be written, or holds another circuit than the one that is about to be traced, by
@@ -254,6 +262,21 @@ class Saved:
 
         if self.out is not None:
             one_prompt.check_writable(self.out, self.overwrite, partial(_can_be, mine=mine))
+
+    def with_tokens(self, model: Any, circuit: Circuit, shown: Shown) -> Circuit:
+        """The circuit with the tokens of its neurons: of all where it is saved or printed whole, else of those in the
+        table."""
+        from tracer.circuit.said import key_of
+        from tracer.meaning import tokens
+
+        asked = (model.remote is None and tokens.is_readable(model)) if self.tokens is None else self.tokens
+        if not asked or (self.out is None and shown.style is Format.csv):
+            return circuit
+        tokens.check_readable(model)
+        rows = circuit.neurons.to_pylist()
+        if self.out is None and shown.style is Format.table:
+            rows = rows[: shown.rows]
+        return tokens.with_tokens(model, circuit, neurons=[key for row in rows for key in key_of(row)])
 
     def save(self, graph: Graph, style: Format) -> None:
         """Save a graph, and say where: beside the folder asked for, if that holds another run after all, for what was
@@ -303,6 +326,7 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
         circuit = tracer.trace(model, prompt, **how_to, exclude=left_out)
         if unrelated is not None:
             circuit = _without_always_on(model, prompt, circuit, unrelated, left_out, how_to)
+    circuit = saved.with_tokens(model, circuit, shown)
     show_graph(circuit, shown)
     saved.save(circuit, shown.style)
 

@@ -133,21 +133,31 @@ def promoted(model: Model, neurons: Iterable[Sequence[int]], k: int = 10) -> pa.
     return table_of(neuron_tokens(model, neurons, k))
 
 
-def with_tokens(model: Model, graph: Graph, k: int = 10, *, driven: bool = False) -> Any:
+def with_tokens(
+    model: Model,
+    graph: Graph,
+    k: int = 10,
+    *,
+    driven: bool = False,
+    neurons: Iterable[Sequence[int]] | None = None,
+) -> Any:
     """The same circuit with the tokens of its neurons, which `save` keeps, and tables, pages and exports name.
+
+    On a CPU it is work: as much as the output head on as many tokens as there are neurons.
 
     Args:
         graph: a circuit, or any graph traced on this model.
         driven: also the tokens that drive them.
+        neurons: of these alone, as in `neuron_tokens`; all of the graph's if None.
 
     Raises:
-        JobError: a graph of another model, or without neurons.
+        JobError: a graph of another model.
         ModelError, RemoteError: as `neuron_tokens`.
     """
     if not isinstance(graph, Traced):
         raise JobError("imported graph", "is of no model that is known", "trace the prompt")
     model.check_traced(graph.model, graph.text)
-    keys = keys_of(graph)
+    keys = list(keys_of(graph) if neurons is None else neurons)
     found = neuron_tokens(model, keys, k, driven=driven, basis=graph.settings.basis) if keys else []
     return graph.model_copy(update={"neuron_tokens": table_of(found)})
 
@@ -194,7 +204,7 @@ def check_readable(model: Model) -> None:
     if model.remote is not None:
         step = f"load them here too: {option('weights', 'local')}"
         raise RemoteError(f"{value} on {model.backend.host}", f"{what} hidden there", step)
-    step = f"load the model in a float dtype, on devices that hold it, or leave tokens out: {option('no_tokens', True)}"
+    step = "load the model in a float dtype, on devices that hold it, or leave tokens out"
     raise ModelError(value, f"{what} quantised or offloaded", step)
 
 

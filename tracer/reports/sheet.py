@@ -7,11 +7,12 @@ is drawn (reports/tables.py, reports/document.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.circuit.circuit import Circuit, Graph, height
+from tracer.circuit.said import Said
 from tracer.settings import PATH_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
 
@@ -99,6 +100,7 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
     columns = ["", "layer", "neuron", Column("polarity", left=True, only=TERMINAL), "position", "<token", "activation"]
     columns += [Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
     columns += ["explained"] if circuit.links is not None else []
+    columns += [SAYS] if (said := Said.of(circuit)) else []
     known = {(one.layer, one.neuron) for one in always_on} & {(row["layer"], row["neuron"]) for row in rows}
     columns += [Column("note", left=True, only=PAGE)] if known else []
     cells = []
@@ -107,6 +109,7 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
         cell += ["+" if row["activation"] >= 0 else "-", str(row["position"]), token(row["token"])]
         cell += [f"{row['activation']:+.4f}", f"{row['attribution']:+.4f}", bar, _share(row, circuit)]
         cell += [number(row["explained"], ".2f")] if circuit.links is not None else []
+        cell += [says(said, row)] if said else []
         cell += ["always on" if (row["layer"], row["neuron"]) in known else ""] if known else []
         cells.append(cell)
     return Sheet.of("nodes", "Strongest nodes", columns, cells)
@@ -122,6 +125,7 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
         "position",
         "<token",
         "mean attribution" if "circuit" in graph.notes else "attribution",
+        *([SAYS] if (said := Said.of(graph)) else []),
     ]
     cells = [
         (
@@ -129,6 +133,7 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
             "any" if row["position"] < 0 else str(row["position"]),
             token(row["token"]),
             number(row["attribution"], "+.4f"),
+            *([says(said, row)] if said else []),
         )
         for rank, row in enumerate(rows, start=1)
     ]
@@ -203,6 +208,13 @@ def edge_curves(found: EdgeCurves) -> Sheet:
 
 
 BAR = Column("", left=True, only=PAGE)
+SAYS = Column("promotes", left=True)
+"""What a neuron does: the tokens that it promotes most, or its description."""
+
+
+def says(said: Said, row: Mapping[str, Any]) -> str:
+    """The cell of `SAYS` of a neuron's row: `layer`, `neuron` and its `activation`."""
+    return printable(said.label(row), 60)
 
 
 def bars(values: Sequence[float | None]) -> list[Bar]:

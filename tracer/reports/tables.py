@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph, Traced
+from tracer.circuit.said import Said, key_of
 from tracer.errors import JobError, option, say, writing
 from tracer.reports import figures, sheet, viewer
 from tracer.reports.sheet import TERMINAL, Sheet, token, unit
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from tracer.evaluation.steering import Steering
 
 PATHS = 5
+TOKEN_LISTS = {"promoted": "promotes", "suppressed": "suppresses", "driven_by": "driven by"}
+"""Columns of `schemas.TOKENS`, and their headings."""
 CURVES = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
 
 
@@ -48,7 +51,9 @@ def _table(found: Sheet, no_wrap: bool = True) -> Table:
     shown = found.on(TERMINAL)
     table = Table(title=shown.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in shown.columns:
-        table.add_column(column.head, justify="left" if column.left else "right", no_wrap=no_wrap)
+        table.add_column(
+            column.head, justify="left" if column.left else "right", no_wrap=no_wrap and column != sheet.SAYS
+        )
     for row in shown.rows:
         table.add_row(*(cell(str(value)) for value in row))
     return table
@@ -181,6 +186,7 @@ def _nodes(graph: Graph) -> viewer.Nodes:
         labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in named],
         influence=_floats(nodes["influence"]),
         names=dict(_names(graph)),
+        says=dict(_says(graph)),
     )
 
 
@@ -213,6 +219,28 @@ def _names(graph: Graph) -> Iterator[tuple[int, str]]:
         of_attention = node["kind"] == "error" and node["neuron"] == ATTENTION_ERROR
         if label or node["kind"] in ("attention", "other") or of_attention:
             yield row, sheet.node_name(node) + (f": {label}" if label else "")
+
+
+def _says(graph: Graph) -> Iterator[tuple[int, viewer.Says]]:
+    """What is known of its neurons, by row of the nodes."""
+    if not (said := Said.of(graph)):
+        return
+    rows = graph.nodes.select(["kind", "layer", "neuron", "activation"]).to_pylist()
+    for at, row in enumerate(rows):
+        if row["kind"] == "neuron" and (label := said.label(row)):
+            yield at, viewer.Says(label, tuple(_token_lists(said, row)))
+
+
+def _token_lists(said: Said, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, float], ...]]]:
+    """A neuron's lists of tokens with their numbers, each under its heading; those of both polarities where the node's
+    is not known."""
+    keys = key_of(row)
+    for key in keys:
+        tokens = said.tokens.get(key, {})
+        for name, heading in TOKEN_LISTS.items():
+            if tokens.get(name):
+                sign = "" if len(keys) == 1 else f" ({'+' if key.polarity > 0 else '-'})"
+                yield heading + sign, tuple(zip(tokens[name], tokens[f"{name}_values"], strict=True))
 
 
 def evaluation_table(
@@ -314,6 +342,9 @@ def graph_json(graph: Graph) -> str:
     if isinstance(graph, Circuit):
         content["fingerprint"] = graph.fingerprint
     content["nodes"] = graph.nodes.drop_columns("prompt_id").to_pylist()
+    for name in ("neuron_tokens", "descriptions"):
+        if (known := getattr(graph, name)) is not None:
+            content[name] = known.to_pylist()
     if graph.links is not None:
         content["edges"] = graph.links.drop_columns("prompt_id").to_pylist()
     return json.dumps(content, indent=1, ensure_ascii=False)
