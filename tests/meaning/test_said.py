@@ -58,7 +58,7 @@ def test_tokens_are_saved_and_come_back_and_decide_nothing(tmp_path: Path, plain
     assert back == circuit
     assert back.neuron_tokens is not None
     assert back.neuron_tokens.schema == TOKENS
-    assert len(Said.of(back).tokens) == circuit.neuron_tokens.num_rows > 20
+    assert len(Said.of(back).tokens) == back.neuron_tokens.num_rows > 20
     plain.save(tmp_path / "a")
     assert Circuit.load(tmp_path / "a").neuron_tokens is None
 

@@ -604,6 +604,42 @@ def test_nodes_do_not_overlap(open_page: Callable[[viewer.Payload], Page]) -> No
     assert gaps.min() > 0
 
 
+def test_what_a_neuron_says_is_beside_it_in_the_list_and_on_the_picture(
+    open_page: Callable[[viewer.Payload], Page],
+) -> None:
+    first, other = (int(row) for row in np.flatnonzero(SMALL.nodes.kind == viewer.NEURON)[:2])
+    lists = (("promotes", ((" Texas", 0.1194), (" TX", 0.05))), ("suppresses", ((" Idaho", -0.25),)))
+    said = {first: viewer.Says("Texas, TX", lists), other: viewer.Says("names of <b>states</b>")}
+    page = open_page(changed(SMALL, "nodes", says=said))
+    page.select(first)
+    shown = page.text("#chosen")
+    assert "promotes: \u2423Texas 0.119, \u2423TX 0.05" in shown
+    assert "suppresses: \u2423Idaho \u22120.25" in shown
+    names = [text.text for text in ET.fromstring(page.js("return tracerPage.svg()")).iter(f"{SVG}text")]
+    assert f"N{SMALL.nodes.neuron[first]} Texas" in names
+    page.hover(first)
+    assert "Texas, TX" in page.text("#tooltip")
+    assert "Texas, TX" in page.text("#live")
+    page.select(other)
+    assert "names of <b>states</b>" in page.text("#chosen")
+    assert not page.all("#chosen b")
+    page.find("#search").send_keys("texas")
+    page.frames()
+    assert page.state()["matches"] == [first]
+
+
+@pytest.mark.parametrize("token", MALICIOUS, ids=range(len(MALICIOUS)))
+def test_what_a_neuron_says_is_never_run(token: str, open_page: Callable[[viewer.Payload], Page]) -> None:
+    row = int(np.flatnonzero(SMALL.nodes.kind == viewer.NEURON)[0])
+    said = {row: viewer.Says(token, ((token, ((token, 1.0), (token, -1.0))),))}
+    page = open_page(changed(SMALL, "nodes", says=said))
+    page.select(row)
+    page.hover(row)
+    assert ET.fromstring(page.js("return tracerPage.svg()")).tag == f"{SVG}svg"
+    assert page.js("return window.hacked === undefined && document.images.length === 0")
+    assert page.js("return document.querySelectorAll('script').length") == 4
+
+
 @pytest.mark.parametrize("token", MALICIOUS, ids=range(len(MALICIOUS)))
 def test_text_is_never_run(token: str, open_page: Callable[[viewer.Payload], Page]) -> None:
     made = payload(20, 40, tokens=["The", token, " end"])

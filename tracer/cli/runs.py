@@ -210,7 +210,7 @@ def query(
     quick: Annotated[bool, typer.Option("--quick", help="Do not compare the tables' files with their hashes.")] = False,
 ) -> None:
     """Ask a run's tables in SQL, with DuckDB, which the extra 'query' installs: prompts, nodes, edges, neurons,
-    edges_mean, top_prompts, failed, circuit, circuit_nodes and circuit_edges.
+    edges_mean, top_prompts, failed, circuit, circuit_nodes, circuit_edges and tokens.
 
     Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
     """

@@ -4,5 +4,6 @@ Knows what a neuron's weights, its activations on text, and its attributions say
 that. A neuron is a (layer, neuron, polarity): the sign of its value decides what it promotes. Refuses to know how
 attributions come about (attribution), what is drawn of it (reports), and runs over many prompts.
 
-Door: `descriptions.read`; `tokens.neuron_tokens`, `promoted` and `with_tokens`, whose product is `weights`.
+Door: `descriptions.read`; `tokens.neuron_tokens`, `promoted` and `with_tokens`, whose product is `weights`;
+`known.read`, what a run folder knows of a neuron.
 """

@@ -93,7 +93,7 @@ class Run:
 
     def table(self, name: str) -> pa.Table:
         """A table as a whole: ``prompts``, ``nodes``, ``edges``, or ``neurons``, ``edges_mean``, ``top_prompts``,
-        ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``.
+        ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``, ``tokens``.
 
         Raises:
             RunError: the run has no such table.

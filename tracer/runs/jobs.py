@@ -240,12 +240,14 @@ class DatasetJob(_ModelOptions):
             (neurons, whatever the position), or ``none``.
         evaluate: how that circuit is tested.
         quality: for the first so many prompts, estimates are compared with exact single ablations.
+        tokens: of so many of the circuit's strongest neurons (of the prompts', without a circuit) it is read from the
+            weights which tokens they promote, and what drives them; of none if None.
         batch: prompts computed at once; planned from the memory there is if None.
         prompt_timeout: seconds after which a prompt counts as hung. retries: of a unit that failed for no prompt's
             fault. max_error_rate: the share of failed prompts above which the run ends.
     """
 
-    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on")
+    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on", "tokens")
 
     kind: Literal["dataset"] = "dataset"
     input: Source
@@ -271,6 +273,7 @@ class DatasetJob(_ModelOptions):
     circuit: Literal["none", "aligned", "free"] = "none"
     evaluate: Evaluate | None = None
     quality: Natural = 0
+    tokens: Count | None = None
     batch: Count | None = None
     prompt_timeout: Real = Field(600.0, gt=0)
     retries: Natural = 3
@@ -378,7 +381,7 @@ class DatasetJob(_ModelOptions):
     @property
     def ends_with_model(self) -> bool:
         """Whether the end of the run needs the model: see runs/units/ending.py."""
-        return bool(self.evaluate is not None or self.quality or self.links_circuit)
+        return bool(self.evaluate is not None or self.quality or self.links_circuit or self.tokens)
 
     @property
     def source(self) -> Source:

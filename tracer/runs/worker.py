@@ -90,6 +90,11 @@ class Worker:
         from tracer.runs.units.ending import end_run
         from tracer.runs.units.shards import ShardWork
 
+        if job.tokens is not None:
+            from tracer.meaning.tokens import check_readable
+
+            with surface("job"):
+                check_readable(model)  # now, and not when all units are done
         shards = ShardWork(model, job, folder)
 
         @functools.cache

@@ -59,7 +59,7 @@ function says(circuit, row) {
 }
 
 /** Where a node is and what it does, for a list. */
-function listed(circuit, row) {
+function placeText(circuit, row) {
   const doing = circuit.doing(row);
   return circuit.place(row) + (doing ? ` \u00b7 ${tokenText(doing, 30)}` : "");
 }
@@ -149,7 +149,7 @@ export class Panel {
     const sign = Number.isNaN(attribution) ? "" : signed;
     const cells = [
       make("span", { class: `what ${sign}` }, this.#circuit.title(row)),
-      make("span", { class: "where" }, listed(this.#circuit, row)),
+      make("span", { class: "where" }, placeText(this.#circuit, row)),
       make("span", { class: "value" }, first),
       make("span", { class: "value" }, second),
     ];

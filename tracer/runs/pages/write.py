@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from tracer.circuit.circuit import read_beside
+from tracer.circuit.said import Said
 from tracer.errors import RunError, option, quoted, writing
 from tracer.reports.page import Link
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
@@ -37,7 +39,10 @@ from tracer.text import printable
 REPORT = "report.html"
 TOP = 10
 """Prompts kept of each neuron in top_prompts.parquet."""
-_READ = ("neurons.parquet", "top_prompts.parquet", "circuit.parquet", "evaluation.json", "quality.json")
+_READ = (
+    *("neurons.parquet", "top_prompts.parquet", "circuit.parquet", "tokens.parquet"),
+    *("evaluation.json", "quality.json"),
+)
 _COLUMNS = ("n_nodes", "n_edges", "metric", "unexplained")
 
 
@@ -167,7 +172,14 @@ def _found(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], record
         qualities=qualities,
         links=(),
         reasons=reasons(folder, commits, 20),
+        said=_said(folder),
     )
+
+
+def _said(folder: RunFolder) -> Said:
+    """What the folder says of what neurons do."""
+    known = read_beside(folder.place.address)
+    return Said(known.get("neuron_tokens"), known.get("descriptions"))
 
 
 def _json(folder: RunFolder, name: str) -> Any:

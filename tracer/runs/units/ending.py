@@ -15,6 +15,7 @@ from tracer.model.model import Model
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.dataset_circuit import evaluated, qualities, tested_on
 from tracer.runs.units.mean_edges import write_mean_edges
+from tracer.runs.units.neuron_tokens import write_tokens
 from tracer.runs.units.progress import Stages, Told, curves_work
 from tracer.store.run_folder import RunFolder
 
@@ -22,6 +23,10 @@ LINKED = 20
 """Forward passes, about, that a prompt's edges among given nodes take."""
 NODES_CHECKED = 300
 """Single ablations, about, behind the estimate of a prompt's quality."""
+
+
+TOKENS_READ = 0.05
+"""Forward passes, about, that the tokens of a neuron take: three rows of the head."""
 
 
 @dataclass(frozen=True)
@@ -114,5 +119,17 @@ def _checked(end: Ending) -> Step | None:
     return Step("prompts' estimates checked", float(end.job.quality * NODES_CHECKED), do)
 
 
-STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _evaluated, _checked)
+def _said(end: Ending) -> Step | None:
+    """tokens.parquet: what the weights say of the strongest neurons."""
+    if end.job.tokens is None:
+        return None
+
+    def do(progress: Progress) -> None:
+        write_tokens(end.model, end.job, end.folder)
+        progress(1, 1)
+
+    return Step("tokens read of neurons", float(end.job.tokens) * TOKENS_READ, do)
+
+
+STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _evaluated, _checked, _said)
 """The stages in their order; each is None where the job does not ask for it."""
