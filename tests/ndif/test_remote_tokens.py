@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import tracer
 from helpers import refused
+from inline import InlinePool
 from loopback import FAMILIES, Loopback
 from tracer.errors import RemoteError
 from truth import close
@@ -37,3 +40,15 @@ def test_hidden_weights_are_refused_and_read_here_where_they_are_loaded(server: 
     assert mine.drop_columns([one for one in mine.column_names if "values" in one]) == tracer.promoted(
         here, NEURONS, 5
     ).drop_columns([one for one in mine.column_names if "values" in one])
+
+
+def test_a_run_that_cannot_read_them_is_refused_before_it_computes(server: Loopback, tmp_path: Path) -> None:
+    server.mode(sandboxed=True)
+    job = {"kind": "dataset", "input": {"task": "capitals", "count": 2}, "method": "delta", "edges": False}
+    job |= {"baseline": "counterfactual", "nodes": 5, "remote": True, "host": server.host}
+    before = server.seen()["requests"]
+    with refused(RemoteError, "hidden there", "weights: local"):
+        tracer.run(job | {"tokens": 3}, tmp_path / "run", pool=InlinePool())
+    asked = server.seen()["requests"] - before  # the probe's
+    tracer.run(job, tmp_path / "plain", pool=InlinePool())
+    assert server.seen()["requests"] - before > 2 * asked

@@ -272,7 +272,6 @@ class Saved:
         asked = (model.remote is None and tokens.is_readable(model)) if self.tokens is None else self.tokens
         if not asked or (self.out is None and shown.style is Format.csv):
             return circuit
-        tokens.check_readable(model)
         rows = circuit.neurons.to_pylist()
         if self.out is None and shown.style is Format.table:
             rows = rows[: shown.rows]
@@ -306,6 +305,7 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     import tracer
     from tracer.attribution import trace as tracing
     from tracer.attribution.attribute import check_question
+    from tracer.meaning.tokens import check_readable
 
     prompt = question.prompt()
     how.check()
@@ -321,6 +321,8 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     model = source.load(there)
     if saved.out is not None:
         saved.check(mine | {"model": {"fingerprint": model.fingerprint}})
+    if saved.tokens:
+        check_readable(model)
     with terminal.ProgressBar(f"{how.method} on {source.model}") as bar:
         how_to: dict[str, Any] = {**asked, "skip_first": kept.skip_first, "reference": others, "progress": bar}
         circuit = tracer.trace(model, prompt, **how_to, exclude=left_out)

@@ -131,5 +131,5 @@ def _said(end: Ending) -> Step | None:
     return Step("tokens read of neurons", float(end.job.tokens) * TOKENS_READ, do)
 
 
-STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _evaluated, _checked, _said)
+STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _said, _evaluated, _checked)
 """The stages in their order; each is None where the job does not ask for it."""
