@@ -19,8 +19,9 @@ from helpers import load, refused
 from tracer.circuit.said import Said, key_of
 from tracer.data import tasks
 from tracer.demo import data
-from tracer.errors import JobError
+from tracer.errors import JobError, ModelError
 from tracer.meaning import tokens, weights
+from tracer.model.backend import Local
 from tracer.store.schemas import TOKENS
 from truth import close
 
@@ -155,6 +156,24 @@ def test_coordinates_of_the_output_are_read_as_neurons_are() -> None:
     assert close(numbers(one.promoted), wanted[[token.token_id for token in one.promoted]])
     assert one.driven_by == ()
     assert one.up == ()
+
+
+@torch.no_grad()
+def test_half_precision_weights_are_multiplied_in_float32() -> None:
+    model = load("gemma3", dtype=torch.bfloat16)
+    assert model.dtype == torch.bfloat16
+    rounded = t.tiny("gemma3", dtype=torch.bfloat16).float()  # the same weights
+    whole = tracer.load(rounded, tokenizer=t.tokenizer())
+    found, wanted = tracer.neuron_tokens(model, NEURONS, k=t.VOCAB, driven=False), effects("gemma3", whole)
+    for one, row in zip(found[::2], wanted, strict=True):
+        assert close(numbers(one.promoted), row[[token.token_id for token in one.promoted]])
+
+
+def test_weights_that_are_no_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Local, "shows_weights", lambda *_: False)
+    monkeypatch.setattr(tracer.Model, "weights_readable", False)
+    with refused(ModelError, "quantised or offloaded", "leave tokens out"):
+        tracer.promoted(load("llama"), NEURONS)
 
 
 @pytest.mark.parametrize("piece", [1, 64, 500, 3000])

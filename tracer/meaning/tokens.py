@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import torch
@@ -43,6 +43,7 @@ from tracer.prompts import decoded
 from tracer.records import Record, as_int, is_list
 from tracer.store.schemas import TOKENS
 
+AnyGraph = TypeVar("AnyGraph", bound=Graph)
 MOST = 1000
 """Tokens of a list."""
 TOGETHER = 1024
@@ -135,12 +136,12 @@ def promoted(model: Model, neurons: Iterable[Sequence[int]], k: int = 10) -> pa.
 
 def with_tokens(
     model: Model,
-    graph: Graph,
+    graph: AnyGraph,
     k: int = 10,
     *,
     driven: bool = False,
     neurons: Iterable[Sequence[int]] | None = None,
-) -> Any:
+) -> AnyGraph:
     """The same circuit with the tokens of its neurons, which `save` keeps, and tables, pages and exports name.
 
     On a CPU it is work: as much as the output head on as many tokens as there are neurons.
