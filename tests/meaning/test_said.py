@@ -68,6 +68,14 @@ def test_a_damaged_table_is_said_to_be(tmp_path: Path, circuit: Circuit) -> None
     (tmp_path / "a" / "tokens.parquet").write_bytes(b"PAR1")
     with refused(RunError, "tokens.parquet"):
         read_graph(tmp_path / "a")
+    circuit.save(tmp_path / "c")
+    assert circuit.neuron_tokens is not None
+    rows = circuit.neuron_tokens.to_pylist()
+    rows[0]["promoted_values"].pop()
+    (tmp_path / "c" / "_SUCCESS.json").unlink()
+    (tmp_path / "c" / "tokens.parquet").write_bytes(encoded(pa.Table.from_pylist(rows, schema=TOKENS)))
+    with refused(RunError, "do not fit together", "remove it"):
+        read_graph(tmp_path / "c")
     circuit.save(tmp_path / "b")
     (tmp_path / "b" / "descriptions.parquet").write_bytes(encoded(pa.table({"layer": [1]})))
     with refused(RunError, "descriptions.parquet", "is damaged", "remove it"):
@@ -92,7 +100,9 @@ def test_names_in_exports_are_what_neurons_say(tmp_path: Path, plain: Circuit, c
     content = json.loads((tmp_path / "a.json").read_text())
     names = {node["clerp"] for node in content["nodes"] if node["feature_type"] == "cross layer transcoder"}
     assert any(" says " in name and "Texas" in name for name in names)
-    assert tracer.import_graph(tmp_path / "a.json") == plain  # the tokens stay in the run folder
+    back = tracer.import_graph(tmp_path / "a.json")
+    assert back == circuit
+    assert back != plain
     tracer.export(circuit, tmp_path / "a.graphml", "graphml")
     assert "Texas" in (tmp_path / "a.graphml").read_text()
 

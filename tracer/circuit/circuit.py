@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tracer.circuit import identities
-from tracer.circuit.said import Said
-from tracer.errors import JobError, RunError, option
+from tracer.circuit.said import Said, problem
+from tracer.errors import JobError, RunError, option, quoted
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
@@ -509,7 +509,12 @@ def read_beside(folder: Any) -> dict[str, pa.Table]:
         RunError: such a table is damaged.
     """
     tables = {name: one_prompt.read_beside(folder, file, schema) for file, (name, schema) in BESIDE.items()}
-    return {name: table for name, table in tables.items() if table is not None}
+    found = {name: table for name, table in tables.items() if table is not None}
+    for name, table in found.items():
+        if wrong := problem(table):
+            step = "make it again, or remove it: the run does not need it"
+            raise RunError(f"the table {name} of run {quoted(str(folder), 300)}", wrong, step)
+    return found
 
 
 def provenance() -> dict[str, Any]:

@@ -6,6 +6,7 @@ Knows how those tables are joined to nodes, and how a neuron is named by them. R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +44,27 @@ def by_neuron(table: pa.Table) -> dict[Key, str]:
         if key not in best or score > best[key][0]:
             best[key] = score, row["description"]
     return {key: text for key, (_, text) in best.items()}
+
+
+def problem(table: pa.Table) -> str | None:
+    """What is wrong with a table of tokens or descriptions, which a file may hold; None if nothing is."""
+    for name in ("layer", "neuron", "polarity"):
+        if table[name].null_count:
+            return f"a row has no {name}"
+    if set(table["polarity"].to_pylist()) - {1, -1}:
+        return "a polarity is not 1 or -1"
+    if "description" in table.column_names:
+        return "a row has no description" if table["description"].null_count else None
+    for row in table.select(["promoted", "suppressed", "driven_by"]).to_pylist():
+        if any(text is None for texts in row.values() for text in texts or ()):
+            return "a token is missing"
+    for name in ("promoted", "suppressed", "driven_by"):
+        for texts, values in zip(table[name].to_pylist(), table[f"{name}_values"].to_pylist(), strict=True):
+            if len(texts or ()) != len(values or ()) or not all(
+                v is not None and math.isfinite(v) for v in values or ()
+            ):
+                return f"tokens and numbers of {name} do not fit together"
+    return None
 
 
 class Said:
