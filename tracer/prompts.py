@@ -204,6 +204,59 @@ def _longest_token(tokenizer: Any) -> int:
     return longest
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text of any length as tokens: what stands `before` it (a beginning-of-sequence token), and its own."""
+
+    before: tuple[int, ...]
+    body: tuple[int, ...]
+
+    def windows(self, length: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Its tokens in pieces of at most `length`, each behind what stands before the text: where each piece begins
+        among the document's tokens, what stands before counted once, and its tokens with that."""
+        step = max(1, length - len(self.before))
+        return [
+            (first + len(self.before), self.before + self.body[first : first + step])
+            for first in range(0, len(self.body), step)
+        ]
+
+
+def document(given: str | Ids, vocabulary: Vocabulary, bos: bool = False) -> Document:
+    """A text, or token ids, that may be longer than the model reads.
+
+    Args:
+        bos: as of `Prompt`. Token ids that begin with such a token begin with it in every piece.
+
+    Raises:
+        JobError: it is empty or no text, has tokens outside the vocabulary, or begins with a token that the tokenizer
+            adds too.
+    """
+    known = _bos_tokens(vocabulary)
+    if given is None or len(given) == 0 or (isinstance(given, str) and not given.strip()):
+        raise JobError(f"text {quoted(given)}", "is empty", "give at least one word, or leave the row out")
+    if not isinstance(given, str):
+        ids = tuple(_in_vocabulary(token, vocabulary, "text") for token in given)
+        at = int(ids[0] in known and len(ids) > 1)
+        return Document(ids[:at], ids[at:])
+    _check_characters(given, "text")
+    before, _, _ = _parts("a", vocabulary, "text")
+    body = tokenize(given, vocabulary.tokenizer, 4 * len(given), special=False)
+    if not body:
+        raise JobError(f"text {quoted(given)}", "becomes no token", "give at least one word, or leave the row out")
+    if bos and not (before and before[0] in known):
+        if not known:
+            rule = "neither the tokenizer nor the model's configuration names a beginning-of-sequence token"
+            raise JobError(option("bos", True), rule, "leave it out")
+        before = (known[0], *before)
+    _check_tokenizer((*before, *body), vocabulary, f"text {quoted(given)}")
+    if before and body[0] == before[0] and body[0] in known:
+        if len(body) == 1:
+            raise JobError(f"text {quoted(given)}", "becomes no token", "give at least one word, or leave the row out")
+        rule = f"begins with {decode(vocabulary, body[0])}, which is put there anyhow"
+        raise JobError(f"text {quoted(given)}", rule, "leave it out of the text")
+    return Document(before, body)
+
+
 def decode(vocabulary: Vocabulary, token: int) -> str:
     """One token as it reads after other text, so its leading space is kept; bytes that are not text by themselves
     become the replacement character."""

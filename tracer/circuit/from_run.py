@@ -19,6 +19,7 @@ from tracer.circuit.circuit import Graph, Traced, edges_table, load_graph, nodes
 from tracer.errors import JobError, RunError, first_line, option, quoted
 from tracer.settings import ModelRecord, Settings, settings
 from tracer.store import one_prompt
+from tracer.store.record import MANY
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT, CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, NODES, SCHEMAS, TARGET
 
@@ -37,7 +38,7 @@ def read_graph(address: Any, prompt_id: int | None = None) -> Graph:
     """
     if prompt_id is not None:
         return graph_of(address, prompt_id)
-    if one_prompt.read_record(address).get("kind") in ("dataset", "benchmark"):
+    if one_prompt.read_record(address).get("kind") in MANY:
         return circuit_of(address)
     return load_graph(address)
 

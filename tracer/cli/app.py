@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.cli import runs, terminal
+from tracer.cli import collecting, runs, terminal
 from tracer.cli.evaluating import evaluate
 from tracer.cli.graphs import export, import_, show, view
 from tracer.cli.loading import Adapter, GgufFile, report
@@ -106,7 +106,21 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
+VERBS = (
+    trace,
+    show,
+    view,
+    export,
+    import_,
+    evaluate,
+    steer,
+    swap,
+    doctor,
+    *runs.VERBS,
+    *collecting.VERBS,
+    report_,
+    submit,
+)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

@@ -127,11 +127,12 @@ def evaluate(
     Example: tracer evaluate runs/demo --structure nounpp
     """
     from tracer.store import one_prompt
+    from tracer.store.record import MANY
 
     tests.check()
     if style is Format.csv:
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
-    many = one_prompt.read_record(folder).get("kind") in ("dataset", "benchmark")
+    many = one_prompt.read_record(folder).get("kind") in MANY
     if tests.count is not None and tests.structure is None and not many:
         raise JobError(f"--count {tests.count}", "has no effect on the circuit's own prompt", "leave it out")
     place = writable(out or beside(folder, "evaluate" if many else "."))

@@ -4,5 +4,6 @@ Knows what a neuron's weights, its activations on text, and its attributions say
 that. A neuron is a (layer, neuron, polarity): the sign of its value decides what it promotes. Refuses to know how
 attributions come about (attribution), what is drawn of it (reports), and runs over many prompts.
 
-Door: exemplars (`read`, `of_neuron`).
+Door: `exemplars` (`read`, `of_neuron`); `densities` and `peaks` for whoever collects them, `strongest` for the neurons
+of a run.
 """

@@ -223,6 +223,15 @@ def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | N
     return before, inner, inside, leaf
 
 
+def pick(down: Any, neurons: Tensor) -> Tensor:
+    """The values of some neurons of one layer, at every column [prompt, column, neuron]; what is not asked for is not
+    read."""
+    if not len(neurons):
+        return torch.zeros(0)
+    value = down.input
+    return value.detach()[..., neurons.to(value.device)].float().cpu()
+
+
 def gather_nodes(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
     """The values of one prompt's nodes, rows of (layer, column, neuron), from each layer's [prompt, column, neuron]."""
     order = torch.argsort(nodes[:, 0], stable=True)

@@ -116,6 +116,21 @@ def values(
     return parts[0].float(), parts[1]
 
 
+def chosen(model: Model, batch: Batch, neurons: Sequence[tuple[int, int]]) -> Tensor:
+    """Values of some neurons at every column [prompt, column, neuron], float32 on the CPU; padding has some too. One
+    forward, without the head; only these values leave the device.
+
+    Args:
+        neurons: (layer, neuron)s, each once, rising.
+    """
+    if list(neurons) != sorted({*neurons}) or not neurons:
+        raise ValueError("neurons must rise, and there must be one")
+    layers = [[neuron for at, neuron in neurons if at == layer] for layer in range(model.n_layers)]
+    each = [torch.tensor(some, dtype=torch.long) for some in layers]
+    ask = SimpleNamespace(inputs=inputs(model, batch), neurons=each)
+    return session(model, traces.chosen, ask, Of((len(batch.token_ids), batch.width, len(neurons))))
+
+
 def ablated(
     model: Model,
     batch: Batch,

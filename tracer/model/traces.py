@@ -141,6 +141,23 @@ def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tenso
     return (*both, *interventions.to_cpu(found.embedding, found.embedding_gradient, found.metric))
 
 
+def chosen(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """Values of some neurons at every column [prompt, column, neuron], on the CPU; nothing else is kept.
+
+    `ask` has the batch's `inputs` and, of each layer, which `neurons`; they follow one another by layer.
+    """
+    stops: list[BaseException] = []
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            found = interventions.walk(
+                nn, plan, NO_RULES, lambda down, layer: interventions.pick(down, ask.neurons[layer])
+            )
+            saved = nnsight.save(interventions.to_cpu(torch.cat([some for some in found if some.numel()], dim=-1)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
+
+
 def replaced(
     nn: Any,
     plan: SimpleNamespace,

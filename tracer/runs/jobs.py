@@ -1,4 +1,4 @@
-"""Job files: the record of a dataset run and of a benchmark, read from YAML, with every value checked.
+"""Job files: the records of dataset runs, benchmarks and searches for exemplars, from YAML, with every value checked.
 
 Knows a job's keys, which of them go together, and which decide a run's numbers. A key that would have no effect is
 refused. Refuses to know YAML and overrides (runs/yamlfile.py), models, prompts, and how a job is run; paths stay as
@@ -18,8 +18,8 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
 from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
-from tracer.errors import JobError, quoted
-from tracer.records import Count, Name, Natural, Record, as_list, is_list
+from tracer.errors import JobError, option, quoted
+from tracer.records import LARGEST, Count, Name, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
 from tracer.settings import (
     DEFAULT_STEPS,
@@ -49,6 +49,12 @@ NO_BASELINE = "none"
 
 EVERY_RULE = ("all",)
 """The variants of RelP that a benchmark measures by default."""
+
+MOST_NEURONS = 4096
+"""That one run collects exemplars of."""
+WINDOW, TOP_NEURONS, ACTIVE_SHARE = 128, 100, 0.1
+"""Tokens of a document that a model reads at a time, neurons of a run, and the share of a neuron's largest size from
+which a token is strong, unless a job says otherwise."""
 
 WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host", "in_flight"})
 """Keys of a job that do not decide its numbers."""
@@ -86,7 +92,7 @@ def _neuron(value: Any) -> Any:
         return tuple(int(part) for part in value.split("/"))
     if is_list(value) and len(value) == 2:
         return value
-    raise ValueError("must be neurons as LAYER/NEURON, e.g. exclude: [3/120]")
+    raise ValueError("must be neurons as LAYER/NEURON, e.g. [3/120]")
 
 
 # Whole numbers are strict: "5", 5.0 and true are mistakes. Other numbers may be text, as YAML reads 1e-3.
@@ -386,6 +392,88 @@ class DatasetJob(_ModelOptions):
         return self.input if self.limit is None else self.input.model_copy(update={"limit": self.limit})
 
 
+# ------------------------------------------------------------------------------------------------ exemplars
+
+
+class ExemplarsJob(_ModelOptions):
+    """Where in a corpus chosen neurons are strong: exemplars, and how their values are spread. Forward passes only.
+
+    Attributes:
+        model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
+        input: the documents: texts or token ids, of any length. limit: only the first so many.
+        shard_size: documents in one unit of work.
+        neurons: LAYER/NEURON, in the basis ``activation``. of: instead, the `top` strongest neurons (100 if None) of a run
+            folder: of a dataset's circuit, or a prompt's.
+        exemplars: of each neuron and sign the strongest documents. quantiles: of documents' peaks, in percent, of each
+            of which `per_quantile` exemplars are drawn with `seed`.
+        window: tokens that the model reads at a time; 128, or its context if that is shorter. around: tokens shown on
+            either side of a peak.
+        skip_first: leave the first token of every window out; if None, only where it is the beginning-of-sequence
+            token, at which many neurons of many models are as strong as nowhere else.
+        active_share, active_above: from which size on a token counts as strong: a share of the neuron's largest (then
+            an edge of the histogram), or a size.
+        batch: documents computed at once; as memory allows if None.
+        prompt_timeout, retries, max_error_rate: as of a dataset's job.
+    """
+
+    kind: Literal["exemplars"] = "exemplars"
+    input: Source
+    limit: Count | None = None
+    shard_size: Count = 256
+    neurons: Annotated[tuple[Neuron, ...], BeforeValidator(as_list)] = ()
+    of: Name | None = None
+    top: Annotated[int, Field(ge=1, le=MOST_NEURONS, strict=True)] | None = None
+    exemplars: Annotated[int, Field(ge=1, le=1000, strict=True)] = 20
+    quantiles: Annotated[tuple[Annotated[Real, Field(ge=0, le=100)], ...], BeforeValidator(as_list)] = (50, 90, 99)
+    per_quantile: Annotated[int, Field(ge=1, le=1000, strict=True)] = 4
+    seed: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] = 0
+    window: Annotated[int, Field(ge=2, strict=True)] | None = None
+    around: Annotated[int, Field(ge=0, le=1000, strict=True)] = 16
+    skip_first: bool | None = None
+    active_share: Real = Field(ACTIVE_SHARE, gt=0, le=1)
+    active_above: Annotated[Real, Field(gt=0)] | None = None
+    batch: Count | None = None
+    prompt_timeout: Real = Field(600.0, gt=0)
+    retries: Natural = 3
+    max_error_rate: Real = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> ExemplarsJob:
+        if bool(self.neurons) == (self.of is not None):
+            raise ValueError("neurons are named (neurons: [3/120]) or those of a run (of: RUN): give one of them")
+        if len(set(self.neurons)) < len(self.neurons):
+            raise ValueError("neurons must name each once")
+        if len(self.neurons) > MOST_NEURONS:
+            raise ValueError(f"neurons are {len(self.neurons)}, at most {MOST_NEURONS} are looked at in one run")
+        if self.neurons and self.top is not None:
+            raise ValueError("top only has an effect with of, whose strongest neurons it takes")
+        if self.limit is not None and self.input.limit is not None:
+            raise ValueError("limit and input.limit say the same: leave one of them out")
+        if self.input.filter is not None:
+            raise ValueError("filter has no effect on documents, which are asked nothing")
+        if len(set(self.quantiles)) < len(self.quantiles):
+            raise ValueError("quantiles must name each once")
+        if self.active_above is not None and self.active_share != ACTIVE_SHARE:
+            raise ValueError("active_share has no effect with active_above")
+        return self
+
+    @property
+    def source(self) -> Source:
+        """`input`, with the job's own limit."""
+        return self.input if self.limit is None else self.input.model_copy(update={"limit": self.limit})
+
+    def window_of(self, context_length: int) -> int:
+        """Tokens of a window, for a model that reads so many.
+
+        Raises:
+            JobError: it reads fewer than the window has.
+        """
+        if self.window is not None and self.window > context_length:
+            rule = f"the model reads at most {context_length} tokens"
+            raise JobError(option("window", self.window), rule, "use no more")
+        return self.window or min(WINDOW, context_length)
+
+
 # ------------------------------------------------------------------------------------------------ the benchmark
 
 
@@ -524,11 +612,17 @@ def _allowed(method: str, baseline: str) -> bool:
     return True
 
 
-Job = BenchmarkJob | DatasetJob
+Job = BenchmarkJob | DatasetJob | ExemplarsJob
 
 # ---------------------------------------------------------------------------------------------------- reading
 
-_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob]] = {"benchmark": BenchmarkJob, "dataset": DatasetJob}
+_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob] | type[ExemplarsJob]] = {
+    "benchmark": BenchmarkJob,
+    "dataset": DatasetJob,
+    "exemplars": ExemplarsJob,
+}
+
+_EXAMPLES = "see jobs/dataset.yaml, jobs/sva.yaml, jobs/exemplars.yaml"
 
 _SOURCE: dict[str, Any] = {**dict.fromkeys(Source.model_fields), "columns": dict.fromkeys(ROW_FIELDS)}
 _NESTED: dict[str, dict[str, Any]] = {
@@ -541,6 +635,7 @@ _NESTED: dict[str, dict[str, Any]] = {
 _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},
     "dataset": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
+    "exemplars": {**dict.fromkeys(ExemplarsJob.model_fields), "input": _SOURCE},
 }
 """The keys of each kind of job; those that hold keys themselves with theirs."""
 
@@ -562,7 +657,7 @@ def _switch_sources(content: dict[str, Any], changes: Sequence[str]) -> None:
                     source.pop(key, None)
 
 
-def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, overrides: Sequence[str] = ()) -> Job:
+def load_job(job: str | Path | Mapping[str, Any] | Job, overrides: Sequence[str] = ()) -> Job:
     """A job from a YAML file, a mapping or a record, with ``key=value`` overrides whose values are YAML as well.
 
     A key of a record within the job is dotted: ``input.limit=100``, ``input.columns.text=prompt``.
@@ -584,8 +679,8 @@ def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, ov
     if kind is None:
         raise JobError(where, "has no kind", f"give it kind: {' or kind: '.join(_KINDS)}")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise JobError(f"kind={quoted(kind)}", f"must be {' or '.join(_KINDS)}", "see jobs/dataset.yaml, jobs/sva.yaml")
-    check_keys(content, _KEYS[kind], f"a {kind} job")
+        raise JobError(f"kind={quoted(kind)}", f"must be {' or '.join(_KINDS)}", _EXAMPLES)
+    check_keys(content, _KEYS[kind], f"an {kind} job" if kind[0] in "aeiou" else f"a {kind} job")
     try:
         return _KINDS[kind].model_validate(content)
     except ValidationError as error:

@@ -47,7 +47,7 @@ def check_overlap(job: Job) -> list[str]:
                 found.append(f"{shared} of {len(test)} test pairs of {name} have a prompt that is trained on as well")
         return found
     said: list[str] = []
-    if job.evaluate is not None:
+    if isinstance(job, DatasetJob) and job.evaluate is not None:
         for _ in apart(job, data.read(job.source), said.append):
             pass
     return said

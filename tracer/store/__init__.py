@@ -5,5 +5,5 @@ text, and why a row was written.
 
 Door: `run_folder.RunFolder` and `Commit`, `one_prompt`, `storage`, `parquet`, `schemas`, `file.File`; `aggregation`,
 `edge_means`, `compaction`, `query` for whoever finishes or reads a run. What a record must hold is in `record`, which
-`run_folder` alone asks.
+`run_folder` alone asks, and the kinds there are (`MANY`).
 """

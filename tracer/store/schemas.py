@@ -192,14 +192,46 @@ DENSITIES = pa.schema(
         ("std", pa.float64()),
         ("smallest", pa.float32()),
         ("largest", pa.float32()),
+        ("threshold", pa.float32()),
         ("density_positive", pa.float64()),
         ("density_negative", pa.float64()),
         ("edges", _VALUES),
         ("counts", pa.list_(pa.int64())),
     ]
 )
-"""A neuron's values over all tokens of a corpus: moments, the shares of tokens at which it is strongly positive and
-negative, and a histogram."""
+"""A neuron's values over all tokens of a corpus: moments, the shares of tokens at which it is at least `threshold`, or
+at most minus that, and a histogram: `counts` between `edges`, the first and last of which are infinite."""
+CANDIDATES = pa.schema(
+    [
+        *_NEURON,
+        ("value", pa.float32()),
+        ("document", pa.int64()),
+        ("position", pa.int32()),
+        ("stratum", pa.int16()),
+        ("key", pa.uint64()),
+        ("start", pa.int32()),
+        ("tokens", _TEXTS),
+        ("values", _VALUES),
+    ]
+)
+"""A shard's part of `EXEMPLARS`: documents at a neuron's peak that may be among them; `stratum` is the bin of the
+peak's size, and of the documents of a stratum those of the smallest `key` are a random sample."""
+COUNTS = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("neuron", pa.int32()),
+        ("n_tokens", pa.int64()),
+        ("n_documents", pa.int64()),
+        ("sum", pa.string()),
+        ("squares", pa.string()),
+        ("smallest", pa.float32()),
+        ("largest", pa.float32()),
+        ("counts", pa.list_(pa.int64())),
+        ("peaks", pa.list_(pa.int64())),
+        ("above", pa.list_(pa.int64())),
+    ]
+)
+"""A shard's part of `DENSITIES`, which adds up exactly (meaning/densities.py); sums are hexadecimal whole numbers."""
 PROFILES = pa.schema([("prompt_id", pa.int64()), ("node_id", pa.int32()), ("input", _VALUES), ("output", _VALUES)])
 """Attribution profiles of neuron nodes, total effects in the linearised model: `input`, of the embedding at each source
 position on the node's value; `output`, of the node on each target logit, in the order of the logit nodes."""

@@ -22,7 +22,7 @@ from tracer.model.backend import budget_without_gpu
 from tracer.model.model import read_tokenizer
 from tracer.model.sizes import Shape
 from tracer.prompts import tokenize
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
 from tracer.runs.plan import measure as measuring
 from tracer.runs.plan import planner
 from tracer.runs.plan.planner import PROMPTS, Plan, check, workloads
@@ -239,6 +239,10 @@ def _sample(job: Job, count: bool = True) -> _Sample:
         except JobError:
             return shape.context_length + 1
 
+    def read(length: int) -> int:
+        """Tokens that are read at a time, of so many."""
+        return min(length, job.window_of(shape.context_length)) if isinstance(job, ExemplarsJob) else length
+
     if isinstance(job, BenchmarkJob):
         pairs = [train_and_test(job, name)[0] for name in job.sets]
         lengths = [length(pair.prompt) for some in pairs for pair in some[:16]]
@@ -248,14 +252,14 @@ def _sample(job: Job, count: bool = True) -> _Sample:
         looked += 1
         if row.token_ids is not None or row.text:
             rows.append(row)
-            lengths.append(len(row.token_ids) if row.token_ids is not None else length(row.text or ""))
+            lengths.append(read(len(row.token_ids) if row.token_ids is not None else length(row.text or "")))
         if (text := text + len(row.text or "")) > _SAMPLE_TEXT:
             break
     prompts, most = _count(job, source, looked) if count else (None, False)
     return _Sample(shape, tuple(rows), tuple(lengths), prompts, most, tuple(notes))
 
 
-def _count(job: DatasetJob, left: Iterator[data.Row], looked: int) -> tuple[int | None, bool]:
+def _count(job: DatasetJob | ExemplarsJob, left: Iterator[data.Row], looked: int) -> tuple[int | None, bool]:
     """How many prompts a job has, and whether that is only the most: rows are counted as far as that is cheap, and then
     it is the job's limit, if it has one."""
     if job.source.dataset is None or looked < SAMPLE:

@@ -36,7 +36,7 @@ EDGES_OF_NODE = 20
 
 
 def workloads(job: Any) -> tuple[Workload, ...]:
-    """What a dataset job does with a prompt, or each way in which a benchmark attributes one."""
+    """What a job does with a prompt, or each way in which a benchmark attributes one."""
     if job.kind == "benchmark":
         ways = {
             (one.method, one.basis, one.baseline if one.baseline in BASELINES else "zero", one.rules)
@@ -47,6 +47,8 @@ def workloads(job: Any) -> tuple[Workload, ...]:
             Workload(method=method, basis=basis, baseline=baseline, rules=rules_of(rules), **how)
             for method, basis, baseline, rules in sorted(ways)
         )
+    if job.kind == "exemplars":  # values of all nodes are never held together: less than this
+        return (Workload(method="random", edges=False, circuits=False, attention=job.attention, batch=job.batch),)
     return (
         Workload(
             method=job.method,

@@ -143,7 +143,7 @@ class _Sums:
         return pa.Table.from_pylist(rows, schemas.MEANS)
 
 
-class _Pulse:
+class Pulse:
     """Heartbeats of a shard to the driver: the prompts in flight, over all threads, and how many are done.
 
     A process's death counts against the prompts in flight, so every change is sent.
@@ -271,7 +271,7 @@ class _Shard:
         self.notes: Counter[str] = Counter()
         # Worded here: threads know no surface. One sentence for all prompts, so that they can be counted.
         self._first = {no_foil: first_note(f"more than {FIRST_SHARE:.0%}", no_foil) for no_foil in (False, True)}
-        self._pulse, self._counting = _Pulse(began), threading.Lock()
+        self._pulse, self._counting = Pulse(began), threading.Lock()
         apart = (*(task.only or ()), *task.quarantined)
         self._most = task.most | dict.fromkeys(apart, 1)
         self._done = set[int]()  # kept of what others did, of the prompts to do
@@ -418,7 +418,7 @@ class _Shard:
                     made = self._found(item, circuit, nodes, attempt)
                     yield made if answer is None else replace(made, row=made.row | {"answer": answer.token})
             return
-        if _sticky(result):
+        if is_sticky(result):
             os._exit(STICKY)
         self._pulse.end(ids, int(len(ids) == 1))
         yield from self._raised(items, result, attempt)
@@ -447,7 +447,7 @@ class _Shard:
         """An error of several prompts is retried on fewer; of one prompt, it is that prompt's failure."""
         memory = out_of_memory(error) or isinstance(error, TooLargeError)
         if memory:
-            _release()
+            free_memory()
         if len(items) == 1:
             name = "OutOfMemory" if memory else type(error).__name__
             yield self._lost(items[0].row, "failed", name, str(error), attempt)
@@ -625,12 +625,13 @@ def _joined(parts: list[tuple[int, pa.Table]], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([part for _, part in parts]).combine_chunks() if parts else schema.empty_table()
 
 
-def _sticky(error: Exception) -> bool:
+def is_sticky(error: Exception) -> bool:
     """Whether a device is unusable until its process ends."""
     broken = getattr(torch, "AcceleratorError", None)
     return (broken is not None and isinstance(error, broken)) and not out_of_memory(error)
 
 
-def _release() -> None:
+def free_memory() -> None:
+    """Give a GPU's unused memory back."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
