@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from tracer.cli.loading import Adapter, Device, GgufFile
 from tracer.cli.options import MOST, Bos, flat
 from tracer.cli.runs import Again, Change, Crew, Out, Part, Served, carry_out, changes
 from tracer.errors import JobError, quoted
+
+if TYPE_CHECKING:
+    from tracer.runs.jobs import Job
 
 JOBS = (".yaml", ".yml")
 """How the names of job files end."""
@@ -82,20 +85,24 @@ class Asked:
         return given | ({"neurons": named} if named else {})
 
 
+@dataclass(frozen=True)
+class Doing:
+    """How a run is done, as of `tracer run`."""
+
+    crew: Crew
+    part: Part
+    served: Served
+    again: Again
+
+    def changes(self, change: list[str] | None) -> list[str]:
+        """Changes of a job's keys."""
+        remote = "true" if self.served.remote else None
+        return changes(change, **vars(self.part), in_flight=self.served.in_flight, remote=remote)
+
+
 @terminal.report_errors
 @flat
-def exemplars(
-    given: Input,
-    out: Out,
-    asked: Asked,
-    loaded: Loaded,
-    crew: Crew,
-    part: Part,
-    served: Served,
-    change: Change = None,
-    *,
-    again: Again,
-) -> None:
+def exemplars(given: Input, out: Out, asked: Asked, loaded: Loaded, doing: Doing, change: Change = None) -> None:
     """Where in a corpus neurons are strong: exemplars by sign, how often, a histogram. Stop it, repeat it: it resumes.
 
     Example: tracer exemplars texts.jsonl --of runs/dataset --out runs/exemplars
@@ -103,28 +110,33 @@ def exemplars(
     from tracer.runs import jobs
 
     terminal.quiet()
-    again.check(out)
-    more = changes(change, **vars(part), in_flight=served.in_flight, remote="true" if served.remote else None)
-    keys = asked.keys() | loaded.keys(asked.of)
+    doing.again.check(out)
+    keys, more = asked.keys() | loaded.keys(asked.of), doing.changes(change)
     if given.endswith(JOBS):
-        if asked.column is not None:
-            raise JobError(f"--column {asked.column}", "has no effect on a job", "use --set input.columns.text=COLUMN")
-        known = jobs.load_job(given, more)
-        if known.kind != "exemplars":
-            raise JobError(f"job {quoted(given)}", f"is of kind {known.kind}", "run it with 'tracer run'")
-        content: Any = {"kind": known.kind, **known.model_dump(exclude_unset=True)} | keys
-        for name, other in (("of", "neurons"), ("neurons", "of")):
-            if name in keys:
-                content.pop(other, None)
-        chosen = jobs.load_job(content)
-    else:
-        if not ({"of", "neurons"} & keys.keys()):
-            raise JobError(
-                "exemplars", "of which neurons?", "name them with --neurons LAYER/NEURON, or a run with --of"
-            )
+        chosen = _changed(given, asked, keys, more)
+    elif {"of", "neurons"} & keys.keys():
         columns = {} if asked.column is None else {"columns": {"text": asked.column}}
         chosen = jobs.load_job({"kind": "exemplars", "input": {"path": given, **columns}, **keys}, more)
-    carry_out(chosen, out, crew, again, Path(given).name)
+    else:
+        step = "name them with --neurons LAYER/NEURON, or a run with --of"
+        raise JobError("tracer exemplars", "neither --neurons nor --of says which neurons are meant", step)
+    carry_out(chosen, out, doing.crew, doing.again, Path(given).name)
+
+
+def _changed(path: str, asked: Asked, keys: dict[str, Any], more: list[str]) -> Job:
+    """A job file's job, with the options that were given."""
+    from tracer.runs import jobs
+
+    if asked.column is not None:
+        raise JobError(f"--column {asked.column}", "has no effect on a job", "use --set input.columns.text=COLUMN")
+    known = jobs.load_job(path, more)
+    if known.kind != "exemplars":
+        raise JobError(f"job {quoted(path)}", f"is of kind {known.kind}", "run it with 'tracer run'")
+    content: dict[str, Any] = {"kind": known.kind, **known.model_dump(exclude_unset=True)}
+    for name, others in (("of", ("neurons",)), ("neurons", ("of", "top"))):
+        for other in others if name in keys else ():
+            content.pop(other, None)
+    return jobs.load_job(content | keys)
 
 
 VERBS = (exemplars,)

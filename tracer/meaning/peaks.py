@@ -45,7 +45,7 @@ def keys(seed: int, layer: Any, neuron: Any, polarity: Any, document: Any) -> np
     return state
 
 
-def _mixed(state: np.ndarray) -> np.ndarray:
+def _mixed(state: Any) -> Any:
     with np.errstate(over="ignore"):
         state = state + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -424,7 +424,11 @@ class ExemplarsJob(_ModelOptions):
     of: Name | None = None
     top: Annotated[int, Field(ge=1, le=MOST_NEURONS, strict=True)] | None = None
     exemplars: Annotated[int, Field(ge=1, le=1000, strict=True)] = 20
-    quantiles: Annotated[tuple[Annotated[Real, Field(ge=0, le=100)], ...], BeforeValidator(as_list)] = (50, 90, 99)
+    quantiles: Annotated[tuple[Annotated[Real, Field(ge=0, le=100)], ...], BeforeValidator(as_list)] = (
+        50.0,
+        90.0,
+        99.0,
+    )
     per_quantile: Annotated[int, Field(ge=1, le=1000, strict=True)] = 4
     seed: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] = 0
     window: Annotated[int, Field(ge=2, strict=True)] | None = None

@@ -38,6 +38,8 @@ from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
 
 _SCHEMAS = {"prompts": schemas.PROMPTS, "candidates": schemas.CANDIDATES, "counts": schemas.COUNTS}
+MOST_WINDOWS = 4096
+"""In one pass."""
 _MOST_PEAKS = 2**22
 """Values around peaks that are held of the documents computed together."""
 
@@ -72,6 +74,10 @@ class _Found:
 
     totals: Totals
     columns: Columns
+
+
+_Outcome = tuple[list[_Item], _Found | tuple[str, str, str]]
+"""Documents, and what was found in them, or their status, error type and error."""
 
 
 class ExemplarWork:
@@ -109,12 +115,13 @@ class ExemplarWork:
                 name: self.folder.write_shard(name, task.unit, table, _SCHEMAS[name])
                 for name, table in shard.tables().items()
             }
-        statuses, errors = (Counter(row.get(name) for row in shard.rows) for name in ("status", "error_type"))
+        statuses: Counter[str] = Counter(row["status"] for row in shard.rows)
+        errors: Counter[str] = Counter(row["error_type"] for row in shard.rows if row.get("error_type"))
         return Report(
             unit=task.unit,
             files=files,
             statuses=dict(statuses),
-            errors={name: count for name, count in errors.items() if name},
+            errors=dict(errors),
             seconds=time.perf_counter() - started,
             halved=shard.halved,
         )
@@ -213,9 +220,13 @@ class _Shard:
 
     # ------------------------------------------------------------------------------------------ passes
 
-    def _tried(self, group: list[_Item]) -> list[tuple[list[_Item], _Found | tuple[str, str, str]]]:
+    def _tried(self, group: list[_Item], most: int | None = None) -> list[_Outcome]:
         """What is found in some documents, or why nothing is: fewer at a time where several fail together. Without side
-        effects on what is kept, in several threads at a time."""
+        effects on what is kept, in several threads at a time.
+
+        Args:
+            most: windows of them in one pass.
+        """
         ids = [one.id for one in group]
         if len(group) == 1 and ids[0] in self.task.quarantined:
             self._pulse.end((), 1)
@@ -225,7 +236,7 @@ class _Shard:
             attempt += 1
             self._pulse.begin(ids)
             try:
-                found = self._found(group)
+                found = self._found(group, most)
                 self._pulse.end(ids, len(ids))
                 return [(group, found)]
             except RemoteError as error:
@@ -239,15 +250,20 @@ class _Shard:
                 failure = error
             except Exception as error:  # noqa: BLE001  a document's failure is a row, the others continue
                 failure = error
-            return self._failed(group, failure)
+            return self._failed(group, failure, most)
 
-    def _failed(self, group: list[_Item], error: Exception) -> Any:
+    def _failed(self, group: list[_Item], error: Exception, most: int | None) -> list[_Outcome]:
         if is_sticky(error):
             os._exit(STICKY)
-        self._pulse.end([one.id for one in group], int(len(group) == 1))
         memory = out_of_memory(error) or isinstance(error, TooLargeError)
         if memory:
             free_memory()
+        n_windows = min(len(group[0].windows), most or MOST_WINDOWS)
+        again = memory and n_windows > 1  # a long document alone, fewer of its windows at a time
+        self._pulse.end([one.id for one in group], int(len(group) == 1 and not again))
+        if len(group) == 1 and again:
+            self.halved += 1
+            return self._tried(group, n_windows // 2)
         if len(group) == 1:
             name = "OutOfMemory" if memory else type(error).__name__
             return [(group, ("failed", name, str(error)))]
@@ -255,15 +271,15 @@ class _Shard:
         half = (len(group) + 1) // 2 if memory else 1
         return [made for some in chunked(group, half) for made in self._tried(some)]
 
-    def _found(self, group: list[_Item]) -> _Found:
+    def _found(self, group: list[_Item], most: int | None) -> _Found:
         """The reduced values of all windows of some documents; memory is that of one batch of them."""
         model, totals = self.of.model, Totals.none(len(self.of.neurons))
         windows = [(len(ids), item.id, start, ids, item) for item in group for start, ids in item.windows]
         windows.sort(key=lambda one: one[:3])
         best: list[Columns] = []
         lengths = [one[0] for one in windows]
-        for part in batches(lengths, self._each(), self.task.max_bytes or model.budget(), model.borders):
-            some = windows[part.start : part.stop]
+        parts = batches(lengths, self._each(), self.task.max_bytes or model.budget(), model.borders)
+        for some in (some for at in parts for some in chunked(windows[at.start : at.stop], most or MOST_WINDOWS)):
             batch = Batch(tuple(ids for _, _, _, ids, _ in some))
             values = passes.chosen(model, batch, self.of.neurons).numpy()
             counted = []
