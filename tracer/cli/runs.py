@@ -125,7 +125,7 @@ class Again:
 @terminal.report_errors
 @flat
 def run(job: JobFile, out: Out, crew: Crew, part: Part, served: Served, change: Change = None, *, again: Again) -> None:
-    """Run a job over many prompts: a dataset's circuits, the agreement benchmark, exemplars. Stop it, repeat it: it resumes.
+    """Run a job over many prompts: a dataset's circuits, the agreement benchmark, exemplars. Repeated, it resumes.
 
     Example: tracer run jobs/dataset.yaml --out runs/dataset        with --ray local, or --ray auto on a cluster
     """

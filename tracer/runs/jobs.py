@@ -402,8 +402,8 @@ class ExemplarsJob(_ModelOptions):
         model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
         input: the documents: texts or token ids, of any length. limit: only the first so many.
         shard_size: documents in one unit of work.
-        neurons: LAYER/NEURON, in the basis ``activation``. of: instead, the `top` strongest neurons (100 if None) of a run
-            folder: of a dataset's circuit, or a prompt's.
+        neurons: LAYER/NEURON, in the basis ``activation``. of: instead, the `top` strongest neurons (100 if None) of a
+            run folder: of a dataset's circuit, or a prompt's.
         exemplars: of each neuron and sign the strongest documents. quantiles: of documents' peaks, in percent, of each
             of which `per_quantile` exemplars are drawn with `seed`.
         window: tokens that the model reads at a time; 128, or its context if that is shorter. around: tokens shown on
