@@ -257,6 +257,15 @@ def test_a_run_that_died_is_resumed_to_the_same_bytes(
     assert outputs(tmp_path / "run") == outputs(run)
 
 
+def test_a_lost_record_is_made_again(tmp_path: Path, run: Path) -> None:
+    path = corpus(tmp_path)
+    collect(path, tmp_path / "run", limit=16)
+    (tmp_path / "run" / "run.json").unlink()
+    again = collect(path, tmp_path / "run", None, {"repair": True})
+    assert again.resumed == 2
+    assert outputs(tmp_path / "run") == outputs(run)
+
+
 def test_more_documents_extend_a_run_to_the_bytes_of_a_new_one(tmp_path: Path, run: Path) -> None:
     path = corpus(tmp_path)
     collect(path, tmp_path / "run", limit=20)

@@ -10,7 +10,7 @@ from tracer.prompts import Batch
 from truth import close
 
 
-@pytest.mark.parametrize("name", ["demo", "llama"])
+@pytest.mark.parametrize("name", ["demo", "gemma2"])
 def test_chosen_values_are_the_local_ones_and_those_of_all_neurons(server: Loopback, name: str) -> None:
     there, here = server.pair(name)
     batch, neurons = Batch(((1, 44, 9, 12), (1, 30))), [(0, 3), (1, 0), (1, 7)]
