@@ -41,11 +41,11 @@ def demo() -> tracer.Model:
     return tracer.load("demo")
 
 
-def texts(count: int = 30, seed: int = 0) -> list[str]:
-    """Documents of one to forty words; some come twice, so that there are ties."""
+def texts(count: int = 20, seed: int = 0) -> list[str]:
+    """Documents of one to 24 words; some come twice, so that there are ties."""
     dice = random.Random(seed)
     words = "the secretary near cars is happy and girls run to Texas or Ohio said he".split()
-    made = [" ".join(dice.choices(words, k=dice.choice((1, 3, 8, 40)))) for _ in range(count)]
+    made = [" ".join(dice.choices(words, k=dice.choice((1, 3, 8, 24)))) for _ in range(count)]
     return [*made, *made[:5]]
 
 
@@ -257,6 +257,7 @@ def test_a_run_that_died_is_resumed_to_the_same_bytes(
     assert outputs(tmp_path / "run") == outputs(run)
 
 
+@pytest.mark.slow
 def test_a_lost_record_is_made_again(tmp_path: Path, run: Path) -> None:
     path = corpus(tmp_path)
     collect(path, tmp_path / "run", limit=16)
@@ -274,33 +275,35 @@ def test_more_documents_extend_a_run_to_the_bytes_of_a_new_one(tmp_path: Path, r
     assert outputs(tmp_path / "run") == outputs(run)
 
 
+@pytest.mark.slow
 def test_the_parts_add_up_whatever_the_size_of_shards(tmp_path: Path, run: Path) -> None:
     """One document at a time is the same arithmetic in any shard."""
-    path = corpus(tmp_path)
-    for size in (7, 100):
+    path = corpus(tmp_path, texts(4))
+    for size in (4, 100):
         collect(path, tmp_path / str(size), shard_size=size, batch=1)
-    assert outputs(tmp_path / "7") == outputs(tmp_path / "100")
+    assert outputs(tmp_path / "4") == outputs(tmp_path / "100")
 
 
 def test_a_document_that_fails_is_left_out_as_a_whole_and_can_be_done_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = texts(10)
+    rows = texts(3)
     path = corpus(tmp_path, [*rows, "", "zzz zzz"])
     marked = tuple(demo().tokenizer("zzz zzz")["input_ids"])
     with monkeypatch.context() as patch:
         _after(patch, 0, ValueError("a bad one"), lambda batch: marked in batch.token_ids)
         done = collect(path, tmp_path / "run", batch=1)
-    assert done.status.statuses == {"ok": 15, "failed": 2}
+    assert done.status.statuses == {"ok": 6, "failed": 2}
     assert done.status.errors == {"JobError": 1, "ValueError": 1}
     (one, other) = RunFolder(tmp_path / "run").read_output("failed.parquet").to_pylist()
-    assert (one["prompt_id"], other["prompt_id"], other["error"]) == (15, 16, "a bad one")
+    assert (one["prompt_id"], other["prompt_id"], other["error"]) == (6, 7, "a bad one")
     again = collect(path, tmp_path / "run", None, {"retry_failed": True}, batch=1)
-    assert again.status.statuses == {"ok": 16, "failed": 1}
+    assert again.status.statuses == {"ok": 7, "failed": 1}
     collect(path, tmp_path / "new", batch=1)
     assert outputs(tmp_path / "run") == outputs(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_halves_the_documents_computed_together(
     tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
