@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -80,7 +81,7 @@ def _joined(nodes: pa.Table, profiles: pa.Table) -> pa.Table:
     if not all(neurons[name].equals(profiles[name]) for name in ("prompt_id", "node_id")):
         raise RunError("the table profiles", "is not of the neurons in the table nodes", "it is damaged: run it again")
     columns: dict[str, Any] = {name: neurons[name] for name in ("prompt_id", "node_id", "layer", "position", "neuron")}
-    columns["polarity"] = pc.if_else(pc.less(neurons["activation"], 0), -1, 1)
+    columns["polarity"] = np.where(neurons["activation"].to_numpy() < 0, -1, 1)
     columns |= {name: profiles[name] for name in ("input", "output")}
-    columns["n_tokens"] = pc.list_value_length(profiles["input"])
+    columns["n_tokens"] = profiles["input"].combine_chunks().value_lengths()
     return pa.table(columns).cast(SCHEMA)
