@@ -214,8 +214,9 @@ def keep(found: Sequence[tuple[SimpleNamespace, Tensor, Tensor]], values: Tensor
 def pieces(group: SimpleNamespace, rows: Tensor, width: int) -> Iterator[tuple[slice, slice]]:
     """Rows of a group that go through an MLP of this width at a time, and which readings are of them."""
     most = replay.CPU_ROWS if group.state.device.type == "cpu" else replay.GPU_ROWS
-    step = max(1, min(most, group.max_bytes // (12 * width)))
-    for first in range(0, len(group.state), step):
+    most, count = max(1, min(most, group.max_bytes // (12 * width))), len(group.state)
+    step = -(-count // max(1, -(-count // most)))  # pieces of like size
+    for first in range(0, count, max(1, step)):
         ends = torch.searchsorted(rows, torch.tensor([first, first + step])).tolist()
         yield slice(first, first + step), slice(*ends)
 

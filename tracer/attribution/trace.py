@@ -135,7 +135,7 @@ def trace_all(
     started, how = time.perf_counter(), dict[str, Any](options)
     kept = {name: how.pop(name) for name in ("skip_first", "exclude") if name in how}
     reference, pruning, nodes = how.pop("reference", None), options.get("pruning"), options.get("nodes")
-    profiles = how.pop("profiles", False)
+    profiles = bool(options.get("profiles"))
     chosen, edges = checked(prompts, **how)
     reference = Reference(reference) if isinstance(reference, Sequence) else reference
     selection = Selection.of(nodes, options.get("threshold"), options.get("mass"), **kept)
@@ -176,7 +176,7 @@ def answers(
         parts = list(split(model, [len(prompt.token_ids) for prompt in encoded], memory))
         means = means_of(model, encoded, chosen, reference, memory)
         return answered(model, encoded, replace(request, means=means), parts, progress)
-    keep = request.edges or chosen.method not in FORWARD_ONLY
+    keep = request.linearised or chosen.method not in FORWARD_ONLY
     result = attributed(model, encoded, chosen, reference, memory, progress, keep)
     return from_attributions(model, encoded, result, request)
 
@@ -207,6 +207,7 @@ def checked(
         JobError: what `trace` refuses and no model decides.
     """
     check_selection(nodes, threshold, mass)
+    how.pop("profiles", None)  # they go with everything
     metric = how.get("metric", "auto")
     if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
         raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")
