@@ -175,7 +175,8 @@ def test_outputs_add_up_to_the_attribution(how: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "relp"])
 def test_profiles_are_of_the_linearisation_whatever_the_method(method: str) -> None:
-    model, how = load("llama"), {"baseline": "zero", "steps": 2} if method in ("ig", "conductance") else {}
+    model = load("llama")
+    how: dict[str, Any] = {"baseline": "zero", "steps": 2} if method in ("ig", "conductance") else {}
     circuit = tracer.trace(model, PROMPTS[0], nodes=10, method=method, edges=False, profiles=True, **how)
     columns = circuit.neurons.to_pydict()
     nodes = torch.tensor([columns[name] for name in ("layer", "position", "neuron")]).T
@@ -198,7 +199,8 @@ def test_a_model_in_half_precision(tmp_path: Path) -> None:
 
 
 def test_pruned_circuits_keep_the_profiles_of_what_is_left(tmp_path: Path) -> None:
-    model, how = load("llama"), {"nodes": 30, "profiles": True, "baseline": "zero"}
+    model = load("llama")
+    how: dict[str, Any] = {"nodes": 30, "profiles": True, "baseline": "zero"}
     whole = tracer.trace(model, PROMPTS[0], **how)
     left = tracer.trace(model, PROMPTS[0], **how, pruning=tracer.Pruning(node_influence=0.6))
     assert left.profiles is not None

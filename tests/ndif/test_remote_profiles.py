@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def same_profiles(got: tracer.Circuit, wanted: tracer.Circuit) -> None:
 def test_profiles_come_with_the_circuit_in_one_request(server: Loopback, rules: str | None) -> None:
     """Worked out there by the replay or, where rules are off, by autograd."""
     there, here = server.pair("gemma2")
-    how = {} if rules is None else {"rules": rules.split("+"), "edges": False}
+    how: dict[str, Any] = {} if rules is None else {"rules": rules.split("+"), "edges": False}
     before = server.seen()["requests"]
     got = tracer.trace(there, prompts("gemma2")[0], nodes=20, profiles=True, **how)
     assert server.seen()["requests"] == before + 1
