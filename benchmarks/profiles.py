@@ -18,12 +18,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from trace import BARE, bare
 from typing import Any
 
 import common
 import torch
-from common import SHAPES
+from common import BARE, SHAPES, bare
 
 import tracer
 from tracer.attribution.profiles import attribution_profiles
