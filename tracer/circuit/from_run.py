@@ -25,6 +25,16 @@ from tracer.store.schemas import CIRCUIT, CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, NO
 _SETTINGS = ("method", "baseline", "basis", "rules", "steps", "metric", "top_k", "seed")
 
 
+class OfRun(Traced):
+    """A graph out of a run over many prompts.
+
+    Attributes:
+        fingerprint: of that run.
+    """
+
+    fingerprint: str
+
+
 def read_graph(address: Any, prompt_id: int | None = None) -> Graph:
     """What a run folder holds: a `Circuit`, an imported `Graph`, a dataset's circuit, or one prompt's graph of a run.
 
@@ -77,7 +87,7 @@ def graph_of(address: Any, prompt_id: int) -> Traced:
             rule = f"{prompt['status']} ({prompt['error']})"
             raise JobError(f"prompt {prompt_id}", rule, "choose one that went well")
         nodes = rows["nodes"]
-        return Traced(
+        return OfRun(
             nodes=_own(nodes),
             links=_own(rows["edges"]) if "edges" in rows else None,
             text=prompt["text"],
@@ -90,7 +100,8 @@ def graph_of(address: Any, prompt_id: int) -> Traced:
 def _made(record: dict[str, Any]) -> dict[str, Any]:
     """How a run was made, as fields of a `Traced`."""
     model = ModelRecord.model_validate(record["model"])
-    return {"n_layers": model.n_layers, "settings": settings_of(record), "model": model}
+    fields = {"n_layers": model.n_layers, "settings": settings_of(record), "model": model}
+    return fields | {"fingerprint": str(record["fingerprint"])}
 
 
 @contextmanager
@@ -138,7 +149,7 @@ def circuit_of(address: Any) -> Traced:
         rows, links = _with_links(folder) if linked else (_neurons_alone(folder), None)
         n_prompts = max(rows["n_prompts"], default=0)
         tokens = _common_tokens(folder) if kind == "aligned" else ("any-position",)
-        return Traced(
+        return OfRun(
             nodes=nodes_table(_columns(rows, tokens)),
             links=links,
             text=f"{kind} circuit of {n_prompts:,} prompts",

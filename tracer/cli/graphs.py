@@ -64,13 +64,13 @@ def export(
     prompt: OfRun = None,
 ) -> None:
     """Write a circuit for another tool, and say what its format cannot hold."""
-    from tracer.circuit import exchange
+    from tracer.circuit import exchange, supernodes_file
 
     graph = _graph(source, prompt)
     if groups is not None:
         if form != "neuronpedia":
             raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
-        graph = graph.model_copy(update=exchange.read_chosen(groups, graph)._asdict())
+        graph = supernodes_file.apply(supernodes_file.read(groups), graph)
     ending = form if form in ("graphml", "csv") else "json"
     done = exchange.export(graph, out or beside(source, f"{form}.{ending}"), form, scan=scan, slug=slug)
     for file in done.files:

@@ -38,10 +38,12 @@ from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
 TABLES = ("prompts", "nodes", "edges", "means")
+SUPERNODES = "supernodes.json"
+"""An output that is there to be edited: the end of a run does not vouch for its content."""
 OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
     *("circuit_nodes.parquet", "circuit_edges.parquet"),
-    *("tokens.parquet", "concepts.parquet", "supernodes.json", "steering.parquet", "steering.png"),
+    *("tokens.parquet", "concepts.parquet", SUPERNODES, "steering.parquet", "steering.png"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
 )
@@ -534,7 +536,7 @@ class RunFolder:
 
     def seal(self, **told: Any) -> None:
         """Mark that the run ended, with the hashes of what no commit names."""
-        there = [name for name in ("run.json", *OUTPUTS) if self.place.exists(name)]
+        there = [name for name in ("run.json", *OUTPUTS) if name != SUPERNODES and self.place.exists(name)]
         there += sorted(name for name, _ in self.place.files("graphs") if _is_graph(name))
         files = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
         self.place.write_json("_SUCCESS.json", {**told, "files": files, "commits": self._digest_commits()})
