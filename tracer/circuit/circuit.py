@@ -13,7 +13,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
 from tracer.store.parquet import fingerprint
-from tracer.store.schemas import EDGES, NODES, PROMPTS
+from tracer.store.schemas import EDGES, NODES, PROFILES, PROMPTS
 from tracer.store.storage import is_remote
 
 LIKELY = 10
@@ -283,15 +283,17 @@ class Graph(Record):
         Raises:
             RunError: the folder cannot be written, or holds something else.
         """
-        tables = {"prompts": self._prompts(), "nodes": self.nodes}
-        if self.links is not None:
-            tables["edges"] = self.links
-        one_prompt.write_run(folder, self._record(), tables, overwrite)
+        one_prompt.write_run(folder, self._record(), self._tables(), overwrite)
         return folder if is_remote(folder) else Path(folder)
+
+    def _tables(self) -> dict[str, pa.Table]:
+        """What is saved beside the record, by the names of `schemas.SCHEMAS`."""
+        tables = {"prompts": self._prompts(), "nodes": self.nodes}
+        return tables if self.links is None else tables | {"edges": self.links}
 
     def _record(self) -> dict[str, Any]:
         """What run.json holds."""
-        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings", "model"})
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "profiles", "settings", "model"})
         return {"kind": "graph", "fingerprint": fingerprint(content), **provenance(), "graph": content}
 
     def _prompts(self) -> pa.Table:
@@ -308,10 +310,28 @@ class Traced(Graph):
 
     Attributes:
         settings, model: how it was made, and from what.
+        profiles: Arrow table in `schemas.PROFILES`, a row for each neuron node: its attribution profile; None where
+            that was not asked for, and of a dataset's circuit.
     """
 
     settings: Settings
     model: ModelRecord
+    profiles: pa.Table | None = None
+
+    @model_validator(mode="after")
+    def _profiled(self) -> Traced:
+        """Profiles are those of the neuron nodes, in their order, as long as the prompt and its logits."""
+        if self.profiles is None:
+            return self
+        if self.profiles["node_id"].to_pylist() != self.neurons["node_id"].to_pylist():
+            raise ValueError("profiles are not those of the neuron nodes")
+        for name, size in (("input", len(self.tokens)), ("output", len(self.rows("logit")))):
+            if {len(values) for values in self.profiles[name]} - {size}:
+                raise ValueError(f"a profile's {name} is of another length than the prompt")
+        return self
+
+    def _tables(self) -> dict[str, pa.Table]:
+        return super()._tables() | ({} if self.profiles is None else {"profiles": self.profiles})
 
 
 class Circuit(Traced):
@@ -431,7 +451,7 @@ class Circuit(Traced):
         return fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
 
     def _record(self) -> dict[str, Any]:
-        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "profiles", "settings"})
         content["settings"] = self.settings.record()
         return {"kind": "trace", "fingerprint": self.fingerprint, **provenance(), "circuit": content}
 
@@ -483,7 +503,9 @@ def load_graph(folder: str | Path) -> Graph:
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
         raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")
     try:
-        graph = kind.model_validate({**record[name], "nodes": tables["nodes"], "links": tables.get("edges")})
+        own = {"edges": "links", "profiles": "profiles"}  # by the table's name
+        there = {own[name]: table for name, table in tables.items() if name in own}
+        graph = kind.model_validate({**record[name], "nodes": tables["nodes"], **there})
     except (ValidationError, KeyError, TypeError) as error:
         raise RunError(
             f"run {str(folder)!r}", f"run.json is damaged ({type(error).__name__})", "run it again"
@@ -511,6 +533,12 @@ def edges_table(columns: dict[str, Any]) -> pa.Table:
     """A table in `schemas.EDGES` for one prompt from its columns."""
     numbered = {"prompt_id": [0] * len(columns["source"]), **columns}
     return pa.table({field.name: pa.array(numbered[field.name], field.type, from_pandas=True) for field in EDGES})
+
+
+def profiles_table(node_ids: Sequence[int], inputs: Sequence[Any], outputs: Sequence[Any]) -> pa.Table:
+    """A table in `schemas.PROFILES` for one prompt, from each node's profile."""
+    columns = {"prompt_id": [0] * len(node_ids), "node_id": node_ids, "input": inputs, "output": outputs}
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in PROFILES})
 
 
 def nodes_table(columns: dict[str, Any]) -> pa.Table:

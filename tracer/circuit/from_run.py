@@ -90,6 +90,7 @@ def graph_of(address: Any, prompt_id: int) -> Traced:
         return OfRun(
             nodes=_own(nodes),
             links=_own(rows["edges"]) if "edges" in rows else None,
+            profiles=_own(rows["profiles"]) if "profiles" in rows else None,
             text=prompt["text"],
             tokens=_tokens(nodes),
             **_made(record),

@@ -307,7 +307,7 @@ def plot_evaluation(found: Evaluation, path: str | Path, title: str) -> Path:
 
 def graph_json(graph: Graph) -> str:
     """The whole graph as JSON: the run.json record with nodes and edges in it."""
-    content: dict[str, Any] = graph.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+    content: dict[str, Any] = graph.model_dump(mode="json", exclude={"nodes", "links", "profiles", "settings"})
     content |= {"n_nodes": graph.n_nodes, "n_neurons": graph.n_neurons}
     if isinstance(graph, Traced):
         content["settings"] = graph.settings.record()

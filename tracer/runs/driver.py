@@ -51,6 +51,7 @@ from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import Place, RetryLimits, Runner
 from tracer.settings import ModelRecord
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
+from tracer.store.schemas import SCHEMAS
 from tracer.text import kept_of
 
 Watch = Callable[[Status], None]
@@ -92,14 +93,14 @@ class Run:
         return reasons(self.folder, self.folder.commits()) if self.job.kind == "dataset" else []
 
     def table(self, name: str) -> pa.Table:
-        """A table as a whole: ``prompts``, ``nodes``, ``edges``, or ``neurons``, ``edges_mean``, ``top_prompts``,
-        ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``.
+        """A table as a whole: ``prompts``, ``nodes``, ``edges``, ``profiles``, or ``neurons``, ``edges_mean``,
+        ``top_prompts``, ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``.
 
         Raises:
             RunError: the run has no such table.
         """
         folder = self.folder
-        if name in ("prompts", "nodes", "edges"):
+        if name in SCHEMAS:
             parts = [folder.read_committed(commit, name) for commit in folder.commits() if name in commit.files]
         else:
             there = folder.place.exists(f"{name}.parquet")

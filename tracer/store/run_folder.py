@@ -2,7 +2,7 @@
 
     run.json             what is run: the resolved job, fingerprint, versions, model, digest of the input
     input.parquet        the prompts as given; a row group is one shard, or several whole ones where they are small
-    prompts/ nodes/ edges/ means/   uniquely named Parquet files; only those that a commit names count
+    prompts/ nodes/ ...  uniquely named Parquet files, a folder for each of `TABLES`; those that a commit names count
     _commits/UNIT.json   the unit is done; names its files, their sizes and hashes
     _journal/            deaths.json: how many processes died on which prompt; what is kept of units that are not done
     progress.json        how far it is, rewritten every second or so
@@ -37,7 +37,7 @@ from tracer.store.record import check_record, damaged_record, is_as_written, sig
 from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
-TABLES = ("prompts", "nodes", "edges", "means")
+TABLES = ("prompts", "nodes", "edges", "profiles", "means")
 SUPERNODES = "supernodes.json"
 """An output that is there to be edited: the end of a run does not vouch for its content."""
 OUTPUTS = (

@@ -202,7 +202,8 @@ DENSITIES = pa.schema(
 negative, and a histogram."""
 PROFILES = pa.schema([("prompt_id", pa.int64()), ("node_id", pa.int32()), ("input", _VALUES), ("output", _VALUES)])
 """Attribution profiles of neuron nodes, total effects in the linearised model: `input`, of the embedding at each source
-position on the node's value; `output`, of the node on each target logit, in the order of the logit nodes."""
+position on the node's value, one for each token of the prompt (0 where no path leads); `output`, of the node on each
+target logit, in the order of the logit nodes. Both are effects of distances from the baseline."""
 CONCEPTS = pa.schema(
     [
         *_NEURON,
@@ -224,8 +225,8 @@ chosen on with its interval, on the half that it was, permutation p-value, and t
 TARGET, FOIL = -1, -2
 """The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
 
-SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
-"""The tables that are there whatever was asked."""
+SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES}
+"""The tables of single prompts; edges and profiles are there where they were asked for."""
 
 
 def stored_names(stored: Sequence[str]) -> dict[str, str | None]:
