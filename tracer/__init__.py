@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tracer.evaluation.steering import steer as steer
     from tracer.evaluation.swap import Swap as Swap
     from tracer.evaluation.swap import swap as swap
+    from tracer.meaning.supernodes import supernodes as supernodes
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -88,6 +89,7 @@ _HOME = {
     "plan": "runs.plan.local",
     "run": "runs.driver",
     "steer": "evaluation.steering",
+    "supernodes": "meaning.supernodes",
     "swap": "evaluation.swap",
     "trace": "attribution.trace",
     "view": "reports.tables",
@@ -124,6 +126,7 @@ __all__ = [
     "plan",
     "run",
     "steer",
+    "supernodes",
     "swap",
     "trace",
     "view",

@@ -6,6 +6,7 @@ profiles are computed (attribution/profiles.py) and what is made of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,34 +46,36 @@ def read(source: Any) -> pa.Table:
         JobError: a circuit that was traced without profiles. RunError: no run there, one without profiles, or a damaged
             one.
     """
+    return pa.concat_tables(parts(source))
+
+
+def parts(source: Any) -> Iterator[pa.Table]:
+    """The same as `read`, a table for each unit of a run: what need not be held at a time."""
     if isinstance(source, Traced):
         if source.profiles is None:
             step = f"trace it again with {option('profiles', True)}"
             raise JobError("circuit", "was traced without attribution profiles", step)
-        return _joined(source.nodes, source.profiles)
+        return iter([_joined(source.nodes, source.profiles)])
     if one_prompt.read_record(source).get("kind") != "dataset":
         graph = load_graph(source)
         if not isinstance(graph, Traced) or graph.profiles is None:
             step = f"trace the prompt again with {option('profiles', True)}"
             raise RunError(f"run {quoted(str(source), 300)}", "has no attribution profiles", step)
-        return _joined(graph.nodes, graph.profiles)
+        return iter([_joined(graph.nodes, graph.profiles)])
     return _of_run(RunFolder(source))
 
 
-def _of_run(folder: RunFolder) -> pa.Table:
-    """The profiles of the prompts of a run that are committed."""
-    parts = [
-        _joined(
-            folder.read_committed(commit, "nodes", ["prompt_id", "node_id", "kind", *_OF_NODES]),
-            folder.read_committed(commit, "profiles"),
-        )
-        for commit in folder.commits()
-        if "profiles" in commit.files
-    ]
-    if not parts:
+def _of_run(folder: RunFolder) -> Iterator[pa.Table]:
+    """The profiles of the prompts of a run that are committed, unit by unit."""
+    found = False
+    for commit in folder.commits():
+        if "profiles" in commit.files:
+            found = True
+            nodes = folder.read_committed(commit, "nodes", ["prompt_id", "node_id", "kind", *_OF_NODES])
+            yield _joined(nodes, folder.read_committed(commit, "profiles"))
+    if not found:
         value, rule = f"run {quoted(str(folder.place), 300)}", "has no attribution profiles"
         raise RunError(value, rule, "run the job with profiles: true, into another folder")
-    return pa.concat_tables(parts)
 
 
 def _joined(nodes: pa.Table, profiles: pa.Table) -> pa.Table:
