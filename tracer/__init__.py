@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from tracer.evaluation.edge_curves import edge_curves as edge_curves
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
+    from tracer.evaluation.knockouts import Knockouts as Knockouts
+    from tracer.evaluation.knockouts import knockouts as knockouts
     from tracer.evaluation.quality import always_on as always_on
     from tracer.evaluation.quality import estimate_quality as estimate_quality
     from tracer.evaluation.steering import Steering as Steering
@@ -64,6 +66,7 @@ _HOME = {
     "Evaluation": "evaluation.curves",
     "Graph": "circuit.circuit",
     "JobError": "errors",
+    "Knockouts": "evaluation.knockouts",
     "Limits": "ndif.server",
     "Model": "model.model",
     "ModelError": "errors",
@@ -84,6 +87,7 @@ _HOME = {
     "export": "circuit.exchange",
     "filter_prompts": "evaluation.answers",
     "import_graph": "circuit.exchange",
+    "knockouts": "evaluation.knockouts",
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
     "plan": "runs.plan.local",
@@ -101,6 +105,7 @@ __all__ = [
     "Evaluation",
     "Graph",
     "JobError",
+    "Knockouts",
     "Limits",
     "Model",
     "ModelError",
@@ -121,6 +126,7 @@ __all__ = [
     "export",
     "filter_prompts",
     "import_graph",
+    "knockouts",
     "load",
     "minimality",
     "plan",

@@ -486,7 +486,7 @@ def test_steering_more_nodes_than_are_traced_by_default() -> None:
 
 def test_sizes_above_all_there_are_are_said(aligned: Path) -> None:
     with pytest.warns(tracer.TracerWarning, match="sizes 99,999 are left out: there are 9,216 nodes"):
-        found, _ = dataset_circuit.evaluate_again(
+        found, *_ = dataset_circuit.evaluate_again(
             tracer.load("demo"),
             dataset_circuit.DatasetJob.model_validate(
                 {"input": TASK, "circuit": "aligned", "baseline": "counterfactual"}

@@ -12,9 +12,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
 from pydantic import Field, ValidationError, model_validator
 
-from tracer.circuit.circuit import Graph
+from tracer.circuit.circuit import Graph, Traced
 from tracer.errors import JobError, RunError, option, quoted, writing
 from tracer.records import Record
 from tracer.settings import as_job_error
@@ -209,9 +210,20 @@ def apply(supernodes: Supernodes, graph: Graph, partial: bool = False) -> Graph:
         groups[group.name] = tuple(node for node in ids if node not in taken)
         taken.update(ids)
     pins = numbers.of(supernodes.pinned, "pinned")
-    if partial and supernodes.groups and not any(groups.values()):
-        raise RunError("groups", "name no node that is here", "give the groups of this circuit")
     return graph.model_copy(update={"groups": {name: ids for name, ids in groups.items() if ids}, "pins": pins})
+
+
+def only(supernodes: Supernodes, name: str, graph: Graph) -> Graph:
+    """The nodes of one group alone, without edges.
+
+    Raises:
+        JobError: no group of that name. RunError: as of `apply`.
+    """
+    supernodes.group(name)
+    nodes = graph.nodes.take(list(apply(supernodes, graph).groups.get(name, ())))
+    numbered = nodes.set_column(1, "node_id", pa.array(range(nodes.num_rows), nodes.schema.field("node_id").type))
+    update = {"nodes": numbered, "links": None, "groups": {}, "pins": (), "labels": {}, "original": {}}
+    return graph.model_copy(update=update | ({"profiles": None} if isinstance(graph, Traced) else {}))
 
 
 def check_circuit(supernodes: Supernodes, graph: Graph) -> None:

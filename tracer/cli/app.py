@@ -15,6 +15,7 @@ import typer
 from tracer.cli import runs, terminal
 from tracer.cli.evaluating import evaluate
 from tracer.cli.graphs import export, import_, show, view
+from tracer.cli.grouping import group
 from tracer.cli.loading import Adapter, GgufFile, report
 from tracer.cli.reporting import report_
 from tracer.cli.steering import steer
@@ -106,7 +107,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
+VERBS = (trace, show, view, export, import_, group, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

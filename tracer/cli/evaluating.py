@@ -60,6 +60,13 @@ class Tests:
         ),
     ] = False
 
+    supernodes: Annotated[
+        bool,
+        typer.Option(
+            "--supernodes", help="Also what each supernode of the run is worth: the circuit without it, it alone."
+        ),
+    ] = False
+
     def check(self) -> None:
         """Refuse options that contradict each other."""
         if self.pairs is not None and self.structure is not None:
@@ -167,4 +174,5 @@ def _asked(tests: Tests, how: How) -> Asked:
         bos=how.bos,
         seed=how.seed,
         edges=tests.edges,
+        supernodes=tests.supernodes,
     )

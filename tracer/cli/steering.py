@@ -13,6 +13,7 @@ import typer
 from tracer.cli import terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
 from tracer.cli.options import MOST, Bos, flat, numbers
+from tracer.errors import JobError, quoted
 
 if TYPE_CHECKING:
     from tracer.prompts import Prompt
@@ -92,9 +93,10 @@ def steer(
         str | None,
         typer.Option(
             help="A run folder (of one prompt, or a dataset's with its circuit), or a CSV or JSON-lines file of layer, "
-            "neuron, position. Default: the prompt's own."
+            "neuron, position; with --group also a supernodes.json. Default: the prompt's own."
         ),
     ] = None,
+    group: Annotated[str | None, typer.Option(help="Only this supernode of --nodes, by its name.")] = None,
     *,
     tokens: Tokens,
     action: Action,
@@ -112,7 +114,9 @@ def steer(
     from tracer.reports import tables
 
     prompt, how = tokens.prompt(text, bos), action.arguments()
-    chosen = None if nodes is None else steering.read_nodes(nodes)
+    if group is not None and nodes is None:
+        raise JobError(f"--group {quoted(group)}", "is of a run or a groups file", "name it with --nodes")
+    chosen = None if nodes is None else steering.read_nodes(nodes, group)
     steering.planned(chosen, **how)
     terminal.quiet()
     model = where.load(chosen.model if isinstance(chosen, Traced) else None)

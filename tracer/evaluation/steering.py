@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.attribute import notes
+from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
@@ -224,14 +225,17 @@ def planned(
     return action
 
 
-def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
+def read_nodes(
+    path: str | Path, group: str | None = None
+) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
     """Nodes to steer from a file or a run folder.
 
     Args:
         path: a run folder, of one prompt or with a dataset's circuit; or JSON lines, or CSV with a header, with
             ``layer``, ``neuron`` and, in every row or in none, ``position``. Other fields are left alone, but where
             there is a ``kind`` only
-            rows of the kind ``neuron`` count.
+            rows of the kind ``neuron`` count. With `group` also a file of groups (supernodes.json).
+        group: only the nodes of this group: of the run folder's supernodes, or of the file's.
 
     Returns:
         The folder's graph; triples in the file's order, or pairs where it has no positions.
@@ -240,14 +244,19 @@ def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tu
         JobError: a file that cannot be read, or a row that is not a node. RunError: a folder that is not a run.
     """
     if is_remote(path) or Path(path).is_dir():
-        return read_graph(path)
+        return read_graph(path) if group is None else _group_of_run(path, group)
     path = Path(path)
+    if group is not None:
+        return _group_of_file(path, group)
     name = f"file {quoted(str(path), 300)}"
     try:
         text = wholefile.read(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise JobError(name, f"cannot be read ({reason})", "give JSON lines, CSV or a run folder") from error
+    if f'"{supernodes_file.FORMAT}"' in text[:200]:
+        names = ", ".join(quoted(one.name) for one in supernodes_file.read(path).groups)
+        raise JobError(name, f"holds groups of nodes: {names}", f"choose one with {option('group')}")
     rows = _json_rows(text, name) if text.lstrip()[:1] == "{" else _csv_rows(text, name)
     found = [
         (place, *(_whole(row.get(column), column, place) for column in ("layer", "neuron")), row.get("position"))
@@ -503,6 +512,27 @@ def _shift(token: int, before: Tensor, after: Tensor, control: Tensor) -> Shift:
 
 
 # ------------------------------------------------------------------------------------------ files of nodes
+
+
+def _group_of_run(address: str | Path, group: str) -> Graph:
+    """The circuit of a run, with the nodes of one of its groups alone."""
+    graph, file = read_graph(address), supernodes_file.of_run(address)
+    if file is None:
+        rule, step = "its run has no supernodes.json", f"make one: tracer group {address}"
+        raise JobError(f"{option('group')} {quoted(group)}", rule, step)
+    return supernodes_file.only(file, group, graph)
+
+
+def _group_of_file(path: Path, group: str) -> list[tuple[int, int, int]] | list[tuple[int, int]]:
+    """The neurons of one group of a file, with their positions, or without where it names none."""
+    nodes = [node for node in supernodes_file.read(path).group(group).nodes if node.layer >= 0]
+    free = [node.position == supernodes_file.ANYWHERE for node in nodes]
+    if all(free):
+        return list(dict.fromkeys((node.layer, node.neuron) for node in nodes))
+    if any(free):
+        rule = "some of its nodes have a position and some have none"
+        raise JobError(f"{option('group')} {quoted(group)}", rule, "give all one, or none")
+    return [(node.layer, node.position, node.neuron) for node in nodes]
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

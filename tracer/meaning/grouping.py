@@ -83,7 +83,7 @@ def rows(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> list
             for row, value in zip(own, values, strict=True)
             if row["kind"] == "neuron"
         ]
-        measured: Mapping[str, Any] = known.get(group.name, {}) if isinstance(known, Mapping) else {}
+        measured = known.get(group.name) if isinstance(known, Mapping) else None
         found.append(
             Row(
                 name=group.name,
@@ -92,8 +92,8 @@ def rows(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> list
                 attribution=sum(values),
                 share=sum(map(abs, values)) / total if total else 0.0,
                 promotes=tuple(token for token, _ in naming.promoted(members, tokens)),
-                silhouette=measured.get("silhouette"),
-                stability=measured.get("stability"),
+                silhouette=_number(measured, "silhouette"),
+                stability=_number(measured, "stability"),
             )
         )
     return sorted(found, key=lambda row: -row.share)
@@ -241,6 +241,12 @@ def _member(row: tuple[int, int, int, int]) -> Member:
 
 def _mean(values: np.ndarray) -> float | None:
     return None if not len(values) or np.isnan(values).any() else float(values.mean())
+
+
+def _number(measured: Any, name: str) -> float | None:
+    """A number of a group that the file keeps; it may have been edited."""
+    value = measured.get(name) if isinstance(measured, Mapping) else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -72,7 +72,7 @@ def supernodes(
     source: Any,
     clusters: int | None = None,
     *,
-    range: tuple[int, int] = (2, 20),
+    range: tuple[int, int] | str = (2, 20),
     method: str = "spectral",
     free: bool | None = None,
     bootstraps: int = 20,
@@ -86,7 +86,7 @@ def supernodes(
     Args:
         source: a circuit that was traced with profiles, or the folder of a run that was.
         clusters: how many groups; by the mean silhouette over `range` if None.
-        range: the smallest and the largest number of groups that is tried.
+        range: the smallest and the largest number of groups that is tried, or both as ``"2:20"``.
         method: ``spectral`` or ``agglomerative``.
         free: a neuron counts wherever it is, its profiles within a prompt summed; as the circuit is if None.
         bootstraps: of the prompts, for the groups' stability.
@@ -110,8 +110,8 @@ def supernodes(
     else:
         graph = read_graph(source, prompt)
         parts = functools.partial(profiles.parts, source if "circuit" in graph.notes else graph)
-        tokens = _table(source, "tokens") if tokens is None else tokens
-        descriptions = _table(source, "descriptions") if descriptions is None else descriptions
+        tokens = table_of(source, "tokens") if tokens is None else tokens
+        descriptions = table_of(source, "descriptions") if descriptions is None else descriptions
     if not isinstance(graph, Traced):
         raise JobError("an imported graph", "has no attribution profiles", "trace the prompt")
     found = grouped(graph, parts, asked, tokens, descriptions)
@@ -215,6 +215,11 @@ def _counts(whole: Likeness, asked: Asked) -> list[int]:
     return list(builtins.range(low, min(high, n_alike - 1) + 1)) or [1]
 
 
-def _table(address: Any, name: str) -> pa.Table | None:
+def table_of(address: Any, name: str) -> pa.Table | None:
+    """A table of a whole run, such as ``tokens``; None where the run has none.
+
+    Raises:
+        RunError: it is damaged.
+    """
     folder = RunFolder(address)
     return folder.read_output(f"{name}.parquet") if folder.place.exists(f"{name}.parquet") else None

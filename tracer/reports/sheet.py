@@ -18,6 +18,7 @@ from tracer.text import LONG, printable
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves, Evaluation
     from tracer.evaluation.edge_curves import EdgeCurves
+    from tracer.evaluation.knockouts import Knockouts
     from tracer.evaluation.quality import AlwaysOn
 
 TERMINAL, PAGE = "terminal", "page"
@@ -203,6 +204,32 @@ def edge_curves(found: EdgeCurves) -> Sheet:
 
 
 BAR = Column("", left=True, only=PAGE)
+
+
+def knockouts(found: Knockouts) -> Sheet:
+    """What each group of a circuit's nodes is worth."""
+    whole = found.circuit
+    columns = ("<supernode", "nodes", "its cost", "95 %", "alone", "95 %", "model without it", "95 %")
+    cells = [
+        (
+            *(row["name"], f"{row['n_nodes']:,}"),
+            *(
+                text
+                for name in ("cost", "alone", "left")
+                for text in (decimal(row[name]), _between(row[f"{name}_low"], row[f"{name}_high"]))
+            ),
+        )
+        for row in found.rows()
+    ]
+    title = (
+        f"What each supernode is worth: shares of F(model) - F(empty). Cost: what the circuit, which holds "
+        f"{decimal(float(whole.estimate))}, loses without it"
+    )
+    return Sheet.of("knockouts", title, columns, cells)
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else ends(low, high)
 
 
 def bars(values: Sequence[float | None]) -> list[Bar]:

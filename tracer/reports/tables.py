@@ -26,6 +26,7 @@ from tracer.text import LONG, csv_text, printable
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation
     from tracer.evaluation.edge_curves import EdgeCurves
+    from tracer.evaluation.knockouts import Knockouts
     from tracer.evaluation.quality import AlwaysOn, Quality
     from tracer.evaluation.steering import Steering
 
@@ -35,15 +36,17 @@ CURVES = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
 
 def circuit_table(circuit: Circuit, rows: int = 20) -> RenderableType:
     """The circuit for a terminal: prompt, metric, conservation, tokens, and the strongest `rows` nodes."""
-    parts: list[RenderableType] = [_heading(circuit), _table(sheet.embeddings(circuit), no_wrap=False)]
-    parts.append(_table(sheet.nodes(circuit, rows)))
+    parts: list[RenderableType] = [_heading(circuit), sheet_table(sheet.embeddings(circuit), no_wrap=False)]
+    parts.append(sheet_table(sheet.nodes(circuit, rows)))
     if circuit.links is not None:
-        parts += [_table(found, no_wrap=False) for found in (sheet.edges(circuit, rows), sheet.paths(circuit, PATHS))]
+        parts += [
+            sheet_table(found, no_wrap=False) for found in (sheet.edges(circuit, rows), sheet.paths(circuit, PATHS))
+        ]
     parts.append(_footer(circuit, rows))
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
 
-def _table(found: Sheet, no_wrap: bool = True) -> Table:
+def sheet_table(found: Sheet, no_wrap: bool = True) -> Table:
     """A sheet for a terminal."""
     shown = found.on(TERMINAL)
     table = Table(title=shown.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -77,11 +80,11 @@ def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
         "[bold]holds[/]", f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
     )
     if graph.links is None:
-        return Group(grid, "", _table(sheet.graph_nodes(graph, rows)))
+        return Group(grid, "", sheet_table(sheet.graph_nodes(graph, rows)))
     if "circuit" in graph.notes:
-        both = _table(sheet.graph_nodes(graph, rows)), _table(sheet.edges(graph, rows), no_wrap=False)
+        both = sheet_table(sheet.graph_nodes(graph, rows)), sheet_table(sheet.edges(graph, rows), no_wrap=False)
         return Group(grid, "", both[0], "", both[1])
-    return Group(grid, "", _table(sheet.edges(graph, rows), no_wrap=False))
+    return Group(grid, "", sheet_table(sheet.edges(graph, rows), no_wrap=False))
 
 
 def view(graph: Graph, path: str | Path) -> Path:
@@ -220,9 +223,10 @@ def evaluation_table(
     qualities: Sequence[Quality] = (),
     constant: Sequence[AlwaysOn] | None = None,
     edges: EdgeCurves | None = None,
+    groups: Knockouts | None = None,
 ) -> RenderableType:
     """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, how good the
-    estimate was, and what the strongest edges alone hold."""
+    estimate was, what the strongest edges alone hold, and what each group of nodes is worth."""
     levels = Table.grid(padding=(0, 2))
     named = [(f"faithfulness {level:g}", size) for level, size in found.sizes_for.items()]
     for name, size in (*named, (sheet.SETTLES, found.settles)):
@@ -243,8 +247,9 @@ def evaluation_table(
         estimate.add_row("[bold]always on[/]", cell(str(neuron)))
     if constant is not None and not constant:
         estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
-    more = () if edges is None else ("", _table(sheet.edge_curves(edges), no_wrap=False))
-    return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate, *more)
+    more: list[RenderableType] = [] if edges is None else ["", sheet_table(sheet.edge_curves(edges), no_wrap=False)]
+    more += [] if groups is None else ["", sheet_table(sheet.knockouts(groups), no_wrap=False)]
+    return Group(sheet_table(sheet.curves(found)), "", levels, "", about, "", estimate, *more)
 
 
 def steering_table(found: Steering) -> RenderableType:
@@ -277,6 +282,7 @@ def evaluation_json(
     qualities: Sequence[Quality] = (),
     constant: Sequence[AlwaysOn] | None = None,
     edges: EdgeCurves | None = None,
+    groups: Knockouts | None = None,
 ) -> str:
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
@@ -291,6 +297,8 @@ def evaluation_json(
     content["settles"] = found.settles.record()
     if edges is not None:
         content["edge_curves"] = edges.record()
+    if groups is not None:
+        content["supernodes"] = groups.record()
     return json.dumps(content, indent=1, allow_nan=False)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,10 +24,11 @@ from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Traced
 from tracer.circuit.from_run import circuit_of, most_frequent
 from tracer.errors import JobError, option, quoted, say
-from tracer.evaluation import statistics
+from tracer.evaluation import knockouts, statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.edge_curves import EdgeCurves, measured, surviving
 from tracer.evaluation.faithfulness import GRID, asked_alike
+from tracer.evaluation.knockouts import Knockouts
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
@@ -183,7 +184,8 @@ class Again:
             reference, else ``counterfactual`` if all have one, else ``mean`` over them (of one alone ``zero``).
         sizes: of the circuits; a grid up to the run's own if None. MIB's shares of all are added.
         reference, allow_overlap, seed: as in `tracer.evaluate`.
-        edges: the circuit, where the curves of its strongest edges are wanted too.
+        edges: the circuit, where the curves of its strongest edges are wanted too. groups: the circuit with its groups,
+            where it is wanted what each of those is worth.
     """
 
     prompts: Sequence[Prompt] | None = None
@@ -194,13 +196,22 @@ class Again:
     allow_overlap: bool = False
     seed: int = 0
     edges: Traced | None = None
+    groups: Traced | None = None
+
+
+class Evaluated(NamedTuple):
+    """What `evaluate_again` measured; None where it was not asked for."""
+
+    curves: Evaluation
+    edges: EdgeCurves | None
+    groups: Knockouts | None
 
 
 def evaluate_again(
     model: Model, job: DatasetJob, folder: RunFolder, again: Again, progress: Progress | None = None
-) -> tuple[Evaluation, EdgeCurves | None]:
+) -> Evaluated:
     """The curves of a finished run's circuit on other test prompts than its job's, or on its own; and those of its
-    edges, if they are wanted.
+    edges and what its groups are worth, if they are wanted.
 
     Raises:
         JobError: prompts or sizes that do not fit, or prompts of the run among the test prompts.
@@ -228,7 +239,8 @@ def evaluate_again(
     wanted = again.sizes or [size for size in GRID if size < rows] + [rows]
     made = curves(test, _ranks(job, mean, asked), wanted, again.seed, progress)
     linked = again.edges and measured(test, again.edges, surviving(again.edges), again.seed, progress)
-    return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings)), linked
+    grouped = again.groups and knockouts.measured(test, again.groups, again.seed, progress)
+    return Evaluated(replace(made, n_shared=n_shared, warnings=(*said, *made.warnings)), linked, grouped)
 
 
 def n_ranked(circuit: Traced) -> int:
