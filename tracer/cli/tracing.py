@@ -212,11 +212,18 @@ class Kept:
     edges: Annotated[
         bool | None, typer.Option("--edges/--no-edges", help="Trace the direct edges between the nodes kept.")
     ] = None
+    profiles: Annotated[
+        bool,
+        typer.Option(
+            "--profiles",
+            help="Keep each node's attribution profile: what every token does to it, and it to each target.",
+        ),
+    ] = False
     pruned: Edges
 
     def arguments(self) -> dict[str, Any]:
         """As `tracer.trace` takes it, but for positions and neurons that are left out."""
-        given = {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "edges")}
+        given = {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "edges", "profiles")}
         return given | {"pruning": self.pruned.pruning()}
 
     def unrelated(self, settings: Settings, bos: bool) -> list[Prompt] | None:
@@ -338,7 +345,12 @@ def _known(prompt: Prompt, settings: Settings, kept: Kept) -> dict[str, Any]:
     return {
         "prompt": prompt.text if prompt.text is not None else list(prompt.token_ids or ()),
         "settings": {name: value for name, value in settings.record().items() if name != "metric"},
-        "selection": {"nodes": node_limit(nodes, threshold, mass), "threshold": threshold, "mass": mass},
+        "selection": {
+            "nodes": node_limit(nodes, threshold, mass),
+            "threshold": threshold,
+            "mass": mass,
+            "profiles": kept.profiles or None,
+        },
     }
 
 

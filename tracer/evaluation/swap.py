@@ -223,7 +223,7 @@ def _ranked(
     metric = "difference" if paired else "logit"
     chosen, encoded = prepared(model, asked, settings(method=method, baseline=baseline, metric=metric))
     selection = Selection.of(count)
-    if can_ask(model, chosen, edges=False):
+    if can_ask(model, chosen, linearised=False):
         asked_once = Request(chosen, selection, edges=False)
         return [one.nodes for one in answers_of(model, encoded, asked_once, None, memory, None)]
     found = attributed(model, encoded, chosen, None, memory, None)

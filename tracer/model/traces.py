@@ -278,3 +278,29 @@ def direct_weights(
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
+
+
+def total_effects(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    nodes: Sequence[Tensor],
+    logits_at: Sequence[Tensor],
+    how: SimpleNamespace,
+    max_bytes: int,
+    baselines: tuple[Sequence[Tensor], Tensor] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """For each prompt what `interventions.effects_on_nodes` and `effects_on_logits` give; arguments as of
+    `direct_weights`."""
+    stops: list[BaseException] = []
+    with torch.inference_mode(False), torch.enable_grad():
+        with nn.trace(**inputs) as tracer:
+            entered = interventions.embed_leaf(nn, plan, None, True)
+            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis)
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
+            before = interventions.effects_on_nodes(neurons, entered, nodes, max_bytes, baselines)
+            behind = interventions.effects_on_logits(neurons, ends, nodes, max_bytes, baselines)
+            saved = nnsight.save(list(zip(before, behind, strict=True)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved

@@ -236,6 +236,7 @@ class DatasetJob(_ModelOptions):
         edges: trace the edges between them, and those of the circuit of the whole dataset; by default where the metric
             is a sum of logits.
         pruning: which edges are kept, of a prompt's, and of the dataset's by their means.
+        profiles: keep the attribution profile of each node, as in `tracer.trace`: the table ``profiles``.
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
         evaluate: how that circuit is tested.
@@ -245,7 +246,7 @@ class DatasetJob(_ModelOptions):
             fault. max_error_rate: the share of failed prompts above which the run ends.
     """
 
-    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on")
+    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on", "profiles")
 
     kind: Literal["dataset"] = "dataset"
     input: Source
@@ -268,6 +269,7 @@ class DatasetJob(_ModelOptions):
     always_on: AlwaysOnRules | None = None
     edges: bool = True
     pruning: PruningRules | None = None
+    profiles: bool = False
     circuit: Literal["none", "aligned", "free"] = "none"
     evaluate: Evaluate | None = None
     quality: Natural = 0

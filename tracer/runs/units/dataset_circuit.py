@@ -353,7 +353,7 @@ def qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progre
             if left and row["prompt_id"] in good:
                 left -= 1
                 prompt = with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
-                (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "pruning": None})
+                (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "profiles": False, "pruning": None})
                 given = None if reference is None else list(reference.prompts)
                 found = estimate_quality(model, circuit, prompt, reference=given).record()
                 found.pop("sample")

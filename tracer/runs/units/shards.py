@@ -248,7 +248,7 @@ def options(job: DatasetJob) -> dict[str, Any]:
         include={"method", "baseline", "basis", "metric", "steps", "top_k", "seed"}
     )
     made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
-    made |= {"pruning": job.pruning_rules(), **job.selection()}
+    made |= {"pruning": job.pruning_rules(), "profiles": job.profiles, **job.selection()}
     if job.reference is not None:
         made["reference"] = Reference([with_bos(_prompt_of(row), job.bos) for row in data.read(job.reference)])
     return made
@@ -267,7 +267,8 @@ class _Shard:
         self.model, self.job, self.task, self.options = model, job, task, chosen
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
-        self._tables: dict[str, list[tuple[int, pa.Table]]] = {"nodes": [], "edges": []}
+        asked = {"nodes": True, "edges": chosen["edges"], "profiles": chosen["profiles"]}
+        self._tables: dict[str, list[tuple[int, pa.Table]]] = {name: [] for name, wanted in asked.items() if wanted}
         self.notes: Counter[str] = Counter()
         # Worded here: threads know no surface. One sentence for all prompts, so that they can be counted.
         self._first = {no_foil: first_note(f"more than {FIRST_SHARE:.0%}", no_foil) for no_foil in (False, True)}
@@ -275,7 +276,12 @@ class _Shard:
         apart = (*(task.only or ()), *task.quarantined)
         self._most = task.most | dict.fromkeys(apart, 1)
         self._done = set[int]()  # kept of what others did, of the prompts to do
-        self._kept = 0, {"nodes": 0, "edges": 0}, Counter[str](), 0  # rows, tables, notes and halvings already kept
+        self._kept = (
+            0,
+            dict.fromkeys(self._tables, 0),
+            Counter[str](),
+            0,
+        )  # rows, tables, notes and halvings already kept
 
     def trace(self, rows: Sequence[dict[str, Any]], write: Callable[[], dict[str, File]]) -> None:
         """Every prompt of the shard that is not kept from others, in batches of like length.
@@ -342,13 +348,13 @@ class _Shard:
 
     def tables(self, new: bool = False) -> dict[str, pa.Table]:
         """The tables, in order of prompts: of all of them, or of those that are not kept yet (`new`)."""
-        first, sizes = self._kept[:2] if new else (0, {"nodes": 0, "edges": 0})
+        first, sizes = self._kept[:2] if new else (0, dict.fromkeys(self._tables, 0))
         rows = sorted(self.rows[first:], key=lambda row: row["prompt_id"])
         if new:  # who is left out may change
             rows = [row for row in rows if row["status"] != "quarantined"]
         made = {"prompts": pa.Table.from_pylist(rows, schemas.PROMPTS)}
-        for name in ("nodes", "edges") if self.options["edges"] else ("nodes",):
-            made[name] = _joined(self._tables[name][sizes[name] :], schemas.SCHEMAS[name])
+        for name, parts in self._tables.items():
+            made[name] = _joined(parts[sizes[name] :], schemas.SCHEMAS[name])
         return made if self.sums is None else made | {"means": self.sums.table()}
 
     # ----------------------------------------------------------------------------------------- batches
@@ -503,6 +509,8 @@ class _Shard:
         tables = {"nodes": _numbered(circuit.nodes, item.id)}
         if circuit.links is not None:
             tables["edges"] = _numbered(circuit.links, item.id)
+        if circuit.profiles is not None:
+            tables["profiles"] = _numbered(circuit.profiles, item.id)
         row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.task.deaths.get(item.id, 0)}
         part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
         said = notes((item.encoded,), self.model)
