@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
+import tiny
 import tracer
 from planted import Planted, planted, shuffled
 from tracer.circuit.circuit import Traced
@@ -22,6 +24,7 @@ from tracer.meaning.clusters import alone, best_of
 from tracer.meaning.collapse import UNGROUPED, collapse
 from tracer.meaning.grouping import Grouping, rows
 from tracer.meaning.supernodes import checked, grouped
+from tracer.model.model import Model
 from tracer.store.schemas import DESCRIPTIONS, TOKENS
 
 
@@ -267,3 +270,39 @@ def test_nothing_is_said_of_scikit_learns(made: Planted) -> None:
         warnings.simplefilter("error")
         warnings.simplefilter("ignore", tracer.TracerWarning)
         tracer.supernodes(made.circuits[0], method="agglomerative")
+
+
+def hand_built(groups: int = 4, each: int = 6) -> tuple[Model, dict[int, int]]:
+    """A Llama with so many neurons in its last layer that read and write a direction of their group, with some noise;
+    all others write nothing. Each neuron's group."""
+    made = torch.Generator().manual_seed(5)
+    module = tiny.tiny("llama")
+    layers, head = module.model.layers, module.lm_head.weight
+    width = head.shape[1]
+    members = {2 * number: number % groups for number in range(groups * each)}
+    reads = torch.randn(groups, width, generator=made)
+    reads[1] = reads[0]  # what drives two groups is the same; what they do is not
+    with torch.no_grad():
+        for layer in layers:
+            layer.mlp.down_proj.weight.zero_()
+        mlp = layers[-1].mlp
+        for neuron, group in members.items():
+            read = reads[group] + 0.1 * torch.randn(width, generator=made)
+            mlp.gate_proj.weight[neuron] = mlp.up_proj.weight[neuron] = read  # silu(z) z is not negative
+            noise = 0.1 * head[7].norm() / width**0.5 * torch.randn(width, generator=made)
+            mlp.down_proj.weight[:, neuron] = head[7 + group] + noise
+    return tracer.load(module, tokenizer=tiny.tokenizer(101)), members
+
+
+def test_groups_of_a_hand_built_transformer_are_found() -> None:
+    model, members = hand_built()
+    prompt = tracer.Prompt(token_ids=[1, 20, 31, 42, 53, 64], target=[7, 8], foil=[9, 10])
+    circuit = tracer.trace(model, prompt, nodes=len(members), profiles=True)
+    assert {row["neuron"] for row in circuit.neurons.to_pylist()} == members.keys()
+    for method in ("spectral", "agglomerative"):
+        found = tracer.supernodes(circuit, method=method, seed=1)
+        planted_ = [members[neuron] for _, _, neuron, _ in found.items.rows()]
+        assert adjusted_rand_score(planted_, found.labels) >= 0.95
+    small = collapse(found.graph)
+    assert circuit.links is not None
+    assert sum(small.edges["weight"].to_pylist()) == pytest.approx(sum(circuit.links["weight"].to_pylist()), rel=1e-5)

@@ -19,6 +19,7 @@ from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
 from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
 from tracer.errors import JobError, quoted
+from tracer.meaning.supernodes import Asked
 from tracer.records import Count, Name, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
 from tracer.settings import (
@@ -239,6 +240,7 @@ class DatasetJob(_ModelOptions):
         profiles: keep the attribution profile of each node, as in `tracer.trace`: the table ``profiles``.
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
+        supernodes: how that circuit's neurons are grouped by their profiles, which it needs; not if None.
         evaluate: how that circuit is tested.
         quality: for the first so many prompts, estimates are compared with exact single ablations.
         batch: prompts computed at once; planned from the memory there is if None.
@@ -246,7 +248,7 @@ class DatasetJob(_ModelOptions):
             fault. max_error_rate: the share of failed prompts above which the run ends.
     """
 
-    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on", "profiles")
+    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on", "profiles", "supernodes")
 
     kind: Literal["dataset"] = "dataset"
     input: Source
@@ -271,6 +273,7 @@ class DatasetJob(_ModelOptions):
     pruning: PruningRules | None = None
     profiles: bool = False
     circuit: Literal["none", "aligned", "free"] = "none"
+    supernodes: Asked | None = None
     evaluate: Evaluate | None = None
     quality: Natural = 0
     batch: Count | None = None
@@ -293,6 +296,7 @@ class DatasetJob(_ModelOptions):
         if self.baseline != "mean" and self.reference is not None:
             raise ValueError(f"reference has no effect with baseline {self.baseline!r}")
         self._check_edges()
+        self._check_supernodes()
         self._check_evaluate()
         self._check_filters()
         return self
@@ -306,6 +310,16 @@ class DatasetJob(_ModelOptions):
         if self.pruning is not None and not self.edges:
             raise ValueError("pruning has no effect without edges")
         self.pruning_rules()
+
+    def _check_supernodes(self) -> None:
+        if self.supernodes is None:
+            return
+        if self.circuit == "none":
+            raise ValueError("supernodes have no effect without a circuit: aligned or free")
+        if not self.profiles:
+            raise ValueError("supernodes need profiles: true, by which neurons are compared")
+        if self.circuit == "free" and self.supernodes.free is False:
+            raise ValueError("supernodes.free is always true of a free circuit")
 
     def _check_evaluate(self) -> None:
         if self.evaluate is None:
@@ -380,7 +394,7 @@ class DatasetJob(_ModelOptions):
     @property
     def ends_with_model(self) -> bool:
         """Whether the end of the run needs the model: see runs/units/ending.py."""
-        return bool(self.evaluate is not None or self.quality or self.links_circuit)
+        return bool(self.evaluate is not None or self.quality or self.links_circuit or self.supernodes)
 
     @property
     def source(self) -> Source:
@@ -538,6 +552,7 @@ _NESTED: dict[str, dict[str, Any]] = {
     "reference": _SOURCE,
     "evaluate": {**dict.fromkeys(Evaluate.model_fields), "test": _SOURCE, "reference": _SOURCE},
     "pruning": dict.fromkeys(PruningRules.model_fields),
+    "supernodes": dict.fromkeys(Asked.model_fields),
     "always_on": {**dict.fromkeys(AlwaysOnRules.model_fields), "unrelated": _SOURCE},
 }
 _KEYS: dict[str, dict[str, Any]] = {

@@ -16,12 +16,17 @@ from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.dataset_circuit import evaluated, qualities, tested_on
 from tracer.runs.units.mean_edges import write_mean_edges
 from tracer.runs.units.progress import Stages, Told, curves_work
+from tracer.runs.units.supernodes import write_supernodes
 from tracer.store.run_folder import RunFolder
 
 LINKED = 20
 """Forward passes, about, that a prompt's edges among given nodes take."""
 NODES_CHECKED = 300
 """Single ablations, about, behind the estimate of a prompt's quality."""
+
+
+GROUPED = 0.1
+"""Of comparing a prompt's profiles, in forward passes."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,19 @@ def _linked(end: Ending) -> Step | None:
     return Step("prompts linked", float(end.n_prompts * LINKED), do)
 
 
+def _grouped(end: Ending) -> Step | None:
+    """``supernodes``: the circuit's neurons grouped; it needs no model, but what names groups may."""
+    if end.job.supernodes is None:
+        return None
+
+    def do(progress: Progress) -> None:
+        progress(0, 1)
+        write_supernodes(end.job, end.folder)
+        progress(1, 1)
+
+    return Step("circuits grouped", end.n_prompts * GROUPED, do)
+
+
 def _evaluated(end: Ending) -> Step | None:
     """``evaluation``: the curves of the dataset's circuit on other prompts."""
     if end.job.evaluate is None or (tested := tested_on(end.model, end.job, end.folder)) is None:
@@ -114,5 +132,5 @@ def _checked(end: Ending) -> Step | None:
     return Step("prompts' estimates checked", float(end.job.quality * NODES_CHECKED), do)
 
 
-STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _evaluated, _checked)
+STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _grouped, _evaluated, _checked)
 """The stages in their order; each is None where the job does not ask for it."""
