@@ -248,7 +248,8 @@ def test_names_without_tokens(made: Planted) -> None:
     assert "names of states" in names
     assert [group.description for group in found.file.groups if group.name == "names of states"] == ["names of states"]
     others = [name for name in names if name != "names of states"]
-    assert all(name.startswith(("towards word", "against word")) for name in others)
+    assert {name.partition(": ")[2][:-1] for name in others} <= {"towards word", "against word"}
+    assert {name.partition(": ")[0] for name in others} <= {f"t{position}" for position in range(6)}
     circuit_of_many, parts = together(made)
     bare = grouped(circuit_of_many.model_copy(update={"profiles": None}), parts, checked(clusters=5, bootstraps=0))
     assert all(group.name.startswith("L") and group.name.endswith(" and 5 more") for group in bare.file.groups)

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from tracer.circuit import identities
-from tracer.circuit.circuit import Circuit, Graph, edges_table, height, nodes_table
+from tracer.circuit.circuit import Circuit, Graph, Traced, edges_table, height, nodes_table
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
 from tracer.errors import JobError, first_line, option, quoted
 
@@ -125,6 +125,8 @@ def lost(graph: Graph, content: Mapping[str, Any]) -> list[str]:
     found = ["share (worked out again on import, as weight / activation)"]
     if graph.links is None:
         found = ["edges (it has none)"]
+    if isinstance(graph, Traced) and graph.profiles is not None:
+        found.append("attribution profiles")
     if isinstance(graph, Circuit) and public_name(graph.model.name) != graph.model.name:
         found.append(f"the model's folder (it is called {public_name(graph.model.name)!r})")
     for name in ("scan", "slug"):
@@ -266,6 +268,7 @@ def _metadata(graph: Graph) -> dict[str, Any]:
             exclude={
                 "nodes",
                 "links",
+                "profiles",
                 "settings",
                 "text",
                 "tokens",

@@ -5,7 +5,7 @@ Knows clusters of items, and how they become the file that keeps groups. Refuses
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ class Found(NamedTuple):
         titles = [
             naming.from_tokens(own, tokens)
             or naming.from_description(words)
-            or naming.from_logits(self._effects(places))
+            or naming.from_profiles(*self._ends(places))
             or naming.from_members(own)
             for own, words, places in zip(weighed, said, members, strict=True)
         ]
@@ -154,16 +154,22 @@ class Found(NamedTuple):
             found[layer, neuron, sign] = found.get((layer, neuron, sign), 0.0) + abs(float(attribution[place]))
         return [Weighed(*one) for one in found.items()]
 
-    def _effects(self, places: np.ndarray) -> dict[str, float]:
-        """What members do to the logits of one prompt's targets, by token; nothing is known of many prompts' at once,
-        which have other tokens."""
+    def _ends(self, places: np.ndarray) -> tuple[dict[str, float], dict[str, float]]:
+        """What drives members, by token of the prompt, each member weighed by its |attribution|; and what they do to
+        the logits, by target token. Nothing is known of many prompts' at once, which have other tokens."""
         table = self.graph.profiles
         if table is None:
-            return {}
-        tokens = [row["token"] for row in self.graph.rows("logit")]
-        own = {node for node, item in node_items(self.graph, self.items).items() if item in set(places.tolist())}
-        output = [row["output"] for row in table.select(["node_id", "output"]).to_pylist() if row["node_id"] in own]
-        return dict(zip(tokens, np.sum(output, axis=0).tolist(), strict=True)) if output else {}
+            return {}, {}
+        members = {node for node, item in node_items(self.graph, self.items).items() if item in set(places.tolist())}
+        nodes, drives, effects = self.graph.nodes.to_pylist(), dict[str, float](), dict[str, float]()
+        targets = [row["token"] for row in self.graph.rows("logit")]
+        for row in table.filter(pa.array([node in members for node in table["node_id"].to_pylist()])).to_pylist():
+            node, into = nodes[row["node_id"]], np.array(row["input"])
+            size = float(np.abs(into).sum()) or 1.0
+            parts = into * abs(node["attribution"]) * polarity_of(node["activation"]) / size
+            _add(drives, self.graph.tokens, parts.tolist())
+            _add(effects, targets, row["output"])
+        return drives, effects
 
     def _ids(self, names: list[str], labels: np.ndarray) -> dict[str, tuple[int, ...]]:
         """Node ids of the graph by group."""
@@ -211,6 +217,11 @@ class Found(NamedTuple):
             yield f"{counted.without:,} nodes of prompts have no profile, and are left out"
         if counted.n_prompts == 1:
             yield "of one prompt the groups' stability over prompts is not known"
+
+
+def _add(total: dict[str, float], tokens: Sequence[str], values: Sequence[float]) -> None:
+    for token, value in zip(tokens, values, strict=True):
+        total[token] = total.get(token, 0.0) + value
 
 
 def node_items(graph: Graph, items: Items) -> dict[int, int]:

@@ -82,15 +82,19 @@ def from_description(description: str) -> str:
     return _cut(printable(description.split("; ", maxsplit=1)[0].strip()))
 
 
-def from_logits(effects: Mapping[str, float]) -> str:
-    """A name by what the group does to the target tokens' logits: the one that it raises most, else lowers most."""
-    if not effects:
+def from_profiles(drives: Mapping[str, float], effects: Mapping[str, float]) -> str:
+    """A name by the prompt's token that drives the group most and the target token that it moves most, such as
+    ``keys: towards are``; nothing where it moves none.
+
+    Args:
+        drives: by token of the prompt. effects: by target token, on its logit.
+    """
+    moved = max(effects, key=lambda token: (abs(effects[token]), token), default="")
+    if not effects.get(moved):
         return ""
-    raised = max(effects, key=lambda token: (effects[token], token))
-    if effects[raised] > 0:
-        return _cut(f"towards {_plain(raised)}")
-    lowered = min(effects, key=lambda token: (effects[token], token))
-    return _cut(f"against {_plain(lowered)}") if effects[lowered] < 0 else ""
+    source = max(drives, key=lambda token: (drives[token], token), default="")
+    way = f"{'towards' if effects[moved] > 0 else 'against'} {_plain(moved)}"
+    return _cut(f"{_plain(source)}: {way}" if source and drives[source] > 0 else way)
 
 
 def from_members(members: Sequence[Weighed]) -> str:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from rich.console import Group, RenderableType
 
 from tracer.circuit.circuit import Graph
@@ -89,7 +89,7 @@ class _Rests(BaseModel):
     method: Literal["spectral", "agglomerative"]
     chosen_by: str
     clusters: int
-    scores: dict[str, float | None]
+    scores: dict[Annotated[str, Field(pattern="^[0-9]+$")], float | None]
     silhouette: float | None
     stability: _Spread | None
     bootstraps: int
@@ -107,7 +107,8 @@ def _said(how: Mapping[str, Any]) -> Iterator[str]:
     scores = {count: score for count, score in rests.scores.items() if score is not None}
     chosen = "asked for"
     if rests.chosen_by == "silhouette" and scores:
-        chosen = f"chosen of {', '.join(scores)} by the mean silhouette"
+        counts = sorted(map(int, scores))
+        chosen = f"chosen of {counts[0]} to {counts[-1]} by the mean silhouette"
     grouped, prompts = rests.n_neurons - len(rests.ungrouped), "prompt" if rests.n_prompts == 1 else "prompts"
     yield (
         f"{rests.clusters} groups of {grouped:,} neurons by {_METHODS[rests.method]} of their attribution profiles "
