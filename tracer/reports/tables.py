@@ -146,6 +146,7 @@ def _payload(graph: Graph) -> viewer.Payload:
         n_layers=graph.n_layers,
         metric=circuit.metric if circuit is not None else np.nan,
         cancels=circuit is not None and circuit.cancels,
+        circuit=getattr(graph, "fingerprint", None),
         nodes=_nodes(graph),
         edges=_edges(graph),
         groups=graph.groups,

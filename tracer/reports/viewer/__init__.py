@@ -116,6 +116,7 @@ class Payload:
             and shares of it are not shown.
         groups: rows of `nodes` by name, the groups the page starts with. A node in two is kept in the first, a group
             left without nodes goes, and a name is cut or numbered until the page's own rules for names hold.
+        circuit: fingerprint that a groups file of this page names, and must have where it names one.
     """
 
     title: str
@@ -130,6 +131,7 @@ class Payload:
     edges: Edges
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
     cancels: bool = False
+    circuit: str | None = None
 
 
 def page(payload: Payload) -> str:
@@ -249,6 +251,7 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
         "metric": None if math.isnan(payload.metric) else payload.metric,
         "cancels": payload.cancels,
         "groups": _disjoint(payload.groups),
+        "circuit": payload.circuit,
         "columns": columns,
     }
     return header, base64.b64encode(b"".join(blobs)).decode("ascii")
