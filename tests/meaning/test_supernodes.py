@@ -162,14 +162,15 @@ def test_what_cannot_be_grouped_says_so(made: Planted) -> None:
         tracer.supernodes(circuit.model_copy(update={"profiles": None}))
     with pytest.raises(JobError, match="no neuron to group"):
         grouped(few, lambda: [made.table()], checked())
-    for given, said in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"clusters": 0}, "clusters="),
         ({"range": (1, 4)}, "range must begin at 2"),
         ({"range": (5, 4)}, "range must begin at 2"),
         ({"method": "kmeans"}, "method="),
         ({"bootstraps": -1}, "bootstraps="),
         ({"seed": 2**32}, "seed must be below"),
-    ):
+    ]
+    for given, said in wrong:
         with pytest.raises(JobError, match=said):
             tracer.supernodes(circuit, **given)
     with pytest.raises(JobError, match="prompt=1: has no effect on a circuit"):

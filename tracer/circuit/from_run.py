@@ -52,7 +52,7 @@ def read_graph(address: Any, prompt_id: int | None = None) -> Graph:
     return load_graph(address)
 
 
-def graph_of(address: Any, prompt_id: int) -> Traced:
+def graph_of(address: Any, prompt_id: int) -> OfRun:
     """The graph of one prompt of a dataset run.
 
     Args:
@@ -117,7 +117,7 @@ def _readable(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def circuit_of(address: Any) -> Traced:
+def circuit_of(address: Any) -> OfRun:
     """The circuit of a whole dataset, strongest mean first, with the edges that are left of their means over prompts;
     without edges where the job has none, or an older version made the run.
 

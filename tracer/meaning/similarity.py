@@ -19,8 +19,8 @@ from jaxtyping import Float
 
 from tracer.errors import RunError
 
-CELLS = 2**22
-"""Numbers of the dense cosines that are held at a time, for each side: 16 MiB."""
+CELLS = 2**24
+"""Numbers of the dense cosines that are held at a time, for each side: 64 MiB."""
 ROOM = 2**29
 """Bytes of the sums that are held at a time; more bootstraps than fit take another pass over the prompts."""
 
