@@ -434,6 +434,19 @@ def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
     return value.clone().index_put(index, to.to(value.device, value.dtype))
 
 
+def pooled(values: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Neurons [prompt, column, neuron] as how far above and below 0 they are [prompt, 2, neuron]: at the ``last``
+    position, or the ``mean`` or ``max`` of that over the columns where `mask` [prompt, column] is 1."""
+    values = values.detach()
+    both = torch.stack([values.clamp_min(0), (-values).clamp_min(0)], dim=1)
+    if how == "last":
+        return both[:, :, -1]
+    both = both * mask[:, None, :, None].to(both.device, both.dtype)
+    if how == "max":
+        return both.amax(2)
+    return (both.float().sum(2) / mask.sum(1)[:, None, None].to(both.device)).to(both.dtype)
+
+
 def stack(dtype: torch.dtype, layers: Any) -> Tensor:
     """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in a dtype."""
     return torch.stack([layer.to(dtype) for layer in to_cpu(*layers)], dim=1)

@@ -116,6 +116,18 @@ def values(
     return parts[0].float(), parts[1]
 
 
+def pooled(model: Model, batch: Batch, how: str, *, basis: str = "activation") -> Tensor:
+    """How far each neuron is above 0, and below, over a prompt's positions [prompt, layer, 2, neuron], float32. One
+    forward, without the head; no position leaves the device.
+
+    Args:
+        how: at the ``last`` position, or the ``mean`` or ``max`` over all.
+    """
+    shape = len(batch.token_ids), model.n_layers, 2, model.n_neurons(basis)
+    ask = SimpleNamespace(inputs=inputs(model, batch), basis=basis, how=how, dtype=model.plan.transfer_dtype)
+    return session(model, traces.pooled, ask, Of(shape, model.plan.transfer_dtype)).float()
+
+
 def ablated(
     model: Model,
     batch: Batch,

@@ -141,6 +141,14 @@ def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tenso
     return (*both, *interventions.to_cpu(found.embedding, found.embedding_gradient, found.metric))
 
 
+def pooled(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """How far each neuron is on either side of 0, over a prompt's positions, on the CPU [prompt, layer, side, neuron]:
+    see `interventions.pooled`. `ask` has the batch's `inputs`, the `basis`, `how`, and the `dtype`."""
+    found = values(nn, plan, ask.inputs, ask.basis)
+    mask = ask.inputs["attention_mask"]
+    return interventions.stack(ask.dtype, [interventions.pooled(one, mask, ask.how) for one in found.values])
+
+
 def replaced(
     nn: Any,
     plan: SimpleNamespace,
