@@ -166,11 +166,12 @@ def interval(
     below = 1 - (all_ranks[:, ~positive] - rankdata(no, axis=1)) / yes.shape[1]
     area = above.mean(1)
     variance, n_yes, n_no = _variance(above - area[:, None], below - area[:, None], units[positive], units[~positive])
+    z = float(norm.ppf(0.5 + confidence / 2))
     with np.errstate(divide="ignore", invalid="ignore"):
-        reach = norm.ppf(0.5 + confidence / 2) * np.sqrt(variance) / (area * (1 - area))
+        reach = z * np.sqrt(variance) / (area * (1 - area))
         low, high = expit(logit(area) - reach), expit(logit(area) + reach)
-    scored = np.array([_newcombe(one, n_yes, n_no, confidence) for one in area.tolist()]).reshape(-1, 2)
-    return np.fmin(low, scored[:, 0]), np.fmax(high, scored[:, 1])
+    scored = _newcombe(area, n_yes, n_no, z)
+    return np.fmin(low, scored[0]), np.fmax(high, scored[1])
 
 
 def _variance(above: Array, below: Array, of_above: Array, of_below: Array) -> tuple[Array, int, int]:
@@ -192,21 +193,23 @@ def _variance(above: Array, below: Array, of_above: Array, of_below: Array) -> t
     return np.maximum(variance + 2 * n_all / max(1, n_all - 1) * (yes * no).sum(1) / (m * n), 0), n_yes, n_no
 
 
-def _newcombe(area: float, n_yes: int, n_no: int, confidence: float) -> tuple[float, float]:
-    """The areas from which the one found is as far as `confidence` allows, by Hanley and McNeil's variance."""
-    from scipy.optimize import brentq
-    from scipy.stats import norm
+def _newcombe(area: Array, n_yes: int, n_no: int, z: float) -> tuple[Array, Array]:
+    """The areas from which those found are `z` standard errors away, by Hanley and McNeil's variance; by bisection."""
+    more = (n_yes + n_no) / 2 - 1
 
-    z, more = norm.ppf(0.5 + confidence / 2), (n_yes + n_no) / 2 - 1
+    def beyond(true: Array) -> Array:
+        variance = true * (1 - true) * (1 + more * (1 - true) / (2 - true) + more * true / (1 + true)) / (n_yes * n_no)
+        return (area - true) ** 2 > z**2 * variance
 
-    def beyond(true: float) -> float:
-        one = true * (1 - true) * (1 + more * (1 - true) / (2 - true) + more * true / (1 + true)) / (n_yes * n_no)
-        return (area - true) ** 2 - z**2 * one
-
-    inner = min(max(area, 1e-9), 1 - 1e-9)  # at 0 and 1 themselves the variance is 0
-    low = brentq(beyond, 0, inner) if area > 0 else 0.0
-    high = brentq(beyond, inner, 1) if area < 1 else 1.0
-    return float(low), float(high)
+    ends = []
+    for outer in (0.0, 1.0):
+        far, near = np.full_like(area, outer), area.clip(1e-9, 1 - 1e-9)  # at 0 and 1 themselves the variance is 0
+        for _ in range(50):
+            middle = (far + near) / 2
+            out = beyond(middle)
+            far, near = np.where(out, middle, far), np.where(out, near, middle)
+        ends.append(np.where(area == outer, outer, far))
+    return ends[0], ends[1]
 
 
 # --------------------------------------------------------------------------------------- halves, permutations
@@ -274,7 +277,7 @@ def _area(columns: Array, positive: Array) -> Array:
 
 
 class _Best:
-    """The columns farthest from .5 so far, of equal ones those of larger values, with their values on the other half."""
+    """The columns farthest from .5 so far, of equal ones those of larger values; their values on the other half."""
 
     def __init__(self, count: int, rows: int) -> None:
         self.count = count
