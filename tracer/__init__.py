@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from tracer.evaluation.steering import steer as steer
     from tracer.evaluation.swap import Swap as Swap
     from tracer.evaluation.swap import swap as swap
+    from tracer.meaning.concepts import Concepts as Concepts
+    from tracer.meaning.concepts import concepts as concepts
+    from tracer.meaning.contrast import contrast as contrast
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Attribution": "attribution.result",
     "Circuit": "circuit.circuit",
+    "Concepts": "meaning.concepts",
     "EdgeCurves": "evaluation.edge_curves",
     "Evaluation": "evaluation.curves",
     "Graph": "circuit.circuit",
@@ -77,6 +81,8 @@ _HOME = {
     "Swap": "evaluation.swap",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
+    "concepts": "meaning.concepts",
+    "contrast": "meaning.contrast",
     "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
@@ -95,6 +101,7 @@ _HOME = {
 __all__ = [
     "Attribution",
     "Circuit",
+    "Concepts",
     "EdgeCurves",
     "Evaluation",
     "Graph",
@@ -113,6 +120,8 @@ __all__ = [
     "TracerWarning",
     "always_on",
     "attribute",
+    "concepts",
+    "contrast",
     "edge_curves",
     "estimate_quality",
     "evaluate",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracer.cli import runs, terminal
+from tracer.cli.concepts import concepts, contrast
 from tracer.cli.evaluating import evaluate
 from tracer.cli.graphs import export, import_, show, view
 from tracer.cli.loading import Adapter, GgufFile, report
@@ -107,6 +108,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
 
 
 VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
+VERBS = (*VERBS, concepts, contrast)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

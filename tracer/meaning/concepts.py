@@ -11,7 +11,7 @@ Source: Arora et al. 2026 (the area, summed over positions, absent = 0); halves 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow.fs import FileSystem
 
-from tracer.errors import JobError, RunError, option, quoted, say
+from tracer.errors import JobError, RunError, option, quoted, say, writing
 from tracer.meaning.separation import LEAST, Array, Block, Design, Labels, Scores, Sparse, lacking, separate
 from tracer.records import is_list
 from tracer.store.columns import changes, filled, neuron_rows, split_key
@@ -28,6 +28,7 @@ from tracer.store.parquet import opened, rows_of
 from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import CONCEPTS
 
+FILE = "concepts.parquet"
 RATE = 0.05
 """The false discovery rate at which a neuron counts as found."""
 _SHOWN = 20  # of labels and values that an error names
@@ -47,6 +48,14 @@ class Asked:
     values: tuple[str, ...] = ()
     group: str | None = None
     design: Design = field(default_factory=Design)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Prompts: what each is, whatever tells it from others that are not the same, and its labels."""
+
+    prompts: Sequence[Hashable]
+    labels: Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ def concepts(
         values: of one label, the values to score; by default all that enough prompts have, and of two the last.
         group: a label whose values name prompts that belong together, such as those of one sentence: they stay in one
             half, count as one observation, and are permuted together (where `label` varies within groups, it is
-            permuted within them).
+            permuted within them). By default prompts that are the same, with the same value.
         candidates: neurons tested for each value. permutations, seed: of the test.
 
     Raises:
@@ -182,10 +191,34 @@ def asked_of(
         raise JobError(f"values {quoted(list(chosen))}", f"are of one label, and there are {len(labels)}", step)
     if not labels or len(set(labels)) < len(labels) or group in labels:
         raise JobError(f"label {quoted(list(labels))}", "must be one or more, each once, and not the group", "choose")
-    for name, value, least in (("candidates", candidates, 1), ("permutations", permutations, 99), ("seed", seed, 0)):
-        if value < least:
-            raise JobError(option(name, value), f"must be {least} or more", f"the default is {getattr(Design(), name)}")
-    return Asked(labels, chosen, group, Design(candidates, permutations, seed))
+    design = Design(candidates, permutations, seed)
+    design.check()
+    return Asked(labels, chosen, group, design)
+
+
+def write(run: Any, found: Concepts) -> bool:
+    """Write the table into a run's folder, in place of one that is there; nothing is done where the run has not ended.
+
+    Raises:
+        RunError: the folder cannot be written, or a driver is writing it now.
+    """
+    folder = RunFolder(getattr(run, "address", run))
+    if not folder.place.exists("_SUCCESS.json"):
+        return False
+    with writing(folder.place, "folder", f"name a file: {option('out')}"), folder.place.locked():
+        folder.write_table(FILE, found.table)
+        folder.reseal([FILE])
+    return True
+
+
+def tokens_of(run: Any) -> pa.Table | None:
+    """The run's table of what neurons promote, in `schemas.TOKENS`; None where it has none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    folder = RunFolder(getattr(run, "address", run))
+    return folder.read_output("tokens.parquet") if folder.place.exists("tokens.parquet") else None
 
 
 # ------------------------------------------------------------------------------------------------ of a run
@@ -202,8 +235,8 @@ def scored(prompts: Sequence[str], nodes: Sequence[str], fs: FileSystem, asked: 
     Raises:
         JobError: as `concepts`. RunError: a file is damaged.
     """
-    ids, labels = _prompts(prompts, fs)
-    questions, left_out = questions_of(labels, asked, strict)
+    ids, given = _prompts(prompts, fs)
+    questions, left_out = questions_of(given, asked, strict)
     keys, values = _columns(nodes, fs, ids) if questions else (np.empty((0, 3), np.int64), None)
     tables, told = [CONCEPTS.empty_table()], list[Concept]()
     for one in questions:
@@ -236,23 +269,24 @@ def table_of(question: Question, scores: Sequence[Scores], n_columns: int) -> tu
     return pa.concat_tables(tables), told
 
 
-def _prompts(files: Sequence[str], fs: FileSystem) -> tuple[Array, list[dict[str, str]]]:
-    """Ids and labels of the prompts that have a result.
+def _prompts(files: Sequence[str], fs: FileSystem) -> tuple[Array, Labelled]:
+    """Ids of the prompts that have a result, and these prompts.
 
     Raises:
         RunError: a file is damaged.
     """
-    ids, labels = [np.empty(0, np.int64)], list[dict[str, str]]()
+    ids, tokens, labels = [np.empty(0, np.int64)], list[Hashable](), list[dict[str, str]]()
     for path in files:
         try:
             with opened(path, fs) as file:
-                table = rows_of(file, ["prompt_id", "status", "labels"])
+                table = rows_of(file, ["prompt_id", "status", "token_ids", "labels"])
         except (OSError, pa.ArrowException, KeyError) as error:
             raise RunError(f"file {quoted(path, 200)}", "is missing or damaged", "repeat the run command") from error
         table = table.filter(pa.array([status == "ok" for status in table["status"].to_pylist()], pa.bool_()))
         ids.append(filled(table, ["prompt_id"])["prompt_id"])
+        tokens += [tuple(one or ()) for one in table["token_ids"].to_pylist()]
         labels += [dict(one or ()) for one in table["labels"].to_pylist()]
-    return np.concatenate(ids), labels
+    return np.concatenate(ids), Labelled(tokens, labels)
 
 
 def _columns(files: Sequence[str], fs: FileSystem, ids: Array) -> tuple[Array, Sparse]:
@@ -282,13 +316,11 @@ def _columns(files: Sequence[str], fs: FileSystem, ids: Array) -> tuple[Array, S
 # ---------------------------------------------------------------------------------------------- of labels
 
 
-def questions_of(
-    labels: Sequence[Mapping[str, str]], asked: Asked, strict: bool = True
-) -> tuple[list[Question], list[str]]:
+def questions_of(given: Labelled, asked: Asked, strict: bool = True) -> tuple[list[Question], list[str]]:
     """What each label asks of the prompts, and what is left out, in sentences.
 
     Args:
-        labels: of each prompt.
+        given: the prompts.
         strict: refuse a label that is not there, or has no value that can be scored; else leave it out.
 
     Raises:
@@ -297,7 +329,7 @@ def questions_of(
     questions, left_out = [], list[str]()
     for label in asked.labels:
         try:
-            one = _question(labels, label, asked)
+            one = _question(given, label, asked, strict)
         except JobError as error:
             if strict:
                 raise
@@ -308,7 +340,8 @@ def questions_of(
     return questions, left_out
 
 
-def _question(labels: Sequence[Mapping[str, str]], label: str, asked: Asked) -> Question:
+def _question(prompts: Labelled, label: str, asked: Asked, strict: bool) -> Question:
+    labels = prompts.labels
     _check_known(labels, label, "label")
     if asked.group is not None:
         _check_known(labels, asked.group, "group")
@@ -317,14 +350,14 @@ def _question(labels: Sequence[Mapping[str, str]], label: str, asked: Asked) -> 
     there = _in_order(set(given))
     _check_values(label, there, len(given), asked.values)
     place = {value: number for number, value in enumerate(there)}
-    groups = None if asked.group is None else np.unique([labels[i][asked.group] for i in rows], return_inverse=True)[1]
-    rest = Labels(np.array([place[value] for value in given]), (), groups)
+    same = [(prompts.prompts[i], labels[i][label]) if asked.group is None else labels[i][asked.group] for i in rows]
+    rest = Labels(np.array([place[value] for value in given]), (), numbered(same))
     kept, said = [], [f"{len(labels) - len(rows):,} prompts have no label {label!r}"] * (len(rows) < len(labels))
     for value in asked.values or (there if len(there) > 2 else there[-1:]):
         why = lacking(rest, place[value], asked.design)
         if why is None:
             kept.append(value)
-        elif asked.values:
+        elif asked.values and strict:
             raise JobError(f"value {quoted(value)} of label {quoted(label)}", why, "give more prompts, or other values")
         else:
             said.append(f"value {value!r} of label {label!r} {why}")
@@ -349,6 +382,12 @@ def _check_values(label: str, there: Sequence[str], count: int, values: Iterable
         if value not in there:
             known = ", ".join(map(quoted, there[:_SHOWN])) + (", ..." if len(there) > _SHOWN else "")
             raise JobError(f"value {quoted(value)}", f"is none of label {quoted(label)}", f"use one of {known}")
+
+
+def numbered(names: Sequence[Hashable]) -> Array:
+    """Equal names as equal whole numbers."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(name, len(known)) for name in names], np.int64)
 
 
 def _check_known(labels: Iterable[Mapping[str, str]], name: str, what: str) -> None:

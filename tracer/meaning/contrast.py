@@ -7,6 +7,7 @@ file. How columns are chosen, scored and tested is meaning/separation.py.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -53,7 +54,8 @@ def contrast(
 
     Args:
         model: from `tracer.load`, here or on a server.
-        positive, negative: the prompts; what they ask about has no effect.
+        positive, negative: the prompts; what they ask about has no effect. A prompt that comes again in its set, or a
+            pair, is left out: it would be in both halves.
         position: ``last``, or ``mean`` or ``max`` over all positions of a prompt.
         paired: prompt i of one set belongs to prompt i of the other, as in minimal pairs: pairs stay in one half of the
             prompts, and which of a pair is positive is what is permuted.
@@ -67,12 +69,16 @@ def contrast(
         RunError: there is no room for the temporary file. RemoteError: a server fails.
     """
     design = Design(candidates, permutations, seed)
-    labels = checked(len(positive), len(negative), position, paired, basis, design)
-    given = [Prompt(one) if isinstance(one, str) else one for one in (*positive, *negative)]
-    encoded = [encode(one, model) for one in given]
-    said = notes(encoded, model)
+    checked(len(positive), len(negative), position, paired, basis, design)
+    given = [[Prompt(one) if isinstance(one, str) else one for one in part] for part in (positive, negative)]
+    encoded = [[encode(one, model) for one in part] for part in given]
+    yes, no = _once(*([one.token_ids for one in part] for part in encoded), paired=paired)
+    ids, labels = [*yes, *no], checked(len(yes), len(no), position, paired, basis, design)
+    said = notes(itertools.chain(*encoded), model)
+    if left := len(positive) + len(negative) - len(ids):
+        where = "as pairs" if paired else "in their set"
+        said += (f"{left:,} of {left + len(ids):,} prompts came before {where}: left out",)
     say(said)
-    ids = [one.token_ids for one in encoded]
     with _temporary() as file:
         for part, values in _values(model, ids, position, basis, memory):
             with _room():
@@ -97,9 +103,7 @@ def checked(n_positive: int, n_negative: int, position: str, paired: bool, basis
     for name, value, known in (("position", position, get_args(Position)), ("basis", basis, BASES)):
         if value not in known:
             raise JobError(option(name, value), f"must be {', '.join(known)}", f"the default is {known[0]}")
-    for name, value, least in (("candidates", design.candidates, 1), ("permutations", design.permutations, 99)):
-        if value < least:
-            raise JobError(option(name, value), f"must be {least} or more", f"the default is {getattr(Design(), name)}")
+    design.check()
     counts = f"{n_positive:,} positive and {n_negative:,} negative prompts"
     if paired and n_positive != n_negative:
         raise JobError(counts, "are not pairs", f"give as many of either, or leave out {option('paired', True)}")
@@ -109,6 +113,16 @@ def checked(n_positive: int, n_negative: int, position: str, paired: bool, basis
     if lacking(labels, 1, design) is not None:
         raise JobError(counts, f"are too few: {LEAST} of either are needed, for two halves", "give more")
     return labels
+
+
+def _once(
+    positive: Sequence[tuple[int, ...]], negative: Sequence[tuple[int, ...]], *, paired: bool
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Token ids of positive and negative prompts, each once in its set, or each pair once."""
+    if not paired:
+        return list(dict.fromkeys(positive)), list(dict.fromkeys(negative))
+    pairs = dict.fromkeys(zip(positive, negative, strict=True))
+    return [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def _room() -> AbstractContextManager[None]:

@@ -15,12 +15,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
+from tracer.errors import JobError, option
+
 Array = NDArray[Any]
 Sparse = Any
 """A `scipy.sparse.csc_array` [row, column]; what is not in it is 0."""
 
 LEAST = 4
 """Rows of either kind that are needed: two in each half."""
+LEAST_PERMUTATIONS = 99
 CONFIDENCE = 0.95
 _HELD = 2**21  # labels permuted at once
 
@@ -37,6 +40,17 @@ class Design:
     candidates: int = 50
     permutations: int = 10_000
     seed: int = 0
+
+    def check(self) -> None:
+        """Refuse numbers with which nothing can be found.
+
+        Raises:
+            JobError: one is too small.
+        """
+        for name, least in (("candidates", 1), ("permutations", LEAST_PERMUTATIONS), ("seed", 0)):
+            if getattr(self, name) < least:
+                step = f"the default is {getattr(Design(), name):,}"
+                raise JobError(option(name, getattr(self, name)), f"must be {least} or more", step)
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ def ranks(values: Sparse) -> tuple[Sparse, Float[np.ndarray, " column"]]:
     """
     from scipy.sparse import csc_array
 
-    found = csc_array(values, dtype=np.float64, copy=True)
+    found: Sparse = csc_array(values, dtype=np.float64, copy=True)
     found.sum_duplicates()
     found.eliminate_zeros()
     rows, columns = found.shape

@@ -54,6 +54,11 @@ def _table(found: Sheet, no_wrap: bool = True) -> Table:
     return table
 
 
+def sheets_table(found: Sequence[Sheet]) -> RenderableType:
+    """Sheets for a terminal, one under the other."""
+    return Group(*(Padding(_table(one, no_wrap=False), (0, 0, 1, 0)) for one in found))
+
+
 def cell(text: str) -> str:
     """A user's or a model's text for a cell, a title or a line of rich's: nothing in it is a command of a terminal or
     markup, and a very long one is cut."""

@@ -44,6 +44,7 @@ from tracer.runs.repair import repaired
 from tracer.runs.report import always_on_note
 from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import Reason, RunState, Status, Tally, reasons, seconds_before
+from tracer.runs.units.concepts import check_ahead
 from tracer.runs.units.progress import combination_work
 from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
@@ -410,6 +411,8 @@ class _Driver:
         count = self.folder.write_input(
             askable((input_row(row) for row in self._counted(rows)), job), job.shard_size, known
         )
+        if job.concepts is not None:
+            notes += check_ahead(self.folder, job.concepts)
         return notes, count
 
     def _plan_of(self, content: str, others: list[str], notes: list[str], n_prompts: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tracer.runs.pages.write import TOP, benchmark_result, write_report
 from tracer.runs.report import evaluation_plot
 from tracer.runs.units import benchmark_report, mean_edges
 from tracer.runs.units.benchmark_report import BenchmarkResult
+from tracer.runs.units.concepts import write_concepts
 from tracer.runs.units.dataset_circuit import circuit_of_units
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import writer
@@ -56,6 +57,8 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
             edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
     if (circuit := circuit_of_units(job, folder, commits)) is not None:
         folder.write_table("circuit.parquet", circuit)
+    if job.concepts is not None:
+        write_concepts(folder, job.concepts, commits)
     if not job.ends_with_model:
         return
     if (outcome := ask()) is None:

@@ -19,7 +19,7 @@ from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
 from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
 from tracer.errors import JobError, quoted
-from tracer.records import Count, Name, Natural, Record, as_list, is_list
+from tracer.records import Count, Name, Names, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
 from tracer.settings import (
     DEFAULT_STEPS,
@@ -222,6 +222,38 @@ class AlwaysOnRules(Record):
     leave_out: bool = False
 
 
+class ConceptRules(Record):
+    """Neurons that tell prompts by their labels, as in `tracer.concepts`.
+
+    Attributes:
+        labels: of the prompts, each scored by itself. values: of one label, the values to score.
+        group: a label that names prompts which belong together.
+        candidates: neurons tested for each value. permutations, seed: of the test.
+    """
+
+    labels: Names
+    values: Names = ()
+    group: Name | None = None
+    candidates: Count = 50
+    permutations: Annotated[int, Field(ge=99, le=2**31, strict=True)] = 10_000
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> ConceptRules:
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels must name at least one, each once")
+        if self.values and len(self.labels) > 1:
+            raise ValueError("values are of one label, and labels names several")
+        if self.group in self.labels:
+            raise ValueError("group must be another label than those that are scored")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every label that is read."""
+        return self.labels if self.group is None else (*self.labels, self.group)
+
+
 class DatasetJob(_ModelOptions):
     """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
 
@@ -240,12 +272,13 @@ class DatasetJob(_ModelOptions):
             (neurons, whatever the position), or ``none``.
         evaluate: how that circuit is tested.
         quality: for the first so many prompts, estimates are compared with exact single ablations.
+        concepts: labels that neurons are scored for, once all prompts are done; not if None.
         batch: prompts computed at once; planned from the memory there is if None.
         prompt_timeout: seconds after which a prompt counts as hung. retries: of a unit that failed for no prompt's
             fault. max_error_rate: the share of failed prompts above which the run ends.
     """
 
-    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on")
+    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on", "concepts")
 
     kind: Literal["dataset"] = "dataset"
     input: Source
@@ -271,6 +304,7 @@ class DatasetJob(_ModelOptions):
     circuit: Literal["none", "aligned", "free"] = "none"
     evaluate: Evaluate | None = None
     quality: Natural = 0
+    concepts: ConceptRules | None = None
     batch: Count | None = None
     prompt_timeout: Real = Field(600.0, gt=0)
     retries: Natural = 3
@@ -293,6 +327,7 @@ class DatasetJob(_ModelOptions):
         self._check_edges()
         self._check_evaluate()
         self._check_filters()
+        self._check_concepts()
         return self
 
     def _check_edges(self) -> None:
@@ -327,6 +362,13 @@ class DatasetJob(_ModelOptions):
                 raise ValueError("filter needs the prompts' targets, which metric 'topk' does not use")
             if keep == "preferred" and self.metric not in ("auto", "difference"):
                 raise ValueError(f"filter 'preferred' needs foils, which metric {self.metric!r} does not use")
+
+    def _check_concepts(self) -> None:
+        if self.concepts is None or self.input.task is not None:  # whose labels are known when its prompts are
+            return
+        for name in self.concepts.names:
+            if name not in self.input.labels:
+                raise ValueError(f"concepts needs the label {name!r}, which input.labels does not keep: add it there")
 
     def settings(self) -> Settings:
         """How nodes are attributed.
@@ -537,6 +579,7 @@ _NESTED: dict[str, dict[str, Any]] = {
     "evaluate": {**dict.fromkeys(Evaluate.model_fields), "test": _SOURCE, "reference": _SOURCE},
     "pruning": dict.fromkeys(PruningRules.model_fields),
     "always_on": {**dict.fromkeys(AlwaysOnRules.model_fields), "unrelated": _SOURCE},
+    "concepts": dict.fromkeys(ConceptRules.model_fields),
 }
 _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},

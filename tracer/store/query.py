@@ -27,6 +27,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "circuit": schemas.CIRCUIT,
     "circuit_nodes": schemas.CIRCUIT_NODES,
     "circuit_edges": schemas.CIRCUIT_EDGES,
+    "concepts": schemas.CONCEPTS,
 }
 """The tables that a query can name."""
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
