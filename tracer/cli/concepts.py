@@ -43,6 +43,19 @@ class Saved:
     style: Style = Format.table
 
 
+@dataclass(frozen=True)
+class Values:
+    """Which values of neurons are compared."""
+
+    position: Annotated[str, typer.Option(help="Where values are taken: last; or mean or max, over all positions.")] = (
+        "last"
+    )
+    paired: Annotated[
+        bool, typer.Option("--paired", help="Line i of one file belongs to line i of the other, as minimal pairs.")
+    ] = False
+    basis: Annotated[str, typer.Option(help="activation, or output.")] = "activation"
+
+
 @terminal.report_errors
 @flat
 def concepts(
@@ -89,16 +102,10 @@ def concepts(
 def contrast(
     positive: Annotated[Path, typer.Argument(help="Text file, a prompt a line.")],
     negative: Annotated[Path, typer.Argument(help="Text file, a prompt a line: what the first are told from.")],
-    position: Annotated[
-        str, typer.Option(help="Where values are taken: last; or mean or max, over all positions.")
-    ] = "last",
-    paired: Annotated[
-        bool, typer.Option("--paired", help="Line i of one file belongs to line i of the other, as minimal pairs.")
-    ] = False,
-    basis: Annotated[str, typer.Option(help="activation, or output.")] = "activation",
     bos: Bos = False,
     out: Annotated[Path | None, typer.Option(help="The table, as a Parquet file. Default: none.")] = None,
     *,
+    taken: Values,
     source: Source,
     there: There,
     tested: Tested,
@@ -113,10 +120,11 @@ def contrast(
     from tracer.meaning.separation import Design
 
     sets = [lines(path, bos, name) or [] for path, name in ((positive, "POSITIVE"), (negative, "NEGATIVE"))]
-    meaning.checked(len(sets[0]), len(sets[1]), position, paired, basis, Design(**vars(tested)))
+    design = Design(**vars(tested))
+    meaning.checked(len(sets[0]), len(sets[1]), **vars(taken), design=design)
     terminal.quiet()
     model = source.load(there)
-    how: dict[str, Any] = {"position": position, "paired": paired, "basis": basis, **vars(tested)}
+    how: dict[str, Any] = vars(taken) | vars(tested)
     with terminal.ProgressBar("prompts") as bar:
         found = tracer.contrast(model, sets[0], sets[1], **how, progress=bar)
     _show(found, saved, [] if out is None else [_written(found, out)], None)
