@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def test_values_are_those_of_each_prompt_alone_in_plain_pytorch(family: str, bas
         assert close(found, wanted)
 
 
+@functools.cache
 def prompts(count: int = 40) -> tuple[list[str], list[str]]:
     """Plural and singular subjects, minimal pairs, each once."""
     pairs = {tuple(sorted((one.prompt, one.counterfactual))): one for one in sva.generate("simple", "train", count)}

@@ -21,6 +21,7 @@ from tracer.errors import JobError, RunError
 
 if TYPE_CHECKING:
     from tracer.meaning.concepts import Concepts
+    from tracer.prompts import Prompt
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Saved:
     rows: Annotated[int, typer.Option(help="Neurons shown of each value; all candidates are saved.", min=1)] = 10
     figure: Annotated[Path | None, typer.Option(help="A PNG file: areas by layer.")] = None
     style: Style = Format.table
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The two sets of prompts."""
+
+    positive: Annotated[Path, typer.Argument(help="Text file, a prompt a line.")]
+    negative: Annotated[Path, typer.Argument(help="Text file, a prompt a line: what the first are told from.")]
+    bos: Bos = False
+
+    def read(self) -> tuple[list[Prompt], list[Prompt]]:
+        """Their prompts."""
+        return lines(self.positive, self.bos, "POSITIVE") or [], lines(self.negative, self.bos, "NEGATIVE") or []
 
 
 @dataclass(frozen=True)
@@ -100,9 +114,7 @@ def concepts(
 @terminal.report_errors
 @flat
 def contrast(
-    positive: Annotated[Path, typer.Argument(help="Text file, a prompt a line.")],
-    negative: Annotated[Path, typer.Argument(help="Text file, a prompt a line: what the first are told from.")],
-    bos: Bos = False,
+    sets: Sets,
     out: Annotated[Path | None, typer.Option(help="The table, as a Parquet file. Default: none.")] = None,
     *,
     taken: Values,
@@ -119,14 +131,14 @@ def contrast(
     from tracer.meaning import contrast as meaning
     from tracer.meaning.separation import Design
 
-    sets = [lines(path, bos, name) or [] for path, name in ((positive, "POSITIVE"), (negative, "NEGATIVE"))]
+    positive, negative = sets.read()
     design = Design(**vars(tested))
-    meaning.checked(len(sets[0]), len(sets[1]), **vars(taken), design=design)
+    meaning.checked(len(positive), len(negative), **vars(taken), design=design)
     terminal.quiet()
     model = source.load(there)
     how: dict[str, Any] = vars(taken) | vars(tested)
     with terminal.ProgressBar("prompts") as bar:
-        found = tracer.contrast(model, sets[0], sets[1], **how, progress=bar)
+        found = tracer.contrast(model, positive, negative, **how, progress=bar)
     _show(found, saved, [] if out is None else [_written(found, out)], None)
 
 
