@@ -129,11 +129,11 @@ def test_shuffled_labels_find_no_more_than_the_rate() -> None:
     codes = np.repeat([0, 1], [35, 15])
     wrong = covered = above = 0
     for seed in range(200):
-        values = random_array((50, 120), density=0.4, format="csc", rng=rng)
+        values = random_array((50, 80), density=0.4, format="csc", rng=rng)
         values.data -= 0.5
         labels = Labels(rng.permutation(codes), (1,))
-        scores, count = separate([Block(columns(120), values)], labels, Design(10, 299, seed))
-        assert count == 120
+        scores, count = separate([Block(columns(80), values)], labels, Design(8, 199, seed))
+        assert count == 80
         wrong += bool((false_discovery_control(np.concatenate([one.p for one in scores])) <= 0.05).any())
         covered += scores[0].low[0] <= 0.5 <= scores[0].high[0]
         above += abs(scores[0].chosen_on[0] - 0.5) > 0.2
@@ -146,15 +146,15 @@ def test_true_columns_are_found_among_others_and_the_rate_holds() -> None:
     rng = np.random.default_rng(1)
     codes = np.repeat([0, 1], 40)
     shares, found = [], []
-    for seed in range(200):
-        values = rng.normal(size=(80, 100)) * (rng.random((80, 100)) < 0.5)
+    for seed in range(80):
+        values = rng.normal(size=(80, 60)) * (rng.random((80, 60)) < 0.5)
         values[40:, :8] += 1.5
-        ((one,), _) = separate([Block(columns(100), csc_array(values))], Labels(codes, (1,)), Design(20, 299, seed))
+        ((one,), _) = separate([Block(columns(60), csc_array(values))], Labels(codes, (1,)), Design(20, 199, seed))
         q = false_discovery_control(one.p)
         hits = one.keys[q <= 0.05, 1]
         shares.append((hits >= 8).mean() if len(hits) else 0.0)
         found.append((hits < 8).sum())
-    assert np.mean(shares) <= 0.05 + 2 * np.std(shares) / np.sqrt(200)
+    assert np.mean(shares) <= 0.05 + 2 * np.std(shares) / np.sqrt(80)
     assert np.mean(found) > 7
 
 
