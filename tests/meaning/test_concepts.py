@@ -24,7 +24,8 @@ from inline import InlinePool
 from parsed import Page as Parsed
 from tracer.cli.app import app
 from tracer.errors import JobError, RunError
-from tracer.meaning.concepts import RATE, Asked, Concepts, Labelled, asked_of, questions_of, scored, tokens_of, write
+from tracer.meaning.concepts import RATE, Concepts, scored, tokens_of, write
+from tracer.meaning.labels import Asked, Labelled, asked_of, questions_of
 from tracer.meaning.separation import Design, Labels, halved
 from tracer.reports import concepts as reports
 from tracer.reports.page import Page, Section

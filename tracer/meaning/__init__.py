@@ -4,5 +4,6 @@ Knows what a neuron's weights, its activations on text, and its attributions say
 that. A neuron is a (layer, neuron, polarity): the sign of its value decides what it promotes. Refuses to know how
 attributions come about (attribution), what is drawn of it (reports), and runs over many prompts.
 
-Door: `concepts` and `contrast` (which neurons tell prompts apart), with the `separation` of columns that both share.
+Door: `concepts` and `contrast` (which neurons tell prompts apart), with the `labels` and the `separation` of columns
+that they share.
 """

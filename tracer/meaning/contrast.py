@@ -18,7 +18,8 @@ from torch import Tensor
 
 from tracer.attribution.attribute import notes, split
 from tracer.errors import JobError, option, say, writing
-from tracer.meaning.concepts import Concepts, Question, table_of
+from tracer.meaning.concepts import Concepts, table_of
+from tracer.meaning.labels import Question
 from tracer.meaning.separation import LEAST, Array, Block, Design, Labels, lacking, separate
 from tracer.model import passes
 from tracer.model.model import Model

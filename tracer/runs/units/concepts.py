@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracer.meaning.concepts import FILE, Asked, Labelled, questions_of, scored
+from tracer.meaning.concepts import FILE, scored
+from tracer.meaning.labels import Asked, Labelled, questions_of
 from tracer.meaning.separation import Design
 from tracer.runs.jobs import ConceptRules
 from tracer.store.run_folder import Commit, RunFolder
