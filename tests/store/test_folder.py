@@ -259,6 +259,8 @@ FOREIGN += ["paper.tex", ".hidden", ".hidden.0123abcd", "input.csv", "plots/mine
 
 def test_names_tell_what_is_ours() -> None:
     made = ["input.parquet", "run.json", "progress.json", "_SUCCESS.json", "_commits/0.json", "_journal/deaths.json"]
+    made += [f"{run_folder.ANSWERS}/{'0a' * 32}.json", f"{run_folder.ANSWERS}/.{'0a' * 32}.json.00ff00ff"]
+    made += run_folder.KEPT
     assert all(map(is_ours, [*made, *LEFT, *run_folder.OUTPUTS, "plots/nounpp-activation.png", "compact/compact.json"]))
     assert not any(map(is_ours, FOREIGN))
 
