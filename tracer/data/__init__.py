@@ -11,7 +11,8 @@ spaces included, and nothing where it is empty: 7 is the text "7". The fields th
 numbers in every format (in CSV as 1 2 3 or [1, 2, 3]). How numbers were read is told to `heard`, and stands in a run's
 record.
 
-Door: `read` and the functions below, `source.Source`, `tasks`.
+Door: `read` and the functions below, `source.Source`, `tasks`; for tables that are not prompts `files.find`,
+`formats.columns`, `formats.records` and `rows.Unreadable`.
 """
 
 from __future__ import annotations

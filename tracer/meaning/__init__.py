@@ -4,5 +4,5 @@ Knows what a neuron's weights, its activations on text, and its attributions say
 that. A neuron is a (layer, neuron, polarity): the sign of its value decides what it promotes. Refuses to know how
 attributions come about (attribution), what is drawn of it (reports), and runs over many prompts.
 
-Door: nothing yet.
+Door: `descriptions.read`.
 """
