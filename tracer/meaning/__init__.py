@@ -4,5 +4,10 @@ Knows what a neuron's weights, its activations on text, and its attributions say
 that. A neuron is a (layer, neuron, polarity): the sign of its value decides what it promotes. Refuses to know how
 attributions come about (attribution), what is drawn of it (reports), and runs over many prompts.
 
-Door: `descriptions.read`.
+<<<<<<< HEAD
+Door:
+`descriptions.read`;
+exemplars (`read`, `of_neuron`);
+`describe`, a language model's descriptions (it is `tracer.describe`), with `endpoint.Endpoint`, `budget.Bounds`, and
+`simulation.name_group` and `judge`.
 """

@@ -42,7 +42,15 @@ TABLES = ("prompts", "nodes", "edges", "means")
 OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
     *("circuit_nodes.parquet", "circuit_edges.parquet"),
-    *("tokens.parquet", "concepts.parquet", "supernodes.json", "steering.parquet", "steering.png"),
+    *(
+        "tokens.parquet",
+        "exemplars.parquet",
+        "densities.parquet",
+        "concepts.parquet",
+        "supernodes.json",
+        "steering.parquet",
+        "steering.png",
+    ),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
 )
