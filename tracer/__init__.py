@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tracer.evaluation.steering import steer as steer
     from tracer.evaluation.swap import Swap as Swap
     from tracer.evaluation.swap import swap as swap
+    from tracer.meaning.describe import describe as describe
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -77,6 +78,7 @@ _HOME = {
     "Swap": "evaluation.swap",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
+    "describe": "meaning.describe",
     "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
@@ -113,6 +115,7 @@ __all__ = [
     "TracerWarning",
     "always_on",
     "attribute",
+    "describe",
     "edge_curves",
     "estimate_quality",
     "evaluate",

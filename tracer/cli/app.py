@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracer.cli import runs, terminal
+from tracer.cli.describing import describe
 from tracer.cli.evaluating import evaluate
 from tracer.cli.graphs import export, import_, show, view
 from tracer.cli.loading import Adapter, GgufFile, report
@@ -106,7 +107,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
+VERBS = (trace, show, view, export, import_, evaluate, steer, swap, describe, doctor, *runs.VERBS, report_, submit)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

@@ -100,7 +100,7 @@ class Spent:
 
 def estimate(text: str) -> int:
     """About how many tokens a text is."""
-    return -(-len(text.encode()) // BYTES_PER_TOKEN)
+    return -(-len(text.encode(errors="surrogatepass")) // BYTES_PER_TOKEN)
 
 
 class Purse:
@@ -120,13 +120,13 @@ class Purse:
         with self._changed:
             while True:
                 if self.spent.calls >= calls:
-                    raise BoundError(f"{option('max_calls')} {calls:,}", "is reached", _STEP)
+                    raise BoundError(option("max_calls", calls), "is reached", _STEP)
                 left = most - self.spent.tokens - self._reserved
                 if tokens <= left:
                     break
                 if not self._under_way:
                     rule = f"is reached: {max(0, left):,} tokens are left, the next request may take {tokens:,}"
-                    raise BoundError(f"{option('max_tokens_total')} {most:,}", rule, _STEP)
+                    raise BoundError(option("max_tokens_total", most), rule, _STEP)
                 self._changed.wait()
             self.spent.calls += 1
             self._reserved += tokens

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tracer.meaning.endpoint import Endpoint, Request
+from tracer.meaning.chat import Request
+from tracer.meaning.endpoint import Endpoint
 
 LONGEST = 400
 """Characters of a description that are kept; fewer are asked for."""
@@ -39,7 +40,7 @@ _JUDGE = """A text is to be judged by a question. Answer {"score": s, "reason": 
 
 
 class Piece(NamedTuple):
-    """Tokens of a text with the neuron's value at each, in the neuron's own direction: 0 where it has the other sign."""
+    """Tokens of a text, and how active the neuron is at each: the size of its value, 0 if that has the other sign."""
 
     tokens: tuple[str, ...]
     values: tuple[float, ...]
