@@ -1,7 +1,7 @@
 """A chat endpoint on 127.0.0.1 that behaves as a test says, and remembers what it was asked and what it answered.
 
-An answer is made by the stub's ``answers``: a function of the request (its JSON) and of how often the same messages were
-answered before. It returns a text, or one of the records below; what it raises is a fault of the test.
+An answer is made by the stub's ``answers``: a function of the request (its JSON) and of how often the same was answered
+before. It returns a text, or one of the records below; what it raises is a fault of the test.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Stub:
 class _Handler(BaseHTTPRequestHandler):
     stub: Stub
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer in one piece: a second would wait for the first to be acknowledged
 
     def log_message(self, *_: Any) -> None:
         pass

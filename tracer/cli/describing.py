@@ -97,5 +97,3 @@ def _show(done: Described, style: Format) -> None:
             terminal.note(f"no description of {one.known.key}: {one.none}")
     if done.outcomes:
         terminal.note(f"asked: {done.spent.summary}")
-    if done.stopped is not None:
-        terminal.note(f"stopped early: {done.stopped}")

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from tracer.errors import JobError, RemoteError, RunError, option, quoted, writing
+from tracer.errors import JobError, RemoteError, RunError, option, quoted, say, writing
 from tracer.meaning import descriptions as imported
 from tracer.meaning import endpoint as llm
 from tracer.meaning import simulation
@@ -185,6 +185,7 @@ def describe(
     for stopped in stops:
         if not isinstance(stopped, BoundError):
             raise stopped
+    say(f"stopped early: {stopped}" for stopped in stops[:1])
     return Described(table, str(place), tuple(outcomes), asked.spent, stops[0] if stops else None)
 
 
