@@ -62,7 +62,7 @@ def truth(key: tuple[int, int, int], description: str) -> float:
     held out, and all others."""
     rows = described.exemplars(*key)
     held = [row for row in rows if row["kind"] != "top" or row["rank"] % 2 == 1]
-    true = np.float32([max(0.0, key[2] * value) for row in held for value in row["values"]])
+    true = np.array([max(0.0, key[2] * value) for row in held for value in row["values"]], np.float32)
     guessed = [float(described.guess(description, token)) for row in held for token in row["tokens"]]
     return float(np.corrcoef(true.astype(float), guessed)[0, 1])
 

@@ -151,7 +151,7 @@ def test_tries_end_and_then_nothing_more_is_asked(stub: Stub) -> None:
         (Raw(body=b'{"choices"', length=500), {}),
     ],
 )
-def test_no_answer_and_half_an_answer_are_asked_for_again(stub: Stub, answer: Any, bounds: dict[str, float]) -> None:
+def test_no_answer_and_half_an_answer_are_asked_for_again(stub: Stub, answer: Any, bounds: dict[str, Any]) -> None:
     stub.answers = in_turn(answer, GOOD)
     with Ask(**bounds) as ask:
         assert ask() == "cities"

@@ -85,8 +85,8 @@ def _options(verb: Callable[..., None]) -> dict[str, str]:
     for name, hint in get_type_hints(verb, include_extras=True).items():
         for made in getattr(hint, "__metadata__", ()):
             if isinstance(made, OptionInfo):
-                declared = (made.default, *(made.param_decls or ()))  # the first is where a default would be
-                given = [one.partition("/")[0] for one in declared if str(one).startswith("--")]
+                declared = map(str, (made.default, *(made.param_decls or ())))  # the first is where a default would be
+                given = [one.partition("/")[0] for one in declared if one.startswith("--")]
                 flags[name] = given[0] if given else "--" + name.replace("_", "-")
     return flags | {name: flag for name, flag in _RENAMED.items() if flag in flags.values()}
 

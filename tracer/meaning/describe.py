@@ -172,15 +172,22 @@ def describe(
         raise _none_set()
     bounds = bounds or Bounds(max_calls=max_calls, max_tokens_total=max_tokens_total, parallel=parallel)
     with Endpoint(bounds=bounds, answers=Answers(place), report=report) as asked, _held(place):
-        known, outcomes = evidence(folder, exemplars, top), list[Outcome]()
-        try:
-            for outcome in asked.each(lambda one: described(asked, one, candidates), known):
-                outcomes.append(outcome)
-                if progress is not None:
-                    progress(len(outcomes), len(known))
-        finally:
-            table = table_of(outcomes, asked.model)
-            _keep(place, table, [one.as_record(asked.model) for one in outcomes], asked.spent)
+        return _asked(asked, evidence(folder, exemplars, top), candidates, place, progress)
+
+
+def _asked(
+    asked: Endpoint, known: Sequence[Evidence], candidates: int, place: Storage, progress: Progress | None
+) -> Described:
+    """Ask about every neuron, and keep what there is however that ends."""
+    outcomes = list[Outcome]()
+    try:
+        for outcome in asked.each(lambda one: described(asked, one, candidates), known):
+            outcomes.append(outcome)
+            if progress is not None:
+                progress(len(outcomes), len(known))
+    finally:
+        table = table_of(outcomes, asked.model)
+        _keep(place, table, [one.as_record(asked.model) for one in outcomes], asked.spent)
     stops = [one.stopped for one in outcomes if one.stopped is not None]
     for stopped in stops:
         if not isinstance(stopped, BoundError):
