@@ -26,7 +26,7 @@ class Exemplar:
     """A document at a neuron's peak.
 
     Attributes:
-        kind: ``top`` or the quantile of the documents' peaks that it stands for, such as ``q50``. rank: within it, 0 first.
+        kind: ``top``, or the quantile of documents' peaks that it stands for, such as ``q50``. rank: within it, from 0.
         value: at the peak, with its sign. document: which row of the input. position: of the peak in the document,
             in tokens. start: the position of the first token shown.
         tokens: around the peak, their text. values: of the neuron at each; the first token of a window may be missing

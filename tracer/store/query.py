@@ -27,6 +27,7 @@ SCHEMAS: dict[str, pa.Schema] = {
     "circuit": schemas.CIRCUIT,
     "circuit_nodes": schemas.CIRCUIT_NODES,
     "circuit_edges": schemas.CIRCUIT_EDGES,
+    "descriptions": schemas.DESCRIPTIONS,
 }
 """The tables that a query can name."""
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
