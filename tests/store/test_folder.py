@@ -287,6 +287,21 @@ def test_taking_back_the_end_leaves_no_result_that_is_out_of_date(tmp_path: Path
     assert folder.place.files(recursive=True) == []
 
 
+def test_descriptions_stay_when_more_units_come_and_answers_whatever_comes(tmp_path: Path) -> None:
+    folder, answer = RunFolder(tmp_path), f"{run_folder.ANSWERS}/{'0a' * 32}.json"
+    folder.begin(RECORD)
+    for name in (*run_folder.KEPT, answer):
+        folder.place.write(name, b"x")
+    folder.delete_outputs()
+    folder.seal()
+    assert folder.check_outputs() == []
+    folder.place.write(run_folder.KEPT[0], b"y")
+    assert folder.check_outputs() != []
+    folder.clear()
+    assert [name for name, _ in folder.place.files(recursive=True)] == [answer]
+    assert folder.is_empty()
+
+
 def test_an_unfinished_plan_is_empty_and_anything_else_is_not(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.check()
