@@ -115,7 +115,7 @@ def check_filter(prompt: Prompt, keep: str, encoded: Encoded | None = None) -> N
     Raises:
         JobError: it has no target, no foil (for ``preferred``), or is not read at its last position alone.
     """
-    value = f"prompt {quoted(prompt.text if prompt.text is not None else prompt.token_ids)}"
+    value = f"prompt {quoted(prompt.shown)}"
     if prompt.target is None:
         raise JobError(value, f"has no target, by which filter {keep} decides", "give a target, or no filter")
     if keep == "preferred" and prompt.foil is None:

@@ -138,7 +138,7 @@ def swap(
 
 def _paired(prompt: Prompt, model: Model) -> Encoded:
     """A prompt's tokens, with the one answer of each of its two sides."""
-    one, value = encode(prompt, model), f"prompt {quoted(prompt.text)}"
+    one, value = encode(prompt, model), f"prompt {quoted(prompt.shown)}"
     if one.counterfactual_ids is None:
         raise JobError(value, "has no counterfactual, whose neurons take their place", "give it one of equal length")
     for name, ids, whose in (("target", one.target_ids, "its"), ("foil", one.foil_ids, "the counterfactual's")):
