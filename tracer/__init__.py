@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tracer.errors import TracerError as TracerError
     from tracer.errors import TracerWarning as TracerWarning
     from tracer.evaluation.answers import filter_prompts as filter_prompts
+    from tracer.evaluation.answers import rollout as rollout
     from tracer.evaluation.curves import Evaluation as Evaluation
     from tracer.evaluation.edge_curves import EdgeCurves as EdgeCurves
     from tracer.evaluation.edge_curves import edge_curves as edge_curves
@@ -86,6 +87,7 @@ _HOME = {
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
     "plan": "runs.plan.local",
+    "rollout": "evaluation.answers",
     "run": "runs.driver",
     "steer": "evaluation.steering",
     "swap": "evaluation.swap",
@@ -122,6 +124,7 @@ __all__ = [
     "load",
     "minimality",
     "plan",
+    "rollout",
     "run",
     "steer",
     "swap",

@@ -188,7 +188,8 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
         raise JobError(f"{what} {quoted(value)}", "is not a list of messages", step)
     found = [] if system is None else [Message("system", system)]
     for one in value:
-        given = {key: kept for key, kept in (asdict(one) if isinstance(one, Message) else one).items() if kept is not None}
+        fields = asdict(one) if isinstance(one, Message) else one
+        given = {key: kept for key, kept in fields.items() if kept is not None}
         role, content = given.get("role"), given.get("content")
         if set(given) != {"role", "content"} or not isinstance(content, str):
             raise JobError(f"message {quoted(given)}", "must have a role and a content that is text, and no more", step)
@@ -210,7 +211,6 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
 
 def _last_of_user(messages: Any) -> Message:
     return messages[-1]  # which `_messages` has checked
-
 
 
 @dataclass(frozen=True)
@@ -255,18 +255,18 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
                 "choose words that are the same number of tokens",
             )
     positions = _positions(prompt.positions, len(ids))
+    text = text if text is not None else "".join(decode(vocabulary, token) for token in ids)
     return Encoded(ids, targets, foils, paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)))
 
 
-def _asked(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[str, tuple[int, ...]]:
-    """The prompt as one text, and its tokens."""
+def _asked(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[str | None, tuple[int, ...]]:
+    """The prompt as one text, if it is one, and its tokens."""
     if prompt.messages is not None:
         text = rendered(prompt.messages, prompt.seed, vocabulary.tokenizer, notes)
         return text, _tokens_of_template(text, vocabulary, "messages")
     if prompt.text is not None:
         return prompt.text, _tokens(prompt.text, vocabulary, "prompt", prompt.bos, notes)
-    ids = _tokens(prompt.token_ids, vocabulary, "prompt", False, notes)
-    return "".join(decode(vocabulary, token) for token in ids), ids
+    return None, _tokens(prompt.token_ids, vocabulary, "prompt", False, notes)
 
 
 def _paired(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[int, ...]:
@@ -309,22 +309,25 @@ def rendered(messages: Any, seed: str | None, tokenizer: Any, notes: list[str] |
     told: dict[str, Any] = {"date_string": TEMPLATE_DATE} if "strftime_now" in str(template) else {}
     if told and notes is not None:
         notes.append(f"the model's chat template writes a date, which is {TEMPLATE_DATE} here, whatever day it is")
-    try:
-        opened = tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True, **told)
-    except Exception as error:  # a template is a program of the model's own, and fails as it likes
-        raise JobError(value, f"the model's chat template fails on them ({first_line(error)})", _FIX) from error
+    opened = _applied(tokenizer, given, value, add_generation_prompt=True, **told)
     if seed is None:
         return opened
     bare = seed.strip()  # many templates drop the spaces around an answer
-    given.append({"role": "assistant", "content": bare})
+    answered = [*given, {"role": "assistant", "content": bare}]
     try:
-        text = tokenizer.apply_chat_template(given, tokenize=False, continue_final_message=True, **told)
-    except Exception:  # as above: it takes no answer that is begun
+        text = _applied(tokenizer, answered, value, continue_final_message=True, **told)
+    except JobError:  # it takes no answer that is begun
         return opened + seed
     return text.removesuffix(bare) + seed if text.endswith(bare) else opened + seed
 
 
-_FIX = "see which roles it takes, and in which order"
+def _applied(tokenizer: Any, messages: list[dict[str, str]], value: str, **how: Any) -> str:
+    """What the tokenizer's template makes of messages."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **how)
+    except Exception as error:  # a template is a program of the model's own, and fails as it likes
+        rule = f"the model's chat template fails on them ({first_line(error)})"
+        raise JobError(value, rule, "see which roles it takes, and in which order") from error
 
 
 def _check_not_special(said: Message, tokenizer: Any) -> None:
@@ -346,7 +349,7 @@ def _tokens_of_template(text: str, vocabulary: Vocabulary, what: str) -> tuple[i
 
 
 def with_bos(prompt: Prompt, bos: bool) -> Prompt:
-    """The prompt with `bos`, where it is a text; token ids stay as they are, and messages begin as their template says."""
+    """The prompt with `bos`, where it is a text; token ids stay as they are, messages begin as their template says."""
     return replace(prompt, bos=True) if bos and prompt.text is not None else prompt
 
 

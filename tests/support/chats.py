@@ -21,18 +21,18 @@ LLAMA = (
     "{%- if messages[0]['role'] == 'system' %}"
     "{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
     "{%- else %}{%- set system_message = '' %}{%- endif %}"
-    + _HEAD % "system"
+    + _HEAD
+    % "system"
     + "{{- 'Cutting Knowledge Date: December 2023\\n' }}"
     "{{- 'Today Date: ' + date_string + '\\n\\n' }}"
     "{{- system_message }}{{- '<|eot_id|>' }}"
     "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim"
+    " + '<|eot_id|>' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}" + _HEAD % "assistant" + "{%- endif %}"
 )
-DATED = LLAMA.replace(
-    "{%- set date_string = '26 Jul 2024' %}", "{%- set date_string = strftime_now('%d %b %Y') %}"
-)
+DATED = LLAMA.replace("{%- set date_string = '26 Jul 2024' %}", "{%- set date_string = strftime_now('%d %b %Y') %}")
 QWEN2 = (
     "{%- if messages[0]['role'] == 'system' %}"
     "{{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracer.cli import terminal
+from tracer.cli.options import NO_CHAT, Chat
 from tracer.errors import JobError, RunError, quoted, writing
 from tracer.system import wholefile
 from tracer.text import printable
@@ -41,6 +42,7 @@ class Asked(NamedTuple):
     bos: bool | None
     seed: int
     edges: bool = False
+    chat: Chat = NO_CHAT
 
     @property
     def own(self) -> bool:
@@ -50,16 +52,26 @@ class Asked(NamedTuple):
     def tests(self, model: Any, length: int | None, bos: bool) -> list[Any] | None:
         """The test pairs that the model can be asked; of a file those of `length` tokens. None where there are none."""
         from tracer.data import tasks
-        from tracer.prompts import lacks_bos
+        from tracer.prompts import encode, lacks_bos
 
         if self.pairs is None:
             return self.built_in
-        reading = tasks.sva.read(
-            self.pairs, model, length=None if length is None else length - (bos and lacks_bos(model))
-        )
+        alone = None if length is None or self.chat.chat else length - (bos and lacks_bos(model))
+        reading = tasks.sva.read(self.pairs, model, length=alone)
         if reading.skipped:
             terminal.line(reading.summary(), err=True)
-        return list(reading.pairs)
+        if length is None or not self.chat.chat:
+            return list(reading.pairs)
+        fit = [one for one in reading.pairs if len(encode(self.prompt(one, bos), model).token_ids) == length]
+        if other := len(reading.pairs) - len(fit):
+            terminal.line(f"{other} of {len(reading.pairs)} pairs skipped: not {length} tokens long as asked", err=True)
+        return fit
+
+    def prompt(self, pair: Any, bos: bool) -> Any:
+        """A test pair as it is asked."""
+        from tracer.prompts import with_bos
+
+        return with_bos(self.chat.asked(pair.to_prompt()), bos)
 
     def others(self, bos: bool) -> list[Any] | None:
         """The reference prompts."""
@@ -93,7 +105,7 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
     model = _loaded(circuit, where)
     bos = circuit.token_ids[0] == bos_of(model) if asked.bos is None else asked.bos
     pairs, others = asked.tests(model, len(circuit.token_ids), bos), asked.others(bos)
-    tests = None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs]
+    tests = None if pairs is None else [asked.prompt(pair, bos) for pair in pairs]
     how: dict[str, Any] = {
         "reference": others,
         "train": () if pairs is None else [tracer.Prompt(token_ids=circuit.token_ids)],
@@ -105,7 +117,7 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
             model, circuit, tests, asked.ablation, asked.sizes, **how, aligned=aligned, progress=bar
         )
     edges = _edge_curves(model, circuit, tests, asked.ablation, how) if asked.edges else None
-    mean_of = others or [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in pairs or ()]
+    mean_of = others or [with_bos(asked.chat.asked(tracer.Prompt(pair.counterfactual)), bos) for pair in pairs or ()]
     qualities = _qualities(model, circuit, mean_of, asked.seed)
     constant = _always_on(model, circuit, asked, bos)
     told = _told(result, place, circuit.text, qualities, constant, edges)
@@ -117,7 +129,6 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
 def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     """The circuit of a dataset on test pairs, or on the run's own prompts."""
     from tracer.circuit.from_run import circuit_of
-    from tracer.prompts import with_bos
     from tracer.runs.jobs import DatasetJob, load_job
     from tracer.runs.units import dataset_circuit
     from tracer.store.run_folder import RunFolder
@@ -132,7 +143,7 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     bos = job.bos if asked.bos is None else asked.bos
     pairs = asked.tests(model, len(circuit.tokens) if job.circuit == "aligned" else None, bos)
     again = dataset_circuit.Again(
-        None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs],
+        None if pairs is None else [asked.prompt(pair, bos) for pair in pairs],
         asked.ablation,
         asked.sizes,
         count=asked.most,

@@ -15,11 +15,11 @@ from tracer.cli import terminal
 from tracer.cli.evaluated import Asked, evaluate_circuit, evaluate_run, writable
 from tracer.cli.graphs import beside
 from tracer.cli.loading import Device, GgufFile, There, Where
-from tracer.cli.options import MOST, Folder, Format, Style, flat, lines, numbers
+from tracer.cli.options import MOST, Chat, Folder, Format, Style, flat, lines, numbers
 from tracer.errors import JobError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tests:
     """The test pairs, what nodes are replaced by, and the sizes of circuits."""
 
@@ -59,9 +59,13 @@ class Tests:
             "--edges", help="Also keep the strongest 1 % to 100 % of the edges, and test what nodes are left."
         ),
     ] = False
+    chat: Chat
 
     def check(self) -> None:
         """Refuse options that contradict each other."""
+        self.chat.check()
+        if self.chat.chat and self.structure is None and self.pairs is None and self.reference is None:
+            raise JobError("--chat", "has no effect on the circuit's own prompt", "leave it out, or give test pairs")
         if self.pairs is not None and self.structure is not None:
             raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure, or neither")
         if self.count is not None and self.pairs is not None:
@@ -160,11 +164,12 @@ def _asked(tests: Tests, how: How) -> Asked:
         most=most,
         ablation=tests.ablation,
         sizes=numbers(tests.sizes, "--sizes"),
-        reference=lines(tests.reference, False),
-        unrelated=lines(how.unrelated, False, "--unrelated"),
+        reference=lines(tests.reference, False, chat=tests.chat),
+        unrelated=lines(how.unrelated, False, "--unrelated", tests.chat),
         allow_overlap=tests.allow_overlap,
         aligned=how.aligned,
         bos=how.bos,
         seed=how.seed,
         edges=tests.edges,
+        chat=tests.chat,
     )

@@ -12,7 +12,7 @@ import typer
 
 from tracer.cli import terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
-from tracer.cli.options import MOST, Bos, flat, numbers
+from tracer.cli.options import MOST, Bos, Chat, flat, numbers
 
 if TYPE_CHECKING:
     from tracer.prompts import Prompt
@@ -99,6 +99,7 @@ def steer(
     tokens: Tokens,
     action: Action,
     bos: Bos = False,
+    chat: Chat,
     drawn: Drawn,
     where: Steered,
 ) -> None:
@@ -111,7 +112,7 @@ def steer(
     from tracer.evaluation import steering
     from tracer.reports import tables
 
-    prompt, how = tokens.prompt(text, bos), action.arguments()
+    prompt, how = chat.asked(tokens.prompt(text, bos)), action.arguments()
     chosen = None if nodes is None else steering.read_nodes(nodes)
     steering.planned(chosen, **how)
     terminal.quiet()

@@ -32,6 +32,9 @@ RowField = Literal[
     "counterfactual_ids",
     "positions",
     "id",
+    "messages",
+    "seed",
+    "counterfactual_messages",
 ]
 
 ROW_FIELDS: tuple[str, ...] = get_args(RowField)

@@ -308,6 +308,8 @@ class RunFolder:
                 rows = rows_of(opened(file, metadata=plan.metadata), groups=[group])
         except (OSError, pa.ArrowException) as error:
             raise _damaged_plan() from error
+        for name in INPUT.names[len(rows.column_names) :]:  # columns that older folders do not have
+            rows = rows.append_column(INPUT.field(name), pa.nulls(rows.num_rows, INPUT.field(name).type))
         return rows.slice(first - plan.starts[group], plan.shard_size).combine_chunks()
 
     def shard_size(self) -> int:

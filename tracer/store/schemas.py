@@ -20,6 +20,8 @@ _IDS = pa.list_(pa.int32())
 _TEXTS = pa.list_(pa.string())
 LABELS = pa.map_(pa.string(), pa.string())
 
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
 INPUT = pa.schema(
     [
         ("prompt_id", pa.int64()),
@@ -35,9 +37,13 @@ INPUT = pa.schema(
         ("positions", _IDS),
         ("labels", LABELS),
         ("error", pa.string()),
+        ("messages", _MESSAGES),
+        ("seed", pa.string()),
+        ("counterfactual_messages", _MESSAGES),
     ]
 )
-"""The prompts as given: texts and ids, whichever there were; `error` is what is wrong with a row as data."""
+"""The prompts as given: texts, ids and messages, whichever there were; `error` is what is wrong with a row as data. The
+last three are not in older folders: read there as nothing."""
 
 PROMPTS = pa.schema(
     [

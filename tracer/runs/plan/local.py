@@ -21,7 +21,7 @@ from tracer.errors import JobError, TracerError
 from tracer.model.backend import budget_without_gpu
 from tracer.model.model import read_tokenizer
 from tracer.model.sizes import Shape
-from tracer.prompts import tokenize
+from tracer.prompts import Prompt, rendered, tokenize
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
 from tracer.runs.plan import measure as measuring
 from tracer.runs.plan import planner
@@ -232,9 +232,13 @@ def _sample(job: Job, count: bool = True) -> _Sample:
     shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention, job.gguf_file)
     tokenizer, notes = read_tokenizer(job.model, job.revision, job.gguf_file), list[str]()
 
-    def length(text: str) -> int:
-        """A text that the model cannot read has one token more than it can."""
+    def length(text: str, row: data.Row | None = None) -> int:
+        """A text, or messages, that the model cannot read has one token more than it can."""
         try:
+            if row is not None and row.messages is not None:
+                asked = Prompt(messages=row.messages, seed=row.seed)
+                text = rendered(asked.messages, asked.seed, tokenizer)
+                return len(tokenize(text, tokenizer, shape.context_length, special=False))
             return len(tokenize(text, tokenizer, shape.context_length))
         except JobError:
             return shape.context_length + 1
@@ -246,9 +250,9 @@ def _sample(job: Job, count: bool = True) -> _Sample:
     source, rows, lengths, looked, text = data.read(job.source, heard=notes.append), list[data.Row](), [], 0, 0
     for row in itertools.islice(source, SAMPLE):
         looked += 1
-        if row.token_ids is not None or row.text:
+        if row.token_ids is not None or row.text or row.messages:
             rows.append(row)
-            lengths.append(len(row.token_ids) if row.token_ids is not None else length(row.text or ""))
+            lengths.append(len(row.token_ids) if row.token_ids is not None else length(row.text or "", row))
         if (text := text + len(row.text or "")) > _SAMPLE_TEXT:
             break
     prompts, most = _count(job, source, looked) if count else (None, False)

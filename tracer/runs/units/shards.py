@@ -257,7 +257,7 @@ def options(job: DatasetJob) -> dict[str, Any]:
 def _prompt_of(row: data.Row) -> Prompt:
     if row.error is not None:
         raise data.row_error(row)
-    return Prompt(row.text, token_ids=row.token_ids)
+    return Prompt(row.text, token_ids=row.token_ids, messages=row.messages, seed=row.seed)
 
 
 class _Shard:
@@ -554,7 +554,8 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
     def either(name: str) -> Any:
         return [*(row[name] or ()), *(row[f"{name}_ids"] or ())] or None
 
-    other = row["counterfactual"] if row["counterfactual"] is not None else row["counterfactual_ids"]
+    forms = (row[name] for name in ("counterfactual", "counterfactual_ids", "counterfactual_messages"))
+    other = next((form for form in forms if form is not None), None)
     return Prompt(
         row["text"],
         target=None if metric == "topk" else either("target"),
@@ -563,6 +564,8 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
         token_ids=row["token_ids"],
         positions=row["positions"],
         id=row["user_id"],
+        messages=row["messages"],
+        seed=row["seed"],
     )
 
 
@@ -600,6 +603,7 @@ def input_row(row: data.Row) -> dict[str, Any]:
         return [token for token in values if isinstance(token, int)] if values is not None else None
 
     other = row.counterfactual
+    spoken = isinstance(other, tuple) and isinstance(other[0], dict)
     return {
         "user_id": row.user_id,
         "text": row.text,
@@ -609,10 +613,13 @@ def input_row(row: data.Row) -> dict[str, Any]:
         "foil": texts(row.foil),
         "foil_ids": ids(row.foil),
         "counterfactual": other if isinstance(other, str) else None,
-        "counterfactual_ids": None if other is None or isinstance(other, str) else list(other),
+        "counterfactual_ids": None if other is None or isinstance(other, str) or spoken else list(other),
         "positions": None if row.positions is None else list(row.positions),
         "labels": list(row.labels.items()),
         "error": row.error,
+        "messages": None if row.messages is None else list(row.messages),
+        "seed": row.seed,
+        "counterfactual_messages": list(other) if spoken and other is not None else None,
     }
 
 
