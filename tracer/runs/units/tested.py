@@ -19,6 +19,7 @@ from tracer.errors import JobError, TracerError
 from tracer.evaluation import answers
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
+from tracer.records import is_list
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row
 from tracer.text import kept_of
@@ -98,8 +99,8 @@ def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> 
 
 def _reason(prompt: Prompt, model: Model) -> str | None:
     """Why a built-in pair cannot be asked, in words that are the same for all such pairs."""
-    assert isinstance(prompt.target, list | tuple)
-    assert isinstance(prompt.foil, list | tuple)
+    if not (prompt.text and prompt.counterfactual and is_list(prompt.target) and is_list(prompt.foil)):
+        return None  # a question, which is no pair
     pair = Pair("", str(prompt.text), str(prompt.counterfactual), str(prompt.target[0]), str(prompt.foil[0]), "")
     return next((why for why, _ in sva.reasons(pair, model)), None)
 
