@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from tracer.evaluation.steering import steer as steer
     from tracer.evaluation.swap import Swap as Swap
     from tracer.evaluation.swap import swap as swap
+    from tracer.evaluation.sweep import Sweep as Sweep
+    from tracer.evaluation.sweep import sweep as sweep
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -75,6 +77,7 @@ _HOME = {
     "TracerWarning": "errors",
     "Steering": "evaluation.steering",
     "Swap": "evaluation.swap",
+    "Sweep": "evaluation.sweep",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
     "edge_curves": "evaluation.edge_curves",
@@ -89,6 +92,7 @@ _HOME = {
     "run": "runs.driver",
     "steer": "evaluation.steering",
     "swap": "evaluation.swap",
+    "sweep": "evaluation.sweep",
     "trace": "attribution.trace",
     "view": "reports.tables",
 }
@@ -109,6 +113,7 @@ __all__ = [
     "RunError",
     "Steering",
     "Swap",
+    "Sweep",
     "TracerError",
     "TracerWarning",
     "always_on",
@@ -125,6 +130,7 @@ __all__ = [
     "run",
     "steer",
     "swap",
+    "sweep",
     "trace",
     "view",
 ]

@@ -346,6 +346,33 @@ def apply_edits(
     return value
 
 
+def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Tensor:
+    """A layer's neurons with single ones multiplied.
+
+    Args:
+        entries: rows of (layer, row, column or -1 for every one, neuron), none twice. scale: of each.
+    """
+    here = entries[:, 0] == layer
+    if not bool(here.any()):
+        return value
+    changed = value.clone()
+    wide = torch.promote_types(value.dtype, torch.float32)
+    by = scale[here].to(wide).to(value.device)
+    _, row, column, neuron = entries[here].long().to(value.device).unbind(-1)
+    every = column < 0
+    at = row[~every], column[~every], neuron[~every]
+    changed[at] = (value[at].to(wide) * by[~every]).to(value.dtype)
+    row, neuron = row[every], neuron[every]
+    changed[row, :, neuron] = (value[row, :, neuron].to(wide) * by[every][:, None]).to(value.dtype)
+    return changed
+
+
+def values_at(value: Tensor, layer: int, members: Tensor) -> Tensor:
+    """A layer's values [row, member] at those members, rows of (layer, column, neuron), that are of the layer."""
+    _, column, neuron = members[members[:, 0] == layer].long().to(value.device).unbind(-1)
+    return value[:, column, neuron]
+
+
 def ablate_sets(
     value: Tensor, layer: int, rows: Tensor, rankings: tuple[int, int, Tensor, Sequence[Tensor]], to: Tensor | None
 ) -> Tensor:

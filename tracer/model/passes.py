@@ -214,6 +214,32 @@ def intervened(
     return saved[0]
 
 
+@dataclass(frozen=True)
+class Multiplied:
+    """What is done to single neurons of one prompt in several rows, and what is read.
+
+    Attributes:
+        entries: rows of (layer, row, position or -1 for every one, neuron), none twice. scale: of each.
+        members: (layer, position, neuron) whose values are read, in the order of layers.
+        tokens: whose logits and probabilities are read.
+    """
+
+    entries: Tensor
+    scale: Tensor
+    members: Tensor
+    tokens: Tensor
+
+
+def swept(
+    model: Model, token_ids: tuple[int, ...], n_rows: int, what: Multiplied, *, basis: str = "activation"
+) -> tuple[Tensor, ...]:
+    """One prompt in `n_rows` rows, the first as it is: what `traces.swept` returns. One forward."""
+    ask = SimpleNamespace(inputs=inputs(model, Batch((token_ids,) * n_rows)), basis=basis, **vars(what))
+    read = Of((n_rows, len(what.tokens) + 1))
+    form = read, read, Of((n_rows,), torch.int64, n_logits(model)), Of((n_rows,)), Of((n_rows, len(what.members)))
+    return session(model, traces.swept, ask, form)
+
+
 def generated(
     model: Model,
     batch: Batch,

@@ -247,6 +247,45 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     return torch.stack(found, 1)
 
 
+def swept(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
+    """One prompt in many rows, of which the first is as it is and others have nodes multiplied: one forward.
+
+    Args:
+        ask: the batch's `inputs` and the `basis`; the `entries` and their `scale` (`interventions.scale_nodes`);
+            `members` whose values are read, in the order of layers; the `tokens` asked for.
+
+    Returns:
+        Of the last position, float32 on the CPU: logits of the tokens and of the first row's greedy one, last [row,
+        token + 1]; their probabilities; the greedy token [row]; KL(first row, row) in nats [row]. And the members'
+        values [row, member].
+    """
+    with torch.no_grad():
+        with nn.trace(**ask.inputs):
+            read = interventions.walk(
+                nn,
+                plan,
+                NO_RULES,
+                lambda down, layer: interventions.values_at(
+                    interventions.neurons(
+                        down,
+                        layer,
+                        ask.basis,
+                        lambda at, value: interventions.scale_nodes(value, at, ask.entries, ask.scale),
+                    ),
+                    layer,
+                    ask.members,
+                ),
+            )
+            saved = nnsight.save(([part.float().cpu() for part in read], nn.output.logits[:, -1].float()))
+    members, logits = saved
+    greedy = logits.argmax(-1)
+    tokens = torch.cat([ask.tokens.to(logits.device), greedy[:1]])
+    logs = logits.log_softmax(-1)
+    apart = (logs[:1].exp() * (logs[:1] - logs)).sum(-1)
+    asked, likely, apart = interventions.to_cpu(logits[:, tokens], logs[:, tokens].exp(), apart)
+    return asked, likely, greedy.cpu(), apart, torch.cat(members, -1)
+
+
 def direct_weights(
     nn: Any,
     plan: SimpleNamespace,

@@ -277,6 +277,23 @@ def _draw_points(axes: Any, found: Quality, limit: float) -> None:
     axes.locator_params(nbins=5)
 
 
+def draw_cells(axes: Any, cells: Sequence[Sequence[float]], limit: float) -> None:
+    """Numbers as cells, first row on top: purple below 0, white at 0, orange above, and the number itself in each, since
+    both ends are equally dark in grey.
+
+    Args:
+        limit: the number that has the full colour.
+    """
+    table = np.asarray(cells, dtype=float)
+    axes.pcolormesh(table, cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=0.8)
+    axes.set(xlim=(0, table.shape[1]), ylim=(table.shape[0], 0))
+    for row, column in np.ndindex(*table.shape):
+        value = table[row, column]
+        ink = "#ffffff" if abs(value) > 0.7 * limit else "#111111"
+        text = f"{value:+.2f}" if abs(value) >= 0.005 else "0"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
+
+
 def svg(figure: Any, name: str, label: str) -> Markup:
     """A figure as SVG to stand in the page: its colours the page's, its names its own, no address in it."""
     import matplotlib as mpl

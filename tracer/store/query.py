@@ -27,6 +27,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     "circuit": schemas.CIRCUIT,
     "circuit_nodes": schemas.CIRCUIT_NODES,
     "circuit_edges": schemas.CIRCUIT_EDGES,
+    "steering": schemas.STEERING,
+    "steering_groups": schemas.STEERING_GROUPS,
 }
 """The tables that a query can name."""
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)

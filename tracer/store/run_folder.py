@@ -41,7 +41,8 @@ TABLES = ("prompts", "nodes", "edges", "means")
 OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
     *("circuit_nodes.parquet", "circuit_edges.parquet"),
-    *("tokens.parquet", "concepts.parquet", "supernodes.json", "steering.parquet", "steering.png"),
+    *("tokens.parquet", "concepts.parquet", "supernodes.json"),
+    *("steering.parquet", "steering_groups.parquet", "steering.png"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
 )
@@ -53,7 +54,7 @@ _GROUP = 1024  # rows of a row group at least, where shards are smaller: every g
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
 _TABLE = re.compile(rf"(?P<table>{'|'.join(TABLES)})/(?P<unit>[0-9]+)-[0-9a-f]{{12}}\.parquet", re.ASCII)
 _OTHER = re.compile(
-    r"_commits/[0-9]+\.json|_journal/(deaths\.json|circuit_edges\.safetensors)|graphs/(circuit|prompt-[0-9]+)\.html"
+    r"_commits/[0-9]+\.json|_journal/(deaths\.json|(circuit_edges|steering)\.safetensors)|graphs/(circuit|prompt-[0-9]+)\.html"
     r"|plots/(claim|(mean\.|[A-Za-z0-9_-]+-)(activation|output))\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )

@@ -221,6 +221,44 @@ CONCEPTS = pa.schema(
 """How a neuron's attribution tells prompts with one value of a label from others: AUROC on the half that it was not
 chosen on with its interval, on the half that it was, permutation p-value, and that after Benjamini-Hochberg."""
 
+STEERING = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("text", pa.string()),
+        ("group", pa.string()),
+        ("n_nodes", pa.int32()),
+        ("factor", pa.float64()),
+        ("draw", pa.int32()),
+        ("token", pa.string()),
+        ("token_id", pa.int32()),
+        ("role", pa.string()),
+        ("probability_before", pa.float32()),
+        ("probability_after", pa.float32()),
+        ("logit_before", pa.float32()),
+        ("logit_after", pa.float32()),
+        ("greedy_before", pa.string()),
+        ("greedy_after", pa.string()),
+        ("changed", pa.bool_()),
+        ("kl", pa.float32()),
+    ]
+)
+"""What multiplying a group of nodes did to a next token on a prompt: draw -1 is the group, 0 and up are random ones of
+the same size. `n_nodes`: (position, neuron) pairs acted on. The role is target, foil, asked or top (the unsteered
+model's greedy token). Of the row's group, factor and draw as a whole: the greedy token, whether it is another one, and
+KL(unsteered, steered) over the vocabulary, in nats."""
+STEERING_GROUPS = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("group", pa.string()),
+        ("factor", pa.float64()),
+        ("draw", pa.int32()),
+        ("other", pa.string()),
+        ("kept", pa.float32()),
+    ]
+)
+"""What it did to another group's activations: `kept` is the mean over that group's nodes of value steered / value
+unsteered, weighted by the square of the latter: 1 as before, 0 gone; null where all of them are 0."""
+
 TARGET, FOIL = -1, -2
 """The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
 
