@@ -20,6 +20,7 @@ from tracer.cli.reporting import report_
 from tracer.cli.steering import steer
 from tracer.cli.submitting import submit
 from tracer.cli.swapping import swap
+from tracer.cli.sweeping import sweep
 from tracer.cli.tracing import trace
 from tracer.errors import JobError, TracerError, quoted
 from tracer.text import is_text
@@ -106,7 +107,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
+VERBS = (trace, show, view, export, import_, evaluate, steer, sweep, swap, doctor, *runs.VERBS, report_, submit)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

@@ -278,7 +278,7 @@ def _draw_points(axes: Any, found: Quality, limit: float) -> None:
 
 
 def draw_cells(axes: Any, cells: Sequence[Sequence[float]], limit: float) -> None:
-    """Numbers as cells, first row on top: purple below 0, white at 0, orange above, and the number itself in each, since
+    """Numbers as cells, first row on top: purple below 0, white at 0, orange above, the number itself in each, since
     both ends are equally dark in grey.
 
     Args:

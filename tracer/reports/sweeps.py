@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -102,7 +103,7 @@ def table(found: Sequence[Response], groups: Sequence[GroupResponse]) -> Rendera
             names = printable(one.group, SHORT), f"{one.factor:g}", printable(one.other, SHORT)
             kept.add_row(*map(cell, (*names, f"{float(one.kept.estimate):.2f}", _span(one.kept, ".2f"), at_random)))
         parts += ["", kept]
-    return Group(*parts, "", _about(found))
+    return Group(*parts, "", fill(_about(found), 80))
 
 
 def _span(interval: Interval, form: str = "+.3f") -> str:

@@ -18,7 +18,7 @@ from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job
 from tracer.runs.pages import benchmark
 from tracer.runs.pages.write import TOP, benchmark_result, write_report
 from tracer.runs.report import evaluation_plot
-from tracer.runs.units import benchmark_report, mean_edges
+from tracer.runs.units import benchmark_report, mean_edges, steering
 from tracer.runs.units.benchmark_report import BenchmarkResult
 from tracer.runs.units.dataset_circuit import circuit_of_units
 from tracer.store import aggregation, edge_means, schemas
@@ -66,7 +66,9 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         made = Curves.of(outcome["evaluation"]["curves"])
         place.write("evaluation.csv", csv_bytes(list(made.rows())))
         place.write("evaluation.png", evaluation_plot(made, outcome["evaluation"]))
+    steering.draw_steering(folder, job)
     place.remove(mean_edges.CHECKPOINT)
+    place.remove(steering.CHECKPOINT)
 
 
 def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:

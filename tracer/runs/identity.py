@@ -29,7 +29,9 @@ def digests_of(job: Job) -> list[str]:
     if isinstance(job, BenchmarkJob):
         return [data.digest(Source(path=(file,))) for one in job.input or () for file in (one.train, one.test)]
     tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
-    others = () if job.always_on is None else (job.always_on.unrelated,)
+    others = [] if job.always_on is None else [job.always_on.unrelated]
+    if job.steering is not None and isinstance(job.steering.prompts, Source):
+        others.append(job.steering.prompts)
     return [data.digest(source) for source in (job.source, job.reference, *tests, *others) if source is not None]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
@@ -222,6 +222,56 @@ class AlwaysOnRules(Record):
     leave_out: bool = False
 
 
+def _tokens(value: Any) -> Any:
+    """Text is text, and a number a token id; one alone is a list of one."""
+    given = as_list(value)
+    if is_list(given) and not all(isinstance(one, str | int) and not isinstance(one, bool) for one in given):
+        raise ValueError("tokens must be text, each one token, or token ids")
+    return given
+
+
+def _prompts(value: Any) -> Any:
+    """How many prompts, or where they come from: one of the two, so that what is wrong is said of that one."""
+    if isinstance(value, Mapping | Source):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("must be how many of the run's own prompts, or a source of prompts as input is")
+    return value
+
+
+def _kind_of_prompts(value: Any) -> str:
+    return "count" if isinstance(value, int) else "source"
+
+
+class SteeringRules(Record):
+    """Sweeps at the end of a run: every group of neurons multiplied by every factor, as in `tracer.sweep`. The groups
+    are the run's supernodes, where it has any, and the whole circuit.
+
+    Attributes:
+        prompts: that are steered: so many of the run's own first ones that went well, or others.
+        factors: 0 ablates, 2 amplifies, -1 inverts. tokens: reported besides targets and foils.
+        random: control draws for each group. seed: of these.
+        everywhere: neurons act at every position, not at their own.
+    """
+
+    prompts: Annotated[
+        Annotated[Count, Tag("count")] | Annotated[Source, Tag("source")],
+        Discriminator(_kind_of_prompts),
+        BeforeValidator(_prompts),
+    ] = 20
+    factors: Annotated[tuple[Real, ...], BeforeValidator(as_list)] = (-1.0, 0.0, 2.0)
+    tokens: Annotated[tuple[Natural | Name, ...], BeforeValidator(_tokens)] = ()
+    random: Natural = 5
+    everywhere: bool = False
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> SteeringRules:
+        if not self.factors or len(set(self.factors)) < len(self.factors):
+            raise ValueError("factors must name at least one, each once")
+        return self
+
+
 class DatasetJob(_ModelOptions):
     """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
 
@@ -240,12 +290,13 @@ class DatasetJob(_ModelOptions):
             (neurons, whatever the position), or ``none``.
         evaluate: how that circuit is tested.
         quality: for the first so many prompts, estimates are compared with exact single ablations.
+        steering: how the circuit and its groups are steered, once all is done; not if None.
         batch: prompts computed at once; planned from the memory there is if None.
         prompt_timeout: seconds after which a prompt counts as hung. retries: of a unit that failed for no prompt's
             fault. max_error_rate: the share of failed prompts above which the run ends.
     """
 
-    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on")
+    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on", "steering")
 
     kind: Literal["dataset"] = "dataset"
     input: Source
@@ -271,6 +322,7 @@ class DatasetJob(_ModelOptions):
     circuit: Literal["none", "aligned", "free"] = "none"
     evaluate: Evaluate | None = None
     quality: Natural = 0
+    steering: SteeringRules | None = None
     batch: Count | None = None
     prompt_timeout: Real = Field(600.0, gt=0)
     retries: Natural = 3
@@ -293,6 +345,8 @@ class DatasetJob(_ModelOptions):
         self._check_edges()
         self._check_evaluate()
         self._check_filters()
+        if self.steering is not None and self.circuit == "none":
+            raise ValueError("steering has no effect without a circuit: aligned or free")
         return self
 
     def _check_edges(self) -> None:
@@ -321,7 +375,8 @@ class DatasetJob(_ModelOptions):
         for name, source in references.items():
             if source is not None and source.filter is not None:
                 raise ValueError(f"filter has no effect on {name}, whose prompts are asked nothing")
-        for source in (self.input, test):
+        steered = None if self.steering is None else self.steering.prompts
+        for source in (self.input, test, steered if isinstance(steered, Source) else None):
             keep = None if source is None else source.filter
             if keep is not None and self.metric == "topk":
                 raise ValueError("filter needs the prompts' targets, which metric 'topk' does not use")
@@ -378,7 +433,7 @@ class DatasetJob(_ModelOptions):
     @property
     def ends_with_model(self) -> bool:
         """Whether the end of the run needs the model: see runs/units/ending.py."""
-        return bool(self.evaluate is not None or self.quality or self.links_circuit)
+        return bool(self.evaluate is not None or self.quality or self.links_circuit or self.steering)
 
     @property
     def source(self) -> Source:
@@ -537,6 +592,7 @@ _NESTED: dict[str, dict[str, Any]] = {
     "evaluate": {**dict.fromkeys(Evaluate.model_fields), "test": _SOURCE, "reference": _SOURCE},
     "pruning": dict.fromkeys(PruningRules.model_fields),
     "always_on": {**dict.fromkeys(AlwaysOnRules.model_fields), "unrelated": _SOURCE},
+    "steering": {**dict.fromkeys(SteeringRules.model_fields), "prompts": _SOURCE},
 }
 _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},

@@ -89,7 +89,11 @@ class Worker:
         from tracer.runs.units.always_on import always_on_of
         from tracer.runs.units.ending import end_run
         from tracer.runs.units.shards import ShardWork
+        from tracer.runs.units.steering import check_steering
 
+        if job.steering is not None:
+            with surface("job"):
+                check_steering(model, job.steering)
         shards = ShardWork(model, job, folder)
 
         @functools.cache

@@ -34,7 +34,7 @@ from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, options
-from tracer.runs.units.tested import Tested, prompts_of, test_prompts
+from tracer.runs.units.tested import Tested, own_prompts, prompts_of, test_prompts
 from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
@@ -268,17 +268,10 @@ def _own_prompts(model: Model, job: DatasetJob, folder: RunFolder, mean: Mean, c
     """The first prompts of a run that went well and are of its circuit's length (of a free one: as long as the first);
     asked what they were asked then."""
     found: list[Encoded] = []
-    for commit in folder.commits():
-        rows = folder.read_committed(commit, "prompts").filter(pc.field("status") == "ok").to_pylist()
-        good = {row["prompt_id"]: row for row in rows}
-        for row in folder.read_input(commit.shard):
-            if len(found) == count or row["prompt_id"] not in good:
-                continue
-            then = good[row["prompt_id"]]
-            length = mean.length if mean.length >= 0 else len(found[0].token_ids if found else then["token_ids"])
-            if len(then["token_ids"]) == length:
-                one = encode(with_bos(as_prompt(row, job.metric, paired=True), job.bos), model)
-                found.append(replace(one, target_ids=tuple(then["target_ids"]), foil_ids=tuple(then["foil_ids"])))
+    length = mean.length if mean.length >= 0 else None
+    for _, one in own_prompts(model, job, folder, length):
+        if not found or len(one.token_ids) == len(found[0].token_ids):
+            found.append(one)
         if len(found) == count:
             break
     return found

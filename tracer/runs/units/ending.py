@@ -16,10 +16,13 @@ from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.dataset_circuit import evaluated, qualities, tested_on
 from tracer.runs.units.mean_edges import write_mean_edges
 from tracer.runs.units.progress import Stages, Told, curves_work
+from tracer.runs.units.steering import write_steering
 from tracer.store.run_folder import RunFolder
 
 LINKED = 20
 """Forward passes, about, that a prompt's edges among given nodes take."""
+GROUPS = 8
+"""Groups that are steered, about: how many supernodes there are is not known yet."""
 NODES_CHECKED = 300
 """Single ablations, about, behind the estimate of a prompt's quality."""
 
@@ -114,5 +117,18 @@ def _checked(end: Ending) -> Step | None:
     return Step("prompts' estimates checked", float(end.job.quality * NODES_CHECKED), do)
 
 
-STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _evaluated, _checked)
+def _steered(end: Ending) -> Step | None:
+    """steering.parquet: the circuit and its groups multiplied; see `steering`."""
+    rules = end.job.steering
+    if rules is None:
+        return None
+
+    def do(progress: Progress) -> None:
+        write_steering(end.model, end.job, end.folder, end.max_bytes, progress)
+
+    count = rules.prompts if isinstance(rules.prompts, int) else rules.prompts.most or end.n_prompts
+    return Step("prompts steered", float(count * len(rules.factors) * (1 + rules.random) * GROUPS), do)
+
+
+STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _evaluated, _checked, _steered)
 """The stages in their order; each is None where the job does not ask for it."""
