@@ -64,6 +64,22 @@ class Drawn:
     seed: Annotated[int, typer.Option(help="Of the random draws.", min=0, max=MOST)] = 0
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Texts that are drawn beside the greedy ones."""
+
+    temperature: Annotated[
+        float | None, typer.Option(help="Draw texts too, at this temperature. Default with --samples: 1.", min=0)
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw only among the likeliest tokens whose probabilities reach this sum.")
+    ] = None
+    n: Annotated[int | None, typer.Option("--samples", help="How many texts are drawn.", min=1, max=MOST)] = None
+    sample_seed: Annotated[
+        int, typer.Option(help="Of the first text drawn; the next has the next.", min=0, max=MOST)
+    ] = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Steered(Where):
     """The model that is steered."""
@@ -100,6 +116,7 @@ def steer(
     action: Action,
     bos: Bos = False,
     drawn: Drawn,
+    sampled: Sampled,
     where: Steered,
 ) -> None:
     """Multiply, set or add to a circuit's neurons, and see what the model then says, beside random neurons.
@@ -118,5 +135,5 @@ def steer(
     model = where.load(chosen.model if isinstance(chosen, Traced) else None)
     if chosen is None:
         chosen = tracer.trace(model, prompt, action.top, edges=False)
-    result = tracer.steer(model, chosen, prompt, **how, tokens=tokens.token or (), **vars(drawn))
+    result = tracer.steer(model, chosen, prompt, **how, tokens=tokens.token or (), **vars(drawn), **vars(sampled))
     terminal.tables().print(tables.steering_table(result))

@@ -23,6 +23,7 @@ from tracer.attribution.attribute import notes
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
+from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sampled
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
@@ -88,14 +89,6 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """Greedily generated tokens after the prompt, an end token included, and their text without it."""
-
-    token_ids: tuple[int, ...]
-    text: str
-
-
-@dataclass(frozen=True)
 class Steering:
     """What steering a set of nodes did to the next token and to the text generated after the prompt.
 
@@ -108,7 +101,8 @@ class Steering:
         effects: the target, the foil, the tokens asked for, then the unsteered model's top ones; each token once.
         before, after: the greedy next token, unsteered and steered.
         control_changed: in how many of the `random` control draws the greedy next token changed.
-        unsteered, steered, control: generated text, the last of the first control draw; None where not asked for.
+        unsteered, steered, control: greedy text, the last of the first control draw; None where not asked for.
+        samples: texts that were drawn beside these; None where not asked for.
         random, seed: draws of the control, and how they were drawn.
     """
 
@@ -129,6 +123,7 @@ class Steering:
     control: Generated | None
     random: int
     seed: int
+    samples: Samples | None = None
 
 
 @undisturbed()
@@ -148,6 +143,11 @@ def steer(
     max_new_tokens: int = 20,
     random: int = 5,
     seed: int = 0,
+    temperature: float | int | None = None,
+    top_p: float | int | None = None,
+    n: int | None = None,
+    sample_seed: int = 0,
+    judge: Judge | None = None,
 ) -> Steering:
     """Act on a set of nodes and compare with the unsteered model and with equally many random neurons.
 
@@ -167,13 +167,19 @@ def steer(
         max_new_tokens: generated greedily; 0 for none.
         random: control draws: as many neurons in each layer at the same positions; 0 for none.
         seed: of the draws.
+        temperature, top_p, n, sample_seed: any of these draws `n` texts (one if None) beside the greedy one, with and
+            without steering: from probabilities at this temperature (1 if None; 0 is greedy), of the likeliest tokens
+            whose probabilities reach `top_p` alone, text i with the generator of `sample_seed` + i.
+        judge: called with each generated text, without the prompt; its number goes into the result.
 
     Raises:
-        JobError: none or several actions, nodes that the model or the prompt does not have, logits no longer finite.
+        JobError: none or several actions, nodes that the model or the prompt does not have, logits no longer finite, a
+            temperature or top_p out of range, a judge that fails.
 
     Source: method.md section 6.
     """
     action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
+    drawn = sampled(temperature, top_p, n, sample_seed, max_new_tokens)
     encoded = _encoded(model, prompt, max_new_tokens, random)
     say(notes((encoded,), model))
     basis = _basis(model, nodes, basis)
@@ -181,7 +187,7 @@ def steer(
     _check_places(places, model, encoded, basis)
     generator = torch.Generator().manual_seed(seed)
     draws = [drawn_alike(places, model.n_neurons(basis), generator) for _ in range(random)]
-    run = _Run(model, encoded, action, basis)
+    run = _Run(model, encoded, action, basis, judge)
     asked = _asked(model, encoded, prompt, tokens)
     before, after, control = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
@@ -191,7 +197,7 @@ def steer(
         **_counted(places, model.n_layers, len(encoded.token_ids)),
         effects=_effects(model, asked, before, after, control),
         **_changed(model, before, after, control),
-        **run.texts(places, draws, max_new_tokens),
+        **run.texts(places, draws, max_new_tokens, drawn),
         random=random,
         seed=seed,
     )
@@ -398,6 +404,7 @@ class _Run:
     prompt: Encoded
     action: Action
     basis: str
+    judge: Judge | None = None
 
     def logits(self, sets: Sequence[Sequence[_Place]]) -> Float[Tensor, "set vocab"]:
         """Of the next token, with each set acted on."""
@@ -417,24 +424,51 @@ class _Run:
             raise JobError(f"{self.action.kind}={self.action.amount:g}", rule, "use a smaller amount")
         return logits
 
-    def texts(self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int) -> dict[str, Any]:
+    def texts(
+        self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int, drawn: Drawn | None
+    ) -> dict[str, Any]:
         """The generated texts of a `Steering`."""
-        sets = zip(("unsteered", "steered", "control"), ([], places, *draws[:1]), strict=False)
-        made = {name: self.generate(one, max_new_tokens) for name, one in sets} if max_new_tokens else {}
-        return {name: made.get(name) for name in ("unsteered", "steered", "control")}
+        names = ("unsteered", "steered", "control")
+        sets = dict(zip(names, ([], places, *draws[:1]), strict=False)) if max_new_tokens else {}
+        greedy = {name: self.generate(one, max_new_tokens, 1)[0] for name, one in sets.items()}
+        made: dict[str, Any] = {name: judged(greedy.get(name), self.judge) for name in names}
+        if drawn is None:
+            return made
+        texts = {name: tuple(self._drawn(one, max_new_tokens, drawn)) for name, one in sets.items()}
+        how = (float(drawn.temperature), float(drawn.top_p), drawn.seed)
+        return made | {"samples": Samples(*how, **{name: texts.get(name, ()) for name in names})}
 
-    def generate(self, places: Sequence[_Place], max_new_tokens: int) -> Generated:
-        """What the model goes on with."""
-        batch, edits = Batch((self.prompt.token_ids,)), self._edits([places])
+    def _drawn(self, places: Sequence[_Place], max_new_tokens: int, drawn: Drawn) -> Iterator[Generated | None]:
+        """Texts that are drawn, as many at a time as memory allows."""
+        length = len(self.prompt.token_ids) + max_new_tokens
+        step = max(1, self.model.budget() // (self.model.bytes_per_token(gradient=False, length=length) * length))
+        parts = [range(start, min(start + step, drawn.n)) for start in range(0, drawn.n, step)]
+        for one in self.model.each(
+            lambda part: self.generate(places, max_new_tokens, len(part), drawn.sampling(part)), parts
+        ):
+            yield from (judged(text, self.judge) for text in one)
+
+    def generate(
+        self, places: Sequence[_Place], max_new_tokens: int, n: int, sampling: passes.Sampling | None = None
+    ) -> list[Generated]:
+        """What the model goes on with, `n` times."""
+        batch, edits = Batch((self.prompt.token_ids,) * n), self._edits([places] * n)
         always = bool(places) and places[0][1] is None
-        ids = passes.generated(
+        found = passes.generated(
             self.model,
             batch,
             [] if always else edits,
             everywhere=edits if always else (),
             max_new_tokens=max_new_tokens,
             basis=self.basis,
-        )[0].tolist()
+            sampling=sampling,
+        )
+        return [self._text(row) for row in found.tolist()]
+
+    def _text(self, ids: list[int]) -> Generated:
+        """Tokens up to the first end, which a row repeats until all have ended."""
+        end = next((at for at, token in enumerate(ids) if token in self.model.end_tokens), len(ids))
+        ids = ids[: end + 1]
         text = self.model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Generated(tuple(ids), text)
 

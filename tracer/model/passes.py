@@ -240,6 +240,21 @@ def swept(
     return session(model, traces.swept, ask, form)
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How generated tokens are drawn, instead of the likeliest ones.
+
+    Attributes:
+        temperature: above 0; logits are divided by it.
+        top_p: only the likeliest tokens whose probabilities reach that sum; 1 for all.
+        seeds: of each row's own generator.
+    """
+
+    temperature: float
+    top_p: float
+    seeds: tuple[int, ...]
+
+
 def generated(
     model: Model,
     batch: Batch,
@@ -248,12 +263,13 @@ def generated(
     everywhere: Sequence[Edit] = (),
     max_new_tokens: int,
     basis: str = "activation",
+    sampling: Sampling | None = None,
 ) -> Tensor:
-    """Greedily generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new
-    token. Generation ends early where every prompt has ended.
+    """Generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new token.
+    Generation ends early where every prompt has ended.
 
-    Each token is the one of the largest logit, whatever the model's generation_config says: its sampling, penalties and
-    forbidden tokens are left alone, only its end tokens count.
+    Each token is the one of the largest logit, or drawn as `sampling` says, whatever the model's generation_config has:
+    its sampling, penalties and forbidden tokens are left alone, only its end tokens count.
     """
     always = [edit.parts for edit in everywhere]
     ask = SimpleNamespace(
@@ -263,6 +279,7 @@ def generated(
         first=[edit.parts for edit in edits] + always,
         later=always,
         ends=model.end_tokens,
+        sampling=None if sampling is None else SimpleNamespace(**vars(sampling)),
     )
     form = Of((len(batch.token_ids), range(1, max_new_tokens + 1)), torch.int64, n_logits(model))
     return session(model, traces.continued, ask, form)

@@ -213,11 +213,13 @@ def ablated(
 
 
 def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
-    """The tokens that follow [prompt, new], each the one of the largest logit: one forward each, over a cache.
+    """The tokens that follow [prompt, new], each the one of the largest logit or drawn: one forward each, over a cache.
 
     `ask` has the batch's `inputs`, how many tokens are wanted at `most`, the `basis`, the edits of the `first` forward
-    and those of `later` ones, and the tokens that are an end (`ends`); after its end a prompt repeats it.
+    and those of `later` ones, the tokens that are an end (`ends`), and how tokens are drawn (`sampling`, see `draw`) or
+    None; after its end a prompt repeats it.
     """
+    sources = [torch.Generator().manual_seed(seed) for seed in (ask.sampling.seeds if ask.sampling else ())]
     inputs = {**ask.inputs, "use_cache": True}
     ends = torch.tensor(ask.ends, dtype=torch.long)
     ended = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool)
@@ -234,7 +236,7 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
                     lambda at, value, now=edits: interventions.apply_edits(now, at, value),
                 )
                 saved = nnsight.save((*interventions.to_cpu(nn.output.logits[:, -1]), nn.output.past_key_values))
-        chosen = saved[0].argmax(-1)
+        chosen = draw(saved[0], ask.sampling, sources) if ask.sampling else saved[0].argmax(-1)
         found.append(torch.where(ended, found[-1], chosen) if found else chosen)
         ended |= torch.isin(found[-1], ends)
         mask, places = inputs["attention_mask"], inputs["position_ids"]
@@ -245,6 +247,24 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
             "past_key_values": saved[1],
         }
     return torch.stack(found, 1)
+
+
+def draw(logits: Tensor, how: SimpleNamespace, sources: Sequence[torch.Generator]) -> Tensor:
+    """A token of each row [row], drawn with the row's own generator.
+
+    Args:
+        logits: [row, vocab], float32 on the CPU.
+        how: `temperature`, which logits are divided by; `top_p`: only the likeliest tokens whose probabilities reach
+            that sum, one at least, of equal ones the lower id first.
+    """
+    chances = (logits / how.temperature).softmax(-1)
+    if how.top_p < 1:
+        order = torch.sort(chances, dim=-1, descending=True, stable=True)
+        before = order.values.cumsum(-1) - order.values
+        kept = torch.zeros_like(chances).scatter(-1, order.indices, (before < how.top_p).float())
+        chances = chances * kept
+    rows = [torch.multinomial(row, 1, generator=source) for row, source in zip(chances, sources, strict=True)]
+    return torch.cat(rows)
 
 
 def swept(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:

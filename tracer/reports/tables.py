@@ -267,6 +267,13 @@ def steering_table(found: Steering) -> RenderableType:
     for name, one in (("unsteered", found.unsteered), ("steered", found.steered), ("random nodes", found.control)):
         if one is not None:
             texts.add_row(f"[bold]{name}[/]", cell(token(one.text)))
+    if found.samples is not None:
+        how = f"temperature {found.samples.temperature:g}, top_p {found.samples.top_p:g}, seed {found.samples.seed}"
+        texts.add_row("", f"[dim]drawn at {how}:[/]")
+        kinds = ("unsteered", "steered", "control")
+        for name, kind in zip(("unsteered", "steered", "random nodes"), kinds, strict=True):
+            for one in getattr(found.samples, kind):
+                texts.add_row(f"[bold]{name}[/]", cell(token(one.text)))
     verdict = "changed" if found.changed else "did not change"
     about = f"The most probable token {verdict}; it did with {found.control_changed} of {found.random} random draws."
     return Group(grid, "", table, "", texts, "", about)
