@@ -103,7 +103,7 @@ def test_draws_follow_the_probabilities_and_top_p_cuts_the_tail() -> None:
     kept = {0.3: {1}, 0.5: {1, 4}, 0.75: {1, 4}, 0.9: {1, 3, 4}, 1.0: set(range(6))}
     for top_p, wanted in kept.items():
         how, source = SimpleNamespace(temperature=1.0, top_p=top_p), torch.Generator().manual_seed(0)
-        counts = Counter(int(draw(logits, how, [source])) for _ in range(3000))
+        counts = Counter(draw(logits.expand(3000, -1), how, [source] * 3000).tolist())
         assert set(counts) <= wanted
         total = sum(float(chances[token]) for token in wanted)
         for token in wanted:
