@@ -19,7 +19,7 @@ from tracer.data import tasks
 from tracer.errors import JobError
 from tracer.evaluation import sweep as sweeping
 from tracer.evaluation.groups import WHOLE, whole_of
-from tracer.runs.jobs import load_job
+from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units import ending, steering
 from tracer.runs.units.ending import Ending, Step
 from tracer.store.run_folder import RunFolder
@@ -43,29 +43,31 @@ def _grouped(end: Ending) -> Step:
     return Step("grouped", 1.0, lambda _: end.folder.place.write("supernodes.json", json.dumps(content).encode()))
 
 
-@pytest.fixture(autouse=True)
-def _with_supernodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ending, "STEPS", (_grouped, *ending.STEPS))
-
-
 def run(path: Path, **changes: Any) -> Path:
+    """A run whose supernodes are there when it is steered."""
     made = {"kind": "dataset", "input": INPUT, "shard_size": 4, "nodes": 15, "edges": False, "circuit": "aligned"}
     rules = RULES | changes.pop("steering", {})
-    tracer.run(made | {"baseline": "counterfactual", "steering": rules} | changes, path, pool=InlinePool())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ending, "STEPS", (_grouped, *ending.STEPS))
+        tracer.run(made | {"baseline": "counterfactual", "steering": rules} | changes, path, pool=InlinePool())
     return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run(tmp_path_factory.mktemp("steered") / "whole")
 
 
 def rows(path: Path, name: str = "steering") -> list[dict[str, Any]]:
     return pq.read_table(path / f"{name}.parquet").to_pylist()
 
 
-def test_it_is_the_librarys_sweep_of_supernodes_and_the_whole_circuit(tmp_path: Path) -> None:
-    run(tmp_path)
+def test_it_is_the_librarys_sweep_of_supernodes_and_the_whole_circuit(whole: Path) -> None:
     prompts = [pair.to_prompt() for pair in tasks.load("sva", structure="nounpp", split="train", count=4)]
-    groups = SUPERNODES | {WHOLE: whole_of(circuit_of(tmp_path))}
+    groups = SUPERNODES | {WHOLE: whole_of(circuit_of(whole))}
     wanted = tracer.sweep(demo(), groups, prompts, factors=[-1, 2], tokens=" was", random=2, seed=5)
     for name, table in (("steering", wanted.tokens), ("steering_groups", wanted.groups)):
-        got = rows(tmp_path, name)
+        got = rows(whole, name)
         assert len(got) == table.num_rows > 0
         for one, other in zip(got, table.to_pylist(), strict=True):
             for column, value in other.items():
@@ -73,18 +75,19 @@ def test_it_is_the_librarys_sweep_of_supernodes_and_the_whole_circuit(tmp_path: 
                     one[column] == pytest.approx(value, abs=1e-5) if isinstance(value, float) else one[column] == value
                 )
                 assert alike, column
-    assert list(dict.fromkeys(row["group"] for row in rows(tmp_path))) == ["plural", "any", WHOLE]
-    assert (tmp_path / "steering.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tmp_path / steering.CHECKPOINT).exists()
-    found = steering.sweep_of(RunFolder(str(tmp_path)))
+    assert list(dict.fromkeys(row["group"] for row in rows(whole))) == ["plural", "any", WHOLE]
+    assert (whole / "steering.png").read_bytes().startswith(b"\x89PNG")
+    assert not (whole / steering.CHECKPOINT).exists()
+    found = steering.sweep_of(RunFolder(str(whole)))
     assert found is not None
     names = [(one.group, one.factor, one.token) for one in wanted.responses()]
     assert [(one.group, one.factor, one.token) for one in found.responses()] == names
 
 
-def test_a_stopped_stage_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, stopped = run(tmp_path / "whole"), tmp_path / "stopped"
-    measured, asked = sweeping.measured, list[int]()
+def test_a_stopped_stage_goes_on_and_ends_with_the_same_bytes(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped, measured, asked = tmp_path / "stopped", sweeping.measured, list[int]()
 
     def breaks(model: Any, prompts: Any, *more: Any) -> Iterator[Any]:
         asked.append(len(prompts))
@@ -107,9 +110,9 @@ def test_a_stopped_stage_goes_on_and_ends_with_the_same_bytes(tmp_path: Path, mo
 
 
 def test_a_checkpoint_of_something_else_or_a_damaged_one_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = (run(tmp_path / "whole") / "steering.parquet").read_bytes()
+    wanted = (whole / "steering.parquet").read_bytes()
     save = steering._Kept.save
     monkeypatch.setattr(steering, "KEPT_EVERY", -1.0)
     monkeypatch.setattr(steering._Kept, "save", lambda kept: save(steering._Kept(kept.folder, "other", kept.done)))
@@ -123,21 +126,34 @@ def test_a_checkpoint_of_something_else_or_a_damaged_one_is_left_alone(
         write(*given)
 
     monkeypatch.setattr(ending, "write_steering", twice)
-    assert (run(tmp_path / "again") / "steering.parquet").read_bytes() == whole
+    assert (run(tmp_path / "again") / "steering.parquet").read_bytes() == wanted
 
 
-def test_other_prompts_and_free_circuits(tmp_path: Path) -> None:
+def test_other_prompts(whole: Path) -> None:
+    folder = RunFolder(str(whole))
+
+    def asked(**rules: Any) -> tuple[list[int], list[str]]:
+        job = load_job(json.loads((whole / "run.json").read_text())["job"] | {"steering": rules})
+        assert isinstance(job, DatasetJob)
+        assert job.steering is not None
+        numbers, prompts = steering.prompts_of_run(demo(), job, folder, job.steering)
+        return numbers, [one.text for one in prompts]
+
+    own = [pair.prompt for pair in tasks.load("sva", structure="nounpp", split="train", count=6)]
+    assert asked(prompts=100) == ([0, 1, 2, 3, 4, 5], own)
     test = {"task": "sva", "structure": "nounpp", "count": 3, "split": "test"}
-    run(tmp_path / "test", steering={"prompts": test})
     pairs = tasks.load("sva", structure="nounpp", split="test", count=3)
-    texts = {row["prompt_id"]: row["text"] for row in rows(tmp_path / "test")}
-    assert texts == {number: pair.prompt for number, pair in enumerate(pairs)}
+    assert asked(prompts=test) == ([0, 1, 2], [pair.prompt for pair in pairs])
     simple = {"task": "sva", "structure": "simple", "count": 3, "split": "test"}
     with refused(JobError, "steering.prompts", "none of the circuit's 6 tokens"):
-        run(tmp_path / "short", steering={"prompts": simple})
-    run(tmp_path / "free", circuit="free", steering={"prompts": simple, "everywhere": True})
-    found = [row for row in rows(tmp_path / "free") if row["group"] == WHOLE]
-    assert {row["n_nodes"] for row in found} == {15 * len(found[0]["text"].split()) + 15}
+        asked(prompts=simple)
+    assert len(asked(prompts=simple, everywhere=True)[0]) == 3
+
+
+def test_a_free_circuit_acts_at_every_position(tmp_path: Path) -> None:
+    run(tmp_path, circuit="free", steering={"prompts": 1})
+    found = [row for row in rows(tmp_path) if row["group"] == WHOLE]
+    assert {row["n_nodes"] for row in found} == {15 * 6}
 
 
 def test_what_a_job_cannot_steer_is_refused_before_anything_is_traced(tmp_path: Path) -> None:

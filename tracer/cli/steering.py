@@ -125,12 +125,13 @@ def steer(
     """
     import tracer
     from tracer.circuit.circuit import Traced
-    from tracer.evaluation import steering
+    from tracer.evaluation import steering, texts
     from tracer.reports import tables
 
     prompt, how = tokens.prompt(text, bos), action.arguments()
     chosen = None if nodes is None else steering.read_nodes(nodes)
     steering.planned(chosen, **how)
+    texts.sampled(sampled.temperature, sampled.top_p, sampled.n, sampled.sample_seed, drawn.max_new_tokens)
     terminal.quiet()
     model = where.load(chosen.model if isinstance(chosen, Traced) else None)
     if chosen is None:

@@ -99,7 +99,6 @@ def sweep(
     Example: tracer sweep runs/dataset --factor -1 --factor 0 --factor 2 --token " Texas"
     """
     import tracer
-    from tracer.circuit.circuit import Traced
     from tracer.circuit.from_run import read_graph
     from tracer.evaluation.groups import groups_of
     from tracer.evaluation.sweep import check_factors
@@ -111,25 +110,32 @@ def sweep(
     named = _groups(folder, graph, what.groups)
     groups_of(named, how["only"])
     given = None if on.prompts is None else _read(on.prompts, on.bos)
-    terminal.quiet()
-    record = graph.model if isinstance(graph, Traced) else None
-    model = where.load(record)
-    if record is not None:
-        model.check_traced(record, graph.text)
-    basis = graph.settings.basis if isinstance(graph, Traced) else None
+    model, basis = _loaded(graph, where)
     prompts = _own(folder, graph, model, on, what.everywhere) if given is None else given[: on.count]
     with terminal.ProgressBar("steering") as bar:
         found = tracer.sweep(model, named, prompts, **how, **vars(compared), basis=basis, progress=bar)
-    shown, kept = found.responses(compared.seed), found.group_responses(compared.seed)
     if out is not None:
         saved = _save(found, out, compared.seed, f"{graph.text}: change of probability, {len(prompts):,} prompts")
         terminal.line(f"saved {', '.join(map(str, saved))}", err=style is not Format.table)
+    shown, kept = found.responses(compared.seed), found.group_responses(compared.seed)
     if style is Format.json:
         terminal.data(sweeps.as_json(shown, kept))
     elif style is Format.csv:
         terminal.data(sweeps.as_csv(shown).rstrip("\n"))
     else:
         terminal.tables().print(sweeps.table(shown, kept))
+
+
+def _loaded(graph: Graph, where: Steered) -> tuple[Any, str | None]:
+    """The model of a circuit, and the basis of its nodes; of an imported graph the model that is named."""
+    from tracer.circuit.circuit import Traced
+
+    terminal.quiet()
+    if not isinstance(graph, Traced):
+        return where.load(None), None
+    model = where.load(graph.model)
+    model.check_traced(graph.model, graph.text)
+    return model, graph.settings.basis
 
 
 def _groups(folder: str, graph: Graph, given: Path | None) -> dict[str, Any]:

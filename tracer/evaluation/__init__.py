@@ -4,6 +4,6 @@ Knows which nodes are ablated to what, here or on a server, and the statistics o
 nodes were found, how figures are drawn (reports), and runs over many prompts.
 
 Door: `faithfulness.evaluate` and `minimality`, `edge_curves.edge_curves`, `quality.estimate_quality` and `always_on`,
-`steering.steer`, `sweep` with its `groups` and `responses`, `swap.swap`, `answers.filter_prompts`; `testset`, `curves`
-and `statistics` for reports and runs.
+`steering.steer` and its `texts`, `sweep` with its `groups` and `responses`, `swap.swap`, `answers.filter_prompts`;
+`testset`, `curves` and `statistics` for reports and runs.
 """

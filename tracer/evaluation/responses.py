@@ -108,7 +108,18 @@ def _response(key: tuple[Any, ...], rows: _Rows, seed: int) -> Response:
     mean = table.mean(0).tolist()
     at_random = None if control is None else control.mean(0).tolist()
     return Response(
-        *(group, factor, token, role, len(own), mean[6], mean[0], mean[1], probability, logit, by[0], by[1]),
+        group=group,
+        factor=factor,
+        token=token,
+        role=role,
+        n_prompts=len(own),
+        n_nodes=mean[6],
+        before=mean[0],
+        after=mean[1],
+        change=probability,
+        logit_change=logit,
+        control=by[0],
+        control_logit=by[1],
         changed=mean[4],
         control_changed=None if at_random is None else at_random[4],
         kl=mean[5],
@@ -154,8 +165,8 @@ def group_responses(rows: _Rows, seed: int = 0) -> list[GroupResponse]:
             own, drawn = by.setdefault((row["group"], row["factor"], row["other"]), ({}, {}))
             (own if row["draw"] < 0 else drawn).setdefault(row["prompt_id"], []).append(row["kept"])
     return [
-        GroupResponse(*key, len(own), _of(own, seed), _of(drawn, seed) if drawn else None)
-        for key, (own, drawn) in by.items()
+        GroupResponse(group, factor, other, len(own), _of(own, seed), _of(drawn, seed) if drawn else None)
+        for (group, factor, other), (own, drawn) in by.items()
     ]
 
 

@@ -180,23 +180,19 @@ def steer(
     """
     action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
     drawn = sampled(temperature, top_p, n, sample_seed, max_new_tokens)
-    encoded = _encoded(model, prompt, max_new_tokens, random)
-    say(notes((encoded,), model))
-    basis = _basis(model, nodes, basis)
+    encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
     places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
     _check_places(places, model, encoded, basis)
-    generator = torch.Generator().manual_seed(seed)
-    draws = [drawn_alike(places, model.n_neurons(basis), generator) for _ in range(random)]
+    draws = _draws(places, model.n_neurons(basis), random, seed)
     run = _Run(model, encoded, action, basis, judge)
-    asked = _asked(model, encoded, prompt, tokens)
-    before, after, control = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
+    logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
         text=encoded.text,
         tokens=tuple(decode(model, token) for token in encoded.token_ids),
         action=action,
         **_counted(places, model.n_layers, len(encoded.token_ids)),
-        effects=_effects(model, asked, before, after, control),
-        **_changed(model, before, after, control),
+        effects=_effects(model, _asked(model, encoded, prompt, tokens), *logits),
+        **_changed(model, *logits),
         **run.texts(places, draws, max_new_tokens, drawn),
         random=random,
         seed=seed,
@@ -289,7 +285,7 @@ def _action(**given: float | int | None) -> Action:
 
 
 def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> Encoded:
-    """The prompt, checked together with what is asked of it."""
+    """The prompt, checked together with what is asked of it; what should be known of it is said."""
     if not isinstance(prompt, Prompt):
         raise JobError(f"prompt {quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
     for name, value in (("max_new_tokens", max_new_tokens), ("random", random)):
@@ -311,6 +307,7 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
         rule = f"the model reads texts of more than {border} tokens by other position tables, which changes all before"
         step = f"use {option('max_new_tokens', border - length + 1)} or less, or a longer prompt"
         raise JobError(option("max_new_tokens", max_new_tokens), rule, step)
+    say(notes((encoded,), model))
     return encoded
 
 
@@ -383,6 +380,12 @@ def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded, basi
             raise JobError(f"position {position}", rule, step)
 
 
+def _draws(places: Sequence[_Place], width: int, random: int, seed: int) -> list[list[_Place]]:
+    """The random sets of a control."""
+    generator = torch.Generator().manual_seed(seed)
+    return [drawn_alike(places, width, generator) for _ in range(random)]
+
+
 def drawn_alike(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:
     """As many random neurons in each layer at each position."""
     counts = Counter((layer, position) for layer, position, _ in places)
@@ -431,14 +434,15 @@ class _Run:
         names = ("unsteered", "steered", "control")
         sets = dict(zip(names, ([], places, *draws[:1]), strict=False)) if max_new_tokens else {}
         greedy = {name: self.generate(one, max_new_tokens, 1)[0] for name, one in sets.items()}
-        made: dict[str, Any] = {name: judged(greedy.get(name), self.judge) for name in names}
+        made: dict[str, Any] = dict.fromkeys(names)
+        made |= {name: judged(one, self.judge) for name, one in greedy.items()}
         if drawn is None:
             return made
         texts = {name: tuple(self._drawn(one, max_new_tokens, drawn)) for name, one in sets.items()}
         how = (float(drawn.temperature), float(drawn.top_p), drawn.seed)
         return made | {"samples": Samples(*how, **{name: texts.get(name, ()) for name in names})}
 
-    def _drawn(self, places: Sequence[_Place], max_new_tokens: int, drawn: Drawn) -> Iterator[Generated | None]:
+    def _drawn(self, places: Sequence[_Place], max_new_tokens: int, drawn: Drawn) -> Iterator[Generated]:
         """Texts that are drawn, as many at a time as memory allows."""
         length = len(self.prompt.token_ids) + max_new_tokens
         step = max(1, self.model.budget() // (self.model.bytes_per_token(gradient=False, length=length) * length))

@@ -95,13 +95,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def judged(one: Generated | None, judge: Judge | None) -> Generated | None:
+def judged(one: Generated, judge: Judge | None) -> Generated:
     """A text with its score, where there is a judge.
 
     Raises:
         JobError: it fails, or says no number.
     """
-    if one is None or judge is None:
+    if judge is None:
         return one
     try:
         score = as_python(judge(one.text))
