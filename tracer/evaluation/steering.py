@@ -183,8 +183,7 @@ def steer(
     encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
     places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
     _check_places(places, model, encoded, basis)
-    draws = _draws(places, model.n_neurons(basis), random, seed)
-    run = _Run(model, encoded, action, basis, judge)
+    run, draws = _Run(model, encoded, action, basis, judge), _draws(places, model.n_neurons(basis), random, seed)
     logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
         text=encoded.text,
