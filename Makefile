@@ -31,7 +31,7 @@ shifted: $(READY)
 		TRACER_TEST_SHIFT=$${one%:*} TRACER_TEST_THREADS=$${one#*:} $(BIN)/python -m pytest -n 2 $(PARITY) || exit; done
 
 slow: $(READY)
-	$(BIN)/python -m pytest -m "$(SLOW)"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(SLOW)"
 
 attacks: $(READY)
 	$(BIN)/python -m pytest tests/attacks -m "not ndif" -n 2 --dist worksteal

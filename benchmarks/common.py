@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +20,7 @@ import tracer
 
 TARGET, FOIL = 7, 8
 """Token ids that random prompts ask about."""
+BARE = "forward + backward"
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {
         "model_type": "llama",
@@ -110,6 +111,14 @@ def random_prompts(model: tracer.Model, length: int, count: int) -> list[tracer.
     draw = torch.Generator().manual_seed(length)
     ids = torch.randint(10, model.vocab_size, (count, length), generator=draw).tolist()
     return [tracer.Prompt(token_ids=one, target=TARGET, foil=FOIL) for one in ids]
+
+
+def bare(model: tracer.Model, prompts: Sequence[tracer.Prompt], nodes: int) -> None:
+    """One forward and one backward of the bare module, of the first prompt, to its embeddings."""
+    ids = torch.tensor([list(prompts[0].token_ids or ())], device=model.device)
+    embedded = model.module.get_input_embeddings()(ids).detach().requires_grad_(True)
+    logits = model.module(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits
+    torch.autograd.grad(logits[:, -1, TARGET].sum() - logits[:, -1, FOIL].sum(), embedded)
 
 
 def seconds_of(run: Callable[[], Any]) -> float:

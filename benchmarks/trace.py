@@ -32,7 +32,7 @@ import common
 import parts
 import peers
 import torch
-from common import FOIL, SHAPES, TARGET
+from common import BARE, SHAPES, bare
 
 import tracer
 from tracer.attribution.trace import trace_all
@@ -42,7 +42,6 @@ from tracer.runs.plan.planner import Plan, plan
 from tracer.runs.worker import limit_malloc_retention
 
 TEXT = "The secretaries near the car that belongs to the old man are reading what the neighbours have written. "
-BARE = "forward + backward"
 MOST_TOKENS_ON_CPU = 4096
 ROUNDS = 3
 """Runs from which shares come, at most."""
@@ -51,14 +50,6 @@ SPAN = 20.0
 """Seconds of batches behind a throughput on a GPU; one batch on a CPU."""
 
 Prompts = Sequence[tracer.Prompt]
-
-
-def bare(model: tracer.Model, prompts: Prompts, nodes: int) -> None:
-    """One forward and one backward of the bare module, of the first prompt, to its embeddings."""
-    ids = torch.tensor([list(prompts[0].token_ids or ())], device=model.device)
-    embedded = model.module.get_input_embeddings()(ids).detach().requires_grad_(True)
-    logits = model.module(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits
-    torch.autograd.grad(logits[:, -1, TARGET].sum() - logits[:, -1, FOIL].sum(), embedded)
 
 
 def every(model: tracer.Model, prompts: Prompts, nodes: int, edges: bool) -> None:

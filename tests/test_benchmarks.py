@@ -34,6 +34,8 @@ def _check(rows: list[dict[str, Any]]) -> None:
     assert by_call["attribute"]["gflop"] is None
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_toy_is_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(BENCHMARK.Bench, "peak", lambda *_: None)  # a process each
     bench = BENCHMARK.Bench(BENCHMARK.parsed(["--toy", "--device", "cpu"]))

@@ -15,10 +15,11 @@ ROOT = Path(tracer.__file__).parent
 ROOMS = sorted(door.parent.name for door in ROOT.glob("*/__init__.py") if door.parent.name != "demo")
 NAMES = """
 Attribution Circuit Evaluation Graph JobError Model ModelError Prompt Pruning RemoteError Run RunError Steering
-TracerError attribute estimate_quality evaluate export import_graph load minimality run steer trace view
+TracerError attribute estimate_quality evaluate export import_graph knockouts load minimality run steer supernodes trace
+view
 """
 VERBS = """
-compact doctor evaluate export import plan query report run show status steer submit trace view
+compact doctor evaluate export group import plan query report run show status steer submit trace view
 """
 
 

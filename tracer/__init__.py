@@ -36,17 +36,31 @@ if TYPE_CHECKING:
     from tracer.errors import TracerError as TracerError
     from tracer.errors import TracerWarning as TracerWarning
     from tracer.evaluation.answers import filter_prompts as filter_prompts
+    from tracer.evaluation.answers import rollout as rollout
     from tracer.evaluation.curves import Evaluation as Evaluation
     from tracer.evaluation.edge_curves import EdgeCurves as EdgeCurves
     from tracer.evaluation.edge_curves import edge_curves as edge_curves
     from tracer.evaluation.faithfulness import evaluate as evaluate
     from tracer.evaluation.faithfulness import minimality as minimality
+    from tracer.evaluation.knockouts import Knockouts as Knockouts
+    from tracer.evaluation.knockouts import knockouts as knockouts
     from tracer.evaluation.quality import always_on as always_on
     from tracer.evaluation.quality import estimate_quality as estimate_quality
     from tracer.evaluation.steering import Steering as Steering
     from tracer.evaluation.steering import steer as steer
     from tracer.evaluation.swap import Swap as Swap
     from tracer.evaluation.swap import swap as swap
+    from tracer.evaluation.sweep import Sweep as Sweep
+    from tracer.evaluation.sweep import sweep as sweep
+    from tracer.meaning.concepts import Concepts as Concepts
+    from tracer.meaning.concepts import concepts as concepts
+    from tracer.meaning.contrast import contrast as contrast
+    from tracer.meaning.describe import describe as describe
+    from tracer.meaning.supernodes import supernodes as supernodes
+    from tracer.meaning.tokens import NeuronTokens as NeuronTokens
+    from tracer.meaning.tokens import neuron_tokens as neuron_tokens
+    from tracer.meaning.tokens import promoted as promoted
+    from tracer.meaning.tokens import with_tokens as with_tokens
     from tracer.model.model import Model as Model
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
@@ -59,13 +73,16 @@ if TYPE_CHECKING:
 _HOME = {
     "Attribution": "attribution.result",
     "Circuit": "circuit.circuit",
+    "Concepts": "meaning.concepts",
     "EdgeCurves": "evaluation.edge_curves",
     "Evaluation": "evaluation.curves",
     "Graph": "circuit.circuit",
     "JobError": "errors",
+    "Knockouts": "evaluation.knockouts",
     "Limits": "ndif.server",
     "Model": "model.model",
     "ModelError": "errors",
+    "NeuronTokens": "meaning.tokens",
     "Prompt": "prompts",
     "Pruning": "attribution.pruning",
     "RemoteError": "errors",
@@ -75,33 +92,47 @@ _HOME = {
     "TracerWarning": "errors",
     "Steering": "evaluation.steering",
     "Swap": "evaluation.swap",
+    "Sweep": "evaluation.sweep",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
+    "concepts": "meaning.concepts",
+    "contrast": "meaning.contrast",
+    "describe": "meaning.describe",
     "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
     "export": "circuit.exchange",
     "filter_prompts": "evaluation.answers",
     "import_graph": "circuit.exchange",
+    "knockouts": "evaluation.knockouts",
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
+    "neuron_tokens": "meaning.tokens",
     "plan": "runs.plan.local",
+    "promoted": "meaning.tokens",
+    "rollout": "evaluation.answers",
     "run": "runs.driver",
     "steer": "evaluation.steering",
+    "supernodes": "meaning.supernodes",
     "swap": "evaluation.swap",
+    "sweep": "evaluation.sweep",
     "trace": "attribution.trace",
     "view": "reports.tables",
+    "with_tokens": "meaning.tokens",
 }
 __all__ = [
     "Attribution",
     "Circuit",
+    "Concepts",
     "EdgeCurves",
     "Evaluation",
     "Graph",
     "JobError",
+    "Knockouts",
     "Limits",
     "Model",
     "ModelError",
+    "NeuronTokens",
     "Prompt",
     "Pruning",
     "RemoteError",
@@ -109,24 +140,35 @@ __all__ = [
     "RunError",
     "Steering",
     "Swap",
+    "Sweep",
     "TracerError",
     "TracerWarning",
     "always_on",
     "attribute",
+    "concepts",
+    "contrast",
+    "describe",
     "edge_curves",
     "estimate_quality",
     "evaluate",
     "export",
     "filter_prompts",
     "import_graph",
+    "knockouts",
     "load",
     "minimality",
+    "neuron_tokens",
     "plan",
+    "promoted",
+    "rollout",
     "run",
     "steer",
+    "supernodes",
     "swap",
+    "sweep",
     "trace",
     "view",
+    "with_tokens",
 ]
 
 

@@ -1,7 +1,8 @@
 """Prompts: what the user asks, the token ids it becomes, and left-padded batches of them.
 
 Knows tokens and positions, and which special tokens a tokenizer puts around a text: what it puts before is kept, what
-it appends is left off, so that the last position is the text's own. Refuses to know models beyond a tokenizer, a
+it appends is left off, so that the last position is the text's own. A conversation is what the model's own template
+makes of it, and nothing is added to that. Refuses to know models beyond a tokenizer, a
 vocabulary size, a context length and the configuration's first token, and never repairs a prompt: one that cannot be
 taken literally is a `JobError`.
 """
@@ -9,8 +10,8 @@ taken literally is a `JobError`.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -39,6 +40,26 @@ class Vocabulary(Protocol):
     def context_length(self) -> int: ...
 
 
+ROLES = ("system", "user", "assistant")
+"""Who says a message."""
+
+TEMPLATE_DATE = "26 Jul 2024"
+"""The day that a template is told it is, so that numbers do not change overnight: what Llama's falls back to."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        content: what is said.
+    """
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One question to a model; token ids are accepted everywhere text is.
@@ -47,8 +68,13 @@ class Prompt:
         text: the prompt; special tokens (BOS) are put before it as the tokenizer does. What it appends (EOS) is not.
         target: the token(s) asked about, each one token: text such as ``" are"`` or an id.
         foil: the wrong token(s); with them the metric is the logit difference.
-        counterfactual: the paired prompt, of equal length in tokens; text or token ids.
+        counterfactual: the paired prompt, of equal length in tokens; text or token ids. Beside `messages`, messages as
+            well, and a text takes the place of the last user message.
         token_ids: the prompt as ids, used as they are, instead of `text`.
+        messages: a conversation instead of `text`, each message with its role and content; the last is the user's. The
+            model's own template makes a text of it, special tokens included, which ends where the answer begins.
+        seed: with `messages`, how the answer begins, such as ``"Answer:"``; the metric is read at its last token.
+        system: with `messages`, a message of the role ``system`` that is put before them.
         bos: begin the text, and a counterfactual text, with the beginning-of-sequence token, also where the tokenizer
             does not put it there.
         positions: where the logits are read, as token indices (negative from the end); the last if None.
@@ -58,13 +84,17 @@ class Prompt:
     text: str | None = None
     target: Target | None = None
     foil: Target | None = None
-    counterfactual: str | Ids | None = None
+    counterfactual: str | Ids | Sequence[Message | Mapping[str, str]] | None = None
     token_ids: Ids | None = None
     positions: SupportsIndex | Ids | None = None
     id: str | None = None
     bos: bool = False
+    messages: Sequence[Message | Mapping[str, str]] | None = None
+    seed: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
+        self._read_messages()
         for name in ("target", "foil", "counterfactual", "token_ids", "positions"):
             # Arrays and tensors become lists here: they have no truth value and no plain equality.
             object.__setattr__(self, name, as_python(getattr(self, name)))
@@ -74,22 +104,113 @@ class Prompt:
         if self.id is not None:
             _check_characters(self.id, "id")
         for name, value in (("token_ids", self.token_ids), ("counterfactual", self.counterfactual)):
-            text = isinstance(value, str) and name == "counterfactual"
+            text = (isinstance(value, str) or _is_messages(value)) and name == "counterfactual"
             if value is not None and not text and not is_list(value):
                 raise JobError(
                     f"{name} {quoted(value)}", "is not a sequence of token ids", "give a list such as [1, 5, 7]"
                 )
-        if self.text is None and self.token_ids is None:
-            raise JobError("prompt", "neither text nor token_ids was given", "give one of them")
-        if self.text is not None and self.token_ids is not None:
-            raise JobError(f"prompt {quoted(self.text)}", "both text and token_ids were given", "give one of them")
+        given = [name for name in ("text", "token_ids", "messages") if getattr(self, name) is not None]
+        if not given:
+            raise JobError("prompt", "neither text nor token_ids nor messages was given", "give one of them")
+        if len(given) > 1:
+            raise JobError(
+                f"prompt {quoted(self.shown)}", f"both {given[0]} and {given[1]} were given", "give one of them"
+            )
         if not isinstance(self.bos, bool):
             raise JobError(f"bos {quoted(self.bos)}", "must be true or false", "leave it out, or use true")
+        if self.bos and self.messages is not None:
+            rule = "has no effect on messages, which begin as the model's template says"
+            raise JobError(option("bos", True), rule, "leave it out")
         if self.bos and self.text is None:
             rule = "has no effect on token ids, which are used as they are"
             raise JobError(option("bos", True), rule, "leave it out, and begin the ids with that token")
         if self.foil is not None and self.target is None:
             raise JobError(f"foil {quoted(self.foil)}", "a foil needs a target to differ from", "give a target")
+
+    def _read_messages(self) -> None:
+        """Messages of any kind as `Message`s, with the system's first."""
+        for name in ("messages", "counterfactual"):
+            value = getattr(self, name)
+            if value is None or (name == "counterfactual" and not _is_messages(value)):
+                continue
+            if self.messages is None:
+                rule = "is messages, and the prompt is none"
+                raise JobError(f"{name} {quoted(value)}", rule, f"give {option('messages')} too")
+            object.__setattr__(self, name, _messages(value, name, self.system))
+        for name, value in (("seed", self.seed), ("system", self.system)):
+            if value is None:
+                continue
+            called = "seed_answer" if name == "seed" and option("x").startswith("--") else name
+            if self.messages is None:
+                step = "give --chat" if option("x").startswith("--") else f"give {option('messages')}"
+                raise JobError(option(called, value), "has no effect without messages", step)
+            if not isinstance(value, str) or not value.strip():
+                raise JobError(f"{option(called)} {quoted(value)}", "is not a text with words", "leave it out")
+            _check_characters(value, called)
+        object.__setattr__(self, "system", None)  # it is a message now
+
+    @property
+    def shown(self) -> str | Ids:
+        """The prompt in a message to its user: its text, what the user says last, or its ids."""
+        if self.text is not None:
+            return self.text
+        if self.messages is not None:
+            return _last_of_user(self.messages).content
+        return self.token_ids or ()
+
+    def as_chat(self, system: str | None = None, seed: str | None = None) -> Prompt:
+        """A text as what the user says, and a counterfactual text as what the user might say instead.
+
+        Args:
+            system, seed: as of a prompt.
+
+        Raises:
+            JobError: it is not a text, or begins with what only a text begins with.
+        """
+        if self.text is None:
+            raise JobError("prompt of token ids or messages", "cannot become what a user says", "give a text")
+        said = [Message("user", self.text)]
+        return replace(self, text=None, messages=said, system=system, seed=seed)
+
+
+def _is_messages(value: Any) -> bool:
+    return is_list(value) and len(value) > 0 and all(isinstance(one, Message | Mapping) for one in value)
+
+
+def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
+    """Messages as they are given, checked as far as no template is needed.
+
+    Raises:
+        JobError: something else, another role, nothing said, or not the user's at the end.
+    """
+    step = 'give them as [{"role": "user", "content": "..."}]'
+    if not _is_messages(value):
+        raise JobError(f"{what} {quoted(value)}", "is not a list of messages", step)
+    found = [] if system is None else [Message("system", system)]
+    for one in value:
+        fields = asdict(one) if isinstance(one, Message) else one
+        given = {key: kept for key, kept in fields.items() if kept is not None}
+        role, content = given.get("role"), given.get("content")
+        if set(given) != {"role", "content"} or not isinstance(content, str):
+            raise JobError(f"message {quoted(given)}", "must have a role and a content that is text, and no more", step)
+        if role not in ROLES:
+            raise JobError(f"role {quoted(role)}", "is not known", f"use {', '.join(ROLES)}")
+        if not content.strip():
+            raise JobError(f"message {quoted(given)}", "says nothing", "give at least one word")
+        _check_characters(content, f"message of the {role}")
+        found.append(Message(role, content))
+    if any(one.role == "system" for one in found[1:]):
+        rule = "is not the first" if system is None else f"is beside {option('system')}"
+        raise JobError("message of the system", rule, "give one, before all others")
+    if found[-1].role != "user":
+        rule = f"ends with a message of the {found[-1].role}, the last must be the user's"
+        step = f"give how the answer begins as {option('seed')}" if found[-1].role == "assistant" else "add one"
+        raise JobError(f"{what} {quoted(found[-1].content)}", rule, step)
+    return tuple(found)
+
+
+def _last_of_user(messages: Any) -> Message:
+    return messages[-1]  # which `_messages` has checked
 
 
 @dataclass(frozen=True)
@@ -118,7 +239,7 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
             of the vocabulary, a counterfactual of another length, a position outside the prompt.
     """
     notes: list[str] = []
-    ids = _tokens(prompt.token_ids if prompt.text is None else prompt.text, vocabulary, "prompt", prompt.bos, notes)
+    text, ids = _asked(prompt, vocabulary, notes)
     targets = _singles(prompt.target, vocabulary, "target")
     foils = _singles(prompt.foil, vocabulary, "foil")
     if both := set(targets) & set(foils):
@@ -126,7 +247,7 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
         raise JobError(f"token {name}", "is both target and foil", "give a foil that differs from the target")
     paired = None
     if prompt.counterfactual is not None:
-        paired = _tokens(prompt.counterfactual, vocabulary, "counterfactual", prompt.bos, notes)
+        paired = _paired(prompt, vocabulary, notes)
         if len(paired) != len(ids):
             raise JobError(
                 f"counterfactual {quoted(prompt.counterfactual)}",
@@ -134,12 +255,101 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
                 "choose words that are the same number of tokens",
             )
     positions = _positions(prompt.positions, len(ids))
-    text = prompt.text if prompt.text is not None else "".join(decode(vocabulary, i) for i in ids)
+    text = text if text is not None else "".join(decode(vocabulary, token) for token in ids)
     return Encoded(ids, targets, foils, paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)))
 
 
+def _asked(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[str | None, tuple[int, ...]]:
+    """The prompt as one text, if it is one, and its tokens."""
+    if prompt.messages is not None:
+        text = rendered(prompt.messages, prompt.seed, vocabulary.tokenizer, notes)
+        return text, _tokens_of_template(text, vocabulary, "messages")
+    if prompt.text is not None:
+        return prompt.text, _tokens(prompt.text, vocabulary, "prompt", prompt.bos, notes)
+    return None, _tokens(prompt.token_ids, vocabulary, "prompt", False, notes)
+
+
+def _paired(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[int, ...]:
+    """The tokens of the counterfactual."""
+    other: Any = prompt.counterfactual
+    if prompt.messages is not None and isinstance(other, str):
+        if not other.strip():
+            raise JobError(f"counterfactual {quoted(other)}", "is empty", "give at least one word")
+        _check_characters(other, "counterfactual")
+        other = (*prompt.messages[:-1], Message("user", other))
+    if _is_messages(other):
+        text = rendered(other, prompt.seed, vocabulary.tokenizer, notes)
+        return _tokens_of_template(text, vocabulary, "counterfactual")
+    return _tokens(other, vocabulary, "counterfactual", prompt.bos, notes)
+
+
+def rendered(messages: Any, seed: str | None, tokenizer: Any, notes: list[str] | None = None) -> str:
+    """A conversation as the tokenizer's own chat template writes it, special tokens included, up to where the
+    assistant's answer begins, or through its seed.
+
+    With a seed it is what ``apply_chat_template(..., continue_final_message=True)`` gives of the messages and the seed
+    as the assistant's, spaces at the seed's ends kept; of a template that cannot do that, the open answer and the seed.
+    A template that asks which day it is gets `TEMPLATE_DATE`.
+
+    Args:
+        messages: as `Prompt` has checked them.
+        notes: is told of that date.
+
+    Raises:
+        JobError: there is no template, it fails on the messages, or they hold one of the tokenizer's special tokens,
+            which would end a message where its writer did not.
+    """
+    template, value = getattr(tokenizer, "chat_template", None), f"messages {quoted(_last_of_user(messages).content)}"
+    if not template:
+        rule = "the model's tokenizer has no chat template"
+        raise JobError(value, rule, "ask a text instead, or a model that is tuned for chats")
+    for said in (*messages, *([] if seed is None else [Message("assistant", seed)])):
+        _check_not_special(said, tokenizer)
+    given = [asdict(one) for one in messages]
+    told: dict[str, Any] = {"date_string": TEMPLATE_DATE} if "strftime_now" in str(template) else {}
+    if told and notes is not None:
+        notes.append(f"the model's chat template writes a date, which is {TEMPLATE_DATE} here, whatever day it is")
+    opened = _applied(tokenizer, given, value, add_generation_prompt=True, **told)
+    if seed is None:
+        return opened
+    bare = seed.strip()  # many templates drop the spaces around an answer
+    answered = [*given, {"role": "assistant", "content": bare}]
+    try:
+        text = _applied(tokenizer, answered, value, continue_final_message=True, **told)
+    except JobError:  # it takes no answer that is begun
+        return opened + seed
+    return text.removesuffix(bare) + seed if text.endswith(bare) else opened + seed
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, str]], value: str, **how: Any) -> str:
+    """What the tokenizer's template makes of messages."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, **how)
+    except Exception as error:  # a template is a program of the model's own, and fails as it likes
+        rule = f"the model's chat template fails on them ({first_line(error)})"
+        raise JobError(value, rule, "see which roles it takes, and in which order") from error
+
+
+def _check_not_special(said: Message, tokenizer: Any) -> None:
+    """Refuse what would be read as a special token where somebody only wrote its name."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {str(token) for token in added.values() if getattr(token, "special", False)}
+    special |= set(getattr(tokenizer, "all_special_tokens", ()))
+    if found := next((token for token in sorted(special, key=len, reverse=True) if token in said.content), None):
+        rule = f"holds {quoted(found)}, a special token of the model, which would be read as one"
+        raise JobError(f"message of the {said.role} {quoted(said.content)}", rule, "write it otherwise")
+
+
+def _tokens_of_template(text: str, vocabulary: Vocabulary, what: str) -> tuple[int, ...]:
+    """The tokens of a text that holds its special tokens already."""
+    ids = tokenize(text, vocabulary.tokenizer, vocabulary.context_length, special=False, what=what)
+    _check_length(ids, text, vocabulary, what)
+    _check_tokenizer(ids, vocabulary, f"{what} {quoted(text)}")
+    return ids
+
+
 def with_bos(prompt: Prompt, bos: bool) -> Prompt:
-    """The prompt with `bos`, where it is a text; token ids stay as they are."""
+    """The prompt with `bos`, where it is a text; token ids stay as they are, messages begin as their template says."""
     return replace(prompt, bos=True) if bos and prompt.text is not None else prompt
 
 
@@ -204,21 +414,81 @@ def _longest_token(tokenizer: Any) -> int:
     return longest
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text of any length as tokens: what stands `before` it (a beginning-of-sequence token), and its own."""
+
+    before: tuple[int, ...]
+    body: tuple[int, ...]
+
+    def windows(self, length: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Its tokens in pieces of at most `length`, each behind what stands before the text: where each piece begins
+        among the document's tokens, what stands before counted once, and its tokens with that."""
+        step = max(1, length - len(self.before))
+        return [
+            (first + len(self.before), self.before + self.body[first : first + step])
+            for first in range(0, len(self.body), step)
+        ]
+
+
+def document(given: str | Ids, vocabulary: Vocabulary, bos: bool = False) -> Document:
+    """A text, or token ids, that may be longer than the model reads.
+
+    Args:
+        bos: as of `Prompt`. Token ids that begin with such a token begin with it in every piece.
+
+    Raises:
+        JobError: it is empty or no text, has tokens outside the vocabulary, or begins with a token that the tokenizer
+            adds too.
+    """
+    known = _bos_tokens(vocabulary)
+    if given is None or len(given) == 0 or (isinstance(given, str) and not given.strip()):
+        raise JobError(f"text {quoted(given)}", "is empty", "give at least one word, or leave the row out")
+    if not isinstance(given, str):
+        ids = tuple(_in_vocabulary(token, vocabulary, "text") for token in given)
+        at = int(ids[0] in known and len(ids) > 1)
+        return Document(ids[:at], ids[at:])
+    _check_characters(given, "text")
+    before, _, _ = _parts("a", vocabulary, "text")
+    body = tokenize(given, vocabulary.tokenizer, 4 * len(given), special=False)
+    if not body:
+        raise JobError(f"text {quoted(given)}", "becomes no token", "give at least one word, or leave the row out")
+    if bos and not (before and before[0] in known):
+        if not known:
+            rule = "neither the tokenizer nor the model's configuration names a beginning-of-sequence token"
+            raise JobError(option("bos", True), rule, "leave it out")
+        before = (known[0], *before)
+    _check_tokenizer((*before, *body), vocabulary, f"text {quoted(given)}")
+    if before and body[0] == before[0] and body[0] in known:
+        if len(body) == 1:
+            raise JobError(f"text {quoted(given)}", "becomes no token", "give at least one word, or leave the row out")
+        rule = f"begins with {decode(vocabulary, body[0])}, which is put there anyhow"
+        raise JobError(f"text {quoted(given)}", rule, "leave it out of the text")
+    return Document(before, body)
+
+
 def decode(vocabulary: Vocabulary, token: int) -> str:
     """One token as it reads after other text, so its leading space is kept; bytes that are not text by themselves
     become the replacement character."""
+    return decoded(vocabulary, [token])[token]
+
+
+def decoded(vocabulary: Vocabulary, tokens: Iterable[int]) -> dict[int, str]:
+    """The texts of many tokens, each as `decode` has it."""
     tokenizer = vocabulary.tokenizer
 
     def text(ids: list[int]) -> str:
         return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
-    if token in getattr(tokenizer, "all_special_ids", ()):
-        return text([token])
+    special = set(getattr(tokenizer, "all_special_ids", ()))
     # Tokenizers of the SentencePiece kind drop the space that begins a text: decoded after an anchor it stays.
     anchor = list(tokenizer.encode("a", add_special_tokens=False))
-    before, both = text(anchor), text([*anchor, token])
-    # Unless the token changes the bytes of the anchor itself, or adds nothing to it.
-    return both[len(before) :] if both.startswith(before) and both != before else text([token])
+    before, found = text(anchor), dict[int, str]()
+    for token in tokens:
+        both = before if token in special else text([*anchor, token])
+        # Unless the token changes the bytes of the anchor itself, or adds nothing to it.
+        found[token] = both[len(before) :] if both.startswith(before) and both != before else text([token])
+    return found
 
 
 def _tokens(value: Any, vocabulary: Vocabulary, what: str, bos: bool, notes: list[str]) -> tuple[int, ...]:
@@ -228,13 +498,17 @@ def _tokens(value: Any, vocabulary: Vocabulary, what: str, bos: bool, notes: lis
         ids = _encoded(value, vocabulary, what, bos, notes)
     else:
         ids = tuple(_in_vocabulary(token, vocabulary, what) for token in value)
+    _check_length(ids, value, vocabulary, what)
+    return ids
+
+
+def _check_length(ids: Sequence[int], value: Any, vocabulary: Vocabulary, what: str) -> None:
     if len(ids) > vocabulary.context_length:
         raise JobError(
             f"{what} {quoted(value, 30)}",
             f"is {len(ids)} tokens, the model reads at most {vocabulary.context_length}",
             "shorten it",
         )
-    return ids
 
 
 def _encoded(text: str, vocabulary: Vocabulary, what: str, bos: bool, notes: list[str]) -> tuple[int, ...]:

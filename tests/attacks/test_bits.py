@@ -94,6 +94,8 @@ def test_no_flipped_bit_of_an_unfinished_runs_records_reads_as_other_numbers(
     flip(Path(made.address) / name, read, 60, 4, attack("flipped bits of a run"))
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_no_flipped_bit_reads_as_another_graph_of_one_prompt(tmp_path: Path, attack: Attack) -> None:
     job = {"kind": "dataset", "input": {"task": "sva", "structure": "simple", "count": 2}, "nodes": 20}
     made = run(job, tmp_path, pool=InlinePool())

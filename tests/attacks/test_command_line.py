@@ -110,6 +110,8 @@ def test_an_odd_argument_is_a_line(odd: str, place: Path, attack: Attack) -> Non
                 tally.worst = f"{' '.join(command)[:200]} ({code}): {text[-400:]}"
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_what_cannot_be_printed_is_a_line(attack: Attack) -> None:
     script = Path(sys.executable).parent / "tracer"
     with attack("standard output that cannot be written") as tally:

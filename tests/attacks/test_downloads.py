@@ -66,6 +66,8 @@ def undisturbed(running: Loopback, tmp_path_factory: pytest.TempPathFactory) -> 
 BY_HAND = [pytest.mark.slow, pytest.mark.long]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["503 of everything", pytest.param("broken downloads", marks=BY_HAND)])
 def test_a_run_over_a_network_that_fails(
     server: Loopback, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: Attack, what: str

@@ -45,6 +45,8 @@ def test_a_fork_while_another_thread_computes(attack: Attack, count: int) -> Non
         assert all(BUSY in line for line in told["tracing"][1])
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_torchs_threads_stay_behind(attack: Attack) -> None:
     """A forked process has one thread; where it asks for more, it is told instead of waiting for them."""
     with attack("forks without torch's threads") as tally:

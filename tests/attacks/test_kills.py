@@ -110,6 +110,8 @@ def test_workers_killed_at_random(
     assert pool.left == 0
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("ray", "worker", "kills"),
     [

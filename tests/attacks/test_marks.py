@@ -131,6 +131,8 @@ def test_no_code_of_a_folder_is_run(
 SHADOWS = ("torch", "json", "yaml", "tokenize", "transformers", "numpy", "nnsight", "pyarrow", "typing", "queue")
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_no_code_of_the_folder_one_stands_in_is_run(attack: Attack, tmp_path: Path) -> None:
     """``python -m`` would look there first: a dataset's folder with a queue.py in it broke every worker."""
     (tmp_path / "prompts.jsonl").write_text('{"text": "The key", "target": " is", "foil": " are"}\n')

@@ -83,6 +83,8 @@ def test_a_batch_that_memory_does_not_hold_is_halved_until_it_does(
     assert deaths == {20: 4, 3: 6}[holds], "as it was, and in halves"
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_where_nothing_fits_the_run_ends_says_what_there_is_and_goes_on_where_there_is_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: Attack
 ) -> None:
@@ -106,6 +108,8 @@ def test_where_nothing_fits_the_run_ends_says_what_there_is_and_goes_on_where_th
     assert run(made, tmp_path / "run", workers=1, factory="fake_runs:Hungry").status.statuses == {"ok": COUNT}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_kept_outlives_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: Attack) -> None:
     made = job(tmp_path)
     with attack("no memory from the middle on") as tally:

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import children
 import tracer
 from tally import Attack
@@ -81,6 +83,8 @@ def graph(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_no_text_is_a_command_to_a_terminal(attack: Attack, tmp_path: Path) -> None:
     job, out = dataset(tmp_path)
     run, imported = str(out), str(graph(tmp_path))

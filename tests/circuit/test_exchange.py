@@ -23,7 +23,6 @@ from tracer.circuit.exchange import (
     export,
     from_neuronpedia,
     import_graph,
-    read_groups,
     to_neuronpedia,
     uncantor,
 )
@@ -161,28 +160,6 @@ def test_supernodes_travel(circuit: Circuit) -> None:
     grouped = circuit.model_copy(update={"groups": {"plural": (0, 2), "rest": (1,)}})
     found = from_neuronpedia(to_neuronpedia(grouped))
     assert found.groups == grouped.groups
-
-
-def test_groups_saved_by_the_page_are_read(circuit: Circuit, tmp_path: Path) -> None:
-    rows = circuit.nodes.to_pylist()
-    nodes = [{name: rows[i][name] for name in ("layer", "position", "neuron")} for i in (3, 1)]
-    saved = {
-        "format": "tracer-groups",
-        "version": 1,
-        "title": "x",
-        "pins": [],
-        "groups": [{"name": "g", "nodes": nodes}],
-    }
-    path = tmp_path / "groups.json"
-    path.write_text(json.dumps(saved))
-    assert read_groups(path, circuit) == {"g": (3, 1)}
-    nodes[0]["neuron"] = 999999
-    path.write_text(json.dumps(saved))
-    with pytest.raises(RunError, match="not a node here"):
-        read_groups(path, circuit)
-    path.write_text("{}")
-    with pytest.raises(RunError, match="not a groups file"):
-        read_groups(path, circuit)
 
 
 DAMAGED = {

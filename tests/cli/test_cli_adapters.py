@@ -128,6 +128,8 @@ def job(place: Path, **keys: Any) -> dict[str, Any]:
     return {"kind": "dataset", "input": {"path": str(prompts)}, "nodes": 10, **keys}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_merges_its_jobs_adapter_and_keeps_what_was_said(place: Path, tmp_path: Path) -> None:
     base, lora, both = (str(place / name) for name in ("base", "lora", "both"))
     asked = load_job(job(place, model=base, adapter=lora))

@@ -85,6 +85,8 @@ def one(folder: Path) -> Path:
 # ------------------------------------------------------------------------------------------ one prompt
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("words", [["--metric", "logprob", "--no-edges"], ["--metric", "centred"], ["--no-edges"]])
 def test_a_circuit_without_a_foil_goes_all_the_way(words: list[str], tmp_path: Path) -> None:
     place = tmp_path / "run"
@@ -103,6 +105,8 @@ def test_a_circuit_without_a_foil_goes_all_the_way(words: list[str], tmp_path: P
     assert "factor 0 on 5 neurons" in done("steer", KEYS[0], "--nodes", place, "--factor", "0", "--top", "5")
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_sum_of_top_logits_goes_all_the_way(tmp_path: Path) -> None:
     done("trace", KEYS[0], "--top", "3", "--nodes", "20", "--out", tmp_path / "run")
     done("evaluate", tmp_path / "run")
@@ -140,6 +144,8 @@ def test_evaluate_takes_a_reference_and_a_place(one: Path, tmp_path: Path) -> No
     assert [kind["ablation"] for kind in content["estimate"]] == ["zero", "mean"]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_paired_circuit_is_evaluated_on_its_counterfactual_and_beside_unrelated_prompts(tmp_path: Path) -> None:
     done("trace", *KEYS, "--foil", " is", "--counterfactual", "The key near the cabinet", "--out", tmp_path / "run")
     assert "counterfactual ablation" in done("evaluate", tmp_path / "run", "--sizes", "20")
@@ -486,7 +492,7 @@ def test_steering_more_nodes_than_are_traced_by_default() -> None:
 
 def test_sizes_above_all_there_are_are_said(aligned: Path) -> None:
     with pytest.warns(tracer.TracerWarning, match="sizes 99,999 are left out: there are 9,216 nodes"):
-        found, _ = dataset_circuit.evaluate_again(
+        found, *_ = dataset_circuit.evaluate_again(
             tracer.load("demo"),
             dataset_circuit.DatasetJob.model_validate(
                 {"input": TASK, "circuit": "aligned", "baseline": "counterfactual"}

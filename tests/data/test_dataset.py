@@ -754,10 +754,10 @@ def test_task_rows_are_its_pairs() -> None:
     assert [(row.text, row.counterfactual) for row in found] == [(pair.prompt, pair.counterfactual) for pair in pairs]
     assert [(row.target, row.foil) for row in found] == [((pair.target,), (pair.foil,)) for pair in pairs]
     assert found[4].user_id == "rc/test/4"
-    assert found[4].labels == {"structure": "rc", "case": pairs[4].case}
+    assert found[4].labels == {"structure": "rc", "case": pairs[4].case, **pairs[4].labels}
     capitals = next(data.read(Source(task="capitals", count=2)))
     assert capitals.user_id == "capitals/train/0"
-    assert set(capitals.labels) == {"case"}
+    assert set(capitals.labels) == {"case", "city", "state", "capital"}
     with refused(JobError, "count=100000"):
         data.read(Source(task="capitals", count=100000))
 

@@ -6,13 +6,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import get_args
 
 import pytest
 
 import tracer
 from helpers import refused
 from tracer.data import tasks
-from tracer.data.source import STRUCTURES, Source
+from tracer.data.source import STRUCTURES, Paired, Source, Unpaired
 from tracer.data.tasks import Pair, countries, indirect, opposites, states
 from tracer.data.tasks.pairs import Item
 from tracer.errors import JobError
@@ -94,7 +95,8 @@ def test_a_job_names_them_as_python_does(name: str, kind: dict[str, str], n_trai
 
 
 def test_tasks_and_structures_are_those_of_the_record() -> None:
-    assert set(tasks.TASKS) == set(Source.model_fields["task"].annotation.__args__[0].__args__)  # type: ignore[union-attr]
+    assert tuple(tasks.TASKS) == get_args(Paired)
+    assert tuple(tasks.QUESTIONS) == get_args(Unpaired)
     assert STRUCTURES["opposites"] == opposites.STRUCTURES
 
 

@@ -51,6 +51,8 @@ def file(folder: Path, *items: object) -> Path:
 # ------------------------------------------------------------------------------------------- agreement
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("structure", data.STRUCTURES)
 @pytest.mark.parametrize(("split", "count"), [("train", 300), ("test", 40)])
 def test_the_protocols_numbers_are_there_and_every_pair_can_be_asked(structure: str, split: str, count: int) -> None:
@@ -77,6 +79,8 @@ def test_no_prompt_is_on_both_sides_whatever_the_seed(structure: str) -> None:
     assert not texts[0] & texts[1]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("structure", data.STRUCTURES)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_pairs_are_of_the_demo_models_own_split(structure: data.Structure, split: str) -> None:
@@ -374,6 +378,8 @@ def test_a_file_that_cannot_be_read_or_written_is_refused(tmp_path: Path) -> Non
 # -------------------------------------------------------------------------------------------- two hops
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("split", "count"), [("train", 300), ("test", 117)])
 def test_pairs_are_of_cities_in_different_states(split: str, count: int) -> None:
     pairs = capitals.pairs(split, count)

@@ -179,6 +179,8 @@ def test_the_datasets_own_edges(kind: str, tmp_path: Path) -> None:
     assert (place / "evaluate" / "edges.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_evaluate_draws_and_reports_them(tmp_path: Path) -> None:
     circuit().save(tmp_path / "run")
     words = ["--structure", "nounpp", "--count", "5", "--sizes", "10"]

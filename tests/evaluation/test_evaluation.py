@@ -246,6 +246,37 @@ def test_minimality_is_the_fall_when_a_node_is_taken_out() -> None:
         assert float(falls[index]) == pytest.approx(float(whole - fewer), abs=1e-4)
 
 
+def test_a_group_is_worth_what_plain_ablation_says() -> None:
+    model, prompts = tracer.load("demo"), sva_prompts()
+    circuit = tracer.trace(model, prompts[0], nodes=12, edges=False)
+    embedding = circuit.rows("embedding")[0]["node_id"]
+    grouped = circuit.model_copy(update={"groups": {"a": (7, 1), "ends": (embedding,), "b": (3, 0, 11)}})
+    found = tracer.knockouts(model, grouped, prompts, "counterfactual", seed=4)
+    assert (found.names, found.n_nodes) == (("a", "b"), (2, 3))
+    paired = [prompt.counterfactual for prompt in prompts]
+    to = passes.values(model, Batch(tuple(tuple(model.tokenizer.encode(text)) for text in paired)))[0]
+    nodes = places(circuit)
+    whole = plain_evaluation(model, nodes, prompts, to, (12,))[0]
+    assert float(found.circuit.estimate) == pytest.approx(float(whole), abs=1e-4)
+    for number, own in enumerate(((7, 1), (3, 0, 11))):
+        members = [nodes[node] for node in own]
+        rest = [node for node in nodes if node not in members]
+        without = plain_evaluation(model, rest, prompts, to, (len(rest),))[0]
+        alone, left = plain_evaluation(model, members, prompts, to, (len(own),))
+        assert float(found.without.estimate[number]) == pytest.approx(float(without), abs=1e-4)
+        assert float(found.cost.estimate[number]) == pytest.approx(float(whole - without), abs=1e-4)
+        assert float(found.alone.estimate[number]) == pytest.approx(float(alone), abs=1e-4)
+        assert float(found.left.estimate[number]) == pytest.approx(float(left), abs=1e-4)
+    rows = list(found.rows())
+    assert rows[1]["cost_low"] <= rows[1]["cost"] <= rows[1]["cost_high"]
+    one = tracer.knockouts(model, grouped, prompts[:1], "counterfactual", allow_overlap=True)
+    assert next(one.rows())["cost_low"] is None
+    with refused(JobError, "has no groups of neurons"):
+        tracer.knockouts(model, circuit, prompts)
+    with refused(JobError, "shares a node"):
+        tracer.knockouts(model, circuit.model_copy(update={"groups": {"a": (1,), "b": (1, 2)}}), prompts)
+
+
 def test_what_cannot_be_evaluated_is_refused() -> None:
     model, prompts = tracer.load("demo"), sva_prompts()
     circuit = tracer.trace(model, prompts[0], nodes=10, edges=False)

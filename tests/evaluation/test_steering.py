@@ -16,6 +16,7 @@ from torch import Tensor
 import tracer
 from helpers import Change, fresh, hooked, load, refused
 from tracer.circuit.circuit import Circuit
+from tracer.circuit.supernodes_file import Supernodes, of_graph, write, write_to_run
 from tracer.data.tasks import capitals
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, RunError
@@ -296,6 +297,36 @@ def test_files_of_nodes(tmp_path: Path) -> None:
     folder = read_nodes(circuit().save(tmp_path / "run"))
     how = {"factor": 0.0, "top": 7, "max_new_tokens": 2}
     assert steer(demo(), folder, SECRETARIES, **how) == steer(demo(), circuit(), SECRETARIES, **how)  # type: ignore[arg-type]
+
+
+def test_one_group_is_steered_alone(tmp_path: Path) -> None:
+    folder, own = circuit().save(tmp_path / "run"), circuit().neurons.to_pylist()
+    with refused(JobError, "no supernodes.json"):
+        read_nodes(folder, "a")
+    groups = of_graph(circuit().model_copy(update={"groups": {"a": (2, 5), "b": (1,)}}))
+    write_to_run(folder, groups)
+    picked = read_nodes(folder, "a")
+    assert isinstance(picked, Circuit)
+    wanted = [(own[node]["layer"], own[node]["position"], own[node]["neuron"]) for node in (2, 5)]
+    file = tmp_path / "run" / "supernodes.json"
+    assert read_nodes(file, "a") == wanted
+    how = {"factor": 0.0, "max_new_tokens": 2}
+    steered = steer(demo(), picked, SECRETARIES, **how)  # type: ignore[arg-type]
+    assert steered == steer(demo(), wanted, SECRETARIES, **how)  # type: ignore[arg-type]
+    assert steered.n_nodes == 2
+    with refused(JobError, "the groups are 'a', 'b'"):
+        read_nodes(folder, "c")
+    with refused(JobError, "holds groups of nodes: 'a', 'b'"):
+        read_nodes(file)
+    groups = groups.model_dump()
+    for node in groups["groups"][0]["nodes"]:
+        node["position"] = -1
+    anywhere = write(tmp_path / "free.json", Supernodes.model_validate(groups))
+    assert read_nodes(anywhere, "a") == [(layer, neuron) for layer, _, neuron in wanted]
+    groups["groups"][0]["nodes"][0]["position"] = 1
+    write(anywhere, Supernodes.model_validate(groups))
+    with refused(JobError, "some of its nodes have a position"):
+        read_nodes(anywhere, "a")
 
 
 BAD_FILES = {

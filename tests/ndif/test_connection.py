@@ -176,12 +176,12 @@ def test_a_store_without_ranges_is_asked_for_everything(proxy: Proxy) -> None:
     ],
 )
 def test_how_long_a_server_asks_for(header: str, least: float, most: float) -> None:
-    assert least <= connection._seconds(header) <= most
+    assert least <= connection.retry_after(header) <= most
 
 
 def test_a_date_that_a_server_asks_for() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
-    assert 30 <= connection._seconds(soon) <= 100
+    assert 30 <= connection.retry_after(soon) <= 100
 
 
 def test_an_exchange_ends_however_slowly_it_comes(proxy: Proxy) -> None:

@@ -917,7 +917,8 @@ def test_doctor_remote(server: Loopback) -> None:
 
 def test_commands_run_remotely(server: Loopback) -> None:
     command = ["trace", "The secretaries near the car", "--target", " are", "--foil", " is", "--nodes", "20"]
-    got, wanted = (CliRunner().invoke(app, [*command, *more]) for more in (["--remote"], []))
+    # On a server tokens would be a request of their own, and are not asked for by default.
+    got, wanted = (CliRunner().invoke(app, [*command, *more]) for more in (["--remote"], ["--no-tokens"]))
     assert got.exit_code == 0, got.output
     assert same_text(got.stdout, wanted.stdout)
     steering = ["steer", "The parents", "--target", " are", "--top", "5", "--factor", "-1", "--max-new-tokens", "3"]

@@ -252,6 +252,8 @@ def test_a_sandboxed_key_is_enough(server: Loopback) -> None:
         assert close(*(measured(model, circuit, "demo", ablation, True) for model in (both, here))), ablation
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_server_takes_halves(server: Loopback) -> None:
     there, here = server.pair("demo")
     circuit = circuit_of(here, "demo")

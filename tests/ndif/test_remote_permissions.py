@@ -33,6 +33,8 @@ USES: tuple[Callable[..., Any], ...] = (
 # --------------------------------------------------------------------------------------- exact, in parts
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_exact_is_halved_where_the_server_runs_out_of_memory(server: Loopback) -> None:
     there, here = server.pair("demo")
     told: list[tuple[int, int]] = []
@@ -46,6 +48,8 @@ def test_exact_is_halved_where_the_server_runs_out_of_memory(server: Loopback) -
     assert told[-1] == (total, total)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_exact_halves_what_it_asks_of_embeddings(server: Loopback) -> None:
     there, here = server.pair("gpt2")
     asked = [tracer.Prompt(token_ids=[1, 44, 30], target=7, foil=8, counterfactual=[1, 30, 44])]

@@ -228,10 +228,22 @@ def test_every_column_starts_at_a_multiple_of_its_item_size() -> None:
 
 def test_an_empty_circuit_makes_a_page() -> None:
     made = payload(3, 0)
-    fields = [field.name for field in dataclasses.fields(made.nodes) if field.name != "names"]
+    fields = [field.name for field in dataclasses.fields(made.nodes) if field.name not in ("names", "says")]
     none = {name: getattr(made.nodes, name)[:0] for name in fields}
     _, tables = read(viewer.page(changed(made, "nodes", **none)))
     assert len(tables["nodes"]["kind"]) == len(tables["edges"]["source"]) == 0
+
+
+def test_what_neurons_say_comes_back_and_its_rows_and_numbers_are_checked() -> None:
+    made = payload(3, 0)
+    row = int(np.flatnonzero(made.nodes.kind == viewer.NEURON)[1])
+    said = {row: viewer.Says("Texas", (("promotes", ((" Texas", 0.5),)),))}
+    header, _ = read(viewer.page(changed(made, "nodes", says=said)))
+    assert header["says"] == [[row, "Texas", [["promotes", [[" Texas", 0.5]]]]]]
+    with pytest.raises(ValueError, match="a name's node is outside"):
+        viewer.page(changed(made, "nodes", says={10**6: viewer.Says("x")}))
+    with pytest.raises(ValueError, match="a token's number is not finite"):
+        viewer.page(changed(made, "nodes", says={row: viewer.Says("x", (("y", (("z", float("nan")),)),))}))
 
 
 @pytest.mark.parametrize("token", MALICIOUS)

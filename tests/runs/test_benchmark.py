@@ -234,6 +234,8 @@ def test_folders_that_are_not_runs_and_damage_are_refused(tmp_path: Path) -> Non
     assert run_benchmark(tiny("methods=random"), out).resumed == 0  # a damaged record is made again
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_a_combination_alone_is_as_in_the_run(tmp_path: Path) -> None:
     """What a worker process computes does not depend on the combinations before it."""
     job = tiny("structures=[simple, nounpp]", "bases=[activation, output]")
@@ -259,6 +261,8 @@ def test_the_end_writes_outcomes_in_the_jobs_order(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ variants of RelP
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_each_variant_of_the_rules_is_measured_apart_and_named(tmp_path: Path) -> None:
     job, out = tiny("rules=[all, no-half, linear-gate, [attention, norm]]"), tmp_path / "out"
     result = run_benchmark(job, out)
@@ -420,6 +424,8 @@ def test_pairs_of_ones_own_are_measured_and_say_how_many_are_shared(tmp_path: Pa
     assert "tested on 4 others (2 of these have a prompt that was trained on)" in text
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_pairs_of_ones_own_equal_the_built_in_ones(tmp_path: Path) -> None:
     built_in = run_benchmark(tiny("methods=relp"), tmp_path / "a").outcomes[0]
     files = {

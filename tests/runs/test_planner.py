@@ -213,6 +213,8 @@ def test_a_small_model_fits_many_workers() -> None:
     assert 0 < made.disk < GIB
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=20)
 @given(
     lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=20),

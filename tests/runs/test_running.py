@@ -403,7 +403,7 @@ def test_a_plan_that_was_damaged_is_noticed(tmp_path: Path) -> None:
         inline(job(tmp_path), tmp_path / "run")
     path = tmp_path / "run" / "input.parquet"
     content = bytearray(path.read_bytes())
-    content[len(content) // 3] ^= 1
+    content[len(content) // 8] ^= 1
     path.write_bytes(content)
     with refused(RunError, "input.parquet", "overwrite=True"):
         inline(job(tmp_path), tmp_path / "run")

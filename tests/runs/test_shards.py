@@ -145,8 +145,8 @@ def test_a_shard_is_what_tracing_each_prompt_gives(tmp_path: Path) -> None:
         assert (found["n_nodes"], found["n_edges"], found["attempts"]) == (12, len(mine[1]), 1)
         assert (found["text"], found["token_ids"]) == (circuit.text, list(circuit.token_ids))
         assert found["metric"] == pytest.approx(circuit.metric, abs=0)
-    for name, schema in schemas.SCHEMAS.items():
-        assert shard.table(name).schema.equals(schema)
+    for name in ("prompts", "nodes", "edges"):
+        assert shard.table(name).schema.equals(schemas.SCHEMAS[name])
         assert report.files[name].rows == shard.table(name).num_rows
     assert nodes["prompt_id"].to_pylist() == sorted(nodes["prompt_id"].to_pylist())
 
@@ -384,7 +384,8 @@ def test_what_was_kept_before_a_death_is_not_done_again_and_no_bit_differs(
 ) -> None:
     """Each process dies as it begins one batch more, and keeps what it has done."""
     rows = [*_rows_of_two_lengths(), text(""), text("two", target=(" a b c",))]
-    options: dict[str, Any] = {"batch": 2, "circuit": circuit, "skip_first": False}
+    profiles = circuit == "none" and dies == 4
+    options: dict[str, Any] = {"batch": 2, "circuit": circuit, "skip_first": False, "profiles": profiles}
     whole = Shard(tmp_path / "a", rows, **options)
     whole.run()
     monkeypatch.setattr(shards, "KEPT_EVERY", 0.0)
@@ -405,6 +406,7 @@ def test_what_was_kept_before_a_death_is_not_done_again_and_no_bit_differs(
     assert sum(begun.values()) == len(begun) + attempt - 1, "only those that died are begun again"
     assert shard.report.statuses == whole.report.statuses
     assert shard.report.notes == whole.report.notes
+    assert ("profiles" in shard.report.files) == profiles
     for name in shard.report.files:
         mine, its = (one.table(name) for one in (shard, whole))
         drop = ["seconds"] if name == "prompts" else []

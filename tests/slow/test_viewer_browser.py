@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tracer.circuit import supernodes_file
 from tracer.reports import viewer
 
 sys.path.append(str(Path(__file__).parents[1] / "reports"))
@@ -342,7 +343,12 @@ def test_groups_come_back_from_a_file(small: Page) -> None:
     ]
     small.click("#save-groups")
     content = json.loads(small.saved("groups.json"))
-    assert (content["format"], content["version"], len(content["pins"])) == ("tracer-groups", 1, 2)
+    assert (content["format"], content["version"], len(content["pinned"])) == ("tracer-supernodes", 1, 2)
+    file = supernodes_file.parsed((small.downloads / "groups.json").read_bytes())  # as every verb reads it
+    assert [(group.name, len(group.nodes)) for group in file.groups] == [("subject </b>", 3), ("verb", 2)]
+    signs = [node.polarity for group in file.groups for node in group.nodes]
+    rows = [row for group in before["groups"] for row in group["rows"]]
+    assert signs == [(None if SMALL.nodes.kind[row] else -1 if SMALL.nodes.activation[row] < 0 else 1) for row in rows]
     small.js("location.reload()")
     small.frames()
     assert small.state()["groups"] == []
@@ -468,16 +474,39 @@ def test_edges_have_the_colour_that_the_legend_gives_them(open_page: Callable[[v
     assert page.text("#legend-edge-plus") == "edge of positive weight"
 
 
+def test_groups_of_other_makers_are_read(small: Page) -> None:
+    neuron = int(np.flatnonzero(SMALL.nodes.kind == 0)[0])
+    place = {name: int(getattr(SMALL.nodes, name)[neuron]) for name in ("layer", "neuron")}
+    sign = -1 if SMALL.nodes.activation[neuron] < 0 else 1
+    same = (SMALL.nodes.kind == 0) & (SMALL.nodes.layer == place["layer"]) & (SMALL.nodes.neuron == place["neuron"])
+    wanted = np.flatnonzero(same & ((SMALL.nodes.activation < 0) == (sign < 0))).tolist()
+    members = [{**place, "position": -1, "polarity": sign}]
+    made = {"format": "tracer-supernodes", "version": 1, "circuit": None, "pinned": [], "how": {"method": "spectral"}}
+    old = {"format": "tracer-groups", "version": 1, "title": "x", "pins": [NODE], "groups": []}
+    path = small.downloads / "made.json"
+    for content, groups in (
+        (made | {"groups": [{"name": "any", "description": "says so", "nodes": members}]},
+         [{"name": "any", "description": "says so", "rows": wanted}]),
+        (old, []),
+    ):  # fmt: skip
+        path.write_text(json.dumps(content))
+        small.js("document.getElementById('message').textContent = ''")
+        small.find("#groups-file").send_keys(str(path))
+        wait_for(lambda: small.text("#message"))
+        assert small.text("#message").startswith("Loaded")
+        assert small.state()["groups"] == groups
+
+
 NODE = {"layer": -1, "position": 0, "neuron": 100}
-FILE = {"format": "tracer-groups", "version": 1, "pins": [NODE], "groups": [{"name": "a", "nodes": [NODE]}]}
+FILE = {"format": "tracer-supernodes", "version": 1, "pinned": [NODE], "groups": [{"name": "a", "nodes": [NODE]}]}
 BROKEN = [
     ("{", "not JSON"),
     ("[]", '"format"'),
     ({**FILE, "version": 2}, "its version is 2"),
-    ({**FILE, "pins": None}, '"pins" is not a list'),
+    ({**FILE, "pinned": None}, '"pinned" is not a list'),
     ({**FILE, "groups": {}}, '"groups" is not a list'),
-    ({**FILE, "pins": [{"layer": 0.5, "position": 0, "neuron": 1}]}, "whole numbers"),
-    ({**FILE, "pins": [{"layer": 99, "position": 0, "neuron": 1}]}, "not on this page"),
+    ({**FILE, "pinned": [{"layer": 0.5, "position": 0, "neuron": 1}]}, "whole numbers"),
+    ({**FILE, "pinned": [{"layer": 99, "position": 0, "neuron": 1}]}, "not on this page"),
     ({**FILE, "groups": [{"name": "", "nodes": [NODE]}]}, "needs a name"),
     ({**FILE, "groups": [{"name": "a" * 61, "nodes": [NODE]}]}, "at most 60"),
     ({**FILE, "groups": [{"name": "a", "nodes": []}]}, "no list of nodes"),
@@ -602,6 +631,42 @@ def test_nodes_do_not_overlap(open_page: Callable[[viewer.Payload], Page]) -> No
     gaps = np.hypot(x[:, None] - x, y[:, None] - y) - r[:, None] - r
     np.fill_diagonal(gaps, 1)
     assert gaps.min() > 0
+
+
+def test_what_a_neuron_says_is_beside_it_in_the_list_and_on_the_picture(
+    open_page: Callable[[viewer.Payload], Page],
+) -> None:
+    first, other = (int(row) for row in np.flatnonzero(SMALL.nodes.kind == viewer.NEURON)[:2])
+    lists = (("promotes", ((" Texas", 0.1194), (" TX", 0.05))), ("suppresses", ((" Idaho", -0.25),)))
+    said = {first: viewer.Says("Texas, TX", lists), other: viewer.Says("names of <b>states</b>")}
+    page = open_page(changed(SMALL, "nodes", says=said))
+    page.select(first)
+    shown = page.text("#chosen")
+    assert "promotes: \u2423Texas 0.119, \u2423TX 0.05" in shown
+    assert "suppresses: \u2423Idaho \u22120.25" in shown
+    names = [text.text for text in ET.fromstring(page.js("return tracerPage.svg()")).iter(f"{SVG}text")]
+    assert f"N{SMALL.nodes.neuron[first]} Texas" in names
+    page.hover(first)
+    assert "Texas, TX" in page.text("#tooltip")
+    assert "Texas, TX" in page.text("#live")
+    page.select(other)
+    assert "names of <b>states</b>" in page.text("#chosen")
+    assert not page.all("#chosen b")
+    page.find("#search").send_keys("texas")
+    page.frames()
+    assert page.state()["matches"] == [first]
+
+
+@pytest.mark.parametrize("token", MALICIOUS, ids=range(len(MALICIOUS)))
+def test_what_a_neuron_says_is_never_run(token: str, open_page: Callable[[viewer.Payload], Page]) -> None:
+    row = int(np.flatnonzero(SMALL.nodes.kind == viewer.NEURON)[0])
+    said = {row: viewer.Says(token, ((token, ((token, 1.0), (token, -1.0))),))}
+    page = open_page(changed(SMALL, "nodes", says=said))
+    page.select(row)
+    page.hover(row)
+    assert ET.fromstring(page.js("return tracerPage.svg()")).tag == f"{SVG}svg"
+    assert page.js("return window.hacked === undefined && document.images.length === 0")
+    assert page.js("return document.querySelectorAll('script').length") == 4
 
 
 @pytest.mark.parametrize("token", MALICIOUS, ids=range(len(MALICIOUS)))

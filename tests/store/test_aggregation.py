@@ -20,6 +20,7 @@ from pyarrow.fs import FSSpecHandler, LocalFileSystem, PyFileSystem
 from tracer import RunError
 from tracer.errors import JobError
 from tracer.store import columns, compaction, edge_means
+from tracer.store import query as store_query
 from tracer.store.aggregation import NEURONS, TOP_PROMPTS, neurons, top_prompts
 from tracer.store.edge_means import EDGES_MEAN, write_edges_mean
 from tracer.store.query import query
@@ -495,18 +496,10 @@ def test_a_query_reads_the_tables(tables: dict[str, list[str]], make: Any) -> No
     for name in ("edges_mean", "neurons", "top_prompts"):
         assert query(tables, fs, f"SELECT count(*) AS n FROM {name}")["n"].to_pylist() == [0]
     found = query(tables, fs, "SHOW TABLES")["name"].to_pylist()
-    assert found == [
-        "circuit",
-        "circuit_edges",
-        "circuit_nodes",
-        "edges",
-        "edges_mean",
-        "failed",
-        "neurons",
-        "nodes",
-        "prompts",
-        "top_prompts",
-    ]
+    assert found == sorted(store_query.SCHEMAS)
+    assert {"circuit", "concepts", "descriptions", "edges", "exemplars", "nodes", "profiles", "prompts", "tokens"} < {
+        *found
+    }
     assert query(tables, fs, "DESCRIBE nodes").num_rows == len(NODES)
     assert query(tables, fs, "SUMMARIZE edges").num_rows == len(EDGES)
     assert neurons(tables["nodes"], fs).equals(neurons(tables["nodes"], FS))

@@ -259,6 +259,8 @@ FOREIGN += ["paper.tex", ".hidden", ".hidden.0123abcd", "input.csv", "plots/mine
 
 def test_names_tell_what_is_ours() -> None:
     made = ["input.parquet", "run.json", "progress.json", "_SUCCESS.json", "_commits/0.json", "_journal/deaths.json"]
+    made += [f"{run_folder.ANSWERS}/{'0a' * 32}.json", f"{run_folder.ANSWERS}/.{'0a' * 32}.json.00ff00ff"]
+    made += run_folder.KEPT
     assert all(map(is_ours, [*made, *LEFT, *run_folder.OUTPUTS, "plots/nounpp-activation.png", "compact/compact.json"]))
     assert not any(map(is_ours, FOREIGN))
 
@@ -283,6 +285,21 @@ def test_taking_back_the_end_leaves_no_result_that_is_out_of_date(tmp_path: Path
         folder.place.write(name, b"x")
     folder.delete_outputs()
     assert folder.place.files(recursive=True) == []
+
+
+def test_descriptions_stay_when_more_units_come_and_answers_whatever_comes(tmp_path: Path) -> None:
+    folder, answer = RunFolder(tmp_path), f"{run_folder.ANSWERS}/{'0a' * 32}.json"
+    folder.begin(RECORD)
+    for name in (*run_folder.KEPT, answer):
+        folder.place.write(name, b"x")
+    folder.delete_outputs()
+    folder.seal()
+    assert folder.check_outputs() == []
+    folder.place.write(run_folder.KEPT[0], b"y")
+    assert folder.check_outputs() != []
+    folder.clear()
+    assert [name for name, _ in folder.place.files(recursive=True)] == [answer]
+    assert folder.is_empty()
 
 
 def test_an_unfinished_plan_is_empty_and_anything_else_is_not(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""From prompts to circuits: attributions of all nodes, the nodes selected, the edges between them.
+"""From prompts to circuits: attributions of all nodes, the nodes selected, the edges between them, their profiles.
 
 Knows the methods, baselines, selection and pruning rules, and the replay that edges come from. Refuses to know files,
 runs, the command line, and what ablating a circuit does (evaluation).
 
 Door: `attribute.attribute`, `trace.trace` and `trace_all`, `among.links_among`, `edges.direct_edges`,
-`result.Attribution`, `selection`, `pruning.Pruning`; `request`, `reduce`, `graph`, `replay` and `exact` for whoever
-measures a server, plans a run, or needs answers without their circuits.
+`profiles.attribution_profiles`, `result.Attribution`, `selection`, `pruning.Pruning`; `request`, `reduce`, `graph`,
+`replay` and `exact` for whoever measures a server, plans a run, or needs answers without their circuits.
 """

@@ -263,7 +263,7 @@ def check_question(prompt: Prompt, chosen: Settings, reference: Sequence[Prompt]
         foil_ids=() if prompt.foil is None else (1,),
         counterfactual_ids=None if prompt.counterfactual is None else (0,),
         positions=(),
-        text=prompt.text or "of token ids",
+        text=str(prompt.shown) if prompt.token_ids is None else "of token ids",
         id=prompt.id,
     )
     _check_pairs(with_metric(chosen, [known]), [known], reference)

@@ -17,7 +17,6 @@ from tracer.metrics import Metric
 from tracer.model import head, passes
 from tracer.model.backend import Of
 from tracer.model.model import Model
-from tracer.model.rules import FACTORS
 from tracer.prompts import Batch
 from tracer.settings import RULES
 
@@ -83,23 +82,10 @@ def reading(
     values = torch.stack([one.float().cpu() for one in inside], 1)
     grads, to_embedding = torch.zeros_like(values), torch.zeros(found.embedding.shape)
     for row, first in enumerate(batch.padding.tolist()):
-        back = _down(model.module, plan, _of_prompt(found, row, first), state[row, first:], basis, rules)
+        back = _down(model.module, plan, replay.unpadded(found, row, first).blocks, state[row, first:], basis, rules)
         grads[row, :, first:], to_embedding[row, first:] = back
         values[row, :, :first] = 0.0
     return passes.Gradients(values, grads, found.embedding.float().cpu(), to_embedding, score.detach().cpu())
-
-
-def _of_prompt(found: SimpleNamespace, row: int, first: int) -> list[SimpleNamespace]:
-    """One prompt's constants of every block, without its padding."""
-    return [
-        SimpleNamespace(
-            scales={path: scale[row, first:] for path, scale in block.scales.items()},
-            pattern=block.pattern[row, :, first:, first:],
-            gate=block.gate[row, first:].float(),
-            up=None if block.up is None else block.up[row, first:].float(),
-        )
-        for block in found.blocks
-    ]
 
 
 def _down(
@@ -128,15 +114,12 @@ def _through_mlp(
     module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, grad: Tensor, rules: frozenset[str]
 ) -> Tensor:
     """From the neurons' gradient to that of the MLP's input, by rules 3 and 4, or by the linear gate."""
-    act = replay.part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](block.gate)
-    up = replay.matrix(module, plan, layer, plan.up_part).float()
-    if block.up is None:
-        return (factor * grad) @ up
-    if "gate" in rules:
-        return (block.gate * factor * grad) @ up
-    gate = replay.matrix(module, plan, layer, plan.gate_part).float()
-    return (0.5 * block.up * factor * grad) @ gate + (0.5 * block.gate * factor * grad) @ up
+    up = None if block.up is None else block.up.float()
+    of_gate, of_up = replay.coefficients(module, plan, layer, block.gate.float(), up, "gate" in rules)
+    read = (of_up * grad) @ replay.matrix(module, plan, layer, plan.up_part).float()
+    if of_gate is None:
+        return read
+    return (of_gate * grad) @ replay.matrix(module, plan, layer, plan.gate_part).float() + read
 
 
 def _attended(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, state: Tensor) -> Tensor:

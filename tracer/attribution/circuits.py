@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.attribution import replay
+from tracer.attribution import replay, total
 from tracer.attribution.methods import attributions
 from tracer.attribution.selection import strongest
 from tracer.metrics import logit_summary
@@ -29,9 +29,10 @@ def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[
     """The parts of each prompt's circuit, for one batch: see `request.form`."""
     found = attributions(nn, plan, ask)
     answers = reduced(nn, plan, ask, found)
-    if ask.edge_rules is not None:
-        for answer, edges in zip(answers, ask.link(nn, plan, ask, found, answers), strict=True):
-            answer["edges"] = edges
+    for name, function in (("profiles", ask.profile), ("edges", ask.link)):
+        if function is not None:
+            for answer, part in zip(answers, function(nn, plan, ask, found, answers), strict=True):
+                answer[name] = part
     return answers
 
 
@@ -189,6 +190,41 @@ def by_replay(
     return replay.linked(nn._module, plan, prompts, ask.max_bytes)
 
 
+def profiles_by_replay(
+    nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
+) -> list[tuple[Any, ...]]:
+    """The profiles of what is selected, from the constants that the attribution's own pass brought."""
+    width = max(len(ids) for ids in ask.token_ids)
+    frozen = [replay.unpadded(found, row, width - len(ids)) for row, ids in enumerate(ask.token_ids)]
+    return total.profiled(nn._module, plan, walks(nn, plan, ask, found, answers, frozen), ask.max_bytes)
+
+
+def profiles_by_autograd(
+    nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
+) -> list[tuple[Any, ...]]:
+    """The same from backward passes through the linearised model: where its weights cannot be read, or rules are off.
+    One more forward."""
+    columns, ends, away, shift = batched(ask, found, answers)
+    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis)
+    sides = traces.total_effects(nn, plan, ask.inputs, columns, ends, how, ask.max_bytes, away)
+    return [(inputs[:, by:], outputs) for by, (inputs, outputs) in zip(shift, sides, strict=True)]
+
+
+def batched(
+    ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
+) -> tuple[list[Tensor], list[Tensor], tuple[list[Tensor], Tensor] | None, list[int]]:
+    """Of each prompt its nodes, rows of (layer, column, neuron), and its logits, rows of (column, token); the baselines
+    of nodes and embeddings, None where all are zero; and of each prompt the columns before its first token."""
+    width = max(len(ids) for ids in ask.token_ids)
+    shift = [width - len(ids) for ids in ask.token_ids]
+    columns = [answer["nodes"].long() + torch.tensor([0, by, 0]) for answer, by in zip(answers, shift, strict=True)]
+    at = torch.stack([ask.metric.column, found.tokens], -1)
+    ends, given, away = [at[ask.metric.row == row] for row in range(len(answers))], baselines(found, answers), None
+    if given is not None:
+        away = [nodes for nodes, _ in given], torch.zeros(()) if found.paired is None else found.paired
+    return columns, ends, away, shift
+
+
 def walks(
     nn: Any,
     plan: SimpleNamespace,
@@ -223,13 +259,7 @@ def by_autograd(
     """The same edges from backward passes through the linearised model with detached MLPs: where its weights cannot be
     read, or rules are off. One more forward."""
     width = max(len(ids) for ids in ask.token_ids)
-    shift = [width - len(ids) for ids in ask.token_ids]
-    columns = [answer["nodes"].long() + torch.tensor([0, by, 0]) for answer, by in zip(answers, shift, strict=True)]
-    at = torch.stack([ask.metric.column, found.tokens], -1)
-    ends = [at[ask.metric.row == row] for row in range(len(answers))]
-    given, away = baselines(found, answers), None
-    if given is not None:
-        away = [nodes for nodes, _ in given], torch.zeros(()) if found.paired is None else found.paired
+    columns, ends, away, shift = batched(ask, found, answers)
     how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis)
     linked = traces.direct_weights(nn, plan, ask.inputs, columns, ends, how, ask.max_bytes, away)
     found_edges = []

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tracer.attribution import backward, circuits, replay
 from tracer.attribution.result import check_finite
-from tracer.errors import JobError, ModelError
+from tracer.errors import JobError, ModelError, option
 from tracer.metrics import Metric
 from tracer.model import passes
 from tracer.model.backend import Maybe, Of
@@ -27,6 +27,8 @@ from tracer.model.model import Model
 from tracer.prompts import Batch
 from tracer.settings import BASES, LINEARISED, RULES
 
+WHAT = {"edges": "the search for edges", "profiles": "attribution profiles"}
+"""What needs the linearisation, by the option that asks for it."""
 LEAST_WORKSPACE, AUTOGRAD_WORKSPACE = 2**26, 2**28
 SHARE_OF_BUDGET = 16
 
@@ -84,15 +86,10 @@ def direct_edges(
         JobError: a node outside the model or the prompt, or an unknown basis or engine.
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
-    _check(model, token_ids, neurons, logits, basis, engine)
+    check_ends(model, token_ids, neurons, logits, basis, engine)
     model.check_rules(rules)
-    there, here = model.replays_there(rules), model.replays(rules)
-    if engine == "replay" and not (there or here):
-        raise ModelError(
-            "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
-        )
-    by_replay = engine != "autograd" and (there or here)
-    ask = _question(model, token_ids, neurons, logits, basis, baselines)
+    by_replay, there = engine_of(model, rules, engine)
+    ask = question(model, token_ids, neurons, logits, basis, baselines)
     ask.constants, ask.edge_rules = by_replay, rules
     ask.link = circuits.by_replay if by_replay else circuits.by_autograd
     ask.max_bytes = workspace(model, by_replay)
@@ -110,7 +107,21 @@ def direct_edges(
     return edges
 
 
-def _question(
+def engine_of(model: Model, rules: frozenset[str], engine: str) -> tuple[bool, bool]:
+    """Whether the replay is used, and whether it can run where the model is.
+
+    Raises:
+        ModelError: it was asked for where it does not apply.
+    """
+    there, here = model.replays_there(rules), model.replays(rules)
+    if engine == "replay" and not (there or here):
+        raise ModelError(
+            "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
+        )
+    return engine != "autograd" and (there or here), there
+
+
+def question(
     model: Model,
     token_ids: tuple[int, ...],
     neurons: Tensor,
@@ -118,7 +129,7 @@ def _question(
     basis: str,
     baselines: tuple[Tensor, Tensor] | None,
 ) -> SimpleNamespace:
-    """What `circuits.edges_of` is asked, but for the engine."""
+    """What `circuits.edges_of` is asked of some nodes and logits, but for the engine."""
     row, column = torch.zeros(len(logits), dtype=torch.long), logits[:, 0] - len(token_ids)
     metric = Metric("logit", row, column, logits[:, 1], torch.ones(len(logits)), 1)
     return SimpleNamespace(
@@ -139,16 +150,16 @@ def _from_constants(model: Model, ask: SimpleNamespace) -> list[Any]:
     return replay.linked(model.module, model.plan, prompts, ask.max_bytes)
 
 
-def check_permitted(model: Model, rules: frozenset[str] = RULES) -> None:
-    """Refuse edges where neither gradients nor weights are available, before anything is computed.
+def check_permitted(model: Model, rules: frozenset[str] = RULES, what: str = "edges") -> None:
+    """Refuse edges (or `profiles`) where neither gradients nor weights are available, before anything is computed.
 
     Raises:
         RemoteError: the server takes no gradients, and the replay does not apply.
     """
     if not (model.replays(rules) or model.replays_there(rules)):
-        instead = "use edges=False"
+        instead = "use edges=False" if what == "edges" else f"leave out {option(what, True)}"
         more = "ask its operator for the tag 'trusted'" if model.has_weights else "weights='local'"
-        passes.needs_gradients(model, "the search for edges", f"{instead}, or {more}")
+        passes.needs_gradients(model, WHAT[what], f"{instead}, or {more}")
 
 
 def check_sum(model: Model, edges: Edges, rules: frozenset[str]) -> None:
@@ -167,7 +178,9 @@ def check_sum(model: Model, edges: Edges, rules: frozenset[str]) -> None:
         )
 
 
-def _check(model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str) -> None:
+def check_ends(
+    model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str
+) -> None:
     """Refuse indices that would raise later, or silently read another node."""
     allowed = {"basis": (basis, BASES), "engine": (engine, ("auto", "replay", "autograd"))}
     for name, (value, known) in allowed.items():

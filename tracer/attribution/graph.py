@@ -17,10 +17,11 @@ from torch import Tensor
 
 from tracer.attribution.attribute import Reference, notes
 from tracer.attribution.edges import Edges, direct_edges
+from tracer.attribution.profiles import Profiles, attribution_profiles, check_profiles
 from tracer.attribution.pruning import EdgeColumns, Pruned, Pruning, prune
 from tracer.attribution.request import SelectedNodes
 from tracer.attribution.selection import Selection
-from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table
+from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table, profiles_table
 from tracer.errors import JobError, option, quoted
 from tracer.model import passes
 from tracer.model.model import Model
@@ -43,6 +44,7 @@ class Making:
         chosen: how nodes were attributed. pruning: which edges are kept; None without edges.
         selection: which nodes are kept. nodes: how many were asked for.
         reference: the prompts behind the baseline ``mean``, if they were given.
+        profiled: whether attribution profiles are kept.
     """
 
     model: Model
@@ -51,6 +53,7 @@ class Making:
     selection: Selection
     nodes: int | None
     reference: Reference | None
+    profiled: bool = False
 
     @cached_property
     def record(self) -> ModelRecord:
@@ -60,7 +63,8 @@ class Making:
     def kept(self) -> dict[str, Any]:
         """The selection as circuits keep it."""
         pruning = None if self.pruning is None else asdict(self.pruning) | {"share": self.pruning.least_share}
-        return self.selection.record() | {"pruning": pruning}
+        asked = {"profiles": True} if self.profiled else {}
+        return self.selection.record() | {"pruning": pruning} | asked
 
     def circuits(
         self, every: Iterable[SelectedNodes], each: float, whole: Callable[[Tensor], None] | None
@@ -86,11 +90,12 @@ class Making:
         begun, alone = time.perf_counter(), self.selection.threshold is None and self.selection.mass is None
         if not len(selected.nodes):
             raise _nothing(selected, self.selection.threshold)
-        table, links, n_links = self._tables(selected)
+        table, links, n_links, kept = self._tables(selected)
         circuit = Circuit(
             nodes=table,
             links=links,
             n_links=n_links,
+            profiles=self._profiles(selected, kept) if self.profiled else None,
             n_layers=self.model.n_layers,
             kept_mass=_mass(selected.total, table),
             n_total=selected.n_total,
@@ -124,11 +129,18 @@ class Making:
             "warnings": notes((encoded,), self.model),
         }
 
-    def _tables(self, selected: SelectedNodes) -> tuple[pa.Table, pa.Table | None, int]:
-        """The nodes, the edges (None without), and how many edges there were before pruning."""
+    def _profiles(self, selected: SelectedNodes, kept: Tensor) -> pa.Table:
+        """The profiles of the nodes that are `kept` of those selected."""
+        found = profiles_among(self.model, selected, self.chosen)
+        node_ids = range(len(kept))  # they come first in the nodes table
+        return profiles_table(node_ids, found.inputs[kept].tolist(), found.outputs[kept].tolist())
+
+    def _tables(self, selected: SelectedNodes) -> tuple[pa.Table, pa.Table | None, int, Tensor]:
+        """The nodes, the edges (None without), how many edges there were before pruning, and which of the selected
+        nodes are left."""
         columns, weights = _node_columns(self.model, selected, self.chosen)
         if self.pruning is None:
-            return nodes_table(columns), None, 0
+            return nodes_table(columns), None, 0, torch.arange(len(selected.nodes))
         kinds = columns["kind"]
         is_neuron, is_logit = (torch.tensor([kind == name for kind in kinds]) for name in ("neuron", "logit"))
         direct = edges_among(self.model, selected, self.chosen)
@@ -140,7 +152,8 @@ class Making:
         left = prune(whole, is_neuron, logit_weight, incoming, self.pruning, by_flow)
         is_embedding = ~(is_neuron | is_logit)
         bias_share = torch.where((activation == 0) | is_embedding, torch.nan, 1 - incoming / activation)
-        return *_pruned_tables(left, columns, bias_share), len(whole)
+        kept = left.nodes[left.nodes < len(selected.nodes)]
+        return *_pruned_tables(left, columns, bias_share), len(whole), kept
 
 
 def edges_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Edges:
@@ -148,10 +161,27 @@ def edges_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Edge
     where they did."""
     if selected.edges is not None:
         return selected.edges
+    return direct_edges(model, *_ends(selected), **_how(model, selected, chosen))
+
+
+def profiles_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Profiles:
+    """The attribution profiles of a prompt's selected nodes; those that came with the nodes, where they did."""
+    if selected.profiles is not None:
+        return selected.profiles
+    found = attribution_profiles(model, *_ends(selected), **_how(model, selected, chosen))
+    check_profiles(model, found, selected.activations, chosen)
+    return found
+
+
+def _ends(selected: SelectedNodes) -> tuple[tuple[int, ...], Tensor, Tensor]:
+    """Tokens, nodes and logits, as `direct_edges` takes them."""
     logits = torch.tensor([(place, token) for place, token, _ in selected.terms])
-    how: dict[str, Any] = {"basis": chosen.basis, "rules": chosen.edge_rules}
-    how["baselines"] = _baselines(model, selected, chosen)
-    return direct_edges(model, selected.encoded.token_ids, selected.nodes, logits, **how)
+    return selected.encoded.token_ids, selected.nodes, logits
+
+
+def _how(model: Model, selected: SelectedNodes, chosen: Settings) -> dict[str, Any]:
+    """The linearisation and the baselines, as `direct_edges` takes them."""
+    return {"basis": chosen.basis, "rules": chosen.edge_rules, "baselines": _baselines(model, selected, chosen)}
 
 
 def _edge_columns(direct: Edges, columns: dict[str, list[Any]], is_logit: Tensor, chosen: Settings) -> EdgeColumns:

@@ -84,6 +84,23 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
     return SimpleNamespace(embedding=embedding, blocks=blocks, final_scale=found.final_scale[row, first:])
 
 
+def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
+    """The same of all of a prompt's neurons: `gate`, `up` and `values` [pos, d_mlp], without a copy."""
+    blocks = [
+        SimpleNamespace(
+            scales={path: scale[row, first:] for path, scale in block.scales.items()},
+            pattern=block.pattern[row, :, first:, first:],
+            output=block.output[row, first:],
+            gate=block.gate[row, first:],
+            up=None if block.up is None else block.up[row, first:],
+            values=block.values[row, first:],
+        )
+        for block in found.blocks
+    ]
+    embedding = found.embedding[row, first:].detach().float()
+    return SimpleNamespace(embedding=embedding, blocks=blocks, final_scale=found.final_scale[row, first:])
+
+
 # Weights.
 
 
@@ -247,8 +264,7 @@ def vectors(
         writes, through = down[:, neuron].T.float(), None
     else:
         writes, through = torch.nn.functional.one_hot(neuron, plan.d_model).float(), down[neuron].float()
-    act = part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](block.gate)
+    of_gate, of_up = coefficients(module, plan, layer, block.gate, block.up, prompt.linear_gate)
 
     def into(weight: Sequence[str], coefficient: Tensor) -> Tensor:
         rows = matrix(module, plan, layer, weight)
@@ -256,17 +272,25 @@ def vectors(
             return coefficient[:, None] * rows[neuron.to(rows.device)].float()
         return (coefficient * through) @ rows.float()
 
-    if block.up is None:
-        reads = into(plan.up_part, factor)
-    elif prompt.linear_gate:
-        reads = into(plan.up_part, block.gate * factor)
-    else:
-        reads = into(plan.gate_part, 0.5 * block.up * factor) + into(plan.up_part, 0.5 * block.gate * factor)
+    reads = into(plan.up_part, of_up) if of_gate is None else into(plan.gate_part, of_gate) + into(plan.up_part, of_up)
     scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}
     return (
         through_norm(module, plan, layer, plan.mlp_out, scales.get(plan.mlp_out), writes, False),
         through_norm(module, plan, layer, plan.mlp_in, scales.get(plan.mlp_in), reads, True),
     )
+
+
+def coefficients(
+    module: Any, plan: SimpleNamespace, layer: int, gate: Tensor, up: Tensor | None, linear_gate: bool
+) -> tuple[Tensor | None, Tensor]:
+    """What neurons multiply what they read by the maps of gate and up by, of these inputs of the activation and values
+    of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
+    nothing."""
+    act = part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
+    factor = FACTORS[type(act).__name__](gate)
+    if up is None:
+        return None, factor
+    return (None, gate * factor) if linear_gate else (0.5 * up * factor, 0.5 * gate * factor)
 
 
 def logit_rows(module: Any, plan: SimpleNamespace, prompt: SimpleNamespace) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from tracer.attribution import circuits
 from tracer.attribution.edges import Edges, check_sum, workspace
 from tracer.attribution.exact import FORWARD_ONLY, Progress
 from tracer.attribution.methods import METHODS
+from tracer.attribution.profiles import Profiles, check_profiles
 from tracer.attribution.result import check_conservation, check_finite
 from tracer.attribution.selection import NodeIndex, Selection
 from tracer.errors import JobError, RemoteError, quoted
@@ -40,7 +41,7 @@ class Request:
 
     Attributes:
         settings: how nodes are attributed. selection: which of them are kept.
-        edges: whether the direct edges among them are found.
+        edges: whether the direct edges among them are found. profiles: whether their attribution profiles are.
         means: of every node per position, where they are the baseline.
         whole: whether the attributions of all nodes are wanted beside the circuit.
     """
@@ -50,6 +51,12 @@ class Request:
     edges: bool
     means: MeanValues | None = None
     whole: bool = False
+    profiles: bool = False
+
+    @property
+    def linearised(self) -> bool:
+        """Whether anything of the RelP linearisation is asked for, whatever the method."""
+        return self.edges or self.profiles
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class SelectedNodes:
         edges: among the selected nodes, if they were asked for.
         gradients: of the metric at the nodes, if they are known. baselines: of the nodes; None where all are zero.
         whole: attributions of all nodes [layer, pos, neuron], if they were asked for.
+        profiles: of the selected nodes, if they were asked for.
     """
 
     encoded: Encoded
@@ -90,6 +98,7 @@ class SelectedNodes:
     gradients: Float[Tensor, " node"] | None = None
     baselines: Float[Tensor, " node"] | None = None
     whole: Float[Tensor, "layer pos neuron"] | None = None
+    profiles: Profiles | None = None
 
 
 def answered(
@@ -117,12 +126,16 @@ def answered(
         for selected in some:
             if selected.edges is not None:
                 check_sum(model, selected.edges, request.settings.edge_rules)
+            if selected.profiles is not None:
+                check_profiles(model, selected.profiles, selected.activations, request.settings)
         yield from some
 
 
 def ask(model: Model, encoded: Sequence[Encoded], request: Request, progress: Progress | None) -> list[SelectedNodes]:
     """The answers of one batch."""
-    asked = question(model, encoded, request.settings, request.means, progress, edges=request.edges)
+    asked = question(
+        model, encoded, request.settings, request.means, progress, edges=request.edges, profiles=request.profiles
+    )
     asked.selection, asked.top, asked.whole = request.selection.plain(), TOP, request.whole
     forms = [_form(model, asked, row) for row in range(len(encoded))]
     answers = passes.session(model, circuits.circuits, asked, forms)
@@ -145,6 +158,7 @@ def question(
     progress: Progress | None = None,
     *,
     edges: bool = False,
+    profiles: bool = False,
 ) -> SimpleNamespace:
     """What `methods.attributions` is asked of one batch, as plain values; a prompt without a target is asked about the
     model's own top tokens, which the same pass finds."""
@@ -152,8 +166,9 @@ def question(
     metric = metric_of(opened(model, encoded, chosen), chosen)
     if chosen.baseline == "counterfactual":
         paired = passes.inputs(model, Batch(tuple(prompt.counterfactual_ids or () for prompt in encoded)))
-    by_replay = edges and model.replays_there(chosen.edge_rules)
-    if chosen.method not in FORWARD_ONLY or edges:
+    linearised = edges or profiles
+    by_replay = linearised and model.replays_there(chosen.edge_rules)
+    if chosen.method not in FORWARD_ONLY or linearised:
         passes.needs_gradients(model, f"method {chosen.method}")
     return SimpleNamespace(
         **passes.asking(model, batch, metric),
@@ -166,9 +181,10 @@ def question(
         steps=chosen.steps,
         seed=chosen.seed,
         means=means,
-        edge_rules=chosen.edge_rules if edges else None,
+        edge_rules=chosen.edge_rules if linearised else None,
         constants=by_replay,
         link=None if not edges else circuits.by_replay if by_replay else circuits.by_autograd,
+        profile=None if not profiles else circuits.profiles_by_replay if by_replay else circuits.profiles_by_autograd,
         max_bytes=workspace(model, by_replay),
         report=progress,
     )
@@ -239,7 +255,9 @@ def _form(model: Model, ask: SimpleNamespace, row: int) -> dict[str, Any]:
         "top_chances": Of((top,), torch.float64),
         "whole": Of((model.n_layers, length, n_neurons)) if ask.whole else None,
     }
-    if ask.edge_rules is not None:
+    if ask.profile is not None:
+        form["profiles"] = Of((nodes, length)), Of((nodes, terms))
+    if ask.link is not None:
         targets, sources = (nodes, terms), (nodes, length)
         weight, into = Of((targets, sources)), Of((targets,))
         form["edges"] = weight, into, into, Maybe(weight)
@@ -263,6 +281,7 @@ def read(model: Model, encoded: Encoded, answer: dict[str, Any], chosen: Setting
         top=(answer["top"], answer["top_chances"]),
         edges=edges,
         baselines=base if base is not None and base.any() else None,
+        profiles=Profiles(*answer["profiles"]) if "profiles" in answer else None,
         **{name: answer[name] for name in (*same, "ranks", "gradients", "whole")},
     )
 
@@ -272,7 +291,8 @@ def _sum(prompt: SelectedNodes) -> Tensor:
     edges = prompt.edges
     linked = () if edges is None else (edges.weight, edges.incoming, edges.target_values, edges.from_baseline)
     nodes = prompt.attributions, prompt.activations, prompt.gradients, prompt.baselines
-    said = prompt.logits, prompt.chances, prompt.top[1]
+    sides = () if prompt.profiles is None else (prompt.profiles.inputs, prompt.profiles.outputs)
+    said = prompt.logits, prompt.chances, prompt.top[1], *sides
     return torch.stack([one.double().sum() for one in (*nodes, *said, *linked) if one is not None]).sum()
 
 

@@ -51,6 +51,7 @@ def trace(
     skip_first: bool = False,
     exclude: Iterable[tuple[int, int]] = (),
     pruning: Pruning | None = None,
+    profiles: bool = False,
     progress: Progress | None = None,
 ) -> Circuit:
     """One prompt's circuit: its strongest nodes and the direct edges between them, with the metric and the checks.
@@ -63,17 +64,26 @@ def trace(
         edges: trace the direct edges among them; by default where the metric is a sum of logits, which edges can
             lead into. They are edges of the RelP linearisation whatever the method.
         pruning: which edges to keep; shares of .01 and more if None.
+        profiles: keep the attribution profile of each node: what each token's embedding does to it, and what it does to
+            each target logit (`Circuit.profiles`). They are total effects in the RelP linearisation, as edges are its
+            direct ones, whatever the method.
 
     Raises:
-        JobError, ModelError, RemoteError: as `attribute`; edges need gradients too, or weights here.
+        JobError, ModelError, RemoteError: as `attribute`; edges and profiles need gradients too, or weights here.
 
-    Source: method.md sections 2, 4 and 5.
+    Source: method.md sections 2, 4, 5 and 7.
     """
     if not isinstance(prompt, Prompt):
         raise JobError(f"prompt={quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
     how: dict[str, Any] = {"baseline": baseline, "basis": basis, "rules": rules, "steps": steps, "metric": metric}
     how |= {"top_k": top_k, "seed": seed, "reference": reference, "threshold": threshold, "mass": mass}
-    how |= {"skip_first": skip_first, "exclude": exclude, "pruning": pruning, "progress": progress}
+    how |= {
+        "skip_first": skip_first,
+        "exclude": exclude,
+        "pruning": pruning,
+        "profiles": profiles,
+        "progress": progress,
+    }
     (circuit,) = trace_all(model, [prompt], nodes=nodes, method=method, edges=edges, **how)
     say(note for note in circuit.warnings if note not in model.warnings)  # `load` said those
     return circuit
@@ -98,6 +108,7 @@ class Options(TypedDict, total=False):
     skip_first: bool
     exclude: Iterable[tuple[int, int]]
     pruning: Pruning | None
+    profiles: bool
 
 
 def trace_all(
@@ -124,15 +135,16 @@ def trace_all(
     started, how = time.perf_counter(), dict[str, Any](options)
     kept = {name: how.pop(name) for name in ("skip_first", "exclude") if name in how}
     reference, pruning, nodes = how.pop("reference", None), options.get("pruning"), options.get("nodes")
+    profiles = bool(options.get("profiles"))
     chosen, edges = checked(prompts, **how)
     reference = Reference(reference) if isinstance(reference, Sequence) else reference
     selection = Selection.of(nodes, options.get("threshold"), options.get("mass"), **kept)
-    request = Request(chosen, selection, edges, whole=whole is not None)
+    request = Request(chosen, selection, edges, whole=whole is not None, profiles=profiles)
     request, encoded = prepared_request(model, prompts, request, reference)
     others = reference or (Reference(prompts) if chosen.baseline == "mean" else None)
     every = answers(model, encoded, request, others, memory, progress)
     pruned = (pruning or Pruning()) if edges else None
-    made = Making(model, request.settings, pruned, request.selection, nodes, reference)
+    made = Making(model, request.settings, pruned, request.selection, nodes, reference, profiles)
     yield from made.circuits(every, (time.perf_counter() - started) / len(prompts), whole)
 
 
@@ -141,8 +153,9 @@ def prepared_request(
 ) -> tuple[Request, list[Encoded]]:
     """The request with its metric resolved, and the prompts as tokens; refused before anything is computed."""
     chosen, encoded = prepared(model, prompts, request.settings, reference)
-    if request.edges:
-        check_permitted(model, chosen.edge_rules)
+    for what in ("edges", "profiles"):
+        if getattr(request, what):
+            check_permitted(model, chosen.edge_rules, what)
     for layer, neuron in request.selection.exclude:
         check_excluded((model.n_layers, 1, model.n_neurons(chosen.basis)), layer, neuron)
     return replace(request, settings=chosen), encoded
@@ -159,21 +172,22 @@ def answers(
     """The selected nodes of every prompt that is `prepared`: worked out where the model is or, where that cannot be
     asked in one request, from the attributions of all nodes."""
     chosen = request.settings
-    if can_ask(model, chosen, request.edges):
+    if can_ask(model, chosen, request.linearised):
         parts = list(split(model, [len(prompt.token_ids) for prompt in encoded], memory))
         means = means_of(model, encoded, chosen, reference, memory)
         return answered(model, encoded, replace(request, means=means), parts, progress)
-    keep = request.edges or chosen.method not in FORWARD_ONLY
+    keep = request.linearised or chosen.method not in FORWARD_ONLY
     result = attributed(model, encoded, chosen, reference, memory, progress, keep)
     return from_attributions(model, encoded, result, request)
 
 
-def can_ask(model: Model, chosen: Settings, edges: bool) -> bool:
-    """Whether circuits are worked out where the model is. Not so by ``exact``, which takes more passes than one request
-    should hold; nor on a server that takes no gradients, or would have to be sent the means of all nodes."""
+def can_ask(model: Model, chosen: Settings, linearised: bool) -> bool:
+    """Whether circuits are worked out where the model is, and with them what is `linearised`: edges and profiles. Not
+    so by ``exact``, which takes more passes than one request should hold; nor on a server that takes no gradients, or
+    would have to be sent the means of all nodes."""
     if chosen.method == "exact" or (chosen.baseline == "mean" and not model.backend.near):
         return False
-    return model.backend.gradients or (chosen.method in FORWARD_ONLY and not edges)
+    return model.backend.gradients or (chosen.method in FORWARD_ONLY and not linearised)
 
 
 def checked(
@@ -193,6 +207,7 @@ def checked(
         JobError: what `trace` refuses and no model decides.
     """
     check_selection(nodes, threshold, mass)
+    how.pop("profiles", None)  # they go with everything
     metric = how.get("metric", "auto")
     if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
         raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")

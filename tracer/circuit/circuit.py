@@ -13,7 +13,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +22,13 @@ import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from tracer.circuit import identities
-from tracer.errors import JobError, RunError, option
+from tracer.circuit.said import Said, problem
+from tracer.errors import JobError, RunError, option, quoted
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
 from tracer.store.parquet import fingerprint
-from tracer.store.schemas import EDGES, NODES, PROMPTS
+from tracer.store.schemas import DESCRIPTIONS, EDGES, NODES, PROFILES, PROMPTS, TOKENS
 from tracer.store.storage import is_remote
 
 LIKELY = 10
@@ -39,6 +40,9 @@ PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "num
 
 KINDS = frozenset({"neuron", "embedding", "logit", "error", "attention", "other"})
 """Of nodes; a circuit of ours has the first three."""
+
+BESIDE = {"tokens.parquet": ("neuron_tokens", TOKENS), "descriptions.parquet": ("descriptions", DESCRIPTIONS)}
+"""Tables that may lie in a run folder, the field of a graph each is, and its schema."""
 
 ATTENTION_ERROR = -2
 """The `neuron` of an error node of attention, and not of an MLP."""
@@ -103,6 +107,8 @@ class Graph(Record):
         groups: named sets of nodes (supernodes), by node id. pins: nodes that are pinned on Neuronpedia's page.
         labels: what an imported graph's file calls its nodes, by node id.
         notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
+        neuron_tokens, descriptions: what its neurons do, as `schemas.TOKENS` and `schemas.DESCRIPTIONS`, where that is
+            known; no part of what the graph is, so that no fingerprint depends on them.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -117,6 +123,8 @@ class Graph(Record):
     labels: dict[int, str] = Field(default_factory=dict)
     notes: dict[str, Any] = Field(default_factory=dict)
     original: dict[str, Any] = Field(default_factory=dict)
+    neuron_tokens: pa.Table | None = Field(default=None, exclude=True)
+    descriptions: pa.Table | None = Field(default=None, exclude=True)
 
     @model_validator(mode="after")
     def _whole(self) -> Graph:
@@ -239,10 +247,10 @@ class Graph(Record):
         """
         import networkx
 
-        graph = networkx.DiGraph(text=self.text)
+        graph, said = networkx.DiGraph(text=self.text), Said.of(self)
         for row in self.nodes.drop_columns("prompt_id").to_pylist():
             node = row.pop("node_id")
-            row["label"] = self.labels.get(node)
+            row["label"] = self.labels.get(node) or (row["kind"] == "neuron" and said.label(row)) or None
             graph.add_node(node, **{name: value for name, value in row.items() if value is not None})
         for row in self._links().drop_columns("prompt_id").to_pylist():
             ends = row.pop("source"), row.pop("target")
@@ -283,15 +291,20 @@ class Graph(Record):
         Raises:
             RunError: the folder cannot be written, or holds something else.
         """
-        tables = {"prompts": self._prompts(), "nodes": self.nodes}
-        if self.links is not None:
-            tables["edges"] = self.links
-        one_prompt.write_run(folder, self._record(), tables, overwrite)
+        beside = {file: table for file, (name, _) in BESIDE.items() if (table := getattr(self, name)) is not None}
+        one_prompt.write_run(folder, self._record(), self._tables(), overwrite, beside)
         return folder if is_remote(folder) else Path(folder)
+
+    def _tables(self) -> dict[str, pa.Table]:
+        """What is saved beside the record, by the names of `schemas.SCHEMAS`."""
+        tables = {"prompts": self._prompts(), "nodes": self.nodes}
+        return tables if self.links is None else tables | {"edges": self.links}
 
     def _record(self) -> dict[str, Any]:
         """What run.json holds."""
-        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings", "model"})
+        content = self.model_dump(
+            mode="json", exclude={"nodes", "links", "profiles", "settings", "model", "fingerprint"}
+        )
         return {"kind": "graph", "fingerprint": fingerprint(content), **provenance(), "graph": content}
 
     def _prompts(self) -> pa.Table:
@@ -308,10 +321,28 @@ class Traced(Graph):
 
     Attributes:
         settings, model: how it was made, and from what.
+        profiles: Arrow table in `schemas.PROFILES`, a row for each neuron node: its attribution profile; None where
+            that was not asked for, and of a dataset's circuit.
     """
 
     settings: Settings
     model: ModelRecord
+    profiles: pa.Table | None = None
+
+    @model_validator(mode="after")
+    def _profiled(self) -> Traced:
+        """Profiles are those of the neuron nodes, in their order, as long as the prompt and its logits."""
+        if self.profiles is None:
+            return self
+        if self.profiles["node_id"].to_pylist() != self.neurons["node_id"].to_pylist():
+            raise ValueError("profiles are not those of the neuron nodes")
+        for name, size in (("input", len(self.tokens)), ("output", len(self.rows("logit")))):
+            if {len(values) for values in self.profiles[name]} - {size}:
+                raise ValueError(f"a profile's {name} is of another length than the prompt")
+        return self
+
+    def _tables(self) -> dict[str, pa.Table]:
+        return super()._tables() | ({} if self.profiles is None else {"profiles": self.profiles})
 
 
 class Circuit(Traced):
@@ -431,7 +462,7 @@ class Circuit(Traced):
         return fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
 
     def _record(self) -> dict[str, Any]:
-        content = self.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "profiles", "settings"})
         content["settings"] = self.settings.record()
         return {"kind": "trace", "fingerprint": self.fingerprint, **provenance(), "circuit": content}
 
@@ -483,14 +514,31 @@ def load_graph(folder: str | Path) -> Graph:
     if tables["prompts"]["n_edges"].to_pylist() != [tables["edges"].num_rows if "edges" in tables else 0]:
         raise RunError(f"run {str(folder)!r}", "its tables do not agree on the number of edges", "run it again")
     try:
-        graph = kind.model_validate({**record[name], "nodes": tables["nodes"], "links": tables.get("edges")})
+        own = {"edges": "links", "profiles": "profiles"}  # by the table's name
+        there = {own[name]: table for name, table in tables.items() if name in own}
+        graph = kind.model_validate({**record[name], "nodes": tables["nodes"], **there})
     except (ValidationError, KeyError, TypeError) as error:
         raise RunError(
             f"run {str(folder)!r}", f"run.json is damaged ({type(error).__name__})", "run it again"
         ) from error
     if isinstance(graph, Circuit) and (rule := identities.broken(graph)):
         raise RunError(f"run {str(folder)!r}", f"is not a circuit: {rule}", "trace it again")
-    return graph
+    return graph.model_copy(update=read_beside(folder))
+
+
+def read_beside(folder: Any) -> dict[str, pa.Table]:
+    """What a run folder says of what neurons do, as fields of a `Graph`.
+
+    Raises:
+        RunError: such a table is damaged.
+    """
+    tables = {name: one_prompt.read_beside(folder, file, schema) for file, (name, schema) in BESIDE.items()}
+    found = {name: table for name, table in tables.items() if table is not None}
+    for name, table in found.items():
+        if wrong := problem(table):
+            step = "make it again, or remove it: the run does not need it"
+            raise RunError(f"the table {name} of run {quoted(str(folder), 300)}", wrong, step)
+    return found
 
 
 def provenance() -> dict[str, Any]:
@@ -511,6 +559,12 @@ def edges_table(columns: dict[str, Any]) -> pa.Table:
     """A table in `schemas.EDGES` for one prompt from its columns."""
     numbered = {"prompt_id": [0] * len(columns["source"]), **columns}
     return pa.table({field.name: pa.array(numbered[field.name], field.type, from_pandas=True) for field in EDGES})
+
+
+def profiles_table(node_ids: Sequence[int], inputs: Sequence[Any], outputs: Sequence[Any]) -> pa.Table:
+    """A table in `schemas.PROFILES` for one prompt, from each node's profile."""
+    columns = {"prompt_id": [0] * len(node_ids), "node_id": node_ids, "input": inputs, "output": outputs}
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in PROFILES})
 
 
 def nodes_table(columns: dict[str, Any]) -> pa.Table:

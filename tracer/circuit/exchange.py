@@ -11,9 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-from pydantic import BaseModel
+from typing import NamedTuple
 
 from tracer.circuit.circuit import Graph, Traced, edges_table
 from tracer.circuit.foreign import cantor, uncantor
@@ -24,14 +22,11 @@ from tracer.system import jsontext, wholefile
 from tracer.text import frame_csv, xml_text
 
 __all__ = [
-    "Chosen",
     "Exported",
     "cantor",
     "export",
     "from_neuronpedia",
     "import_graph",
-    "read_chosen",
-    "read_groups",
     "to_neuronpedia",
     "uncantor",
 ]
@@ -103,69 +98,6 @@ def import_graph(path: str | Path, max_bytes: int = MAX_BYTES) -> Graph:
             f"file {quoted(str(path), 300)}", f"cannot be read ({error.strerror})", "check its name"
         ) from error
     return from_neuronpedia(content, path.name)
-
-
-class Chosen(NamedTuple):
-    """What someone chose on the page: named groups of nodes and pinned nodes, by node id."""
-
-    groups: dict[str, tuple[int, ...]]
-    pins: tuple[int, ...]
-
-
-def read_chosen(path: str | Path, graph: Graph) -> Chosen:
-    """The groups and pins that the page saved, as node ids of `graph`.
-
-    Raises:
-        RunError: the file cannot be read, is not a groups file, or names a node the graph does not have.
-    """
-    path = Path(path)
-    try:
-        found = _Groups.model_validate(jsontext.parse(wholefile.read(path), constants=False))
-    except OSError as error:
-        raise RunError(
-            f"file {quoted(str(path), 300)}", f"cannot be read ({error.strerror})", "check its name"
-        ) from error
-    except ValueError as error:
-        raise RunError(
-            f"file {quoted(path.name)}", "is not a groups file", "save one from the page of 'tracer view'"
-        ) from error
-    rows = graph.nodes.select(["layer", "position", "neuron", "node_id"]).to_pylist()
-    number = {(row["layer"], row["position"], row["neuron"]): row["node_id"] for row in rows}
-
-    def ids(what: str, nodes: list[_GroupNode]) -> tuple[int, ...]:
-        places = [(node.layer, node.position, node.neuron) for node in nodes]
-        if unknown := [place for place in places if place not in number]:
-            rule = f"names {unknown[0]}, which is not a node here"
-            raise RunError(what, rule, "save the groups from this circuit's page")
-        return tuple(number[place] for place in places)
-
-    groups = {group.name: ids(f"group {quoted(group.name)}", group.nodes) for group in found.groups}
-    return Chosen(groups, ids("pins", found.pins))
-
-
-def read_groups(path: str | Path, graph: Graph) -> dict[str, tuple[int, ...]]:
-    """The groups alone that the page saved; see `read_chosen`."""
-    return read_chosen(path, graph).groups
-
-
-class _GroupNode(BaseModel):
-    layer: int
-    position: int
-    neuron: int
-
-
-class _Group(BaseModel):
-    name: str
-    nodes: list[_GroupNode]
-
-
-class _Groups(BaseModel):
-    """The file that the page of `tracer view` saves."""
-
-    format: Literal["tracer-groups"]
-    version: Literal[1]
-    groups: list[_Group]
-    pins: list[_GroupNode] = []
 
 
 def _write_neuronpedia(graph: Graph, path: Path, **names: str) -> Exported:

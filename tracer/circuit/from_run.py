@@ -15,14 +15,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.circuit.circuit import Graph, Traced, edges_table, load_graph, nodes_table
+from tracer.circuit.circuit import Graph, Traced, edges_table, load_graph, nodes_table, read_beside
 from tracer.errors import JobError, RunError, first_line, option, quoted
 from tracer.settings import ModelRecord, Settings, settings
 from tracer.store import one_prompt
+from tracer.store.record import MANY
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT, CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, NODES, SCHEMAS, TARGET
 
 _SETTINGS = ("method", "baseline", "basis", "rules", "steps", "metric", "top_k", "seed")
+
+
+class OfRun(Traced):
+    """A graph out of a run over many prompts.
+
+    Attributes:
+        fingerprint: of that run.
+    """
+
+    fingerprint: str
 
 
 def read_graph(address: Any, prompt_id: int | None = None) -> Graph:
@@ -37,12 +48,12 @@ def read_graph(address: Any, prompt_id: int | None = None) -> Graph:
     """
     if prompt_id is not None:
         return graph_of(address, prompt_id)
-    if one_prompt.read_record(address).get("kind") in ("dataset", "benchmark"):
+    if one_prompt.read_record(address).get("kind") in MANY:
         return circuit_of(address)
     return load_graph(address)
 
 
-def graph_of(address: Any, prompt_id: int) -> Traced:
+def graph_of(address: Any, prompt_id: int) -> OfRun:
     """The graph of one prompt of a dataset run.
 
     Args:
@@ -77,20 +88,23 @@ def graph_of(address: Any, prompt_id: int) -> Traced:
             rule = f"{prompt['status']} ({prompt['error']})"
             raise JobError(f"prompt {prompt_id}", rule, "choose one that went well")
         nodes = rows["nodes"]
-        return Traced(
+        return OfRun(
             nodes=_own(nodes),
             links=_own(rows["edges"]) if "edges" in rows else None,
+            profiles=_own(rows["profiles"]) if "profiles" in rows else None,
             text=prompt["text"],
             tokens=_tokens(nodes),
             **_made(record),
             notes={"run": str(folder.place), "prompt_id": prompt_id, "user_id": prompt["user_id"]},
+            **read_beside(address),
         )
 
 
 def _made(record: dict[str, Any]) -> dict[str, Any]:
     """How a run was made, as fields of a `Traced`."""
     model = ModelRecord.model_validate(record["model"])
-    return {"n_layers": model.n_layers, "settings": settings_of(record), "model": model}
+    fields = {"n_layers": model.n_layers, "settings": settings_of(record), "model": model}
+    return fields | {"fingerprint": str(record["fingerprint"])}
 
 
 @contextmanager
@@ -105,7 +119,7 @@ def _readable(folder: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def circuit_of(address: Any) -> Traced:
+def circuit_of(address: Any) -> OfRun:
     """The circuit of a whole dataset, strongest mean first, with the edges that are left of their means over prompts;
     without edges where the job has none, or an older version made the run.
 
@@ -138,13 +152,14 @@ def circuit_of(address: Any) -> Traced:
         rows, links = _with_links(folder) if linked else (_neurons_alone(folder), None)
         n_prompts = max(rows["n_prompts"], default=0)
         tokens = _common_tokens(folder) if kind == "aligned" else ("any-position",)
-        return Traced(
+        return OfRun(
             nodes=nodes_table(_columns(rows, tokens)),
             links=links,
             text=f"{kind} circuit of {n_prompts:,} prompts",
             tokens=tokens,
             **_made(record),
             notes={"run": str(folder.place), "circuit": kind, "n_prompts": n_prompts},
+            **read_beside(address),
         )
 
 

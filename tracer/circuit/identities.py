@@ -35,6 +35,8 @@ def _broken(circuit: Circuit) -> Iterator[str]:
     yield from _of_nodes(circuit)
     if circuit.links is not None:
         yield from _of_edges(circuit, circuit.links)
+    if circuit.profiles is not None:
+        yield from _of_profiles(circuit, circuit.profiles)
 
 
 def _of_nodes(circuit: Circuit) -> Iterator[str]:
@@ -72,6 +74,19 @@ def _of_edges(circuit: Circuit, links: pa.Table) -> Iterator[str]:
     known = np.isfinite(whole)
     if not _equal(attribution[known], whole[known]):
         yield "an edge's attribution is not its part of its target's"
+
+
+def _of_profiles(circuit: Circuit, profiles: pa.Table) -> Iterator[str]:
+    sides = [profiles[name].combine_chunks().flatten() for name in ("input", "output")]
+    if any(side.null_count or not np.isfinite(side.to_numpy()).all() for side in sides):
+        yield "a profile is not finite"
+    weights = np.array([row["gradient"] for row in circuit.rows("logit")], np.float64)
+    if circuit.settings.method == "relp" and np.isfinite(weights).all():
+        output = sides[1].to_numpy().reshape(-1, len(weights)).astype(np.float64)
+        attribution = circuit.neurons["attribution"].to_numpy()
+        scale = np.maximum((np.abs(output) * np.abs(weights)).sum(1), np.abs(attribution))
+        if not (np.abs(output @ weights - attribution) <= _CLOSE * scale + 1e-6 * np.abs(attribution).max()).all():
+            yield "what a neuron does to the logits is not its attribution"
 
 
 def _finite(column: pa.ChunkedArray) -> bool:

@@ -22,11 +22,13 @@ from typing import Any
 
 import fastjsonschema
 import numpy as np
+import pyarrow as pa
 from pydantic import ValidationError
 
 from tracer.circuit import identities
-from tracer.circuit.circuit import Circuit, Graph, edges_table, height, nodes_table
+from tracer.circuit.circuit import BESIDE, Circuit, Graph, Traced, edges_table, height, nodes_table
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
+from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, first_line, option, quoted
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -69,8 +71,10 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
     cumulative = _cumulative([None if row["kind"] == "logit" else row["influence"] for row in rows])
     probabilities = iter(graph.probabilities if isinstance(graph, Circuit) else ())
     targets = set(graph.target_ids) if isinstance(graph, Circuit) else set()
+    said = Said.of(graph)
     nodes = [
         _node(row, one, cumulative[i], probabilities, targets)
+        | ({"clerp": said.name(row)} if row["kind"] == "neuron" else {})
         for i, (row, one) in enumerate(zip(rows, ids, strict=True))
     ]
     params = {"linkType": "both", "clickedId": "", "sg_pos": ""} | _chosen(graph, ids)
@@ -125,6 +129,10 @@ def lost(graph: Graph, content: Mapping[str, Any]) -> list[str]:
     found = ["share (worked out again on import, as weight / activation)"]
     if graph.links is None:
         found = ["edges (it has none)"]
+    if isinstance(graph, Traced) and graph.profiles is not None:
+        found.append("attribution profiles")
+    if not isinstance(graph, Circuit) and Said.of(graph):
+        found.append("what neurons do beyond their names (tokens.parquet and descriptions.parquet of the run)")
     if isinstance(graph, Circuit) and public_name(graph.model.name) != graph.model.name:
         found.append(f"the model's folder (it is called {public_name(graph.model.name)!r})")
     for name in ("scan", "slug"):
@@ -266,6 +274,7 @@ def _metadata(graph: Graph) -> dict[str, Any]:
             exclude={
                 "nodes",
                 "links",
+                "profiles",
                 "settings",
                 "text",
                 "tokens",
@@ -277,6 +286,9 @@ def _metadata(graph: Graph) -> dict[str, Any]:
             },
         )
         content["settings"] = graph.settings.record()
+        content |= {
+            name: table.to_pylist() for name, _ in BESIDE.values() if (table := getattr(graph, name)) is not None
+        }
         content["model"]["name"] = public_name(graph.model.name)
         scan = re.sub(r"[^A-Za-z0-9_-]+", "-", content["model"]["name"].rpartition("/")[2]).strip("-") or "model"
         found |= {"scan": scan, "generation_settings": content["settings"], "tracer": content}
@@ -409,6 +421,7 @@ def _groups(supernodes: list[list[str]], number: Mapping[str, int], name: str) -
 def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) -> Circuit:
     """Our own file as the circuit it was."""
     known = {key: value for key, value in record.items() if key not in _DIGESTS}
+    known |= {key: _table(known[key], schema, name) for key, schema in BESIDE.values() if key in known}
     try:
         circuit = Circuit.model_validate({**known, **fields})
     except ValidationError as error:
@@ -419,6 +432,17 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
     if "sha256" not in record:
         return circuit.model_copy(update={"warnings": tuple(dict.fromkeys((*circuit.warnings, _OLD)))})
     return circuit
+
+
+def _table(rows: Any, schema: pa.Schema, name: str) -> pa.Table:
+    """What a file of ours says of what neurons do."""
+    try:
+        table = pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+        raise bad(name, "its tracer record is damaged at what neurons do") from error
+    if wrong := problem(table):
+        raise bad(name, f"its tracer record is damaged: {wrong}")
+    return table
 
 
 @cache

@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.cli import runs, terminal
+from tracer.cli import collecting, runs, terminal
+from tracer.cli.concepts import concepts, contrast
+from tracer.cli.describing import describe
 from tracer.cli.evaluating import evaluate
 from tracer.cli.graphs import export, import_, show, view
+from tracer.cli.grouping import group
 from tracer.cli.loading import Adapter, GgufFile, report
+from tracer.cli.neuron import neuron
 from tracer.cli.reporting import report_
 from tracer.cli.steering import steer
 from tracer.cli.submitting import submit
 from tracer.cli.swapping import swap
+from tracer.cli.sweeping import sweep
 from tracer.cli.tracing import trace
 from tracer.errors import JobError, TracerError, quoted
 from tracer.text import is_text
@@ -106,7 +111,10 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
     return table
 
 
-VERBS = (trace, show, view, export, import_, evaluate, steer, swap, doctor, *runs.VERBS, report_, submit)
+VERBS = (
+    *(trace, show, view, export, import_, group, evaluate, steer, sweep, swap, neuron, describe, concepts, contrast),
+    *(doctor, *runs.VERBS, *collecting.VERBS, report_, submit),
+)
 for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracer.cli import terminal
+from tracer.cli.options import NO_CHAT, Chat
 from tracer.errors import JobError, RunError, quoted, writing
 from tracer.system import wholefile
 from tracer.text import printable
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tracer.cli.loading import Where
     from tracer.evaluation.curves import Evaluation
     from tracer.evaluation.edge_curves import EdgeCurves
+    from tracer.evaluation.knockouts import Knockouts
     from tracer.evaluation.quality import AlwaysOn, Quality
 
 
@@ -41,6 +43,8 @@ class Asked(NamedTuple):
     bos: bool | None
     seed: int
     edges: bool = False
+    supernodes: bool = False
+    chat: Chat = NO_CHAT
 
     @property
     def own(self) -> bool:
@@ -50,22 +54,42 @@ class Asked(NamedTuple):
     def tests(self, model: Any, length: int | None, bos: bool) -> list[Any] | None:
         """The test pairs that the model can be asked; of a file those of `length` tokens. None where there are none."""
         from tracer.data import tasks
-        from tracer.prompts import lacks_bos
+        from tracer.prompts import encode, lacks_bos
 
         if self.pairs is None:
             return self.built_in
-        reading = tasks.sva.read(
-            self.pairs, model, length=None if length is None else length - (bos and lacks_bos(model))
-        )
+        alone = None if length is None or self.chat.chat else length - (bos and lacks_bos(model))
+        reading = tasks.sva.read(self.pairs, model, length=alone)
         if reading.skipped:
             terminal.line(reading.summary(), err=True)
-        return list(reading.pairs)
+        if length is None or not self.chat.chat:
+            return list(reading.pairs)
+        fit = [one for one in reading.pairs if len(encode(self.prompt(one, bos), model).token_ids) == length]
+        if other := len(reading.pairs) - len(fit):
+            terminal.line(f"{other} of {len(reading.pairs)} pairs skipped: not {length} tokens long as asked", err=True)
+        return fit
+
+    def prompt(self, pair: Any, bos: bool) -> Any:
+        """A test pair as it is asked."""
+        from tracer.prompts import with_bos
+
+        return with_bos(self.chat.asked(pair.to_prompt()), bos)
 
     def others(self, bos: bool) -> list[Any] | None:
         """The reference prompts."""
         from tracer.prompts import with_bos
 
         return None if self.reference is None else [with_bos(one, bos) for one in self.reference]
+
+
+class Parts(NamedTuple):
+    """What parts of a circuit hold, where it was asked for: its strongest edges, and its groups."""
+
+    edges: EdgeCurves | None = None
+    groups: Knockouts | None = None
+
+
+NO_PARTS = Parts()
 
 
 class Told(NamedTuple):
@@ -90,10 +114,11 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
     _check_apart(circuit, [pair.prompt for pair in asked.built_in or asked.given], asked.allow_overlap)
     _check_unrelated(circuit, asked.unrelated)
     _check_edges(circuit, asked)
+    grouped = _grouped(circuit, folder, asked)
     model = _loaded(circuit, where)
     bos = circuit.token_ids[0] == bos_of(model) if asked.bos is None else asked.bos
     pairs, others = asked.tests(model, len(circuit.token_ids), bos), asked.others(bos)
-    tests = None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs]
+    tests = None if pairs is None else [asked.prompt(pair, bos) for pair in pairs]
     how: dict[str, Any] = {
         "reference": others,
         "train": () if pairs is None else [tracer.Prompt(token_ids=circuit.token_ids)],
@@ -105,10 +130,11 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
             model, circuit, tests, asked.ablation, asked.sizes, **how, aligned=aligned, progress=bar
         )
     edges = _edge_curves(model, circuit, tests, asked.ablation, how) if asked.edges else None
-    mean_of = others or [with_bos(tracer.Prompt(pair.counterfactual), bos) for pair in pairs or ()]
+    groups = None if grouped is None else _knockouts(model, grouped, tests, asked.ablation, how)
+    mean_of = others or [with_bos(asked.chat.asked(tracer.Prompt(pair.counterfactual)), bos) for pair in pairs or ()]
     qualities = _qualities(model, circuit, mean_of, asked.seed)
     constant = _always_on(model, circuit, asked, bos)
-    told = _told(result, place, circuit.text, qualities, constant, edges)
+    told = _told(result, place, circuit.text, qualities, constant, Parts(edges, groups))
     first = qualities[0] if qualities else None
     page = document.write_document(circuit, result, first, constant, edges, path=place / "report.html")
     return told._replace(files=[*told.files, page])
@@ -117,7 +143,6 @@ def evaluate_circuit(folder: str, asked: Asked, where: Where, place: Path) -> To
 def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     """The circuit of a dataset on test pairs, or on the run's own prompts."""
     from tracer.circuit.from_run import circuit_of
-    from tracer.prompts import with_bos
     from tracer.runs.jobs import DatasetJob, load_job
     from tracer.runs.units import dataset_circuit
     from tracer.store.run_folder import RunFolder
@@ -125,6 +150,7 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     circuit, at = circuit_of(folder), RunFolder(folder)
     _check_of_run(circuit, asked)
     _check_edges(circuit, asked)
+    grouped = _grouped(circuit, folder, asked)
     job = load_job((at.record() or {})["job"])
     assert isinstance(job, DatasetJob)
     job = job.leaving_out(at.record() or {})
@@ -132,7 +158,7 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
     bos = job.bos if asked.bos is None else asked.bos
     pairs = asked.tests(model, len(circuit.tokens) if job.circuit == "aligned" else None, bos)
     again = dataset_circuit.Again(
-        None if pairs is None else [with_bos(pair.to_prompt(), bos) for pair in pairs],
+        None if pairs is None else [asked.prompt(pair, bos) for pair in pairs],
         asked.ablation,
         asked.sizes,
         count=asked.most,
@@ -140,10 +166,11 @@ def evaluate_run(folder: str, asked: Asked, where: Where, place: Path) -> Told:
         allow_overlap=asked.allow_overlap,
         seed=asked.seed,
         edges=circuit if asked.edges else None,
+        groups=grouped,
     )
     with terminal.ProgressBar("ablating") as bar:
-        result, edges = dataset_circuit.evaluate_again(model, job, at, again, bar)
-    return _told(result, place, circuit.text, edges=edges)
+        result, edges, groups = dataset_circuit.evaluate_again(model, job, at, again, bar)
+    return _told(result, place, circuit.text, parts=Parts(edges, groups))
 
 
 def _loaded(circuit: Traced, where: Where) -> Any:
@@ -160,17 +187,17 @@ def _told(
     title: str,
     qualities: Sequence[Quality] = (),
     constant: list[AlwaysOn] | None = None,
-    edges: EdgeCurves | None = None,
+    parts: Parts = NO_PARTS,
 ) -> Told:
     """An evaluation, saved as JSON and as pictures."""
     from tracer.reports import figures, tables
 
-    content = tables.evaluation_json(result, qualities, constant, edges)
+    content = tables.evaluation_json(result, qualities, constant, *parts)
     files = [tables.write_page(content, place / "evaluation.json")]
     files.append(tables.plot_evaluation(result, place / "evaluation.png", title))
-    if edges is not None:
-        files.append(tables.write_page(figures.edge_curves_png(edges, printable(title, 90)), place / "edges.png"))
-    return Told(content, tables.evaluation_table(result, qualities, constant, edges), files)
+    if parts.edges is not None:
+        files.append(tables.write_page(figures.edge_curves_png(parts.edges, printable(title, 90)), place / "edges.png"))
+    return Told(content, tables.evaluation_table(result, qualities, constant, *parts), files)
 
 
 def _edge_curves(
@@ -182,6 +209,36 @@ def _edge_curves(
     with warnings.catch_warnings(), terminal.ProgressBar("keeping the strongest edges") as bar:
         warnings.simplefilter("ignore")  # the evaluation has said it
         return edge_curves(model, circuit, tests, ablation, **how, progress=bar)
+
+
+def _knockouts(
+    model: Any, circuit: Circuit, tests: list[Any] | None, ablation: str | None, how: dict[str, Any]
+) -> Knockouts:
+    """What each supernode is worth, on the same test prompts."""
+    from tracer.evaluation.knockouts import knockouts
+
+    with warnings.catch_warnings(), terminal.ProgressBar("leaving out each supernode") as bar:
+        warnings.simplefilter("ignore")  # the evaluation has said it
+        return knockouts(model, circuit, tests, ablation, **how, progress=bar)
+
+
+def _grouped(circuit: Traced, folder: str, asked: Asked) -> Any:
+    """The circuit with the supernodes of its run, None where they are not asked about; refused before a model is loaded
+    where there are none."""
+    from tracer.circuit import supernodes_file
+    from tracer.evaluation.knockouts import check_grouped
+
+    if not asked.supernodes:
+        return None
+    if asked.aligned is False:
+        raise JobError("--supernodes", "are of nodes at their positions", "leave out --no-aligned")
+    file = supernodes_file.of_run(folder)
+    if file is None:
+        rule, step = "has no supernodes.json", f"make one: tracer group {folder}"
+        raise RunError(f"run {quoted(folder, 300)}", rule, step)
+    grouped = supernodes_file.apply(file, circuit)
+    check_grouped(grouped)
+    return grouped
 
 
 def _check_edges(circuit: Traced, asked: Asked) -> None:

@@ -15,11 +15,11 @@ from tracer.cli import terminal
 from tracer.cli.evaluated import Asked, evaluate_circuit, evaluate_run, writable
 from tracer.cli.graphs import beside
 from tracer.cli.loading import Device, GgufFile, There, Where
-from tracer.cli.options import MOST, Folder, Format, Style, flat, lines, numbers
+from tracer.cli.options import MOST, Chat, Folder, Format, Style, flat, lines, numbers
 from tracer.errors import JobError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tests:
     """The test pairs, what nodes are replaced by, and the sizes of circuits."""
 
@@ -59,9 +59,20 @@ class Tests:
             "--edges", help="Also keep the strongest 1 % to 100 % of the edges, and test what nodes are left."
         ),
     ] = False
+    chat: Chat
+
+    supernodes: Annotated[
+        bool,
+        typer.Option(
+            "--supernodes", help="Also what each supernode of the run is worth: the circuit without it, it alone."
+        ),
+    ] = False
 
     def check(self) -> None:
         """Refuse options that contradict each other."""
+        self.chat.check()
+        if self.chat.chat and self.structure is None and self.pairs is None and self.reference is None:
+            raise JobError("--chat", "has no effect on the circuit's own prompt", "leave it out, or give test pairs")
         if self.pairs is not None and self.structure is not None:
             raise JobError("test pairs", "come from a file or are built in", "give --pairs or --structure, or neither")
         if self.count is not None and self.pairs is not None:
@@ -127,11 +138,12 @@ def evaluate(
     Example: tracer evaluate runs/demo --structure nounpp
     """
     from tracer.store import one_prompt
+    from tracer.store.record import MANY
 
     tests.check()
     if style is Format.csv:
         raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
-    many = one_prompt.read_record(folder).get("kind") in ("dataset", "benchmark")
+    many = one_prompt.read_record(folder).get("kind") in MANY
     if tests.count is not None and tests.structure is None and not many:
         raise JobError(f"--count {tests.count}", "has no effect on the circuit's own prompt", "leave it out")
     place = writable(out or beside(folder, "evaluate" if many else "."))
@@ -160,11 +172,13 @@ def _asked(tests: Tests, how: How) -> Asked:
         most=most,
         ablation=tests.ablation,
         sizes=numbers(tests.sizes, "--sizes"),
-        reference=lines(tests.reference, False),
-        unrelated=lines(how.unrelated, False, "--unrelated"),
+        reference=lines(tests.reference, False, chat=tests.chat),
+        unrelated=lines(how.unrelated, False, "--unrelated", tests.chat),
         allow_overlap=tests.allow_overlap,
         aligned=how.aligned,
         bos=how.bos,
         seed=how.seed,
         edges=tests.edges,
+        supernodes=tests.supernodes,
+        chat=tests.chat,
     )

@@ -18,6 +18,10 @@ from tracer.errors import JobError, quoted, say
 if TYPE_CHECKING:
     from tracer.circuit.circuit import Graph
 
+Groups = Annotated[
+    Path | None,
+    typer.Option(help="Groups and pins: a file of 'tracer group', or saved from the page. Default: the run folder's."),
+]
 Source = Annotated[str, typer.Argument(help="A run folder, or a graph file.")]
 
 
@@ -34,13 +38,14 @@ def show(folder: Folder, shown: Shown, prompt: OfRun = None) -> None:
 def view(
     source: Source,
     out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
+    groups: Groups = None,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     prompt: OfRun = None,
 ) -> None:
     """Write the graph page: one HTML file that opens from disk and needs no network."""
     from tracer.reports import tables
 
-    graph = _graph(source, prompt)
+    graph = grouped(_graph(source, prompt), source, groups)
     page = tables.view(graph, out or beside(source, "graph.html", file_too=True))
     terminal.line(f"wrote {page} ({_size(page)}); open it in a browser")
     if open_page:
@@ -54,9 +59,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
     ] = None,
-    groups: Annotated[
-        Path | None, typer.Option(help="Groups and pins saved from the page, exported as supernodes and pinned nodes.")
-    ] = None,
+    groups: Groups = None,
     scan: Annotated[str | None, typer.Option(help="The model's name on Neuronpedia: letters, digits, - and _.")] = None,
     slug: Annotated[
         str | None, typer.Option(help="The graph's name there: letters, digits, - and _. Default: from the prompt.")
@@ -67,10 +70,10 @@ def export(
     from tracer.circuit import exchange
 
     graph = _graph(source, prompt)
-    if groups is not None:
-        if form != "neuronpedia":
-            raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
-        graph = graph.model_copy(update=exchange.read_chosen(groups, graph)._asdict())
+    if groups is not None and form != "neuronpedia":
+        raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
+    if form == "neuronpedia":
+        graph = grouped(graph, source, groups)
     ending = form if form in ("graphml", "csv") else "json"
     done = exchange.export(graph, out or beside(source, f"{form}.{ending}"), form, scan=scan, slug=slug)
     for file in done.files:
@@ -106,6 +109,21 @@ def _graph(source: str, prompt: int | None) -> Graph:
     if prompt is None and Path(source).is_file():
         return import_graph(source)
     return read_graph(source, prompt)
+
+
+def grouped(graph: Graph, source: str, groups: Path | None) -> Graph:
+    """The graph with the groups and pins of a file, or of the run folder's own file, if it has one; what a prompt's
+    graph does not have of a dataset's groups is left out."""
+    from tracer.circuit import supernodes_file
+    from tracer.store.storage import is_remote
+
+    if groups is not None:
+        file = supernodes_file.read(groups)
+    elif is_remote(source) or Path(source).is_dir():
+        file = supernodes_file.of_run(source)
+    else:
+        file = None
+    return graph if file is None else supernodes_file.apply(file, graph, partial="prompt_id" in graph.notes)
 
 
 def beside(source: str, name: str, file_too: bool = False) -> Path:

@@ -108,8 +108,50 @@ def numbers(value: str | None, option: str) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def lines(path: Path | None, bos: bool, option: str = "--reference") -> list[Prompt] | None:
+@dataclass(frozen=True)
+class Chat:
+    """Whether a text is what a user says to a model that is tuned for chats, and what stands around it."""
+
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The text is a user's message: asked by the model's own chat template.")
+    ] = False
+    system: Annotated[str | None, typer.Option(help="With --chat: the system's message before it.")] = None
+    seed_answer: Annotated[
+        str | None, typer.Option(help="With --chat: how the answer begins: 'Answer:'. Read at its last token.")
+    ] = None
+
+    def check(self) -> None:
+        """Refuse what has no effect.
+
+        Raises:
+            JobError: the surroundings of a chat without one.
+        """
+        for name, value in (("--system", self.system), ("--seed-answer", self.seed_answer)):
+            if value is not None and not self.chat:
+                raise JobError(f"{name} {quoted(value)}", "has no effect without --chat", "give --chat too")
+
+    def asked(self, prompt: Prompt) -> Prompt:
+        """A prompt as it is asked.
+
+        Raises:
+            JobError: a chat of token ids, or of a text that begins with what only a text begins with.
+        """
+        self.check()
+        if not self.chat:
+            return prompt
+        if prompt.text is None:
+            raise JobError("--chat", "has no effect on token ids, which are used as they are", "leave it out")
+        return prompt.as_chat(self.system, self.seed_answer)
+
+
+NO_CHAT = Chat()
+
+
+def lines(path: Path | None, bos: bool, option: str = "--reference", chat: Chat = NO_CHAT) -> list[Prompt] | None:
     """The prompts of a text file, one a line.
+
+    Args:
+        chat: how each is asked.
 
     Raises:
         JobError: the file cannot be read, or holds none.
@@ -127,4 +169,4 @@ def lines(path: Path | None, bos: bool, option: str = "--reference") -> list[Pro
         ) from None
     if not found:
         raise JobError(f"prompts {str(path)!r}", "holds no prompt", "give a text file, a prompt a line")
-    return [Prompt(line, bos=bos) for line in found]
+    return [chat.asked(Prompt(line, bos=bos)) for line in found]

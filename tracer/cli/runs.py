@@ -20,6 +20,7 @@ from tracer.text import printable
 
 if TYPE_CHECKING:
     from tracer.runs.driver import Run
+    from tracer.runs.jobs import Job
     from tracer.runs.status import Status
     from tracer.store.run_folder import RunFolder
 
@@ -124,17 +125,28 @@ class Again:
 @terminal.report_errors
 @flat
 def run(job: JobFile, out: Out, crew: Crew, part: Part, served: Served, change: Change = None, *, again: Again) -> None:
-    """Run a job over many prompts: a dataset's circuits, or the agreement benchmark. Stop it, repeat it: it resumes.
+    """Run a job over many prompts: a dataset's circuits, the agreement benchmark, exemplars. Repeated, it resumes.
 
     Example: tracer run jobs/dataset.yaml --out runs/dataset        with --ray local, or --ray auto on a cluster
     """
-    from tracer.runs import driver, jobs
+    from tracer.runs import jobs
 
     terminal.quiet()
     again.check(out)
     remote = "true" if served.remote else None
     chosen = jobs.load_job(job, changes(change, **vars(part), in_flight=served.in_flight, remote=remote))
-    watch = _Watch(job)
+    carry_out(chosen, out, crew, again, job)
+
+
+def carry_out(chosen: Job, out: str, crew: Crew, again: Again, name: str) -> None:
+    """Run a job into a folder with its progress shown, and print what it found.
+
+    Args:
+        name: of the job, for whoever watches.
+    """
+    from tracer.runs import driver
+
+    watch = _Watch(name)
     try:
         with watch:
             result = driver.run(chosen, out, **vars(crew), **again.arguments(), watch=watch, note=terminal.note)
@@ -165,6 +177,12 @@ def _tell(result: Run, out: str) -> None:
             result.status.total_seconds,
         )
         terminal.tables().print(benchmark_report.benchmark_table(outcomes))
+    elif isinstance(result.job, jobs.ExemplarsJob):
+        from tracer.runs.pages import exemplars
+
+        rows = exemplars.rows_of(result.table("densities"), result.table("exemplars"))
+        terminal.tables().print(report.exemplars_table(rows, exemplars.HEADS))
+        terminal.line(exemplars.first_token(result.job))
     else:
         terminal.tables().print(report.neurons_table(result.table("neurons")))
         if said := report.tested(result.folder.place):
@@ -172,7 +190,9 @@ def _tell(result: Run, out: str) -> None:
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
     terminal.line(f"report.html there says what was found; 'tracer report {out}' makes it again")
     if result.status.failed:
-        terminal.line(f"{result.status.failed:,} prompts failed; --retry-failed does them again. Most often:")
+        terminal.line(
+            f"{result.status.failed:,} {result.status.what} failed; --retry-failed does them again. Most often:"
+        )
         for reason in result.reasons:
             terminal.line(f"  {reason}")
         terminal.line(f"all of them: tracer query {out} 'select prompt_id, user_id, error from failed'")
@@ -210,7 +230,8 @@ def query(
     quick: Annotated[bool, typer.Option("--quick", help="Do not compare the tables' files with their hashes.")] = False,
 ) -> None:
     """Ask a run's tables in SQL, with DuckDB, which the extra 'query' installs: prompts, nodes, edges, neurons,
-    edges_mean, top_prompts, failed, circuit, circuit_nodes and circuit_edges.
+    edges_mean, top_prompts, failed, circuit, circuit_nodes, circuit_edges, tokens, concepts, steering; of exemplars,
+    exemplars and densities.
 
     Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
     """

@@ -12,7 +12,8 @@ import typer
 
 from tracer.cli import terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
-from tracer.cli.options import MOST, Bos, flat, numbers
+from tracer.cli.options import MOST, Bos, Chat, flat, numbers
+from tracer.errors import JobError, quoted
 
 if TYPE_CHECKING:
     from tracer.prompts import Prompt
@@ -20,19 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens whose probabilities are shown."""
+    """The tokens whose probabilities are shown, and how the prompt begins."""
 
     target: Annotated[list[str] | None, typer.Option(help='Token asked about: " are".')] = None
     foil: Annotated[list[str] | None, typer.Option(help="Wrong token.")] = None
     token: Annotated[list[str] | None, typer.Option(help="Another token whose probability is shown. Repeatable.")] = (
         None
     )
+    bos: Bos = False
 
-    def prompt(self, text: str, bos: bool) -> Prompt:
+    def prompt(self, text: str) -> Prompt:
         """The prompt that is asked about them."""
         from tracer.prompts import Prompt
 
-        return Prompt(text, target=self.target or None, foil=self.foil or None, bos=bos)
+        return Prompt(text, target=self.target or None, foil=self.foil or None, bos=self.bos)
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,21 @@ class Action:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What is generated, and what is drawn to compare with."""
+    """What is generated, what is drawn to compare with, and texts that are drawn beside the greedy ones."""
 
     max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0, max=MOST)] = 20
     random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0, max=MOST)] = 5
     seed: Annotated[int, typer.Option(help="Of the random draws.", min=0, max=MOST)] = 0
+    temperature: Annotated[
+        float | None, typer.Option(help="Draw texts too, at this temperature. Default with --samples: 1.", min=0)
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(help="Draw only among the likeliest tokens whose probabilities reach this sum.")
+    ] = None
+    n: Annotated[int | None, typer.Option("--samples", help="How many texts are drawn.", min=1, max=MOST)] = None
+    sample_seed: Annotated[
+        int, typer.Option(help="Of the first text drawn; the next has the next.", min=0, max=MOST)
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +104,14 @@ def steer(
         str | None,
         typer.Option(
             help="A run folder (of one prompt, or a dataset's with its circuit), or a CSV or JSON-lines file of layer, "
-            "neuron, position. Default: the prompt's own."
+            "neuron, position; with --group also a supernodes.json. Default: the prompt's own."
         ),
     ] = None,
+    group: Annotated[str | None, typer.Option(help="Only this supernode of --nodes, by its name.")] = None,
     *,
     tokens: Tokens,
     action: Action,
-    bos: Bos = False,
+    chat: Chat,
     drawn: Drawn,
     where: Steered,
 ) -> None:
@@ -108,12 +121,15 @@ def steer(
     """
     import tracer
     from tracer.circuit.circuit import Traced
-    from tracer.evaluation import steering
+    from tracer.evaluation import steering, texts
     from tracer.reports import tables
 
-    prompt, how = tokens.prompt(text, bos), action.arguments()
-    chosen = None if nodes is None else steering.read_nodes(nodes)
+    prompt, how = chat.asked(tokens.prompt(text)), action.arguments()
+    if group is not None and nodes is None:
+        raise JobError(f"--group {quoted(group)}", "is of a run or a groups file", "name it with --nodes")
+    chosen = None if nodes is None else steering.read_nodes(nodes, group)
     steering.planned(chosen, **how)
+    texts.sampled(drawn.temperature, drawn.top_p, drawn.n, drawn.sample_seed, drawn.max_new_tokens)
     terminal.quiet()
     model = where.load(chosen.model if isinstance(chosen, Traced) else None)
     if chosen is None:

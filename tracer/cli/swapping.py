@@ -14,7 +14,7 @@ import typer
 
 from tracer.cli import terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
-from tracer.cli.options import MOST, Bos, Format, Style, flat, numbers
+from tracer.cli.options import MOST, Bos, Chat, Format, Style, flat, numbers
 from tracer.errors import JobError, option
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def swap(
     many: Many,
     bos: Bos = False,
     *,
+    chat: Chat,
     measured: Measured,
     where: Swapped,
     style: Style = Format.table,
@@ -137,11 +138,11 @@ def swap(
 
     ks = numbers(measured.ks, "--ks")
     _check(two, many)
+    chat.check()
+    own = _own(two, bos, chat) if many.task is None and many.pairs is None else None
     terminal.quiet()
     model = where.load(None)
-    prompts = (
-        [_own(two, model, bos)] if many.task is None and many.pairs is None else _asked(many, model, bos, measured)
-    )
+    prompts = _asked(many, model, bos, chat, measured) if own is None else [_answered(own, two.foil, model)]
     found = tracer.swap(
         model, prompts, ks or (), method=measured.method, baseline=measured.baseline, seed=measured.seed
     )
@@ -176,30 +177,36 @@ def _check(two: Two, many: Many) -> None:
         tasks.load(str(many.task), **many.options(0))
 
 
-def _own(two: Two, model: Model, bos: bool) -> Prompt:
-    """The two prompts as one, with what the model itself answers where nothing else is said."""
+def _own(two: Two, bos: bool, chat: Chat) -> Prompt:
+    """The two prompts as one."""
+    from tracer.prompts import Prompt
+
+    return chat.asked(Prompt(two.text, counterfactual=two.other, target=two.target, bos=bos))
+
+
+def _answered(prompt: Prompt, foil: str | None, model: Model) -> Prompt:
+    """Two prompts as one, with what the model itself answers where nothing else is said."""
     from dataclasses import replace
 
     from tracer.evaluation.answers import greedy
     from tracer.prompts import Prompt, decode, encode
 
-    assert two.text is not None
-    prompt = Prompt(two.text, counterfactual=two.other, target=two.target, bos=bos)
-    one, other = encode(prompt, model), encode(Prompt(two.other, bos=bos), model)
-    said = greedy(model, [one, other])
-    target, foil = two.target or said[0], two.foil or said[1]
-    if target == foil:
+    one = encode(prompt, model)
+    assert one.counterfactual_ids is not None
+    said = greedy(model, [one, encode(Prompt(token_ids=one.counterfactual_ids), model)])
+    target, other = prompt.target or said[0], foil or said[1]
+    if target == other:
         rule = "is the model's answer to both prompts, so that nothing could change"
         raise JobError(f"token {decode(model, said[0])!r}", rule, "give prompts with different answers")
-    return replace(prompt, target=target, foil=foil)
+    return replace(prompt, target=target, foil=other)
 
 
-def _asked(many: Many, model: Model, bos: bool, measured: Measured) -> list[Prompt]:
+def _asked(many: Many, model: Model, bos: bool, chat: Chat, measured: Measured) -> list[Prompt]:
     """The pairs as prompts, those that a filter keeps."""
     import tracer
     from tracer.prompts import with_bos
 
-    prompts = [with_bos(pair.to_prompt(), bos) for pair in many.of(model, measured.seed)]
+    prompts = [chat.asked(with_bos(pair.to_prompt(), bos)) for pair in many.of(model, measured.seed)]
     if many.keep is None:
         return prompts
     found = tracer.filter_prompts(model, prompts, many.keep)

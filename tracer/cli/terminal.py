@@ -85,7 +85,8 @@ def _options(verb: Callable[..., None]) -> dict[str, str]:
     for name, hint in get_type_hints(verb, include_extras=True).items():
         for made in getattr(hint, "__metadata__", ()):
             if isinstance(made, OptionInfo):
-                given = [one.partition("/")[0] for one in made.param_decls or () if one.startswith("--")]
+                every = (made.default, *(made.param_decls or ()))  # within Annotated the first name is the default
+                given = [one.partition("/")[0] for one in every if isinstance(one, str) and one.startswith("--")]
                 flags[name] = given[0] if given else "--" + name.replace("_", "-")
     return flags | {name: flag for name, flag in _RENAMED.items() if flag in flags.values()}
 

@@ -16,7 +16,7 @@ import typer
 from tracer.cli import terminal
 from tracer.cli.graphs import show_graph
 from tracer.cli.loading import Adapter, Device, GgufFile, There
-from tracer.cli.options import MOST, Bos, Format, Overwrite, Shown, flat, lines, numbers
+from tracer.cli.options import MOST, Bos, Chat, Format, Overwrite, Shown, flat, lines, numbers
 from tracer.errors import JobError, RunError, quoted
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tracer.settings import Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Question:
     """The prompt, and what is asked of it."""
 
@@ -45,13 +45,24 @@ class Question:
     positions: Annotated[
         str | None, typer.Option(help="Where the logits are read: '-1' or '3,5'. Default: the last.")
     ] = None
+    rollout: Annotated[
+        int | None,
+        typer.Option(
+            help="Ask about the model's own N-th next token, after its own N - 1 before it, instead of a target.",
+            min=1,
+            max=MOST,
+        ),
+    ] = None
     bos: Bos = False
+    chat: Chat
 
     def prompt(self) -> Prompt:
-        """The prompt that `tracer.trace` takes."""
+        """The prompt that `tracer.trace` takes, before a rollout."""
         from tracer.prompts import Prompt
 
-        return Prompt(
+        if self.rollout is not None and self.target:
+            raise JobError("--rollout and --target", "both say what is asked about", "give one of them")
+        prompt = Prompt(
             text=self.text,
             token_ids=numbers(self.token_ids, "--token-ids"),
             target=self.target or None,
@@ -60,6 +71,13 @@ class Question:
             positions=numbers(self.positions, "--positions"),
             bos=self.bos,
         )
+        return self.chat.asked(prompt)
+
+    def rolled_out(self, model: Any, prompt: Prompt) -> Prompt:
+        """The prompt with the model's own continuation, where that is asked for."""
+        import tracer
+
+        return prompt if self.rollout is None else tracer.rollout(model, prompt, self.rollout)
 
 
 @dataclass(frozen=True)
@@ -212,20 +230,27 @@ class Kept:
     edges: Annotated[
         bool | None, typer.Option("--edges/--no-edges", help="Trace the direct edges between the nodes kept.")
     ] = None
+    profiles: Annotated[
+        bool,
+        typer.Option(
+            "--profiles",
+            help="Keep each node's attribution profile: what every token does to it, and it to each target.",
+        ),
+    ] = False
     pruned: Edges
 
     def arguments(self) -> dict[str, Any]:
         """As `tracer.trace` takes it, but for positions and neurons that are left out."""
-        given = {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "edges")}
+        given = {name: getattr(self, name) for name in ("nodes", "threshold", "mass", "edges", "profiles")}
         return given | {"pruning": self.pruned.pruning()}
 
-    def unrelated(self, settings: Settings, bos: bool) -> list[Prompt] | None:
+    def unrelated(self, settings: Settings, asked: Question) -> list[Prompt] | None:
         """The prompts on which always-on neurons are looked for.
 
         Raises:
             JobError: fewer than two, or a baseline that they do not have.
         """
-        found = lines(self.without_always_on, bos, "--without-always-on")
+        found = lines(self.without_always_on, asked.bos, "--without-always-on", asked.chat)
         if found is None:
             return None
         if len(found) < 2:
@@ -246,6 +271,14 @@ class Saved:
         str | None, typer.Option(help="Save the run folder here (Parquet and run.json): a path, s3:// or gs://.")
     ] = None
     overwrite: Overwrite = False
+    tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--tokens/--no-tokens",
+            help="Read from the weights which tokens each neuron promotes: of all that are saved or, without --out, of "
+            "those in the table. Default: where the weights are here.",
+        ),
+    ] = None
 
     def check(self, mine: dict[str, Any]) -> None:
         """Refuse a folder that cannot be written, or holds another circuit than the one that is about to be traced, by
@@ -254,6 +287,20 @@ class Saved:
 
         if self.out is not None:
             one_prompt.check_writable(self.out, self.overwrite, partial(_can_be, mine=mine))
+
+    def with_tokens(self, model: Any, circuit: Circuit, shown: Shown) -> Circuit:
+        """The circuit with the tokens of its neurons: of all where it is saved or printed whole, else of those in the
+        table."""
+        from tracer.circuit.said import key_of
+        from tracer.meaning import tokens
+
+        asked = (model.remote is None and tokens.is_readable(model)) if self.tokens is None else self.tokens
+        if not asked or (self.out is None and shown.style is Format.csv):
+            return circuit
+        rows = circuit.neurons.to_pylist()
+        if self.out is None and shown.style is Format.table:
+            rows = rows[: shown.rows]
+        return tokens.with_tokens(model, circuit, neurons=[key for row in rows for key in key_of(row)])
 
     def save(self, graph: Graph, style: Format) -> None:
         """Save a graph, and say where: beside the folder asked for, if that holds another run after all, for what was
@@ -283,26 +330,31 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     import tracer
     from tracer.attribution import trace as tracing
     from tracer.attribution.attribute import check_question
+    from tracer.meaning.tokens import check_readable
 
     prompt = question.prompt()
     how.check()
-    others = lines(how.reference, question.bos)
+    others = lines(how.reference, question.bos, chat=question.chat)
     asked = how.arguments() | kept.arguments()
     left_out = [_neuron(name) for name in kept.exclude or ()]
     settings, _ = tracing.checked([prompt], **asked)
     check_question(prompt, settings, others)
-    unrelated = kept.unrelated(settings, question.bos)
-    mine = _known(prompt, settings, kept)
+    unrelated = kept.unrelated(settings, question)
+    mine = _known(prompt, settings, kept, question)
     saved.check(mine | {"model": {"name": source.model}})
     terminal.quiet()
     model = source.load(there)
+    prompt = question.rolled_out(model, prompt)
     if saved.out is not None:
         saved.check(mine | {"model": {"fingerprint": model.fingerprint}})
+    if saved.tokens:
+        check_readable(model)
     with terminal.ProgressBar(f"{how.method} on {source.model}") as bar:
         how_to: dict[str, Any] = {**asked, "skip_first": kept.skip_first, "reference": others, "progress": bar}
         circuit = tracer.trace(model, prompt, **how_to, exclude=left_out)
         if unrelated is not None:
             circuit = _without_always_on(model, prompt, circuit, unrelated, left_out, how_to)
+    circuit = saved.with_tokens(model, circuit, shown)
     show_graph(circuit, shown)
     saved.save(circuit, shown.style)
 
@@ -330,15 +382,22 @@ def _without_always_on(
     return circuit.model_copy(update={"warnings": warnings, "notes": circuit.notes | kept})
 
 
-def _known(prompt: Prompt, settings: Settings, kept: Kept) -> dict[str, Any]:
-    """What a record will say of the circuit that is about to be traced."""
+def _known(prompt: Prompt, settings: Settings, kept: Kept, asked: Question) -> dict[str, Any]:
+    """What a record will say of the circuit that is about to be traced; of its prompt nothing, where the model has a
+    part in it."""
     from tracer.attribution.selection import node_limit
 
     nodes, threshold, mass = kept.nodes, kept.threshold, kept.mass
+    given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
     return {
-        "prompt": prompt.text if prompt.text is not None else list(prompt.token_ids or ()),
+        "prompt": None if prompt.messages is not None or (asked.rollout or 1) > 1 else given,
         "settings": {name: value for name, value in settings.record().items() if name != "metric"},
-        "selection": {"nodes": node_limit(nodes, threshold, mass), "threshold": threshold, "mass": mass},
+        "selection": {
+            "nodes": node_limit(nodes, threshold, mass),
+            "threshold": threshold,
+            "mass": mass,
+            "profiles": kept.profiles or None,
+        },
     }
 
 
@@ -348,7 +407,7 @@ def _can_be(there: dict[str, Any], mine: dict[str, Any]) -> bool:
     parts = all(
         was.get(part, {}).get(name) == value for part in mine if part != "prompt" for name, value in mine[part].items()
     )
-    return parts and mine["prompt"] in (was.get("text"), was.get("token_ids"))
+    return parts and mine["prompt"] in (None, was.get("text"), was.get("token_ids"))
 
 
 def _neuron(value: str) -> tuple[int, int]:

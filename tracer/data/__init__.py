@@ -11,7 +11,8 @@ spaces included, and nothing where it is empty: 7 is the text "7". The fields th
 numbers in every format (in CSV as 1 2 3 or [1, 2, 3]). How numbers were read is told to `heard`, and stands in a run's
 record.
 
-Door: `read` and the functions below, `source.Source`, `tasks`.
+Door: `read` and the functions below, `source.Source`, `tasks`; for tables that are not prompts `files.find`,
+`formats.columns`, `formats.records` and `rows.Unreadable`.
 """
 
 from __future__ import annotations
@@ -166,13 +167,26 @@ def _of_task(source: Source) -> Iterator[Row]:
     given = {"structure": source.structure, "count": source.count}
     options = {name: value for name, value in given.items() if value is not None}
     kind = {} if source.structure is None else {"structure": source.structure}
+    begins = f"{source.structure or source.task}/{source.split}"
+    if source.task in tasks.QUESTIONS:
+        for number, one in enumerate(tasks.ask(source.task, split=source.split, seed=source.seed, **options)):
+            said = None if one.seed is None else ({"role": "user", "content": one.asked},)
+            yield Row(
+                user_id=f"{begins}/{number}",
+                text=one.asked if said is None else None,
+                messages=said,
+                seed=one.seed,
+                target=(one.target,),
+                labels={**kind, **one.labels},
+            )
+        return
     pairs = tasks.load(source.task, split=source.split, seed=source.seed, **options)
     for number, pair in enumerate(pairs):
         yield Row(
-            user_id=f"{source.structure or source.task}/{source.split}/{number}",
+            user_id=f"{begins}/{number}",
             text=pair.prompt,
             target=(pair.target,),
             foil=(pair.foil,),
             counterfactual=pair.counterfactual,
-            labels={**kind, "case": pair.case},
+            labels={**kind, "case": pair.case, **pair.labels},
         )

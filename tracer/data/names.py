@@ -44,6 +44,8 @@ PAIRS = {
 }
 """The columns of Marks et al.'s pairs, by field."""
 
+_EXACT = frozenset({"id", "seed", "messages", "counterfactual_messages"})
+"""Fields that no other name is taken for."""
 _NEAR = 0.83  # of difflib's ratio: one letter more, less or other in a short word
 _FIELD = {name: field for field, names in FOREIGN.items() for name in names}
 
@@ -55,13 +57,14 @@ def plain(name: str) -> str:
 
 
 def meant(name: str) -> str | None:
-    """The field that a column's name looks like; None where it looks like none. An ``id`` is never looked for."""
+    """The field that a column's name looks like; None where it looks like none. An ``id`` is never looked for, and a
+    ``seed``, which without messages is somebody's random one."""
     own = plain(name)
-    if own == "id":
+    if own in ("id", "seed"):
         return None
     if own in ROW_FIELDS or own in _FIELD:
         return _FIELD.get(own, own)
-    near = difflib.get_close_matches(own, [field for field in ROW_FIELDS if field != "id"], 1, _NEAR)
+    near = difflib.get_close_matches(own, [field for field in ROW_FIELDS if field not in _EXACT], 1, _NEAR)
     return near[0] if near else None
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import itertools
+import json
 import math
 import re
 import uuid
@@ -26,8 +28,12 @@ Hear = Callable[[str, str], None]
 
 _NUMBERS = frozenset({"token_ids", "target_ids", "foil_ids", "counterfactual_ids", "positions"})
 _TOKENS = ("target", "foil")
-_EITHER = (("text", "token_ids"), *((name, f"{name}_ids") for name in (*_TOKENS, "counterfactual")))
-"""Fields that say the same, as text and as ids; a row gives one of them."""
+_EITHER = (
+    ("text", "token_ids", "messages"),
+    *((name, f"{name}_ids") for name in _TOKENS),
+    ("counterfactual", "counterfactual_ids", "counterfactual_messages"),
+)
+"""Fields that say the same, as text, as ids and as messages; a row gives one of them."""
 
 _NEEDED = (*_EITHER[1:3], ("positions",))
 """Fields whose absence has a meaning of its own: where they are mapped, an empty one is a mistake."""
@@ -45,9 +51,10 @@ class Row:
 
     Attributes:
         user_id: the user's own name for it.
-        text, token_ids: the prompt; one of them, unless there is an `error`.
+        text, token_ids, messages: the prompt; one of them, unless there is an `error`.
+        seed: how the answer to `messages` begins.
         target, foil: tokens, each as text or as an id.
-        counterfactual: the paired prompt, as text or as token ids.
+        counterfactual: the paired prompt, as text, as token ids or as messages.
         positions: token indices where the logits are read.
         labels: the columns kept beside it, as text; a null has no entry.
         error: what is wrong with the row as data, and where; it keeps its place and counts as a failed prompt.
@@ -58,10 +65,12 @@ class Row:
     token_ids: tuple[int, ...] | None = None
     target: tuple[str | int, ...] | None = None
     foil: tuple[str | int, ...] | None = None
-    counterfactual: str | tuple[int, ...] | None = None
+    counterfactual: str | tuple[int, ...] | tuple[dict[str, str], ...] | None = None
     positions: tuple[int, ...] | None = None
     labels: dict[str, str] = field(default_factory=dict)
     error: str | None = None
+    messages: tuple[dict[str, str], ...] | None = None
+    seed: str | None = None
 
 
 def row_error(row: Row | Mapping[str, Any]) -> JobError:
@@ -111,7 +120,10 @@ class Columns:
         problems: list[str] = []
         values: dict[str, Any] = {}
         labels: dict[str, str] = {}
+        spoken = self.mapped or record.get(self.fields.get("messages", "messages")) is not None
         for name, column in self.fields.items():
+            if name == "seed" and not spoken:  # of a text it is somebody's random one
+                continue
             try:
                 values[name] = _field(name, record.get(column), written)
             except ValueError as error:
@@ -137,6 +149,8 @@ class Columns:
             positions=values.get("positions"),
             labels=labels,
             error=f"{problems[0]} ({where})" if problems else None,
+            messages=values.get("messages"),
+            seed=values.get("seed"),
         )
 
     def _empty(self, values: Mapping[str, Any]) -> Iterable[str]:
@@ -192,12 +206,14 @@ def columns(
     for name in [*(given or {}).values(), *kept]:
         if name not in there:
             raise JobError(f"column {quoted(name)}", f"is not in {where}", next_step)
-    if not given and not {"text", "token_ids"} & {*there} and {*known.PAIRS.values()} <= {*there}:
+    if not given and not {*_EITHER[0]} & {*there} and {*known.PAIRS.values()} <= {*there}:
         given, kept = known.PAIRS, tuple(dict.fromkeys([*kept, *({"case"} & {*there})]))
     fields = dict(given) if given else {name: name for name in ROW_FIELDS if may_grow or name in there}
-    if not {"text", "token_ids"} & (set(fields) if given else set(there)):
+    if not given and not may_grow and "messages" not in there:
+        fields.pop("seed", None)
+    if not {*_EITHER[0]} & (set(fields) if given else set(there)):
         name, field = known.prompt_among(there) or ("COLUMN", "text")
-        rule = "has no column for text or token_ids"
+        rule = "has no column for text or token_ids, nor messages"
         raise JobError(where, rule, f"name it under columns, such as {field}: {_key(name)}; {next_step}")
     chosen = Columns(fields, kept, bool(given))
     if twice := [name for name in chosen.names if there.count(name) > 1]:
@@ -317,6 +333,24 @@ def _tokens(name: str, value: Any) -> tuple[str | int, ...]:
     return tuple(_text(name, item) if isinstance(item, str) else _whole(name, item, 0) for item in values)
 
 
+def _messages(name: str, value: Any) -> tuple[dict[str, str], ...]:
+    """Messages with a role and a content each, as a list or as its JSON text; keys that hold nothing are left out."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{name} is {quoted(value)}, not JSON text of a list of messages") from None
+    if not is_list(value) or not value or not all(isinstance(one, Mapping) for one in value):
+        raise ValueError(f"{name} is {quoted(value)}, not a list of messages with a role and a content")
+    found = []
+    for one in value:
+        given = {key: kept for key, kept in one.items() if kept is not None}
+        if set(given) != {"role", "content"}:
+            raise ValueError(f"{name} holds {quoted(given)}; a message has a role and a content, and no more")
+        found.append({key: _text(f"{name}: {key}", given[key]) for key in ("role", "content")})
+    return tuple(found)
+
+
 def _written(name: str, value: str) -> list[int]:
     """Whole numbers as a CSV cell has them: ``1 2 3``, ``1,2,3`` or ``[1, 2, 3]``."""
     inner = value.strip()
@@ -331,17 +365,21 @@ def _written(name: str, value: str) -> list[int]:
 def _conflicts(values: Mapping[str, Any]) -> Iterable[str]:
     """Fields that contradict each other."""
     given = {name for name, value in values.items() if value is not None}
-    for text, ids in _EITHER:
-        if {text, ids} <= given:
-            value = values[text][0] if isinstance(values[text], tuple) else values[text]
-            yield f"{text} {quoted(value)} and {ids} are both given; only one can be the {_CALLED[text]}"
-    if not {"text", "token_ids"} & given:
+    for group in _EITHER:
+        for one, other in itertools.combinations(group, 2):
+            if {one, other} <= given:
+                value = values[one][0] if isinstance(values[one], tuple) else values[one]
+                yield f"{one} {quoted(value)} and {other} are both given; only one can be the {_CALLED[group[0]]}"
+    if not {*_EITHER[0]} & given:
         yield "neither text nor token_ids is given"
+    if "messages" not in given and (alone := sorted({"seed", "counterfactual_messages"} & given)):
+        yield f"{alone[0]} has no effect without messages"
 
 
 def _either(values: Mapping[str, Any], name: str) -> Any:
-    """What a field holds, as text or as ids."""
-    return values.get(f"{name}_ids") if values.get(name) is None else values[name]
+    """What a field holds, as text, as ids or as messages."""
+    forms = (values.get(one) for one in (name, f"{name}_ids", f"{name}_messages"))
+    return next((value for value in forms if value is not None), None)
 
 
 _CALLED = {"text": "prompt", "target": "target", "foil": "foil", "counterfactual": "paired prompt"}
@@ -358,4 +396,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "counterfactual_ids": _ids,
     "positions": _positions,
     "id": _scalar,
+    "messages": _messages,
+    "seed": _text,
+    "counterfactual_messages": _messages,
 }

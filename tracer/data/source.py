@@ -14,11 +14,18 @@ Structure = Literal["simple", "nounpp", "rc", "within_rc"]
 """Sentences of the task sva."""
 Opposites = Literal["english", "spanish", "shots"]
 """How the task opposites asks."""
-Task = Literal["sva", "capitals", "states", "countries", "opposites", "indirect"]
+Attribute = Literal["country", "gender", "occupation", "religion"]
+"""What the task users asks about."""
+Paired = Literal["sva", "capitals", "states", "countries", "opposites", "indirect"]
+Unpaired = Literal["state-capitals", "addition", "antonyms", "users"]
 Keep = Literal["correct", "preferred"]
 """Which prompts a model is kept to: those whose target it says, or prefers to the foil."""
 
-STRUCTURES: dict[str, tuple[str, ...]] = {"sva": get_args(Structure), "opposites": get_args(Opposites)}
+STRUCTURES: dict[str, tuple[str, ...]] = {
+    "sva": get_args(Structure),
+    "opposites": get_args(Opposites),
+    "users": get_args(Attribute),
+}
 """Of the tasks that have structures: one of these must be named."""
 
 RowField = Literal[
@@ -32,6 +39,9 @@ RowField = Literal[
     "counterfactual_ids",
     "positions",
     "id",
+    "messages",
+    "seed",
+    "counterfactual_messages",
 ]
 
 ROW_FIELDS: tuple[str, ...] = get_args(RowField)
@@ -60,7 +70,8 @@ class Source(Record):
         dataset: a Hugging Face id or a local builder, with its `config` and `revision`.
         split: of a dataset or a task (``train`` or ``test``).
         task: ``sva``, ``capitals``, ``states``, ``countries``, ``opposites`` or ``indirect``, with `count` pairs drawn
-            with `seed`; sva and opposites have a `structure`.
+            with `seed`; or ``state-capitals``, ``addition``, ``antonyms`` or ``users``, with prompts that have no
+            counterfactual, and the split ``all`` too. sva, opposites and users have a `structure`.
         columns: the column that each field of a prompt is read from, by field. By default every field that has a column
             of the same name; a column whose name only looks like a field's is then an error. A mapped target, foil or
             position that is empty fails its row.
@@ -76,8 +87,8 @@ class Source(Record):
     config: Name | None = None
     split: Name = "train"
     revision: Name | None = None
-    task: Task | None = None
-    structure: Structure | Opposites | None = None
+    task: Paired | Unpaired | None = None
+    structure: Structure | Opposites | Attribute | None = None
     count: Count | None = None
     seed: Natural = 0
     columns: dict[RowField, Name] = Field(default_factory=dict)
@@ -110,8 +121,9 @@ class Source(Record):
     def _check_task(self) -> None:
         if self.count is None:
             raise ValueError(f"the task {self.task} needs a count of pairs")
-        if self.split not in ("train", "test"):
-            raise ValueError(f"the split of a task must be train or test, not {self.split!r}")
+        splits = ("train", "test", "all") if self.task in get_args(Unpaired) else ("train", "test")
+        if self.split not in splits:
+            raise ValueError(f"the split of a task must be {' or '.join(splits)}, not {self.split!r}")
         known = STRUCTURES.get(str(self.task), ())
         if self.structure not in (known or (None,)):
             has = f"needs a structure: {', '.join(known)}" if known else "has no structure"

@@ -13,7 +13,7 @@ from typing import get_args
 from torch import Tensor
 
 from tracer.data.source import Keep
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, option, quoted
 from tracer.evaluation import ablations
 from tracer.evaluation.ablations import AblatedRow, Replacement
 from tracer.model.model import Model
@@ -36,6 +36,54 @@ class Answer:
     token: str
     kept: bool
     otherwise: str = ""
+
+
+@undisturbed()
+def rollout(model: Model, prompt: Prompt, n: int = 1) -> Prompt:
+    """A prompt that asks about the model's own continuation: its greedy `n`-th next token is the target, and those
+    before it are put at the end of the prompt (and of a counterfactual, so that the two stay equally long).
+
+    Greedy from the logits, as ``filter`` asks: no generation settings of the model's come in. One forward a token.
+
+    Args:
+        prompt: without a target, read at its last position. n: which token is asked about, from 1.
+
+    Returns:
+        A prompt of token ids with one target.
+
+    Raises:
+        JobError: `n` below 1, a prompt with a target or read elsewhere, what `attribute` refuses, or a model that ends
+            its answer before.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise JobError(f"n={n!r}", "must be a whole number from 1", "use 1 for the next token")
+    value = f"prompt {quoted(prompt.shown)}"
+    if prompt.target is not None:
+        raise JobError(value, "has a target, which a rollout finds itself", "leave it out")
+    one = encode(prompt, model)
+    if one.positions != (len(one.token_ids) - 1,):
+        raise JobError(value, "is read elsewhere than at its end, where it goes on", "leave positions out")
+    said, ends = list[int](), _ends(model)
+    for _ in range(n):
+        if said and said[-1] in ends:
+            text = "".join(decode(model, token) for token in said)
+            rule = f"the model ends its answer after {len(said)} tokens, {quoted(text)}"
+            raise JobError(option("n", n), rule, f"use at most {len(said)}")
+        said += greedy(model, [encode(Prompt(token_ids=[*one.token_ids, *said]), model)])
+    before, other = said[:-1], one.counterfactual_ids
+    return Prompt(
+        token_ids=[*one.token_ids, *before],
+        target=said[-1],
+        counterfactual=None if other is None else [*other, *before],
+        id=prompt.id,
+    )
+
+
+def _ends(model: Model) -> set[int]:
+    """Tokens after which the model says no more."""
+    given = [getattr(model.tokenizer, "eos_token_id", None), getattr(model.config, "eos_token_id", None)]
+    several = [value if isinstance(value, list | tuple) else [value] for value in given]
+    return {token for some in several for token in some if token is not None}
 
 
 @dataclass(frozen=True)
@@ -115,7 +163,7 @@ def check_filter(prompt: Prompt, keep: str, encoded: Encoded | None = None) -> N
     Raises:
         JobError: it has no target, no foil (for ``preferred``), or is not read at its last position alone.
     """
-    value = f"prompt {quoted(prompt.text if prompt.text is not None else prompt.token_ids)}"
+    value = f"prompt {quoted(prompt.shown)}"
     if prompt.target is None:
         raise JobError(value, f"has no target, by which filter {keep} decides", "give a target, or no filter")
     if keep == "preferred" and prompt.foil is None:

@@ -20,9 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.attribute import notes
+from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
+from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sampled
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
@@ -88,14 +90,6 @@ class Effect:
 
 
 @dataclass(frozen=True)
-class Generated:
-    """Greedily generated tokens after the prompt, an end token included, and their text without it."""
-
-    token_ids: tuple[int, ...]
-    text: str
-
-
-@dataclass(frozen=True)
 class Steering:
     """What steering a set of nodes did to the next token and to the text generated after the prompt.
 
@@ -108,7 +102,8 @@ class Steering:
         effects: the target, the foil, the tokens asked for, then the unsteered model's top ones; each token once.
         before, after: the greedy next token, unsteered and steered.
         control_changed: in how many of the `random` control draws the greedy next token changed.
-        unsteered, steered, control: generated text, the last of the first control draw; None where not asked for.
+        unsteered, steered, control: greedy text, the last of the first control draw; None where not asked for.
+        samples: texts that were drawn beside these; None where not asked for.
         random, seed: draws of the control, and how they were drawn.
     """
 
@@ -129,6 +124,7 @@ class Steering:
     control: Generated | None
     random: int
     seed: int
+    samples: Samples | None = None
 
 
 @undisturbed()
@@ -148,6 +144,11 @@ def steer(
     max_new_tokens: int = 20,
     random: int = 5,
     seed: int = 0,
+    temperature: float | int | None = None,
+    top_p: float | int | None = None,
+    n: int | None = None,
+    sample_seed: int = 0,
+    judge: Judge | None = None,
 ) -> Steering:
     """Act on a set of nodes and compare with the unsteered model and with equally many random neurons.
 
@@ -167,31 +168,32 @@ def steer(
         max_new_tokens: generated greedily; 0 for none.
         random: control draws: as many neurons in each layer at the same positions; 0 for none.
         seed: of the draws.
+        temperature, top_p, n, sample_seed: any of these draws `n` texts (one if None) beside the greedy one, with and
+            without steering: from probabilities at this temperature (1 if None; 0 is greedy), of the likeliest tokens
+            whose probabilities reach `top_p` alone, text i with the generator of `sample_seed` + i.
+        judge: called with each generated text, without the prompt; its number goes into the result.
 
     Raises:
-        JobError: none or several actions, nodes that the model or the prompt does not have, logits no longer finite.
+        JobError: none or several actions, nodes that the model or the prompt does not have, logits no longer finite, a
+            temperature or top_p out of range, a judge that fails.
 
     Source: method.md section 6.
     """
     action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
-    encoded = _encoded(model, prompt, max_new_tokens, random)
-    say(notes((encoded,), model))
-    basis = _basis(model, nodes, basis)
+    drawn = sampled(temperature, top_p, n, sample_seed, max_new_tokens)
+    encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
     places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
     _check_places(places, model, encoded, basis)
-    generator = torch.Generator().manual_seed(seed)
-    draws = [drawn_alike(places, model.n_neurons(basis), generator) for _ in range(random)]
-    run = _Run(model, encoded, action, basis)
-    asked = _asked(model, encoded, prompt, tokens)
-    before, after, control = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
+    run, draws = _Run(model, encoded, action, basis, judge), _draws(places, model.n_neurons(basis), random, seed)
+    logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
         text=encoded.text,
         tokens=tuple(decode(model, token) for token in encoded.token_ids),
         action=action,
         **_counted(places, model.n_layers, len(encoded.token_ids)),
-        effects=_effects(model, asked, before, after, control),
-        **_changed(model, before, after, control),
-        **run.texts(places, draws, max_new_tokens),
+        effects=_effects(model, _asked(model, encoded, prompt, tokens), *logits),
+        **_changed(model, *logits),
+        **run.texts(places, draws, max_new_tokens, drawn),
         random=random,
         seed=seed,
     )
@@ -224,14 +226,17 @@ def planned(
     return action
 
 
-def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
+def read_nodes(
+    path: str | Path, group: str | None = None
+) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
     """Nodes to steer from a file or a run folder.
 
     Args:
         path: a run folder, of one prompt or with a dataset's circuit; or JSON lines, or CSV with a header, with
             ``layer``, ``neuron`` and, in every row or in none, ``position``. Other fields are left alone, but where
             there is a ``kind`` only
-            rows of the kind ``neuron`` count.
+            rows of the kind ``neuron`` count. With `group` also a file of groups (supernodes.json).
+        group: only the nodes of this group: of the run folder's supernodes, or of the file's.
 
     Returns:
         The folder's graph; triples in the file's order, or pairs where it has no positions.
@@ -240,14 +245,19 @@ def read_nodes(path: str | Path) -> Graph | list[tuple[int, int, int]] | list[tu
         JobError: a file that cannot be read, or a row that is not a node. RunError: a folder that is not a run.
     """
     if is_remote(path) or Path(path).is_dir():
-        return read_graph(path)
+        return read_graph(path) if group is None else _group_of_run(path, group)
     path = Path(path)
+    if group is not None:
+        return _group_of_file(path, group)
     name = f"file {quoted(str(path), 300)}"
     try:
         text = wholefile.read(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise JobError(name, f"cannot be read ({reason})", "give JSON lines, CSV or a run folder") from error
+    if f'"{supernodes_file.FORMAT}"' in text[:200]:
+        names = ", ".join(quoted(one.name) for one in supernodes_file.read(path).groups)
+        raise JobError(name, f"holds groups of nodes: {names}", f"choose one with {option('group')}")
     rows = _json_rows(text, name) if text.lstrip()[:1] == "{" else _csv_rows(text, name)
     found = [
         (place, *(_whole(row.get(column), column, place) for column in ("layer", "neuron")), row.get("position"))
@@ -283,7 +293,7 @@ def _action(**given: float | int | None) -> Action:
 
 
 def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> Encoded:
-    """The prompt, checked together with what is asked of it."""
+    """The prompt, checked together with what is asked of it; what should be known of it is said."""
     if not isinstance(prompt, Prompt):
         raise JobError(f"prompt {quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
     for name, value in (("max_new_tokens", max_new_tokens), ("random", random)):
@@ -305,6 +315,7 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
         rule = f"the model reads texts of more than {border} tokens by other position tables, which changes all before"
         step = f"use {option('max_new_tokens', border - length + 1)} or less, or a longer prompt"
         raise JobError(option("max_new_tokens", max_new_tokens), rule, step)
+    say(notes((encoded,), model))
     return encoded
 
 
@@ -377,6 +388,12 @@ def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded, basi
             raise JobError(f"position {position}", rule, step)
 
 
+def _draws(places: Sequence[_Place], width: int, random: int, seed: int) -> list[list[_Place]]:
+    """The random sets of a control."""
+    generator = torch.Generator().manual_seed(seed)
+    return [drawn_alike(places, width, generator) for _ in range(random)]
+
+
 def drawn_alike(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:
     """As many random neurons in each layer at each position."""
     counts = Counter((layer, position) for layer, position, _ in places)
@@ -398,6 +415,7 @@ class _Run:
     prompt: Encoded
     action: Action
     basis: str
+    judge: Judge | None = None
 
     def logits(self, sets: Sequence[Sequence[_Place]]) -> Float[Tensor, "set vocab"]:
         """Of the next token, with each set acted on."""
@@ -417,24 +435,52 @@ class _Run:
             raise JobError(f"{self.action.kind}={self.action.amount:g}", rule, "use a smaller amount")
         return logits
 
-    def texts(self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int) -> dict[str, Any]:
+    def texts(
+        self, places: Sequence[_Place], draws: Sequence[Sequence[_Place]], max_new_tokens: int, drawn: Drawn | None
+    ) -> dict[str, Any]:
         """The generated texts of a `Steering`."""
-        sets = zip(("unsteered", "steered", "control"), ([], places, *draws[:1]), strict=False)
-        made = {name: self.generate(one, max_new_tokens) for name, one in sets} if max_new_tokens else {}
-        return {name: made.get(name) for name in ("unsteered", "steered", "control")}
+        names = ("unsteered", "steered", "control")
+        sets = dict(zip(names, ([], places, *draws[:1]), strict=False)) if max_new_tokens else {}
+        greedy = {name: self.generate(one, max_new_tokens, 1)[0] for name, one in sets.items()}
+        made: dict[str, Any] = dict.fromkeys(names)
+        made |= {name: judged(one, self.judge) for name, one in greedy.items()}
+        if drawn is None:
+            return made
+        texts = {name: tuple(self._drawn(one, max_new_tokens, drawn)) for name, one in sets.items()}
+        how = (float(drawn.temperature), float(drawn.top_p), drawn.seed)
+        return made | {"samples": Samples(*how, **{name: texts.get(name, ()) for name in names})}
 
-    def generate(self, places: Sequence[_Place], max_new_tokens: int) -> Generated:
-        """What the model goes on with."""
-        batch, edits = Batch((self.prompt.token_ids,)), self._edits([places])
+    def _drawn(self, places: Sequence[_Place], max_new_tokens: int, drawn: Drawn) -> Iterator[Generated]:
+        """Texts that are drawn, as many at a time as memory allows."""
+        length = len(self.prompt.token_ids) + max_new_tokens
+        step = max(1, self.model.budget() // (self.model.bytes_per_token(gradient=False, length=length) * length))
+        parts = [range(start, min(start + step, drawn.n)) for start in range(0, drawn.n, step)]
+        for one in self.model.each(
+            lambda part: self.generate(places, max_new_tokens, len(part), drawn.sampling(part)), parts
+        ):
+            yield from (judged(text, self.judge) for text in one)
+
+    def generate(
+        self, places: Sequence[_Place], max_new_tokens: int, n: int, sampling: passes.Sampling | None = None
+    ) -> list[Generated]:
+        """What the model goes on with, `n` times."""
+        batch, edits = Batch((self.prompt.token_ids,) * n), self._edits([places] * n)
         always = bool(places) and places[0][1] is None
-        ids = passes.generated(
+        found = passes.generated(
             self.model,
             batch,
             [] if always else edits,
             everywhere=edits if always else (),
             max_new_tokens=max_new_tokens,
             basis=self.basis,
-        )[0].tolist()
+            sampling=sampling,
+        )
+        return [self._text(row) for row in found.tolist()]
+
+    def _text(self, ids: list[int]) -> Generated:
+        """Tokens up to the first end, which a row repeats until all have ended."""
+        end = next((at for at, token in enumerate(ids) if token in self.model.end_tokens), len(ids))
+        ids = ids[: end + 1]
         text = self.model.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return Generated(tuple(ids), text)
 
@@ -503,6 +549,27 @@ def _shift(token: int, before: Tensor, after: Tensor, control: Tensor) -> Shift:
 
 
 # ------------------------------------------------------------------------------------------ files of nodes
+
+
+def _group_of_run(address: str | Path, group: str) -> Graph:
+    """The circuit of a run, with the nodes of one of its groups alone."""
+    graph, file = read_graph(address), supernodes_file.of_run(address)
+    if file is None:
+        rule, step = "its run has no supernodes.json", f"make one: tracer group {address}"
+        raise JobError(f"{option('group')} {quoted(group)}", rule, step)
+    return supernodes_file.only(file, group, graph)
+
+
+def _group_of_file(path: Path, group: str) -> list[tuple[int, int, int]] | list[tuple[int, int]]:
+    """The neurons of one group of a file, with their positions, or without where it names none."""
+    nodes = [node for node in supernodes_file.read(path).group(group).nodes if node.layer >= 0]
+    free = [node.position == supernodes_file.ANYWHERE for node in nodes]
+    if all(free):
+        return list(dict.fromkeys((node.layer, node.neuron) for node in nodes))
+    if any(free):
+        rule = "some of its nodes have a position and some have none"
+        raise JobError(f"{option('group')} {quoted(group)}", rule, "give all one, or none")
+    return [(node.layer, node.position, node.neuron) for node in nodes]
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -138,7 +138,7 @@ def swap(
 
 def _paired(prompt: Prompt, model: Model) -> Encoded:
     """A prompt's tokens, with the one answer of each of its two sides."""
-    one, value = encode(prompt, model), f"prompt {quoted(prompt.text)}"
+    one, value = encode(prompt, model), f"prompt {quoted(prompt.shown)}"
     if one.counterfactual_ids is None:
         raise JobError(value, "has no counterfactual, whose neurons take their place", "give it one of equal length")
     for name, ids, whose in (("target", one.target_ids, "its"), ("foil", one.foil_ids, "the counterfactual's")):
@@ -223,7 +223,7 @@ def _ranked(
     metric = "difference" if paired else "logit"
     chosen, encoded = prepared(model, asked, settings(method=method, baseline=baseline, metric=metric))
     selection = Selection.of(count)
-    if can_ask(model, chosen, edges=False):
+    if can_ask(model, chosen, linearised=False):
         asked_once = Request(chosen, selection, edges=False)
         return [one.nodes for one in answers_of(model, encoded, asked_once, None, memory, None)]
     found = attributed(model, encoded, chosen, None, memory, None)

@@ -39,7 +39,8 @@ class Job(NamedTuple):
 
     Attributes:
         row: the test prompt. ranks: of its nodes.
-        size: the set is the first `size` ranks. without: but for the node (or neuron) of this rank; -1 for none.
+        size: the set is the first `size` ranks. without: but for `width` of them (nodes, or neurons) from this rank on;
+            -1 for none.
         stays: whether the set is what stays, or what is ablated.
     """
 
@@ -48,13 +49,14 @@ class Job(NamedTuple):
     size: int
     stays: bool
     without: int = -1
+    width: int = 1
 
     @property
     def cuts(self) -> tuple[int, int, int]:
         """The set, as `AblatedRow` tells it."""
         if self.without < 0:
             return 0, 0, self.size
-        return min(self.without, self.size), min(self.without + 1, self.size), self.size
+        return min(self.without, self.size), min(self.without + self.width, self.size), self.size
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,15 @@ def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | N
     return before, inner, inside, leaf
 
 
+def pick(down: Any, neurons: Tensor) -> Tensor:
+    """The values of some neurons of one layer, at every column [prompt, column, neuron]; what is not asked for is not
+    read."""
+    if not len(neurons):
+        return torch.zeros(0)
+    value = down.input
+    return value.detach()[..., neurons.to(value.device)].float().cpu()
+
+
 def gather_nodes(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
     """The values of one prompt's nodes, rows of (layer, column, neuron), from each layer's [prompt, column, neuron]."""
     order = torch.argsort(nodes[:, 0], stable=True)
@@ -259,8 +268,8 @@ def direct_weights(
         max_bytes: bytes of gradients held at a time.
         baselines: of each prompt's nodes [node], and of all embeddings [prompt, column, d_model].
     """
-    most = max(len(values) for values in targets)
-    summed = torch.stack([torch.nn.functional.pad(values, (0, most - len(values))) for values in targets]).sum(0)
+    summed = added_up(targets)
+    most = len(summed)
     leaf_size, widest = sum(parts[3].numel() for parts in cuts), max(parts[0].numel() for parts in cuts)
     step = max(1, min(64, max_bytes // (4 * (leaf_size + (2 if baselines is None else 3) * widest))))
     unit = torch.eye(most, device=summed.device, dtype=summed.dtype)
@@ -327,6 +336,75 @@ def weights_into(
     ]
 
 
+def added_up(parts: Sequence[Tensor]) -> Tensor:
+    """Prompts' values, of which there may be more of one than of another, summed: prompts are independent, so that one
+    backward serves a value of each."""
+    most = max(len(values) for values in parts)
+    return torch.stack([torch.nn.functional.pad(values, (0, most - len(values))) for values in parts]).sum(0)
+
+
+def effects_on_nodes(
+    layers: Sequence[Tensor],
+    entered: Tensor,
+    nodes: Sequence[Tensor],
+    max_bytes: int,
+    baselines: tuple[Sequence[Tensor], Tensor] | None,
+) -> list[Tensor]:
+    """For each prompt, the total effect of each column's embedding on each of its nodes [node, column]: the gradient
+    times how far the embedding is from its baseline.
+
+    Args:
+        layers: each layer's neurons, in the graph of `entered`. nodes: of each prompt rows of (layer, column, neuron).
+        max_bytes: bytes of gradients held at a time. baselines: see `direct_weights`.
+    """
+    far, found = entered.detach().float(), [torch.zeros(len(rows), entered.shape[1]) for rows in nodes]
+    if baselines is not None:
+        far = far - baselines[1].to(far.device)
+    step = max(1, min(64, max_bytes // (4 * (entered.numel() + 3 * max(values.numel() for values in layers)))))
+    for layer, values in enumerate(layers):
+        mine = [(rows[:, 0] == layer).nonzero()[:, 0] for rows in nodes]
+        if not any(len(one) for one in mine):
+            continue
+        at = [rows[one, 1:].to(values.device) for rows, one in zip(nodes, mine, strict=True)]
+        summed = added_up([values[row, one[:, 0], one[:, 1]] for row, one in enumerate(at)])
+        for unit in torch.eye(len(summed), dtype=summed.dtype, device=summed.device).split(step):
+            first = int(unit[0].argmax())
+            (grad,) = torch.autograd.grad(summed, entered, unit, is_grads_batched=True, retain_graph=True)
+            effect = (grad.float() * far).sum(-1).cpu()
+            for row, one in enumerate(mine):
+                some = one[first : first + len(unit)]
+                found[row][some] = effect[: len(some), row]
+    return found
+
+
+def effects_on_logits(
+    layers: Sequence[Tensor],
+    ends: Sequence[Tensor],
+    nodes: Sequence[Tensor],
+    max_bytes: int,
+    baselines: tuple[Sequence[Tensor], Tensor] | None,
+) -> list[Tensor]:
+    """For each prompt, the total effect of each of its nodes on each of its logits [node, logit]: how far the node is
+    from its baseline times the logit's gradient. Arguments as of `effects_on_nodes`; `ends` are the logits."""
+    found = [torch.zeros(len(rows), len(logits)) for rows, logits in zip(nodes, ends, strict=True)]
+    summed, size = added_up(ends), sum(values.numel() for values in layers)
+    for unit in torch.eye(len(summed), dtype=summed.dtype, device=summed.device).split(
+        max(1, min(64, max_bytes // (4 * size)))
+    ):
+        first = int(unit[0].argmax())
+        grads = torch.autograd.grad(summed, layers, unit, is_grads_batched=True, retain_graph=True)
+        for row, (rows, into) in enumerate(zip(nodes, found, strict=True)):
+            here = into[:, first : first + len(unit)]
+            for layer, grad in enumerate(grads):
+                mine = (rows[:, 0] == layer).nonzero()[:, 0]
+                column, neuron = rows[mine, 1:].to(grad.device).unbind(-1)
+                here[mine] = grad[: here.shape[1], row, column, neuron].float().cpu().T
+    for row, rows in enumerate(nodes):
+        far = gather_nodes(layers, row, rows).detach().float().cpu()
+        found[row] *= (far if baselines is None else far - baselines[0][row].cpu())[:, None]
+    return found
+
+
 def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
     """What leaves the first block [prompt, column, d_model]."""
     out = next(iter(nn.get(plan.blocks))).output
@@ -344,6 +422,33 @@ def apply_edits(
             )
             value = torch.where(mask.to(value.device), value * scale + shift, value)
     return value
+
+
+def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Tensor:
+    """A layer's neurons with single ones multiplied.
+
+    Args:
+        entries: rows of (layer, row, column or -1 for every one, neuron), none twice. scale: of each.
+    """
+    here = entries[:, 0] == layer
+    if not bool(here.any()):
+        return value
+    changed = value.clone()
+    wide = torch.promote_types(value.dtype, torch.float32)
+    by = scale[here].to(wide).to(value.device)
+    _, row, column, neuron = entries[here].long().to(value.device).unbind(-1)
+    every = column < 0
+    at = row[~every], column[~every], neuron[~every]
+    changed[at] = (value[at].to(wide) * by[~every]).to(value.dtype)
+    row, neuron = row[every], neuron[every]
+    changed[row, :, neuron] = (value[row, :, neuron].to(wide) * by[every][:, None]).to(value.dtype)
+    return changed
+
+
+def values_at(value: Tensor, layer: int, members: Tensor) -> Tensor:
+    """A layer's values [row, member] at those members, rows of (layer, column, neuron), that are of the layer."""
+    _, column, neuron = members[members[:, 0] == layer].long().to(value.device).unbind(-1)
+    return value[:, column, neuron]
 
 
 def ablate_sets(
@@ -432,6 +537,19 @@ def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
     """`value` with the neurons at (row, column, neuron), or the embeddings at (row, column), set to `to`."""
     index = tuple(part.to(value.device) for part in where)
     return value.clone().index_put(index, to.to(value.device, value.dtype))
+
+
+def pooled(values: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Neurons [prompt, column, neuron] as how far above and below 0 they are [prompt, 2, neuron]: at the ``last``
+    position, or the ``mean`` or ``max`` of that over the columns where `mask` [prompt, column] is 1."""
+    values = values.detach()
+    both = torch.stack([values.clamp_min(0), (-values).clamp_min(0)], dim=1)
+    if how == "last":
+        return both[:, :, -1]
+    both = both * mask[:, None, :, None].to(both.device, both.dtype)
+    if how == "max":
+        return both.amax(2)
+    return (both.float().sum(2) / mask.sum(1)[:, None, None].to(both.device)).to(both.dtype)
 
 
 def stack(dtype: torch.dtype, layers: Any) -> Tensor:

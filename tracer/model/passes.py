@@ -116,6 +116,33 @@ def values(
     return parts[0].float(), parts[1]
 
 
+def pooled(model: Model, batch: Batch, how: str, *, basis: str = "activation") -> Tensor:
+    """How far each neuron is above 0, and below, over a prompt's positions [prompt, layer, 2, neuron], float32. One
+    forward, without the head; no position leaves the device.
+
+    Args:
+        how: at the ``last`` position, or the ``mean`` or ``max`` over all.
+    """
+    shape = len(batch.token_ids), model.n_layers, 2, model.n_neurons(basis)
+    ask = SimpleNamespace(inputs=inputs(model, batch), basis=basis, how=how, dtype=model.plan.transfer_dtype)
+    return session(model, traces.pooled, ask, Of(shape, model.plan.transfer_dtype)).float()
+
+
+def chosen(model: Model, batch: Batch, neurons: Sequence[tuple[int, int]]) -> Tensor:
+    """Values of some neurons at every column [prompt, column, neuron], float32 on the CPU; padding has some too. One
+    forward, without the head; only these values leave the device.
+
+    Args:
+        neurons: (layer, neuron)s, each once, rising.
+    """
+    if list(neurons) != sorted({*neurons}) or not neurons:
+        raise ValueError("neurons must rise, and there must be one")
+    layers = [[neuron for at, neuron in neurons if at == layer] for layer in range(model.n_layers)]
+    each = [torch.tensor(some, dtype=torch.long) for some in layers]
+    ask = SimpleNamespace(inputs=inputs(model, batch), neurons=each)
+    return session(model, traces.chosen, ask, Of((len(batch.token_ids), batch.width, len(neurons))))
+
+
 def ablated(
     model: Model,
     batch: Batch,
@@ -214,6 +241,47 @@ def intervened(
     return saved[0]
 
 
+@dataclass(frozen=True)
+class Multiplied:
+    """What is done to single neurons of one prompt in several rows, and what is read.
+
+    Attributes:
+        entries: rows of (layer, row, position or -1 for every one, neuron), none twice. scale: of each.
+        members: (layer, position, neuron) whose values are read, in the order of layers.
+        tokens: whose logits and probabilities are read.
+    """
+
+    entries: Tensor
+    scale: Tensor
+    members: Tensor
+    tokens: Tensor
+
+
+def swept(
+    model: Model, token_ids: tuple[int, ...], n_rows: int, what: Multiplied, *, basis: str = "activation"
+) -> tuple[Tensor, ...]:
+    """One prompt in `n_rows` rows, the first as it is: what `traces.swept` returns. One forward."""
+    ask = SimpleNamespace(inputs=inputs(model, Batch((token_ids,) * n_rows)), basis=basis, **vars(what))
+    read = Of((n_rows, len(what.tokens) + 1))
+    form = read, read, Of((n_rows,), torch.int64, n_logits(model)), Of((n_rows,)), Of((n_rows, len(what.members)))
+    return session(model, traces.swept, ask, form)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How generated tokens are drawn, instead of the likeliest ones.
+
+    Attributes:
+        temperature: above 0; logits are divided by it.
+        top_p: only the likeliest tokens whose probabilities reach that sum; 1 for all.
+        seeds: of each row's own generator.
+    """
+
+    temperature: float
+    top_p: float
+    seeds: tuple[int, ...]
+
+
 def generated(
     model: Model,
     batch: Batch,
@@ -222,12 +290,13 @@ def generated(
     everywhere: Sequence[Edit] = (),
     max_new_tokens: int,
     basis: str = "activation",
+    sampling: Sampling | None = None,
 ) -> Tensor:
-    """Greedily generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new
-    token. Generation ends early where every prompt has ended.
+    """Generated token ids [prompt, new], under `edits` on the prompt and `everywhere` on it and every new token.
+    Generation ends early where every prompt has ended.
 
-    Each token is the one of the largest logit, whatever the model's generation_config says: its sampling, penalties and
-    forbidden tokens are left alone, only its end tokens count.
+    Each token is the one of the largest logit, or drawn as `sampling` says, whatever the model's generation_config has:
+    its sampling, penalties and forbidden tokens are left alone, only its end tokens count.
     """
     always = [edit.parts for edit in everywhere]
     ask = SimpleNamespace(
@@ -237,6 +306,7 @@ def generated(
         first=[edit.parts for edit in edits] + always,
         later=always,
         ends=model.end_tokens,
+        sampling=None if sampling is None else SimpleNamespace(**vars(sampling)),
     )
     form = Of((len(batch.token_ids), range(1, max_new_tokens + 1)), torch.int64, n_logits(model))
     return session(model, traces.continued, ask, form)

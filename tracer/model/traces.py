@@ -141,6 +141,31 @@ def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tenso
     return (*both, *interventions.to_cpu(found.embedding, found.embedding_gradient, found.metric))
 
 
+def pooled(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """How far each neuron is on either side of 0, over a prompt's positions, on the CPU [prompt, layer, side, neuron]:
+    see `interventions.pooled`. `ask` has the batch's `inputs`, the `basis`, `how`, and the `dtype`."""
+    found = values(nn, plan, ask.inputs, ask.basis)
+    mask = ask.inputs["attention_mask"]
+    return interventions.stack(ask.dtype, [interventions.pooled(one, mask, ask.how) for one in found.values])
+
+
+def chosen(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """Values of some neurons at every column [prompt, column, neuron], on the CPU; nothing else is kept.
+
+    `ask` has the batch's `inputs` and, of each layer, which `neurons`; they follow one another by layer.
+    """
+    stops: list[BaseException] = []
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            found = interventions.walk(
+                nn, plan, NO_RULES, lambda down, layer: interventions.pick(down, ask.neurons[layer])
+            )
+            saved = nnsight.save(interventions.to_cpu(torch.cat([some for some in found if some.numel()], dim=-1)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
+
+
 def replaced(
     nn: Any,
     plan: SimpleNamespace,
@@ -213,11 +238,13 @@ def ablated(
 
 
 def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
-    """The tokens that follow [prompt, new], each the one of the largest logit: one forward each, over a cache.
+    """The tokens that follow [prompt, new], each the one of the largest logit or drawn: one forward each, over a cache.
 
     `ask` has the batch's `inputs`, how many tokens are wanted at `most`, the `basis`, the edits of the `first` forward
-    and those of `later` ones, and the tokens that are an end (`ends`); after its end a prompt repeats it.
+    and those of `later` ones, the tokens that are an end (`ends`), and how tokens are drawn (`sampling`, see `draw`) or
+    None; after its end a prompt repeats it.
     """
+    sources = [torch.Generator().manual_seed(seed) for seed in (ask.sampling.seeds if ask.sampling else ())]
     inputs = {**ask.inputs, "use_cache": True}
     ends = torch.tensor(ask.ends, dtype=torch.long)
     ended = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool)
@@ -234,7 +261,7 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
                     lambda at, value, now=edits: interventions.apply_edits(now, at, value),
                 )
                 saved = nnsight.save((*interventions.to_cpu(nn.output.logits[:, -1]), nn.output.past_key_values))
-        chosen = saved[0].argmax(-1)
+        chosen = draw(saved[0], ask.sampling, sources) if ask.sampling else saved[0].argmax(-1)
         found.append(torch.where(ended, found[-1], chosen) if found else chosen)
         ended |= torch.isin(found[-1], ends)
         mask, places = inputs["attention_mask"], inputs["position_ids"]
@@ -245,6 +272,63 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
             "past_key_values": saved[1],
         }
     return torch.stack(found, 1)
+
+
+def draw(logits: Tensor, how: SimpleNamespace, sources: Sequence[torch.Generator]) -> Tensor:
+    """A token of each row [row], drawn with the row's own generator.
+
+    Args:
+        logits: [row, vocab], float32 on the CPU.
+        how: `temperature`, which logits are divided by; `top_p`: only the likeliest tokens whose probabilities reach
+            that sum, one at least, of equal ones the lower id first.
+    """
+    chances = (logits / how.temperature).softmax(-1)
+    if how.top_p < 1:
+        order = torch.sort(chances, dim=-1, descending=True, stable=True)
+        before = order.values.cumsum(-1) - order.values
+        kept = torch.zeros_like(chances).scatter(-1, order.indices, (before < how.top_p).float())
+        chances = chances * kept
+    rows = [torch.multinomial(row, 1, generator=source) for row, source in zip(chances, sources, strict=True)]
+    return torch.cat(rows)
+
+
+def swept(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
+    """One prompt in many rows, of which the first is as it is and others have nodes multiplied: one forward.
+
+    Args:
+        ask: the batch's `inputs` and the `basis`; the `entries` and their `scale` (`interventions.scale_nodes`);
+            `members` whose values are read, in the order of layers; the `tokens` asked for.
+
+    Returns:
+        Of the last position, float32 on the CPU: logits of the tokens and of the first row's greedy one, last [row,
+        token + 1]; their probabilities; the greedy token [row]; KL(first row, row) in nats [row]. And the members'
+        values [row, member].
+    """
+    with torch.no_grad():
+        with nn.trace(**ask.inputs):
+            read = interventions.walk(
+                nn,
+                plan,
+                NO_RULES,
+                lambda down, layer: interventions.values_at(
+                    interventions.neurons(
+                        down,
+                        layer,
+                        ask.basis,
+                        lambda at, value: interventions.scale_nodes(value, at, ask.entries, ask.scale),
+                    ),
+                    layer,
+                    ask.members,
+                ),
+            )
+            saved = nnsight.save(([part.float().cpu() for part in read], nn.output.logits[:, -1].float()))
+    members, logits = saved
+    greedy = logits.argmax(-1)
+    tokens = torch.cat([ask.tokens.to(logits.device), greedy[:1]])
+    logs = logits.log_softmax(-1)
+    apart = (logs[:1].exp() * (logs[:1] - logs)).sum(-1)
+    asked, likely, apart = interventions.to_cpu(logits[:, tokens], logs[:, tokens].exp(), apart)
+    return asked, likely, greedy.cpu(), apart, torch.cat(members, -1)
 
 
 def direct_weights(
@@ -275,6 +359,32 @@ def direct_weights(
             saved = nnsight.save(
                 [(*interventions.to_cpu(values), *rest) for values, rest in zip(targets, weights, strict=True)]
             )
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved
+
+
+def total_effects(
+    nn: Any,
+    plan: SimpleNamespace,
+    inputs: dict[str, Any],
+    nodes: Sequence[Tensor],
+    logits_at: Sequence[Tensor],
+    how: SimpleNamespace,
+    max_bytes: int,
+    baselines: tuple[Sequence[Tensor], Tensor] | None = None,
+) -> list[tuple[Tensor, Tensor]]:
+    """For each prompt what `interventions.effects_on_nodes` and `effects_on_logits` give; arguments as of
+    `direct_weights`."""
+    stops: list[BaseException] = []
+    with torch.inference_mode(False), torch.enable_grad():
+        with nn.trace(**inputs) as tracer:
+            entered = interventions.embed_leaf(nn, plan, None, True)
+            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis)
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
+            before = interventions.effects_on_nodes(neurons, entered, nodes, max_bytes, baselines)
+            behind = interventions.effects_on_logits(neurons, ends, nodes, max_bytes, baselines)
+            saved = nnsight.save(list(zip(before, behind, strict=True)))
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved

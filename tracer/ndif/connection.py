@@ -111,14 +111,28 @@ class Traffic:
 
 
 class Key(httpx.Auth):
-    """The key, which is put on requests to the server and can be read by nothing else."""
+    """The key, which is put on requests to the server and can be read by nothing else.
 
-    def __init__(self, key: str) -> None:
+    Args:
+        where: it was found, for messages.
+        header: that takes it. scheme: what stands before it there.
+
+    Raises:
+        RemoteError: no key looks like that; the message does not quote it.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        where: str = "NDIF_API_KEY or nnsight's configuration",
+        header: str = "ndif-api-key",
+        scheme: str = "",
+    ) -> None:
         if not re.fullmatch(r"[!-~]*", key):
             # Not quoted: apart from the wrong character it is secret.
             rule = "holds a line break, a space or another character that no key has"
-            raise RemoteError("the key in NDIF_API_KEY or nnsight's configuration", rule, "copy it again, on one line")
-        self._sign = lambda headers: headers.__setitem__("ndif-api-key", key) if key else None
+            raise RemoteError(f"the key in {where}", rule, "copy it again, on one line")
+        self._sign = lambda headers: headers.__setitem__(header, scheme + key) if key else None
         self.scrub = lambda text: text.replace(key, "<key>") if key else text
         self.given = bool(key)
 
@@ -127,7 +141,7 @@ class Key(httpx.Auth):
         yield request
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("an NDIF key is never written")
+        raise TypeError("a key is never written")
 
 
 @dataclass(eq=False)
@@ -229,7 +243,7 @@ class Connection:
 
         def once() -> Any:
             with self._deadline.within(most), self._service.stream(method, path, timeout=timeout, **content) as answer:
-                body = _whole(answer)
+                body = whole(answer)
                 if missing and answer.status_code == 404:
                     return None
                 self._accept(answer, body)
@@ -253,7 +267,7 @@ class Connection:
                 raise self.error(f"sent no more of a result than {come}", "try again later, or use fewer prompts")
             with self._deadline.within(left), self._stores.stream("GET", where, headers=headers) as answer:
                 if answer.status_code not in (200, 206, 416):
-                    self._accept(answer, _whole(answer))
+                    self._accept(answer, whole(answer))
                 if answer.status_code == 416 or not got.begin(answer):
                     got.body.clear()
                     raise httpx.RemoteProtocolError("it sent another part than was asked for")
@@ -353,7 +367,7 @@ class Connection:
         """Raise what a refusal says, its body read."""
         if not answer.is_success:
             text = answer.headers.get("location", "") if answer.is_redirect else _detail(body) or answer.reason_phrase
-            asked = _seconds(answer.headers.get("retry-after", ""))
+            asked = retry_after(answer.headers.get("retry-after", ""))
             raise _StatusError(answer.status_code, self.said(text, 160), asked)
 
     def _refused(self, refusal: _StatusError, store: str) -> RefusedError:
@@ -441,12 +455,16 @@ def _parts(answer: httpx.Response) -> Iterator[bytes]:
     return answer.iter_raw()
 
 
-def _whole(answer: httpx.Response) -> bytes:
-    """An answer that is no result."""
+def whole(answer: httpx.Response, most: int = ANSWER_BYTES) -> bytes:
+    """The bytes of an answer that is no result.
+
+    Raises:
+        ValueError: there are more than `most`, or they are compressed.
+    """
     body = bytearray()
     for part in _parts(answer):
         body += part
-        if len(body) > ANSWER_BYTES:
+        if len(body) > most:
             raise ValueError("no answer is as long")
     return bytes(body)
 
@@ -460,7 +478,7 @@ def _detail(body: bytes) -> str:
         return ""
 
 
-def _seconds(header: str) -> float:
+def retry_after(header: str) -> float:
     """The seconds of a Retry-After header, a number or a date, two minutes at most; 0 where it holds neither."""
     if re.fullmatch(r"[0-9]+", header.strip()):
         return min(120.0, float(header))

@@ -3,6 +3,7 @@
 Knows rich, matplotlib, jinja and the page's JavaScript. Refuses to compute anything that a circuit, an evaluation or a
 run does not hold.
 
-Door: `tables` and `swaps` (terminal), `document` (one circuit as HTML), `page` (any report as HTML) with the words of
-`verdict`, `figures`, `viewer`; `sheet` has the rows that all show. `tables.view` is `tracer.view`.
+Door: `tables`, `neurons`, `swaps`, `supernodes` and `concepts` (terminal), `sweeps` (terminal, heat map and page),
+`document` (one circuit as HTML), `page` (any report as HTML) with the words of `verdict`, `figures`, `viewer`; `sheet`
+has the rows that all show. `tables.view` is `tracer.view`.
 """

@@ -6,10 +6,11 @@ know how any number was computed, and the text around a figure.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -172,9 +173,7 @@ def _mark_sizes(axes: Any, sizes: Sequence[int]) -> None:
 def png(figure: Any) -> bytes:
     """A figure as a PNG file."""
     content = io.BytesIO()
-    with warnings.catch_warnings():
-        # A letter that the font lacks is drawn as a box; the file is written all the same.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with _any_script():
         figure.savefig(content, dpi=140, format="png")
     return content.getvalue()
 
@@ -277,6 +276,31 @@ def _draw_points(axes: Any, found: Quality, limit: float) -> None:
     axes.locator_params(nbins=5)
 
 
+def draw_cells(axes: Any, cells: Sequence[Sequence[float]], limit: float) -> None:
+    """Numbers as cells, first row on top: purple below 0, white at 0, orange above, the number itself in each, since
+    both ends are equally dark in grey.
+
+    Args:
+        limit: the number that has the full colour.
+    """
+    table = np.asarray(cells, dtype=float)
+    axes.pcolormesh(table, cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=0.8)
+    axes.set(xlim=(0, table.shape[1]), ylim=(table.shape[0], 0))
+    for row, column in np.ndindex(*table.shape):
+        value = table[row, column]
+        ink = "#ffffff" if abs(value) > 0.7 * limit else "#111111"
+        text = f"{value:+.2f}" if abs(value) >= 0.005 else "0"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7, color=ink)
+
+
+@contextlib.contextmanager
+def _any_script() -> Iterator[None]:
+    """Tokens are of any script and the font is not: a letter that it lacks is a box, and no warning of matplotlib's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
 def svg(figure: Any, name: str, label: str) -> Markup:
     """A figure as SVG to stand in the page: its colours the page's, its names its own, no address in it."""
     import matplotlib as mpl
@@ -295,7 +319,8 @@ def svg(figure: Any, name: str, label: str) -> Markup:
     out = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+        with _any_script():
+            figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     return Markup(_embedded(out.getvalue(), name, label))
 
 

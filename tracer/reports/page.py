@@ -73,6 +73,25 @@ def code(lines: str) -> Block:
     return Block("code", lines)
 
 
+class Shaded(NamedTuple):
+    """A line of tokens, each with its class (see `shade`) and a remark; what is said before them."""
+
+    lead: str
+    tokens: tuple[tuple[str, str, str], ...]
+
+
+def shade(value: float, largest: float) -> str:
+    """The class of a token by its value: its sign and, in eighths of the largest size, how strong; empty of a weak
+    one."""
+    level = round(8 * min(1.0, abs(value) / largest)) if largest > 0 else 0
+    return f"{'p' if value > 0 else 'n'}{level}" if level else ""
+
+
+def shaded(title: str, lines: Sequence[Shaded]) -> Block:
+    """Lines of tokens under a small heading."""
+    return Block("shaded", (title, tuple(lines)))
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of a page under a heading; `name` is its id on the page."""

@@ -7,17 +7,19 @@ is drawn (reports/tables.py, reports/document.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.circuit.circuit import Circuit, Graph, height
+from tracer.circuit.said import Said
 from tracer.settings import PATH_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves, Evaluation
     from tracer.evaluation.edge_curves import EdgeCurves
+    from tracer.evaluation.knockouts import Knockouts
     from tracer.evaluation.quality import AlwaysOn
 
 TERMINAL, PAGE = "terminal", "page"
@@ -99,6 +101,7 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
     columns = ["", "layer", "neuron", Column("polarity", left=True, only=TERMINAL), "position", "<token", "activation"]
     columns += [Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
     columns += ["explained"] if circuit.links is not None else []
+    columns += [SAYS] if (said := Said.of(circuit)) else []
     known = {(one.layer, one.neuron) for one in always_on} & {(row["layer"], row["neuron"]) for row in rows}
     columns += [Column("note", left=True, only=PAGE)] if known else []
     cells = []
@@ -107,6 +110,7 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
         cell += ["+" if row["activation"] >= 0 else "-", str(row["position"]), token(row["token"])]
         cell += [f"{row['activation']:+.4f}", f"{row['attribution']:+.4f}", bar, _share(row, circuit)]
         cell += [number(row["explained"], ".2f")] if circuit.links is not None else []
+        cell += [says(said, row)] if said else []
         cell += ["always on" if (row["layer"], row["neuron"]) in known else ""] if known else []
         cells.append(cell)
     return Sheet.of("nodes", "Strongest nodes", columns, cells)
@@ -122,6 +126,7 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
         "position",
         "<token",
         "mean attribution" if "circuit" in graph.notes else "attribution",
+        *([SAYS] if (said := Said.of(graph)) else []),
     ]
     cells = [
         (
@@ -129,6 +134,7 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
             "any" if row["position"] < 0 else str(row["position"]),
             token(row["token"]),
             number(row["attribution"], "+.4f"),
+            *([says(said, row)] if said else []),
         )
         for rank, row in enumerate(rows, start=1)
     ]
@@ -203,6 +209,39 @@ def edge_curves(found: EdgeCurves) -> Sheet:
 
 
 BAR = Column("", left=True, only=PAGE)
+SAYS = Column("promotes", left=True)
+"""What a neuron does: the tokens that it promotes most, or its description."""
+
+
+def says(said: Said, row: Mapping[str, Any]) -> str:
+    """The cell of `SAYS` of a neuron's row: `layer`, `neuron` and its `activation`."""
+    return printable(said.label(row), 60)
+
+
+def knockouts(found: Knockouts) -> Sheet:
+    """What each group of a circuit's nodes is worth."""
+    whole = found.circuit
+    columns = ("<supernode", "nodes", "its cost", "95 %", "alone", "95 %", "model without it", "95 %")
+    cells = [
+        (
+            *(row["name"], f"{row['n_nodes']:,}"),
+            *(
+                text
+                for name in ("cost", "alone", "left")
+                for text in (decimal(row[name]), _between(row[f"{name}_low"], row[f"{name}_high"]))
+            ),
+        )
+        for row in found.rows()
+    ]
+    title = (
+        f"What each supernode is worth: shares of F(model) - F(empty). Cost: what the circuit, which holds "
+        f"{decimal(float(whole.estimate))}, loses without it"
+    )
+    return Sheet.of("knockouts", title, columns, cells)
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None else ends(low, high)
 
 
 def bars(values: Sequence[float | None]) -> list[Bar]:

@@ -50,7 +50,10 @@ def as_json(found: Swap, prompts: Sequence[Prompt], vocabulary: Vocabulary) -> s
     pairs = []
     for number, prompt in enumerate(prompts):
         one = encode(prompt, vocabulary)
-        asked = {"text": prompt.text, "counterfactual": prompt.counterfactual}
+        other = prompt.counterfactual
+        if prompt.messages is not None and one.counterfactual_ids is not None:
+            other = "".join(decode(vocabulary, token) for token in one.counterfactual_ids)
+        asked = {"text": one.text, "counterfactual": other}
         asked |= {"target": decode(vocabulary, one.target_ids[0]), "foil": decode(vocabulary, one.foil_ids[0])}
         pairs.append(asked | {name: _answers(found, name, number, vocabulary) for name in found.arms})
     about = {"ks": list(found.ks), "n_pairs": found.n_pairs, "answered": float(found.answered.estimate)}

@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph, Traced
+from tracer.circuit.said import Said, key_of
 from tracer.errors import JobError, option, say, writing
 from tracer.reports import figures, sheet, viewer
 from tracer.reports.sheet import TERMINAL, Sheet, token, unit
@@ -26,32 +27,44 @@ from tracer.text import LONG, csv_text, printable
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation
     from tracer.evaluation.edge_curves import EdgeCurves
+    from tracer.evaluation.knockouts import Knockouts
     from tracer.evaluation.quality import AlwaysOn, Quality
     from tracer.evaluation.steering import Steering
 
 PATHS = 5
+TOKEN_LISTS = {"promoted": "promotes", "suppressed": "suppresses", "driven_by": "driven by"}
+"""Columns of `schemas.TOKENS`, and their headings."""
 CURVES = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
 
 
 def circuit_table(circuit: Circuit, rows: int = 20) -> RenderableType:
     """The circuit for a terminal: prompt, metric, conservation, tokens, and the strongest `rows` nodes."""
-    parts: list[RenderableType] = [_heading(circuit), _table(sheet.embeddings(circuit), no_wrap=False)]
-    parts.append(_table(sheet.nodes(circuit, rows)))
+    parts: list[RenderableType] = [_heading(circuit), sheet_table(sheet.embeddings(circuit), no_wrap=False)]
+    parts.append(sheet_table(sheet.nodes(circuit, rows)))
     if circuit.links is not None:
-        parts += [_table(found, no_wrap=False) for found in (sheet.edges(circuit, rows), sheet.paths(circuit, PATHS))]
+        parts += [
+            sheet_table(found, no_wrap=False) for found in (sheet.edges(circuit, rows), sheet.paths(circuit, PATHS))
+        ]
     parts.append(_footer(circuit, rows))
     return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
 
 
-def _table(found: Sheet, no_wrap: bool = True) -> Table:
+def sheet_table(found: Sheet, no_wrap: bool = True) -> Table:
     """A sheet for a terminal."""
     shown = found.on(TERMINAL)
     table = Table(title=shown.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in shown.columns:
-        table.add_column(column.head, justify="left" if column.left else "right", no_wrap=no_wrap)
+        table.add_column(
+            column.head, justify="left" if column.left else "right", no_wrap=no_wrap and column != sheet.SAYS
+        )
     for row in shown.rows:
         table.add_row(*(cell(str(value)) for value in row))
     return table
+
+
+def sheets_table(found: Sequence[Sheet]) -> RenderableType:
+    """Sheets for a terminal, one under the other."""
+    return Group(*(Padding(sheet_table(one, no_wrap=False), (0, 0, 1, 0)) for one in found))
 
 
 def cell(text: str) -> str:
@@ -77,11 +90,11 @@ def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
         "[bold]holds[/]", f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
     )
     if graph.links is None:
-        return Group(grid, "", _table(sheet.graph_nodes(graph, rows)))
+        return Group(grid, "", sheet_table(sheet.graph_nodes(graph, rows)))
     if "circuit" in graph.notes:
-        both = _table(sheet.graph_nodes(graph, rows)), _table(sheet.edges(graph, rows), no_wrap=False)
+        both = sheet_table(sheet.graph_nodes(graph, rows)), sheet_table(sheet.edges(graph, rows), no_wrap=False)
         return Group(grid, "", both[0], "", both[1])
-    return Group(grid, "", _table(sheet.edges(graph, rows), no_wrap=False))
+    return Group(grid, "", sheet_table(sheet.edges(graph, rows), no_wrap=False))
 
 
 def view(graph: Graph, path: str | Path) -> Path:
@@ -143,6 +156,7 @@ def _payload(graph: Graph) -> viewer.Payload:
         n_layers=graph.n_layers,
         metric=circuit.metric if circuit is not None else np.nan,
         cancels=circuit is not None and circuit.cancels,
+        circuit=getattr(graph, "fingerprint", None),
         nodes=_nodes(graph),
         edges=_edges(graph),
         groups=graph.groups,
@@ -181,6 +195,7 @@ def _nodes(graph: Graph) -> viewer.Nodes:
         labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in named],
         influence=_floats(nodes["influence"]),
         names=dict(_names(graph)),
+        says=dict(_says(graph)),
     )
 
 
@@ -215,14 +230,37 @@ def _names(graph: Graph) -> Iterator[tuple[int, str]]:
             yield row, sheet.node_name(node) + (f": {label}" if label else "")
 
 
+def _says(graph: Graph) -> Iterator[tuple[int, viewer.Says]]:
+    """What is known of its neurons, by row of the nodes."""
+    if not (said := Said.of(graph)):
+        return
+    rows = graph.nodes.select(["kind", "layer", "neuron", "activation"]).to_pylist()
+    for at, row in enumerate(rows):
+        if row["kind"] == "neuron" and (label := said.label(row)):
+            yield at, viewer.Says(label, tuple(_token_lists(said, row)))
+
+
+def _token_lists(said: Said, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, float], ...]]]:
+    """A neuron's lists of tokens with their numbers, each under its heading; those of both polarities where the node's
+    is not known."""
+    keys = key_of(row)
+    for key in keys:
+        tokens = said.tokens.get(key, {})
+        for name, heading in TOKEN_LISTS.items():
+            if tokens.get(name):
+                sign = "" if len(keys) == 1 else f" ({'+' if key.polarity > 0 else '-'})"
+                yield heading + sign, tuple(zip(tokens[name], tokens[f"{name}_values"], strict=True))
+
+
 def evaluation_table(
     found: Evaluation,
     qualities: Sequence[Quality] = (),
     constant: Sequence[AlwaysOn] | None = None,
     edges: EdgeCurves | None = None,
+    groups: Knockouts | None = None,
 ) -> RenderableType:
     """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, how good the
-    estimate was, and what the strongest edges alone hold."""
+    estimate was, what the strongest edges alone hold, and what each group of nodes is worth."""
     levels = Table.grid(padding=(0, 2))
     named = [(f"faithfulness {level:g}", size) for level, size in found.sizes_for.items()]
     for name, size in (*named, (sheet.SETTLES, found.settles)):
@@ -243,8 +281,9 @@ def evaluation_table(
         estimate.add_row("[bold]always on[/]", cell(str(neuron)))
     if constant is not None and not constant:
         estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
-    more = () if edges is None else ("", _table(sheet.edge_curves(edges), no_wrap=False))
-    return Group(_table(sheet.curves(found)), "", levels, "", about, "", estimate, *more)
+    more: list[RenderableType] = [] if edges is None else ["", sheet_table(sheet.edge_curves(edges), no_wrap=False)]
+    more += [] if groups is None else ["", sheet_table(sheet.knockouts(groups), no_wrap=False)]
+    return Group(sheet_table(sheet.curves(found)), "", levels, "", about, "", estimate, *more)
 
 
 def steering_table(found: Steering) -> RenderableType:
@@ -267,6 +306,13 @@ def steering_table(found: Steering) -> RenderableType:
     for name, one in (("unsteered", found.unsteered), ("steered", found.steered), ("random nodes", found.control)):
         if one is not None:
             texts.add_row(f"[bold]{name}[/]", cell(token(one.text)))
+    if found.samples is not None:
+        how = f"temperature {found.samples.temperature:g}, top_p {found.samples.top_p:g}, seed {found.samples.seed}"
+        texts.add_row("", f"[dim]drawn at {how}:[/]")
+        kinds = ("unsteered", "steered", "control")
+        for name, kind in zip(("unsteered", "steered", "random nodes"), kinds, strict=True):
+            for one in getattr(found.samples, kind):
+                texts.add_row(f"[bold]{name}[/]", cell(token(one.text)))
     verdict = "changed" if found.changed else "did not change"
     about = f"The most probable token {verdict}; it did with {found.control_changed} of {found.random} random draws."
     return Group(grid, "", table, "", texts, "", about)
@@ -277,6 +323,7 @@ def evaluation_json(
     qualities: Sequence[Quality] = (),
     constant: Sequence[AlwaysOn] | None = None,
     edges: EdgeCurves | None = None,
+    groups: Knockouts | None = None,
 ) -> str:
     """An evaluation as JSON: every curve with its interval, the metric of every prompt, the estimate's quality."""
     content: dict[str, Any] = {name: getattr(found, name).record() for name in CURVES}
@@ -291,6 +338,8 @@ def evaluation_json(
     content["settles"] = found.settles.record()
     if edges is not None:
         content["edge_curves"] = edges.record()
+    if groups is not None:
+        content["supernodes"] = groups.record()
     return json.dumps(content, indent=1, allow_nan=False)
 
 
@@ -307,13 +356,16 @@ def plot_evaluation(found: Evaluation, path: str | Path, title: str) -> Path:
 
 def graph_json(graph: Graph) -> str:
     """The whole graph as JSON: the run.json record with nodes and edges in it."""
-    content: dict[str, Any] = graph.model_dump(mode="json", exclude={"nodes", "links", "settings"})
+    content: dict[str, Any] = graph.model_dump(mode="json", exclude={"nodes", "links", "profiles", "settings"})
     content |= {"n_nodes": graph.n_nodes, "n_neurons": graph.n_neurons}
     if isinstance(graph, Traced):
         content["settings"] = graph.settings.record()
     if isinstance(graph, Circuit):
         content["fingerprint"] = graph.fingerprint
     content["nodes"] = graph.nodes.drop_columns("prompt_id").to_pylist()
+    for name in ("neuron_tokens", "descriptions"):
+        if (known := getattr(graph, name)) is not None:
+            content[name] = known.to_pylist()
     if graph.links is not None:
         content["edges"] = graph.links.drop_columns("prompt_id").to_pylist()
     return json.dumps(content, indent=1, ensure_ascii=False)

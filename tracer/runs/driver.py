@@ -37,13 +37,15 @@ from tracer.runs.identity import (
     is_resumable,
     joined,
     made_by,
+    neurons_of,
 )
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
 from tracer.runs.plan import local
 from tracer.runs.repair import repaired
 from tracer.runs.report import always_on_note
 from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import Reason, RunState, Status, Tally, reasons, seconds_before
+from tracer.runs.units.concepts import check_ahead
 from tracer.runs.units.progress import combination_work
 from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
@@ -51,6 +53,7 @@ from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import Place, RetryLimits, Runner
 from tracer.settings import ModelRecord
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
+from tracer.store.schemas import SCHEMAS
 from tracer.text import kept_of
 
 Watch = Callable[[Status], None]
@@ -89,17 +92,18 @@ class Run:
     @property
     def reasons(self) -> list[Reason]:
         """Why prompts failed, the three most frequent reasons."""
-        return reasons(self.folder, self.folder.commits()) if self.job.kind == "dataset" else []
+        return reasons(self.folder, self.folder.commits()) if self.job.kind != "benchmark" else []
 
     def table(self, name: str) -> pa.Table:
-        """A table as a whole: ``prompts``, ``nodes``, ``edges``, or ``neurons``, ``edges_mean``, ``top_prompts``,
-        ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``.
+        """A table as a whole: ``prompts``, ``nodes``, ``edges``, ``profiles``, or ``neurons``, ``edges_mean``,
+        ``top_prompts``, ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``, ``tokens``, ``concepts``,
+        ``steering``; of exemplars ``exemplars`` and ``densities``.
 
         Raises:
             RunError: the run has no such table.
         """
         folder = self.folder
-        if name in ("prompts", "nodes", "edges"):
+        if name in SCHEMAS:
             parts = [folder.read_committed(commit, name) for commit in folder.commits() if name in commit.files]
         else:
             there = folder.place.exists(f"{name}.parquet")
@@ -282,6 +286,13 @@ def _unencrypted(job: Job) -> tuple[str, ...]:
     return (said,) if said else ()
 
 
+def _neurons(job: ExemplarsJob) -> dict[str, Any]:
+    """What a run's record says of the neurons that it looks at: workers may not see where they are from."""
+    found = neurons_of(job)
+    model = None if found.model is None else found.model.model_dump(mode="json")
+    return {"neurons": [list(one) for one in found.neurons], "neurons_model": model}
+
+
 def _most_often(why: Sequence[Reason]) -> str:
     return "most often " + "; ".join(map(str, why)) if why else "none says why"
 
@@ -323,7 +334,7 @@ class _Driver:
         """Find out which units are to do: all of them, or those that an earlier run left."""
         digests, overwrite = digests_of(self.job), self.asked.overwrite
         repair = self.asked.repair and not overwrite
-        content, others = joined(digests), digests[1:] if isinstance(self.job, DatasetJob) else []
+        content, others = joined(digests), [] if isinstance(self.job, BenchmarkJob) else digests[1:]
         self._earlier = seconds_before(self.folder)
         if repair:
             self._repair(content, others)
@@ -384,7 +395,7 @@ class _Driver:
     def _extend(self, there: Mapping[str, Any], content: str, others: list[str]) -> None:
         """Plan more prompts after those of a run, or finish doing so: what is done stays, but for a shard that was not
         full. Until the last line the record is that of before, and says that its plan may be ahead of it."""
-        assert isinstance(self.job, DatasetJob)
+        assert not isinstance(self.job, BenchmarkJob)
         known = int(there.get("extended_from", there["n_prompts"]))
         self.record = dict(there)
         self._write_record({"extended_from": known})
@@ -403,13 +414,18 @@ class _Driver:
         self.record = {name: value for name, value in there.items() if name not in ("extended_from", "prompt_notes")}
         self._write_record(self._plan_of(content, others, notes, n_prompts))
 
-    def _planned(self, job: DatasetJob, known: int = 0) -> tuple[list[str], int]:
+    def _planned(self, job: DatasetJob | ExemplarsJob, known: int = 0) -> tuple[list[str], int]:
         """Write the input in shards: what was said of it, and how many prompts it has."""
         notes: list[str] = []
-        rows = apart(job, data.read(job.source, heard=notes.append), notes.append)
-        count = self.folder.write_input(
-            askable((input_row(row) for row in self._counted(rows)), job), job.shard_size, known
-        )
+        rows = data.read(job.source, heard=notes.append)
+        if isinstance(job, DatasetJob):
+            rows = apart(job, rows, notes.append)
+        made: Iterator[dict[str, Any]] = (input_row(row) for row in self._counted(rows))
+        if isinstance(job, DatasetJob):
+            made = askable(made, job)
+        count = self.folder.write_input(made, job.shard_size, known)
+        if isinstance(job, DatasetJob) and job.concepts is not None:
+            notes += check_ahead(self.folder, job.concepts)
         return notes, count
 
     def _plan_of(self, content: str, others: list[str], notes: list[str], n_prompts: int) -> dict[str, Any]:
@@ -426,6 +442,7 @@ class _Driver:
             "n_prompts": n_prompts,
             "n_units": -(-n_prompts // getattr(self.job, "shard_size", 1)),
             "plan": None if self.kind == "benchmark" else self.folder.digest_input(),
+            **(_neurons(self.job) if isinstance(self.job, ExemplarsJob) else {}),
         }
 
     def _counted(self, rows: Iterator[data.Row]) -> Iterator[data.Row]:
@@ -444,7 +461,7 @@ class _Driver:
 
     def _resume(self) -> None:
         """Keep what is committed and intact; delete the rest."""
-        if self.kind == "dataset":
+        if self.kind != "benchmark":
             planned = (*self.folder.count_input(), self.folder.digest_input())
             if planned != (self.record["n_prompts"], self.n_units, self.record.get("plan")):
                 raise RunError(

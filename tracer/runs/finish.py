@@ -13,14 +13,19 @@ from typing import Any
 import pyarrow.compute as pc
 
 from tracer.evaluation.curves import Curves
+from tracer.meaning import exemplars, peaks
+from tracer.meaning.densities import Totals
+from tracer.meaning.strongest import asked_beside
 from tracer.reports.tables import csv_bytes
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job
 from tracer.runs.pages import benchmark
 from tracer.runs.pages.write import TOP, benchmark_result, write_report
 from tracer.runs.report import evaluation_plot
-from tracer.runs.units import benchmark_report, mean_edges
+from tracer.runs.units import benchmark_report, mean_edges, steering
 from tracer.runs.units.benchmark_report import BenchmarkResult
+from tracer.runs.units.concepts import write_concepts
 from tracer.runs.units.dataset_circuit import circuit_of_units
+from tracer.runs.units.exemplars import wanted_of
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import writer
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
@@ -36,6 +41,8 @@ def finish_run(job: Job, folder: RunFolder, commits: Sequence[Commit], record: M
     """
     if isinstance(job, BenchmarkJob):
         _finish_benchmark(benchmark_result(job, folder, commits, record), folder)
+    elif isinstance(job, ExemplarsJob):
+        _finish_exemplars(job, folder, commits, record)
     else:
         _finish_dataset(job, folder, commits, ask)
     write_report(job, folder, commits, record)
@@ -56,6 +63,8 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
             edge_means.write_edges_mean(paths, [place.path(name) for name in edges], place.fs, file)
     if (circuit := circuit_of_units(job, folder, commits)) is not None:
         folder.write_table("circuit.parquet", circuit)
+    if job.concepts is not None:
+        write_concepts(folder, job.concepts, commits)
     if not job.ends_with_model:
         return
     if (outcome := ask()) is None:
@@ -66,7 +75,9 @@ def _finish_dataset(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit
         made = Curves.of(outcome["evaluation"]["curves"])
         place.write("evaluation.csv", csv_bytes(list(made.rows())))
         place.write("evaluation.png", evaluation_plot(made, outcome["evaluation"]))
+    steering.draw_steering(folder, job)
     place.remove(mean_edges.CHECKPOINT)
+    place.remove(steering.CHECKPOINT)
 
 
 def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
@@ -76,6 +87,26 @@ def _write_failed(folder: RunFolder, commits: Sequence[Commit]) -> None:
             if commit.n_failed:
                 table = folder.read_committed(commit, "prompts")
                 parquet.write_table(table.filter(~pc.field("status").isin(NOT_FAILED)).cast(schemas.PROMPTS))
+
+
+# ------------------------------------------------------------------------------------------------ exemplars
+
+
+def _finish_exemplars(
+    job: ExemplarsJob, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any]
+) -> None:
+    """Units' parts added up, one at a time in memory; then exemplars are chosen."""
+    _write_failed(folder, commits)
+    neurons = sorted((layer, neuron) for layer, neuron in record["neurons"])
+    wanted, totals, candidates = wanted_of(job), Totals.none(len(neurons)), schemas.CANDIDATES.empty_table()
+    for commit in commits:
+        totals.merge(Totals.of(folder.read_committed(commit, "counts")))
+        part = folder.read_committed(commit, "candidates").cast(schemas.CANDIDATES)
+        candidates = peaks.merged([candidates, part], wanted)
+    folder.write_table(exemplars.FILE, peaks.exemplars(candidates, neurons, totals.peaks, wanted))
+    folder.write_table(exemplars.DENSITIES_FILE, totals.densities(neurons, job.active_share, job.active_above))
+    if job.of is not None and (found := asked_beside(job.of, neurons)) is not None:
+        folder.write_table("top_prompts.parquet", found)
 
 
 # ---------------------------------------------------------------------------------------------- a benchmark

@@ -13,7 +13,8 @@ from tracer import data
 from tracer.circuit.circuit import provenance
 from tracer.data.source import Source
 from tracer.errors import RunError, option, quoted
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job
+from tracer.meaning.strongest import Strongest, strongest
+from tracer.runs.jobs import TOP_NEURONS, BenchmarkJob, ExemplarsJob, Job
 from tracer.store import parquet
 from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import SCHEMA_VERSION
@@ -28,9 +29,22 @@ def digests_of(job: Job) -> list[str]:
     """Hashes by content of everything that a job reads; a dataset's prompts come first."""
     if isinstance(job, BenchmarkJob):
         return [data.digest(Source(path=(file,))) for one in job.input or () for file in (one.train, one.test)]
+    if isinstance(job, ExemplarsJob):
+        return [data.digest(job.source), parquet.fingerprint({"neurons": neurons_of(job).neurons})]
     tests = () if job.evaluate is None else (job.evaluate.test, job.evaluate.reference)
-    others = () if job.always_on is None else (job.always_on.unrelated,)
+    others = [] if job.always_on is None else [job.always_on.unrelated]
+    if job.steering is not None and isinstance(job.steering.prompts, Source):
+        others.append(job.steering.prompts)
     return [data.digest(source) for source in (job.source, job.reference, *tests, *others) if source is not None]
+
+
+def neurons_of(job: ExemplarsJob) -> Strongest:
+    """The neurons that a job names, or that are strongest in the run that it names.
+
+    Raises:
+        RunError: that is none that says so.
+    """
+    return Strongest(job.neurons, None) if job.of is None else strongest(job.of, job.top or TOP_NEURONS)
 
 
 def joined(digests: list[str]) -> str:
@@ -42,7 +56,7 @@ def joined(digests: list[str]) -> str:
 
 def grows(there: Mapping[str, Any], job: Job, others: list[str]) -> bool:
     """Whether a job is that of a run but for how many of the prompts it takes."""
-    if there.get("kind") != "dataset" or not isinstance(job, DatasetJob) or not is_resumable(there):
+    if there.get("kind") != job.kind or isinstance(job, BenchmarkJob) or not is_resumable(there):
         return False
     was, now = there.get("numbers") or {}, job.numbers()
     differs = was != now or "extended_from" in there
@@ -59,7 +73,7 @@ def unlimited(numbers: Mapping[str, Any]) -> dict[str, Any]:
 
 def as_far(job: Job, there: Mapping[str, Any] | None) -> Job:
     """A job that names no limit as far as the run that is there goes: what failed is to be done again, and no more."""
-    if there is None or not isinstance(job, DatasetJob) or there.get("kind") != "dataset":
+    if there is None or isinstance(job, BenchmarkJob) or there.get("kind") != job.kind:
         return job
     was = there.get("numbers") or {}
     if job.limit is not None or job.input.limit is not None or unlimited(was) != unlimited(job.numbers()):

@@ -1,4 +1,4 @@
-"""Job files: the record of a dataset run and of a benchmark, read from YAML, with every value checked.
+"""Job files: the records of dataset runs, benchmarks and searches for exemplars, from YAML, with every value checked.
 
 Knows a job's keys, which of them go together, and which decide a run's numbers. A key that would have no effect is
 refused. Refuses to know YAML and overrides (runs/yamlfile.py), models, prompts, and how a job is run; paths stay as
@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
 from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
-from tracer.errors import JobError, quoted
-from tracer.records import Count, Name, Natural, Record, as_list, is_list
+from tracer.errors import JobError, option, quoted
+from tracer.meaning.supernodes import Asked
+from tracer.records import LARGEST, Count, Name, Names, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
 from tracer.settings import (
     DEFAULT_STEPS,
@@ -49,6 +50,12 @@ NO_BASELINE = "none"
 
 EVERY_RULE = ("all",)
 """The variants of RelP that a benchmark measures by default."""
+
+MOST_NEURONS = 4096
+"""That one run collects exemplars of."""
+WINDOW, TOP_NEURONS, ACTIVE_SHARE = 128, 100, 0.1
+"""Tokens of a document that a model reads at a time, neurons of a run, and the share of a neuron's largest size from
+which a token is strong, unless a job says otherwise."""
 
 WITHOUT_EFFECT = frozenset({"prompt_timeout", "retries", "max_error_rate", "device", "host", "in_flight"})
 """Keys of a job that do not decide its numbers."""
@@ -86,7 +93,7 @@ def _neuron(value: Any) -> Any:
         return tuple(int(part) for part in value.split("/"))
     if is_list(value) and len(value) == 2:
         return value
-    raise ValueError("must be neurons as LAYER/NEURON, e.g. exclude: [3/120]")
+    raise ValueError("must be neurons as LAYER/NEURON, e.g. [3/120]")
 
 
 # Whole numbers are strict: "5", 5.0 and true are mistakes. Other numbers may be text, as YAML reads 1e-3.
@@ -222,6 +229,88 @@ class AlwaysOnRules(Record):
     leave_out: bool = False
 
 
+class ConceptRules(Record):
+    """Neurons that tell prompts by their labels, as in `tracer.concepts`.
+
+    Attributes:
+        labels: of the prompts, each scored by itself. values: of one label, the values to score.
+        group: a label that names prompts which belong together.
+        candidates: neurons tested for each value. permutations, seed: of the test.
+    """
+
+    labels: Names
+    values: Names = ()
+    group: Name | None = None
+    candidates: Count = 50
+    permutations: Annotated[int, Field(ge=99, le=2**31, strict=True)] = 10_000
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> ConceptRules:
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise ValueError("labels must name at least one, each once")
+        if self.values and len(self.labels) > 1:
+            raise ValueError("values are of one label, and labels names several")
+        if self.group in self.labels:
+            raise ValueError("group must be another label than those that are scored")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every label that is read."""
+        return self.labels if self.group is None else (*self.labels, self.group)
+
+
+def _tokens(value: Any) -> Any:
+    """Text is text, and a number a token id; one alone is a list of one."""
+    given = as_list(value)
+    if is_list(given) and not all(isinstance(one, str | int) and not isinstance(one, bool) for one in given):
+        raise ValueError("tokens must be text, each one token, or token ids")
+    return given
+
+
+def _prompts(value: Any) -> Any:
+    """How many prompts, or where they come from: one of the two, so that what is wrong is said of that one."""
+    if isinstance(value, Mapping | Source):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("must be how many of the run's own prompts, or a source of prompts as input is")
+    return value
+
+
+def _kind_of_prompts(value: Any) -> str:
+    return "count" if isinstance(value, int) else "source"
+
+
+class SteeringRules(Record):
+    """Sweeps at the end of a run: every group of neurons multiplied by every factor, as in `tracer.sweep`. The groups
+    are the run's supernodes, where it has any, and the whole circuit.
+
+    Attributes:
+        prompts: that are steered: so many of the run's own first ones that went well, or others.
+        factors: 0 ablates, 2 amplifies, -1 inverts. tokens: reported besides targets and foils.
+        random: control draws for each group. seed: of these.
+        everywhere: neurons act at every position, not at their own.
+    """
+
+    prompts: Annotated[
+        Annotated[Count, Tag("count")] | Annotated[Source, Tag("source")],
+        Discriminator(_kind_of_prompts),
+        BeforeValidator(_prompts),
+    ] = 20
+    factors: Annotated[tuple[Real, ...], BeforeValidator(as_list)] = (-1.0, 0.0, 2.0)
+    tokens: Annotated[tuple[Natural | Name, ...], BeforeValidator(_tokens)] = ()
+    random: Natural = 5
+    everywhere: bool = False
+    seed: Natural = 0
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> SteeringRules:
+        if not self.factors or len(set(self.factors)) < len(self.factors):
+            raise ValueError("factors must name at least one, each once")
+        return self
+
+
 class DatasetJob(_ModelOptions):
     """Attribution of every prompt of a dataset: nodes and edges of each, and what they come to together.
 
@@ -236,16 +325,24 @@ class DatasetJob(_ModelOptions):
         edges: trace the edges between them, and those of the circuit of the whole dataset; by default where the metric
             is a sum of logits.
         pruning: which edges are kept, of a prompt's, and of the dataset's by their means.
+        profiles: keep the attribution profile of each node, as in `tracer.trace`: the table ``profiles``.
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
+        supernodes: how that circuit's neurons are grouped by their profiles, which it needs; not if None.
         evaluate: how that circuit is tested.
         quality: for the first so many prompts, estimates are compared with exact single ablations.
+        tokens: of so many of the circuit's strongest neurons (of the prompts', without a circuit) it is read from the
+            weights which tokens they promote, and what drives them; of none if None.
+        concepts: labels that neurons are scored for, once all prompts are done; not if None.
+        steering: how the circuit and its groups are steered, once all is done; not if None.
         batch: prompts computed at once; planned from the memory there is if None.
         prompt_timeout: seconds after which a prompt counts as hung. retries: of a unit that failed for no prompt's
             fault. max_error_rate: the share of failed prompts above which the run ends.
     """
 
-    NEW: ClassVar[tuple[str, ...]] = (*_ModelOptions.NEW, "always_on")
+    NEW: ClassVar[tuple[str, ...]] = (
+        *(*_ModelOptions.NEW, "always_on", "profiles", "supernodes", "tokens", "concepts", "steering"),
+    )
 
     kind: Literal["dataset"] = "dataset"
     input: Source
@@ -268,9 +365,14 @@ class DatasetJob(_ModelOptions):
     always_on: AlwaysOnRules | None = None
     edges: bool = True
     pruning: PruningRules | None = None
+    profiles: bool = False
     circuit: Literal["none", "aligned", "free"] = "none"
+    supernodes: Asked | None = None
     evaluate: Evaluate | None = None
     quality: Natural = 0
+    tokens: Count | None = None
+    concepts: ConceptRules | None = None
+    steering: SteeringRules | None = None
     batch: Count | None = None
     prompt_timeout: Real = Field(600.0, gt=0)
     retries: Natural = 3
@@ -291,8 +393,12 @@ class DatasetJob(_ModelOptions):
         if self.baseline != "mean" and self.reference is not None:
             raise ValueError(f"reference has no effect with baseline {self.baseline!r}")
         self._check_edges()
+        self._check_supernodes()
         self._check_evaluate()
         self._check_filters()
+        self._check_concepts()
+        if self.steering is not None and self.circuit == "none":
+            raise ValueError("steering has no effect without a circuit: aligned or free")
         return self
 
     def _check_edges(self) -> None:
@@ -304,6 +410,16 @@ class DatasetJob(_ModelOptions):
         if self.pruning is not None and not self.edges:
             raise ValueError("pruning has no effect without edges")
         self.pruning_rules()
+
+    def _check_supernodes(self) -> None:
+        if self.supernodes is None:
+            return
+        if self.circuit == "none":
+            raise ValueError("supernodes have no effect without a circuit: aligned or free")
+        if not self.profiles:
+            raise ValueError("supernodes need profiles: true, by which neurons are compared")
+        if self.circuit == "free" and self.supernodes.free is False:
+            raise ValueError("supernodes.free is always true of a free circuit")
 
     def _check_evaluate(self) -> None:
         if self.evaluate is None:
@@ -321,12 +437,20 @@ class DatasetJob(_ModelOptions):
         for name, source in references.items():
             if source is not None and source.filter is not None:
                 raise ValueError(f"filter has no effect on {name}, whose prompts are asked nothing")
-        for source in (self.input, test):
+        steered = None if self.steering is None else self.steering.prompts
+        for source in (self.input, test, steered if isinstance(steered, Source) else None):
             keep = None if source is None else source.filter
             if keep is not None and self.metric == "topk":
                 raise ValueError("filter needs the prompts' targets, which metric 'topk' does not use")
             if keep == "preferred" and self.metric not in ("auto", "difference"):
                 raise ValueError(f"filter 'preferred' needs foils, which metric {self.metric!r} does not use")
+
+    def _check_concepts(self) -> None:
+        if self.concepts is None or self.input.task is not None:  # whose labels are known when its prompts are
+            return
+        for name in self.concepts.names:
+            if name not in self.input.labels:
+                raise ValueError(f"concepts needs the label {name!r}, which input.labels does not keep: add it there")
 
     def settings(self) -> Settings:
         """How nodes are attributed.
@@ -378,12 +502,99 @@ class DatasetJob(_ModelOptions):
     @property
     def ends_with_model(self) -> bool:
         """Whether the end of the run needs the model: see runs/units/ending.py."""
-        return bool(self.evaluate is not None or self.quality or self.links_circuit)
+        asked = (self.evaluate, self.quality, self.links_circuit, self.supernodes, self.tokens, self.steering)
+        return any(asked)
 
     @property
     def source(self) -> Source:
         """`input`, with the job's own limit."""
         return self.input if self.limit is None else self.input.model_copy(update={"limit": self.limit})
+
+
+# ------------------------------------------------------------------------------------------------ exemplars
+
+
+class ExemplarsJob(_ModelOptions):
+    """Where in a corpus chosen neurons are strong: exemplars, and how their values are spread. Forward passes only.
+
+    Attributes:
+        model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
+        input: the documents: texts or token ids, of any length. limit: only the first so many.
+        shard_size: documents in one unit of work.
+        neurons: LAYER/NEURON, in the basis ``activation``. of: instead, the `top` strongest neurons (100 if None) of a
+            run folder: of a dataset's circuit, or a prompt's.
+        exemplars: of each neuron and sign the strongest documents. quantiles: of documents' peaks, in percent, of each
+            of which `per_quantile` exemplars are drawn with `seed`.
+        window: tokens that the model reads at a time; 128, or its context if that is shorter. around: tokens shown on
+            either side of a peak.
+        skip_first: leave the first token of every window out; if None, only where it is the beginning-of-sequence
+            token, at which many neurons of many models are as strong as nowhere else.
+        active_share, active_above: from which size on a token counts as strong: a share of the neuron's largest (then
+            an edge of the histogram), or a size.
+        batch: documents computed at once; as memory allows if None.
+        prompt_timeout, retries, max_error_rate: as of a dataset's job.
+    """
+
+    kind: Literal["exemplars"] = "exemplars"
+    input: Source
+    limit: Count | None = None
+    shard_size: Count = 256
+    neurons: Annotated[tuple[Neuron, ...], BeforeValidator(as_list)] = ()
+    of: Name | None = None
+    top: Annotated[int, Field(ge=1, le=MOST_NEURONS, strict=True)] | None = None
+    exemplars: Annotated[int, Field(ge=1, le=1000, strict=True)] = 20
+    quantiles: Annotated[tuple[Annotated[Real, Field(ge=0, le=100)], ...], BeforeValidator(as_list)] = (
+        50.0,
+        90.0,
+        99.0,
+    )
+    per_quantile: Annotated[int, Field(ge=1, le=1000, strict=True)] = 4
+    seed: Annotated[int, Field(ge=0, le=LARGEST, strict=True)] = 0
+    window: Annotated[int, Field(ge=2, strict=True)] | None = None
+    around: Annotated[int, Field(ge=0, le=1000, strict=True)] = 16
+    skip_first: bool | None = None
+    active_share: Real = Field(ACTIVE_SHARE, gt=0, le=1)
+    active_above: Annotated[Real, Field(gt=0)] | None = None
+    batch: Count | None = None
+    prompt_timeout: Real = Field(600.0, gt=0)
+    retries: Natural = 3
+    max_error_rate: Real = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> ExemplarsJob:
+        if bool(self.neurons) == (self.of is not None):
+            raise ValueError("neurons are named (neurons: [3/120]) or those of a run (of: RUN): give one of them")
+        if len(set(self.neurons)) < len(self.neurons):
+            raise ValueError("neurons must name each once")
+        if len(self.neurons) > MOST_NEURONS:
+            raise ValueError(f"neurons are {len(self.neurons)}, at most {MOST_NEURONS} are looked at in one run")
+        if self.neurons and self.top is not None:
+            raise ValueError("top only has an effect with of, whose strongest neurons it takes")
+        if self.limit is not None and self.input.limit is not None:
+            raise ValueError("limit and input.limit say the same: leave one of them out")
+        if self.input.filter is not None:
+            raise ValueError("filter has no effect on documents, which are asked nothing")
+        if len(set(self.quantiles)) < len(self.quantiles):
+            raise ValueError("quantiles must name each once")
+        if self.active_above is not None and self.active_share != ACTIVE_SHARE:
+            raise ValueError("active_share has no effect with active_above")
+        return self
+
+    @property
+    def source(self) -> Source:
+        """`input`, with the job's own limit."""
+        return self.input if self.limit is None else self.input.model_copy(update={"limit": self.limit})
+
+    def window_of(self, context_length: int) -> int:
+        """Tokens of a window, for a model that reads so many.
+
+        Raises:
+            JobError: it reads fewer than the window has.
+        """
+        if self.window is not None and self.window > context_length:
+            rule = f"the model reads at most {context_length} tokens"
+            raise JobError(option("window", self.window), rule, "use no more")
+        return self.window or min(WINDOW, context_length)
 
 
 # ------------------------------------------------------------------------------------------------ the benchmark
@@ -524,11 +735,17 @@ def _allowed(method: str, baseline: str) -> bool:
     return True
 
 
-Job = BenchmarkJob | DatasetJob
+Job = BenchmarkJob | DatasetJob | ExemplarsJob
 
 # ---------------------------------------------------------------------------------------------------- reading
 
-_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob]] = {"benchmark": BenchmarkJob, "dataset": DatasetJob}
+_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob] | type[ExemplarsJob]] = {
+    "benchmark": BenchmarkJob,
+    "dataset": DatasetJob,
+    "exemplars": ExemplarsJob,
+}
+
+_EXAMPLES = "see jobs/dataset.yaml, jobs/sva.yaml, jobs/exemplars.yaml"
 
 _SOURCE: dict[str, Any] = {**dict.fromkeys(Source.model_fields), "columns": dict.fromkeys(ROW_FIELDS)}
 _NESTED: dict[str, dict[str, Any]] = {
@@ -536,11 +753,15 @@ _NESTED: dict[str, dict[str, Any]] = {
     "reference": _SOURCE,
     "evaluate": {**dict.fromkeys(Evaluate.model_fields), "test": _SOURCE, "reference": _SOURCE},
     "pruning": dict.fromkeys(PruningRules.model_fields),
+    "supernodes": dict.fromkeys(Asked.model_fields),
     "always_on": {**dict.fromkeys(AlwaysOnRules.model_fields), "unrelated": _SOURCE},
+    "concepts": dict.fromkeys(ConceptRules.model_fields),
+    "steering": {**dict.fromkeys(SteeringRules.model_fields), "prompts": _SOURCE},
 }
 _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},
     "dataset": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
+    "exemplars": {**dict.fromkeys(ExemplarsJob.model_fields), "input": _SOURCE},
 }
 """The keys of each kind of job; those that hold keys themselves with theirs."""
 
@@ -562,7 +783,7 @@ def _switch_sources(content: dict[str, Any], changes: Sequence[str]) -> None:
                     source.pop(key, None)
 
 
-def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, overrides: Sequence[str] = ()) -> Job:
+def load_job(job: str | Path | Mapping[str, Any] | Job, overrides: Sequence[str] = ()) -> Job:
     """A job from a YAML file, a mapping or a record, with ``key=value`` overrides whose values are YAML as well.
 
     A key of a record within the job is dotted: ``input.limit=100``, ``input.columns.text=prompt``.
@@ -584,8 +805,8 @@ def load_job(job: str | Path | Mapping[str, Any] | BenchmarkJob | DatasetJob, ov
     if kind is None:
         raise JobError(where, "has no kind", f"give it kind: {' or kind: '.join(_KINDS)}")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise JobError(f"kind={quoted(kind)}", f"must be {' or '.join(_KINDS)}", "see jobs/dataset.yaml, jobs/sva.yaml")
-    check_keys(content, _KEYS[kind], f"a {kind} job")
+        raise JobError(f"kind={quoted(kind)}", f"must be {' or '.join(_KINDS)}", _EXAMPLES)
+    check_keys(content, _KEYS[kind], f"an {kind} job" if kind[0] in "aeiou" else f"a {kind} job")
     try:
         return _KINDS[kind].model_validate(content)
     except ValidationError as error:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tracer.circuit.circuit import provenance
 from tracer.errors import RunError, option, quoted
 from tracer.runs.identity import check_same, is_part_of, is_resumable, made_by, unlimited
-from tracer.runs.jobs import DatasetJob, Job
+from tracer.runs.jobs import BenchmarkJob, Job
 from tracer.settings import ModelRecord
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import SCHEMA_VERSION
@@ -39,16 +39,16 @@ def repaired(folder: RunFolder, job: Job, content: str, plan: Plan) -> dict[str,
     there, known = _record(folder), _known(folder, job)
     if there is None:
         said = _said(folder, job)
-        if known is not None and isinstance(job, DatasetJob) and folder.shard_size() != job.shard_size:
+        if known is not None and not isinstance(job, BenchmarkJob) and folder.shard_size() != job.shard_size:
             rule = f"was planned with {option('shard_size', folder.shard_size())}, the job has {job.shard_size}"
             raise _cannot(folder, f"input.parquet {rule}")
         made = plan(known or 0) | said
-    elif isinstance(job, DatasetJob) and (known is None or folder.digest_input() != there.get("plan")):
+    elif not isinstance(job, BenchmarkJob) and (known is None or folder.digest_input() != there.get("plan")):
         check_same(folder, there, job, content)
         made = {**there, "plan": plan(0)["plan"]}
     else:
         return None
-    if isinstance(job, DatasetJob):
+    if not isinstance(job, BenchmarkJob):
         try:
             for commit in folder.commits([]):
                 _check_rows(folder, commit)
@@ -76,7 +76,7 @@ def _record(folder: RunFolder) -> dict[str, Any] | None:
 
 def _known(folder: RunFolder, job: Job) -> int | None:
     """How many prompts are planned; None where the plan is damaged or lost, or there is none."""
-    if not isinstance(job, DatasetJob):
+    if isinstance(job, BenchmarkJob):
         return None
     with suppress(RunError):
         return folder.count_input()[0]
@@ -129,7 +129,11 @@ def _check_rows(folder: RunFolder, commit: Commit) -> None:
     wanted = folder.read_input(commit.shard)
     same = [row["prompt_id"] for row in rows] == [row["prompt_id"] for row in wanted[: len(rows)]]
     for row, its in zip(rows, wanted, strict=False):
-        same = same and row["user_id"] == its["user_id"] and (its["text"] is None or row["text"] == its["text"])
+        same = (
+            same
+            and row["user_id"] == its["user_id"]
+            and (None in (its["text"], row["text"]) or row["text"] == its["text"])
+        )
     if not same:
         raise _cannot(folder, f"its unit {commit.shard} is of other prompts than the job's input has there")
 

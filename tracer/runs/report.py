@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def line(status: Status) -> str:
     """How far a run is, for a job's log."""
-    what = "combinations" if status.kind == "benchmark" else "prompts"
+    what = status.what
     parts = [f"{status.state}: {status.done + status.in_flight:,} of {status.n_prompts:,} {what}", *status.at]
     if rows := status.rows.get("nodes", 0) + status.rows.get("edges", 0):
         parts.append(f"{rows:,} rows")
@@ -85,7 +85,7 @@ def condition_table(found: Condition) -> RenderableType:
     table.add_row("job", cell(f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else "")))
     if model.get("gguf"):
         table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
-    what = "combinations" if status.kind == "benchmark" else "prompts"
+    what = status.what
     share = status.done / status.n_prompts if status.n_prompts else 0.0
     table.add_row(what, f"{status.done:,} of {status.n_prompts:,} committed ({share:.1%})")
     units = f"{status.committed:,} of {status.n_units:,}"
@@ -154,7 +154,7 @@ def _files(found: Condition) -> str:
 
 def run_summary(status: Status, address: str, seconds: float, resumed: int) -> str:
     """A run that ended, in a few words."""
-    what = "combinations" if status.kind == "benchmark" else "prompts"
+    what = status.what
     told = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
     before = f", {resumed:,} of {status.n_units:,} units were there already" if resumed else ""
     left = f"; {left_out(status)}" if status.left_out else ""
@@ -193,6 +193,17 @@ def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:
             f"{row['mean_activation']:+.4f}",
         )
     return Group(table)
+
+
+def exemplars_table(rows: Sequence[tuple[str, ...]], heads: Sequence[str], most: int = 15) -> RenderableType:
+    """Neurons' values over a corpus (rows and heads of runs/pages/exemplars.py)."""
+    table = Table(title="Where neurons are strong", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in heads:
+        left = name.startswith("<")
+        table.add_column(name.removeprefix("<"), justify="left" if left else "right", overflow="fold")
+    for row in rows[:most]:
+        table.add_row(*map(cell, row))
+    return Group(table, f"... and {len(rows) - most:,} more") if len(rows) > most else Group(table)
 
 
 def rows_table(found: Any, rows: int = 1000) -> RenderableType:

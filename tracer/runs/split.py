@@ -7,6 +7,7 @@ both are tokens (runs/units/dataset_circuit.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from tracer import data
 from tracer.data import Row, tasks
@@ -47,7 +48,7 @@ def check_overlap(job: Job) -> list[str]:
                 found.append(f"{shared} of {len(test)} test pairs of {name} have a prompt that is trained on as well")
         return found
     said: list[str] = []
-    if job.evaluate is not None:
+    if isinstance(job, DatasetJob) and job.evaluate is not None:
         for _ in apart(job, data.read(job.source), said.append):
             pass
     return said
@@ -64,7 +65,7 @@ def apart(job: DatasetJob, rows: Iterable[Row], heard: Callable[[str], None]) ->
     """
     asked = job.evaluate
     test = [_asked(row) for row in data.read(asked.test)] if asked is not None else []
-    wanted, found = set(filter(None, test)), dict[str | tuple[int, ...], None]()
+    wanted, found = set(filter(None, test)), dict[str | tuple[Any, ...], None]()
     for row in rows:
         if (prompt := _asked(row)) in wanted:
             found[prompt] = None
@@ -82,6 +83,8 @@ def apart(job: DatasetJob, rows: Iterable[Row], heard: Callable[[str], None]) ->
     )
 
 
-def _asked(row: Row) -> str | tuple[int, ...]:
+def _asked(row: Row) -> str | tuple[Any, ...]:
     """A prompt as it is written; nothing of a row that is not one."""
+    if row.messages is not None:
+        return (*(tuple(one.items()) for one in row.messages), row.seed)
     return row.text or row.token_ids or ""

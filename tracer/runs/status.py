@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tracer.errors import RunError, quoted
+from tracer.store.record import MANY
 from tracer.store.run_folder import LEFT_OUT, NOT_FAILED, Commit, RunFolder
 
 _OURS = frozenset(("JobError", "ModelError", "RunError", "RemoteError"))
@@ -29,7 +30,7 @@ class Status(BaseModel):
     """How far a run is.
 
     Attributes:
-        kind: ``dataset`` or ``benchmark``. state: what its driver does or did last.
+        kind: of the job. state: what its driver does or did last.
         n_units, committed: units of the run, and how many are done. n_prompts: planned (combinations, of a benchmark).
         statuses: prompts by outcome. errors: the error types of those that failed.
         rows: of every table.
@@ -66,6 +67,11 @@ class Status(BaseModel):
     total_seconds: float = 0.0
     message: str | None = None
     waiting: str | None = None
+
+    @property
+    def what(self) -> str:
+        """What is counted."""
+        return {"benchmark": "combinations", "exemplars": "documents"}.get(self.kind, "prompts")
 
     @property
     def done(self) -> int:
@@ -201,7 +207,7 @@ def condition(address: Any, contents: bool = True) -> Condition:
         raise RunError(
             f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give the folder of a run"
         )
-    if record.get("kind") not in ("dataset", "benchmark"):
+    if record.get("kind") not in MANY:
         raise RunError(
             f"run {quoted(str(folder.place), 300)}", "is the run of one prompt", "print it with 'tracer show'"
         )
@@ -217,7 +223,7 @@ def condition(address: Any, contents: bool = True) -> Condition:
     problems += [f"_commits/{unit}.json is damaged" for unit in damaged]
     if contents:
         problems += folder.check_outputs()
-        if record["kind"] == "dataset" and _plan(folder) != record.get("plan"):
+        if record["kind"] != "benchmark" and _plan(folder) != record.get("plan"):
             problems.append("input.parquet is missing or not the one that was planned (start again, over it)")
     try:
         written = Status.model_validate(folder.place.read_json("progress.json"))
@@ -227,5 +233,5 @@ def condition(address: Any, contents: bool = True) -> Condition:
     planned = {"n_units": record.get("n_units", 0), "n_prompts": record.get("n_prompts", 0)}
     now = written.model_copy(update={**planned, **tally.record()})
     age, held = time.time() - written.updated, folder.place.is_held()
-    why = tuple(reasons(folder, intact)) if contents and record["kind"] == "dataset" else ()
+    why = tuple(reasons(folder, intact)) if contents and record["kind"] != "benchmark" else ()
     return Condition(status=now, problems=tuple(problems), age=age, held=held, reasons=why, record=record)

@@ -58,7 +58,7 @@ class Worker:
 
         from tracer.ndif.probe import load
         from tracer.ndif.server import Limits
-        from tracer.runs.jobs import BenchmarkJob, load_job
+        from tracer.runs.jobs import BenchmarkJob, ExemplarsJob, load_job
         from tracer.store.run_folder import RunFolder
 
         self._beat: Callable[[str], None] | None = None
@@ -81,6 +81,11 @@ class Worker:
 
             self._benchmark: Any = Benchmark(job, loaded)
             self._work = self._combination
+        elif isinstance(job, ExemplarsJob):
+            from tracer.runs.units.exemplars import ExemplarWork
+
+            with surface("job"):
+                self._work = ExemplarWork(loaded, job, folder).run
         else:
             self._of_dataset(loaded, job, folder)
 
@@ -89,7 +94,16 @@ class Worker:
         from tracer.runs.units.always_on import always_on_of
         from tracer.runs.units.ending import end_run
         from tracer.runs.units.shards import ShardWork
+        from tracer.runs.units.steering import check_steering
 
+        if job.tokens is not None:
+            from tracer.meaning.tokens import check_readable
+
+            with surface("job"):
+                check_readable(model)  # now, and not when all units are done
+        if job.steering is not None:
+            with surface("job"):
+                check_steering(model, job.steering)
         shards = ShardWork(model, job, folder)
 
         @functools.cache

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tracer.errors import RunError, option, quoted
+from tracer.errors import RunError, first_line, option, quoted
 from tracer.store import aggregation
 from tracer.store.run_folder import Commit, RunFolder, is_ours
 from tracer.store.schemas import SCHEMA_VERSION, SCHEMAS
@@ -25,7 +25,13 @@ _SMALL = 2**16
 """Bytes of the marks and records of a run."""
 
 
-def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.Table], overwrite: bool = False) -> None:
+def write_run(
+    address: Any,
+    record: Mapping[str, Any],
+    tables: Mapping[str, pa.Table],
+    overwrite: bool = False,
+    beside: Mapping[str, pa.Table] | None = None,
+) -> None:
     """Write a finished run of one shard.
 
     A folder that holds the same job (by fingerprint) is replaced; any other content is never touched.
@@ -35,6 +41,7 @@ def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.T
         record: what run.json holds; its ``fingerprint`` names the job.
         tables: by name, in the schemas of `schemas.SCHEMAS`; other columns are refused by Arrow.
         overwrite: replace another job's run.
+        beside: further tables of the whole run, by file.
 
     Raises:
         RunError: the folder cannot be written, or holds something else.
@@ -53,6 +60,8 @@ def write_run(address: Any, record: Mapping[str, Any], tables: Mapping[str, pa.T
         commit, prompts = Commit.naming(0, files), tables["prompts"]
         folder.write_input(prompts.select(_GIVEN).to_pylist(), max(1, prompts.num_rows))
         _write_neurons(folder, commit.files["nodes"], tables["nodes"])
+        for name, table in (beside or {}).items():
+            folder.write_table(name, table)
         folder.commit(commit)
         folder.place.write_json("progress.json", {"shards": 1, "committed": 1, "prompts": prompts.num_rows})
         folder.seal(shards=1, rows=commit.rows)
@@ -115,6 +124,23 @@ def read_run(address: Any) -> tuple[dict[str, Any], dict[str, pa.Table]]:
         rule = "holds a run with nothing committed"
         raise RunError(f"folder {quoted(str(folder.place), 300)}", rule, "run it again")
     return record, {name: pa.concat_tables(parts) for name, parts in tables.items()}
+
+
+def read_beside(address: Any, name: str, schema: pa.Schema) -> pa.Table | None:
+    """A table of the whole run that it need not have, in its schema; None where it is not there.
+
+    Raises:
+        RunError: it is damaged, or has other columns.
+    """
+    folder = RunFolder(address)
+    if not folder.place.exists(name):
+        return None
+    try:
+        return folder.read_output(name).select(schema.names).cast(schema)
+    except (KeyError, pa.ArrowException) as error:
+        rule = f"is damaged ({first_line(error)})"
+        step = "make it again, or remove it: the run does not need it"
+        raise RunError(f"file {quoted(name)} of run {quoted(str(folder.place), 300)}", rule, step) from error
 
 
 def _commits(folder: RunFolder) -> Iterator[Commit]:

@@ -23,6 +23,11 @@ def fingerprint(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def table_of(schema: pa.Schema, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """A table from its columns, by name."""
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema)
+
+
 def encoded(table: pa.Table) -> bytes:
     """A table as a Parquet file: Zstandard, dictionaries on keys and byte-stream split on floats, the smallest and
     fastest to read of the layouts we tried."""

@@ -27,6 +27,13 @@ SCHEMAS: dict[str, pa.Schema] = {
     "circuit": schemas.CIRCUIT,
     "circuit_nodes": schemas.CIRCUIT_NODES,
     "circuit_edges": schemas.CIRCUIT_EDGES,
+    "tokens": schemas.TOKENS,
+    "concepts": schemas.CONCEPTS,
+    "steering": schemas.STEERING,
+    "steering_groups": schemas.STEERING_GROUPS,
+    "exemplars": schemas.EXEMPLARS,
+    "densities": schemas.DENSITIES,
+    "descriptions": schemas.DESCRIPTIONS,
 }
 """The tables that a query can name."""
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)

@@ -49,7 +49,9 @@ class _Many(_Record):
     extended_from: _Whole = 0
 
 
-_KINDS: dict[Any, type[_Record]] = {"dataset": _Many, "benchmark": _Many, "trace": _Record, "graph": _Record}
+MANY = ("dataset", "benchmark", "exemplars")
+"""Kinds of runs that a job makes, in units."""
+_KINDS: dict[Any, type[_Record]] = {**dict.fromkeys(MANY, _Many), "trace": _Record, "graph": _Record}
 
 
 def check_record(record: Mapping[str, Any]) -> None:
@@ -77,7 +79,7 @@ def damaged_record(rule: str, kind: str | None = None) -> RunError:
     """A run.json that cannot be used."""
     many = f"repeat the run command with {option('repair', True)}, which makes it again from what is committed"
     one = f"make it again with {option('overwrite', True)}"
-    step = {"dataset": many, "benchmark": many, "trace": one, "graph": one}.get(kind or "")
+    step = {**dict.fromkeys(MANY, many), "trace": one, "graph": one}.get(kind or "")
     return RunError("file 'run.json'", f"is damaged: {rule}", step or f"{many}; of a run of one prompt {one}")
 
 

@@ -2,9 +2,10 @@
 
     run.json             what is run: the resolved job, fingerprint, versions, model, digest of the input
     input.parquet        the prompts as given; a row group is one shard, or several whole ones where they are small
-    prompts/ nodes/ edges/ means/   uniquely named Parquet files; only those that a commit names count
+    prompts/ nodes/ ...  uniquely named Parquet files, a folder for each of `TABLES`; those that a commit names count
     _commits/UNIT.json   the unit is done; names its files, their sizes and hashes
-    _journal/            deaths.json: how many processes died on which prompt; what is kept of units that are not done
+    _journal/            deaths.json: how many processes died on which prompt; what is kept of units that are not done;
+                         answers/: of a language model, which are never asked for twice
     progress.json        how far it is, rewritten every second or so
     failed.parquet, neurons.parquet, report.html, ...   made when all units are there; plots/, graphs/ as well
     _SUCCESS.json        the run ended; holds the hashes of what was made last, of run.json, and of all commits
@@ -37,15 +38,23 @@ from tracer.store.record import check_record, damaged_record, is_as_written, sig
 from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
-TABLES = ("prompts", "nodes", "edges", "means")
+TABLES = ("prompts", "nodes", "edges", "profiles", "means", "candidates", "counts")
+SUPERNODES = "supernodes.json"
+"""An output that is there to be edited: the end of a run does not vouch for its content."""
 OUTPUTS = (
     *("failed.parquet", "neurons.parquet", "edges_mean.parquet", "top_prompts.parquet", "circuit.parquet"),
-    *("circuit_nodes.parquet", "circuit_edges.parquet"),
-    *("tokens.parquet", "concepts.parquet", "supernodes.json", "steering.parquet", "steering.png"),
+    *("circuit_nodes.parquet", "circuit_edges.parquet", "exemplars.parquet", "densities.parquet"),
+    *("tokens.parquet", "concepts.parquet", SUPERNODES),
+    *("steering.parquet", "steering_groups.parquet", "steering.png"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
 )
 """Files that are made of all committed units at the end."""
+KEPT = ("descriptions.parquet", "descriptions.json")
+"""Files that a user asks for afterwards, of neurons and not of units: they stay when more units come."""
+ANSWERS = "_journal/answers"
+"""What a language model answered, a file for each request: paid for, so it stays even where another run takes the
+folder."""
 _ALWAYS = ("failed", "neurons", "top_prompts")
 """Tables that every dataset run has when it ended."""
 
@@ -53,14 +62,14 @@ _GROUP = 1024  # rows of a row group at least, where shards are smaller: every g
 _GROUP_BYTES = 2**24  # and at most, of what its shards hold as Arrow, unless one shard alone is more
 _TABLE = re.compile(rf"(?P<table>{'|'.join(TABLES)})/(?P<unit>[0-9]+)-[0-9a-f]{{12}}\.parquet", re.ASCII)
 _OTHER = re.compile(
-    r"_commits/[0-9]+\.json|_journal/(deaths\.json|circuit_edges\.safetensors)|graphs/(circuit|prompt-[0-9]+)\.html"
-    r"|plots/(claim|(mean\.|[A-Za-z0-9_-]+-)(activation|output))\.png"
+    r"_commits/[0-9]+\.json|_journal/(deaths\.json|(circuit_edges|steering)\.safetensors|answers/[0-9a-f]{64}\.json)"
+    r"|graphs/(circuit|prompt-[0-9]+)\.html|plots/(claim|(mean\.|[A-Za-z0-9_-]+-)(activation|output))\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
 _UNIT = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _TEMPORARY = re.compile(r"((?:.*/)?)\.([^/]+)\.[0-9a-f]{8}")
 _PROBE = ".probe"
-_SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.json", LOCK, LEASE_FILE, *OUTPUTS))
+_SINGLE = frozenset(("input.parquet", "run.json", "progress.json", "_SUCCESS.json", LOCK, LEASE_FILE, *OUTPUTS, *KEPT))
 
 
 _Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -232,7 +241,7 @@ class RunFolder:
         for file in self.place.files("_commits"):
             if is_ours(file.name):
                 self.place.remove(file.name)
-        for name in ("run.json", "_journal/deaths.json", "input.parquet", "progress.json"):
+        for name in ("run.json", "_journal/deaths.json", "input.parquet", "progress.json", *KEPT):
             self.place.remove(name)
         self.sweep(keep)
 
@@ -308,6 +317,8 @@ class RunFolder:
                 rows = rows_of(opened(file, metadata=plan.metadata), groups=[group])
         except (OSError, pa.ArrowException) as error:
             raise _damaged_plan() from error
+        for name in INPUT.names[len(rows.column_names) :]:  # columns that older folders do not have
+            rows = rows.append_column(INPUT.field(name), pa.nulls(rows.num_rows, INPUT.field(name).type))
         return rows.slice(first - plan.starts[group], plan.shard_size).combine_chunks()
 
     def shard_size(self) -> int:
@@ -534,7 +545,7 @@ class RunFolder:
 
     def seal(self, **told: Any) -> None:
         """Mark that the run ended, with the hashes of what no commit names."""
-        there = [name for name in ("run.json", *OUTPUTS) if self.place.exists(name)]
+        there = [name for name in ("run.json", *OUTPUTS, *KEPT) if name != SUPERNODES and self.place.exists(name)]
         there += sorted(name for name, _ in self.place.files("graphs") if _is_graph(name))
         files = {name: hashlib.sha256(self.place.read(name)).hexdigest() for name in there}
         self.place.write_json("_SUCCESS.json", {**told, "files": files, "commits": self._digest_commits()})
@@ -592,7 +603,7 @@ class RunFolder:
     def sweep(self, named: Iterable[str]) -> int:
         """Remove table files that no commit names, and what interrupted writes left; how many there were."""
         keep, removed = set(named), 0
-        for folder in ("", "_commits", "_journal", *TABLES):
+        for folder in ("", "_commits", "_journal", ANSWERS, *TABLES):
             for name, _ in self.place.files(folder):
                 orphan = folder in TABLES and name not in keep and _TABLE.fullmatch(name)
                 if orphan or ((half := _TEMPORARY.fullmatch(name)) and is_ours(half[1] + half[2])):

@@ -20,6 +20,8 @@ _IDS = pa.list_(pa.int32())
 _TEXTS = pa.list_(pa.string())
 LABELS = pa.map_(pa.string(), pa.string())
 
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
 INPUT = pa.schema(
     [
         ("prompt_id", pa.int64()),
@@ -35,9 +37,13 @@ INPUT = pa.schema(
         ("positions", _IDS),
         ("labels", LABELS),
         ("error", pa.string()),
+        ("messages", _MESSAGES),
+        ("seed", pa.string()),
+        ("counterfactual_messages", _MESSAGES),
     ]
 )
-"""The prompts as given: texts and ids, whichever there were; `error` is what is wrong with a row as data."""
+"""The prompts as given: texts, ids and messages, whichever there were; `error` is what is wrong with a row as data. The
+last three are not in older folders: read there as nothing."""
 
 PROMPTS = pa.schema(
     [
@@ -192,17 +198,50 @@ DENSITIES = pa.schema(
         ("std", pa.float64()),
         ("smallest", pa.float32()),
         ("largest", pa.float32()),
+        ("threshold", pa.float32()),
         ("density_positive", pa.float64()),
         ("density_negative", pa.float64()),
         ("edges", _VALUES),
         ("counts", pa.list_(pa.int64())),
     ]
 )
-"""A neuron's values over all tokens of a corpus: moments, the shares of tokens at which it is strongly positive and
-negative, and a histogram."""
+"""A neuron's values over all tokens of a corpus: moments, the shares of tokens at which it is at least `threshold`, or
+at most minus that, and a histogram: `counts` between `edges`, the first and last of which are infinite."""
+CANDIDATES = pa.schema(
+    [
+        *_NEURON,
+        ("value", pa.float32()),
+        ("document", pa.int64()),
+        ("position", pa.int32()),
+        ("stratum", pa.int16()),
+        ("key", pa.uint64()),
+        ("start", pa.int32()),
+        ("tokens", _TEXTS),
+        ("values", _VALUES),
+    ]
+)
+"""A shard's part of `EXEMPLARS`: documents at a neuron's peak that may be among them; `stratum` is the bin of the
+peak's size, and of the documents of a stratum those of the smallest `key` are a random sample."""
+COUNTS = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("neuron", pa.int32()),
+        ("n_tokens", pa.int64()),
+        ("n_documents", pa.int64()),
+        ("sum", pa.string()),
+        ("squares", pa.string()),
+        ("smallest", pa.float32()),
+        ("largest", pa.float32()),
+        ("counts", pa.list_(pa.int64())),
+        ("peaks", pa.list_(pa.int64())),
+        ("above", pa.list_(pa.int64())),
+    ]
+)
+"""A shard's part of `DENSITIES`, which adds up exactly (meaning/densities.py); sums are hexadecimal whole numbers."""
 PROFILES = pa.schema([("prompt_id", pa.int64()), ("node_id", pa.int32()), ("input", _VALUES), ("output", _VALUES)])
 """Attribution profiles of neuron nodes, total effects in the linearised model: `input`, of the embedding at each source
-position on the node's value; `output`, of the node on each target logit, in the order of the logit nodes."""
+position on the node's value, one for each token of the prompt (0 where no path leads); `output`, of the node on each
+target logit, in the order of the logit nodes. Both are effects of distances from the baseline."""
 CONCEPTS = pa.schema(
     [
         *_NEURON,
@@ -221,11 +260,49 @@ CONCEPTS = pa.schema(
 """How a neuron's attribution tells prompts with one value of a label from others: AUROC on the half that it was not
 chosen on with its interval, on the half that it was, permutation p-value, and that after Benjamini-Hochberg."""
 
+STEERING = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("text", pa.string()),
+        ("group", pa.string()),
+        ("n_nodes", pa.int32()),
+        ("factor", pa.float64()),
+        ("draw", pa.int32()),
+        ("token", pa.string()),
+        ("token_id", pa.int32()),
+        ("role", pa.string()),
+        ("probability_before", pa.float32()),
+        ("probability_after", pa.float32()),
+        ("logit_before", pa.float32()),
+        ("logit_after", pa.float32()),
+        ("greedy_before", pa.string()),
+        ("greedy_after", pa.string()),
+        ("changed", pa.bool_()),
+        ("kl", pa.float32()),
+    ]
+)
+"""What multiplying a group of nodes did to a next token on a prompt: draw -1 is the group, 0 and up are random ones of
+the same size. `n_nodes`: (position, neuron) pairs acted on. The role is target, foil, asked or top (the unsteered
+model's greedy token). Of the row's group, factor and draw as a whole: the greedy token, whether it is another one, and
+KL(unsteered, steered) over the vocabulary, in nats."""
+STEERING_GROUPS = pa.schema(
+    [
+        ("prompt_id", pa.int64()),
+        ("group", pa.string()),
+        ("factor", pa.float64()),
+        ("draw", pa.int32()),
+        ("other", pa.string()),
+        ("kept", pa.float32()),
+    ]
+)
+"""What it did to another group's activations: `kept` is the mean over that group's nodes of value steered / value
+unsteered, weighted by the square of the latter: 1 as before, 0 gone; null where all of them are 0."""
+
 TARGET, FOIL = -1, -2
 """The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
 
-SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES}
-"""The tables that are there whatever was asked."""
+SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES}
+"""The tables of single prompts; edges and profiles are there where they were asked for."""
 
 
 def stored_names(stored: Sequence[str]) -> dict[str, str | None]:

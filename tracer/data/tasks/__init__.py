@@ -1,4 +1,4 @@
-"""Built-in tasks: sets of prompt pairs by name, and the reader and writer of such sets.
+"""Built-in tasks: sets of prompt pairs and of questions by name, and the reader and writer of sets of pairs.
 
 Knows which tasks there are. Refuses to know models: a task gives text, and reads tokens only to leave out what a given
 tokenizer cannot be asked.
@@ -13,9 +13,21 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tracer.data.tasks import capitals, countries, indirect, opposites, states, sva
+from tracer.data.tasks import (
+    addition,
+    antonyms,
+    capitals,
+    countries,
+    indirect,
+    opposites,
+    state_capitals,
+    states,
+    sva,
+    users,
+)
 from tracer.data.tasks.pairs import Pair as Pair
 from tracer.data.tasks.pairs import check_split as check_split
+from tracer.data.tasks.questions import Question as Question
 from tracer.errors import JobError, quoted
 from tracer.prompts import Vocabulary
 
@@ -27,7 +39,15 @@ TASKS: dict[str, Callable[..., list[Pair]]] = {
     "opposites": opposites.pairs,
     "indirect": indirect.pairs,
 }
-"""Every built-in task: a function from options, split, count and seed to pairs."""
+"""Every built-in task of pairs: a function from options, split, count and seed to pairs."""
+
+QUESTIONS: dict[str, Callable[..., list[Question]]] = {
+    "state-capitals": state_capitals.questions,
+    "addition": addition.questions,
+    "antonyms": antonyms.questions,
+    "users": users.questions,
+}
+"""Every built-in task without counterfactuals: the same, to questions."""
 
 
 def load(name: str, **options: Any) -> list[Pair]:
@@ -42,16 +62,36 @@ def load(name: str, **options: Any) -> list[Pair]:
     Raises:
         JobError: an unknown task, an unknown or missing option, or what the task itself refuses.
     """
-    if name not in TASKS:
-        raise JobError(f"task {quoted(name)}", "is not known", f"use {', '.join(TASKS)}")
-    parameters = inspect.signature(TASKS[name]).parameters
+    if name in QUESTIONS:
+        raise JobError(f"task {name}", "has no counterfactuals, which pairs have", f"use {', '.join(TASKS)}")
+    return _made(TASKS, name, options)
+
+
+def ask(name: str, **options: Any) -> list[Question]:
+    """The questions of a built-in task.
+
+    Args:
+        name: ``state-capitals`` (two hops, of a chat model), ``addition``, ``antonyms`` (nine languages) or ``users``
+            (what a model takes its user for).
+        options: split, count, seed; of users the structure, its attribute.
+
+    Raises:
+        JobError: as `load`.
+    """
+    return _made(QUESTIONS, name, options)
+
+
+def _made(known: dict[str, Callable[..., list[Any]]], name: str, options: dict[str, Any]) -> list[Any]:
+    if name not in known:
+        raise JobError(f"task {quoted(name)}", "is not known", f"use {', '.join(known)}")
+    parameters = inspect.signature(known[name]).parameters
     if unknown := [option for option in options if option not in parameters]:
         raise JobError(f"option {quoted(unknown[0])} of task {name}", "is not known", f"use {', '.join(parameters)}")
     required = [key for key, parameter in parameters.items() if parameter.default is parameter.empty]
     needed = [key for key in required if key not in options]
     if needed:
         raise JobError(f"task {name}", f"needs {', '.join(needed)}", "give each a value")
-    return TASKS[name](**options)
+    return known[name](**options)
 
 
 def askable(name: str, vocabulary: Vocabulary, **options: Any) -> sva.Reading:

@@ -106,7 +106,10 @@ def pairs(
 
     both = partners(cities, fits, random.Random(f"{seed} {split}"))
     contents = (
-        (one.prompts[city], two.prompts[other], one.target, two.target, f"{one.name} / {two.name}")
+        (
+            *(one.prompts[city], two.prompts[other], one.target, two.target),
+            *(f"{one.name} / {two.name}", {"city": city, "state": one.name, "capital": one.capital}),
+        )
         for (city, one), (other, two) in both
     )
     return numbered(f"capitals-{split}-{seed}", contents, count, split)

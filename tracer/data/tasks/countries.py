@@ -126,7 +126,10 @@ def items(split: str) -> list[Item]:
     """
     shots = "".join(f"{country}: {capital}\n" for country, capital in SHOTS.items())
     chosen = of_split(split, list(CAPITALS.items()), "countries")
-    return [Item(country, f"{shots}{country}:", f" {capital}") for country, capital in chosen]
+    return [
+        Item(country, f"{shots}{country}:", f" {capital}", {"country": country, "capital": capital})
+        for country, capital in chosen
+    ]
 
 
 def pairs(split: str, count: int, seed: int = 0, *, vocabulary: Vocabulary | None = None) -> list[Pair]:

@@ -75,7 +75,10 @@ def pairs(split: str, count: int, seed: int = 0, *, vocabulary: Vocabulary | Non
         two = (receiver, giver) if order == "abba" else (giver, receiver)
         place, thing = rng.choice(PLACES[split]), rng.choice(THINGS[split])
         prompt, other = (frame.format(*two, last, place=place, thing=thing) for last in (giver, receiver))
-        found.append(Pair(f"indirect-{split}-{seed}-{number}", prompt, other, f" {receiver}", f" {giver}", order))
+        labels = {"receiver": receiver, "giver": giver, "place": place, "thing": thing}
+        found.append(
+            Pair(f"indirect-{split}-{seed}-{number}", prompt, other, f" {receiver}", f" {giver}", order, labels)
+        )
     return found
 
 

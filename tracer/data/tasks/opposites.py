@@ -77,7 +77,7 @@ def items(structure: str, split: str) -> list[Item]:
     words = of_split(split, SPANISH if structure == "spanish" else ENGLISH, "opposites")
     chosen = [pair for pair in words if structure != "shots" or pair not in SHOTS]
     return [
-        Item(word, _TEMPLATES[structure].format(word=word), f" {opposite}")
+        Item(word, _TEMPLATES[structure].format(word=word), f" {opposite}", {"word": word, "opposite": opposite})
         for pair in chosen
         for word, opposite in (pair, pair[::-1])
     ]

@@ -7,8 +7,8 @@ know what a task is about, and tokens but for counting those of two prompts.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ class Pair:
         target: the next token of `prompt`, usually with its leading space; `clean_answer`.
         foil: the next token of `counterfactual`; `patch_answer`.
         case: what kind of pair it is, e.g. ``"plural_singular"``.
+        labels: what the prompt is about, by name, e.g. ``{"state": "Texas"}``; in them concepts are looked for.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Pair:
     target: str
     foil: str
     case: str
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def to_prompt(self, *, paired: bool = True) -> Prompt:
         """The pair as a `Prompt`, with its counterfactual unless `paired` is False."""
@@ -73,12 +75,13 @@ class Item:
     """What a prompt is about, such as a city: the prompt and its right next token.
 
     Attributes:
-        name: in a pair's case. prompt: the text. answer: with its leading space.
+        name: in a pair's case. prompt: the text. answer: with its leading space. labels: as of a `Pair`.
     """
 
     name: str
     prompt: str
     answer: str
+    labels: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def drawn(
@@ -106,12 +109,16 @@ def drawn(
 
     both = partners(known, fits, random.Random(f"{task} {seed} {split}"))
     contents = (
-        (one.prompt, other.prompt, one.answer, other.answer, f"{one.name} / {other.name}") for one, other in both
+        (one.prompt, other.prompt, one.answer, other.answer, f"{one.name} / {other.name}", one.labels)
+        for one, other in both
     )
     return numbered(f"{task}-{split}-{seed}", contents, count, split)
 
 
-def numbered(name: str, contents: Iterable[tuple[str, str, str, str, str]], count: int, split: str) -> list[Pair]:
+_Content = tuple[str, str, str, str, str, Mapping[str, str]]
+
+
+def numbered(name: str, contents: Iterable[_Content], count: int, split: str) -> list[Pair]:
     """The first `count` of pairs, whose ids are a name and their number.
 
     Args:

@@ -21,7 +21,12 @@ def items(split: str) -> list[Item]:
     """
     check_split_name(split)
     return [
-        Item(f"{city}, {state.name}", TEMPLATE.format(city=city), f" {state.name}")
+        Item(
+            f"{city}, {state.name}",
+            TEMPLATE.format(city=city),
+            f" {state.name}",
+            {"city": city, "state": state.name},
+        )
         for state in data.STATES
         if " " not in state.name  # a name of two words is not one token
         for city in state.cities

@@ -88,6 +88,7 @@ def generate(structure: str, split: str, count: int, seed: int = 0, *, verb: str
             example.answer,
             example.foil,
             _case(example),
+            _labels(structure, _case(example)),
         )
         for i, example in enumerate(examples)
     ]
@@ -140,6 +141,12 @@ def _decided(example: data.Agreement) -> bool:
 def _case(example: data.Agreement) -> str:
     words = example.prompt.split()
     return "_".join("plural" if words[i] in _PLURALS else "singular" for i in _NOUN_PLACES[example.structure])
+
+
+def _labels(structure: str, case: str) -> dict[str, str]:
+    """The number of the noun that the verb agrees with, and that of the other, where there is one."""
+    agrees, *others = case.split("_")[:: -1 if structure == "within_rc" else 1]
+    return {"number": agrees, **({"attractor": others[0]} if others else {})}
 
 
 def _known(what: str, value: str, allowed: Sequence[str]) -> None:
@@ -227,7 +234,8 @@ def pairs_of(path: str | Path) -> list[Pair]:
 
 def _numbered(path: Path) -> Iterator[tuple[int, Pair]]:
     for line, item in _items(path):
-        yield line, Pair(item.get("id", f"{path.stem}:{line}"), *(item[key] for key in _KEYS))
+        prompt, other, target, foil, case = (item[key] for key in _KEYS)
+        yield line, Pair(item.get("id", f"{path.stem}:{line}"), prompt, other, target, foil, case)
 
 
 def write(pairs: Sequence[Pair], path: str | Path) -> Path:

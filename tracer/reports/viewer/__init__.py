@@ -54,6 +54,19 @@ SCRIPTS = (
 )
 
 
+@dataclass(frozen=True)
+class Says:
+    """What a neuron does.
+
+    Attributes:
+        label: in a few words.
+        lists: by heading, tokens with their numbers, the first ones first.
+    """
+
+    label: str
+    lists: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Nodes:
     """One row per node.
@@ -70,6 +83,7 @@ class Nodes:
         influence: float32, NaN if unknown; nodes are sized by it where none has an attribution.
         names: what a row is called instead of its layer and neuron, where it is not a neuron of the model's MLPs or its
             file has a name for it. Such a row may stand where another does, and lead to one of its own layer.
+        says: what the neuron of a row does, where that is known.
     """
 
     kind: np.ndarray
@@ -82,6 +96,7 @@ class Nodes:
     labels: list[str]
     influence: np.ndarray | None = None
     names: Mapping[int, str] = field(default_factory=dict)
+    says: Mapping[int, Says] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +131,7 @@ class Payload:
             and shares of it are not shown.
         groups: rows of `nodes` by name, the groups the page starts with. A node in two is kept in the first, a group
             left without nodes goes, and a name is cut or numbered until the page's own rules for names hold.
+        circuit: fingerprint that a groups file of this page names, and must have where it names one.
     """
 
     title: str
@@ -130,6 +146,7 @@ class Payload:
     edges: Edges
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
     cancels: bool = False
+    circuit: str | None = None
 
 
 def page(payload: Payload) -> str:
@@ -178,7 +195,9 @@ def _check_nodes(payload: Payload) -> None:
         _need(values is None or not bool(np.isinf(values).any()), f"a node's {name} is infinite")
     named = int(np.isin(kind, (EMBEDDING, LOGIT)).sum())
     _need(len(nodes.labels) == named, f"{len(nodes.labels)} labels for {named} embedding and logit nodes")
-    _need(all(0 <= row < n for row in nodes.names), f"a name's node is outside 0..{n - 1}")
+    _need(all(0 <= row < n for row in (*nodes.names, *nodes.says)), f"a name's node is outside 0..{n - 1}")
+    values = [value for said in nodes.says.values() for _, tokens in said.lists for _, value in tokens]
+    _need(all(map(math.isfinite, values)), "a token's number is not finite")
     own = [row for row in range(n) if row not in nodes.names]
     keys = np.stack([np.asarray(column, np.int64) for column in (layer, nodes.position, nodes.neuron)], axis=1)[own]
     _need(len(np.unique(keys, axis=0)) == len(own), "two nodes have the same layer, position and neuron")
@@ -245,10 +264,12 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
         "tokens": payload.tokens,
         "labels": payload.nodes.labels,
         "names": sorted(payload.nodes.names.items()),
+        "says": [[row, said.label, said.lists] for row, said in sorted(payload.nodes.says.items())],
         "layers": payload.n_layers,
         "metric": None if math.isnan(payload.metric) else payload.metric,
         "cancels": payload.cancels,
         "groups": _disjoint(payload.groups),
+        "circuit": payload.circuit,
         "columns": columns,
     }
     return header, base64.b64encode(b"".join(blobs)).decode("ascii")

@@ -42,6 +42,7 @@ class Circuit {
   #ranked = new Map();
   #labelOf = new Map();
   #nameOf = new Map();
+  #saysOf = new Map();
 
   constructor(header, nodes, edges) {
     this.header = header;
@@ -55,6 +56,7 @@ class Circuit {
     this.named = this.rows.filter((row) => nodes.kind[row] === EMBEDDING || nodes.kind[row] === LOGIT);
     this.named.forEach((row, i) => this.#labelOf.set(row, header.labels[i]));
     this.#nameOf = new Map(header.names);
+    this.#saysOf = new Map(header.says.map(([row, label, lists]) => [row, { label, lists }]));
     nodes.influence ??= new Float32Array(this.nNodes).fill(NaN);
     this.hasAttributions = known(nodes.attribution);
     this.hasInfluence = known(nodes.influence);
@@ -77,6 +79,16 @@ class Circuit {
     if (kind[row] === NEURON) return `L${layer[row]} N${neuron[row]}`;
     if (kind[row] === ERROR) return `error L${layer[row]}`;
     return `${kind[row] === EMBEDDING ? "embedding" : "logit"} \u201c${tokenText(this.label(row))}\u201d`;
+  }
+
+  /** What a neuron does, where that is known: in a few words (`label`), and its `lists` of tokens with numbers. */
+  says(row) {
+    return this.#saysOf.get(row);
+  }
+
+  /** What a neuron does on one line; empty where that is not known. */
+  doing(row) {
+    return this.#saysOf.has(row) ? tokenText(this.#saysOf.get(row).label, 80) : "";
   }
 
   /** A neuron's title without its layer: "N120". */

@@ -1,8 +1,12 @@
 // Pins and named groups of nodes ("supernodes"), and their file form.
 // Knows the circuit's nodes by layer, position and neuron. Refuses to know elements of the page and drawing.
 
-const FORMAT = "tracer-groups";
+import { NEURON } from "./data.js";
+
+const FORMAT = "tracer-supernodes";
+const OLD_FORMAT = "tracer-groups"; // of earlier pages, with "pins" in place of "pinned"
 const VERSION = 1;
+const ANYWHERE = -1; // the position of a neuron that counts wherever it is
 export const LONGEST_NAME = 60;
 
 /** The groups after `rows` became one more; a node is in one group at most, and empty groups go. */
@@ -22,13 +26,19 @@ export function nameProblem(name, groups) {
 
 export function writeGroups(circuit, pins, groups) {
   const { layer, position, neuron } = circuit.nodes;
-  const node = (row) => ({ layer: layer[row], position: position[row], neuron: neuron[row] });
+  const node = (row) => ({
+    layer: layer[row],
+    position: position[row],
+    neuron: neuron[row],
+    polarity: polarity(circuit, row),
+  });
   const content = {
     format: FORMAT,
     version: VERSION,
-    title: circuit.header.title,
-    pins: [...pins].map(node),
-    groups: groups.map(({ name, rows }) => ({ name, nodes: rows.map(node) })),
+    circuit: circuit.header.circuit,
+    groups: groups.map(({ name, description = "", rows }) => ({ name, description, nodes: rows.map(node) })),
+    pinned: [...pins].map(node),
+    how: {},
   };
   return JSON.stringify(content, null, 1) + "\n";
 }
@@ -36,15 +46,20 @@ export function writeGroups(circuit, pins, groups) {
 /** Pins and groups out of a file's text; throws an Error with a message for people. */
 export function readGroups(circuit, text) {
   const content = parse(text);
-  need(isObject(content) && content.format === FORMAT, `it does not say "format": "${FORMAT}"`);
+  const known = isObject(content) && [FORMAT, OLD_FORMAT].includes(content.format);
+  need(known, `it does not say "format": "${FORMAT}"`);
   need(
     content.version === VERSION,
     `its version is ${JSON.stringify(content.version)}, this page reads ${VERSION}`,
   );
-  need(Array.isArray(content.pins), '"pins" is not a list');
+  const listed = content.format === FORMAT ? "pinned" : "pins";
+  need(Array.isArray(content[listed]), `"${listed}" is not a list`);
   need(Array.isArray(content.groups), '"groups" is not a list');
   const find = finder(circuit);
-  const pins = content.pins.map((node, i) => find(node, `pin ${i + 1}`));
+  const own = circuit.header.circuit;
+  const same = !content.circuit || !own || content.circuit === own;
+  need(same, "it is of another circuit");
+  const pins = content[listed].flatMap((node, i) => find(node, `pin ${i + 1}`));
   const groups = [];
   const owner = new Map();
   content.groups.forEach((group, i) => {
@@ -53,12 +68,13 @@ export function readGroups(circuit, text) {
     const problem = nameProblem(group.name, groups);
     need(!problem, `${where}: ${problem}`);
     need(Array.isArray(group.nodes) && group.nodes.length > 0, `${where} has no list of nodes`);
-    const rows = group.nodes.map((node, j) => find(node, `${where}, node ${j + 1}`));
+    const rows = group.nodes.flatMap((node, j) => find(node, `${where}, node ${j + 1}`));
     for (const row of rows) {
       need(!owner.has(row), `${where}: ${circuit.title(row)} is listed a second time`);
       owner.set(row, group);
     }
-    groups.push({ name: group.name, rows });
+    const { name, description } = group;
+    groups.push(typeof description === "string" && description ? { name, description, rows } : { name, rows });
   });
   return { pins: new Set(pins), groups };
 }
@@ -71,17 +87,34 @@ function parse(text) {
   }
 }
 
+/** The sign of a neuron's value; null of what is not a neuron. */
+function polarity(circuit, row) {
+  const { kind, activation } = circuit.nodes;
+  if (kind[row] !== NEURON) return null;
+  return activation[row] < 0 ? -1 : 1;
+}
+
+/** The rows that a file's node names: one, or all of a neuron that counts wherever it is. */
 function finder(circuit) {
   const { layer, position, neuron } = circuit.nodes;
-  const rowOf = new Map(circuit.rows.map((row) => [`${layer[row]}/${position[row]}/${neuron[row]}`, row]));
+  const rowsAt = new Map();
+  for (const row of circuit.rows)
+    for (const at of [position[row], ANYWHERE]) {
+      const key = `${layer[row]}/${at}/${neuron[row]}`;
+      if (rowsAt.has(key)) rowsAt.get(key).push(row);
+      else rowsAt.set(key, [row]);
+    }
   return (node, where) => {
     const whole =
       isObject(node) && ["layer", "position", "neuron"].every((name) => Number.isInteger(node[name]));
     need(whole, `${where} needs whole numbers for layer, position and neuron`);
-    const row = rowOf.get(`${node.layer}/${node.position}/${node.neuron}`);
-    const name = `layer ${node.layer} neuron ${node.neuron} at position ${node.position}`;
-    need(row !== undefined, `${where}: ${name} is not on this page`);
-    return row;
+    const sign = node.polarity ?? null;
+    const rows = (rowsAt.get(`${node.layer}/${node.position}/${node.neuron}`) ?? []).filter(
+      (row) => sign === null || [null, sign].includes(polarity(circuit, row)),
+    );
+    const place = node.position === ANYWHERE ? "anywhere" : `at position ${node.position}`;
+    need(rows.length, `${where}: layer ${node.layer} neuron ${node.neuron} ${place} is not on this page`);
+    return rows;
   };
 }
 

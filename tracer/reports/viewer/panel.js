@@ -47,6 +47,23 @@ function factList(circuit, row) {
   );
 }
 
+/** What a neuron does, in words and as lists of tokens with their numbers; nothing where it is not known. */
+function says(circuit, row) {
+  const known = circuit.says(row);
+  if (!known) return [];
+  const lists = known.lists.map(([heading, tokens]) => {
+    const text = tokens.map(([token, value]) => `${tokenText(token)} ${number(value)}`).join(", ");
+    return make("p", { class: "says" }, make("strong", {}, `${heading}: `), text);
+  });
+  return [make("p", { class: "says" }, tokenText(known.label, 300)), ...lists];
+}
+
+/** Where a node is and what it does, for a list. */
+function placeText(circuit, row) {
+  const doing = circuit.doing(row);
+  return circuit.place(row) + (doing ? ` \u00b7 ${tokenText(doing, 30)}` : "");
+}
+
 export class Panel {
   #circuit;
   #state;
@@ -88,6 +105,7 @@ export class Panel {
     return [
       make("h3", { class: "name" }, this.#circuit.title(row)),
       make("p", { class: "place" }, place),
+      ...says(this.#circuit, row),
       factList(this.#circuit, row),
       make(
         "p",
@@ -131,7 +149,7 @@ export class Panel {
     const sign = Number.isNaN(attribution) ? "" : signed;
     const cells = [
       make("span", { class: `what ${sign}` }, this.#circuit.title(row)),
-      make("span", { class: "where" }, this.#circuit.place(row)),
+      make("span", { class: "where" }, placeText(this.#circuit, row)),
       make("span", { class: "value" }, first),
       make("span", { class: "value" }, second),
     ];
@@ -146,7 +164,9 @@ export class Panel {
     const { clientWidth, clientHeight } = this.#tooltip.parentElement;
     const name = make("strong", {}, this.#circuit.title(row));
     const place = make("span", { class: "place" }, this.#circuit.place(row));
-    this.#tooltip.replaceChildren(name, place, factList(this.#circuit, row));
+    const doing = this.#circuit.doing(row);
+    const said = doing ? [make("span", { class: "place" }, doing)] : [];
+    this.#tooltip.replaceChildren(name, place, ...said, factList(this.#circuit, row));
     const { offsetWidth, offsetHeight } = this.#tooltip;
     const gap = where.r + 12;
     const left = where.x + gap + offsetWidth < clientWidth ? where.x + gap : where.x - gap - offsetWidth;
@@ -158,7 +178,9 @@ export class Panel {
   /** Tell readers of the screen about a node. */
   announce(row, before = "") {
     const values = facts(this.#circuit, row).map(([name, value]) => `${name} ${value}`);
-    this.say([before + this.#circuit.title(row), this.#circuit.place(row), ...values].join(", "));
+    const doing = this.#circuit.doing(row);
+    const said = doing ? [doing] : [];
+    this.say([before + this.#circuit.title(row), this.#circuit.place(row), ...said, ...values].join(", "));
   }
 
   say(text) {

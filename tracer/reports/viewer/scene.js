@@ -199,7 +199,9 @@ function paintNames(pen, frame, visible, { incoming, outgoing }) {
 function shortName(circuit, row) {
   const { kind } = circuit.nodes;
   if (kind[row] === ERROR) return circuit.title(row);
-  return kind[row] === NEURON ? circuit.short(row) : tokenText(circuit.label(row), 16);
+  if (kind[row] !== NEURON) return tokenText(circuit.label(row), 16);
+  const [first] = circuit.doing(row).split(", ");
+  return first ? `${circuit.short(row)} ${tokenText(first, 12)}` : circuit.short(row);
 }
 
 function overlaps(a, b) {

@@ -42,7 +42,7 @@ export function search(circuit, query) {
   const pieces = [wanted.text, wanted.text.replaceAll("\u2423", " ")];
   const has = (token) => token !== undefined && pieces.some((piece) => token.toLowerCase().includes(piece));
   const nameOf = (row) => (kind[row] === ERROR ? "error" : circuit.label(row));
-  const own = rows.filter((row) => has(nameOf(row)) || isNeuron(row, asId));
+  const own = rows.filter((row) => has(nameOf(row)) || has(circuit.says(row)?.label) || isNeuron(row, asId));
   const taken = new Set(own);
   const there = circuit.tokens.map(has);
   return own.concat(rows.filter((row) => there[position[row]] && !taken.has(row)));

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tracer.circuit.said import Said
 from tracer.evaluation.curves import Curves
 from tracer.evaluation.edge_curves import EdgeCurves
 from tracer.reports import figures, sheet
@@ -23,8 +24,9 @@ from tracer.reports.page import Block, Link, Page, Section
 from tracer.reports.sheet import ABLATIONS, NO_DECOMPOSITION, Column, Sheet, bars, decimal, ends
 from tracer.reports.verdict import RULE, Verdict, judged, percent, point
 from tracer.runs.jobs import DatasetJob
-from tracer.runs.pages import made
+from tracer.runs.pages import made, meaning
 from tracer.runs.pages.graphs import GRAPHS
+from tracer.runs.pages.meaning import Meaning
 from tracer.runs.status import Reason
 from tracer.store.aggregation import in_most_circuits
 from tracer.text import printable
@@ -37,7 +39,8 @@ _LIMITS = (
     "ablations and by nothing else on this page.",
     "The dataset's circuit is of mean attributions: a neuron that speaks for the answer on some prompts and against it "
     "on others can be missing from it.",
-    "A neuron in many circuits may be one that is strong on any prompt. Nothing here says what it stands for.",
+    "A neuron in many circuits may be one that is strong on any prompt. The tokens that it promotes are read from its "
+    "weights and say what it writes, not why it is there.",
     "Where attention looks is held fixed. Attention, norms and embeddings are never ablated.",
     "In bfloat16 or float16 attributions are noisy; compare circuits in float32.",
 )
@@ -54,6 +57,7 @@ class Found:
         circuit: circuit.parquet, or None.
         evaluation, qualities: evaluation.json and quality.json, or None.
         links: the graph pages. reasons: why prompts failed.
+        said: what tokens.parquet and descriptions.parquet say of neurons. meaning: what else the folder says of them.
     """
 
     job: DatasetJob
@@ -68,6 +72,8 @@ class Found:
     qualities: Sequence[Mapping[str, Any]] | None
     links: Sequence[Link]
     reasons: Sequence[Reason]
+    said: Said = field(default_factory=Said)
+    meaning: Meaning = field(default_factory=Meaning)
 
     @property
     def n_ok(self) -> int:
@@ -94,6 +100,7 @@ def page_of(found: Found) -> Page:
     sections += [
         Section("holds", "Does it hold?", tuple(_evaluation(found, curves))),
         Section("circuit", "The circuit", tuple(_circuit(found))),
+        *meaning.sections(found.meaning, found.job),
         Section("neurons", "Neurons in most circuits", tuple(_neurons(found))),
         Section("graphs", "Graphs", tuple(_graphs(found))),
         Section("sizes", "Sizes and conservation", tuple(_distributions(found))),
@@ -183,8 +190,12 @@ def _lacking(found: Found) -> Iterator[str]:
         yield f"{found.n_planned - found.n_done:,} of {found.n_planned:,} prompts: repeat the run command to go on."
     if found.n_ok and found.job.evaluate is not None and found.evaluation is None:
         yield "The evaluation that the job asks for (evaluate): it is made when all prompts are done."
+    if found.n_ok and found.job.tokens and not found.said.tokens:
+        yield "The neurons' tokens that the job asks for (tokens): they are read when all prompts are done."
     if found.n_ok and found.job.quality and found.qualities is None:
         yield "The quality of the estimates that the job asks for (quality): it is measured when all prompts are done."
+    if found.n_ok:
+        yield from meaning.lacking(found.meaning, found.job)
 
 
 # ------------------------------------------------------------------------------------------------ sections
@@ -257,12 +268,14 @@ def _circuit(found: Found) -> Iterator[Block]:
     rows = found.circuit.slice(0, ROWS).to_pylist()
     total = sum(map(abs, found.circuit["mean_attribution"].to_pylist())) or 1.0
     heads: list[Any] = ["", "layer", "position", "neuron", Column("mean attribution", unit=_unit(found)), sheet.BAR]
-    heads.append("share of the circuit")
+    heads += ["share of the circuit", *([sheet.SAYS] if found.said else [])]
+    signs = _activations(found)
     drawn = bars([row["mean_attribution"] for row in rows])
     cells = [
         (
             *(str(rank), str(row["layer"]), _position(row["position"]), str(row["neuron"])),
             *(f"{row['mean_attribution']:+.4f}", bar, f"{abs(row['mean_attribution']) / total:.1%}"),
+            *_says(found, row, signs),
         )
         for rank, (row, bar) in enumerate(zip(rows, drawn, strict=True), start=1)
     ]
@@ -285,7 +298,8 @@ def _neurons(found: Found) -> Iterator[Block]:
     }
     heads: list[Any] = ["layer", "neuron", "prompts", "of all"]
     heads += [Column("mean attribution", unit=_unit(found)), sheet.BAR, "mean activation"]
-    heads += ["<strongest in", "<at token"]
+    heads += ["<strongest in", "<at token", *([sheet.SAYS] if found.said else [])]
+    signs = _activations(found)
     drawn = bars([row["prompt_mean_attribution"] for row in rows])
     cells = []
     for row, bar in zip(rows, drawn, strict=True):
@@ -294,10 +308,22 @@ def _neurons(found: Found) -> Iterator[Block]:
         counts = (str(row["layer"]), str(row["neuron"]), f"{row['n_prompts']:,}")
         share = f"{row['n_prompts'] / max(1, found.n_ok):.1%}"
         values = (f"{row['prompt_mean_attribution']:+.4f}", bar, f"{row['mean_activation']:+.4f}")
-        cells.append((*counts, share, *values, *where))
+        cells.append((*counts, share, *values, *where, *_says(found, row, signs)))
     title = f"{len(rows):,} of {found.neurons.num_rows:,} neurons that any prompt's circuit has"
     yield pages.table(Sheet.of("neurons", title, heads, cells))
     yield pages.note("Means are over the prompts whose circuit has the neuron. All are in neurons.parquet.")
+
+
+def _activations(found: Found) -> dict[tuple[int, int], float]:
+    """The mean activation of each neuron, whose sign says what it promotes."""
+    columns = found.neurons.select(["layer", "neuron", "mean_activation"]).to_pylist() if found.said else []
+    return {(row["layer"], row["neuron"]): row["mean_activation"] for row in columns}
+
+
+def _says(found: Found, row: Mapping[str, Any], signs: Mapping[tuple[int, int], float]) -> list[str]:
+    """The cell of what a neuron does, by the sign of its mean activation; none where nothing is known of any."""
+    activation = signs.get((row["layer"], row["neuron"]))
+    return [sheet.says(found.said, {**row, "activation": activation})] if found.said else []
 
 
 def _first_rank(top: pa.Table) -> int:

@@ -21,23 +21,31 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ValidationError
 
+from tracer.circuit.circuit import read_beside
+from tracer.circuit.said import Said
 from tracer.errors import RunError, option, quoted, writing
 from tracer.reports.page import Link
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
-from tracer.runs.pages import benchmark, dataset
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
+from tracer.runs.pages import benchmark, dataset, exemplars
 from tracer.runs.pages.graphs import Drawn, Kept, draw, strongest
+from tracer.runs.pages.meaning import meaning_of
 from tracer.runs.status import reasons
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
 from tracer.runs.units.dataset_circuit import circuit_of_units
 from tracer.settings import ModelRecord
 from tracer.store import aggregation
+from tracer.store.record import MANY
 from tracer.store.run_folder import Commit, RunFolder, is_ours
 from tracer.text import printable
 
 REPORT = "report.html"
 TOP = 10
 """Prompts kept of each neuron in top_prompts.parquet."""
-_READ = ("neurons.parquet", "top_prompts.parquet", "circuit.parquet", "evaluation.json", "quality.json")
+_READ = (
+    *("neurons.parquet", "top_prompts.parquet", "circuit.parquet", "tokens.parquet"),
+    *("exemplars.parquet", "densities.parquet", "evaluation.json", "quality.json"),
+    *("concepts.parquet", "steering.parquet", "steering_groups.parquet", "descriptions.parquet"),
+)
 _COLUMNS = ("n_nodes", "n_edges", "metric", "unexplained")
 
 
@@ -75,6 +83,8 @@ def write_report(job: Job, folder: RunFolder, commits: Sequence[Commit], record:
             folder.place.remove(name)
     if isinstance(job, BenchmarkJob):
         page = benchmark.page_of(benchmark_result(job, folder, commits, record), record)
+    elif isinstance(job, ExemplarsJob):
+        page = exemplars.page_of(_collected(job, folder, commits, record))
     else:
         found, links = _found(job, folder, commits, record), []
         for drawn, content in _graphs(folder, commits, found):
@@ -117,6 +127,8 @@ def report_text(address: Any, beside: Path | None = None) -> str:
     folder, job, commits, record = opened(address)
     if isinstance(job, BenchmarkJob):
         return benchmark.page_of(benchmark_result(job, folder, commits, record), record).html()
+    if isinstance(job, ExemplarsJob):
+        return exemplars.page_of(_collected(job, folder, commits, record)).html()
     found = _found(job, folder, commits, record)
     return dataset.page_of(replace(found, links=list(_links(folder, commits, found, beside)))).html()
 
@@ -131,7 +143,7 @@ def opened(address: Any) -> tuple[RunFolder, Job, list[Commit], dict[str, Any]]:
     name = f"run {quoted(str(folder.place), 300)}"
     if (record := folder.record()) is None:
         raise RunError(f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give a run's folder")
-    if record.get("kind") not in ("dataset", "benchmark"):
+    if record.get("kind") not in MANY:
         raise RunError(name, "is the run of one prompt", "'tracer evaluate' writes its report")
     if problems := folder.check_outputs(_READ):
         raise RunError(name, problems[0], "it is damaged: repeat the run command")
@@ -167,6 +179,35 @@ def _found(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], record
         qualities=qualities,
         links=(),
         reasons=reasons(folder, commits, 20),
+        said=_said(folder),
+        meaning=meaning_of(folder),
+    )
+
+
+def _said(folder: RunFolder) -> Said:
+    """What the folder says of what neurons do."""
+    known = read_beside(folder.place.address)
+    return Said(known.get("neuron_tokens"), known.get("descriptions"))
+
+
+def _collected(
+    job: ExemplarsJob, folder: RunFolder, commits: Sequence[Commit], record: Mapping[str, Any]
+) -> exemplars.Collected:
+    """What is there of an exemplars run."""
+    names = ("exemplars", "densities", "top_prompts")
+    tables = {
+        name: folder.read_output(f"{name}.parquet") if folder.place.exists(f"{name}.parquet") else None
+        for name in names
+    }
+    statuses = sum((Counter(commit.statuses) for commit in commits), Counter[str]())
+    return exemplars.Collected(
+        job=job,
+        record=record,
+        statuses=dict(sorted(statuses.items())),
+        reasons=reasons(folder, commits, 20),
+        exemplars=tables["exemplars"],
+        densities=tables["densities"],
+        top=tables["top_prompts"],
     )
 
 

@@ -21,8 +21,8 @@ from tracer.errors import JobError, TracerError
 from tracer.model.backend import budget_without_gpu
 from tracer.model.model import read_tokenizer
 from tracer.model.sizes import Shape
-from tracer.prompts import tokenize
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, Job, load_job
+from tracer.prompts import Prompt, rendered, tokenize
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
 from tracer.runs.plan import measure as measuring
 from tracer.runs.plan import planner
 from tracer.runs.plan.planner import PROMPTS, Plan, check, workloads
@@ -232,12 +232,20 @@ def _sample(job: Job, count: bool = True) -> _Sample:
     shape = Shape.of(job.model, job.revision, job.dtype or "float32", job.attention, job.gguf_file)
     tokenizer, notes = read_tokenizer(job.model, job.revision, job.gguf_file), list[str]()
 
-    def length(text: str) -> int:
-        """A text that the model cannot read has one token more than it can."""
+    def length(text: str, row: data.Row | None = None) -> int:
+        """A text, or messages, that the model cannot read has one token more than it can."""
         try:
+            if row is not None and row.messages is not None:
+                asked = Prompt(messages=row.messages, seed=row.seed)
+                text = rendered(asked.messages, asked.seed, tokenizer)
+                return len(tokenize(text, tokenizer, shape.context_length, special=False))
             return len(tokenize(text, tokenizer, shape.context_length))
         except JobError:
             return shape.context_length + 1
+
+    def read(length: int) -> int:
+        """Tokens that are read at a time, of so many."""
+        return min(length, job.window_of(shape.context_length)) if isinstance(job, ExemplarsJob) else length
 
     if isinstance(job, BenchmarkJob):
         pairs = [train_and_test(job, name)[0] for name in job.sets]
@@ -246,16 +254,17 @@ def _sample(job: Job, count: bool = True) -> _Sample:
     source, rows, lengths, looked, text = data.read(job.source, heard=notes.append), list[data.Row](), [], 0, 0
     for row in itertools.islice(source, SAMPLE):
         looked += 1
-        if row.token_ids is not None or row.text:
+        if row.token_ids is not None or row.text or row.messages:
             rows.append(row)
-            lengths.append(len(row.token_ids) if row.token_ids is not None else length(row.text or ""))
+            length_of = len(row.token_ids) if row.token_ids is not None else length(row.text or "", row)
+            lengths.append(read(length_of))
         if (text := text + len(row.text or "")) > _SAMPLE_TEXT:
             break
     prompts, most = _count(job, source, looked) if count else (None, False)
     return _Sample(shape, tuple(rows), tuple(lengths), prompts, most, tuple(notes))
 
 
-def _count(job: DatasetJob, left: Iterator[data.Row], looked: int) -> tuple[int | None, bool]:
+def _count(job: DatasetJob | ExemplarsJob, left: Iterator[data.Row], looked: int) -> tuple[int | None, bool]:
     """How many prompts a job has, and whether that is only the most: rows are counted as far as that is cheap, and then
     it is the job's limit, if it has one."""
     if job.source.dataset is None or looked < SAMPLE:

@@ -55,7 +55,7 @@ class Workload:
     Attributes:
         method, basis, baseline, metric, rules, top_k: as in `tracer.attribute`.
         nodes: kept for each prompt; None (a threshold or a mass alone decides) counts as 2,000.
-        edges: trace the edges among them.
+        edges: trace the edges among them. profiles: and their attribution profiles.
         mass: whether nodes are selected by `mass`.
         positions: how many of the last positions logits are read at.
         whole: whether the attributions of all nodes are wanted too. circuits: False where they alone are, as of
@@ -81,6 +81,7 @@ class Workload:
     circuits: bool = True
     attention: str | None = None
     batch: int | None = None
+    profiles: bool = False
 
     def __post_init__(self) -> None:
         known = {"method": METHODS, "basis": BASES, "baseline": BASELINES, "metric": METRICS}
@@ -104,6 +105,16 @@ class Workload:
         return self.edges and self.circuits and self.metric in SUMS_OF_LOGITS | {"auto"}
 
     @property
+    def profiled(self) -> bool:
+        """Whether attribution profiles are kept."""
+        return self.profiles and self.circuits
+
+    @property
+    def linearised(self) -> bool:
+        """Whether anything of the RelP linearisation is worked out beside the attributions."""
+        return self.links or self.profiled
+
+    @property
     def logits(self) -> int:
         """Of a prompt's metric."""
         return {"difference": 2, "auto": 2, "topk": self.top_k}.get(self.metric, 1) * self.positions
@@ -124,9 +135,9 @@ class Memory:
         loading: the checkpoint beside the weights while they are converted.
         attribution: activations, gradients and logits of the passes. results: of them what leaves the device.
         selection: values and gradients of all nodes, and those of one layer while the strongest are found.
-        edges: of the batch's edges, with the constants of its linearisation.
+        edges: of the batch's edges, with the constants of its linearisation. profiles: of its attribution profiles.
         host, device: the most on either; on a CPU all is on the host. peak: the most of both together.
-        phase: in which the peak is: ``loading``, ``attribution``, ``selection`` or ``edges``.
+        phase: in which the peak is: ``loading``, ``attribution``, ``selection``, ``profiles`` or ``edges``.
     """
 
     runtime: int
@@ -141,6 +152,7 @@ class Memory:
     device: int
     peak: int
     phase: str
+    profiles: int = 0
 
 
 @dataclass(frozen=True)
@@ -228,12 +240,12 @@ class _Case:
 
     @property
     def backward(self) -> bool:
-        return self.work.method not in FORWARD_ONLY or self.work.links
+        return self.work.method not in FORWARD_ONLY or self.work.linearised
 
     @property
     def replays(self) -> bool:
-        """Whether edges come from the replay."""
-        return self.work.links and self.shape.replays and self.edge_rules
+        """Whether edges and profiles come from the replay."""
+        return self.work.linearised and self.shape.replays and self.edge_rules
 
     # The passes.
 
@@ -320,8 +332,10 @@ class _Case:
         loading_ = 0 if self.gpu is not None else self.shape.checkpoint_bytes  # of a file, which can be reclaimed
         results = [] if self.there else self._results()
         selection = [self._selection()] if self.work.circuits else []
+        profiles = self._profiles() if self.work.profiled else []
         edges = self._edges() if self.work.links else []
-        return [_Phase("loading", loading_), *self._reference(), *self._passes(), *results, *selection, *edges]
+        done = [*results, *selection, *profiles, *edges]
+        return [_Phase("loading", loading_), *self._reference(), *self._passes(), *done]
 
     @property
     def _means(self) -> int:
@@ -413,6 +427,42 @@ class _Case:
         at_work = max(layer + CANDIDATE * many, self._said())
         return _Phase("selection", self._before.host + host, self._before.device + at_work)
 
+    def _profiles(self) -> list[_Phase]:
+        """The profiles of all prompts of the batch, or of one prompt after the other."""
+        work, shape, case = self.work, self.shape, self if self.there else replace(self, batch=1)
+        n = min(work.kept, shape.n_layers * shape.n_neurons(work.basis) * self.length)
+        found = case.batch * 4 * n * (self.length + work.logits)
+        kept = 0 if self.there else case.values + case.constants(saved=False)
+        device = (self._before.device if self.there else kept) + found
+        if not self.replays:
+            return [_Phase("profiles", self._before.host + found, device + case._effects())]
+        return [_Phase("profiles", self._before.host + found, device + case._rising())]
+
+    def _rising(self) -> int:
+        """Bytes of residual streams, matrices and one piece of an MLP while sources are walked up together, each from
+        its own position on; logits are fewer."""
+        shape, width = self.shape, 4 * self.shape.d_model
+        most = max(LEAST_WORKSPACE, self.budget // SHARE_OF_BUDGET)
+        rows = min(self.batch * self.length * (self.length + 1) // 2, most // width + self.length)
+        piece = min(rows, CPU_ROWS if self.gpu is None else GPU_ROWS, max(1, most // (12 * shape.d_mlp)))
+        copied = shape.itemsize != 4
+        maps = (
+            4 * shape.d_model * ((2 + shape.gated) * shape.d_mlp * copied + shape.attention_width + shape.value_width)
+        )
+        # Streams, what flows, values of whole squares of positions, and what their heads mix.
+        states = rows * (3 * width + 4 * 2 * (shape.attention_width + shape.value_width))
+        factors = 4 * (1 + shape.gated) * 2 * self.tokens * shape.d_mlp
+        return states + maps + factors + 12 * piece * shape.d_mlp + self.pattern // self.batch
+
+    def _effects(self) -> int:
+        """Batched backwards through the whole linearised model: of each of a chunk, what a layer holds at work, and
+        gradients to all nodes for logits."""
+        shape, size = self.shape, self.shape.itemsize
+        chunk = max(1, min(64, AUTOGRAD_WORKSPACE // (4 * (self.tokens * shape.d_model + 3 * self.layer))))
+        work = chunk * self.tokens * size * (3 * shape.d_mlp + 4 * shape.d_model)
+        slopes = min(self.work.logits, max(1, AUTOGRAD_WORKSPACE // self.result)) * self.values
+        return self.tokens * shape.n_layers * self.saved() + max(work, slopes)
+
     def _edges(self) -> list[_Phase]:
         """The edges of all prompts of the batch, or of one prompt after the other, and then each one's graph."""
         work, shape, case = self.work, self.shape, self if self.there else replace(self, batch=1)
@@ -500,6 +550,7 @@ def predict(
         results=max(phase.host for phase in phases if phase.name == "attribution"),
         selection=largest("selection"),
         edges=largest("edges"),
+        profiles=largest("profiles"),
         host=runtime + SMALL + host + (shape.weight_bytes if gpu is None else 0),
         device=0 if gpu is None else context + shape.weight_bytes + device,
         peak=runtime + context + shape.weight_bytes + SMALL + most.host + most.device,

@@ -32,11 +32,13 @@ LEAST_BUDGET = 2**24
 # Bytes of the run folder by row of a table (measured: nodes 3 to 10, edges 4 to 12), and edges kept
 # by node at the default share (10 to 17 on the demo; a random model keeps more).
 NODE_ROW, EDGE_ROW, PROMPT_ROW = 10, 12, 400
+# Of each number of a profile, in float32: they hardly repeat, but for those that are 0.
+PROFILE_NUMBER = 4
 EDGES_OF_NODE = 20
 
 
 def workloads(job: Any) -> tuple[Workload, ...]:
-    """What a dataset job does with a prompt, or each way in which a benchmark attributes one."""
+    """What a job does with a prompt, or each way in which a benchmark attributes one."""
     if job.kind == "benchmark":
         ways = {
             (one.method, one.basis, one.baseline if one.baseline in BASELINES else "zero", one.rules)
@@ -47,6 +49,8 @@ def workloads(job: Any) -> tuple[Workload, ...]:
             Workload(method=method, basis=basis, baseline=baseline, rules=rules_of(rules), **how)
             for method, basis, baseline, rules in sorted(ways)
         )
+    if job.kind == "exemplars":  # values of all nodes are never held together: less than this
+        return (Workload(method="random", edges=False, circuits=False, attention=job.attention, batch=job.batch),)
     return (
         Workload(
             method=job.method,
@@ -55,6 +59,7 @@ def workloads(job: Any) -> tuple[Workload, ...]:
             metric=job.metric,
             nodes=node_limit(job.nodes, job.threshold, job.mass),
             edges=job.edges,
+            profiles=job.profiles,
             rules=RULES if job.rules is None else frozenset(job.rules),
             top_k=job.top_k,
             mass=job.mass is not None,
@@ -313,7 +318,8 @@ def _disk(shape: Shape, work: Workload, length: int) -> int:
         return 0
     nodes = min(work.kept, shape.n_layers * shape.n_neurons(work.basis) * length) + length + 2
     edges = EDGES_OF_NODE * nodes if work.links else 0
-    return NODE_ROW * nodes + EDGE_ROW * edges + PROMPT_ROW + 4 * length
+    profiles = PROFILE_NUMBER * nodes * (length + work.logits) if work.profiled else 0
+    return NODE_ROW * nodes + EDGE_ROW * edges + profiles + PROMPT_ROW + 4 * length
 
 
 def _advice(made: Plan, capacity: _Capacity) -> list[str]:
@@ -353,6 +359,9 @@ def _remedies(made: Plan, capacity: _Capacity, need: Memory) -> list[str]:
     plain = tuple(replace(work, edges=False) for work in made.workloads)
     if any(work.links for work in made.workloads) and replace(capacity, workloads=plain).holds(made.longest, 1):
         lines.append("edges: false fits")
+    bare = tuple(replace(work, profiles=False) for work in made.workloads)
+    if bare != made.workloads and replace(capacity, workloads=bare).holds(made.longest, 1):
+        lines.append("profiles: false fits")
     fewer = tuple(replace(work, nodes=min(200, work.nodes or 200)) for work in made.workloads)
     if fewer != made.workloads and replace(capacity, workloads=fewer).holds(made.longest, 1):
         lines.append("nodes: 200 fits")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,17 +24,18 @@ from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Traced
 from tracer.circuit.from_run import circuit_of, most_frequent
 from tracer.errors import JobError, option, quoted, say
-from tracer.evaluation import statistics
+from tracer.evaluation import knockouts, statistics
 from tracer.evaluation.curves import Evaluation, curves, ordered
 from tracer.evaluation.edge_curves import EdgeCurves, measured, surviving
 from tracer.evaluation.faithfulness import GRID, asked_alike
+from tracer.evaluation.knockouts import Knockouts
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, options
-from tracer.runs.units.tested import Tested, prompts_of, test_prompts
+from tracer.runs.units.tested import Tested, own_prompts, prompts_of, test_prompts
 from tracer.settings import settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
@@ -183,7 +184,8 @@ class Again:
             reference, else ``counterfactual`` if all have one, else ``mean`` over them (of one alone ``zero``).
         sizes: of the circuits; a grid up to the run's own if None. MIB's shares of all are added.
         reference, allow_overlap, seed: as in `tracer.evaluate`.
-        edges: the circuit, where the curves of its strongest edges are wanted too.
+        edges: the circuit, where the curves of its strongest edges are wanted too. groups: the circuit with its groups,
+            where it is wanted what each of those is worth.
     """
 
     prompts: Sequence[Prompt] | None = None
@@ -194,13 +196,22 @@ class Again:
     allow_overlap: bool = False
     seed: int = 0
     edges: Traced | None = None
+    groups: Traced | None = None
+
+
+class Evaluated(NamedTuple):
+    """What `evaluate_again` measured; None where it was not asked for."""
+
+    curves: Evaluation
+    edges: EdgeCurves | None
+    groups: Knockouts | None
 
 
 def evaluate_again(
     model: Model, job: DatasetJob, folder: RunFolder, again: Again, progress: Progress | None = None
-) -> tuple[Evaluation, EdgeCurves | None]:
+) -> Evaluated:
     """The curves of a finished run's circuit on other test prompts than its job's, or on its own; and those of its
-    edges, if they are wanted.
+    edges and what its groups are worth, if they are wanted.
 
     Raises:
         JobError: prompts or sizes that do not fit, or prompts of the run among the test prompts.
@@ -228,7 +239,8 @@ def evaluate_again(
     wanted = again.sizes or [size for size in GRID if size < rows] + [rows]
     made = curves(test, _ranks(job, mean, asked), wanted, again.seed, progress)
     linked = again.edges and measured(test, again.edges, surviving(again.edges), again.seed, progress)
-    return replace(made, n_shared=n_shared, warnings=(*said, *made.warnings)), linked
+    grouped = again.groups and knockouts.measured(test, again.groups, again.seed, progress)
+    return Evaluated(replace(made, n_shared=n_shared, warnings=(*said, *made.warnings)), linked, grouped)
 
 
 def n_ranked(circuit: Traced) -> int:
@@ -268,17 +280,10 @@ def _own_prompts(model: Model, job: DatasetJob, folder: RunFolder, mean: Mean, c
     """The first prompts of a run that went well and are of its circuit's length (of a free one: as long as the first);
     asked what they were asked then."""
     found: list[Encoded] = []
-    for commit in folder.commits():
-        rows = folder.read_committed(commit, "prompts").filter(pc.field("status") == "ok").to_pylist()
-        good = {row["prompt_id"]: row for row in rows}
-        for row in folder.read_input(commit.shard):
-            if len(found) == count or row["prompt_id"] not in good:
-                continue
-            then = good[row["prompt_id"]]
-            length = mean.length if mean.length >= 0 else len(found[0].token_ids if found else then["token_ids"])
-            if len(then["token_ids"]) == length:
-                one = encode(with_bos(as_prompt(row, job.metric, paired=True), job.bos), model)
-                found.append(replace(one, target_ids=tuple(then["target_ids"]), foil_ids=tuple(then["foil_ids"])))
+    length = mean.length if mean.length >= 0 else None
+    for _, one in own_prompts(model, job, folder, length):
+        if not found or len(one.token_ids) == len(found[0].token_ids):
+            found.append(one)
         if len(found) == count:
             break
     return found
@@ -341,7 +346,7 @@ def qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progre
             if left and row["prompt_id"] in good:
                 left -= 1
                 prompt = with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
-                (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "pruning": None})
+                (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "profiles": False, "pruning": None})
                 given = None if reference is None else list(reference.prompts)
                 found = estimate_quality(model, circuit, prompt, reference=given).record()
                 found.pop("sample")

@@ -15,13 +15,24 @@ from tracer.model.model import Model
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.dataset_circuit import evaluated, qualities, tested_on
 from tracer.runs.units.mean_edges import write_mean_edges
+from tracer.runs.units.neuron_tokens import write_tokens
 from tracer.runs.units.progress import Stages, Told, curves_work
+from tracer.runs.units.steering import write_steering
+from tracer.runs.units.supernodes import write_supernodes
 from tracer.store.run_folder import RunFolder
 
 LINKED = 20
 """Forward passes, about, that a prompt's edges among given nodes take."""
+GROUPS = 8
+"""Groups that are steered, about: how many supernodes there are is not known yet."""
 NODES_CHECKED = 300
 """Single ablations, about, behind the estimate of a prompt's quality."""
+
+
+GROUPED = 0.1
+"""Of comparing a prompt's profiles, in forward passes."""
+TOKENS_READ = 0.05
+"""Forward passes, about, that the tokens of a neuron take: three rows of the head."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,19 @@ def _linked(end: Ending) -> Step | None:
     return Step("prompts linked", float(end.n_prompts * LINKED), do)
 
 
+def _grouped(end: Ending) -> Step | None:
+    """``supernodes``: the circuit's neurons grouped; it needs no model, but what names groups may."""
+    if end.job.supernodes is None:
+        return None
+
+    def do(progress: Progress) -> None:
+        progress(0, 1)
+        write_supernodes(end.job, end.folder)
+        progress(1, 1)
+
+    return Step("circuits grouped", end.n_prompts * GROUPED, do)
+
+
 def _evaluated(end: Ending) -> Step | None:
     """``evaluation``: the curves of the dataset's circuit on other prompts."""
     if end.job.evaluate is None or (tested := tested_on(end.model, end.job, end.folder)) is None:
@@ -114,5 +138,30 @@ def _checked(end: Ending) -> Step | None:
     return Step("prompts' estimates checked", float(end.job.quality * NODES_CHECKED), do)
 
 
-STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _evaluated, _checked)
+def _said(end: Ending) -> Step | None:
+    """tokens.parquet: what the weights say of the strongest neurons."""
+    if end.job.tokens is None:
+        return None
+
+    def do(progress: Progress) -> None:
+        write_tokens(end.model, end.job, end.folder)
+        progress(1, 1)
+
+    return Step("tokens read of neurons", float(end.job.tokens) * TOKENS_READ, do)
+
+
+def _steered(end: Ending) -> Step | None:
+    """steering.parquet: the circuit and its groups multiplied; see `steering`."""
+    rules = end.job.steering
+    if rules is None:
+        return None
+
+    def do(progress: Progress) -> None:
+        write_steering(end.model, end.job, end.folder, end.max_bytes, progress)
+
+    count = rules.prompts if isinstance(rules.prompts, int) else rules.prompts.most or end.n_prompts
+    return Step("prompts steered", float(count * len(rules.factors) * (1 + rules.random) * GROUPS), do)
+
+
+STEPS: tuple[Callable[[Ending], Step | None], ...] = (_linked, _said, _grouped, _evaluated, _checked, _steered)
 """The stages in their order; each is None where the job does not ask for it."""

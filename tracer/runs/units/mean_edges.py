@@ -45,7 +45,7 @@ CHECKPOINT, KEPT_EVERY = "_journal/circuit_edges.safetensors", 10.0
 """What is summed so far, and the seconds after which it is written again."""
 _BYTES = 2**28
 """What the edges of the prompts of one batch may take."""
-_SELECTION = ("edges", "pruning", "nodes", "threshold", "mass", "skip_first", "exclude")
+_SELECTION = ("edges", "pruning", "profiles", "nodes", "threshold", "mass", "skip_first", "exclude")
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ class _Sums:
         return pa.Table.from_pylist(rows, schemas.MEANS)
 
 
-class _Pulse:
+class Pulse:
     """Heartbeats of a shard to the driver: the prompts in flight, over all threads, and how many are done.
 
     A process's death counts against the prompts in flight, so every change is sent.
@@ -248,7 +248,7 @@ def options(job: DatasetJob) -> dict[str, Any]:
         include={"method", "baseline", "basis", "metric", "steps", "top_k", "seed"}
     )
     made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
-    made |= {"pruning": job.pruning_rules(), **job.selection()}
+    made |= {"pruning": job.pruning_rules(), "profiles": job.profiles, **job.selection()}
     if job.reference is not None:
         made["reference"] = Reference([with_bos(_prompt_of(row), job.bos) for row in data.read(job.reference)])
     return made
@@ -257,7 +257,7 @@ def options(job: DatasetJob) -> dict[str, Any]:
 def _prompt_of(row: data.Row) -> Prompt:
     if row.error is not None:
         raise data.row_error(row)
-    return Prompt(row.text, token_ids=row.token_ids)
+    return Prompt(row.text, token_ids=row.token_ids, messages=row.messages, seed=row.seed)
 
 
 class _Shard:
@@ -267,15 +267,21 @@ class _Shard:
         self.model, self.job, self.task, self.options = model, job, task, chosen
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
-        self._tables: dict[str, list[tuple[int, pa.Table]]] = {"nodes": [], "edges": []}
+        asked = {"nodes": True, "edges": chosen["edges"], "profiles": chosen["profiles"]}
+        self._tables: dict[str, list[tuple[int, pa.Table]]] = {name: [] for name, wanted in asked.items() if wanted}
         self.notes: Counter[str] = Counter()
         # Worded here: threads know no surface. One sentence for all prompts, so that they can be counted.
         self._first = {no_foil: first_note(f"more than {FIRST_SHARE:.0%}", no_foil) for no_foil in (False, True)}
-        self._pulse, self._counting = _Pulse(began), threading.Lock()
+        self._pulse, self._counting = Pulse(began), threading.Lock()
         apart = (*(task.only or ()), *task.quarantined)
         self._most = task.most | dict.fromkeys(apart, 1)
         self._done = set[int]()  # kept of what others did, of the prompts to do
-        self._kept = 0, {"nodes": 0, "edges": 0}, Counter[str](), 0  # rows, tables, notes and halvings already kept
+        self._kept = (
+            0,
+            dict.fromkeys(self._tables, 0),
+            Counter[str](),
+            0,
+        )  # rows, tables, notes and halvings already kept
 
     def trace(self, rows: Sequence[dict[str, Any]], write: Callable[[], dict[str, File]]) -> None:
         """Every prompt of the shard that is not kept from others, in batches of like length.
@@ -342,13 +348,13 @@ class _Shard:
 
     def tables(self, new: bool = False) -> dict[str, pa.Table]:
         """The tables, in order of prompts: of all of them, or of those that are not kept yet (`new`)."""
-        first, sizes = self._kept[:2] if new else (0, {"nodes": 0, "edges": 0})
+        first, sizes = self._kept[:2] if new else (0, dict.fromkeys(self._tables, 0))
         rows = sorted(self.rows[first:], key=lambda row: row["prompt_id"])
         if new:  # who is left out may change
             rows = [row for row in rows if row["status"] != "quarantined"]
         made = {"prompts": pa.Table.from_pylist(rows, schemas.PROMPTS)}
-        for name in ("nodes", "edges") if self.options["edges"] else ("nodes",):
-            made[name] = _joined(self._tables[name][sizes[name] :], schemas.SCHEMAS[name])
+        for name, parts in self._tables.items():
+            made[name] = _joined(parts[sizes[name] :], schemas.SCHEMAS[name])
         return made if self.sums is None else made | {"means": self.sums.table()}
 
     # ----------------------------------------------------------------------------------------- batches
@@ -418,7 +424,7 @@ class _Shard:
                     made = self._found(item, circuit, nodes, attempt)
                     yield made if answer is None else replace(made, row=made.row | {"answer": answer.token})
             return
-        if _sticky(result):
+        if is_sticky(result):
             os._exit(STICKY)
         self._pulse.end(ids, int(len(ids) == 1))
         yield from self._raised(items, result, attempt)
@@ -447,7 +453,7 @@ class _Shard:
         """An error of several prompts is retried on fewer; of one prompt, it is that prompt's failure."""
         memory = out_of_memory(error) or isinstance(error, TooLargeError)
         if memory:
-            _release()
+            free_memory()
         if len(items) == 1:
             name = "OutOfMemory" if memory else type(error).__name__
             yield self._lost(items[0].row, "failed", name, str(error), attempt)
@@ -503,6 +509,8 @@ class _Shard:
         tables = {"nodes": _numbered(circuit.nodes, item.id)}
         if circuit.links is not None:
             tables["edges"] = _numbered(circuit.links, item.id)
+        if circuit.profiles is not None:
+            tables["profiles"] = _numbered(circuit.profiles, item.id)
         row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.task.deaths.get(item.id, 0)}
         part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
         said = notes((item.encoded,), self.model)
@@ -554,7 +562,8 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
     def either(name: str) -> Any:
         return [*(row[name] or ()), *(row[f"{name}_ids"] or ())] or None
 
-    other = row["counterfactual"] if row["counterfactual"] is not None else row["counterfactual_ids"]
+    forms = (row[name] for name in ("counterfactual", "counterfactual_ids", "counterfactual_messages"))
+    other = next((form for form in forms if form is not None), None)
     return Prompt(
         row["text"],
         target=None if metric == "topk" else either("target"),
@@ -563,6 +572,8 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
         token_ids=row["token_ids"],
         positions=row["positions"],
         id=row["user_id"],
+        messages=row["messages"],
+        seed=row["seed"],
     )
 
 
@@ -600,6 +611,7 @@ def input_row(row: data.Row) -> dict[str, Any]:
         return [token for token in values if isinstance(token, int)] if values is not None else None
 
     other = row.counterfactual
+    spoken = isinstance(other, tuple) and isinstance(other[0], dict)
     return {
         "user_id": row.user_id,
         "text": row.text,
@@ -609,10 +621,13 @@ def input_row(row: data.Row) -> dict[str, Any]:
         "foil": texts(row.foil),
         "foil_ids": ids(row.foil),
         "counterfactual": other if isinstance(other, str) else None,
-        "counterfactual_ids": None if other is None or isinstance(other, str) else list(other),
+        "counterfactual_ids": None if other is None or isinstance(other, str) or spoken else list(other),
         "positions": None if row.positions is None else list(row.positions),
         "labels": list(row.labels.items()),
         "error": row.error,
+        "messages": None if row.messages is None else list(row.messages),
+        "seed": row.seed,
+        "counterfactual_messages": list(other) if spoken and other is not None else None,
     }
 
 
@@ -625,12 +640,13 @@ def _joined(parts: list[tuple[int, pa.Table]], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables([part for _, part in parts]).combine_chunks() if parts else schema.empty_table()
 
 
-def _sticky(error: Exception) -> bool:
+def is_sticky(error: Exception) -> bool:
     """Whether a device is unusable until its process ends."""
     broken = getattr(torch, "AcceleratorError", None)
     return (broken is not None and isinstance(error, broken)) and not out_of_memory(error)
 
 
-def _release() -> None:
+def free_memory() -> None:
+    """Give a GPU's unused memory back."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -7,9 +7,11 @@ have another length than the circuit, and prompts that a filter does not keep. R
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pyarrow.compute as pc
 
 from tracer import data
 from tracer.circuit.from_run import most_frequent
@@ -19,8 +21,10 @@ from tracer.errors import JobError, TracerError
 from tracer.evaluation import answers
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
+from tracer.records import is_list
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, input_row
+from tracer.store.run_folder import RunFolder
 from tracer.text import kept_of
 
 
@@ -57,6 +61,33 @@ def prompts_of(job: DatasetJob, source: Source) -> Iterable[Prompt]:
     return (with_bos(as_prompt(input_row(row), job.metric, paired=True), job.bos) for row in data.read(source))
 
 
+def own_prompts(model: Model, job: DatasetJob, folder: RunFolder, length: int | None) -> Iterator[tuple[int, Encoded]]:
+    """The prompts of a run that went well, by their ids and in order, asked what they were asked then.
+
+    Args:
+        length: only those of so many tokens; any if None.
+    """
+    for commit in folder.commits():
+        rows = folder.read_committed(commit, "prompts").filter(pc.field("status") == "ok").to_pylist()
+        good = {row["prompt_id"]: row for row in rows if length in (None, len(row["token_ids"]))}
+        for row in folder.read_input(commit.shard) if good else ():
+            then = good.get(row["prompt_id"])
+            if then is not None:
+                one = _again(model, job, row)
+                asked = {"target_ids": tuple(then["target_ids"]), "foil_ids": tuple(then["foil_ids"])}
+                yield row["prompt_id"], replace(one, **asked)
+
+
+def _again(model: Model, job: DatasetJob, row: dict[str, Any]) -> Encoded:
+    """A prompt that went well, with its counterfactual; without one that a run that pairs nothing did not look at, and
+    that cannot be asked."""
+    both = with_bos(as_prompt(row, job.metric, paired=True), job.bos)
+    try:
+        return encode(both, model)
+    except JobError:
+        return encode(replace(both, counterfactual=None), model)
+
+
 def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> Tested:
     """The test prompts that the model is asked.
 
@@ -65,6 +96,23 @@ def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> 
 
     Raises:
         JobError: a prompt of one's own that the model cannot be asked, or fewer than two that are kept.
+    """
+    found = asked_prompts(model, job, source, length)
+    if len(found.prompts) < 2:
+        why = "; ".join([found.summary, *(f"{count} skipped because {rule}" for rule, count in found.skipped.items())])
+        step = "give more test prompts, or no filter"
+        raise JobError(f"evaluate.test: {len(found.prompts)} prompts", f"at least 2 are needed ({why})", step)
+    return found
+
+
+def asked_prompts(model: Model, job: DatasetJob, source: Source, length: int | None) -> Tested:
+    """The prompts of a source that the model is asked.
+
+    Args:
+        length: as of `test_prompts`; any if None.
+
+    Raises:
+        JobError: a prompt of one's own that the model cannot be asked.
     """
     skipped, fit = Counter[str](), list[Encoded]()
     for prompt in prompts_of(job, source):
@@ -77,7 +125,7 @@ def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> 
             if source.task is None:
                 raise
             skipped[_reason(prompt, model) or error.rule] += 1
-    if source.task is not None and fit:
+    if source.task is not None and fit and length is not None:
         fit = _of_length(fit, length, skipped)
     kept, otherwise = fit, list[dict[str, str]]()
     if source.filter is not None and fit:
@@ -88,18 +136,13 @@ def test_prompts(model: Model, job: DatasetJob, source: Source, length: int) -> 
             for one, answer in zip(fit, said, strict=True)
             if not answer.kept
         ]
-    found = Tested(tuple(kept), dict(skipped), tuple(otherwise))
-    if len(kept) < 2:
-        why = "; ".join([found.summary, *(f"{count} skipped because {rule}" for rule, count in skipped.items())])
-        step = "give more test prompts, or no filter"
-        raise JobError(f"evaluate.test: {len(kept)} prompts", f"at least 2 are needed ({why})", step)
-    return found
+    return Tested(tuple(kept), dict(skipped), tuple(otherwise))
 
 
 def _reason(prompt: Prompt, model: Model) -> str | None:
     """Why a built-in pair cannot be asked, in words that are the same for all such pairs."""
-    assert isinstance(prompt.target, list | tuple)
-    assert isinstance(prompt.foil, list | tuple)
+    if not (prompt.text and prompt.counterfactual and is_list(prompt.target) and is_list(prompt.foil)):
+        return None  # a question, which is no pair
     pair = Pair("", str(prompt.text), str(prompt.counterfactual), str(prompt.target[0]), str(prompt.foil[0]), "")
     return next((why for why, _ in sva.reasons(pair, model)), None)
 

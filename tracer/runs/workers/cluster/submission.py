@@ -179,7 +179,9 @@ def _relative(content: Any, key: str = "") -> Iterator[str]:
             yield from _relative(value, key)
     elif isinstance(content, str) and not content.startswith(_SHARED):
         local = content.startswith((".", "~")) or content.endswith(".gguf")
-        if key == "path" or (key in ("model", "dataset") and (local or ("/" in content and Path(content).exists()))):
+        if key in ("path", "of") or (
+            key in ("model", "dataset") and (local or ("/" in content and Path(content).exists()))
+        ):
             yield content
 
 

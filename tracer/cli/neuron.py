@@ -1,0 +1,65 @@
+"""The verb neuron: what one neuron does, by the weights alone and by what a run knows of it.
+
+Knows its options. Refuses to know what is read of the weights, and how it is shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from tracer.cli import terminal
+from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
+from tracer.cli.options import Format, Style, flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Where):
+    """The model whose neuron it is."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(help="'demo', a folder, a GGUF file, or a Hugging Face id. Default: that of --run, else demo."),
+    ] = None
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None
+    adapter: Adapter = None
+    gguf_file: GgufFile = None
+    device: Device = None
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64.")] = None
+    there: There
+
+
+@terminal.report_errors
+@flat
+def neuron(
+    layer: Annotated[int, typer.Argument(help="Its layer, from 0.", min=0)],
+    number: Annotated[int, typer.Argument(help="Its number in the layer, from 0.", metavar="NEURON", min=0)],
+    where: Asked,
+    top: Annotated[int, typer.Option(help="Tokens of each list.", min=1, max=1000)] = 10,
+    run: Annotated[
+        str | None, typer.Option(help="A run folder: also what it knows of the neuron, prompts and descriptions.")
+    ] = None,
+    style: Style = Format.table,
+) -> None:
+    """What a neuron says: the tokens it promotes and suppresses, and those that drive it, from the weights alone.
+
+    Example: tracer neuron 1 324 --model demo
+    """
+    from tracer.meaning import known, tokens
+    from tracer.reports import neurons
+
+    traced = None if run is None else known.model_of(run)
+    about = None if run is None else known.read(run, layer, number)
+    terminal.quiet()
+    model: Any = where.load(traced)
+    if traced is not None:
+        model.check_traced(traced, str(run))
+    found = tokens.neuron_tokens(model, [(layer, number)], top)
+    if style is Format.json:
+        terminal.data(neurons.neuron_json(found, about))
+    elif style is Format.csv:
+        terminal.data(neurons.neuron_csv(found).rstrip())
+    else:
+        terminal.tables().print(neurons.neuron_table(found, about))
