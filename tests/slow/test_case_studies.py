@@ -112,6 +112,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
