@@ -26,12 +26,23 @@ class Key(NamedTuple):
     neuron: int
     polarity: int
 
+    def __str__(self) -> str:
+        return f"L{self.layer} N{self.neuron}{sign(self.polarity)}"
+
+
+def sign(polarity: int) -> str:
+    """How a polarity is written."""
+    return "+" if polarity > 0 else "-"
+
+
+def polarities(activation: float | None) -> tuple[int, ...]:
+    """The sign of a neuron's value, by which it promotes one thing or its opposite; both where it is not known."""
+    return (1, -1) if activation is None else (-1,) if activation < 0 else (1,)
+
 
 def key_of(row: Mapping[str, Any]) -> list[Key]:
     """The neuron of a node's row (`layer`, `neuron`, `activation`); of a node without an activation both polarities."""
-    value = row.get("activation")
-    signs = (1, -1) if value is None else (1,) if value >= 0 else (-1,)
-    return [Key(row["layer"], row["neuron"], sign) for sign in signs]
+    return [Key(row["layer"], row["neuron"], polarity) for polarity in polarities(row.get("activation"))]
 
 
 def by_neuron(table: pa.Table) -> dict[Key, str]:
@@ -94,7 +105,7 @@ class Said:
         known = [(key, text) for key, text in parts if text]
         if len(parts) == 1 or len({text for _, text in known}) == 1:
             return known[0][1] if known else ""
-        return "; ".join(f"{'+' if key.polarity > 0 else '-'} {text}" for key, text in known)
+        return "; ".join(f"{sign(key.polarity)} {text}" for key, text in known)
 
     def name(self, row: Mapping[str, Any]) -> str:
         """A neuron's name with what it does: ``L3 N1414+ says Texas, Houston``; without its sign and what it does where
@@ -102,9 +113,9 @@ class Said:
         keys, plain, label = key_of(row), f"L{row['layer']} N{row['neuron']}", self.label(row)
         if not label:
             return plain
-        sign = "" if len(keys) > 1 else "+" if keys[0].polarity > 0 else "-"
+        name = plain if len(keys) > 1 else str(keys[0])
         described = any(key in self.described for key in keys)
-        return f"{plain}{sign}: {label}" if described or len(keys) > 1 else f"{plain}{sign} says {label}"
+        return f"{name}: {label}" if described or len(keys) > 1 else f"{name} says {label}"
 
     def _words(self, key: Key, count: int) -> str:
         return self.described.get(key) or words(self.tokens.get(key, {}).get("promoted"), count)

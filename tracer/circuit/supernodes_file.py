@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError, model_validator
 
 from tracer.circuit.circuit import Graph, Traced
+from tracer.circuit.said import polarities
 from tracer.errors import JobError, RunError, option, quoted, writing
 from tracer.records import Record
 from tracer.settings import as_job_error
@@ -259,8 +260,8 @@ def member_of(row: dict[str, Any]) -> Member:
 
 
 def polarity_of(activation: float | None) -> Literal[1, -1]:
-    """The sign of a neuron's value, by which it promotes one thing or its opposite; 1 where it is not known."""
-    return -1 if activation is not None and activation < 0 else 1
+    """The sign of a neuron's value; 1 where it is not known."""
+    return -1 if polarities(activation) == (-1,) else 1
 
 
 class _Numbers:

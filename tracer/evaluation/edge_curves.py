@@ -15,9 +15,9 @@ import torch
 
 from tracer.attribution.exact import Progress
 from tracer.circuit.circuit import Circuit, Graph
-from tracer.errors import JobError, quoted, say
+from tracer.errors import JobError, quoted
 from tracer.evaluation.curves import Curves, Evaluation, columns, control, measure, placed
-from tracer.evaluation.faithfulness import How, planned, test_set
+from tracer.evaluation.faithfulness import How, ready
 from tracer.evaluation.testset import NEVER, Ranks, TestSet
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
@@ -100,10 +100,8 @@ def edge_curves(
     Source: Arora et al. 2026, section 2.5.
     """
     left = surviving(circuit, shares)
-    plan = planned(circuit, ablation, own=prompts is None, has_reference=reference is not None)
     how = How(reference, train, allow_overlap, seed=seed, memory=memory)
-    test, said = test_set(model, circuit, prompts, plan.ablation, how)
-    say((*plan.notes, *said))
+    test = ready(model, circuit, prompts, ablation, how)
     return measured(test, circuit, left, seed, progress)
 
 

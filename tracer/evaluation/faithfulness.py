@@ -107,9 +107,7 @@ def minimality(
     Raises:
         JobError: as `evaluate`.
     """
-    plan = planned(circuit, ablation, own=prompts is None, has_reference=reference is not None)
-    test, said = test_set(model, circuit, prompts, plan.ablation, How(reference, seed=seed, memory=memory))
-    say((*plan.notes, *said))
+    test = ready(model, circuit, prompts, ablation, How(reference, seed=seed, memory=memory))
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
     size, rows = circuit.n_nodes, range(len(test.prompts))
     jobs = [Job(row, ranks, size, True, without) for row in rows for without in range(-1, size)]
@@ -185,6 +183,18 @@ class How:
     aligned: bool = True
     seed: int = 0
     memory: int | None = None
+
+
+def ready(model: Model, circuit: Circuit, prompts: Sequence[Prompt] | None, ablation: str | None, how: How) -> TestSet:
+    """The test prompts with the ablation that they settle, as of `evaluate`; what is to be known of them is said.
+
+    Raises:
+        JobError: as `evaluate`.
+    """
+    plan = planned(circuit, ablation, own=prompts is None, has_reference=how.reference is not None)
+    test, said = test_set(model, circuit, prompts, plan.ablation, how)
+    say((*plan.notes, *said))
+    return test
 
 
 def test_set(

@@ -15,9 +15,9 @@ import torch
 
 from tracer.attribution.exact import Progress
 from tracer.circuit.circuit import Circuit, Graph
-from tracer.errors import JobError, say
+from tracer.errors import JobError
 from tracer.evaluation import statistics
-from tracer.evaluation.faithfulness import How, planned, test_set
+from tracer.evaluation.faithfulness import How, ready
 from tracer.evaluation.statistics import Interval
 from tracer.evaluation.testset import NEVER, Job, Ranks, TestSet
 from tracer.model.model import Model
@@ -85,10 +85,8 @@ def knockouts(
         JobError: a circuit without groups, or as `tracer.evaluate`.
     """
     check_grouped(circuit)
-    plan = planned(circuit, ablation, own=prompts is None, has_reference=reference is not None)
     how = How(reference, train, allow_overlap, seed=seed, memory=memory)
-    test, said = test_set(model, circuit, prompts, plan.ablation, how)
-    say((*plan.notes, *said))
+    test = ready(model, circuit, prompts, ablation, how)
     return measured(test, circuit, seed, progress)
 
 

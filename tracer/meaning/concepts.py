@@ -151,8 +151,7 @@ def tokens_of(run: Any) -> pa.Table | None:
     Raises:
         RunError: it is damaged.
     """
-    folder = RunFolder(getattr(run, "address", run))
-    return folder.read_output("tokens.parquet") if folder.place.exists("tokens.parquet") else None
+    return RunFolder(getattr(run, "address", run)).find_output("tokens.parquet")
 
 
 # ------------------------------------------------------------------------------------------------ of a run

@@ -285,8 +285,9 @@ def rows(address: Any) -> list[dict[str, Any]]:
         if row["score"] is not None and told.get("candidates"):
             texts, tokens = (told.get(name, 0) for name in ("texts_held_out", "tokens_held_out"))
             measured = f"best of {len(told['candidates'])} on {tokens:,} held-out tokens of {texts} texts"
-        label = f"L{key.layer} N{key.neuron}{'+' if key.polarity > 0 else '-'}"
-        found.append({"neuron": label, "measured": measured, **{n: row[n] for n in ("description", "score", "source")}})
+        found.append(
+            {"neuron": str(key), "measured": measured, **{n: row[n] for n in ("description", "score", "source")}}
+        )
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tracer.circuit.said import key_of, polarities
 from tracer.errors import JobError, RunError, option, quoted
 from tracer.meaning import exemplars as exemplar_tables
 from tracer.meaning.descriptions import Key
@@ -66,7 +67,7 @@ def evidence(folder: RunFolder, exemplars: Any = None, top: int = 20) -> list[Ev
     texts = None
     if exemplars is not None or folder.place.exists(exemplar_tables.FILE):
         texts = exemplar_tables.read(folder if exemplars is None else exemplars)
-    tokens = folder.read_output("tokens.parquet") if folder.place.exists("tokens.parquet") else None
+    tokens = folder.find_output("tokens.parquet")
     found = [_of(key, texts, tokens) for key in strongest(folder, texts, top)]
     if all(one.is_empty for one in found):
         rule = f"has neither texts nor promoted tokens of its {len(found)} strongest neurons"
@@ -145,17 +146,12 @@ def strongest(folder: RunFolder, texts: pa.Table | None = None, top: int = 20) -
         return [Key(*key) for key in exemplar_tables.neurons_of(texts)][:top]
     neurons = folder.read_output("neurons.parquet")
     signs = {(row["layer"], row["neuron"]): row["mean_activation"] for row in neurons.to_pylist()}
-    return [Key(*pair, sign) for pair in of_dataset(folder) for sign in _signs(signs.get(pair))][:top]
+    return [Key(*pair, sign) for pair in of_dataset(folder) for sign in polarities(signs.get(pair))][:top]
 
 
 def _of_prompt(nodes: pa.Table) -> list[Key]:
     strength: dict[Key, float] = {}
     for row in nodes.filter(pc.field("kind") == "neuron").to_pylist():
-        for sign in _signs(row["activation"]):
-            key = Key(row["layer"], row["neuron"], sign)
+        for key in key_of(row):
             strength[key] = strength.get(key, 0.0) + abs(row["attribution"] or 0.0)
     return sorted(strength, key=lambda key: (-strength[key], key))
-
-
-def _signs(value: float | None) -> tuple[int, ...]:
-    return (1, -1) if value is None else (-1,) if value < 0 else (1,)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracer.circuit.circuit import Graph, Traced
+from tracer.circuit.said import polarities
 from tracer.circuit.supernodes_file import ANYWHERE, Group, Member, Supernodes, polarity_of
 from tracer.meaning import naming
 from tracer.meaning.clusters import Clusters, Stability
@@ -229,9 +230,8 @@ def node_items(graph: Graph, items: Items) -> dict[int, int]:
     at = {row: number for number, row in enumerate(items.rows())}
     free, found = items.free, dict[int, int]()
     for row in graph.neurons.select(["node_id", "layer", "position", "neuron", "activation"]).to_pylist():
-        signs = (1, -1) if row["activation"] is None else (polarity_of(row["activation"]),)
         position = ANYWHERE if free else row["position"]
-        for sign in signs:
+        for sign in polarities(row["activation"]):
             if (item := at.get((row["layer"], position, row["neuron"], sign))) is not None:
                 found[row["node_id"]] = item
     return found

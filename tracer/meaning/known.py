@@ -54,7 +54,7 @@ def read(address: Any, layer: int, neuron: int) -> Known:
     for name, schema in _TABLES.items():
         table = one_prompt.read_beside(address, f"{name}.parquet", schema)
         rows[name] = [] if table is None else _of(table, layer, neuron)
-    texts = _texts(address, {row["prompt_id"] for row in rows["top_prompts"]})
+    texts = texts_of(RunFolder(address), {row["prompt_id"] for row in rows["top_prompts"]})
     rows["top_prompts"] = [row | {"text": texts.get(row["prompt_id"])} for row in rows["top_prompts"]]
     return Known(**rows)
 
@@ -76,9 +76,9 @@ def _of(table: pa.Table, layer: int, neuron: int) -> list[dict[str, Any]]:
     return table.filter((pc.field("layer") == layer) & (pc.field("neuron") == neuron)).to_pylist()
 
 
-def _texts(address: Any, prompts: set[int]) -> dict[int, str]:
-    """The texts of some prompts of a run."""
-    folder, found = RunFolder(address), dict[int, str]()
+def texts_of(folder: RunFolder, prompts: set[int]) -> dict[int, str]:
+    """The texts of some prompts of a run, by their ids."""
+    found = dict[int, str]()
     for commit in folder.commits() if prompts else ():
         table = folder.read_committed(commit, "prompts", ["prompt_id", "text"])
         rows = table.filter(pc.field("prompt_id").isin(sorted(prompts))).to_pylist()

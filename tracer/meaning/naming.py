@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from tracer.circuit.said import Key
 from tracer.text import printable
 
 LONGEST = 60
@@ -101,7 +102,7 @@ def from_members(members: Sequence[Weighed]) -> str:
     """A name by the strongest member."""
     (layer, neuron, polarity), _ = min(members, key=lambda member: (-member.weight, member.neuron))
     more = f" and {len(members) - 1} more" if len(members) > 1 else ""
-    return f"L{layer} N{neuron}{'+' if polarity > 0 else '-'}{more}"
+    return f"{Key(layer, neuron, polarity)}{more}"
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tracer.circuit.circuit import load_graph
 from tracer.errors import RunError, quoted
+from tracer.meaning.known import texts_of
 from tracer.settings import ModelRecord
 from tracer.store.one_prompt import read_record
 from tracer.store.run_folder import RunFolder
@@ -79,24 +79,17 @@ def asked_beside(address: Any, neurons: Sequence[tuple[int, int]]) -> pa.Table |
         RunError: the run is damaged.
     """
     folder = RunFolder(address)
-    if not folder.place.exists("top_prompts.parquet"):
+    if (table := folder.find_output("top_prompts.parquet")) is None:
         return None
-    table = folder.read_output("top_prompts.parquet")
     wanted = {*neurons}
     pairs = zip(table["layer"].to_pylist(), table["neuron"].to_pylist(), strict=True)
     table = table.filter(pa.array([pair in wanted for pair in pairs], pa.bool_()))
-    texts: dict[int, str | None] = {}
-    asked = pa.array(sorted({*table["prompt_id"].to_pylist()}), pa.int64())
-    for commit in folder.commits():
-        rows = folder.read_committed(commit, "prompts", ["prompt_id", "text"])
-        for row in rows.filter(pc.field("prompt_id").isin(asked)).to_pylist():
-            texts[row["prompt_id"]] = row["text"]
+    texts = texts_of(folder, {*table["prompt_id"].to_pylist()})
     return table.append_column("text", pa.array([texts.get(at) for at in table["prompt_id"].to_pylist()], pa.string()))
 
 
 def _of_dataset(folder: RunFolder) -> Iterable[tuple[int, int, float]]:
-    if folder.place.exists("circuit.parquet"):
-        table = folder.read_output("circuit.parquet")
+    if (table := folder.find_output("circuit.parquet")) is not None:
         return list(zip(*(table[key].to_pylist() for key in ("layer", "neuron", "mean_attribution")), strict=True))
     if not folder.place.exists("neurons.parquet"):
         name = f"run {quoted(str(folder.place), 300)}"

@@ -17,7 +17,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
-from tracer.circuit.supernodes_file import ANYWHERE, polarity_of
+from tracer.circuit.said import polarities
+from tracer.circuit.supernodes_file import ANYWHERE
 from tracer.errors import JobError, option, quoted, say
 from tracer.meaning import profiles
 from tracer.meaning.clusters import Method, alone, best_of, stability
@@ -178,11 +179,9 @@ def _items(graph: Traced, parts: Parts, free: bool | None) -> tuple[Items, Count
     anywhere = kind == "free" or bool(free)
     found, open_signs = set[tuple[int, int, int, int]](), False
     for row in graph.neurons.select(["layer", "position", "neuron", "activation"]).to_pylist():
-        unknown = row["activation"] is None
-        open_signs |= unknown
+        open_signs |= row["activation"] is None
         position = ANYWHERE if anywhere else row["position"]
-        signs = (1, -1) if unknown else (polarity_of(row["activation"]),)
-        found |= {(row["layer"], position, row["neuron"], sign) for sign in signs}
+        found |= {(row["layer"], position, row["neuron"], sign) for sign in polarities(row["activation"])}
     if len(found) > MOST:
         rule = f"are more than the {MOST:,} that are compared at a time"
         raise JobError(f"{len(found):,} neurons", rule, "group a circuit of fewer nodes")
@@ -221,5 +220,4 @@ def table_of(address: Any, name: str) -> pa.Table | None:
     Raises:
         RunError: it is damaged.
     """
-    folder = RunFolder(address)
-    return folder.read_output(f"{name}.parquet") if folder.place.exists(f"{name}.parquet") else None
+    return RunFolder(address).find_output(f"{name}.parquet")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from tracer.circuit.said import sign
 from tracer.meaning.concepts import RATE, Concepts
 from tracer.reports import figures
 from tracer.reports import page as pages
@@ -53,7 +54,7 @@ def summary(table: pa.Table) -> Sheet:
     for (label, value), rows in by_value(table).items():
         first, count = rows[0], sum(row["q"] <= RATE for row in rows)
         prompts = f"{first['n_positive']:,} / {first['n_negative']:,}"
-        named = f"layer {first['layer']}, neuron {first['neuron']} {_sign(first)}"
+        named = f"layer {first['layer']}, neuron {first['neuron']} {sign(first['polarity'])}"
         shown = decimal(first["auroc"]), ends(first["low"], first["high"]), _chance(first["q"])
         cells.append((_text(label), _text(value), prompts, f"{count:,}", f"{len(rows):,}", named, *shown))
     heads = ["<label", "<value", "prompts with / without", f"neurons found (q <= {RATE:g})", "of candidates"]
@@ -85,7 +86,7 @@ def neurons(table: pa.Table, count: int = ROWS, tokens: pa.Table | None = None) 
         heads += ["<promotes"] if named else []
         cells = [
             (
-                *(str(row["layer"]), str(row["neuron"]), _sign(row), decimal(row["auroc"])),
+                *(str(row["layer"]), str(row["neuron"]), sign(row["polarity"]), decimal(row["auroc"])),
                 *(ends(row["low"], row["high"]), decimal(row["auroc_chosen_on"]), _chance(row["q"])),
                 "with it" if row["auroc_chosen_on"] > 0.5 else "without it",
                 *([known.get(_key(row), "")] if named else []),
@@ -188,10 +189,6 @@ def _promoted(tokens: pa.Table | None) -> Mapping[tuple[int, int, int], str]:
 
 def _key(row: Mapping[str, Any]) -> tuple[int, int, int]:
     return row["layer"], row["neuron"], row["polarity"]
-
-
-def _sign(row: Mapping[str, Any]) -> str:
-    return "+" if row["polarity"] > 0 else "-"
 
 
 def _chance(value: float) -> str:

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 
+from tracer.circuit.said import sign
 from tracer.reports import sheet
 from tracer.reports.sheet import Sheet
 from tracer.reports.tables import sheet_table
@@ -87,14 +88,14 @@ def known_sheets(known: Known) -> list[Sheet]:
     if known.descriptions:
         cells = [
             (
-                *(_sign(row["polarity"]), sheet.number(row["score"], ".2f"), printable(row["source"] or "-", 20)),
+                *(sign(row["polarity"]), sheet.number(row["score"], ".2f"), printable(row["source"] or "-", 20)),
                 printable(row["description"] or "", 300),
             )
             for row in known.descriptions
         ]
         found.append(Sheet.of("described", "Described as", ["<polarity", "score", "<source", "<description"], cells))
     if known.exemplars:
-        cells = [(_sign(row["polarity"]), row["kind"], f"{row['value']:+.4f}", _marked(row)) for row in known.exemplars]
+        cells = [(sign(row["polarity"]), row["kind"], f"{row['value']:+.4f}", _marked(row)) for row in known.exemplars]
         found.append(Sheet.of("exemplars", "On text", ["<polarity", "<kind", "value", "<text"], cells))
     return found
 
@@ -135,11 +136,7 @@ def neuron_csv(found: Sequence[NeuronTokens]) -> str:
 
 def name(one: NeuronTokens) -> str:
     """A neuron with its polarity: ``L3 N1414 +``."""
-    return f"L{one.layer} N{one.neuron} {_sign(one.polarity)}"
-
-
-def _sign(polarity: int) -> str:
-    return "+" if polarity > 0 else "-"
+    return f"L{one.layer} N{one.neuron} {sign(one.polarity)}"
 
 
 def _pair(tokens: Sequence[Token], rank: int) -> list[str]:

@@ -409,6 +409,14 @@ class RunFolder:
         """
         return self.read_table(name, sha256=self._sealed().get("files", {}).get(name))
 
+    def find_output(self, name: str) -> pa.Table | None:
+        """The same of a table that the run need not have; None where it has none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        return self.read_output(name) if self.place.exists(name) else None
+
     # ------------------------------------------------------------------------------- what the driver writes
 
     def commit(self, commit: Commit) -> None:

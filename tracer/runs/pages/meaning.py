@@ -52,10 +52,6 @@ class Meaning:
 
 def meaning_of(folder: RunFolder) -> Meaning:
     """What is there."""
-
-    def table(name: str) -> pa.Table | None:
-        return folder.read_output(f"{name}.parquet") if folder.place.exists(f"{name}.parquet") else None
-
     address, groups, graph, problem = folder.place.address, None, None, None
     try:
         groups = supernodes_file.of_run(address)
@@ -63,8 +59,8 @@ def meaning_of(folder: RunFolder) -> Meaning:
             graph = supernodes_file.apply(groups, circuit_of(address))
     except RunError as error:  # the file is there to be edited
         problem = f"{error.value} {error.rule}"
-    told = tuple(describe.rows(address))
-    return Meaning(groups, graph, problem, table("tokens"), table("concepts"), sweep_of(folder), told)
+    tokens, scores = (folder.find_output(f"{name}.parquet") for name in ("tokens", "concepts"))
+    return Meaning(groups, graph, problem, tokens, scores, sweep_of(folder), tuple(describe.rows(address)))
 
 
 def lacking(found: Meaning, job: DatasetJob) -> Iterator[str]:

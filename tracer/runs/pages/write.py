@@ -195,10 +195,7 @@ def _collected(
 ) -> exemplars.Collected:
     """What is there of an exemplars run."""
     names = ("exemplars", "densities", "top_prompts")
-    tables = {
-        name: folder.read_output(f"{name}.parquet") if folder.place.exists(f"{name}.parquet") else None
-        for name in names
-    }
+    tables = {name: folder.find_output(f"{name}.parquet") for name in names}
     statuses = sum((Counter(commit.statuses) for commit in commits), Counter[str]())
     return exemplars.Collected(
         job=job,
@@ -218,22 +215,22 @@ def _json(folder: RunFolder, name: str) -> Any:
 
 def neurons(folder: RunFolder, commits: Sequence[Commit]) -> pa.Table:
     """neurons.parquet, or what it would be of what is committed."""
-    if folder.place.exists("neurons.parquet"):
-        return folder.read_output("neurons.parquet")
+    if (there := folder.find_output("neurons.parquet")) is not None:
+        return there
     return aggregation.neurons(_nodes(folder, commits), folder.place.fs)
 
 
 def top_prompts(folder: RunFolder, commits: Sequence[Commit]) -> pa.Table:
     """top_prompts.parquet, or what it would be."""
-    if folder.place.exists("top_prompts.parquet"):
-        return folder.read_output("top_prompts.parquet")
+    if (there := folder.find_output("top_prompts.parquet")) is not None:
+        return there
     return aggregation.top_prompts(_nodes(folder, commits), folder.place.fs, TOP)
 
 
 def circuit(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit]) -> pa.Table | None:
     """circuit.parquet, or what it would be; None where the job asks for none, or no prompt has an attribution."""
-    if folder.place.exists("circuit.parquet"):
-        return folder.read_output("circuit.parquet")
+    if (there := folder.find_output("circuit.parquet")) is not None:
+        return there
     return circuit_of_units(job, folder, commits)
 
 

@@ -19,8 +19,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from tracer.attribution.among import Links, links_among
@@ -32,6 +30,7 @@ from tracer.errors import TracerError
 from tracer.model.model import Model
 from tracer.prompts import Prompt, with_bos
 from tracer.runs.jobs import DatasetJob
+from tracer.runs.units import checkpoint
 from tracer.runs.units.shards import as_prompt, options
 from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, TARGET
@@ -172,22 +171,19 @@ class Sums:
 
     def save(self, folder: RunFolder, key: str) -> None:
         """Keep what is summed so far."""
-        content = {name: mean.contiguous() for name, mean in self.means.items()} | {"squares": self.squares}
-        content["counts"] = torch.tensor([self.n, self.next, self.position])
-        content["key"] = torch.tensor(list(key.encode()), dtype=torch.uint8)
-        folder.place.write(CHECKPOINT, save(content))
+        counts = torch.tensor([self.n, self.next, self.position])
+        checkpoint.write(folder, CHECKPOINT, key, self.means | {"squares": self.squares, "counts": counts})
 
     @staticmethod
     def kept(folder: RunFolder, key: str, shape: Shape) -> Sums:
         """What an earlier call summed of the same circuit and prompts; nothing where that is not so, or damaged."""
+        held = checkpoint.read(folder, CHECKPOINT, key) or {}
         try:
-            held = load(folder.place.read(CHECKPOINT))
             means = {name: held[name] for name in Sums.NAMES}
-            found, (n, unit, position) = bytes(held["key"].tolist()).decode(), held["counts"].tolist()
-            squares = held["squares"]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            squares, (n, unit, position) = held["squares"], held["counts"].tolist()
+        except (ValueError, KeyError, TypeError):
             return Sums(shape)
-        if found != key or means["weight"].shape != shape.matrix:
+        if means["weight"].shape != shape.matrix:
             return Sums(shape)
         return Sums(shape, n, unit, position, means, squares)
 

@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-
 from tracer.attribution.exact import Progress
 from tracer.circuit import supernodes_file
 from tracer.circuit.from_run import circuit_of, length_of
@@ -30,6 +26,7 @@ from tracer.model.model import Model
 from tracer.prompts import Encoded
 from tracer.reports import sweeps
 from tracer.runs.jobs import DatasetJob, SteeringRules
+from tracer.runs.units import checkpoint
 from tracer.runs.units.tested import asked_prompts, own_prompts
 from tracer.store.run_folder import RunFolder
 
@@ -156,22 +153,18 @@ class _Kept:
     @staticmethod
     def of(folder: RunFolder, key: str) -> _Kept:
         """What an earlier call measured with the same key; nothing where that is not so, or damaged."""
+        held = checkpoint.read(folder, CHECKPOINT, key) or {}
         try:
-            held = load(folder.place.read(CHECKPOINT))
-            same = bytes(held.pop("key").tolist()).decode() == key
-            count = len(held) // len(_Kept.NAMES)
-            parts = [{name: held[f"{at}.{name}"] for name in _Kept.NAMES} for at in range(count if same else 0)]
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            every = range(len(held) // len(_Kept.NAMES))
+            parts = [{name: held[f"{at}.{name}"] for name in _Kept.NAMES} for at in every]
+        except KeyError:
             parts = []
         return _Kept(folder, key, [Measured(**part) for part in parts])
 
     def save(self) -> None:
         """Keep what is measured."""
-        content = {
-            f"{at}.{name}": getattr(one, name).contiguous() for at, one in enumerate(self.done) for name in self.NAMES
-        }
-        key = torch.tensor(list(self.key.encode()), dtype=torch.uint8)
-        self.folder.place.write(CHECKPOINT, save(content | {"key": key}))
+        content = {f"{at}.{name}": getattr(one, name) for at, one in enumerate(self.done) for name in self.NAMES}
+        checkpoint.write(self.folder, CHECKPOINT, self.key, content)
 
     def rest(self, model: Model, prompts: Sequence[Encoded], plan: Plan, max_bytes: int | None) -> Iterator[Measured]:
         """Measure the prompts that are left."""
