@@ -48,13 +48,14 @@ def _form(model: Model, batch: Batch, nodes: Tensor | None, basis: str) -> dict[
     rows, columns = (len(batch.token_ids),) if nodes is None else (), batch.width
     scale, output, blocks = Of((*rows, columns)), Of((*rows, columns, model.d_model)), []
     for layer, laid in enumerate(model.plan.layers):
-        norms = {laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out} - {None}
-        scales = dict.fromkeys(norms, Of((*rows, columns)))
+        scales = {path: Of((*rows, columns, *[None] * (path == laid.value_norm))) for path in laid.norms}
         count = None if nodes is None else int((nodes[:, 0] == layer).sum())
         every = Of((*rows, columns, model.d_mlp))
         factor = every if count is None else Of((count,) if basis == "activation" else (count, model.d_mlp))
         block = {"scales": scales, "pattern": Of((*rows, None, columns, columns)), "output": output, "gate": factor}
         block |= {"up": None if laid.gate is None else factor}
+        gated = any(kind == "output_gate" for kind, _ in laid.steps)
+        block |= {"output_gate": Of((*rows, columns, None)) if gated else None}
         blocks.append(block | {"values": every if count is None else Of((count,))})
     read = Of((len(batch.token_ids), columns, model.d_model))
     return {"embedding": output, "final_scale": scale, "read": read, "blocks": blocks}
@@ -125,6 +126,7 @@ def _through_mlp(
 def _attended(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, state: Tensor) -> Tensor:
     """What flows back through a block's attention [pos, d_model]."""
     value, output = replay.attention(module, plan, layer)
-    grouped = replay.mixing(plan, layer, block).unflatten(0, (-1, output.shape[1] // value.shape[0]))
-    heads = (state @ output).unflatten(-1, (*grouped.shape[:2], -1))
+    mixed = replay.mixing(plan, layer, block)
+    grouped = mixed.pattern.unflatten(0, (-1, output.shape[1] // value.shape[0]))
+    heads = replay.gated(state @ output, mixed).unflatten(-1, (*grouped.shape[:2], -1))
     return torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1) @ value

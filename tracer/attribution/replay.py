@@ -56,7 +56,7 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
 
     Returns:
         `embedding` [pos, d_model], `final_scale` [pos], and for each of `blocks` its `scales` by path [pos], `pattern`
-        [head, query, key], `output` [pos, d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis
+        [head, query, key], `output_gate` [pos, head and coordinate] or None, `output` [pos, d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis
         ``activation``) or, of gate and up, [node, d_mlp] (basis ``output``).
     """
     blocks = []
@@ -75,6 +75,7 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
                 scales={path: scale[row, first:] for path, scale in block.scales.items()},
                 pattern=block.pattern[row, :, first:, first:],
                 output=block.output[row, first:],
+                output_gate=None if block.output_gate is None else block.output_gate[row, first:],
                 gate=picked(block.gate),
                 up=picked(block.up),
                 values=inside[row, column, neuron].float(),
@@ -91,6 +92,7 @@ def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
             scales={path: scale[row, first:] for path, scale in block.scales.items()},
             pattern=block.pattern[row, :, first:, first:],
             output=block.output[row, first:],
+            output_gate=None if block.output_gate is None else block.output_gate[row, first:],
             gate=block.gate[row, first:],
             up=None if block.up is None else block.up[row, first:],
             values=block.values[row, first:],
@@ -122,6 +124,11 @@ def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]
         return whole[-plan.value_width :]
     if which == "values per head":
         return whole.view(plan.n_heads, 3, -1, whole.shape[1])[:, 2].reshape(-1, whole.shape[1])
+    if which == "latent":
+        return whole[: matrix(module, plan, layer, plan.layers[layer].value).shape[1]]
+    if which == "values of heads":
+        width = matrix(module, plan, layer, plan.layers[layer].output).shape[1] // plan.n_heads
+        return whole.view(plan.n_heads, -1, whole.shape[1])[:, -width:].reshape(-1, whole.shape[1])
     return whole
 
 
@@ -167,10 +174,13 @@ def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, T
     of the mixed heads [d_model, head and coordinate]."""
     laid = plan.layers[layer]
     value, output = matrix(module, plan, layer, laid.value).float(), matrix(module, plan, layer, laid.output).float()
-    if laid.attention_in is not None:
-        value = value * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_in}").to(value.device)
-        if kind_of(plan, layer, laid.attention_in) == "layer_norm":
-            value = value - value.mean(1, keepdim=True)
+    if laid.value_norm is not None:
+        inside = gain(module, plan, f"{plan.blocks}.{layer}.{laid.value_norm}").to(value.device)
+        value = (value.unflatten(0, (-1, max(1, inside.numel()))) * inside.view(-1, 1)).flatten(0, 1)
+    if laid.latent is not None:
+        value = behind_norm(module, plan, layer, laid.latent_norm, value)
+        value = value @ matrix(module, plan, layer, laid.latent).float().to(value.device)
+    value = behind_norm(module, plan, layer, laid.attention_in, value)
     if laid.attention_out is not None:
         if kind_of(plan, layer, laid.attention_out) == "layer_norm":
             output = output - output.mean(0, keepdim=True)
@@ -178,13 +188,37 @@ def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, T
     return value, output
 
 
-def mixing(plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> Tensor:
-    """How a block's attention carries from position to position [head, query, key]: its pattern between its norms'
-    statistics."""
+def behind_norm(module: Any, plan: SimpleNamespace, layer: int, path: str | None, weight: Tensor) -> Tensor:
+    """A map [out, in] of what leaves a norm of a block, as one of what enters it, but for the norm's statistic."""
+    if path is None:
+        return weight
+    weight = weight * gain(module, plan, f"{plan.blocks}.{layer}.{path}").to(weight.device)
+    centred = kind_of(plan, layer, path) == "layer_norm"
+    return weight - weight.mean(1, keepdim=True) if centred else weight
+
+
+def mixing(plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> SimpleNamespace:
+    """How a block's attention carries from position to position: its `pattern` [head, query, key] between its norms'
+    statistics, and the `gate` on what it mixed [query, head and coordinate], None without one."""
     pattern, laid = block.pattern, plan.layers[layer]
-    if laid.attention_in is not None:
-        pattern = pattern * block.scales[laid.attention_in]
-    return pattern if laid.attention_out is None else pattern * block.scales[laid.attention_out][:, None]
+    for path in (laid.attention_in, laid.latent_norm):
+        if path is not None:
+            pattern = pattern * block.scales[path]
+    if laid.value_norm is not None:
+        of_heads = block.scales[laid.value_norm].T
+        pattern = pattern * of_heads.repeat_interleave(len(pattern) // len(of_heads), 0)[:, None]
+    if laid.attention_out is not None:
+        pattern = pattern * block.scales[laid.attention_out][:, None]
+    return SimpleNamespace(pattern=pattern, gate=None if block.output_gate is None else block.output_gate.float())
+
+
+def gated(heads: Tensor, mixed: SimpleNamespace, at: Any = slice(None), axis: int = 0) -> Tensor:
+    """What an attention mixed [..., head and coordinate], at some queries, which `axis` counts, through the gate on its
+    output."""
+    if mixed.gate is None:
+        return heads
+    gate = mixed.gate[at].to(heads.device)
+    return heads * gate.view(len(gate), *[1] * (heads.ndim - 2 - axis), -1)
 
 
 # One prompt: its sources and targets.
@@ -350,7 +384,7 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
             run.state[0] = run.walk.prompt.frozen.embedding[: len(positions)]
         enter(run, -1)
     for layer in range(max((run.walk.top for run in going), default=0)):
-        maps, mixed = attention(module, plan, layer), dict[int, Tensor]()
+        maps, mixed = attention(module, plan, layer), dict[int, SimpleNamespace]()
         for run in going:
             if layer < run.walk.top:
                 key = id(run.walk)
@@ -363,7 +397,12 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
 
 
 def climb(
-    module: Any, plan: SimpleNamespace, layer: int, run: SimpleNamespace, mixed: Tensor, maps: tuple[Tensor, Tensor]
+    module: Any,
+    plan: SimpleNamespace,
+    layer: int,
+    run: SimpleNamespace,
+    mixed: SimpleNamespace,
+    maps: tuple[Tensor, Tensor],
 ) -> None:
     """Take a run through one block; its targets read what its attention leaves or, where attention and MLP are
     parallel, what it finds."""
@@ -404,21 +443,24 @@ def enter(run: SimpleNamespace, layer: int) -> None:
         run.state[into] = run.walk.sources.vector[rows[here]].to(run.state.device)
 
 
-def attend(run: SimpleNamespace, mixed: Tensor, maps: tuple[Tensor, Tensor], last: bool) -> None:
+def attend(run: SimpleNamespace, mixed: SimpleNamespace, maps: tuple[Tensor, Tensor], last: bool) -> None:
     """Add what flows through a block's attention, in the last of them at positions that targets read alone. Sources
     that have just entered are at one position each."""
     (value, output), before = maps, run.state
     width, shared = before.shape[1], output.shape[1] // value.shape[0]
-    pattern = mixed[:, run.first : run.first + width, run.first : run.first + width]
+    pattern = mixed.pattern[:, run.first : run.first + width, run.first : run.first + width]
     if last:
         into = [run.at[position] for position in run.walk.wanted if position in run.at]
         run.at = {position: i for i, position in enumerate(p for p in run.walk.wanted if p in run.at)}
         run.state, pattern = before[:, into], pattern[:, into]
     grouped = pattern.unflatten(0, (-1, shared))
-    if run.moving:
-        inside = (before[: run.moving] @ value.T).unflatten(-1, (len(grouped), -1))
-        flow = torch.einsum("gsqk,nkgd->nqgsd", grouped, inside).flatten(2)
-        run.state[: run.moving].flatten(0, 1).addmm_(flow.flatten(0, 1), output.T)
+    moving = run.moving if mixed.gate is None else run.active  # what a gate opens is not one map a head
+    if moving:
+        inside = (before[:moving] @ value.T).unflatten(-1, (len(grouped), -1))
+        flow = gated(torch.einsum("gsqk,nkgd->nqgsd", grouped, inside).flatten(2), mixed, list(run.at), 1)
+        run.state[:moving].flatten(0, 1).addmm_(flow.flatten(0, 1), output.T)
+        if moving == run.active:
+            return
     if run.active > run.moving:
         rows = torch.arange(run.moving, run.active)
         at = run.walk.sources.position[run.rows[run.moving : run.active]] - run.first

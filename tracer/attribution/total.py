@@ -242,15 +242,18 @@ def flowed(
             continue
         begins, key = source.position[mine].unique(return_inverse=True)
         ends, query = target.position[into].unique(return_inverse=True)
-        mixed = replay.mixing(plan, layer, run.walk.prompt.frozen.blocks[layer]).to(values.device)
+        mixed = replay.mixing(plan, layer, run.walk.prompt.frozen.blocks[layer])
+        pattern = mixed.pattern.to(values.device)
         dense = values.new_zeros(len(begins), len(run.ends), values.shape[1])
         dense[key, source.stream[mine]] = values[mine]
         if back:
-            grouped = mixed[:, begins][:, :, ends].unflatten(0, (-1, shared))
-            flow = torch.einsum("gsqk,qngsd->kngd", grouped, dense.unflatten(-1, (*grouped.shape[:2], -1))).flatten(2)
+            grouped = pattern[:, begins][:, :, ends].unflatten(0, (-1, shared))
+            heads = replay.gated(dense, mixed, begins).unflatten(-1, (*grouped.shape[:2], -1))
+            flow = torch.einsum("gsqk,qngsd->kngd", grouped, heads).flatten(2)
         else:
-            grouped = mixed[:, ends][:, :, begins].unflatten(0, (-1, shared))
+            grouped = pattern[:, ends][:, :, begins].unflatten(0, (-1, shared))
             flow = torch.einsum("gsqk,kngd->qngsd", grouped, dense.unflatten(-1, (len(grouped), -1))).flatten(2)
+            flow = replay.gated(flow, mixed, ends)
         parts.append(flow[query, target.stream[into]])
     return torch.cat(parts)
 

@@ -29,8 +29,9 @@ class Step(NamedTuple):
 class Weight(NamedTuple):
     """A linear map of a block: the path of its module, and which of the module's outputs are meant.
 
-    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v), or
-    ``values per head`` (q|k|v interleaved head by head).
+    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v),
+    ``values per head`` (q|k|v interleaved head by head), ``latent`` (what the map behind it reads, before a rotated
+    key) or ``values of heads`` (the tail of each head's k|v).
     """
 
     path: str
@@ -45,6 +46,8 @@ class Wiring:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
         value, output: the maps into and out of the attention pattern.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one.
+        latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
+        value_norm: path of the norm of each head's values.
     """
 
     attention_in: str | None
@@ -55,6 +58,15 @@ class Wiring:
     output: Weight
     gate: Weight | None
     up: Weight
+    latent: Weight | None = None
+    latent_norm: str | None = None
+    value_norm: str | None = None
+
+    @property
+    def norms(self) -> frozenset[str]:
+        """Paths of the norms whose statistics the replay needs."""
+        around = (self.attention_in, self.attention_out, self.mlp_in, self.mlp_out, self.latent_norm, self.value_norm)
+        return frozenset(path for path in around if path is not None)
 
 
 @dataclass(frozen=True)
@@ -78,8 +90,8 @@ class Layout:
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
         wiring = self.wiring
-        used = (wiring.value, wiring.output, wiring.up, *([] if wiring.gate is None else [wiring.gate]))
-        return frozenset({self.down, *(weight.path for weight in used)})
+        used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
+        return frozenset({self.down, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -185,7 +197,23 @@ FUSED_WIRING = replace(
     up=Weight("mlp.gate_up_proj", "last half"),
 )
 
+LATENT_WIRING = replace(
+    SEPARATE,
+    latent=Weight("self_attn.kv_a_proj_with_mqa", "latent"),
+    latent_norm="self_attn.kv_a_layernorm",
+    value=Weight("self_attn.kv_b_proj", "values of heads"),
+)
+
 PLAIN = Layout(PRE_NORM, SEPARATE)
+NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+OPENED = Layout(
+    (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
+)
+"""With a gate on what the attention has mixed."""
+LATENT_NORM = Step("rms_norm", "self_attn.kv_a_layernorm")
+LATENT = Layout((BEFORE_ATTENTION, LATENT_NORM, ATTENTION, AFTER_ATTENTION, *GATED), LATENT_WIRING)
+"""Multi-head latent attention: keys and values come of a latent that all heads share, queries of one map, or of two."""
+LATENT_QUERIES = replace(LATENT, steps=(BEFORE_ATTENTION, Step("rms_norm", "self_attn.q_a_layernorm"), *LATENT.steps[1:]))
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -193,7 +221,7 @@ FAMILIES: dict[str, Family] = {
         _llama_like("llama", PLAIN),
         _llama_like("mistral", PLAIN),
         _llama_like("qwen2", PLAIN),
-        _llama_like("qwen3", Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)),
+        _llama_like("qwen3", NORMED),
         _llama_like("gemma2", Layout((BEFORE_ATTENTION, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("olmo2", Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)),
@@ -252,6 +280,9 @@ FAMILIES: dict[str, Family] = {
                 ),
             ),
         ),
+        _llama_like("youtu", LATENT_QUERIES, LATENT),
+        _llama_like("flint", NORMED),
+        _llama_like("qwen3_5_text", OPENED, norm_offset=1.0),
     )
 }
 
@@ -264,7 +295,7 @@ LINEAR = frozenset(
     "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
-    "rms_norm": frozenset(f"{name}RMSNorm" for name in "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3".split()),
+    "rms_norm": frozenset(f"{name}RMSNorm" for name in "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Youtu Flint Qwen3_5".split()),
     "layer_norm": frozenset({"LayerNorm"}),
 }
 ROTARY = "RotaryEmbedding"

@@ -49,7 +49,7 @@ def walk(
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     for layer, block in enumerate(blocks):
-        found = SimpleNamespace(scales={}, up=None)
+        found = SimpleNamespace(scales={}, up=None, output_gate=None)
         for kind, path in plan.layers[layer].steps:
             module = block.get(path)
             if constants is not None:
@@ -70,15 +70,18 @@ def walk(
 def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
-    Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
-    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]; and the `values` of
-    the down projection's input. `walk` adds the attention `pattern` [prompt, head, query, key], which comes of its
+    Those are: norms' `scales` by path [prompt, column], of values [prompt, column, head], but for queries' and keys',
+    which the pattern has in it; the attention's `output_gate` [prompt, column, head and coordinate], None without one;
+    the activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]; and the `values`
+    of the down projection's input. `walk` adds the attention `pattern` [prompt, head, query, key], which comes of its
     `kernel`, and the MLP's `output` [prompt, column, d_model].
     """
     module = block.get(path)
     if kind == "attention":
         found.kernel = linearize.kernel(module)
-    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out):
+    elif kind == "output_gate":
+        found.output_gate = linearize.output_gate_call(module).output.detach().flatten(2)
+    elif path in laid.norms:
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":
         if laid.gate is not None and laid.gate == laid.up:

@@ -179,6 +179,10 @@ class Model:
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
+            latent=None if wiring.latent is None else tuple(wiring.latent),
+            latent_norm=wiring.latent_norm,
+            value_norm=wiring.value_norm,
+            norms=wiring.norms,
         )
 
     @cached_property

@@ -17,6 +17,8 @@ from torch import Tensor
 
 KERNEL = "attention_interface_"
 """What the operations are called that choose and run the attention kernel."""
+SINKS = "sinks"
+"""The parameter of an attention with a logit that takes part of the softmax and has no value."""
 SQRT_2 = math.sqrt(2.0)
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
@@ -81,6 +83,12 @@ def attention(attn: Any) -> None:
     call.inputs = ((module, query.detach(), key.detach(), *rest), named)
 
 
+def output_gate(attn: Any) -> None:
+    """Rule 2 for a gate on what an attention has mixed: it is computed from the query's side, and a constant with it."""
+    call = output_gate_call(attn)
+    call.output = call.output.detach()
+
+
 def activation(act: Any) -> None:
     """Rule 3: ``act(z)`` becomes ``z`` times the constant ``act(z) / z``, with its limit at 0."""
     factor = FACTORS[type(act._module).__name__]
@@ -109,6 +117,7 @@ RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
     "rms_norm": ("norm", rms_norm),
     "layer_norm": ("norm", layer_norm),
     "attention": ("attention", attention),
+    "output_gate": ("attention", output_gate),
     "activation": ("activation", activation),
     "product": ("product", product),
     "gate": ("gate", gate),
@@ -140,6 +149,11 @@ def attention_call(attn: Any) -> Any:
     return getattr(attn.source, names[-1])
 
 
+def output_gate_call(attn: Any) -> Any:
+    """The operation that makes the gate on an attention's output."""
+    return getattr(attn.source, next(name for name in attn.source.names if "sigmoid" in name))
+
+
 def kernel(attn: Any) -> Any:
     """The function that runs the attention kernel, read before its inputs are."""
     return next(getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL))
@@ -147,8 +161,9 @@ def kernel(attn: Any) -> Any:
 
 def pattern(attn: Any, function: Any) -> Tensor:
     """The attention pattern [prompt, head, query, key], once the kernel has run: what a kernel returns of it, if it
-    does. PyTorch's own is computed from queries, keys and mask; of any other, the kernel is called once more with the
-    identity in the place of the values, which gives the pattern with all that it does.
+    does. PyTorch's own is computed from queries, keys and mask; of any other, and where part of the attention goes to a
+    sink, which some kernels leave out of what they return, the kernel is called once more with the identity in the
+    place of the values, which gives the pattern with all that it does.
 
     Args:
         function: the attention's `kernel`.
@@ -156,7 +171,7 @@ def pattern(attn: Any, function: Any) -> Tensor:
     call = attention_call(attn)
     (module, query, key, value, *rest), named = call.inputs
     given = call.output[1]
-    if given is not None:
+    if given is not None and not hasattr(module, SINKS):
         return given.detach()
     if function.__name__ == "sdpa_attention_forward":
         return _scaled_dot_product(module, query.detach(), key.detach(), *rest, **named)
