@@ -28,6 +28,7 @@ NO_BIAS: list[tuple[str, dict[str, bool]]] = [
     ("gpt2", {"biases": False}),
     ("gpt_neox", {"biases": False}),
     ("gpt_neox", {"biases": False, "use_parallel_residual": False}),
+    *[(family, {"biases": False}) for family in ("falcon", "glm", "glm4", "nemotron", "seed_oss")],
 ]
 TARGET = Metric("target_logit", targets=torch.tensor([[7], [11], [23]]))
 
@@ -103,7 +104,7 @@ def test_with_a_linear_gate_embeddings_conserve_the_logit_too(
     assert (error(half.nodes, got.nodes) > 0.01) == (gated or not activation)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", [family for family in t.FAMILIES if family not in t.BIAS_FREE])
 def test_biases_leave_a_remainder(family: str) -> None:
     model, ids, mask = model_and_batch(family)
     got = ref.attribute(model, ids, mask, TARGET)
