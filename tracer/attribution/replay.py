@@ -118,11 +118,13 @@ def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]
         return whole[: len(whole) // 2]
     if which == "last half":
         return whole[len(whole) // 2 :]
+    if which == "all":
+        return whole
+    n_values = plan.layers[layer].n_values
+    head = len(whole) // (plan.n_heads + 2 * n_values)
     if which == "values":
-        return whole[-plan.value_width :]
-    if which == "values per head":
-        return whole.view(plan.n_heads, 3, -1, whole.shape[1])[:, 2].reshape(-1, whole.shape[1])
-    return whole
+        return whole[-n_values * head :]
+    return whole.view(n_values, -1, head, whole.shape[1])[:, -1].reshape(-1, whole.shape[1])
 
 
 def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
