@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.model.rules import FACTORS
+from tracer.model import rules as linearize
 
 CPU_ROWS, GPU_ROWS = 512, 2**15
 """Positions of all sources that are multiplied at a time: on a CPU, what its cache holds."""
@@ -287,7 +287,7 @@ def coefficients(
     of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
     nothing."""
     act = part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](gate)
+    factor = linearize.factor(act, gate)
     if up is None:
         return None, factor
     return (None, gate * factor) if linear_gate else (0.5 * up * factor, 0.5 * gate * factor)

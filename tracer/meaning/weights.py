@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracer.attribution import replay
-from tracer.model.rules import FACTORS
+from tracer.model import rules as linearize
 
 
 def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
@@ -76,14 +76,13 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     table = module.get_submodule(plan.embedding)
     up = into(module, plan, plan.up_part, ask.neurons, table.weight.device)
     gate = None if plan.gate_part is None else into(module, plan, plan.gate_part, ask.neurons, table.weight.device)
-    act = replay.part(module, plan, 0, next(path for kind, path in plan.steps if kind == "activation"))
-    factor, best = FACTORS[type(act).__name__], dict[str, Any]()
-    beside: list[Tensor | None] = [None, None]
+    best, beside = dict[str, Any](), list[Tensor | None]([None, None])
     for first, last in pieces(ask, 2 * plan.d_model):
         entered = normed(module, plan, table(torch.arange(first, last, device=table.weight.device)).float())
         ups = torch.addmm(up[1][:, None], up[0], entered.T)
         gates = ups if gate is None else torch.addmm(gate[1][:, None], gate[0], entered.T)
-        value = gates * factor(gates) if gate is None else gates * factor(gates) * ups
+        value = activated(module, plan, ask.neurons, gates)
+        value = value if gate is None else value * ups
         before, parts = best.get("value"), (gates, ups)
         best["value"] = better(before, first, value, ask.count)
         beside = [carried(old, before, best["value"], first, new) for old, new in zip(beside, parts, strict=True)]
@@ -91,6 +90,15 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
         best["gate"] = None if gate is None else better(best.get("gate"), first, gates, ask.count)
     found = {name: None if one is None else (one[0].cpu(), one[1].cpu()) for name, one in best.items()}
     return found | {"beside": torch.stack([one for one in beside if one is not None]).cpu()}
+
+
+def activated(module: Any, plan: SimpleNamespace, neurons: Tensor, gates: Tensor) -> Tensor:
+    """What enters the neurons' activations [neuron, token] behind them: each layer has its own."""
+    parts, path = layers_of(neurons), next(path for kind, path in plan.steps if kind == "activation")
+    split = zip(parts, gates.split([len(mine) for _, mine in parts]), strict=True)
+    return torch.cat(
+        [part * linearize.factor(replay.part(module, plan, layer, path), part) for (layer, _), part in split]
+    )
 
 
 def into(
@@ -132,10 +140,9 @@ def normed(module: Any, plan: SimpleNamespace, entered: Tensor) -> Tensor:
     if plan.mlp_in is None:
         return entered
     norm = replay.part(module, plan, 0, plan.mlp_in)
-    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     if replay.kind_of(plan, plan.mlp_in) == "layer_norm":
         entered = entered - entered.mean(-1, keepdim=True)
-    return entered * (entered.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return entered * (entered.square().mean(-1, keepdim=True) + linearize.epsilon(norm)).rsqrt()
 
 
 # Pieces of the vocabulary.
