@@ -328,7 +328,7 @@ def test_half_rule_halves_each_factor() -> None:
     assert error(slopes["half"][0, 0], by_hand) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "quick_gelu"])
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "quick_gelu", "relu2"])
 def test_ratio_is_the_activation_over_its_input(name: str) -> None:
     from transformers.activations import ACT2FN
 
@@ -336,7 +336,7 @@ def test_ratio_is_the_activation_over_its_input(name: str) -> None:
     z = torch.linspace(-4, 4, 82, dtype=torch.float64)
     assert torch.allclose(ref.ratio(act, z), act(z) / z, atol=1e-6)
     zero = ref.ratio(act, torch.zeros(1)).item()
-    assert zero == (0.0 if name == "relu" else 0.5)
+    assert zero == (0.0 if name in ("relu", "relu2") else 0.5)
     with pytest.raises(ValueError, match="no rule"):
         ref.ratio(torch.nn.Tanh(), z)
 

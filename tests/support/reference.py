@@ -182,7 +182,7 @@ def ratio(act: nn.Module, z: Tensor) -> Tensor:
     name = type(act).__name__
     if name in ("SiLUActivation", "SiLU"):
         return torch.sigmoid(z)
-    if name in ("NewGELUActivation", "GELUTanh", "FastGELUActivation"):
+    if name in ("NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation"):
         return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z.pow(3))))
     if name in ("GELUActivation", "GELU"):
         return 0.5 * (1.0 + torch.erf(z / math.sqrt(2.0)))
@@ -192,6 +192,14 @@ def ratio(act: nn.Module, z: Tensor) -> Tensor:
         return torch.relu(z)
     if name in ("ReLU", "ReLUActivation"):
         return (z > 0).to(z.dtype)
+    if name == "ReLUSquaredActivation":
+        return z * (z > 0)
+    if name == "MishActivation":
+        return torch.tanh(torch.log1p(torch.exp(-z.abs())) + z.clamp(min=0))
+    if name == "LinearActivation":
+        return torch.ones_like(z)
+    if name == "XIELUActivation":
+        return torch.where(z.abs() < 1e-4, torch.full_like(z, float(act.beta)), act(z) / torch.where(z == 0, 1.0, z))
     raise ValueError(f"no rule for the activation {name}")
 
 

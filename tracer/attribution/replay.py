@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.model.rules import FACTORS
+from tracer.model import rules as linearize
 
 CPU_ROWS, GPU_ROWS = 512, 2**15
 """Positions of all sources that are multiplied at a time: on a CPU, what its cache holds."""
@@ -107,6 +107,11 @@ def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
 def part(module: Any, plan: SimpleNamespace, layer: int, path: str) -> Any:
     """A module of a block."""
     return module.get_submodule(f"{plan.blocks}.{layer}.{path}")
+
+
+def activation(module: Any, plan: SimpleNamespace, layer: int) -> Any:
+    """The activation module of a block."""
+    return part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
 
 
 def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor:
@@ -290,8 +295,7 @@ def coefficients(
     """What neurons multiply what they read by the maps of gate and up by, of these inputs of the activation and values
     of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
     nothing."""
-    act = part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](gate)
+    factor = linearize.factor(activation(module, plan, layer), gate)
     if up is None:
         return None, factor
     return (None, gate * factor) if linear_gate else (0.5 * up * factor, 0.5 * gate * factor)
