@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.model.rules import FACTORS
+from tracer.model import rules as linearize
 
 CPU_ROWS, GPU_ROWS = 512, 2**15
 """Positions of all sources that are multiplied at a time: on a CPU, what its cache holds."""
@@ -111,6 +111,11 @@ def part(module: Any, plan: SimpleNamespace, layer: int, path: str) -> Any:
     return module.get_submodule(f"{plan.blocks}.{layer}.{path}")
 
 
+def activation(module: Any, plan: SimpleNamespace, layer: int) -> Any:
+    """The activation module of a block."""
+    return part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
+
+
 def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor:
     """A linear map of a block [out, in], in the model's own dtype, without a copy where possible."""
     path, which = weight
@@ -120,16 +125,18 @@ def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]
         return whole[: len(whole) // 2]
     if which == "last half":
         return whole[len(whole) // 2 :]
+    if which == "all":
+        return whole
+    n_values = plan.layers[layer].n_values
+    head = len(whole) // (plan.n_heads + 2 * n_values)
     if which == "values":
-        return whole[-plan.value_width :]
-    if which == "values per head":
-        return whole.view(plan.n_heads, 3, -1, whole.shape[1])[:, 2].reshape(-1, whole.shape[1])
+        return whole[-n_values * head :]
     if which == "latent":
         return whole[: matrix(module, plan, layer, plan.layers[layer].value).shape[1]]
     if which == "values of heads":
         width = matrix(module, plan, layer, plan.layers[layer].output).shape[1] // plan.n_heads
         return whole.view(plan.n_heads, -1, whole.shape[1])[:, -width:].reshape(-1, whole.shape[1])
-    return whole
+    return whole.view(n_values, -1, head, whole.shape[1])[:, -1].reshape(-1, whole.shape[1])
 
 
 def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
@@ -322,8 +329,7 @@ def coefficients(
     """What neurons multiply what they read by the maps of gate and up by, of these inputs of the activation and values
     of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
     nothing."""
-    act = part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](gate)
+    factor = linearize.factor(activation(module, plan, layer), gate)
     if up is None:
         return None, factor
     return (None, gate * factor) if linear_gate else (0.5 * up * factor, 0.5 * gate * factor)

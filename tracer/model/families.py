@@ -30,8 +30,9 @@ class Weight(NamedTuple):
     """A linear map of a block: the path of its module, and which of the module's outputs are meant.
 
     `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v),
-    ``values per head`` (q|k|v interleaved head by head), ``latent`` (what the map behind it reads, before a rotated
-    key) or ``values of heads`` (the tail of each head's k|v).
+    ``values per head`` (q|k|v head by head: for each head of keys and values, the queries that share it, the key, the
+    value), ``latent`` (what the map behind it reads, before a rotated key) or ``values of heads`` (the tail of each
+    head's k|v).
     """
 
     path: str
@@ -143,6 +144,25 @@ class Family:
         return tuple(found)
 
 
+def inputs_of(part: Any) -> int:
+    """How many numbers a linear map takes."""
+    return int(getattr(part, "in_features", None) or part.weight.shape[0])
+
+
+def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
+    """Heads of values in a block, by the widths of its maps: configurations call them by many names.
+
+    Args:
+        n_heads: of queries.
+    """
+    value = block.get_submodule(layout.wiring.value.path)
+    if layout.wiring.value.part == "values of heads":
+        return n_heads
+    size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
+    count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
+    return count if layout.wiring.value.part == "all" else (count - n_heads) // 2
+
+
 def _blocks(module: nn.Module, path: str) -> list[nn.Module]:
     """A model's blocks, in order."""
     return list(module.get_submodule(path).children())
@@ -190,12 +210,8 @@ AROUND = replace(
     mlp_out="post_feedforward_layernorm",
 )
 BEHIND = replace(AROUND, attention_in=None, mlp_in=None)
-FUSED_WIRING = replace(
-    SEPARATE,
-    value=Weight("self_attn.qkv_proj", "values"),
-    gate=Weight("mlp.gate_up_proj", "first half"),
-    up=Weight("mlp.gate_up_proj", "last half"),
-)
+HALVES = {"gate": Weight("mlp.gate_up_proj", "first half"), "up": Weight("mlp.gate_up_proj", "last half")}
+FUSED_WIRING = replace(SEPARATE, value=Weight("self_attn.qkv_proj", "values"), **HALVES)
 
 LATENT_WIRING = replace(
     SEPARATE,
@@ -205,7 +221,42 @@ LATENT_WIRING = replace(
 )
 
 PLAIN = Layout(PRE_NORM, SEPARATE)
-NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+QK_NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+BEHIND_EACH = Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)
+GLM = Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), replace(SEPARATE, **HALVES))
+BEHIND_ATTENTION, BEHIND_MLP = "post_self_attn_layernorm", "post_mlp_layernorm"
+GLM4 = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        Step("rms_norm", BEHIND_ATTENTION),
+        AFTER_ATTENTION,
+        *FUSED,
+        Step("rms_norm", BEHIND_MLP),
+    ),
+    replace(GLM.wiring, attention_out=BEHIND_ATTENTION, mlp_out=BEHIND_MLP),
+)
+NEMOTRON = Layout(
+    (
+        Step("layer_norm", "input_layernorm"),
+        ATTENTION,
+        Step("layer_norm", "post_attention_layernorm"),
+        Step("activation", "mlp.act_fn"),
+        Step("neurons", "mlp.down_proj"),
+    ),
+    replace(SEPARATE, gate=None),
+)
+HUNYUAN = Layout(
+    (
+        BEFORE_ATTENTION,
+        Step("rms_norm", "self_attn.query_layernorm"),
+        Step("rms_norm", "self_attn.key_layernorm"),
+        ATTENTION,
+        AFTER_ATTENTION,
+        *GATED,
+    ),
+    SEPARATE,
+)
 OPENED = Layout(
     (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
 )
@@ -221,10 +272,10 @@ FAMILIES: dict[str, Family] = {
         _llama_like("llama", PLAIN),
         _llama_like("mistral", PLAIN),
         _llama_like("qwen2", PLAIN),
-        _llama_like("qwen3", NORMED),
+        _llama_like("qwen3", QK_NORMED),
         _llama_like("gemma2", Layout((BEFORE_ATTENTION, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
-        _llama_like("olmo2", Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)),
+        _llama_like("olmo2", BEHIND_EACH),
         _llama_like("phi3", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING)),
         Family(
             "gpt_neox",
@@ -280,8 +331,17 @@ FAMILIES: dict[str, Family] = {
                 ),
             ),
         ),
+        _llama_like("glm", GLM),
+        _llama_like("glm4", GLM4),
+        _llama_like("ministral", PLAIN),
+        _llama_like("ministral3", PLAIN),
+        replace(_llama_like("nemotron", NEMOTRON, norm_offset=1.0), final_norm=Step("layer_norm", "model.norm")),
+        _llama_like("exaone4", BEHIND_EACH),
+        _llama_like("seed_oss", PLAIN),
+        _llama_like("hunyuan_v1_dense", HUNYUAN),
+        _llama_like("ernie4_5", PLAIN),
         _llama_like("youtu", LATENT_QUERIES, LATENT),
-        _llama_like("flint", NORMED),
+        _llama_like("flint", QK_NORMED),
         _llama_like("qwen3_5_text", OPENED, norm_offset=1.0),
     )
 }
@@ -295,8 +355,14 @@ LINEAR = frozenset(
     "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
-    "rms_norm": frozenset(f"{name}RMSNorm" for name in "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Youtu Flint Qwen3_5".split()),
-    "layer_norm": frozenset({"LayerNorm"}),
+    "rms_norm": frozenset(
+        f"{name}RMSNorm"
+        for name in (
+            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Glm Glm4 Ministral Ministral3 Exaone4 SeedOss "
+            "HunYuanDenseV1 Ernie4_5 Youtu Flint Qwen3_5".split()
+        )
+    ),
+    "layer_norm": frozenset({"LayerNorm", "NemotronLayerNorm1P"}),
 }
 ROTARY = "RotaryEmbedding"
 

@@ -27,7 +27,7 @@ from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, Layout, family_of, looks_ahead
+from tracer.model.families import Family, Layout, family_of, inputs_of, looks_ahead, value_heads
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -153,19 +153,18 @@ class Model:
             final_norm=tuple(self.family.final_norm),
             head=self.family.head,
             norm_offset=self.family.norm_offset,
-            layers=[self._planned(layout) for layout in self.layouts],
+            layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
-            value_width=self.value_width,
             parallel=self.parallel,
             soft_cap=self.soft_cap,
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
         )
 
-    def _planned(self, layout: Layout) -> SimpleNamespace:
+    def _planned(self, layer: int, layout: Layout) -> SimpleNamespace:
         """Where the parts of a block are."""
-        wiring = layout.wiring
+        wiring, block = layout.wiring, self.module.get_submodule(f"{self.family.blocks}.{layer}")
         return SimpleNamespace(
             steps=tuple(tuple(step) for step in layout.steps),
             gate=None if wiring.gate is None else wiring.gate.path,
@@ -183,6 +182,7 @@ class Model:
             latent_norm=wiring.latent_norm,
             value_norm=wiring.value_norm,
             norms=wiring.norms,
+            n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
 
     @cached_property
@@ -201,8 +201,7 @@ class Model:
     @cached_property
     def d_mlp(self) -> int:
         """Neurons of a layer: the input width of the down projection."""
-        down = self.part(0, self.layouts[0].down)
-        return int(getattr(down, "in_features", None) or down.weight.shape[0])
+        return inputs_of(self.part(0, self.layouts[0].down))
 
     def n_neurons(self, basis: str = "activation") -> int:
         """Nodes of a layer at one position: d_mlp, or d_model in the basis ``output``."""
@@ -216,23 +215,6 @@ class Model:
     def parallel(self) -> bool:
         """Whether attention and MLP of a block both read the block's input."""
         return bool(getattr(self.config, "use_parallel_residual", False))
-
-    @property
-    def head_size(self) -> int:
-        """Coordinates of one attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.d_model // self.config.num_attention_heads)
-
-    @property
-    def attention_width(self) -> int:
-        """Coordinates of all heads together."""
-        return self.head_size * int(self.config.num_attention_heads)
-
-    @property
-    def value_width(self) -> int:
-        """Coordinates of all value heads together."""
-        return self.head_size * int(
-            getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        )
 
     @property
     def weights_readable(self) -> bool:

@@ -8,6 +8,7 @@ model/families.py.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -64,9 +65,13 @@ def rms_norm(norm: Any) -> None:
 
 
 def layer_norm(norm: Any) -> None:
-    """Rule 1: the centring stays linear, the standard deviation is a constant, the bias carries nothing."""
-    call = norm.source.F_layer_norm_0
-    (x, _, weight, bias, eps), _ = call.inputs
+    """Rule 1: the centring stays linear, the standard deviation is a constant, the bias carries nothing. A module that
+    computes it step by step has its reciprocal to hold, as an RMSNorm has."""
+    call = _whole_norm(norm)
+    if call is None:
+        rms_norm(norm)
+        return
+    x, weight, bias, eps = _given(call)
     centred = x.float() - x.float().mean(-1, keepdim=True)
     scale = (centred.pow(2).mean(-1, keepdim=True) + eps).rsqrt().detach()
     linear = centred * scale if weight is None else centred * scale * weight.float()
@@ -91,9 +96,8 @@ def output_gate(attn: Any) -> None:
 
 def activation(act: Any) -> None:
     """Rule 3: ``act(z)`` becomes ``z`` times the constant ``act(z) / z``, with its limit at 0."""
-    factor = FACTORS[type(act._module).__name__]
     z = act.input
-    act.output = straight(act.output, z * factor(z.detach().float()).to(z.dtype))
+    act.output = straight(act.output, z * factor(act._module, z.detach().float()).to(z.dtype))
 
 
 def product(down: Any) -> None:
@@ -208,8 +212,32 @@ def scale(kind: str, norm: Any) -> Tensor:
     """The frozen statistic of a norm, one number per token [prompt, column]: what it multiplies by, but for weights."""
     if kind == "rms_norm":
         return _statistic(norm.source).output.float().squeeze(-1)
-    (x, _, _, _, eps), _ = norm.source.F_layer_norm_0.inputs
+    call = _whole_norm(norm)
+    if call is None:
+        return _statistic(norm.source).output.float().squeeze(-1)
+    x, _, _, eps = _given(call)
     return (x.float().var(-1, correction=0) + eps).rsqrt()
+
+
+def epsilon(norm: Any) -> float:
+    """What a norm adds to its mean square."""
+    written = EPSILONS.get(type(norm).__name__)
+    if written is not None:
+        return written
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def _whole_norm(norm: Any) -> Any:
+    """The call of PyTorch's LayerNorm in a norm; None where its steps are written out."""
+    return next((getattr(norm.source, name) for name in norm.source.names if "layer_norm" in name), None)
+
+
+def _given(call: Any) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+    """Input, weight, bias and epsilon of a call of PyTorch's LayerNorm, however it is written."""
+    given, named = call.inputs
+    bound = inspect.signature(torch.nn.functional.layer_norm).bind(*given, **named)
+    bound.apply_defaults()
+    return tuple(bound.arguments[name] for name in ("input", "weight", "bias", "eps"))
 
 
 def _statistic(source: Any) -> Any:
@@ -220,12 +248,46 @@ def _statistic(source: Any) -> Any:
     return _statistic(source.self__norm_0.source)
 
 
-# act(z) / z of each activation class, written so that no division happens: exact at 0 and in half precision.
+def factor(act: Any, z: Tensor) -> Tensor:
+    """``act(z) / z`` of an activation module, with its limit at 0."""
+    learned = LEARNED.get(type(act).__name__)
+    return FACTORS[type(act).__name__](z) if learned is None else learned(act, z)
+
+
+def xielu(act: Any, z: Tensor) -> Tensor:
+    """The factor of xIELU, ``alpha_p z + beta`` above 0 and ``alpha_n (expm1(z) / z - 1) + beta`` below, which tends to
+    beta. The module itself is ``-1e-6 alpha_n`` at 0, since it computes expm1 no nearer than that: the factor leaves
+    these 1e-6 out, where it would have to be infinite."""
+    softplus = torch.nn.functional.softplus
+    above, beta = softplus(act.alpha_p.detach()).to(z), act.beta.detach().to(z)
+    below = (act.beta + softplus(act.alpha_n)).detach().to(z)
+    small = z.clamp_max(float(act.eps))
+    return torch.where(z > 0, above * z, below * (torch.expm1(small) / small - 1)) + beta
+
+
+EPSILONS = {"OlmoLayerNorm": 1e-5}
+"""Of norms that have it in their code alone."""
+
+
+def _tanh_gelu(z: Tensor) -> Tensor:
+    return 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3))))
+
+
+# act(z) / z of each activation class, written so that no division happens: exact at 0 and in half precision. A class
+# that is not 0 at 0 (sigmoid, laplace) has no limit there, and so no factor.
 FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "SiLUActivation": torch.sigmoid,
     "SiLU": torch.sigmoid,
     "GELUActivation": lambda z: 0.5 * (1.0 + torch.erf(z / SQRT_2)),
-    "GELUTanh": lambda z: 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3)))),
-    "NewGELUActivation": lambda z: 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3)))),
+    "GELUTanh": _tanh_gelu,
+    "NewGELUActivation": _tanh_gelu,
+    "FastGELUActivation": _tanh_gelu,
+    "AccurateGELUActivation": _tanh_gelu,
+    "QuickGELUActivation": lambda z: torch.sigmoid(1.702 * z),
+    "MishActivation": lambda z: torch.tanh(torch.nn.functional.softplus(z)),
     "ReLU": lambda z: (z > 0).to(z.dtype),
+    "ReLUSquaredActivation": torch.relu,
+    "LinearActivation": torch.ones_like,
 }
+LEARNED: dict[str, Callable[[Any, Tensor], Tensor]] = {"XIELUActivation": xielu}
+"""The same of those that have weights, of the module and its input."""
