@@ -56,7 +56,7 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
 
     Returns:
         `embedding` [pos, d_model], `final_scale` [pos], and for each of `blocks` its `scales` by path [pos], `pattern`
-        [head, query, key], `output_gate` [pos, head and coordinate] or None, `output` [pos, d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis
+        [head, query, key], `output_gate` and `value_factor` [pos, head and coordinate] or None, `output` [pos, d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis
         ``activation``) or, of gate and up, [node, d_mlp] (basis ``output``).
     """
     blocks = []
@@ -75,7 +75,7 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
                 scales={path: scale[row, first:] for path, scale in block.scales.items()},
                 pattern=block.pattern[row, :, first:, first:],
                 output=block.output[row, first:],
-                output_gate=None if block.output_gate is None else block.output_gate[row, first:],
+                **carrying(block, row, first),
                 gate=picked(block.gate),
                 up=picked(block.up),
                 values=inside[row, column, neuron].float(),
@@ -85,6 +85,12 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
     return SimpleNamespace(embedding=embedding, blocks=blocks, final_scale=found.final_scale[row, first:])
 
 
+def carrying(block: SimpleNamespace, row: int, first: int) -> dict[str, Tensor | None]:
+    """Of one prompt, what an attention multiplies values by, one by one, beside its pattern."""
+    found = {"output_gate": block.output_gate, "value_factor": block.value_factor}
+    return {name: None if value is None else value[row, first:] for name, value in found.items()}
+
+
 def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
     """The same of all of a prompt's neurons: `gate`, `up` and `values` [pos, d_mlp], without a copy."""
     blocks = [
@@ -92,7 +98,7 @@ def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
             scales={path: scale[row, first:] for path, scale in block.scales.items()},
             pattern=block.pattern[row, :, first:, first:],
             output=block.output[row, first:],
-            output_gate=None if block.output_gate is None else block.output_gate[row, first:],
+            **carrying(block, row, first),
             gate=block.gate[row, first:],
             up=None if block.up is None else block.up[row, first:],
             values=block.values[row, first:],
@@ -131,6 +137,8 @@ def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]
     head = len(whole) // (plan.n_heads + 2 * n_values)
     if which == "values":
         return whole[-n_values * head :]
+    if which == "tail":
+        return whole[-matrix(module, plan, layer, plan.layers[layer].output).shape[1] :]
     if which == "latent":
         return whole[: matrix(module, plan, layer, plan.layers[layer].value).shape[1]]
     if which == "values of heads":
@@ -204,19 +212,43 @@ def behind_norm(module: Any, plan: SimpleNamespace, layer: int, path: str | None
     return weight - weight.mean(1, keepdim=True) if centred else weight
 
 
-def mixing(plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> SimpleNamespace:
+def mixing(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> SimpleNamespace:
     """How a block's attention carries from position to position: its `pattern` [head, query, key] between its norms'
-    statistics, and the `gate` on what it mixed [query, head and coordinate], None without one."""
-    pattern, laid = block.pattern, plan.layers[layer]
-    for path in (laid.attention_in, laid.latent_norm):
-        if path is not None:
-            pattern = pattern * block.scales[path]
+    statistics; the `gate` on what it mixed [query, head and coordinate], None without one; and what is between the map
+    into the values and the pattern (`entered`), None where nothing is."""
+    pattern, laid, entry = block.pattern, plan.layers[layer], None
+    scales = [block.scales[path] for path in (laid.attention_in, laid.latent_norm) if path is not None]
+    if laid.value_conv is not None:
+        taps = part(module, plan, layer, laid.value_conv).weight[-block.value_factor.shape[-1] :, 0].float()
+        entry = SimpleNamespace(scales=scales, taps=taps, factor=block.value_factor)
+        scales = []
+    for scale in scales:
+        pattern = pattern * scale
     if laid.value_norm is not None:
         of_heads = block.scales[laid.value_norm].T
         pattern = pattern * of_heads.repeat_interleave(len(pattern) // len(of_heads), 0)[:, None]
     if laid.attention_out is not None:
         pattern = pattern * block.scales[laid.attention_out][:, None]
-    return SimpleNamespace(pattern=pattern, gate=None if block.output_gate is None else block.output_gate.float())
+    gate = None if block.output_gate is None else block.output_gate.float()
+    return SimpleNamespace(pattern=pattern, gate=gate, entry=entry)
+
+
+def entered(values: Tensor, mixed: SimpleNamespace, first: int = 0, back: bool = False) -> Tensor:
+    """Values at all positions from the `first` on [..., pos, head and coordinate] through the norm's statistic, the
+    short convolution and its activation; or `back`, what reads those as what reads the values."""
+    if mixed.entry is None:
+        return values
+    at, taps = slice(first, first + values.shape[-2]), mixed.entry.taps.to(values.device)
+    factor = mixed.entry.factor[at].to(values.device)
+    scale = torch.ones(1, 1, device=values.device)
+    for one in mixed.entry.scales:
+        scale = scale * one[at, None].to(values.device)
+    values, found = values * (factor if back else scale), torch.zeros_like(values)
+    for by, tap in enumerate(taps.flip(1).T):  # how far a tap looks back
+        pad = (0, 0, -by, by) if back else (0, 0, by, -by)
+        if by < values.shape[-2]:
+            found += tap * torch.nn.functional.pad(values, pad)
+    return found * (scale if back else factor)
 
 
 def gated(heads: Tensor, mixed: SimpleNamespace, at: Any = slice(None), axis: int = 0) -> Tensor:
@@ -395,7 +427,7 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
             if layer < run.walk.top:
                 key = id(run.walk)
                 if key not in mixed:
-                    mixed[key] = mixing(plan, layer, run.walk.prompt.frozen.blocks[layer])
+                    mixed[key] = mixing(module, plan, layer, run.walk.prompt.frozen.blocks[layer])
                 climb(module, plan, layer, run, mixed[key], maps)
     for run in going:
         let_read(run, len(run.walk.prompt.frozen.blocks))
@@ -462,7 +494,7 @@ def attend(run: SimpleNamespace, mixed: SimpleNamespace, maps: tuple[Tensor, Ten
     grouped = pattern.unflatten(0, (-1, shared))
     moving = run.moving if mixed.gate is None else run.active  # what a gate opens is not one map a head
     if moving:
-        inside = (before[:moving] @ value.T).unflatten(-1, (len(grouped), -1))
+        inside = entered(before[:moving] @ value.T, mixed, run.first).unflatten(-1, (len(grouped), -1))
         flow = gated(torch.einsum("gsqk,nkgd->nqgsd", grouped, inside).flatten(2), mixed, list(run.at), 1)
         run.state[:moving].flatten(0, 1).addmm_(flow.flatten(0, 1), output.T)
         if moving == run.active:

@@ -31,8 +31,8 @@ class Weight(NamedTuple):
 
     `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v),
     ``values per head`` (q|k|v head by head: for each head of keys and values, the queries that share it, the key, the
-    value), ``latent`` (what the map behind it reads, before a rotated key) or ``values of heads`` (the tail of each
-    head's k|v).
+    value), ``latent`` (what the map behind it reads, before a rotated key), ``values of heads`` (the tail of each
+    head's k|v) or ``tail`` (as much as the map out of the heads reads).
     """
 
     path: str
@@ -49,6 +49,8 @@ class Wiring:
         gate, up: the maps into the neurons; `gate` is None where the MLP has one.
         latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
         value_norm: path of the norm of each head's values.
+        value_conv: path of the short convolution over positions behind `value`, with a SiLU behind it.
+        heads_norm: path of the norm, with a gate, of each head's mixed values.
     """
 
     attention_in: str | None
@@ -62,6 +64,8 @@ class Wiring:
     latent: Weight | None = None
     latent_norm: str | None = None
     value_norm: str | None = None
+    value_conv: str | None = None
+    heads_norm: str | None = None
 
     @property
     def norms(self) -> frozenset[str]:
@@ -92,7 +96,8 @@ class Layout:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
         wiring = self.wiring
         used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
-        return frozenset({self.down, *(weight.path for weight in used if weight is not None)})
+        short = () if wiring.value_conv is None else (wiring.value_conv,)
+        return frozenset({self.down, *short, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -156,7 +161,7 @@ def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
         n_heads: of queries.
     """
     value = block.get_submodule(layout.wiring.value.path)
-    if layout.wiring.value.part == "values of heads":
+    if layout.wiring.value.part in ("values of heads", "tail"):
         return n_heads
     size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
     count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
@@ -261,6 +266,25 @@ OPENED = Layout(
     (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
 )
 """With a gate on what the attention has mixed."""
+DELTA = Layout(
+    (
+        BEFORE_ATTENTION,
+        Step("delta_values", "linear_attn"),
+        Step("delta", "linear_attn"),
+        Step("norm_gate", "linear_attn.norm"),
+        Step("rms_norm", "linear_attn.norm"),
+        AFTER_ATTENTION,
+        *GATED,
+    ),
+    replace(
+        SEPARATE,
+        value=Weight("linear_attn.in_proj_qkv", "tail"),
+        output=Weight("linear_attn.out_proj"),
+        value_conv="linear_attn.conv1d",
+        heads_norm="linear_attn.norm",
+    ),
+)
+"""A gated delta net in the place of attention: linear in its values, once queries, keys, decays and gates are given."""
 LATENT_NORM = Step("rms_norm", "self_attn.kv_a_layernorm")
 LATENT = Layout((BEFORE_ATTENTION, LATENT_NORM, ATTENTION, AFTER_ATTENTION, *GATED), LATENT_WIRING)
 """Multi-head latent attention: keys and values come of a latent that all heads share, queries of one map, or of two."""
@@ -342,7 +366,7 @@ FAMILIES: dict[str, Family] = {
         _llama_like("ernie4_5", PLAIN),
         _llama_like("youtu", LATENT_QUERIES, LATENT),
         _llama_like("flint", QK_NORMED),
-        _llama_like("qwen3_5_text", OPENED, norm_offset=1.0),
+        _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
     )
 }
 
@@ -361,7 +385,8 @@ NORM_CLASSES = {
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Glm Glm4 Ministral Ministral3 Exaone4 SeedOss "
             "HunYuanDenseV1 Ernie4_5 Youtu Flint Qwen3_5".split()
         )
-    ),
+    )
+    | {"Qwen3_5RMSNormGated"},
     "layer_norm": frozenset({"LayerNorm", "NemotronLayerNorm1P"}),
 }
 ROTARY = "RotaryEmbedding"
@@ -434,7 +459,8 @@ def looks_ahead(config: Any) -> bool:
 def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Module) -> None:
     """Refuse a leaf module that is not linear and is not one of its block's steps."""
     name = type(part).__name__
-    if name in LINEAR or ROTARY in name:
+    short = None if layout is None else layout.wiring.value_conv
+    if name in LINEAR or ROTARY in name or (short is not None and path.endswith("." + short)):
         return
     steps = (family.final_norm,) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
@@ -466,7 +492,7 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
     if looks_ahead(config):
         return
     for number, (block, layout) in enumerate(zip(_blocks(module, family.blocks), layouts, strict=True)):
-        path = layout.path("attention")
+        path = next((step.path for step in layout.steps if step.kind == "attention"), "")
         if not getattr(block.get_submodule(path), "is_causal", True):
             raise ModelError(
                 f"module {family.blocks}.{number}.{path} with is_causal False",

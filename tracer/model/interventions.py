@@ -49,7 +49,7 @@ def walk(
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     for layer, block in enumerate(blocks):
-        found = SimpleNamespace(scales={}, up=None, output_gate=None)
+        found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
         for kind, path in plan.layers[layer].steps:
             module = block.get(path)
             if constants is not None:
@@ -60,6 +60,9 @@ def walk(
                 linearize.apply(kind, module, rules)
             if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
                 found.pattern = linearize.pattern(module, found.kernel).float()
+            elif constants is not None and kind == "delta":
+                found.pattern, width = linearize.delta_pattern(module)
+                found.value_factor = found.value_factor[..., -width:]
             elif constants is not None and kind == "neurons":
                 found.output = module.output.detach().float()
         if constants is not None:
@@ -71,8 +74,9 @@ def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: Simp
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
     Those are: norms' `scales` by path [prompt, column], of values [prompt, column, head], but for queries' and keys',
-    which the pattern has in it; the attention's `output_gate` [prompt, column, head and coordinate], None without one;
-    the activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]; and the `values`
+    which the pattern has in it; the attention's `output_gate` [prompt, column, head and coordinate], None without one,
+    with it the norm of a delta net's mixed values; the `value_factor` of its convolution's activation, alike; the
+    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]; and the `values`
     of the down projection's input. `walk` adds the attention `pattern` [prompt, head, query, key], which comes of its
     `kernel`, and the MLP's `output` [prompt, column, d_model].
     """
@@ -81,6 +85,13 @@ def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: Simp
         found.kernel = linearize.kernel(module)
     elif kind == "output_gate":
         found.output_gate = linearize.output_gate_call(module).output.detach().flatten(2)
+    elif kind == "delta_values":
+        found.value_factor = linearize.value_factor(module)
+    elif kind == "norm_gate":
+        found.output_gate = torch.nn.functional.silu(module.inputs[0][1].detach().float())
+    elif path == laid.heads_norm:
+        heads = found.output_gate * module.weight.float() * linearize.scale(kind, module).detach()[..., None]
+        found.output_gate = heads.reshape(len(found.pattern), found.pattern.shape[-1], -1)
     elif path in laid.norms:
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":

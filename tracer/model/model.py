@@ -181,6 +181,8 @@ class Model:
             latent=None if wiring.latent is None else tuple(wiring.latent),
             latent_norm=wiring.latent_norm,
             value_norm=wiring.value_norm,
+            value_conv=wiring.value_conv,
+            heads_norm=wiring.heads_norm,
             norms=wiring.norms,
             n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )

@@ -18,6 +18,10 @@ from torch import Tensor
 
 KERNEL = "attention_interface_"
 """What the operations are called that choose and run the attention kernel."""
+CONVOLUTION, DELTA_RULE = "causal_conv1d_fn", "chunk_gated_delta_rule"
+"""What the operations of a gated delta net are called, by a part of their names."""
+L2_EPS = 1e-6
+"""What transformers adds to the squared length of its queries and keys."""
 SINKS = "sinks"
 """The parameter of an attention with a logit that takes part of the softmax and has no value."""
 SQRT_2 = math.sqrt(2.0)
@@ -94,6 +98,28 @@ def output_gate(attn: Any) -> None:
     call.output = call.output.detach()
 
 
+def delta_values(attn: Any) -> None:
+    """Rule 3 for the SiLU behind the short convolution of a delta net."""
+    call = _operation(attn, CONVOLUTION)
+    before = convolved(*call.inputs[0][:3])
+    call.output = straight(call.output, before * torch.sigmoid(before.detach().float()).to(before.dtype))
+
+
+def delta(attn: Any) -> None:
+    """Rule 2 for a gated delta net: what it writes to and reads from its state with are constants, as is how that
+    decays; what comes out is then linear in the values, with a pattern as attention has one (`delta_pattern`)."""
+    call = _operation(attn, DELTA_RULE)
+    (query, key, *rest), named = call.inputs
+    frozen = {name: named[name].detach() for name in ("g", "beta")}
+    call.inputs = ((query.detach(), key.detach(), *rest), {**named, **frozen})
+
+
+def norm_gate(norm: Any) -> None:
+    """Rule 2 for the gate that a norm of mixed values multiplies by, as for `output_gate`."""
+    (heads, gate, *rest), named = norm.inputs
+    norm.inputs = ((heads, gate.detach(), *rest), named)
+
+
 def activation(act: Any) -> None:
     """Rule 3: ``act(z)`` becomes ``z`` times the constant ``act(z) / z``, with its limit at 0."""
     z = act.input
@@ -122,6 +148,9 @@ RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
     "layer_norm": ("norm", layer_norm),
     "attention": ("attention", attention),
     "output_gate": ("attention", output_gate),
+    "delta_values": ("activation", delta_values),
+    "delta": ("attention", delta),
+    "norm_gate": ("attention", norm_gate),
     "activation": ("activation", activation),
     "product": ("product", product),
     "gate": ("gate", gate),
@@ -143,7 +172,7 @@ def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -
     """
     for block, inside in zip(blocks, steps, strict=True):
         for kind, path in inside:
-            if kind == "attention":
+            if kind in ("attention", "delta"):
                 _ = block.get(path).source
 
 
@@ -155,7 +184,46 @@ def attention_call(attn: Any) -> Any:
 
 def output_gate_call(attn: Any) -> Any:
     """The operation that makes the gate on an attention's output."""
-    return getattr(attn.source, next(name for name in attn.source.names if "sigmoid" in name))
+    return _operation(attn, "sigmoid")
+
+
+def _operation(attn: Any, part: str) -> Any:
+    """The first operation of a module's forward whose name has this part."""
+    return getattr(attn.source, next(name for name in attn.source.names if part in name))
+
+
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The short causal convolution of a delta net [prompt, coordinate, column], before its activation."""
+    out = torch.nn.functional.conv1d(
+        x.to(weight.dtype), weight[:, None], bias, padding=weight.shape[-1] - 1, groups=len(weight)
+    )
+    return out[..., : x.shape[-1]]
+
+
+def value_factor(attn: Any) -> Tensor:
+    """What `delta_values` multiplies by, of all coordinates [prompt, column, coordinate]."""
+    before = convolved(*_operation(attn, CONVOLUTION).inputs[0][:3])
+    return torch.sigmoid(before.detach().float()).transpose(1, 2)
+
+
+def delta_pattern(attn: Any) -> tuple[Tensor, int]:
+    """How a gated delta net carries values from position to position [prompt, head, query, key], float32, and how many
+    coordinates all its heads have.
+
+    The state decays by exp(g), forgets what it holds at the key and learns the value there, by the share beta:
+    S[t] = exp(g[t]) S[t-1] (1 - beta k k') + beta v k'; out[t] = S[t] q[t]. So what is learnt at t is
+    u[t] = beta[t] (v[t] - sum over s < t of exp(g[s+1] + ... + g[t]) (k[s] . k[t]) u[s]): triangular equations.
+    """
+    (query, key, value, *_), named = _operation(attn, DELTA_RULE).inputs
+    query, key = (x.detach().float().transpose(1, 2) for x in (query, key))
+    if named.get("use_qk_l2norm_in_kernel"):
+        query, key = (x * (x.square().sum(-1, keepdim=True) + L2_EPS).rsqrt() for x in (query, key))
+    since = named["g"].detach().double().transpose(1, 2).cumsum(-1)
+    decay = (since[..., :, None] - since[..., None, :]).tril().exp().tril().float()
+    beta = named["beta"].detach().float().transpose(1, 2)
+    held = (beta[..., None] * (key @ key.transpose(-1, -2)) * decay).tril(-1)
+    learnt = torch.linalg.solve_triangular(held, torch.diag_embed(beta), upper=False, unitriangular=True)
+    return (query @ key.transpose(-1, -2) * decay * query.shape[-1] ** -0.5) @ learnt, value[0, 0].numel()
 
 
 def kernel(attn: Any) -> Any:
