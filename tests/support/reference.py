@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import deltas
+
 Forward = Callable[..., Any]
 Replace = Callable[[int, Tensor], Tensor]
 
@@ -126,6 +128,8 @@ class Attention:
 
 
 def _attention(module: Any) -> Attention | None:
+    if deltas.is_delta(module):
+        return Attention(module, deltas.maps(module)["out"], module.head_v_dim)
     if hasattr(module, "v_norm"):
         same = module.v_proj is None  # values are what keys are, before the keys' norm
         split = (module.q_proj, module.k_norm if same else module.k_proj)
@@ -184,10 +188,14 @@ def attentions(model: PreTrainedModel) -> list[Attention]:
     return found
 
 
+GATED_NORM = "RMSNormGated"
+"""What a delta net's norm is called, which is linearised with it."""
+
+
 def norms(model: PreTrainedModel) -> list[nn.Module]:
     """Every RMSNorm and LayerNorm."""
     named = [module for module in model.modules() if "Norm" in type(module).__name__]
-    known = ("RMSNorm", "CohereLayerNorm", "Cohere2LayerNorm")
+    known = ("RMSNorm", GATED_NORM, "CohereLayerNorm", "Cohere2LayerNorm")
     unknown = [m for m in named if not (isinstance(m, nn.LayerNorm) or type(m).__name__.endswith(known))]
     if unknown:
         raise ValueError(f"unknown norm: {type(unknown[0]).__name__}")
@@ -289,6 +297,18 @@ def _values_only(columns: Tensor, original: Forward) -> Forward:
     return forward
 
 
+def _plain_norms(model: PreTrainedModel) -> list[nn.Module]:
+    return [norm for norm in norms(model) if not type(norm).__name__.endswith(GATED_NORM)]
+
+
+def _linear_delta(module: nn.Module, original: Forward, rules: frozenset[str]) -> Forward:
+    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        value = original(hidden_states.detach(), attention_mask=attention_mask, **kwargs)
+        return _swap(value, deltas.forward(module, hidden_states, attention_mask, rules))
+
+    return forward
+
+
 def _linear_cap(model: PreTrainedModel, cap: float) -> dict[nn.Module, Forward]:
     head, seen = _head(model), []
     inner, outer = head.forward, model.forward
@@ -314,7 +334,10 @@ def linearized(model: PreTrainedModel, rules: frozenset[str] | set[str] = ALL) -
         raise ValueError(f"unknown rules {sorted(rules - ALL - LINEAR_GATE)}")
     forwards: dict[nn.Module, Forward] = {}
     if "norm" in rules:
-        forwards.update({norm: _linear_norm(norm, norm.forward) for norm in norms(model)})
+        forwards.update({norm: _linear_norm(norm, norm.forward) for norm in _plain_norms(model)})
+    for part in attentions(model):
+        if deltas.is_delta(part.module):
+            forwards[part.module] = _linear_delta(part.module, part.module.forward, rules)
     if "attention" in rules:
         for part in attentions(model):
             for linear in part.split:
@@ -734,6 +757,7 @@ class _Frozen:
     scales: dict[nn.Module, Tensor]
     patterns: dict[nn.Module, Tensor]
     opened: dict[nn.Module, Tensor]
+    deltas: dict[nn.Module, deltas.Constants]
     hidden: dict[nn.Module, Tensor]
     gates: dict[nn.Module, tuple[Tensor, Tensor | None]]
     acts: list[Tensor]
@@ -742,7 +766,7 @@ class _Frozen:
 
 def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
     """Record norm scales, attention patterns (eager only) and MLP inputs of a clean run."""
-    kept = _Frozen({}, {}, {}, {}, {}, [], torch.empty(0))
+    kept = _Frozen({}, {}, {}, {}, {}, {}, [], torch.empty(0))
     head = _head(model)
 
     def norm_of(norm: nn.Module, original: Forward, x: Tensor) -> Tensor:
@@ -751,6 +775,9 @@ def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
 
     def attention_of(part: Attention, original: Forward, *args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
+        if deltas.is_delta(part.module):
+            deltas.forward(part.module, kwargs["hidden_states"], None, ALL, kept.deltas.setdefault(part.module, {}))
+            return output
         kept.patterns[part.module] = output[1]
         if part.gate is not None:
             kept.opened[part.module] = part.gate(args[0] if args else kwargs["hidden_states"])
@@ -765,7 +792,7 @@ def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
         return kept.head
 
     forwards: dict[nn.Module, Forward] = {head: _bind(head_of, head.forward)}
-    forwards.update({norm: _bind(norm_of, norm, norm.forward) for norm in norms(model)})
+    forwards.update({norm: _bind(norm_of, norm, norm.forward) for norm in _plain_norms(model)})
     for part in attentions(model):
         forwards[part.module] = _bind(attention_of, part, part.module.forward)
     for mlp in mlps(model):
@@ -793,6 +820,10 @@ def _frozen_attention(part: Attention, pattern: Tensor, opened: Tensor | None = 
         return part.out(mixed if opened is None else mixed * opened), None
 
     return forward
+
+
+def _frozen_delta(module: nn.Module, constants: deltas.Constants, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    return deltas.forward(module, hidden_states, None, ALL, constants)
 
 
 def _frozen_norm(norm: nn.Module, scale: Tensor) -> Forward:
@@ -823,7 +854,11 @@ def _frozen_run(
     inner = [n for n in norms(model) if n in kept.scales and not _is_query_key(model, n)]
     forwards.update({norm: _frozen_norm(norm, kept.scales[norm]) for norm in inner})
     for part in attentions(model):
-        forwards[part.module] = _frozen_attention(part, kept.patterns[part.module], kept.opened.get(part.module))
+        if part.module in kept.deltas:
+            forwards[part.module] = _bind(_frozen_delta, part.module, kept.deltas[part.module])
+        else:
+            opened = kept.opened.get(part.module)
+            forwards[part.module] = _frozen_attention(part, kept.patterns[part.module], opened)
     for mlp, act in zip(mlps(model), acts, strict=True):
         forwards[mlp.module] = _bind(mlp_of, mlp, act)
     forwards[model.get_input_embeddings()] = lambda tokens: entry

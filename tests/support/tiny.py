@@ -40,6 +40,8 @@ FAMILIES: tuple[str, ...] = (
     "youtu",
     "flint",
     "qwen3_5",
+    "qwen3_5_hybrid",
+    "olmo_hybrid",
 )
 BIAS_FREE: tuple[str, ...] = (
     "llama",
@@ -59,6 +61,8 @@ BIAS_FREE: tuple[str, ...] = (
     "youtu",
     "flint",
     "qwen3_5",
+    "qwen3_5_hybrid",
+    "olmo_hybrid",
 )
 """Families without any bias: linear, norm or position embedding."""
 SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "flint"))
@@ -129,6 +133,17 @@ MINISTRAL3_ROPE = {
     "llama_4_scaling_beta": 0.5,
 }
 
+def _deltas(n_layers: int) -> dict[str, Any]:
+    """Gated delta nets around one layer of attention; two heads of values share a head of keys."""
+    return {
+        "layer_types": ["full_attention" if layer % 3 == 1 else "linear_attention" for layer in range(n_layers)],
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+    }
+
+
 LATENT = {
     "num_key_value_heads": 4,
     "kv_lora_rank": 12,
@@ -154,11 +169,13 @@ MORE: dict[str, Callable[[int], dict[str, Any]]] = {
     "youtu": lambda n_layers: LATENT,
     "flint": lambda n_layers: {"head_dim": 16, "num_experts": 0, "sliding_window": 4, "layer_types": _layers(n_layers)},
     "qwen3_5": lambda n_layers: {"head_dim": 16, "layer_types": ["full_attention"] * n_layers},
+    "qwen3_5_hybrid": lambda n_layers: {"head_dim": 16, **_deltas(n_layers)},
+    "olmo_hybrid": lambda n_layers: {**_deltas(n_layers), "linear_allow_neg_eigval": True},
 }
 """What a family's configuration has beside the sizes, by number of layers."""
 
 
-TYPES = {"qwen3_5": "qwen3_5_text"}
+TYPES = {"qwen3_5": "qwen3_5_text", "qwen3_5_hybrid": "qwen3_5_text"}
 """Model types that are called otherwise than their family."""
 
 

@@ -266,25 +266,27 @@ OPENED = Layout(
     (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
 )
 """With a gate on what the attention has mixed."""
-DELTA = Layout(
-    (
-        BEFORE_ATTENTION,
-        Step("delta_values", "linear_attn"),
-        Step("delta", "linear_attn"),
-        Step("norm_gate", "linear_attn.norm"),
-        Step("rms_norm", "linear_attn.norm"),
-        AFTER_ATTENTION,
-        *GATED,
-    ),
-    replace(
-        SEPARATE,
-        value=Weight("linear_attn.in_proj_qkv", "tail"),
-        output=Weight("linear_attn.out_proj"),
-        value_conv="linear_attn.conv1d",
-        heads_norm="linear_attn.norm",
-    ),
-)
-"""A gated delta net in the place of attention: linear in its values, once queries, keys, decays and gates are given."""
+
+
+def _delta(value: Weight, output: str, norm: str) -> Layout:
+    """A gated delta net in the place of attention: linear in its values, once queries, keys, decays and gates are given;
+    of the map into its values, the one out of its heads, and the norm between."""
+    return Layout(
+        (
+            BEFORE_ATTENTION,
+            Step("delta_values", "linear_attn"),
+            Step("delta", "linear_attn"),
+            Step("norm_gate", norm),
+            Step("rms_norm", norm),
+            AFTER_ATTENTION,
+            *GATED,
+        ),
+        replace(SEPARATE, value=value, output=Weight(output), value_conv="linear_attn.conv1d", heads_norm=norm),
+    )
+
+
+DELTA = _delta(Weight("linear_attn.in_proj_qkv", "tail"), "linear_attn.out_proj", "linear_attn.norm")
+SEPARATE_DELTA = _delta(Weight("linear_attn.v_proj"), "linear_attn.o_proj", "linear_attn.o_norm")
 LATENT_NORM = Step("rms_norm", "self_attn.kv_a_layernorm")
 LATENT = Layout((BEFORE_ATTENTION, LATENT_NORM, ATTENTION, AFTER_ATTENTION, *GATED), LATENT_WIRING)
 """Multi-head latent attention: keys and values come of a latent that all heads share, queries of one map, or of two."""
@@ -367,11 +369,26 @@ FAMILIES: dict[str, Family] = {
         _llama_like("youtu", LATENT_QUERIES, LATENT),
         _llama_like("flint", QK_NORMED),
         _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
+        _llama_like("olmo_hybrid", BEHIND_EACH, SEPARATE_DELTA),
     )
 }
 
 TEXT_PARTS = {"gemma3": "gemma3_text"}
 """Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
+
+UNLIKE_ATTENTION = {
+    "linear_attention": "a recurrent state in the place of attention: what of it is a constant is said for the gated "
+    "delta nets of the supported families alone",
+    "recurrent": "a recurrent state whose gates no rule covers",
+    "hybrid": "attention beside a recurrent state, which no rule covers",
+    "hybrid_sliding": "attention beside a recurrent state, which no rule covers",
+    "conv": "a convolution between two gates: no rule shares what three factors give",
+    "indexed_attention": "an attention to what an index picks, which no rule covers",
+    "compressed_sparse_attention": "an attention to compressed tokens, which no rule covers",
+    "heavily_compressed_attention": "an attention to compressed tokens, which no rule covers",
+    "mamba": "a state space, of which no rule says what is a constant",
+}
+"""Layers that are no attention to all earlier tokens, as configurations call their kinds, and what they have."""
 
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
@@ -383,10 +400,10 @@ NORM_CLASSES = {
         f"{name}RMSNorm"
         for name in (
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Glm Glm4 Ministral Ministral3 Exaone4 SeedOss "
-            "HunYuanDenseV1 Ernie4_5 Youtu Flint Qwen3_5".split()
+            "HunYuanDenseV1 Ernie4_5 Youtu Flint Qwen3_5 OlmoHybrid".split()
         )
     )
-    | {"Qwen3_5RMSNormGated"},
+    | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
     "layer_norm": frozenset({"LayerNorm", "NemotronLayerNorm1P"}),
 }
 ROTARY = "RotaryEmbedding"
@@ -404,7 +421,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {', '.join(FAMILIES)}",
             "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
         )
     _check_config(config)
@@ -424,6 +441,19 @@ def family_of(module: nn.Module, config: Any) -> Family:
                 "load the model as it was, with what was added merged into its weights",
             )
     return family
+
+
+def _unlike_attention(config: Any) -> str:
+    """Which layers of a model are no attention, and why their way from token to token is no constant so far."""
+    given = (getattr(config, name, None) for name in ("layers_block_type", "layer_types"))
+    kinds = next((list(one) for one in given if one), [])
+    found = []
+    for kind, why in UNLIKE_ATTENTION.items():
+        layers = [str(layer) for layer, one in enumerate(kinds) if one == kind]
+        if layers:
+            shown = ", ".join(layers[:4]) + (", ..." if len(layers) > 4 else "")
+            found.append(f"; its {len(layers)} layers of kind {kind!r} ({shown}) have {why}")
+    return "".join(found)
 
 
 def check_inputs(config: Any) -> None:

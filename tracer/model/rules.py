@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,7 +101,7 @@ def output_gate(attn: Any) -> None:
 def delta_values(attn: Any) -> None:
     """Rule 3 for the SiLU behind the short convolution of a delta net."""
     call = _operation(attn, CONVOLUTION)
-    before = convolved(*call.inputs[0][:3])
+    before = convolved(*call.inputs)
     call.output = straight(call.output, before * torch.sigmoid(before.detach().float()).to(before.dtype))
 
 
@@ -192,8 +192,12 @@ def _operation(attn: Any, part: str) -> Any:
     return getattr(attn.source, next(name for name in attn.source.names if part in name))
 
 
-def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The short causal convolution of a delta net [prompt, coordinate, column], before its activation."""
+def convolved(given: Sequence[Tensor | None], named: Mapping[str, Any]) -> Tensor:
+    """The short causal convolution of a delta net [prompt, coordinate, column], before its activation, of what its
+    operation is given: positions, weights and a bias."""
+    x, weight, bias = (*given, *(named[name] for name in ("weight", "bias") if name in named))[:3]
+    assert x is not None
+    assert weight is not None
     out = torch.nn.functional.conv1d(
         x.to(weight.dtype), weight[:, None], bias, padding=weight.shape[-1] - 1, groups=len(weight)
     )
@@ -202,7 +206,7 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def value_factor(attn: Any) -> Tensor:
     """What `delta_values` multiplies by, of all coordinates [prompt, column, coordinate]."""
-    before = convolved(*_operation(attn, CONVOLUTION).inputs[0][:3])
+    before = convolved(*_operation(attn, CONVOLUTION).inputs)
     return torch.sigmoid(before.detach().float()).transpose(1, 2)
 
 
