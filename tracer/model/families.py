@@ -46,6 +46,8 @@ class Wiring:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
         value, output: the maps into and out of the attention pattern.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one.
+        value_norm: path of a norm without weights that values go through, head by head; None: no norm.
+        scalar: a number of the block, by which it multiplies the residual stream that leaves it; None: by none.
     """
 
     attention_in: str | None
@@ -56,6 +58,8 @@ class Wiring:
     output: Weight
     gate: Weight | None
     up: Weight
+    value_norm: str | None = None
+    scalar: str | None = None
 
     @property
     def norms(self) -> frozenset[str]:
@@ -113,6 +117,7 @@ class Family:
         final_norm: the norm before the head.
         layouts: the kinds of blocks; a block is of the first whose modules it has (`laid_out`).
         norm_offset: added to a norm's weight (Gemma: 1).
+        refused: options that, if they are set, bring what no step describes; and what that is.
     """
 
     name: str
@@ -122,6 +127,7 @@ class Family:
     layouts: tuple[Layout, ...]
     head: str = "lm_head"
     norm_offset: float = 0.0
+    refused: tuple[tuple[str, str], ...] = ()
 
     def laid_out(self, module: nn.Module) -> tuple[Layout, ...]:
         """The layout of each of a model's blocks.
@@ -243,6 +249,9 @@ HUNYUAN = Layout(
     SEPARATE,
 )
 
+AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
+GEMMA4 = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH)
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -317,6 +326,16 @@ FAMILIES: dict[str, Family] = {
         _llama_like("seed_oss", PLAIN),
         _llama_like("hunyuan_v1_dense", HUNYUAN),
         _llama_like("ernie4_5", PLAIN),
+        _llama_like(
+            "gemma4_text",
+            Layout(GEMMA4, AROUND_VALUES),
+            Layout(GEMMA4, replace(AROUND_VALUES, value=Weight("self_attn.k_proj"))),
+            refused=(
+                ("hidden_size_per_layer_input", "each block reads every token's own embeddings beside the stream"),
+                ("num_kv_shared_layers", "blocks attend to values of an earlier block"),
+                ("enable_moe_block", "a block's experts run beside its MLP"),
+            ),
+        ),
     )
 }
 
@@ -326,14 +345,14 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
     "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
-    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
     "rms_norm": frozenset(
         f"{name}RMSNorm"
         for name in (
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Glm Glm4 Ministral Ministral3 Exaone4 SeedOss "
-            "HunYuanDenseV1 Ernie4_5".split()
+            "HunYuanDenseV1 Ernie4_5 Gemma4".split()
         )
     ),
     "layer_norm": frozenset({"LayerNorm", "NemotronLayerNorm1P"}),
@@ -356,8 +375,8 @@ def family_of(module: nn.Module, config: Any) -> Family:
             f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
             "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
         )
-    _check_config(config)
     family = FAMILIES[kind]
+    _check_config(family, config)
     _check_parts(family, module)
     layouts = family.laid_out(module)
     _check_causal(family, layouts, module, config)
@@ -422,8 +441,11 @@ def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Mo
     )
 
 
-def _check_config(config: Any) -> None:
+def _check_config(family: Family, config: Any) -> None:
     """Refuse the options of supported families whose computation no step describes."""
+    for name, what in family.refused:
+        if given := getattr(config, name):
+            raise ModelError(f"{name}={given!r}", f"{what}, which no rule covers", "use a model without it")
     if getattr(config, "add_cross_attention", False):
         raise ModelError("add_cross_attention=True", "no rule covers cross-attention", "use a decoder-only model")
     if getattr(config, "reorder_and_upcast_attn", False):

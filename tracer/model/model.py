@@ -178,6 +178,8 @@ class Model:
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
+            value_norm=wiring.value_norm,
+            scalar=wiring.scalar,
             n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
 

@@ -226,9 +226,9 @@ def _given(call: Any) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
 
 
 def _statistic(source: Any) -> Any:
-    """The reciprocal root mean square of an RMSNorm, one call deeper in Gemma's."""
+    """The reciprocal root mean square of an RMSNorm, one call deeper in Gemma's; Gemma 4 takes a power for it."""
     for name in source.names:
-        if "rsqrt" in name:
+        if "rsqrt" in name or name.startswith("torch_pow"):
             return getattr(source, name)
     return _statistic(source.self__norm_0.source)
 
