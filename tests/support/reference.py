@@ -83,6 +83,8 @@ def _mlp(module: Any) -> Mlp | None:
         return Mlp(module, module.dense_4h_to_h, module.act, lambda x: (module.dense_h_to_4h(x), None))
     if hasattr(module, "up_proj"):
         return Mlp(module, module.down_proj, module.act_fn, lambda x: (module.up_proj(x), None))
+    if hasattr(module, "fc_in"):
+        return Mlp(module, module.fc_out, module.act, lambda x: (module.fc_in(x), None))
     if hasattr(module, "c_fc"):
         return Mlp(module, module.c_proj, module.act, lambda x: (module.c_fc(x), None))
     return None
@@ -128,7 +130,8 @@ def _attention(module: Any) -> Attention | None:
         return Attention(module, module.o_proj, module.head_dim, split, value, value_norm=module.v_norm)
     if hasattr(module, "q_proj"):
         split = (module.q_proj, module.k_proj)
-        return Attention(module, module.o_proj, module.head_dim, split, module.v_proj)
+        out = module.out_proj if hasattr(module, "out_proj") else module.o_proj
+        return Attention(module, out, module.head_dim, split, module.v_proj)
     if hasattr(module, "qkv_proj"):
         width = module.qkv_proj.out_features
         columns = torch.arange(width) >= width - module.num_key_value_heads * module.head_dim
@@ -139,6 +142,13 @@ def _attention(module: Any) -> Attention | None:
         groups = (width // size - module.config.num_attention_heads) // 2
         columns = torch.arange(width) % (width // groups) >= width // groups - size
         return Attention(module, module.dense, size, fused=module.query_key_value, columns=columns)
+    if hasattr(module, "kv_heads"):  # all queries, then a key and a value; or all three head by head
+        size = module.head_dim
+        columns = torch.arange(module.c_attn.out_features)
+        of_head = 3 * size if module.kv_heads > 1 else module.c_attn.out_features
+        return Attention(
+            module, module.c_proj, size, fused=module.c_attn, columns=columns % of_head >= of_head - size
+        )
     if hasattr(module, "c_attn"):
         columns = torch.arange(3 * module.embed_dim) >= 2 * module.embed_dim
         return Attention(module, module.c_proj, module.head_dim, fused=module.c_attn, columns=columns)

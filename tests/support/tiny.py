@@ -37,6 +37,8 @@ FAMILIES: tuple[str, ...] = (
     "gemma4",
     "hunyuan_v1_dense",
     "ernie4_5",
+    "gpt_bigcode",
+    "gptj",
 )
 BIAS_FREE: tuple[str, ...] = (
     "llama",
@@ -55,7 +57,7 @@ BIAS_FREE: tuple[str, ...] = (
     "ernie4_5",
 )
 """Families without any bias: linear, norm or position embedding."""
-SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family != "gemma2")
+SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj"))
 """Families that support scaled-dot-product attention."""
 
 VOCAB, UNK, BOS, EOS, PAD, FIRST = 101, 0, 1, 2, 3, 4
@@ -161,9 +163,9 @@ def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     if family == "gpt_neox":
         shape.pop("num_key_value_heads")
         return family, {**shape, "rotary_pct": 0.5, "use_parallel_residual": True}
-    if family == "gpt2":
+    if family in ("gpt2", "gpt_bigcode", "gptj"):
         sizes = {"n_embd": 32, "n_inner": 48, "n_layer": n_layers, "n_head": 4, "n_positions": 64}
-        return family, {"vocab_size": VOCAB, **sizes}
+        return family, {"vocab_size": VOCAB, **sizes, **({"rotary_dim": 4} if family == "gptj" else {})}
     raise ValueError(f"unknown family {family!r}")
 
 

@@ -48,6 +48,7 @@ class Wiring:
         gate, up: the maps into the neurons; `gate` is None where the MLP has one.
         value_norm: path of a norm without weights that values go through, head by head; None: no norm.
         scalar: a number of the block, by which it multiplies the residual stream that leaves it; None: by none.
+        in_place: whether the block adds to what its MLP gives in place, so that a copy has to go on.
     """
 
     attention_in: str | None
@@ -60,6 +61,8 @@ class Wiring:
     up: Weight
     value_norm: str | None = None
     scalar: str | None = None
+    in_place: bool = False
+    parallel: bool | str = False
 
     @property
     def norms(self) -> frozenset[str]:
@@ -252,6 +255,39 @@ HUNYUAN = Layout(
 AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
 GEMMA4 = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH)
 
+GPT2 = Layout(
+    (
+        Step("layer_norm", "ln_1"),
+        Step("attention", "attn"),
+        Step("layer_norm", "ln_2"),
+        Step("activation", "mlp.act"),
+        Step("neurons", "mlp.c_proj"),
+    ),
+    Wiring(
+        attention_in="ln_1",
+        attention_out=None,
+        mlp_in="ln_2",
+        mlp_out=None,
+        value=Weight("attn.c_attn", "values"),
+        output=Weight("attn.c_proj"),
+        gate=None,
+        up=Weight("mlp.c_fc"),
+    ),
+)
+FALCON = Wiring(
+    attention_in="input_layernorm",
+    attention_out=None,
+    mlp_in="post_attention_layernorm",
+    mlp_out=None,
+    value=Weight("self_attention.query_key_value", "values per head"),
+    output=Weight("self_attention.dense"),
+    gate=None,
+    up=Weight("mlp.dense_h_to_4h"),
+)
+FALCON_ATTENTION = Step("attention", "self_attention")
+FALCON_MLP = (Step("activation", "mlp.act"), Step("neurons", "mlp.dense_4h_to_h"))
+FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_place=True)
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -295,26 +331,28 @@ FAMILIES: dict[str, Family] = {
             "transformer.wte",
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
+            (GPT2,),
+        ),
+        Family(
+            "falcon",
+            "transformer.word_embeddings",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
             (
                 Layout(
-                    (
-                        Step("layer_norm", "ln_1"),
-                        Step("attention", "attn"),
-                        Step("layer_norm", "ln_2"),
-                        Step("activation", "mlp.act"),
-                        Step("neurons", "mlp.c_proj"),
-                    ),
-                    Wiring(
-                        attention_in="ln_1",
-                        attention_out=None,
-                        mlp_in="ln_2",
-                        mlp_out=None,
-                        value=Weight("attn.c_attn", "values"),
-                        output=Weight("attn.c_proj"),
-                        gate=None,
-                        up=Weight("mlp.c_fc"),
-                    ),
+                    (Step("layer_norm", "ln_attn"), Step("layer_norm", "ln_mlp"), FALCON_ATTENTION, *FALCON_MLP),
+                    replace(FALCON_PARALLEL, attention_in="ln_attn", mlp_in="ln_mlp"),
                 ),
+                Layout(
+                    (
+                        Step("layer_norm", "input_layernorm"),
+                        FALCON_ATTENTION,
+                        Step("layer_norm", "post_attention_layernorm"),
+                        *FALCON_MLP,
+                    ),
+                    FALCON,
+                ),
+                Layout((Step("layer_norm", "input_layernorm"), FALCON_ATTENTION, *FALCON_MLP), FALCON_PARALLEL),
             ),
         ),
         _llama_like("glm", GLM),
@@ -336,6 +374,40 @@ FAMILIES: dict[str, Family] = {
                 ("enable_moe_block", "a block's experts run beside its MLP"),
             ),
         ),
+        Family(
+            "gpt_bigcode",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (replace(GPT2, wiring=replace(GPT2.wiring, value=Weight("attn.c_attn", "values per head"))),),
+        ),
+        Family(
+            "gptj",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (
+                Layout(
+                    (
+                        Step("layer_norm", "ln_1"),
+                        Step("attention", "attn"),
+                        Step("activation", "mlp.act"),
+                        Step("neurons", "mlp.fc_out"),
+                    ),
+                    Wiring(
+                        attention_in="ln_1",
+                        attention_out=None,
+                        mlp_in="ln_1",
+                        mlp_out=None,
+                        value=Weight("attn.v_proj"),
+                        output=Weight("attn.out_proj"),
+                        gate=None,
+                        up=Weight("mlp.fc_in"),
+                        parallel=True,
+                    ),
+                ),
+            ),
+        ),
     )
 }
 
@@ -344,7 +416,7 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}
 
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
-    "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
+    "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
     "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding".split()
 )
 NORM_CLASSES = {

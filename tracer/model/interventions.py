@@ -65,6 +65,8 @@ def walk(
                     found.pattern = of_normed(found.pattern, found.scales.pop(plan.layers[layer].value_norm))
             elif constants is not None and kind == "neurons":
                 found.output = module.output.detach().float()
+            if kind == "neurons" and plan.layers[layer].in_place:
+                module.output = module.output.clone()
         if constants is not None and sizes is not None:
             resize(found.scales, plan.layers[layer], sizes[layer])
             constants.append(found)

@@ -180,6 +180,7 @@ class Model:
             mlp_out=wiring.mlp_out,
             value_norm=wiring.value_norm,
             scalar=wiring.scalar,
+            in_place=wiring.in_place,
             n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
 

@@ -18,6 +18,10 @@ from torch import Tensor
 
 KERNEL = "attention_interface_"
 """What the operations are called that choose and run the attention kernel."""
+DOT_PRODUCT, SOFTMAX = "scaled_dot_product_attention", "softmax"
+"""What is in the names of the operations of an attention that calls PyTorch's kernel itself, or that is written out."""
+INNER = "self__attn_"
+"""What the operation is called that is such an attention, in one that calls it."""
 SQRT_2 = math.sqrt(2.0)
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
@@ -79,11 +83,16 @@ def layer_norm(norm: Any) -> None:
 def attention(attn: Any) -> None:
     """Rule 2: the pattern is a constant; only values and the output projection carry gradient.
 
-    Detaching what enters the attention function freezes the pattern of any kernel, masks and soft-caps included.
+    Detaching what enters the attention function freezes the pattern of any kernel, masks and soft-caps included. An
+    attention that is written out has its softmax to hold.
     """
-    call = attention_call(attn)
-    (module, query, key, *rest), named = call.inputs
-    call.inputs = ((module, query.detach(), key.detach(), *rest), named)
+    name, call = attention_call(attn)
+    if SOFTMAX in name:
+        call.output = call.output.detach()
+        return
+    given, named = call.inputs
+    at = 1 if name.startswith(KERNEL) else 0  # behind the module
+    call.inputs = ((*given[:at], given[at].detach(), given[at + 1].detach(), *given[at + 2 :]), named)
 
 
 def activation(act: Any) -> None:
@@ -138,15 +147,26 @@ def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -
                 _ = block.get(path).source
 
 
-def attention_call(attn: Any) -> Any:
-    """The operation that runs the attention kernel: found by name, since its number differs between versions."""
-    names = [name for name in attn.source.names if name.startswith(KERNEL)]
-    return getattr(attn.source, names[-1])
+def attention_call(attn: Any) -> tuple[str, Any]:
+    """The operation that runs the attention kernel, or the softmax of one that is written out: found by name, since its
+    number differs between versions. An attention that has both for scores with and without ALiBi has the latter
+    first."""
+    source, config = attn.source, attn._module.config
+    if inner := [name for name in source.names if name.startswith(INNER)]:
+        source = getattr(source, inner[0]).source
+    names = source.names
+    kernels = [name for name in names if name.startswith(KERNEL)]
+    if kernels:
+        return kernels[-1], getattr(source, kernels[-1])
+    own = [name for name in names if DOT_PRODUCT in name] if config._attn_implementation == "sdpa" else []
+    own = own or [name for name in names if SOFTMAX in name]
+    chosen = own[-1 if getattr(config, "alibi", False) else 0]
+    return chosen, getattr(source, chosen)
 
 
 def kernel(attn: Any) -> Any:
-    """The function that runs the attention kernel, read before its inputs are."""
-    return next(getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL))
+    """The function that runs the attention kernel, read before its inputs are; None where a model has its own."""
+    return next((getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL)), None)
 
 
 def pattern(attn: Any, function: Any) -> Tensor:
@@ -157,7 +177,12 @@ def pattern(attn: Any, function: Any) -> Tensor:
     Args:
         function: the attention's `kernel`.
     """
-    call = attention_call(attn)
+    name, call = attention_call(attn)
+    if SOFTMAX in name:
+        return call.output.detach()
+    if function is None:
+        (query, key, _), named = call.inputs
+        return _scaled_dot_product(attn._module, query.detach(), key.detach(), named["attn_mask"], **named)
     (module, query, key, value, *rest), named = call.inputs
     given = call.output[1]
     if given is not None:
