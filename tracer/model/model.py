@@ -147,6 +147,7 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
+        embedding, branch, logits = self.family.scales.of(self.config)
         return SimpleNamespace(
             embedding=self.family.embedding,
             blocks=self.family.blocks,
@@ -157,7 +158,9 @@ class Model:
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
             value_width=self.value_width,
-            parallel=self.parallel,
+            embedding_scale=embedding,
+            branch_scale=branch,
+            logit_scale=logits,
             soft_cap=self.soft_cap,
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
@@ -179,7 +182,13 @@ class Model:
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
+            parallel=self._parallel(layout),
         )
+
+    def _parallel(self, layout: Layout) -> bool:
+        """Whether attention and MLP of a block both read its input."""
+        given = layout.wiring.parallel
+        return bool(getattr(self.config, given)) if isinstance(given, str) else given
 
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
@@ -210,8 +219,8 @@ class Model:
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP of a block both read the block's input."""
-        return bool(getattr(self.config, "use_parallel_residual", False))
+        """Whether attention and MLP of every block both read the block's input."""
+        return all(self._parallel(layout) for layout in self.layouts)
 
     @property
     def head_size(self) -> int:

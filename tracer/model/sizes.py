@@ -153,7 +153,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     down, heads = blocks[0].get_submodule(layout.down), int(config.num_attention_heads)
     act = type(blocks[0].get_submodule(layout.path("activation"))).__name__
     norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
-    around = [step for step in norms if not step.path.endswith(("q_norm", "k_norm"))]
+    around = [step for step in norms if step.path in layout.wiring.norms]
     d_model = int(config.hidden_size)
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
     return Shape(
