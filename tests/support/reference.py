@@ -108,8 +108,8 @@ def neurons(model: PreTrainedModel, basis: str = "activation") -> list[tuple[nn.
 class Attention:
     """An attention module, the linear maps that feed it, and its output projection.
 
-    `fused` is the projection that makes queries, keys and values together, `columns` the mask of its values. `split` are
-    modules that lead to queries and keys alone. `value_norm` is what values go through, head by head.
+    `fused` is the projection that makes queries, keys and values together, `columns` the mask of its values. `split`
+    are modules that lead to queries and keys alone. `value_norm` is what values go through, head by head.
     """
 
     module: nn.Module
@@ -146,9 +146,7 @@ def _attention(module: Any) -> Attention | None:
         size = module.head_dim
         columns = torch.arange(module.c_attn.out_features)
         of_head = 3 * size if module.kv_heads > 1 else module.c_attn.out_features
-        return Attention(
-            module, module.c_proj, size, fused=module.c_attn, columns=columns % of_head >= of_head - size
-        )
+        return Attention(module, module.c_proj, size, fused=module.c_attn, columns=columns % of_head >= of_head - size)
     if hasattr(module, "c_attn"):
         columns = torch.arange(3 * module.embed_dim) >= 2 * module.embed_dim
         return Attention(module, module.c_proj, module.head_dim, fused=module.c_attn, columns=columns)

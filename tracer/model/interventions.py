@@ -182,6 +182,7 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     out = nn.output.logits
     if plan.soft_cap is None or "activation" not in rules:
         return out
+    uncapped = uncapped if plan.logit_scale == 1 else uncapped * plan.logit_scale
     return linearize.soft_cap(out, uncapped, plan.soft_cap)
 
 
