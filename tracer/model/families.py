@@ -148,13 +148,13 @@ NO_SCALES = Scales()
 
 
 class Refused(NamedTuple):
-    """An option of a family that, where it is set, computes what no step describes: why, and what to do instead; and a
-    value of it that is as if it were not set."""
+    """An option of a family that, where it is set, computes what no step describes: why, and what to do instead; and
+    the values of it that leave it unset."""
 
     option: str
     rule: str
     step: str
-    unset: Any = None
+    unset: tuple[Any, ...] = (None, False)
 
 
 @dataclass(frozen=True)
@@ -418,7 +418,20 @@ FAMILIES: dict[str, Family] = {
         _llama_like("glm4", GLM4),
         _llama_like("ministral", PLAIN),
         _llama_like("ministral3", PLAIN),
-        _llama_like("nemotron", NEMOTRON, norm_offset=1.0, final="layer_norm"),
+        _llama_like(
+            "nemotron",
+            NEMOTRON,
+            norm_offset=1.0,
+            final="layer_norm",
+            refused=(
+                Refused(
+                    "is_causal",
+                    "reaches its masks but not its attention, so that numbers depend on the padding",
+                    "use one with causal attention",
+                    (None, True),
+                ),
+            ),
+        ),
         _llama_like("exaone4", POST_NORM),
         _llama_like("seed_oss", PLAIN),
         _llama_like("hunyuan_v1_dense", HUNYUAN),
@@ -432,13 +445,11 @@ FAMILIES: dict[str, Family] = {
                     "hidden_size_per_layer_input",
                     "each block reads embeddings of its own, which no rule covers",
                     WITHOUT,
-                    0,
                 ),
                 Refused(
                     "num_kv_shared_layers",
                     "blocks attend to an earlier block's values, which no rule covers",
                     WITHOUT,
-                    0,
                 ),
                 Refused("enable_moe_block", "a block's experts run beside its MLP, which no rule covers", WITHOUT),
             ),
@@ -683,7 +694,7 @@ def _check_config(family: Family, config: Any) -> None:
     """Refuse the options of a family whose computation no step describes."""
     for option, rule, step, unset in family.refused:
         given = getattr(config, option, None)
-        if given is not None and given is not False and given != unset:
+        if given not in unset:
             raise ModelError(f"{option}={given!r}", rule, step)
 
 
