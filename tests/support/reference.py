@@ -81,6 +81,10 @@ def _mlp(module: Any) -> Mlp | None:
         return Mlp(module, module.down_proj, module.activation_fn, lambda x: module.gate_up_proj(x).chunk(2, dim=-1))
     if hasattr(module, "dense_h_to_4h"):
         return Mlp(module, module.dense_4h_to_h, module.act, lambda x: (module.dense_h_to_4h(x), None))
+    if hasattr(module, "up_proj"):
+        return Mlp(module, module.down_proj, module.act_fn, lambda x: (module.up_proj(x), None))
+    if hasattr(module, "fc1"):
+        return Mlp(module, module.fc2, module.activation_fn, lambda x: (module.fc1(x), None))
     if hasattr(module, "c_fc"):
         return Mlp(module, module.c_proj, module.act, lambda x: (module.c_fc(x), None))
     return None
@@ -119,7 +123,8 @@ class Attention:
 def _attention(module: Any) -> Attention | None:
     if hasattr(module, "q_proj"):
         split = (module.q_proj, module.k_proj)
-        return Attention(module, module.o_proj, module.head_dim, split, module.v_proj)
+        out = module.dense if hasattr(module, "dense") else module.o_proj
+        return Attention(module, out, module.head_dim, split, module.v_proj)
     if hasattr(module, "qkv_proj"):
         width = module.qkv_proj.out_features
         columns = torch.arange(width) >= width - module.num_key_value_heads * module.head_dim
@@ -144,19 +149,24 @@ def attentions(model: PreTrainedModel) -> list[Attention]:
 
 def norms(model: PreTrainedModel) -> list[nn.Module]:
     """Every RMSNorm and LayerNorm."""
-    named = [module for module in model.modules() if "Norm" in type(module).__name__]
-    unknown = [m for m in named if not (isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm"))]
+    named = [m for m in model.modules() if "Norm" in type(m).__name__ and not any(m.children())]
+    unknown = [m for m in named if not (_centres(m) or type(m).__name__.endswith("RMSNorm"))]
     if unknown:
         raise ValueError(f"unknown norm: {type(unknown[0]).__name__}")
     return named
 
 
+def _centres(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm) or type(norm).__name__ in ("OlmoLayerNorm", "CohereLayerNorm")
+
+
 def norm_parts(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """A norm at x as `scale * linear(x) + bias`: the linear part, the constant scale and the bias."""
-    if isinstance(norm, nn.LayerNorm):
+    if _centres(norm):
         centred = x - x.mean(-1, keepdim=True)
-        scale = norm.weight * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + norm.eps)
-        return centred, scale.detach(), norm.bias
+        eps = next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 1e-5)
+        scale = getattr(norm, "weight", 1.0) * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
+        return centred, scale.detach(), getattr(norm, "bias", None)
     gemma = type(norm).__name__.startswith("Gemma")
     eps = norm.eps if gemma else norm.variance_epsilon
     weight = 1.0 + norm.weight if gemma else norm.weight
@@ -198,6 +208,13 @@ def _head(model: PreTrainedModel) -> nn.Module:
 def cap_of(model: PreTrainedModel) -> float | None:
     """The final logit soft-cap."""
     return getattr(model.config, "final_logit_softcapping", None)
+
+
+def scaled_logits(model: PreTrainedModel, z: Tensor) -> Tensor:
+    """The unembedding's output times the constant of the configuration, before a soft-cap."""
+    if hasattr(model.config, "logits_scaling"):
+        return z / model.config.logits_scaling
+    return z * model.config.logit_scale if hasattr(model.config, "logit_scale") else z
 
 
 def cap_ratio(z: Tensor, cap: float) -> Tensor:
@@ -810,9 +827,9 @@ def nudge(
     after = _frozen_run(model, ids, kept, acts, entry)
     layer, pos, unit, *foil = target
     if layer == len(acts):
-        change, cap = after[1] - before[1], cap_of(model)
+        change, cap = scaled_logits(model, after[1] - before[1]), cap_of(model)
         if cap is not None:
-            change = change * cap_ratio(kept.head, cap)
+            change = change * cap_ratio(scaled_logits(model, kept.head), cap)
         return float(change[0, pos, unit] - (change[0, pos, foil[0]] if foil else 0.0))
     mlp = mlps(model)[layer]
     gate, up = kept.gates[mlp.module]

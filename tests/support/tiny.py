@@ -25,11 +25,26 @@ FAMILIES: tuple[str, ...] = (
     "phi3",
     "gpt_neox",
     "gpt2",
+    "smollm3",
+    "olmo",
+    "olmo3",
+    "gemma",
+    "granite",
+    "helium",
+    "arcee",
+    "apertus",
+    "starcoder2",
+    "stablelm",
+    "cohere",
+    "phi",
 )
-BIAS_FREE: tuple[str, ...] = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "phi3")
+BIASED = frozenset({"qwen2", "gpt_neox", "gpt2", "starcoder2", "stablelm", "phi"})
+BIAS_FREE: tuple[str, ...] = tuple(family for family in FAMILIES if family not in BIASED)
 """Families without any bias: linear, norm or position embedding."""
 SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family != "gemma2")
 """Families that support scaled-dot-product attention."""
+UNGATED = frozenset({"gpt_neox", "gpt2", "arcee", "apertus", "starcoder2", "phi"})
+"""Families whose MLPs have no gate."""
 
 VOCAB, UNK, BOS, EOS, PAD, FIRST = 101, 0, 1, 2, 3, 4
 _WORDS = (
@@ -63,11 +78,30 @@ def _gemma(n_layers: int, **extra: Any) -> dict[str, Any]:
     }
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{family: {} for family in ("llama", "qwen2", "olmo2", "olmo", "arcee", "starcoder2", "stablelm", "phi")},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "olmo3": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 4},
+    "gemma": {"head_dim": 16},
+    "granite": {
+        "embedding_multiplier": 1.7,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.5,
+        "attention_multiplier": 0.4,
+    },
+    "helium": {"head_dim": 8},
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "cohere": {"logit_scale": 0.3},
+}
+"""What a family's configuration has beside its sizes; of layers' types, the first."""
+
+
 def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     """The model type and the configuration of a family."""
     shape = _shape(n_layers)
-    if family in ("llama", "qwen2", "olmo2"):
-        return family, shape
+    if family in OPTIONS:
+        options = {**shape, **OPTIONS[family]}
+        return family, {name: value[:n_layers] if name == "layer_types" else value for name, value in options.items()}
     if family == "mistral":
         return family, {**shape, "sliding_window": 5}
     if family == "qwen3":
