@@ -22,7 +22,6 @@ UNSUPPORTED = {
     "opt": {"ffn_dim": 16, "word_embed_proj_dim": 16},
     "bloom": {},
     "falcon": {},
-    "gemma": {"intermediate_size": 16, "num_key_value_heads": 1, "head_dim": 8},
     "mamba": {},
 }
 

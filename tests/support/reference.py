@@ -85,6 +85,8 @@ def _mlp(module: Any) -> Mlp | None:
         return Mlp(module, module.down_proj, module.act_fn, lambda x: (module.up_proj(x), None))
     if hasattr(module, "fc_in"):
         return Mlp(module, module.fc_out, module.act, lambda x: (module.fc_in(x), None))
+    if hasattr(module, "fc1"):
+        return Mlp(module, module.fc2, module.activation_fn, lambda x: (module.fc1(x), None))
     if hasattr(module, "c_fc"):
         return Mlp(module, module.c_proj, module.act, lambda x: (module.c_fc(x), None))
     return None
@@ -130,7 +132,8 @@ def _attention(module: Any) -> Attention | None:
         return Attention(module, module.o_proj, module.head_dim, split, value, value_norm=module.v_norm)
     if hasattr(module, "q_proj"):
         split = (module.q_proj, module.k_proj)
-        out = module.out_proj if hasattr(module, "out_proj") else module.o_proj
+        name = next(name for name in ("o_proj", "out_proj", "dense") if hasattr(module, name))
+        out = getattr(module, name)
         return Attention(module, out, module.head_dim, split, module.v_proj)
     if hasattr(module, "qkv_proj"):
         width = module.qkv_proj.out_features
@@ -163,22 +166,29 @@ def attentions(model: PreTrainedModel) -> list[Attention]:
 
 def norms(model: PreTrainedModel) -> list[nn.Module]:
     """Every RMSNorm and LayerNorm."""
-    named = [module for module in model.modules() if "Norm" in type(module).__name__]
-    known = ("RMSNorm", "CohereLayerNorm", "Cohere2LayerNorm")
-    unknown = [m for m in named if not (isinstance(m, nn.LayerNorm) or type(m).__name__.endswith(known))]
+    named = [m for m in model.modules() if "Norm" in type(m).__name__ and not any(m.children())]
+    unknown = [m for m in named if not (_centres(m) or type(m).__name__.endswith("RMSNorm"))]
     if unknown:
         raise ValueError(f"unknown norm: {type(unknown[0]).__name__}")
     return named
 
 
+def _centres(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm) or type(norm).__name__.endswith("LayerNorm")
+
+
+ONE_ABOVE = frozenset({"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"})
+"""Norms that multiply by 1 + their weight."""
+
+
 def norm_parts(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """A norm at x as `scale * linear(x) + bias`: the linear part, the constant scale and the bias."""
     name = type(norm).__name__
-    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    eps = next((getattr(norm, each) for each in ("eps", "variance_epsilon") if hasattr(norm, each)), 1e-5)
     weight = getattr(norm, "weight", torch.ones(()))
-    if name in ("Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"):
+    if name in ONE_ABOVE:
         weight = 1.0 + weight
-    if "LayerNorm" in name:
+    if _centres(norm):
         centred = x - x.mean(-1, keepdim=True)
         scale = weight * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
         return centred, scale.detach(), getattr(norm, "bias", None)
@@ -222,6 +232,13 @@ def _head(model: PreTrainedModel) -> nn.Module:
 def cap_of(model: PreTrainedModel) -> float | None:
     """The final logit soft-cap."""
     return getattr(model.config, "final_logit_softcapping", None)
+
+
+def scaled_logits(model: PreTrainedModel, z: Tensor) -> Tensor:
+    """The unembedding's output times the constant of the configuration, before a soft-cap."""
+    if hasattr(model.config, "logits_scaling"):
+        return z / model.config.logits_scaling
+    return z * model.config.logit_scale if hasattr(model.config, "logit_scale") else z
 
 
 def cap_ratio(z: Tensor, cap: float) -> Tensor:
@@ -836,9 +853,9 @@ def nudge(
     after = _frozen_run(model, ids, kept, acts, entry)
     layer, pos, unit, *foil = target
     if layer == len(acts):
-        change, cap = after[1] - before[1], cap_of(model)
+        change, cap = scaled_logits(model, after[1] - before[1]), cap_of(model)
         if cap is not None:
-            change = change * cap_ratio(kept.head, cap)
+            change = change * cap_ratio(scaled_logits(model, kept.head), cap)
         return float(change[0, pos, unit] - (change[0, pos, foil[0]] if foil else 0.0))
     mlp = mlps(model)[layer]
     gate, up = kept.gates[mlp.module]
