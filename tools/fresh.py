@@ -39,7 +39,9 @@ def requirements(bounded: bool = True) -> list[Requirement]:
     """What pyproject.toml asks for, the extras of `make test` included; unbounded, without its upper bounds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     optional = project["optional-dependencies"]
-    found = [Requirement(line) for line in (*project["dependencies"], *(one for name in EXTRAS for one in optional[name]))]
+    found = [
+        Requirement(line) for line in (*project["dependencies"], *(one for name in EXTRAS for one in optional[name]))
+    ]
     if not bounded:
         for one in found:
             one.specifier = SpecifierSet(",".join(str(part) for part in one.specifier if "<" not in part.operator))
@@ -114,9 +116,13 @@ def main() -> int:
     """Exit code 0 where every check passes on the set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=RESOLUTIONS, help="which of the sets that pyproject.toml allows")
-    parser.add_argument("--hold", default="torch", metavar="NAMES",
-                        help="packages that stay at the version installed here, separated by commas; torch by default: "
-                        "another brings gigabytes of CUDA. --hold '' holds none")
+    parser.add_argument(
+        "--hold",
+        default="torch",
+        metavar="NAMES",
+        help="packages that stay at the version installed here, separated by commas; torch by default: "
+        "another brings gigabytes of CUDA. --hold '' holds none",
+    )
     parser.add_argument("--resolve-only", action="store_true", help="say what moved, and install nothing")
     asked = parser.parse_args()
     HOME.mkdir(exist_ok=True)

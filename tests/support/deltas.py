@@ -27,7 +27,9 @@ def maps(module: Any) -> dict[str, Any]:
     return {"mixed": lambda x: torch.cat([one(x) for one in each], -1), **found}
 
 
-def forward(module: Any, x: Tensor, mask: Tensor | None, rules: frozenset[str], kept: Constants | None = None) -> Tensor:
+def forward(
+    module: Any, x: Tensor, mask: Tensor | None, rules: frozenset[str], kept: Constants | None = None
+) -> Tensor:
     """What it gives, linearised by the rules; with `kept`, its constants are those, or are put there if it is empty."""
     fixed: Constants = {} if kept is None else kept
 

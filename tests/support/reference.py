@@ -85,6 +85,10 @@ def _mlp(module: Any) -> Mlp | None:
         return Mlp(module, module.dense_4h_to_h, module.act, lambda x: (module.dense_h_to_4h(x), None))
     if hasattr(module, "up_proj"):
         return Mlp(module, module.down_proj, module.act_fn, lambda x: (module.up_proj(x), None))
+    if hasattr(module, "fc_in"):
+        return Mlp(module, module.fc_out, module.act, lambda x: (module.fc_in(x), None))
+    if hasattr(module, "fc1"):
+        return Mlp(module, module.fc2, module.activation_fn, lambda x: (module.fc1(x), None))
     if hasattr(module, "c_fc"):
         return Mlp(module, module.c_proj, module.act, lambda x: (module.c_fc(x), None))
     return None
@@ -108,10 +112,10 @@ def neurons(model: PreTrainedModel, basis: str = "activation") -> list[tuple[nn.
 class Attention:
     """An attention module, the linear maps that feed it, and its output projection.
 
-    `fused` is the projection that makes queries, keys and values together, `columns` the mask of its values. `split` are
-    modules that lead to queries and keys alone. `value_norm` is what values go through, head by head. `latent_norm`
-    is that of a latent which all heads share; of the modules in `cut` the marked columns alone lead to values. `gate`
-    makes, of what the attention reads, what the mixed values are multiplied by.
+    `fused` is the projection that makes queries, keys and values together, `columns` the mask of its values. `split`
+    are modules that lead to queries and keys alone. `value_norm` is what values go through, head by head.
+    `latent_norm` is that of a latent which all heads share; of the modules in `cut` the marked columns alone lead to
+    values. `gate` makes, of what the attention reads, what the mixed values are multiplied by.
     """
 
     module: nn.Module
@@ -145,7 +149,9 @@ def _attention(module: Any) -> Attention | None:
                 return module.q_proj(x).unflatten(-1, (-1, 2, module.head_dim))[..., 1, :].flatten(-2).sigmoid()
 
             return Attention(module, module.o_proj, module.head_dim, split, module.v_proj, gate=gate)
-        return Attention(module, module.o_proj, module.head_dim, split, module.v_proj)
+        name = next(name for name in ("o_proj", "out_proj", "dense") if hasattr(module, name))
+        out = getattr(module, name)
+        return Attention(module, out, module.head_dim, split, module.v_proj)
     if hasattr(module, "qkv_proj"):
         width = module.qkv_proj.out_features
         columns = torch.arange(width) >= width - module.num_key_value_heads * module.head_dim
@@ -156,6 +162,11 @@ def _attention(module: Any) -> Attention | None:
         groups = (width // size - module.config.num_attention_heads) // 2
         columns = torch.arange(width) % (width // groups) >= width // groups - size
         return Attention(module, module.dense, size, fused=module.query_key_value, columns=columns)
+    if hasattr(module, "kv_heads"):  # all queries, then a key and a value; or all three head by head
+        size = module.head_dim
+        columns = torch.arange(module.c_attn.out_features)
+        of_head = 3 * size if module.kv_heads > 1 else module.c_attn.out_features
+        return Attention(module, module.c_proj, size, fused=module.c_attn, columns=columns % of_head >= of_head - size)
     if hasattr(module, "c_attn"):
         columns = torch.arange(3 * module.embed_dim) >= 2 * module.embed_dim
         return Attention(module, module.c_proj, module.head_dim, fused=module.c_attn, columns=columns)
@@ -194,22 +205,29 @@ GATED_NORM = "RMSNormGated"
 
 def norms(model: PreTrainedModel) -> list[nn.Module]:
     """Every RMSNorm and LayerNorm."""
-    named = [module for module in model.modules() if "Norm" in type(module).__name__]
-    known = ("RMSNorm", GATED_NORM, "CohereLayerNorm", "Cohere2LayerNorm")
-    unknown = [m for m in named if not (isinstance(m, nn.LayerNorm) or type(m).__name__.endswith(known))]
+    named = [m for m in model.modules() if "Norm" in type(m).__name__ and not any(m.children())]
+    unknown = [m for m in named if not (_centres(m) or type(m).__name__.endswith(("RMSNorm", GATED_NORM)))]
     if unknown:
         raise ValueError(f"unknown norm: {type(unknown[0]).__name__}")
     return named
 
 
+def _centres(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.LayerNorm) or type(norm).__name__.endswith("LayerNorm")
+
+
+ONE_ABOVE = frozenset({"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P", "Qwen3_5RMSNorm"})
+"""Norms that multiply by 1 + their weight."""
+
+
 def norm_parts(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """A norm at x as `scale * linear(x) + bias`: the linear part, the constant scale and the bias."""
     name = type(norm).__name__
-    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    eps = next((getattr(norm, each) for each in ("eps", "variance_epsilon") if hasattr(norm, each)), 1e-5)
     weight = getattr(norm, "weight", torch.ones(()))
-    if name in ("Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P", "Qwen3_5RMSNorm"):
+    if name in ONE_ABOVE:
         weight = 1.0 + weight
-    if "LayerNorm" in name:
+    if _centres(norm):
         centred = x - x.mean(-1, keepdim=True)
         scale = weight * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
         return centred, scale.detach(), getattr(norm, "bias", None)
@@ -253,6 +271,13 @@ def _head(model: PreTrainedModel) -> nn.Module:
 def cap_of(model: PreTrainedModel) -> float | None:
     """The final logit soft-cap."""
     return getattr(model.config, "final_logit_softcapping", None)
+
+
+def scaled_logits(model: PreTrainedModel, z: Tensor) -> Tensor:
+    """The unembedding's output times the constant of the configuration, before a soft-cap."""
+    if hasattr(model.config, "logits_scaling"):
+        return z / model.config.logits_scaling
+    return z * model.config.logit_scale if hasattr(model.config, "logit_scale") else z
 
 
 def cap_ratio(z: Tensor, cap: float) -> Tensor:
@@ -900,9 +925,9 @@ def nudge(
     after = _frozen_run(model, ids, kept, acts, entry)
     layer, pos, unit, *foil = target
     if layer == len(acts):
-        change, cap = after[1] - before[1], cap_of(model)
+        change, cap = scaled_logits(model, after[1] - before[1]), cap_of(model)
         if cap is not None:
-            change = change * cap_ratio(kept.head, cap)
+            change = change * cap_ratio(scaled_logits(model, kept.head), cap)
         return float(change[0, pos, unit] - (change[0, pos, foil[0]] if foil else 0.0))
     mlp = mlps(model)[layer]
     gate, up = kept.gates[mlp.module]

@@ -56,8 +56,9 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
 
     Returns:
         `embedding` [pos, d_model], `final_scale` [pos], and for each of `blocks` its `scales` by path [pos], `pattern`
-        [head, query, key], `output_gate` and `value_factor` [pos, head and coordinate] or None, `output` [pos, d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis
-        ``activation``) or, of gate and up, [node, d_mlp] (basis ``output``).
+        [head, query, key], `output_gate` and `value_factor` [pos, head and coordinate] or None, `output` [pos,
+        d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis ``activation``) or, of gate and up,
+        [node, d_mlp] (basis ``output``).
     """
     blocks = []
     for layer, block in enumerate(found.blocks):
@@ -127,24 +128,26 @@ def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]
     path, which = weight
     inside = part(module, plan, layer, path)
     whole = inside.weight.T if type(inside).__name__ == "Conv1D" else inside.weight
-    if which == "first half":
-        return whole[: len(whole) // 2]
-    if which == "last half":
-        return whole[len(whole) // 2 :]
-    if which == "all":
-        return whole
-    n_values = plan.layers[layer].n_values
-    head = len(whole) // (plan.n_heads + 2 * n_values)
-    if which == "values":
-        return whole[-n_values * head :]
-    if which == "tail":
-        return whole[-matrix(module, plan, layer, plan.layers[layer].output).shape[1] :]
+    half = len(whole) // 2
+    if which in ("first half", "last half"):
+        return whole[:half] if which == "first half" else whole[half:]
+    return whole if which == "all" else of_values(module, plan, layer, whole, which)
+
+
+def of_values(module: Any, plan: SimpleNamespace, layer: int, whole: Tensor, which: str) -> Tensor:
+    """The rows of a map that lead to values, or to the latent that they come of."""
+    laid = plan.layers[layer]
     if which == "latent":
-        return whole[: matrix(module, plan, layer, plan.layers[layer].value).shape[1]]
+        return whole[: matrix(module, plan, layer, laid.value).shape[1]]
+    width = matrix(module, plan, layer, laid.output).shape[1]
+    if which == "tail":
+        return whole[-width:]
     if which == "values of heads":
-        width = matrix(module, plan, layer, plan.layers[layer].output).shape[1] // plan.n_heads
-        return whole.view(plan.n_heads, -1, whole.shape[1])[:, -width:].reshape(-1, whole.shape[1])
-    return whole.view(n_values, -1, head, whole.shape[1])[:, -1].reshape(-1, whole.shape[1])
+        return whole.view(plan.n_heads, -1, whole.shape[1])[:, -(width // plan.n_heads) :].flatten(0, 1)
+    head = len(whole) // (plan.n_heads + 2 * laid.n_values)
+    if which == "values":
+        return whole[-laid.n_values * head :]
+    return whole.view(laid.n_values, -1, head, whole.shape[1])[:, -1].reshape(-1, whole.shape[1])
 
 
 def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
@@ -184,14 +187,20 @@ def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor
     return (state - state.mean(-1, keepdim=True)) * factor
 
 
+def out_of_mlp(
+    module: Any, plan: SimpleNamespace, layer: int, scale: Tensor | None, state: Tensor, transposed: bool = False
+) -> Tensor:
+    """What an MLP gives [row, d_model] as it enters the residual stream: through the norm behind it, if there is one,
+    and times the constant of the family's branches."""
+    through = through_norm(module, plan, layer, plan.layers[layer].mlp_out, scale, state, transposed)
+    return through if plan.branch_scale == 1 else plan.branch_scale * through
+
+
 def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, Tensor]:
-    """The maps of a block's attention, its norms' gains folded in, float32: into the values [value, d_model], and out
-    of the mixed heads [d_model, head and coordinate]."""
+    """The maps of a block's attention, its norms' gains and the constant of the family's branches folded in, float32:
+    into the values [value, d_model], and out of the mixed heads [d_model, head and coordinate]."""
     laid = plan.layers[layer]
     value, output = matrix(module, plan, layer, laid.value).float(), matrix(module, plan, layer, laid.output).float()
-    if laid.value_norm is not None:
-        inside = gain(module, plan, f"{plan.blocks}.{layer}.{laid.value_norm}").to(value.device)
-        value = (value.unflatten(0, (-1, max(1, inside.numel()))) * inside.view(-1, 1)).flatten(0, 1)
     if laid.latent is not None:
         value = behind_norm(module, plan, layer, laid.latent_norm, value)
         value = value @ matrix(module, plan, layer, laid.latent).float().to(value.device)
@@ -200,7 +209,7 @@ def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, T
         if kind_of(plan, layer, laid.attention_out) == "layer_norm":
             output = output - output.mean(0, keepdim=True)
         output = output * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_out}").to(output.device)[:, None]
-    return value, output
+    return value, output if plan.branch_scale == 1 else plan.branch_scale * output
 
 
 def behind_norm(module: Any, plan: SimpleNamespace, layer: int, path: str | None, weight: Tensor) -> Tensor:
@@ -217,16 +226,12 @@ def mixing(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespac
     statistics; the `gate` on what it mixed [query, head and coordinate], None without one; and what is between the map
     into the values and the pattern (`entered`), None where nothing is."""
     pattern, laid, entry = block.pattern, plan.layers[layer], None
-    scales = [block.scales[path] for path in (laid.attention_in, laid.latent_norm) if path is not None]
-    if laid.value_conv is not None:
-        taps = part(module, plan, layer, laid.value_conv).weight[-block.value_factor.shape[-1] :, 0].float()
-        entry = SimpleNamespace(scales=scales, taps=taps, factor=block.value_factor)
-        scales = []
-    for scale in scales:
+    scale = block.scales.get(laid.attention_in, torch.ones(pattern.shape[-1], device=pattern.device))
+    if laid.value_conv is None:
         pattern = pattern * scale
-    if laid.value_norm is not None:
-        of_heads = block.scales[laid.value_norm].T
-        pattern = pattern * of_heads.repeat_interleave(len(pattern) // len(of_heads), 0)[:, None]
+    else:
+        taps = part(module, plan, layer, laid.value_conv).weight[-block.value_factor.shape[-1] :, 0].float()
+        entry = SimpleNamespace(scale=scale, taps=taps, factor=block.value_factor)
     if laid.attention_out is not None:
         pattern = pattern * block.scales[laid.attention_out][:, None]
     gate = None if block.output_gate is None else block.output_gate.float()
@@ -239,10 +244,7 @@ def entered(values: Tensor, mixed: SimpleNamespace, first: int = 0, back: bool =
     if mixed.entry is None:
         return values
     at, taps = slice(first, first + values.shape[-2]), mixed.entry.taps.to(values.device)
-    factor = mixed.entry.factor[at].to(values.device)
-    scale = torch.ones(1, 1, device=values.device)
-    for one in mixed.entry.scales:
-        scale = scale * one[at, None].to(values.device)
+    factor, scale = mixed.entry.factor[at].to(values.device), mixed.entry.scale[at, None].to(values.device)
     values, found = values * (factor if back else scale), torch.zeros_like(values)
     for by, tap in enumerate(taps.flip(1).T):  # how far a tap looks back
         pad = (0, 0, -by, by) if back else (0, 0, by, -by)
@@ -289,7 +291,7 @@ def ends(
 ) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
     """Sources and targets as layers, positions and vectors, and the targets' values. Behind the neurons and embeddings,
     the sources are how far embeddings are from their baseline, where they are (`differing`)."""
-    neurons, embedding, bases = prompt.neurons, prompt.frozen.embedding, prompt.baselines
+    neurons, bases, embedding = prompt.neurons, prompt.baselines, plan.embedding_scale * prompt.frozen.embedding
     device, length = embedding.device, len(embedding)
     values = torch.zeros(len(neurons), device=device)
     written, read = torch.zeros(2, len(neurons), plan.d_model, device=device)
@@ -301,7 +303,7 @@ def ends(
             written[mine], read[mine] = (end.to(device) for end in both)
     differing, away = torch.zeros(0, dtype=torch.long), torch.zeros(0, plan.d_model, device=device)
     if bases is not None:
-        away = embedding - bases[1].to(device)
+        away = embedding - plan.embedding_scale * bases[1].to(device)
         differing = away.any(-1).nonzero()[:, 0].cpu()
         away = away[differing]
     rows, logits = logit_rows(module, plan, prompt)
@@ -350,7 +352,7 @@ def vectors(
     reads = into(laid.up_part, of_up) if of_gate is None else into(laid.gate_part, of_gate) + into(laid.up_part, of_up)
     scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}
     return (
-        through_norm(module, plan, layer, laid.mlp_out, scales.get(laid.mlp_out), writes, False),
+        out_of_mlp(module, plan, layer, scales.get(laid.mlp_out), writes),
         through_norm(module, plan, layer, laid.mlp_in, scales.get(laid.mlp_in), reads, True),
     )
 
@@ -419,7 +421,7 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
         run.state = torch.zeros(len(run.rows), len(positions), plan.d_model, device=run.walk.found.device)
         run.moving = run.active = int(run.everything)
         if run.everything:
-            run.state[0] = run.walk.prompt.frozen.embedding[: len(positions)]
+            run.state[0] = plan.embedding_scale * run.walk.prompt.frozen.embedding[: len(positions)]
         enter(run, -1)
     for layer in range(max((run.walk.top for run in going), default=0)):
         maps, mixed = attention(module, plan, layer), dict[int, SimpleNamespace]()
@@ -445,11 +447,12 @@ def climb(
     """Take a run through one block; its targets read what its attention leaves or, where attention and MLP are
     parallel, what it finds."""
     run.state = run.state.to(maps[0].device)
-    if plan.parallel:
+    parallel = plan.layers[layer].parallel
+    if parallel:
         let_read(run, layer)
     if run.active:
         attend(run, mixed, maps, last=layer == run.walk.top - 1)
-    if not plan.parallel:
+    if not parallel:
         let_read(run, layer)
     if run.everything:
         run.state[0] += written(module, plan, layer, run.walk.prompt)[list(run.at)]
@@ -459,10 +462,10 @@ def climb(
 def written(module: Any, plan: SimpleNamespace, layer: int, prompt: SimpleNamespace) -> Tensor:
     """What all nodes of a layer write into the residual stream together, kept or not [pos, d_model]: in the basis
     ``activation`` without the down projection's bias, which belongs to no neuron."""
-    block, path = prompt.frozen.blocks[layer], plan.layers[layer].mlp_out
-    bias = getattr(part(module, plan, layer, plan.layers[layer].down), "bias", None)
+    block, laid = prompt.frozen.blocks[layer], plan.layers[layer]
+    bias = getattr(part(module, plan, layer, laid.down), "bias", None)
     output = block.output if prompt.basis == "output" or bias is None else block.output - bias.detach().float()
-    return through_norm(module, plan, layer, path, block.scales.get(path), output, False)
+    return out_of_mlp(module, plan, layer, block.scales.get(laid.mlp_out), output)
 
 
 def enter(run: SimpleNamespace, layer: int) -> None:

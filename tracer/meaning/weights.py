@@ -43,15 +43,17 @@ def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, 
 
 def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, Tensor]:
     """See `extremes`. A write direction passes the norm behind the MLP, if there is one, and the final norm, both of
-    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap."""
+    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap. Constants of
+    the family are in it."""
     head, written = module.get_submodule(plan.head).weight, []
     for layer, neuron in layers_of(ask.neurons):
         rows = writes(module, plan, layer, neuron, ask.basis)
         one = torch.ones(len(rows), device=rows.device)
-        rows = replay.through_norm(module, plan, layer, plan.layers[layer].mlp_out, one, rows, False)
+        rows = replay.out_of_mlp(module, plan, layer, one, rows)
         written.append(rows.to(head.device))
     kind, path = plan.final_norm
-    read = replay.scaled(kind, replay.gain(module, plan, path).to(head.device), torch.cat(written), False)
+    gain = plan.logit_scale * replay.gain(module, plan, path).to(head.device)
+    read = replay.scaled(kind, gain, torch.cat(written), False)
     best = None
     for first, last in pieces(ask, plan.d_model):
         best = better(best, first, read @ head[first:last].float().T, ask.count)
@@ -79,7 +81,8 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     gate = None if laid.gate_part is None else into(module, plan, "gate_part", ask.neurons, table.weight.device)
     beside: list[Tensor | None] = [None, None]
     for first, last in pieces(ask, 2 * plan.d_model):
-        entered = normed(module, plan, table(torch.arange(first, last, device=table.weight.device)).float())
+        entered = plan.embedding_scale * table(torch.arange(first, last, device=table.weight.device)).float()
+        entered = normed(module, plan, entered)
         ups = torch.addmm(up[1][:, None], up[0], entered.T)
         gates = ups if gate is None else torch.addmm(gate[1][:, None], gate[0], entered.T)
         value = activated(module, plan, ask.neurons, gates)

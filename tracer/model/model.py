@@ -147,6 +147,7 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
+        embedding, branch, logits = self.family.scales.of(self.config)
         return SimpleNamespace(
             embedding=self.family.embedding,
             blocks=self.family.blocks,
@@ -156,7 +157,9 @@ class Model:
             layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
-            parallel=self.parallel,
+            embedding_scale=embedding,
+            branch_scale=branch,
+            logit_scale=logits,
             soft_cap=self.soft_cap,
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
@@ -180,12 +183,19 @@ class Model:
             mlp_out=wiring.mlp_out,
             latent=None if wiring.latent is None else tuple(wiring.latent),
             latent_norm=wiring.latent_norm,
-            value_norm=wiring.value_norm,
             value_conv=wiring.value_conv,
             heads_norm=wiring.heads_norm,
-            norms=wiring.norms,
+            parallel=self._parallel(layout),
+            value_norm=wiring.value_norm,
+            scalar=wiring.scalar,
+            in_place=wiring.in_place,
             n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
+
+    def _parallel(self, layout: Layout) -> bool:
+        """Whether attention and MLP of a block both read its input."""
+        given = layout.wiring.parallel
+        return bool(getattr(self.config, given)) if isinstance(given, str) else given
 
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
@@ -215,8 +225,8 @@ class Model:
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP of a block both read the block's input."""
-        return bool(getattr(self.config, "use_parallel_residual", False))
+        """Whether attention and MLP of every block both read the block's input."""
+        return all(self._parallel(layout) for layout in self.layouts)
 
     @property
     def weights_readable(self) -> bool:

@@ -24,6 +24,10 @@ L2_EPS = 1e-6
 """What transformers adds to the squared length of its queries and keys."""
 SINKS = "sinks"
 """The parameter of an attention with a logit that takes part of the softmax and has no value."""
+DOT_PRODUCT, SOFTMAX = "scaled_dot_product_attention", "softmax"
+"""What is in the names of the operations of an attention that calls PyTorch's kernel itself, or that is written out."""
+INNER = "self__attn_"
+"""What the operation is called that is such an attention, in one that calls it."""
 SQRT_2 = math.sqrt(2.0)
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
@@ -85,15 +89,20 @@ def layer_norm(norm: Any) -> None:
 def attention(attn: Any) -> None:
     """Rule 2: the pattern is a constant; only values and the output projection carry gradient.
 
-    Detaching what enters the attention function freezes the pattern of any kernel, masks and soft-caps included.
+    Detaching what enters the attention function freezes the pattern of any kernel, masks and soft-caps included. An
+    attention that is written out has its softmax to hold.
     """
-    call = attention_call(attn)
-    (module, query, key, *rest), named = call.inputs
-    call.inputs = ((module, query.detach(), key.detach(), *rest), named)
+    name, call = attention_call(attn)
+    if SOFTMAX in name:
+        call.output = call.output.detach()
+        return
+    given, named = call.inputs
+    at = 1 if name.startswith(KERNEL) else 0  # behind the module
+    call.inputs = ((*given[:at], given[at].detach(), given[at + 1].detach(), *given[at + 2 :]), named)
 
 
 def output_gate(attn: Any) -> None:
-    """Rule 2 for a gate on what an attention has mixed: it is computed from the query's side, and a constant with it."""
+    """Rule 2 for a gate on what an attention has mixed: it comes of the query's token, and is a constant as it is."""
     call = output_gate_call(attn)
     call.output = call.output.detach()
 
@@ -176,10 +185,21 @@ def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -
                 _ = block.get(path).source
 
 
-def attention_call(attn: Any) -> Any:
-    """The operation that runs the attention kernel: found by name, since its number differs between versions."""
-    names = [name for name in attn.source.names if name.startswith(KERNEL)]
-    return getattr(attn.source, names[-1])
+def attention_call(attn: Any) -> tuple[str, Any]:
+    """The operation that runs the attention kernel, or the softmax of one that is written out: found by name, since its
+    number differs between versions. An attention that has both for scores with and without ALiBi has the latter
+    first."""
+    source, config = attn.source, attn._module.config
+    if inner := [name for name in source.names if name.startswith(INNER)]:
+        source = getattr(source, inner[0]).source
+    names = source.names
+    kernels = [name for name in names if name.startswith(KERNEL)]
+    if kernels:
+        return kernels[-1], getattr(source, kernels[-1])
+    own = [name for name in names if DOT_PRODUCT in name] if config._attn_implementation == "sdpa" else []
+    own = own or [name for name in names if SOFTMAX in name]
+    chosen = own[-1 if getattr(config, "alibi", False) else 0]
+    return chosen, getattr(source, chosen)
 
 
 def output_gate_call(attn: Any) -> Any:
@@ -231,8 +251,8 @@ def delta_pattern(attn: Any) -> tuple[Tensor, int]:
 
 
 def kernel(attn: Any) -> Any:
-    """The function that runs the attention kernel, read before its inputs are."""
-    return next(getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL))
+    """The function that runs the attention kernel, read before its inputs are; None where a model has its own."""
+    return next((getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL)), None)
 
 
 def pattern(attn: Any, function: Any) -> Tensor:
@@ -244,7 +264,12 @@ def pattern(attn: Any, function: Any) -> Tensor:
     Args:
         function: the attention's `kernel`.
     """
-    call = attention_call(attn)
+    name, call = attention_call(attn)
+    if SOFTMAX in name:
+        return call.output.detach()
+    if function is None:
+        (query, key, _), named = call.inputs
+        return _scaled_dot_product(attn._module, query.detach(), key.detach(), named["attn_mask"], **named)
     (module, query, key, value, *rest), named = call.inputs
     given = call.output[1]
     if given is not None and not hasattr(module, SINKS):
@@ -313,9 +338,9 @@ def _given(call: Any) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
 
 
 def _statistic(source: Any) -> Any:
-    """The reciprocal root mean square of an RMSNorm, one call deeper in Gemma's."""
+    """The reciprocal root mean square of an RMSNorm, one call deeper in Gemma's; Gemma 4 takes a power for it."""
     for name in source.names:
-        if "rsqrt" in name:
+        if "rsqrt" in name or name.startswith("torch_pow"):
             return getattr(source, name)
     return _statistic(source.self__norm_0.source)
 
@@ -363,3 +388,5 @@ FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LEARNED: dict[str, Callable[[Any, Tensor], Tensor]] = {"XIELUActivation": xielu}
 """The same of those that have weights, of the module and its input."""
+ACTIVATIONS = frozenset({*FACTORS, *LEARNED})
+"""Classes that rule 3 covers."""
