@@ -27,7 +27,7 @@ from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, Layout, family_of, looks_ahead
+from tracer.model.families import Family, Layout, family_of, inputs_of, looks_ahead, value_heads
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -147,6 +147,7 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
+        embedding, branch, logits = self.family.scales.of(self.config)
         return SimpleNamespace(
             embedding=self.family.embedding,
             blocks=self.family.blocks,
@@ -156,8 +157,9 @@ class Model:
             layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
-            value_width=self.value_width,
-            parallel=self.parallel,
+            embedding_scale=embedding,
+            branch_scale=branch,
+            logit_scale=logits,
             soft_cap=self.soft_cap,
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
@@ -165,7 +167,7 @@ class Model:
 
     def _planned(self, layer: int, layout: Layout) -> SimpleNamespace:
         """Where the parts of a block are."""
-        wiring = layout.wiring
+        wiring, block = layout.wiring, self.module.get_submodule(f"{self.family.blocks}.{layer}")
         return SimpleNamespace(
             steps=tuple(tuple(step) for step in layout.steps),
             gate=None if wiring.gate is None else wiring.gate.path,
@@ -181,6 +183,15 @@ class Model:
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
+            latent=None if wiring.latent is None else tuple(wiring.latent),
+            latent_norm=wiring.latent_norm,
+            value_conv=wiring.value_conv,
+            heads_norm=wiring.heads_norm,
+            parallel=self._parallel(layout),
+            value_norm=wiring.value_norm,
+            scalar=wiring.scalar,
+            in_place=wiring.in_place,
+            n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
 
     def _mixture(self, layer: int, layout: Layout) -> SimpleNamespace | None:
@@ -190,6 +201,11 @@ class Model:
             return None
         sizes = {"count": found.n_experts, "width": found.d_expert, "n_slots": found.n_used}
         return SimpleNamespace(**vars(layout.experts), **sizes, shared_width=found.d_shared, d_model=self.d_model)
+
+    def _parallel(self, layout: Layout) -> bool:
+        """Whether attention and MLP of a block both read its input."""
+        given = layout.wiring.parallel
+        return bool(getattr(self.config, given)) if isinstance(given, str) else given
 
     @cached_property
     def experts(self) -> tuple[LayerExperts | None, ...]:
@@ -219,11 +235,7 @@ class Model:
         found = []
         for layer, mixture in enumerate(self.experts):
             down = self.part(layer, self.layouts[layer].down)
-            found.append(
-                int(getattr(down, "in_features", None) or down.weight.shape[0])
-                if mixture is None
-                else mixture.n_neurons
-            )
+            found.append(inputs_of(down) if mixture is None else mixture.n_neurons)
         return tuple(found)
 
     @property
@@ -248,25 +260,8 @@ class Model:
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP of a block both read the block's input."""
-        return bool(getattr(self.config, "use_parallel_residual", False))
-
-    @property
-    def head_size(self) -> int:
-        """Coordinates of one attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.d_model // self.config.num_attention_heads)
-
-    @property
-    def attention_width(self) -> int:
-        """Coordinates of all heads together."""
-        return self.head_size * int(self.config.num_attention_heads)
-
-    @property
-    def value_width(self) -> int:
-        """Coordinates of all value heads together."""
-        return self.head_size * int(
-            getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        )
+        """Whether attention and MLP of every block both read the block's input."""
+        return all(self._parallel(layout) for layout in self.layouts)
 
     @property
     def weights_readable(self) -> bool:
@@ -282,6 +277,9 @@ class Model:
         if "gate" in rules and not any(layout.gated for layout in self.layouts):
             rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
             raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
+        if {"norm"} <= set(rules) and "attention" not in rules and any(layout.of_pattern for layout in self.layouts):
+            rule = f"needs the rule 'attention' on a {self.family.name} model, whose queries' and keys' norm has none"
+            raise JobError("the rule 'norm'", rule, "add 'attention', or leave out 'norm'")
 
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
