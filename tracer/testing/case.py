@@ -62,15 +62,12 @@ class Case:
     @cached_property
     def plain(self) -> Plain:
         """The copy, and where its parts are."""
-        family, layers = self.model.family, range(self.model.n_layers)
-        at = self.bare.get_submodule
-        acts = {step.path for step in family.steps if step.kind == "activation"}
-        return Plain(
-            self.bare,
-            at(family.embedding),
-            tuple(at(f"{family.blocks}.{layer}.{family.down}") for layer in layers),
-            tuple(at(f"{family.blocks}.{layer}.{path}") for layer in layers for path in sorted(acts)),
-        )
+        family, at = self.model.family, self.bare.get_submodule
+        paths = [f"{family.blocks}.{layer}" for layer in range(self.model.n_layers)]
+        blocks = list(zip(paths, self.model.layouts, strict=True))
+        acts = {f"{path}.{step.path}" for path, layout in blocks for step in layout.steps if step.kind == "activation"}
+        downs = tuple(at(f"{path}.{layout.down}") for path, layout in blocks)
+        return Plain(self.bare, at(family.embedding), downs, tuple(at(path) for path in sorted(acts)))
 
     def prompts(self, rows: Sequence[int] = (0, 1, 2), **more: Any) -> list[Prompt]:
         """Questions about the target's logit."""
