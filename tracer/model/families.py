@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from tracer.errors import ModelError
+from tracer.errors import ModelError, first_line
 from tracer.model.rules import FACTORS
 
 
@@ -259,7 +260,7 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}
 """Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
 
 # Module classes that are linear, or that do nothing in evaluation mode.
-LINEAR = frozenset(
+LINEAR: set[str] = set(
     "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
     "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
 )
@@ -268,6 +269,9 @@ NORM_CLASSES = {
     "layer_norm": frozenset({"LayerNorm"}),
 }
 ROTARY = "RotaryEmbedding"
+GROUP = "neuron_tracer.families"
+"""Of entry points by which packages register families of their own."""
+_discovered = set[str]()
 
 
 def family_of(module: nn.Module, config: Any) -> Family:
@@ -278,12 +282,15 @@ def family_of(module: nn.Module, config: Any) -> Family:
     """
     kind = config.model_type
     if kind not in FAMILIES:
+        discover()
+    if kind not in FAMILIES:
         check_inputs(config)
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
             f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
-            "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
+            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
+            "and the rule of each new module to tracer/model/rules.py",
         )
     _check_config(config)
     family = FAMILIES[kind]
@@ -302,6 +309,24 @@ def family_of(module: nn.Module, config: Any) -> Family:
                 "load the model as it was, with what was added merged into its weights",
             )
     return family
+
+
+def discover() -> None:
+    """Let every installed package that has families register them (see registry.py), each once in a process.
+
+    Raises:
+        ModelError: names the package that cannot.
+    """
+    for point in entry_points(group=GROUP):
+        if point.value in _discovered:
+            continue
+        try:
+            point.load()()
+        except Exception as error:  # whatever a package of someone else's does
+            dist = "" if point.dist is None else f" of the package {point.dist.name}"
+            step = f"it must be a function without arguments that calls tracer.register_family: mend it{dist}"
+            raise ModelError(f"entry point {GROUP} {point.name}{dist}", first_line(error), step) from error
+        _discovered.add(point.value)
 
 
 def check_inputs(config: Any) -> None:

@@ -25,7 +25,7 @@ import torch
 from tracer import demo
 from tracer.errors import ModelError, TracerError, first_line, option, quoted
 from tracer.model import dequantised, gguf
-from tracer.model.families import FAMILIES, TEXT_PARTS
+from tracer.model.families import FAMILIES, TEXT_PARTS, discover
 from tracer.model.multimodal import BESIDE
 from tracer.system import jsontext, wholefile
 
@@ -358,6 +358,8 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str | None):
         raise ModelError(name, f"its config.json has model_type={quoted(kind)}, which is not text", "correct it")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        discover()  # a package that has families has their configurations
     if kind is None or kind in CONFIG_MAPPING:
         return
     if code:

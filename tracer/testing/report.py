@@ -84,11 +84,10 @@ class FamilyReport:
         """
         if self.passed:
             return self
-        said = "; ".join(str(check) for check in self.failed)
-        step = "mend the family's Layout or the rule of the module at fault, then check again"
-        raise ModelError(
-            f"family {self.family!r}", f"{len(self.failed)} of {len(self.checks)} checks failed ({said})", step
-        )
+        named = ", ".join(check.name for check in self.failed)
+        rule = f"{len(self.failed)} of {len(self.checks)} checks failed: {named}"
+        step = "print the report, mend the Layout or the rule of the module at fault, and check again"
+        raise ModelError(f"family {self.family!r}", rule, step)
 
     def record(self) -> dict[str, Any]:
         """As JSON holds it."""
