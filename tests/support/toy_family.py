@@ -30,12 +30,12 @@ class ToyAct(nn.Module):
 
 
 class ToyForCausalLM(LlamaForCausalLM):
-    config_class = ToyConfig
-    config: ToyConfig
+    config_class: Any = ToyConfig
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        for block in self.model.layers:
+        blocks: Any = self.model.layers
+        for block in blocks:
             block.mlp.act_fn = ToyAct()
             block.input_layernorm = ToyRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
