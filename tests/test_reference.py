@@ -28,6 +28,7 @@ NO_BIAS: list[tuple[str, dict[str, bool]]] = [
     ("gpt2", {"biases": False}),
     ("gpt_neox", {"biases": False}),
     ("gpt_neox", {"biases": False, "use_parallel_residual": False}),
+    *[(family, {"biases": False}) for family in ("falcon", "glm", "glm4", "nemotron", "seed_oss")],
 ]
 TARGET = Metric("target_logit", targets=torch.tensor([[7], [11], [23]]))
 
@@ -103,7 +104,7 @@ def test_with_a_linear_gate_embeddings_conserve_the_logit_too(
     assert (error(half.nodes, got.nodes) > 0.01) == (gated or not activation)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", [family for family in t.FAMILIES if family not in t.BIAS_FREE])
 def test_biases_leave_a_remainder(family: str) -> None:
     model, ids, mask = model_and_batch(family)
     got = ref.attribute(model, ids, mask, TARGET)
@@ -327,7 +328,7 @@ def test_half_rule_halves_each_factor() -> None:
     assert error(slopes["half"][0, 0], by_hand) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "quick_gelu"])
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "quick_gelu", "relu2"])
 def test_ratio_is_the_activation_over_its_input(name: str) -> None:
     from transformers.activations import ACT2FN
 
@@ -335,7 +336,7 @@ def test_ratio_is_the_activation_over_its_input(name: str) -> None:
     z = torch.linspace(-4, 4, 82, dtype=torch.float64)
     assert torch.allclose(ref.ratio(act, z), act(z) / z, atol=1e-6)
     zero = ref.ratio(act, torch.zeros(1)).item()
-    assert zero == (0.0 if name == "relu" else 0.5)
+    assert zero == (0.0 if name in ("relu", "relu2") else 0.5)
     with pytest.raises(ValueError, match="no rule"):
         ref.ratio(torch.nn.Tanh(), z)
 

@@ -81,6 +81,10 @@ def _mlp(module: Any) -> Mlp | None:
         return Mlp(module, module.down_proj, module.activation_fn, lambda x: module.gate_up_proj(x).chunk(2, dim=-1))
     if hasattr(module, "dense_h_to_4h"):
         return Mlp(module, module.dense_4h_to_h, module.act, lambda x: (module.dense_h_to_4h(x), None))
+    if hasattr(module, "up_proj"):
+        return Mlp(module, module.down_proj, module.act_fn, lambda x: (module.up_proj(x), None))
+    if hasattr(module, "fc_in"):
+        return Mlp(module, module.fc_out, module.act, lambda x: (module.fc_in(x), None))
     if hasattr(module, "c_fc"):
         return Mlp(module, module.c_proj, module.act, lambda x: (module.c_fc(x), None))
     return None
@@ -104,7 +108,8 @@ def neurons(model: PreTrainedModel, basis: str = "activation") -> list[tuple[nn.
 class Attention:
     """An attention module, the linear maps that feed it, and its output projection.
 
-    `fused` is the projection that makes queries, keys and values together, `columns` the mask of its values.
+    `fused` is the projection that makes queries, keys and values together, `columns` the mask of its values. `split`
+    are modules that lead to queries and keys alone. `value_norm` is what values go through, head by head.
     """
 
     module: nn.Module
@@ -114,20 +119,34 @@ class Attention:
     value: Any = None
     fused: Any = None
     columns: Tensor = field(default_factory=lambda: torch.empty(0))
+    value_norm: Any = None
 
 
 def _attention(module: Any) -> Attention | None:
+    if hasattr(module, "v_norm"):
+        same = module.v_proj is None  # values are what keys are, before the keys' norm
+        split = (module.q_proj, module.k_norm if same else module.k_proj)
+        value = module.k_proj if same else module.v_proj
+        return Attention(module, module.o_proj, module.head_dim, split, value, value_norm=module.v_norm)
     if hasattr(module, "q_proj"):
         split = (module.q_proj, module.k_proj)
-        return Attention(module, module.o_proj, module.head_dim, split, module.v_proj)
+        out = module.out_proj if hasattr(module, "out_proj") else module.o_proj
+        return Attention(module, out, module.head_dim, split, module.v_proj)
     if hasattr(module, "qkv_proj"):
         width = module.qkv_proj.out_features
         columns = torch.arange(width) >= width - module.num_key_value_heads * module.head_dim
         return Attention(module, module.o_proj, module.head_dim, fused=module.qkv_proj, columns=columns)
-    if hasattr(module, "query_key_value"):
-        size = module.head_size
-        columns = torch.arange(module.query_key_value.out_features) % (3 * size) >= 2 * size
+    if hasattr(module, "query_key_value"):  # some queries, a key and a value, group by group
+        size = module.dense.in_features // module.config.num_attention_heads
+        width = module.query_key_value.out_features
+        groups = (width // size - module.config.num_attention_heads) // 2
+        columns = torch.arange(width) % (width // groups) >= width // groups - size
         return Attention(module, module.dense, size, fused=module.query_key_value, columns=columns)
+    if hasattr(module, "kv_heads"):  # all queries, then a key and a value; or all three head by head
+        size = module.head_dim
+        columns = torch.arange(module.c_attn.out_features)
+        of_head = 3 * size if module.kv_heads > 1 else module.c_attn.out_features
+        return Attention(module, module.c_proj, size, fused=module.c_attn, columns=columns % of_head >= of_head - size)
     if hasattr(module, "c_attn"):
         columns = torch.arange(3 * module.embed_dim) >= 2 * module.embed_dim
         return Attention(module, module.c_proj, module.head_dim, fused=module.c_attn, columns=columns)
@@ -145,7 +164,8 @@ def attentions(model: PreTrainedModel) -> list[Attention]:
 def norms(model: PreTrainedModel) -> list[nn.Module]:
     """Every RMSNorm and LayerNorm."""
     named = [module for module in model.modules() if "Norm" in type(module).__name__]
-    unknown = [m for m in named if not (isinstance(m, nn.LayerNorm) or type(m).__name__.endswith("RMSNorm"))]
+    known = ("RMSNorm", "CohereLayerNorm", "Cohere2LayerNorm")
+    unknown = [m for m in named if not (isinstance(m, nn.LayerNorm) or type(m).__name__.endswith(known))]
     if unknown:
         raise ValueError(f"unknown norm: {type(unknown[0]).__name__}")
     return named
@@ -153,13 +173,15 @@ def norms(model: PreTrainedModel) -> list[nn.Module]:
 
 def norm_parts(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """A norm at x as `scale * linear(x) + bias`: the linear part, the constant scale and the bias."""
-    if isinstance(norm, nn.LayerNorm):
+    name = type(norm).__name__
+    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    weight = getattr(norm, "weight", torch.ones(()))
+    if name in ("Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"):
+        weight = 1.0 + weight
+    if "LayerNorm" in name:
         centred = x - x.mean(-1, keepdim=True)
-        scale = norm.weight * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + norm.eps)
-        return centred, scale.detach(), norm.bias
-    gemma = type(norm).__name__.startswith("Gemma")
-    eps = norm.eps if gemma else norm.variance_epsilon
-    weight = 1.0 + norm.weight if gemma else norm.weight
+        scale = weight * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
+        return centred, scale.detach(), getattr(norm, "bias", None)
     return x, (weight * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).detach(), None
 
 
@@ -168,14 +190,24 @@ def ratio(act: nn.Module, z: Tensor) -> Tensor:
     name = type(act).__name__
     if name in ("SiLUActivation", "SiLU"):
         return torch.sigmoid(z)
-    if name in ("NewGELUActivation", "GELUTanh", "FastGELUActivation"):
+    if name in ("NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation"):
         return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (z + 0.044715 * z.pow(3))))
     if name in ("GELUActivation", "GELU"):
         return 0.5 * (1.0 + torch.erf(z / math.sqrt(2.0)))
     if name == "QuickGELUActivation":
         return torch.sigmoid(1.702 * z)
+    if name == "ReLUSquaredActivation":
+        return torch.relu(z)
     if name in ("ReLU", "ReLUActivation"):
         return (z > 0).to(z.dtype)
+    if name == "ReLUSquaredActivation":
+        return z * (z > 0)
+    if name == "MishActivation":
+        return torch.tanh(torch.log1p(torch.exp(-z.abs())) + z.clamp(min=0))
+    if name == "LinearActivation":
+        return torch.ones_like(z)
+    if name == "XIELUActivation":
+        return torch.where(z.abs() < 1e-4, torch.full_like(z, float(act.beta)), act(z) / torch.where(z == 0, 1.0, z))
     raise ValueError(f"no rule for the activation {name}")
 
 
@@ -321,7 +353,7 @@ def run(
     def at(layer: int, side: str, original: Forward) -> Forward:
         if side == "input":
             return lambda x: original(tap(layer, x))
-        return lambda x: tap(layer, original(x))
+        return lambda x: tap(layer, original(x)).clone()  # a block may add to it in place
 
     places = neurons(model, basis)
     forwards: dict[nn.Module, Forward] = {
@@ -727,6 +759,8 @@ def _frozen_attention(part: Attention, pattern: Tensor) -> Forward:
         whole = part.value is None
         flat = part.fused(hidden_states)[..., part.columns] if whole else part.value(hidden_states)
         value = flat.unflatten(-1, (-1, part.head_dim))
+        if part.value_norm is not None:
+            value = part.value_norm(value)
         value = value.repeat_interleave(pattern.shape[1] // value.shape[2], dim=2)
         mixed = torch.einsum("bhqk,bkhd->bqhd", pattern.to(value.dtype), value)
         return part.out(mixed.flatten(-2)), None
@@ -775,7 +809,7 @@ def _frozen_run(
 def _is_query_key(model: PreTrainedModel, norm: nn.Module) -> bool:
     """Query and key norms are never reached: the pattern is given."""
     parts = attentions(model)
-    return any(norm is child for part in parts for child in part.module.modules())
+    return any(norm is child and norm is not part.value_norm for part in parts for child in part.module.modules())
 
 
 def nudge(

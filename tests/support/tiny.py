@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,39 @@ FAMILIES: tuple[str, ...] = (
     "phi3",
     "gpt_neox",
     "gpt2",
+    "falcon",
+    "cohere2",
+    "glm",
+    "glm4",
+    "ministral",
+    "ministral3",
+    "nemotron",
+    "exaone4",
+    "seed_oss",
+    "gemma4",
+    "hunyuan_v1_dense",
+    "ernie4_5",
+    "gpt_bigcode",
+    "gptj",
 )
-BIAS_FREE: tuple[str, ...] = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "phi3")
+BIAS_FREE: tuple[str, ...] = (
+    "llama",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "olmo2",
+    "phi3",
+    "cohere2",
+    "ministral",
+    "ministral3",
+    "exaone4",
+    "gemma4",
+    "hunyuan_v1_dense",
+    "ernie4_5",
+)
 """Families without any bias: linear, norm or position embedding."""
-SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family != "gemma2")
+SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj"))
 """Families that support scaled-dot-product attention."""
 
 VOCAB, UNK, BOS, EOS, PAD, FIRST = 101, 0, 1, 2, 3, 4
@@ -63,9 +92,62 @@ def _gemma(n_layers: int, **extra: Any) -> dict[str, Any]:
     }
 
 
+def _layers(n_layers: int, first: str = "sliding_attention") -> list[str]:
+    """Sliding and full attention by turns, the last of them full."""
+    other = {"sliding_attention": "full_attention", "full_attention": "sliding_attention"}
+    return [other[first] if (n_layers - layer) % 2 else first for layer in range(n_layers)]
+
+
+def _gemma4(n_layers: int) -> dict[str, Any]:
+    """Full attention has wider heads, fewer of them for values, and no map for values alone."""
+    return {
+        **_shape(n_layers),
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "sliding_window": 4,
+        "layer_types": _layers(n_layers),
+        "final_logit_softcapping": 2.0,
+        "hidden_size_per_layer_input": 0,
+    }
+
+
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 4,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
+
+MORE: dict[str, Callable[[int], dict[str, Any]]] = {
+    "falcon": lambda n_layers: {"ffn_hidden_size": 48, "bias": True},
+    "cohere2": lambda n_layers: {"sliding_window": 4, "layer_types": _layers(n_layers), "logit_scale": 0.25},
+    "glm": lambda n_layers: {"head_dim": 8},
+    "glm4": lambda n_layers: {"head_dim": 16},
+    "ministral": lambda n_layers: {"head_dim": 16, "sliding_window": 4, "layer_types": _layers(n_layers)},
+    "ministral3": lambda n_layers: {"head_dim": 8, "rope_parameters": MINISTRAL3_ROPE},
+    "nemotron": lambda n_layers: {"partial_rotary_factor": 0.5},
+    "exaone4": lambda n_layers: {"sliding_window": 4, "layer_types": _layers(n_layers)},
+    "seed_oss": lambda n_layers: {"head_dim": 16},
+    "hunyuan_v1_dense": lambda n_layers: {"head_dim": 8},
+    "ernie4_5": lambda n_layers: {"head_dim": 16},
+}
+"""What a family's configuration has beside the sizes, by number of layers."""
+
+
 def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     """The model type and the configuration of a family."""
     shape = _shape(n_layers)
+    if family in MORE:
+        return family, {**shape, **MORE[family](n_layers)}
+    if family == "gemma4":
+        return "gemma4_text", _gemma4(n_layers)
     if family in ("llama", "qwen2", "olmo2"):
         return family, shape
     if family == "mistral":
@@ -81,10 +163,14 @@ def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     if family == "gpt_neox":
         shape.pop("num_key_value_heads")
         return family, {**shape, "rotary_pct": 0.5, "use_parallel_residual": True}
-    if family == "gpt2":
+    if family in ("gpt2", "gpt_bigcode", "gptj"):
         sizes = {"n_embd": 32, "n_inner": 48, "n_layer": n_layers, "n_head": 4, "n_positions": 64}
-        return family, {"vocab_size": VOCAB, **sizes}
+        return family, {"vocab_size": VOCAB, **sizes, **({"rotary_dim": 4} if family == "gptj" else {})}
     raise ValueError(f"unknown family {family!r}")
+
+
+ONE_ABOVE = frozenset({"Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"})
+"""Norms that multiply by 1 + their weight."""
 
 
 def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:
@@ -100,7 +186,7 @@ def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:
             if name == "bias":
                 value = 0.3 * noise * biases
             elif parameter.ndim == 1:
-                value = 0.3 * noise + (0.0 if kind.startswith("Gemma") else 1.0)
+                value = 0.3 * noise + (0.0 if kind in ONE_ABOVE else 1.0)
             elif module is embeddings:
                 small = tied or kind.startswith("Gemma")
                 value = noise * (1.5 * parameter.shape[1] ** -0.5 if small else 1.0)
@@ -112,6 +198,9 @@ def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:
             if not (tied and module is head):
                 parameter.data.copy_(value)
             parameter.requires_grad_(False)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "layer_scalar":
+                buffer.copy_(0.6 + 0.3 * torch.rand(buffer.shape, generator=draw))
 
 
 def tiny(

@@ -100,14 +100,13 @@ def _down(
     by_layer = []
     for layer, block in reversed(list(enumerate(blocks))):
         laid, state = plan.layers[layer], state.to(block.pattern.device)
-        path = laid.mlp_out
-        written = replay.through_norm(module, plan, layer, path, block.scales.get(path), state, True)
+        written = replay.out_of_mlp(module, plan, layer, block.scales.get(laid.mlp_out), state, True)
         to_neurons = written @ replay.matrix(module, plan, layer, (laid.down, "all")).float()
         by_layer.append((to_neurons if basis == "activation" else written).cpu())
         read, path = _through_mlp(module, plan, layer, block, to_neurons, rules), laid.mlp_in
         read = replay.through_norm(module, plan, layer, path, block.scales.get(path), read, True)
-        state = state + read + _attended(module, plan, layer, block, state if plan.parallel else state + read)
-    return torch.stack(by_layer[::-1]), state.cpu()
+        state = state + read + _attended(module, plan, layer, block, state if laid.parallel else state + read)
+    return torch.stack(by_layer[::-1]), plan.embedding_scale * state.cpu()
 
 
 def _through_mlp(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.model.rules import FACTORS
+from tracer.model import rules as linearize
 
 CPU_ROWS, GPU_ROWS = 512, 2**15
 """Positions of all sources that are multiplied at a time: on a CPU, what its cache holds."""
@@ -109,6 +109,11 @@ def part(module: Any, plan: SimpleNamespace, layer: int, path: str) -> Any:
     return module.get_submodule(f"{plan.blocks}.{layer}.{path}")
 
 
+def activation(module: Any, plan: SimpleNamespace, layer: int) -> Any:
+    """The activation module of a block."""
+    return part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
+
+
 def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor:
     """A linear map of a block [out, in], in the model's own dtype, without a copy where possible."""
     path, which = weight
@@ -118,11 +123,13 @@ def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]
         return whole[: len(whole) // 2]
     if which == "last half":
         return whole[len(whole) // 2 :]
+    if which == "all":
+        return whole
+    n_values = plan.layers[layer].n_values
+    head = len(whole) // (plan.n_heads + 2 * n_values)
     if which == "values":
-        return whole[-plan.value_width :]
-    if which == "values per head":
-        return whole.view(plan.n_heads, 3, -1, whole.shape[1])[:, 2].reshape(-1, whole.shape[1])
-    return whole
+        return whole[-n_values * head :]
+    return whole.view(n_values, -1, head, whole.shape[1])[:, -1].reshape(-1, whole.shape[1])
 
 
 def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
@@ -162,9 +169,18 @@ def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor
     return (state - state.mean(-1, keepdim=True)) * factor
 
 
+def out_of_mlp(
+    module: Any, plan: SimpleNamespace, layer: int, scale: Tensor | None, state: Tensor, transposed: bool = False
+) -> Tensor:
+    """What an MLP gives [row, d_model] as it enters the residual stream: through the norm behind it, if there is one,
+    and times the constant of the family's branches."""
+    through = through_norm(module, plan, layer, plan.layers[layer].mlp_out, scale, state, transposed)
+    return through if plan.branch_scale == 1 else plan.branch_scale * through
+
+
 def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, Tensor]:
-    """The maps of a block's attention, its norms' gains folded in, float32: into the values [value, d_model], and out
-    of the mixed heads [d_model, head and coordinate]."""
+    """The maps of a block's attention, its norms' gains and the constant of the family's branches folded in, float32:
+    into the values [value, d_model], and out of the mixed heads [d_model, head and coordinate]."""
     laid = plan.layers[layer]
     value, output = matrix(module, plan, layer, laid.value).float(), matrix(module, plan, layer, laid.output).float()
     if laid.attention_in is not None:
@@ -175,7 +191,7 @@ def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, T
         if kind_of(plan, layer, laid.attention_out) == "layer_norm":
             output = output - output.mean(0, keepdim=True)
         output = output * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_out}").to(output.device)[:, None]
-    return value, output
+    return value, output if plan.branch_scale == 1 else plan.branch_scale * output
 
 
 def mixing(plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> Tensor:
@@ -216,7 +232,7 @@ def ends(
 ) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
     """Sources and targets as layers, positions and vectors, and the targets' values. Behind the neurons and embeddings,
     the sources are how far embeddings are from their baseline, where they are (`differing`)."""
-    neurons, embedding, bases = prompt.neurons, prompt.frozen.embedding, prompt.baselines
+    neurons, bases, embedding = prompt.neurons, prompt.baselines, plan.embedding_scale * prompt.frozen.embedding
     device, length = embedding.device, len(embedding)
     values = torch.zeros(len(neurons), device=device)
     written, read = torch.zeros(2, len(neurons), plan.d_model, device=device)
@@ -228,7 +244,7 @@ def ends(
             written[mine], read[mine] = (end.to(device) for end in both)
     differing, away = torch.zeros(0, dtype=torch.long), torch.zeros(0, plan.d_model, device=device)
     if bases is not None:
-        away = embedding - bases[1].to(device)
+        away = embedding - plan.embedding_scale * bases[1].to(device)
         differing = away.any(-1).nonzero()[:, 0].cpu()
         away = away[differing]
     rows, logits = logit_rows(module, plan, prompt)
@@ -277,7 +293,7 @@ def vectors(
     reads = into(laid.up_part, of_up) if of_gate is None else into(laid.gate_part, of_gate) + into(laid.up_part, of_up)
     scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}
     return (
-        through_norm(module, plan, layer, laid.mlp_out, scales.get(laid.mlp_out), writes, False),
+        out_of_mlp(module, plan, layer, scales.get(laid.mlp_out), writes),
         through_norm(module, plan, layer, laid.mlp_in, scales.get(laid.mlp_in), reads, True),
     )
 
@@ -288,8 +304,7 @@ def coefficients(
     """What neurons multiply what they read by the maps of gate and up by, of these inputs of the activation and values
     of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
     nothing."""
-    act = part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](gate)
+    factor = linearize.factor(activation(module, plan, layer), gate)
     if up is None:
         return None, factor
     return (None, gate * factor) if linear_gate else (0.5 * up * factor, 0.5 * gate * factor)
@@ -347,7 +362,7 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
         run.state = torch.zeros(len(run.rows), len(positions), plan.d_model, device=run.walk.found.device)
         run.moving = run.active = int(run.everything)
         if run.everything:
-            run.state[0] = run.walk.prompt.frozen.embedding[: len(positions)]
+            run.state[0] = plan.embedding_scale * run.walk.prompt.frozen.embedding[: len(positions)]
         enter(run, -1)
     for layer in range(max((run.walk.top for run in going), default=0)):
         maps, mixed = attention(module, plan, layer), dict[int, Tensor]()
@@ -368,11 +383,12 @@ def climb(
     """Take a run through one block; its targets read what its attention leaves or, where attention and MLP are
     parallel, what it finds."""
     run.state = run.state.to(maps[0].device)
-    if plan.parallel:
+    parallel = plan.layers[layer].parallel
+    if parallel:
         let_read(run, layer)
     if run.active:
         attend(run, mixed, maps, last=layer == run.walk.top - 1)
-    if not plan.parallel:
+    if not parallel:
         let_read(run, layer)
     if run.everything:
         run.state[0] += written(module, plan, layer, run.walk.prompt)[list(run.at)]
@@ -382,10 +398,10 @@ def climb(
 def written(module: Any, plan: SimpleNamespace, layer: int, prompt: SimpleNamespace) -> Tensor:
     """What all nodes of a layer write into the residual stream together, kept or not [pos, d_model]: in the basis
     ``activation`` without the down projection's bias, which belongs to no neuron."""
-    block, path = prompt.frozen.blocks[layer], plan.layers[layer].mlp_out
-    bias = getattr(part(module, plan, layer, plan.layers[layer].down), "bias", None)
+    block, laid = prompt.frozen.blocks[layer], plan.layers[layer]
+    bias = getattr(part(module, plan, layer, laid.down), "bias", None)
     output = block.output if prompt.basis == "output" or bias is None else block.output - bias.detach().float()
-    return through_norm(module, plan, layer, path, block.scales.get(path), output, False)
+    return out_of_mlp(module, plan, layer, block.scales.get(laid.mlp_out), output)
 
 
 def enter(run: SimpleNamespace, layer: int) -> None:

@@ -79,8 +79,7 @@ def risen(plan: SimpleNamespace, walk: SimpleNamespace, max_bytes: int) -> Itera
     """A prompt's sources in runs that fit: the embeddings that differ from their baselines, each a stream over the
     positions that it reaches."""
     vectors, bases = walk.prompt.frozen.embedding.float(), walk.prompt.baselines
-    if bases is not None:
-        vectors = vectors - bases[1].to(vectors.device)
+    vectors = plan.embedding_scale * (vectors if bases is None else vectors - bases[1].to(vectors.device))
     sources = vectors.any(-1).nonzero()[:, 0].cpu()
     sources = sources[sources < walk.reach]
     while len(sources):
@@ -269,10 +268,10 @@ def rise(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
         state, shared = group.state.to(value.device), output.shape[1] // value.shape[0]
         flow = flowed(plan, layer, group, left, state @ value.T, shared, back=False) @ output.T
         left.state = state if left is group else state[left.of]
-        if not plan.parallel:
+        if not plan.layers[layer].parallel:
             left.state += flow
         through_mlp(module, plan, layer, left, layer == last)
-        if plan.parallel:
+        if plan.layers[layer].parallel:
             left.state += flow
         group = left
 
@@ -311,7 +310,7 @@ def through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: SimpleNam
         written = neuron @ down.T
         if not inside:
             values[mine] = written[where]
-        state += replay.through_norm(module, plan, layer, laid.mlp_out, behind, written, False)
+        state += replay.out_of_mlp(module, plan, layer, behind, written)
     keep(found, values, "inputs")
 
 
@@ -338,7 +337,7 @@ def sink(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
         state = back_through_mlp(module, plan, layer, live, layer == bottom)
         if layer == bottom:
             return
-        heads = (live.state if plan.parallel else state) @ output
+        heads = (live.state if plan.layers[layer].parallel else state) @ output
         shared = output.shape[1] // value.shape[0]
         flow = flowed(plan, layer, live, group, heads, shared, back=True) @ value
         flow[slice(None) if live is group else live.of] += state
@@ -356,7 +355,7 @@ def back_through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: Simp
     for part, mine in pieces(group, rows, len(up)):
         at = group.at[part]
         before, behind = (None if scale is None else scale[at] for scale in scales)
-        written = replay.through_norm(module, plan, layer, laid.mlp_out, behind, group.state[part], True)
+        written = replay.out_of_mlp(module, plan, layer, behind, group.state[part], True)
         neuron = written @ down
         values[mine] = (neuron if inside else written)[rows[mine] - part.start, neurons[mine]]
         if last:

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from tracer.errors import ModelError, first_line
-from tracer.model.rules import FACTORS
+from tracer.model.rules import ACTIVATIONS
 
 
 class Step(NamedTuple):
     """One module of a block: its kind (a key of `rules.RULE_OF`, or ``neurons`` for the down projection, whose
-    input holds them) and its path from the block."""
+    input holds them) and its path from the block; a path that ends in ``.*`` is every module of that list."""
 
     kind: str
     path: str
@@ -31,7 +31,8 @@ class Weight(NamedTuple):
     """A linear map of a block: the path of its module, and which of the module's outputs are meant.
 
     `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v), or
-    ``values per head`` (q|k|v interleaved head by head).
+    ``values per head`` (q|k|v head by head: for each head of keys and values, the queries that share it, the key, the
+    value).
     """
 
     path: str
@@ -46,6 +47,10 @@ class Wiring:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
         value, output: the maps into and out of the attention pattern.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one.
+        parallel: whether attention and MLP both read the block's input; or the option that says so.
+        value_norm: path of a norm without weights that values go through, head by head; None: no norm.
+        scalar: a number of the block, by which it multiplies the residual stream that leaves it; None: by none.
+        in_place: whether the block adds to what its MLP gives in place, so that a copy has to go on.
     """
 
     attention_in: str | None
@@ -56,6 +61,16 @@ class Wiring:
     output: Weight
     gate: Weight | None
     up: Weight
+    parallel: bool | str = False
+    value_norm: str | None = None
+    scalar: str | None = None
+    in_place: bool = False
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Paths of the norms before and after each branch, each once."""
+        given = (self.attention_in, self.attention_out, self.mlp_in, self.mlp_out)
+        return tuple(dict.fromkeys(path for path in given if path is not None))
 
 
 @dataclass(frozen=True)
@@ -85,7 +100,7 @@ class Layout:
     @property
     def parts(self) -> tuple[str, ...]:
         """Paths in a block of every module that is named."""
-        return (*dict.fromkeys(step.path for step in self.steps), *sorted(self.maps))
+        return (*dict.fromkeys(step.path.removesuffix(".*") for step in self.steps), *sorted(self.maps))
 
     def path(self, kind: str) -> str:
         """Path in a block of the one step of this kind."""
@@ -95,6 +110,52 @@ class Layout:
         """Path of the first named module that a block lacks."""
         inside = {path for path, _ in block.named_modules(remove_duplicate=False)}
         return next((path for path in self.parts if path not in inside), None)
+
+    def spelled(self, block: nn.Module) -> Layout:
+        """The layout with a step for each module of a list in a block, in the place of the list's."""
+        steps = list[Step]()
+        for step in self.steps:
+            path = step.path.removesuffix(".*")
+            names = (
+                [path]
+                if path == step.path
+                else [f"{path}.{name}" for name, _ in block.get_submodule(path).named_children()]
+            )
+            steps += [Step(step.kind, name) for name in names]
+        return replace(self, steps=tuple(steps))
+
+
+class Scales(NamedTuple):
+    """Constants that a family multiplies by, each as the option of its configuration that has it.
+
+    Attributes:
+        embedding: of what the embedding gives, before the first block.
+        branch: of what attention and MLP each write into the residual stream.
+        logits: of what the head gives. divided: the same, if the option divides.
+    """
+
+    embedding: str | None = None
+    branch: str | None = None
+    logits: str | None = None
+    divided: str | None = None
+
+    def of(self, config: Any) -> tuple[float, float, float]:
+        """The constants of a model: of its embedding, its branches and its logits."""
+        embedding, branch, logits, divided = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        return embedding, branch, logits / divided
+
+
+NO_SCALES = Scales()
+
+
+class Refused(NamedTuple):
+    """An option of a family that, where it is set, computes what no step describes: why, and what to do instead; and
+    the values of it that leave it unset."""
+
+    option: str
+    rule: str
+    step: str
+    unset: tuple[Any, ...] = (None, False)
 
 
 @dataclass(frozen=True)
@@ -107,6 +168,8 @@ class Family:
         final_norm: the norm before the head.
         layouts: the kinds of blocks; a block is of the first whose modules it has (`laid_out`).
         norm_offset: added to a norm's weight (Gemma: 1).
+        scales: constants that are no module.
+        refused: options that may not be set.
     """
 
     name: str
@@ -116,6 +179,8 @@ class Family:
     layouts: tuple[Layout, ...]
     head: str = "lm_head"
     norm_offset: float = 0.0
+    scales: Scales = NO_SCALES
+    refused: tuple[Refused, ...] = ()
 
     def laid_out(self, module: nn.Module) -> tuple[Layout, ...]:
         """The layout of each of a model's blocks.
@@ -128,8 +193,25 @@ class Family:
             layout = next((one for one in self.layouts if one.missing(block) is None), None)
             if layout is None:
                 raise _lacks(module, self, f"{self.blocks}.{number}.{self.layouts[0].missing(block)}")
-            found.append(layout)
+            found.append(layout.spelled(block))
         return tuple(found)
+
+
+def inputs_of(part: Any) -> int:
+    """How many numbers a linear map takes."""
+    return int(getattr(part, "in_features", None) or part.weight.shape[0])
+
+
+def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
+    """Heads of values in a block, by the widths of its maps: configurations call them by many names.
+
+    Args:
+        n_heads: of queries.
+    """
+    value = block.get_submodule(layout.wiring.value.path)
+    size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
+    count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
+    return count if layout.wiring.value.part == "all" else (count - n_heads) // 2
 
 
 def _blocks(module: nn.Module, path: str) -> list[nn.Module]:
@@ -145,8 +227,8 @@ def _lacks(module: nn.Module, family: Family, path: str) -> ModelError:
     )
 
 
-def _llama_like(name: str, *layouts: Layout, **more: Any) -> Family:
-    return Family(name, "model.embed_tokens", "model.layers", Step("rms_norm", "model.norm"), layouts, **more)
+def _llama_like(name: str, *layouts: Layout, final: str = "rms_norm", **more: Any) -> Family:
+    return Family(name, "model.embed_tokens", "model.layers", Step(final, "model.norm"), layouts, **more)
 
 
 ATTENTION = Step("attention", "self_attn")
@@ -179,14 +261,85 @@ AROUND = replace(
     mlp_out="post_feedforward_layernorm",
 )
 BEHIND = replace(AROUND, attention_in=None, mlp_in=None)
-FUSED_WIRING = replace(
-    SEPARATE,
-    value=Weight("self_attn.qkv_proj", "values"),
-    gate=Weight("mlp.gate_up_proj", "first half"),
-    up=Weight("mlp.gate_up_proj", "last half"),
-)
+HALVES = {"gate": Weight("mlp.gate_up_proj", "first half"), "up": Weight("mlp.gate_up_proj", "last half")}
+FUSED_WIRING = replace(SEPARATE, value=Weight("self_attn.qkv_proj", "values"), **HALVES)
+
+PLAIN_UNGATED = replace(SEPARATE, gate=None)
+ABREAST = replace(SEPARATE, mlp_in="input_layernorm", parallel=True)
+
+CENTRED_BEFORE_ATTENTION = Step("layer_norm", "input_layernorm")
+CENTRED_AFTER_ATTENTION = Step("layer_norm", "post_attention_layernorm")
+CENTRED_QK_NORMS = (Step("layer_norm", "self_attn.q_norm"), Step("layer_norm", "self_attn.k_norm"))
+PHI_QK_NORMS = (Step("layer_norm", "self_attn.q_layernorm"), Step("layer_norm", "self_attn.k_layernorm"))
+STABLE_QK_NORMS = tuple(Step(kind, f"{path}.norms.*") for kind, path in PHI_QK_NORMS)
+UNGATED = (Step("activation", "mlp.act_fn"), Step("neurons", "mlp.down_proj"))
 
 PLAIN = Layout(PRE_NORM, SEPARATE)
+QK_NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+POST_NORM = Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)
+GLM = Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), replace(SEPARATE, **HALVES))
+BEHIND_ATTENTION, BEHIND_MLP = "post_self_attn_layernorm", "post_mlp_layernorm"
+GLM4 = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        Step("rms_norm", BEHIND_ATTENTION),
+        AFTER_ATTENTION,
+        *FUSED,
+        Step("rms_norm", BEHIND_MLP),
+    ),
+    replace(GLM.wiring, attention_out=BEHIND_ATTENTION, mlp_out=BEHIND_MLP),
+)
+NEMOTRON = Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, CENTRED_AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)
+HUNYUAN = Layout(
+    (
+        BEFORE_ATTENTION,
+        Step("rms_norm", "self_attn.query_layernorm"),
+        Step("rms_norm", "self_attn.key_layernorm"),
+        ATTENTION,
+        AFTER_ATTENTION,
+        *GATED,
+    ),
+    SEPARATE,
+)
+
+AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
+GEMMA4 = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH)
+
+GPT2 = Layout(
+    (
+        Step("layer_norm", "ln_1"),
+        Step("attention", "attn"),
+        Step("layer_norm", "ln_2"),
+        Step("activation", "mlp.act"),
+        Step("neurons", "mlp.c_proj"),
+    ),
+    Wiring(
+        attention_in="ln_1",
+        attention_out=None,
+        mlp_in="ln_2",
+        mlp_out=None,
+        value=Weight("attn.c_attn", "values"),
+        output=Weight("attn.c_proj"),
+        gate=None,
+        up=Weight("mlp.c_fc"),
+    ),
+)
+NO_CROSS_ATTENTION = Refused("add_cross_attention", "no rule covers cross-attention", "use a decoder-only model")
+WITHOUT = "use a model without it"
+FALCON = Wiring(
+    attention_in="input_layernorm",
+    attention_out=None,
+    mlp_in="post_attention_layernorm",
+    mlp_out=None,
+    value=Weight("self_attention.query_key_value", "values per head"),
+    output=Weight("self_attention.dense"),
+    gate=None,
+    up=Weight("mlp.dense_h_to_4h"),
+)
+FALCON_ATTENTION = Step("attention", "self_attention")
+FALCON_MLP = (Step("activation", "mlp.act"), Step("neurons", "mlp.dense_4h_to_h"))
+FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_place=True)
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -194,10 +347,10 @@ FAMILIES: dict[str, Family] = {
         _llama_like("llama", PLAIN),
         _llama_like("mistral", PLAIN),
         _llama_like("qwen2", PLAIN),
-        _llama_like("qwen3", Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)),
+        _llama_like("qwen3", QK_NORMED),
         _llama_like("gemma2", Layout((BEFORE_ATTENTION, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
-        _llama_like("olmo2", Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)),
+        _llama_like("olmo2", POST_NORM),
         _llama_like("phi3", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING)),
         Family(
             "gpt_neox",
@@ -222,6 +375,7 @@ FAMILIES: dict[str, Family] = {
                         output=Weight("attention.dense"),
                         gate=None,
                         up=Weight("mlp.dense_h_to_4h"),
+                        parallel="use_parallel_residual",
                     ),
                 ),
             ),
@@ -231,26 +385,205 @@ FAMILIES: dict[str, Family] = {
             "transformer.wte",
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
+            (GPT2,),
+        ),
+        Family(
+            "falcon",
+            "transformer.word_embeddings",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (
+                Layout(
+                    (Step("layer_norm", "ln_attn"), Step("layer_norm", "ln_mlp"), FALCON_ATTENTION, *FALCON_MLP),
+                    replace(FALCON_PARALLEL, attention_in="ln_attn", mlp_in="ln_mlp"),
+                ),
+                Layout(
+                    (
+                        Step("layer_norm", "input_layernorm"),
+                        FALCON_ATTENTION,
+                        Step("layer_norm", "post_attention_layernorm"),
+                        *FALCON_MLP,
+                    ),
+                    FALCON,
+                ),
+                Layout((Step("layer_norm", "input_layernorm"), FALCON_ATTENTION, *FALCON_MLP), FALCON_PARALLEL),
+            ),
+        ),
+        _llama_like(
+            "cohere2",
+            Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, *GATED), ABREAST),
+            final="layer_norm",
+            scales=Scales(logits="logit_scale"),
+        ),
+        _llama_like("glm", GLM),
+        _llama_like("glm4", GLM4),
+        _llama_like("ministral", PLAIN),
+        _llama_like("ministral3", PLAIN),
+        _llama_like(
+            "nemotron",
+            NEMOTRON,
+            norm_offset=1.0,
+            final="layer_norm",
+            refused=(
+                Refused(
+                    "is_causal",
+                    "reaches its masks but not its attention, so that numbers depend on the padding",
+                    "use one with causal attention",
+                    (None, True),
+                ),
+            ),
+        ),
+        _llama_like("exaone4", POST_NORM),
+        _llama_like("seed_oss", PLAIN),
+        _llama_like("hunyuan_v1_dense", HUNYUAN),
+        _llama_like("ernie4_5", PLAIN),
+        _llama_like(
+            "gemma4_text",
+            Layout(GEMMA4, AROUND_VALUES),
+            Layout(GEMMA4, replace(AROUND_VALUES, value=Weight("self_attn.k_proj"))),
+            refused=(
+                Refused(
+                    "hidden_size_per_layer_input",
+                    "each block reads embeddings of its own, which no rule covers",
+                    WITHOUT,
+                ),
+                Refused(
+                    "num_kv_shared_layers",
+                    "blocks attend to an earlier block's values, which no rule covers",
+                    WITHOUT,
+                ),
+                Refused("enable_moe_block", "a block's experts run beside its MLP, which no rule covers", WITHOUT),
+            ),
+        ),
+        Family(
+            "gpt_bigcode",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (replace(GPT2, wiring=replace(GPT2.wiring, value=Weight("attn.c_attn", "values per head"))),),
+            refused=(NO_CROSS_ATTENTION,),
+        ),
+        Family(
+            "gptj",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
             (
                 Layout(
                     (
                         Step("layer_norm", "ln_1"),
                         Step("attention", "attn"),
-                        Step("layer_norm", "ln_2"),
                         Step("activation", "mlp.act"),
-                        Step("neurons", "mlp.c_proj"),
+                        Step("neurons", "mlp.fc_out"),
                     ),
                     Wiring(
                         attention_in="ln_1",
                         attention_out=None,
-                        mlp_in="ln_2",
+                        mlp_in="ln_1",
                         mlp_out=None,
-                        value=Weight("attn.c_attn", "values"),
-                        output=Weight("attn.c_proj"),
+                        value=Weight("attn.v_proj"),
+                        output=Weight("attn.out_proj"),
                         gate=None,
-                        up=Weight("mlp.c_fc"),
+                        up=Weight("mlp.fc_in"),
+                        parallel=True,
                     ),
                 ),
+            ),
+            refused=(
+                NO_CROSS_ATTENTION,
+                Refused(
+                    "reorder_and_upcast_attn",
+                    "its attention bypasses the attention interface, so the pattern cannot be frozen",
+                    "load it with that option off",
+                ),
+            ),
+        ),
+        _llama_like("smollm3", PLAIN),
+        _llama_like(
+            "olmo",
+            Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, CENTRED_AFTER_ATTENTION, *GATED), SEPARATE),
+            final="layer_norm",
+            refused=(
+                Refused(
+                    "clip_qkv",
+                    "clips the values that attention carries, for which there is no rule",
+                    "use a checkpoint without it, like the first OLMo 1B and 7B",
+                ),
+            ),
+        ),
+        _llama_like("olmo3", POST_NORM),
+        _llama_like("gemma", PLAIN, norm_offset=1.0),
+        _llama_like(
+            "granite", PLAIN, scales=Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
+        ),
+        _llama_like("helium", PLAIN),
+        _llama_like("arcee", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)),
+        _llama_like(
+            "apertus",
+            Layout(
+                (
+                    Step("rms_norm", "attention_layernorm"),
+                    *QK_NORMS,
+                    ATTENTION,
+                    Step("rms_norm", "feedforward_layernorm"),
+                    *UNGATED,
+                ),
+                replace(PLAIN_UNGATED, attention_in="attention_layernorm", mlp_in="feedforward_layernorm"),
+            ),
+        ),
+        Family(
+            "starcoder2",
+            "model.embed_tokens",
+            "model.layers",
+            Step("layer_norm", "model.norm"),
+            (
+                Layout(
+                    (
+                        CENTRED_BEFORE_ATTENTION,
+                        ATTENTION,
+                        CENTRED_AFTER_ATTENTION,
+                        Step("activation", "mlp.act"),
+                        Step("neurons", "mlp.c_proj"),
+                    ),
+                    replace(SEPARATE, gate=None, up=Weight("mlp.c_fc")),
+                ),
+            ),
+        ),
+        _llama_like(
+            "stablelm",
+            *(
+                Layout((CENTRED_BEFORE_ATTENTION, *norms, ATTENTION, *after, *GATED), wiring)
+                for norms in (STABLE_QK_NORMS, ())
+                for after, wiring in (((CENTRED_AFTER_ATTENTION,), SEPARATE), ((), ABREAST))
+            ),
+            final="layer_norm",
+        ),
+        _llama_like(
+            "cohere",
+            *(
+                Layout((CENTRED_BEFORE_ATTENTION, *norms, ATTENTION, *GATED), ABREAST)
+                for norms in (CENTRED_QK_NORMS, ())
+            ),
+            final="layer_norm",
+            scales=Scales(logits="logit_scale"),
+        ),
+        Family(
+            "phi",
+            "model.embed_tokens",
+            "model.layers",
+            Step("layer_norm", "model.final_layernorm"),
+            tuple(
+                Layout(
+                    (
+                        CENTRED_BEFORE_ATTENTION,
+                        *norms,
+                        ATTENTION,
+                        Step("activation", "mlp.activation_fn"),
+                        Step("neurons", "mlp.fc2"),
+                    ),
+                    replace(ABREAST, output=Weight("self_attn.dense"), gate=None, up=Weight("mlp.fc1")),
+                )
+                for norms in (PHI_QK_NORMS, ())
             ),
         ),
     )
@@ -260,13 +593,19 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}
 """Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
 
 # Module classes that are linear, or that do nothing in evaluation mode.
-LINEAR: set[str] = set(
-    "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
-    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
+LINEAR = frozenset(
+    "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
-    "rms_norm": frozenset(f"{name}RMSNorm" for name in "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3".split()),
-    "layer_norm": frozenset({"LayerNorm"}),
+    "rms_norm": frozenset(
+        f"{name}RMSNorm"
+        for name in (
+            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4"
+        ).split()
+    ),
+    "layer_norm": frozenset("LayerNorm OlmoLayerNorm CohereLayerNorm Cohere2LayerNorm NemotronLayerNorm1P".split()),
 }
 ROTARY = "RotaryEmbedding"
 GROUP = "neuron_tracer.families"
@@ -292,8 +631,8 @@ def family_of(module: nn.Module, config: Any) -> Family:
             "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
             "and the rule of each new module to tracer/model/rules.py",
         )
-    _check_config(config)
     family = FAMILIES[kind]
+    _check_config(family, config)
     _check_parts(family, module)
     layouts = family.laid_out(module)
     _check_causal(family, layouts, module, config)
@@ -366,7 +705,7 @@ def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Mo
         return
     steps = (family.final_norm,) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
-    if any(name in NORM_CLASSES.get(kind, FACTORS if kind == "activation" else ()) for kind in kinds):
+    if any(name in NORM_CLASSES.get(kind, ACTIVATIONS if kind == "activation" else ()) for kind in kinds):
         return
     where = "FACTORS in tracer/model/rules.py" if "activation" in kinds else "tracer/model/rules.py, and a Step for it"
     raise ModelError(
@@ -376,16 +715,12 @@ def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Mo
     )
 
 
-def _check_config(config: Any) -> None:
-    """Refuse the options of supported families whose computation no step describes."""
-    if getattr(config, "add_cross_attention", False):
-        raise ModelError("add_cross_attention=True", "no rule covers cross-attention", "use a decoder-only model")
-    if getattr(config, "reorder_and_upcast_attn", False):
-        raise ModelError(
-            "reorder_and_upcast_attn=True",
-            "its attention bypasses the attention interface, so the pattern cannot be frozen",
-            "load it with that option off",
-        )
+def _check_config(family: Family, config: Any) -> None:
+    """Refuse the options of a family whose computation no step describes."""
+    for option, rule, step, unset in family.refused:
+        given = getattr(config, option, None)
+        if given not in unset:
+            raise ModelError(f"{option}={given!r}", rule, step)
 
 
 def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, config: Any) -> None:
@@ -406,5 +741,5 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
 def _first_uncovered(module: nn.Module) -> tuple[str, str]:
     """Path and class of the first leaf module that is neither linear nor known: the likeliest to need a rule."""
     leaves = [(path, type(part).__name__) for path, part in module.named_modules() if not any(part.children())]
-    known = LINEAR | frozenset(FACTORS) | {"LayerNorm"}
+    known = LINEAR | ACTIVATIONS | {"LayerNorm"}
     return next((leaf for leaf in leaves if leaf[1] not in known and ROTARY not in leaf[1]), leaves[0])

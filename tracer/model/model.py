@@ -27,7 +27,7 @@ from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, Layout, family_of, looks_ahead
+from tracer.model.families import Family, Layout, family_of, inputs_of, looks_ahead, value_heads
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -147,25 +147,27 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
+        embedding, branch, logits = self.family.scales.of(self.config)
         return SimpleNamespace(
             embedding=self.family.embedding,
             blocks=self.family.blocks,
             final_norm=tuple(self.family.final_norm),
             head=self.family.head,
             norm_offset=self.family.norm_offset,
-            layers=[self._planned(layout) for layout in self.layouts],
+            layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
-            value_width=self.value_width,
-            parallel=self.parallel,
+            embedding_scale=embedding,
+            branch_scale=branch,
+            logit_scale=logits,
             soft_cap=self.soft_cap,
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
         )
 
-    def _planned(self, layout: Layout) -> SimpleNamespace:
+    def _planned(self, layer: int, layout: Layout) -> SimpleNamespace:
         """Where the parts of a block are."""
-        wiring = layout.wiring
+        wiring, block = layout.wiring, self.module.get_submodule(f"{self.family.blocks}.{layer}")
         return SimpleNamespace(
             steps=tuple(tuple(step) for step in layout.steps),
             gate=None if wiring.gate is None else wiring.gate.path,
@@ -179,7 +181,17 @@ class Model:
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
+            parallel=self._parallel(layout),
+            value_norm=wiring.value_norm,
+            scalar=wiring.scalar,
+            in_place=wiring.in_place,
+            n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
+
+    def _parallel(self, layout: Layout) -> bool:
+        """Whether attention and MLP of a block both read its input."""
+        given = layout.wiring.parallel
+        return bool(getattr(self.config, given)) if isinstance(given, str) else given
 
     @cached_property
     def layouts(self) -> tuple[Layout, ...]:
@@ -197,8 +209,7 @@ class Model:
     @cached_property
     def d_mlp(self) -> int:
         """Neurons of a layer: the input width of the down projection."""
-        down = self.part(0, self.layouts[0].down)
-        return int(getattr(down, "in_features", None) or down.weight.shape[0])
+        return inputs_of(self.part(0, self.layouts[0].down))
 
     def n_neurons(self, basis: str = "activation") -> int:
         """Nodes of a layer at one position: d_mlp, or d_model in the basis ``output``."""
@@ -210,25 +221,8 @@ class Model:
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP of a block both read the block's input."""
-        return bool(getattr(self.config, "use_parallel_residual", False))
-
-    @property
-    def head_size(self) -> int:
-        """Coordinates of one attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.d_model // self.config.num_attention_heads)
-
-    @property
-    def attention_width(self) -> int:
-        """Coordinates of all heads together."""
-        return self.head_size * int(self.config.num_attention_heads)
-
-    @property
-    def value_width(self) -> int:
-        """Coordinates of all value heads together."""
-        return self.head_size * int(
-            getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        )
+        """Whether attention and MLP of every block both read the block's input."""
+        return all(self._parallel(layout) for layout in self.layouts)
 
     @property
     def weights_readable(self) -> bool:

@@ -68,7 +68,7 @@ def register_family(
     for kind, name in classes:
         families.NORM_CLASSES[kind] |= {name}
     rules.FACTORS.update(factors)
-    families.LINEAR.update(maps)
+    families.LINEAR |= maps
     return FAMILIES.setdefault(family.name, family)
 
 

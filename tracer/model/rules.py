@@ -8,6 +8,7 @@ model/families.py.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +18,10 @@ from torch import Tensor
 
 KERNEL = "attention_interface_"
 """What the operations are called that choose and run the attention kernel."""
+DOT_PRODUCT, SOFTMAX = "scaled_dot_product_attention", "softmax"
+"""What is in the names of the operations of an attention that calls PyTorch's kernel itself, or that is written out."""
+INNER = "self__attn_"
+"""What the operation is called that is such an attention, in one that calls it."""
 SQRT_2 = math.sqrt(2.0)
 SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
@@ -62,9 +67,13 @@ def rms_norm(norm: Any) -> None:
 
 
 def layer_norm(norm: Any) -> None:
-    """Rule 1: the centring stays linear, the standard deviation is a constant, the bias carries nothing."""
-    call = norm.source.F_layer_norm_0
-    (x, _, weight, bias, eps), _ = call.inputs
+    """Rule 1: the centring stays linear, the standard deviation is a constant, the bias carries nothing. A module that
+    computes it step by step has its reciprocal to hold, as an RMSNorm has."""
+    call = _whole_norm(norm)
+    if call is None:
+        rms_norm(norm)
+        return
+    x, weight, bias, eps = _given(call)
     centred = x.float() - x.float().mean(-1, keepdim=True)
     scale = (centred.pow(2).mean(-1, keepdim=True) + eps).rsqrt().detach()
     linear = centred * scale if weight is None else centred * scale * weight.float()
@@ -74,18 +83,22 @@ def layer_norm(norm: Any) -> None:
 def attention(attn: Any) -> None:
     """Rule 2: the pattern is a constant; only values and the output projection carry gradient.
 
-    Detaching what enters the attention function freezes the pattern of any kernel, masks and soft-caps included.
+    Detaching what enters the attention function freezes the pattern of any kernel, masks and soft-caps included. An
+    attention that is written out has its softmax to hold.
     """
-    call = attention_call(attn)
-    (module, query, key, *rest), named = call.inputs
-    call.inputs = ((module, query.detach(), key.detach(), *rest), named)
+    name, call = attention_call(attn)
+    if SOFTMAX in name:
+        call.output = call.output.detach()
+        return
+    given, named = call.inputs
+    at = 1 if name.startswith(KERNEL) else 0  # behind the module
+    call.inputs = ((*given[:at], given[at].detach(), given[at + 1].detach(), *given[at + 2 :]), named)
 
 
 def activation(act: Any) -> None:
     """Rule 3: ``act(z)`` becomes ``z`` times the constant ``act(z) / z``, with its limit at 0."""
-    factor = FACTORS[type(act._module).__name__]
     z = act.input
-    act.output = straight(act.output, z * factor(z.detach().float()).to(z.dtype))
+    act.output = straight(act.output, z * factor(act._module, z.detach().float()).to(z.dtype))
 
 
 def product(down: Any) -> None:
@@ -134,15 +147,26 @@ def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -
                 _ = block.get(path).source
 
 
-def attention_call(attn: Any) -> Any:
-    """The operation that runs the attention kernel: found by name, since its number differs between versions."""
-    names = [name for name in attn.source.names if name.startswith(KERNEL)]
-    return getattr(attn.source, names[-1])
+def attention_call(attn: Any) -> tuple[str, Any]:
+    """The operation that runs the attention kernel, or the softmax of one that is written out: found by name, since its
+    number differs between versions. An attention that has both for scores with and without ALiBi has the latter
+    first."""
+    source, config = attn.source, attn._module.config
+    if inner := [name for name in source.names if name.startswith(INNER)]:
+        source = getattr(source, inner[0]).source
+    names = source.names
+    kernels = [name for name in names if name.startswith(KERNEL)]
+    if kernels:
+        return kernels[-1], getattr(source, kernels[-1])
+    own = [name for name in names if DOT_PRODUCT in name] if config._attn_implementation == "sdpa" else []
+    own = own or [name for name in names if SOFTMAX in name]
+    chosen = own[-1 if getattr(config, "alibi", False) else 0]
+    return chosen, getattr(source, chosen)
 
 
 def kernel(attn: Any) -> Any:
-    """The function that runs the attention kernel, read before its inputs are."""
-    return next(getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL))
+    """The function that runs the attention kernel, read before its inputs are; None where a model has its own."""
+    return next((getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL)), None)
 
 
 def pattern(attn: Any, function: Any) -> Tensor:
@@ -153,7 +177,12 @@ def pattern(attn: Any, function: Any) -> Tensor:
     Args:
         function: the attention's `kernel`.
     """
-    call = attention_call(attn)
+    name, call = attention_call(attn)
+    if SOFTMAX in name:
+        return call.output.detach()
+    if function is None:
+        (query, key, _), named = call.inputs
+        return _scaled_dot_product(attn._module, query.detach(), key.detach(), named["attn_mask"], **named)
     (module, query, key, value, *rest), named = call.inputs
     given = call.output[1]
     if given is not None:
@@ -193,24 +222,84 @@ def scale(kind: str, norm: Any) -> Tensor:
     """The frozen statistic of a norm, one number per token [prompt, column]: what it multiplies by, but for weights."""
     if kind == "rms_norm":
         return _statistic(norm.source).output.float().squeeze(-1)
-    (x, _, _, _, eps), _ = norm.source.F_layer_norm_0.inputs
+    call = _whole_norm(norm)
+    if call is None:
+        return _statistic(norm.source).output.float().squeeze(-1)
+    x, _, _, eps = _given(call)
     return (x.float().var(-1, correction=0) + eps).rsqrt()
 
 
+def epsilon(norm: Any) -> float:
+    """What a norm adds to its mean square."""
+    written = EPSILONS.get(type(norm).__name__)
+    if written is not None:
+        return written
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def _whole_norm(norm: Any) -> Any:
+    """The call of PyTorch's LayerNorm in a norm; None where its steps are written out."""
+    return next((getattr(norm.source, name) for name in norm.source.names if "layer_norm" in name), None)
+
+
+def _given(call: Any) -> tuple[Tensor, Tensor | None, Tensor | None, float]:
+    """Input, weight, bias and epsilon of a call of PyTorch's LayerNorm, however it is written."""
+    given, named = call.inputs
+    bound = inspect.signature(torch.nn.functional.layer_norm).bind(*given, **named)
+    bound.apply_defaults()
+    return tuple(bound.arguments[name] for name in ("input", "weight", "bias", "eps"))
+
+
 def _statistic(source: Any) -> Any:
-    """The reciprocal root mean square of an RMSNorm, one call deeper in Gemma's."""
+    """The reciprocal root mean square of an RMSNorm, one call deeper in Gemma's; Gemma 4 takes a power for it."""
     for name in source.names:
-        if "rsqrt" in name:
+        if "rsqrt" in name or name.startswith("torch_pow"):
             return getattr(source, name)
     return _statistic(source.self__norm_0.source)
 
 
-# act(z) / z of each activation class, written so that no division happens: exact at 0 and in half precision.
+def factor(act: Any, z: Tensor) -> Tensor:
+    """``act(z) / z`` of an activation module, with its limit at 0."""
+    learned = LEARNED.get(type(act).__name__)
+    return FACTORS[type(act).__name__](z) if learned is None else learned(act, z)
+
+
+def xielu(act: Any, z: Tensor) -> Tensor:
+    """The factor of xIELU, ``alpha_p z + beta`` above 0 and ``alpha_n (expm1(z) / z - 1) + beta`` below, which tends to
+    beta. The module itself is ``-1e-6 alpha_n`` at 0, since it computes expm1 no nearer than that: the factor leaves
+    these 1e-6 out, where it would have to be infinite."""
+    softplus = torch.nn.functional.softplus
+    above, beta = softplus(act.alpha_p.detach()).to(z), act.beta.detach().to(z)
+    below = (act.beta + softplus(act.alpha_n)).detach().to(z)
+    small = z.clamp_max(float(act.eps))
+    return torch.where(z > 0, above * z, below * (torch.expm1(small) / small - 1)) + beta
+
+
+EPSILONS = {"OlmoLayerNorm": 1e-5}
+"""Of norms that have it in their code alone."""
+
+
+def _tanh_gelu(z: Tensor) -> Tensor:
+    return 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3))))
+
+
+# act(z) / z of each activation class, written so that no division happens: exact at 0 and in half precision. A class
+# that is not 0 at 0 (sigmoid, laplace) has no limit there, and so no factor.
 FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "SiLUActivation": torch.sigmoid,
     "SiLU": torch.sigmoid,
     "GELUActivation": lambda z: 0.5 * (1.0 + torch.erf(z / SQRT_2)),
-    "GELUTanh": lambda z: 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3)))),
-    "NewGELUActivation": lambda z: 0.5 * (1.0 + torch.tanh(SQRT_2_OVER_PI * (z + 0.044715 * z.pow(3)))),
+    "GELUTanh": _tanh_gelu,
+    "NewGELUActivation": _tanh_gelu,
+    "FastGELUActivation": _tanh_gelu,
+    "AccurateGELUActivation": _tanh_gelu,
+    "QuickGELUActivation": lambda z: torch.sigmoid(1.702 * z),
+    "MishActivation": lambda z: torch.tanh(torch.nn.functional.softplus(z)),
     "ReLU": lambda z: (z > 0).to(z.dtype),
+    "ReLUSquaredActivation": torch.relu,
+    "LinearActivation": torch.ones_like,
 }
+LEARNED: dict[str, Callable[[Any, Tensor], Tensor]] = {"XIELUActivation": xielu}
+"""The same of those that have weights, of the module and its input."""
+ACTIVATIONS = frozenset({*FACTORS, *LEARNED})
+"""Classes that rule 3 covers."""
