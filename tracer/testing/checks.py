@@ -192,11 +192,12 @@ def profiles(case: Case) -> Found:
 
 
 def ablation(case: Case) -> Found:
-    """Setting a neuron changes the metric as a plain hook does."""
-    wanted, got = [], []
-    inputs, row = batch(case.rows[:1]), torch.tensor([0])
-    metric = Metric("logit", row, torch.tensor([-1]), case.targets[:1], torch.ones(1), 1)
+    """Setting a neuron changes the logits as a plain hook does."""
+    token, lay, off = int(case.targets[0]), Batch((tuple(case.rows[0]),)), 0.0
+    row, column = torch.tensor([0]), torch.tensor([-1])
+    metric = Metric("logit", row, column, torch.tensor([token]), torch.ones(1), 1)
     for layer, position, neuron in case.nodes[:6].tolist():
+        where, to = (row, torch.tensor([position]), torch.tensor([neuron])), torch.tensor([0.75])
 
         def put(at: int, value: Tensor, node: tuple[int, int, int] = (layer, position, neuron)) -> Tensor:
             value = value.clone()
@@ -204,11 +205,10 @@ def ablation(case: Case) -> Found:
                 value[0, node[1], node[2]] = 0.75
             return value
 
-        wanted.append(case.plain.run(inputs, change=put).logits[0, -1, int(case.targets[0])].detach())
-        where = (row, torch.tensor([position]), torch.tensor([neuron]))
-        lay = Batch((tuple(case.rows[0]),))
-        got.append(passes.ablated(case.model, lay, metric, layer=layer, where=where, to=torch.tensor([0.75]))[0])
-    return Found(gap(torch.stack(got), torch.stack(wanted).float()), PARITY)
+        logits = case.plain.run(batch(case.rows[:1]), change=put).logits[0, -1].detach()
+        got = passes.ablated(case.model, lay, metric, layer=layer, where=where, to=to)[0]
+        off = max(off, float((got - logits[token]).abs() / logits.abs().max()))
+    return Found(off, PARITY)
 
 
 def unchanged(case: Case) -> Found:

@@ -52,7 +52,8 @@ def _without_foreign_tokens(config: Any) -> None:
     """Leave out special tokens outside a tiny vocabulary: those of the checkpoints are defaults of configurations."""
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         given = getattr(config, name, None)
-        if any(token >= config.vocab_size for token in (given if isinstance(given, list) else [given or 0])):
+        size = getattr(config, "vocab_size", 0)
+        if any(token >= size for token in (given if isinstance(given, list) else [given or 0])):
             setattr(config, name, None)
 
 
