@@ -275,6 +275,8 @@ def cap_of(model: PreTrainedModel) -> float | None:
 
 def scaled_logits(model: PreTrainedModel, z: Tensor) -> Tensor:
     """The unembedding's output times the constant of the configuration, before a soft-cap."""
+    if hasattr(model.config, "dim_model_base"):
+        return z  # scaled before the head
     if hasattr(model.config, "logits_scaling"):
         return z / model.config.logits_scaling
     return z * model.config.logit_scale if hasattr(model.config, "logit_scale") else z
@@ -789,6 +791,17 @@ class _Frozen:
     head: Tensor
 
 
+def _with_sink(part: Attention, pattern: Tensor, mixed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A pattern of which a sink took a share that the kernel may not say: what was mixed says how much is left."""
+    if not hasattr(part.module, "sinks"):
+        return pattern
+    value = part.value(args[0] if args else kwargs["hidden_states"]).unflatten(-1, (-1, part.head_dim))
+    value = value.repeat_interleave(pattern.shape[1] // value.shape[2], dim=2)
+    whole, mixed = torch.einsum("bhqk,bkhd->bhqd", pattern, value), mixed.unflatten(-1, (-1, part.head_dim))
+    left = (mixed.transpose(1, 2) * whole).sum(-1) / whole.square().sum(-1)
+    return pattern * left[..., None]
+
+
 def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
     """Record norm scales, attention patterns (eager only) and MLP inputs of a clean run."""
     kept = _Frozen({}, {}, {}, {}, {}, {}, [], torch.empty(0))
@@ -803,10 +816,16 @@ def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
         if deltas.is_delta(part.module):
             deltas.forward(part.module, kwargs["hidden_states"], None, ALL, kept.deltas.setdefault(part.module, {}))
             return output
-        kept.patterns[part.module] = output[1]
+        kept.patterns[part.module] = _with_sink(part, output[1], mixed.pop(), *args, **kwargs)
         if part.gate is not None:
             kept.opened[part.module] = part.gate(args[0] if args else kwargs["hidden_states"])
         return output
+
+    mixed: list[Tensor] = []
+
+    def out_of(original: Forward, x: Tensor) -> Tensor:
+        mixed[:] = [x]
+        return original(x)
 
     def mlp_of(mlp: Mlp, original: Forward, x: Tensor) -> Tensor:
         kept.gates[mlp.module] = mlp.project(x)
@@ -820,6 +839,7 @@ def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
     forwards.update({norm: _bind(norm_of, norm, norm.forward) for norm in _plain_norms(model)})
     for part in attentions(model):
         forwards[part.module] = _bind(attention_of, part, part.module.forward)
+        forwards[part.out] = _bind(out_of, part.out.forward)
     for mlp in mlps(model):
         forwards[mlp.module] = _bind(mlp_of, mlp, mlp.module.forward)
     with torch.no_grad(), _replaced(forwards):

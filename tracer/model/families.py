@@ -140,16 +140,21 @@ class Scales(NamedTuple):
         embedding: of what the embedding gives, before the first block.
         branch: of what attention and MLP each write into the residual stream.
         logits: of what the head gives. divided: the same, if the option divides.
+        deep: as `branch`, of an option that is divided by the root of the number of blocks.
     """
 
     embedding: str | None = None
     branch: str | None = None
     logits: str | None = None
     divided: str | None = None
+    deep: str | None = None
 
     def of(self, config: Any) -> tuple[float, float, float]:
         """The constants of a model: of its embedding, its branches and its logits."""
-        embedding, branch, logits, divided = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        given = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        embedding, branch, logits, divided, deep = given
+        if self.deep is not None:
+            branch = deep / config.num_hidden_layers**0.5
         return embedding, branch, logits / divided
 
 
@@ -391,6 +396,8 @@ FALCON_ATTENTION = Step("attention", "self_attention")
 FALCON_MLP = (Step("activation", "mlp.act"), Step("neurons", "mlp.dense_4h_to_h"))
 FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_place=True)
 
+GRANITE_SCALES = Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -563,9 +570,7 @@ FAMILIES: dict[str, Family] = {
         ),
         _llama_like("olmo3", POST_NORM),
         _llama_like("gemma", PLAIN, norm_offset=1.0),
-        _llama_like(
-            "granite", PLAIN, scales=Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
-        ),
+        _llama_like("granite", PLAIN, scales=GRANITE_SCALES),
         _llama_like("helium", PLAIN),
         _llama_like("arcee", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)),
         _llama_like(
@@ -638,6 +643,8 @@ FAMILIES: dict[str, Family] = {
         ),
         _llama_like("youtu", LATENT_QUERIES, LATENT),
         _llama_like("flint", QK_NORMED),
+        _llama_like("granite_swa", PLAIN, scales=GRANITE_SCALES),
+        _llama_like("minicpm3", LATENT_QUERIES, LATENT, scales=Scales(divided="logits_scaling", deep="scale_depth")),
         _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
         _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA),
     )
@@ -663,15 +670,16 @@ UNLIKE_ATTENTION = {
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
     "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
-    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding".split()
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding "
+    "MiniCPM3ScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
     "rms_norm": frozenset(
         f"{name}RMSNorm"
         for name in (
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
-            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu Flint Qwen3_5 "
-            "OlmoHybrid"
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu Flint "
+            "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid"
         ).split()
     )
     | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
