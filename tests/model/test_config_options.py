@@ -187,7 +187,7 @@ CASES |= {
         {"is_causal": False},
     ],
     "gemma4": [
-        {"attention_k_eq_v": False},
+        {"attention_k_eq_v": False, "num_key_value_heads": 1},
         {"attention_k_eq_v": False, "global_head_dim": 8, "final_logit_softcapping": None},
         {"num_global_key_value_heads": None, "layer_types": [FULL] * 3, "hidden_activation": "gelu"},
         {"use_bidirectional_attention": "vision", "attention_bias": True},

@@ -385,6 +385,14 @@ FAMILIES: dict[str, Family] = {
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
             (GPT2,),
+            refused=(
+                NO_CROSS_ATTENTION,
+                Refused(
+                    "reorder_and_upcast_attn",
+                    "its attention bypasses the attention interface, so the pattern cannot be frozen",
+                    "load it with that option off",
+                ),
+            ),
         ),
         Family(
             "falcon",
