@@ -176,7 +176,7 @@ def test_values_are_what_hooks_see(family: str, basis: str) -> None:
     hooks = [
         mlp.down.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         if basis == "activation"
-        else mlp.down.register_forward_hook(lambda _, args, out: seen.append(out))
+        else mlp.down.register_forward_hook(lambda _, args, out: seen.append(out.clone()))  # a block may add to it
         for mlp in ref.mlps(model.module)
     ]
     direct_logits(model, ROWS)
