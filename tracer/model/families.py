@@ -44,7 +44,8 @@ class Wiring:
 
     Attributes:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
-        value, output: the maps into and out of the attention pattern.
+        value, output: the maps into and out of the attention pattern; `value` is None where a block attends to the
+            values of an earlier one.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one.
         parallel: whether attention and MLP both read the block's input; or the option that says so.
         value_norm: path of a norm without weights that values go through, head by head; None: no norm.
@@ -56,7 +57,7 @@ class Wiring:
     attention_out: str | None
     mlp_in: str | None
     mlp_out: str | None
-    value: Weight
+    value: Weight | None
     output: Weight
     gate: Weight | None
     up: Weight
@@ -79,10 +80,13 @@ class Layout:
     Attributes:
         steps: the modules of a block that rules apply to, and its neurons, in the order they run.
         wiring: how they feed each other.
+        replayed: whether that is all that the linear replay has to know of the block; if not, edges and profiles are
+            found by gradients alone.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
+    replayed: bool = True
 
     @property
     def down(self) -> str:
@@ -93,8 +97,8 @@ class Layout:
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
         wiring = self.wiring
-        used = (wiring.value, wiring.output, wiring.up, *([] if wiring.gate is None else [wiring.gate]))
-        return frozenset({self.down, *(weight.path for weight in used)})
+        used = (wiring.value, wiring.output, wiring.gate, wiring.up)
+        return frozenset({self.down, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -168,6 +172,7 @@ class Family:
         layouts: the kinds of blocks; a block is of the first whose modules it has (`laid_out`).
         norm_offset: added to a norm's weight (Gemma: 1).
         scales: constants that are no module.
+        constants: norms before the blocks whose outputs the linearisation holds, where they are.
         refused: options that may not be set.
     """
 
@@ -179,6 +184,7 @@ class Family:
     head: str = "lm_head"
     norm_offset: float = 0.0
     scales: Scales = NO_SCALES
+    constants: tuple[Step, ...] = ()
     refused: tuple[Refused, ...] = ()
 
     def laid_out(self, module: nn.Module) -> tuple[Layout, ...]:
@@ -202,12 +208,14 @@ def inputs_of(part: Any) -> int:
 
 
 def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
-    """Heads of values in a block, by the widths of its maps: configurations call them by many names.
+    """Heads of values that a block has maps for, by their widths: configurations call them by many names.
 
     Args:
         n_heads: of queries.
     """
-    value = block.get_submodule(layout.wiring.value.path)
+    if layout.wiring.value is None:
+        return 0
+    value: Any = block.get_submodule(layout.wiring.value.path)
     size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
     count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
     return count if layout.wiring.value.part == "all" else (count - n_heads) // 2
@@ -302,8 +310,20 @@ HUNYUAN = Layout(
     SEPARATE,
 )
 
-AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
-GEMMA4 = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH)
+OWN_EMBEDDINGS = (Step("activation", "act_fn"), Step("rms_norm", "post_per_layer_input_norm"))
+"""Of Gemma 4 E4B: behind its MLP a block adds a map of its stream, times embeddings of its own for the token. As a gate
+they are constants, by the attention's rule."""
+
+
+def _gemma4(value: str | None, own: tuple[Step, ...] = ()) -> Layout:
+    """A block of Gemma 4, whose values come from a map of their own, from the keys' or from an earlier block."""
+    wiring = replace(AROUND, scalar="layer_scalar", value=None)
+    if value is None:
+        return Layout((BEFORE_ATTENTION, QK_NORMS[0], *SANDWICH, *own), wiring, replayed=False)
+    wiring = replace(wiring, value=Weight(value), value_norm="self_attn.v_norm")
+    steps = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH, *own)
+    return Layout(steps, wiring, replayed=not own)
+
 
 GPT2 = Layout(
     (
@@ -446,20 +466,15 @@ FAMILIES: dict[str, Family] = {
         _llama_like("ernie4_5", PLAIN),
         _llama_like(
             "gemma4_text",
-            Layout(GEMMA4, AROUND_VALUES),
-            Layout(GEMMA4, replace(AROUND_VALUES, value=Weight("self_attn.k_proj"))),
+            *(
+                _gemma4(value, own)
+                for own in (OWN_EMBEDDINGS, ())
+                for value in ("self_attn.v_proj", "self_attn.k_proj", None)
+            ),
+            constants=(Step("rms_norm", "model.per_layer_projection_norm"),),
             refused=(
-                Refused(
-                    "hidden_size_per_layer_input",
-                    "each block reads embeddings of its own, which no rule covers",
-                    WITHOUT,
-                ),
-                Refused(
-                    "num_kv_shared_layers",
-                    "blocks attend to an earlier block's values, which no rule covers",
-                    WITHOUT,
-                ),
                 Refused("enable_moe_block", "a block's experts run beside its MLP, which no rule covers", WITHOUT),
+                Refused("use_double_wide_mlp", "layers have different numbers of neurons", WITHOUT),
             ),
         ),
         Family(
@@ -686,7 +701,7 @@ def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Mo
     name = type(part).__name__
     if name in LINEAR or ROTARY in name:
         return
-    steps = (family.final_norm,) if layout is None else layout.steps
+    steps = (family.final_norm, *family.constants) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
     if any(name in NORM_CLASSES.get(kind, ACTIVATIONS if kind == "activation" else ()) for kind in kinds):
         return
