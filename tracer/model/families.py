@@ -141,11 +141,13 @@ NO_SCALES = Scales()
 
 
 class Refused(NamedTuple):
-    """An option of a family that, where it is set, computes what no step describes: why, and what to do instead."""
+    """An option of a family that computes what no step describes: why, and what to do instead; but for the `harmless`
+    values."""
 
     option: str
     rule: str
     step: str
+    harmless: tuple[Any, ...] = (None, False)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Family:
         layouts: the kinds of blocks; a block is of the first whose modules it has (`laid_out`).
         norm_offset: added to a norm's weight (Gemma: 1).
         scales: constants that are no module.
-        refused: options that may not be set.
+        refused: options that are not covered.
     """
 
     name: str
@@ -387,6 +389,14 @@ FAMILIES: dict[str, Family] = {
                 for after, wiring in (((CENTRED_AFTER_ATTENTION,), SEPARATE), ((), ABREAST))
             ),
             final="layer_norm",
+            refused=(
+                Refused(
+                    "is_causal",
+                    "its blocks do not pass on to their attention that it looks at later tokens, as its masks let it",
+                    "use a causal model",
+                    harmless=(None, True),
+                ),
+            ),
         ),
         _llama_like(
             "cohere",
@@ -522,9 +532,9 @@ def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Mo
 
 def _check_config(family: Family, config: Any) -> None:
     """Refuse the options of a family whose computation no step describes."""
-    for option, rule, step in family.refused:
+    for option, rule, step, harmless in family.refused:
         given = getattr(config, option, None)
-        if given is not None and given is not False:
+        if given not in harmless:
             raise ModelError(f"{option}={given!r}", rule, step)
 
 
