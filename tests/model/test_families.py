@@ -21,7 +21,7 @@ UNSUPPORTED = {
     "mixtral": {"intermediate_size": 16, "num_key_value_heads": 1, "num_local_experts": 2},
     "opt": {"ffn_dim": 16, "word_embed_proj_dim": 16},
     "bloom": {},
-    "falcon": {},
+    "xglm": {"d_model": 16, "ffn_dim": 16, "num_layers": 1, "attention_heads": 2},
     "mamba": {},
 }
 

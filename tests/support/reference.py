@@ -134,6 +134,8 @@ class Attention:
 def _attention(module: Any) -> Attention | None:
     if deltas.is_delta(module):
         return Attention(module, deltas.maps(module)["out"], module.head_v_dim)
+    if getattr(module, "is_kv_shared_layer", False):  # keys and values of an earlier block
+        return Attention(module, module.o_proj, module.head_dim, (module.q_proj,))
     if hasattr(module, "v_norm"):
         same = module.v_proj is None  # values are what keys are, before the keys' norm
         split = (module.q_proj, module.k_norm if same else module.k_proj)
@@ -316,6 +318,25 @@ def _linear_mlp(mlp: Mlp, rules: frozenset[str]) -> Forward:
     return forward
 
 
+def own_embeddings(model: PreTrainedModel) -> list[Any]:
+    """What gives each block's own embeddings of the tokens, if there are such: constants."""
+    return [part for name, part in model.named_modules() if name.endswith("per_layer_projection_norm")]
+
+
+def own_activations(model: PreTrainedModel) -> list[Any]:
+    """The activations that these embeddings are multiplied with."""
+    return [part.act_fn for part in model.modules() if hasattr(part, "per_layer_input_gate")]
+
+
+def _held(original: Forward) -> Forward:
+    return lambda x: original(x).detach()
+
+
+def _linear_activation(act: nn.Module) -> Forward:
+    original = act.forward
+    return lambda z: _swap(original(z.detach()), z * ratio(act, z).detach())
+
+
 def _values_only(columns: Tensor, original: Forward) -> Forward:
     def forward(x: Tensor) -> Tensor:
         y = original(x)
@@ -372,6 +393,10 @@ def linearized(model: PreTrainedModel, rules: frozenset[str] | set[str] = ALL) -
             if part.fused is not None:
                 forwards[part.fused] = _values_only(part.columns, part.fused.forward)
             forwards |= {linear: _values_only(columns, linear.forward) for linear, columns in part.cut}
+    for own in own_embeddings(model) if "attention" in rules else ():
+        forwards[own] = _held(forwards.get(own, own.forward))
+    if "activation" in rules:
+        forwards.update({act: _linear_activation(act) for act in own_activations(model)})
     if rules & {"activation", "product", "gate"}:
         forwards.update({mlp.module: _linear_mlp(mlp, rules) for mlp in mlps(model)})
     cap = cap_of(model)

@@ -53,7 +53,6 @@ FAMILIES: tuple[str, ...] = (
     "gpt_bigcode",
     "gptj",
     "youtu",
-    "flint",
     "qwen3_5",
     "qwen3_5_hybrid",
     "olmo_hybrid",
@@ -65,8 +64,10 @@ BIASED = frozenset(
 )
 BIAS_FREE: tuple[str, ...] = tuple(family for family in FAMILIES if family not in BIASED)
 """Families without any bias: linear, norm or position embedding."""
-SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj", "flint", "granite_swa"))
+SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj", "granite_swa"))
 """Families that support scaled-dot-product attention."""
+DELTA_NETS = frozenset({"qwen3_5_hybrid", "olmo_hybrid"})
+"""Families with gated delta nets in the place of most attentions."""
 UNGATED = frozenset("gpt_neox gpt2 arcee apertus starcoder2 phi falcon nemotron gpt_bigcode gptj".split())
 """Families whose MLPs have no gate."""
 
@@ -172,7 +173,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"head_dim": 8},
     "ernie4_5": {"head_dim": 16},
     "youtu": LATENT,
-    "flint": {**TURNS, "head_dim": 16, "num_experts": 0},
     "qwen3_5": {"head_dim": 16, "layer_types": [FULL] * 8},
     "qwen3_5_hybrid": {"head_dim": 16, **DELTAS},
     "granite_swa": {**GRANITE, **TURNS, "layer_rope_theta": [10000.0, 0, 10000.0] * 3},

@@ -45,7 +45,8 @@ class Wiring:
 
     Attributes:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
-        value, output: the maps into and out of the attention pattern.
+        value, output: the maps into and out of the attention pattern; `value` is None where a block attends to the
+            values of an earlier one.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one.
         latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
         parallel: whether attention and MLP both read the block's input; or the option that says so.
@@ -60,7 +61,7 @@ class Wiring:
     attention_out: str | None
     mlp_in: str | None
     mlp_out: str | None
-    value: Weight
+    value: Weight | None
     output: Weight
     gate: Weight | None
     up: Weight
@@ -87,10 +88,13 @@ class Layout:
     Attributes:
         steps: the modules of a block that rules apply to, and its neurons, in the order they run.
         wiring: how they feed each other.
+        replayed: whether that is all that the linear replay has to know of the block; if not, edges and profiles are
+            found by gradients alone.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
+    replayed: bool = True
 
     @property
     def down(self) -> str:
@@ -162,13 +166,13 @@ NO_SCALES = Scales()
 
 
 class Refused(NamedTuple):
-    """An option of a family that, where it is set, computes what no step describes: why, and what to do instead; and
-    the values of it that leave it unset."""
+    """An option of a family that computes what no step describes: why, and what to do instead; but for the `harmless`
+    values."""
 
     option: str
     rule: str
     step: str
-    unset: tuple[Any, ...] = (None, False)
+    harmless: tuple[Any, ...] = (None, False)
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,8 @@ class Family:
         layouts: the kinds of blocks; a block is of the first whose modules it has (`laid_out`).
         norm_offset: added to a norm's weight (Gemma: 1).
         scales: constants that are no module.
-        refused: options that may not be set.
+        constants: norms before the blocks whose outputs the linearisation holds, where they are.
+        refused: options that are not covered.
     """
 
     name: str
@@ -193,6 +198,7 @@ class Family:
     head: str = "lm_head"
     norm_offset: float = 0.0
     scales: Scales = NO_SCALES
+    constants: tuple[Step, ...] = ()
     refused: tuple[Refused, ...] = ()
 
     def laid_out(self, module: nn.Module) -> tuple[Layout, ...]:
@@ -216,12 +222,14 @@ def inputs_of(part: Any) -> int:
 
 
 def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
-    """Heads of values in a block, by the widths of its maps: configurations call them by many names.
+    """Heads of values that a block has maps for, by their widths: configurations call them by many names.
 
     Args:
         n_heads: of queries.
     """
-    value = block.get_submodule(layout.wiring.value.path)
+    if layout.wiring.value is None:
+        return 0
+    value: Any = block.get_submodule(layout.wiring.value.path)
     if layout.wiring.value.part in ("values of heads", "tail"):
         return n_heads
     size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
@@ -358,8 +366,20 @@ LATENT_QUERIES = replace(
     LATENT, steps=(BEFORE_ATTENTION, Step("rms_norm", "self_attn.q_a_layernorm"), *LATENT.steps[1:])
 )
 
-AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
-GEMMA4 = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH)
+OWN_EMBEDDINGS = (Step("activation", "act_fn"), Step("rms_norm", "post_per_layer_input_norm"))
+"""Of Gemma 4 E4B: behind its MLP a block adds a map of its stream, times embeddings of its own for the token. As a gate
+they are constants, by the attention's rule."""
+
+
+def _gemma4(value: str | None, own: tuple[Step, ...] = ()) -> Layout:
+    """A block of Gemma 4, whose values come from a map of their own, from the keys' or from an earlier block."""
+    wiring = replace(AROUND, scalar="layer_scalar", value=None)
+    if value is None:
+        return Layout((BEFORE_ATTENTION, QK_NORMS[0], *SANDWICH, *own), wiring, replayed=False)
+    wiring = replace(wiring, value=Weight(value), value_norm="self_attn.v_norm")
+    steps = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH, *own)
+    return Layout(steps, wiring, replayed=not own)
+
 
 GPT2 = Layout(
     (
@@ -381,6 +401,12 @@ GPT2 = Layout(
     ),
 )
 NO_CROSS_ATTENTION = Refused("add_cross_attention", "no rule covers cross-attention", "use a decoder-only model")
+CAUSAL_ALONE = Refused(
+    "is_causal",
+    "its blocks do not pass on to their attention that it looks at later tokens, as its masks let it",
+    "use a causal model",
+    harmless=(None, True),
+)
 WITHOUT = "use a model without it"
 FALCON = Wiring(
     attention_in="input_layernorm",
@@ -443,6 +469,14 @@ FAMILIES: dict[str, Family] = {
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
             (GPT2,),
+            refused=(
+                NO_CROSS_ATTENTION,
+                Refused(
+                    "reorder_and_upcast_attn",
+                    "its attention bypasses the attention interface, so the pattern cannot be frozen",
+                    "load it with that option off",
+                ),
+            ),
         ),
         Family(
             "falcon",
@@ -481,14 +515,7 @@ FAMILIES: dict[str, Family] = {
             NEMOTRON,
             norm_offset=1.0,
             final="layer_norm",
-            refused=(
-                Refused(
-                    "is_causal",
-                    "reaches its masks but not its attention, so that numbers depend on the padding",
-                    "use one with causal attention",
-                    (None, True),
-                ),
-            ),
+            refused=(CAUSAL_ALONE,),
         ),
         _llama_like("exaone4", POST_NORM),
         _llama_like("seed_oss", PLAIN),
@@ -496,20 +523,15 @@ FAMILIES: dict[str, Family] = {
         _llama_like("ernie4_5", PLAIN),
         _llama_like(
             "gemma4_text",
-            Layout(GEMMA4, AROUND_VALUES),
-            Layout(GEMMA4, replace(AROUND_VALUES, value=Weight("self_attn.k_proj"))),
+            *(
+                _gemma4(value, own)
+                for own in (OWN_EMBEDDINGS, ())
+                for value in ("self_attn.v_proj", "self_attn.k_proj", None)
+            ),
+            constants=(Step("rms_norm", "model.per_layer_projection_norm"),),
             refused=(
-                Refused(
-                    "hidden_size_per_layer_input",
-                    "each block reads embeddings of its own, which no rule covers",
-                    WITHOUT,
-                ),
-                Refused(
-                    "num_kv_shared_layers",
-                    "blocks attend to an earlier block's values, which no rule covers",
-                    WITHOUT,
-                ),
                 Refused("enable_moe_block", "a block's experts run beside its MLP, which no rule covers", WITHOUT),
+                Refused("use_double_wide_mlp", "layers have different numbers of neurons", WITHOUT),
             ),
         ),
         Family(
@@ -544,14 +566,6 @@ FAMILIES: dict[str, Family] = {
                         up=Weight("mlp.fc_in"),
                         parallel=True,
                     ),
-                ),
-            ),
-            refused=(
-                NO_CROSS_ATTENTION,
-                Refused(
-                    "reorder_and_upcast_attn",
-                    "its attention bypasses the attention interface, so the pattern cannot be frozen",
-                    "load it with that option off",
                 ),
             ),
         ),
@@ -612,6 +626,7 @@ FAMILIES: dict[str, Family] = {
                 for after, wiring in (((CENTRED_AFTER_ATTENTION,), SEPARATE), ((), ABREAST))
             ),
             final="layer_norm",
+            refused=(CAUSAL_ALONE,),
         ),
         _llama_like(
             "cohere",
@@ -642,7 +657,6 @@ FAMILIES: dict[str, Family] = {
             ),
         ),
         _llama_like("youtu", LATENT_QUERIES, LATENT),
-        _llama_like("flint", QK_NORMED),
         _llama_like("granite_swa", PLAIN, scales=GRANITE_SCALES),
         _llama_like("minicpm3", LATENT_QUERIES, LATENT, scales=Scales(divided="logits_scaling", deep="scale_depth")),
         _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
@@ -678,7 +692,7 @@ NORM_CLASSES = {
         f"{name}RMSNorm"
         for name in (
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
-            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu Flint "
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu "
             "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid"
         ).split()
     )
@@ -771,7 +785,7 @@ def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Mo
     short = None if layout is None else layout.wiring.value_conv
     if name in LINEAR or ROTARY in name or (short is not None and path.endswith("." + short)):
         return
-    steps = (family.final_norm,) if layout is None else layout.steps
+    steps = (family.final_norm, *family.constants) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
     if any(name in NORM_CLASSES.get(kind, ACTIVATIONS if kind == "activation" else ()) for kind in kinds):
         return
@@ -785,9 +799,9 @@ def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Mo
 
 def _check_config(family: Family, config: Any) -> None:
     """Refuse the options of a family whose computation no step describes."""
-    for option, rule, step, unset in family.refused:
+    for option, rule, step, harmless in family.refused:
         given = getattr(config, option, None)
-        if given not in unset:
+        if given not in harmless:
             raise ModelError(f"{option}={given!r}", rule, step)
 
 

@@ -145,6 +145,11 @@ def gate(act: Any) -> None:
     act.output = act.output.detach()
 
 
+def constant(module: Any) -> None:
+    """Rule 2 for what gates by the token alone, as the pattern gates by positions: it is a constant."""
+    module.output = module.output.detach()
+
+
 def soft_cap(logits: Tensor, uncapped: Tensor, cap: float) -> Tensor:
     """Rule 3 for ``cap * tanh(z / cap)``, whose factor tends to 1 at 0."""
     z = uncapped.detach().float()
@@ -163,6 +168,7 @@ RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
     "activation": ("activation", activation),
     "product": ("product", product),
     "gate": ("gate", gate),
+    "constant": ("attention", constant),
 }
 
 
