@@ -668,8 +668,7 @@ TEXT_PARTS = {"gemma3": "gemma3_text"}
 """Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
 
 UNLIKE_ATTENTION = {
-    "linear_attention": "a recurrent state in the place of attention: what of it is a constant is said for the gated "
-    "delta nets of the supported families alone",
+    "linear_attention": "a recurrent state of a form that no rule covers",
     "recurrent": "a recurrent state whose gates no rule covers",
     "hybrid": "attention beside a recurrent state, which no rule covers",
     "hybrid_sliding": "attention beside a recurrent state, which no rule covers",
@@ -714,7 +713,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {', '.join(FAMILIES)}",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {_some_families()}",
             "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
         )
     family = FAMILIES[kind]
@@ -734,6 +733,11 @@ def family_of(module: nn.Module, config: Any) -> Family:
                 "load the model as it was, with what was added merged into its weights",
             )
     return family
+
+
+def _some_families() -> str:
+    first = list(FAMILIES)[:4]
+    return f"{', '.join(first)} and {len(FAMILIES) - len(first)} others (docs/families.md)"
 
 
 def _unlike_attention(config: Any) -> str:
