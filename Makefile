@@ -1,6 +1,6 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # quick: the tests without model, server or process, in under a minute.
-# check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
+# check: ruff, pyright, import contracts, README tree and families.   bench: ratios measured side by side.   slow: the long tests.
 # shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
 # attacks: everything that was done to it from outside, and a table of the harm: all zeros.
 # fresh, oldest: the quick tests and the check of all families on the newest and the oldest versions that pyproject.toml
@@ -44,6 +44,7 @@ check: $(READY)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/readme_tree.py
+	$(BIN)/python tools/families.py
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py

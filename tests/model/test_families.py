@@ -137,7 +137,10 @@ def test_the_wrapped_model_knows_its_family() -> None:
 
 SSM = {"intermediate_size": 32, "mamba_d_state": 8, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_n_groups": 1}
 HYBRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "bamba": ({**SSM, "attn_layer_indices": [1], "num_key_value_heads": 1}, ("3 layers", "(0, 2, 3)", "recurrent state")),
+    "bamba": (
+        {**SSM, "attn_layer_indices": [1], "num_key_value_heads": 1},
+        ("3 layers", "(0, 2, 3)", "recurrent state"),
+    ),
     "falcon_h1": ({**SSM, "mamba_d_ssm": 32, "num_key_value_heads": 1}, ("4 layers", "(0, 1, 2, 3)", "beside")),
     "lfm2": (
         {"intermediate_size": 32, "num_key_value_heads": 1, "full_attn_idxs": [2]},
