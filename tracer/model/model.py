@@ -488,7 +488,7 @@ def _loaded(
     with _silence():
         module, (read, remarks) = _from_pretrained(source, **options)
         if found is not None:
-            module = adapters.merged(module, found)
+            module = adapters.merged(module, found, source.config["model_type"] if source.has_text_part else None)
     said = (*source.warnings, *remarks, *(() if found is None else found.made_for(label)))
     if found is not None and source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
