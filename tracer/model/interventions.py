@@ -54,15 +54,14 @@ def walk(
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     sizes = None if constants is None else stream_sizes(nn, plan)
-    for layer, block in enumerate(blocks):
+    for layer, (block, laid) in enumerate(zip(blocks, plan.layers, strict=True)):
         found = SimpleNamespace(scales={}, up=None)
-        for kind, path in plan.layers[layer].steps:
+        for kind, path in laid.steps:
             module = block.get(path)
             if constants is not None:
-                observe(found, kind, path, block, plan.layers[layer])
+                observe(found, kind, path, block, laid)
             if kind in ("neurons", "mixture"):
-                laid = plan.layers[layer].experts
-                site = experts.Dense(module) if laid is None else experts.Mixture(block, laid, rules)
+                site = experts.Dense(module) if laid.experts is None else experts.Mixture(block, laid.experts, rules)
                 if constants is not None:
                     observe_neurons(found, site)
                 if slots is not None:
@@ -70,17 +69,16 @@ def walk(
                 visited.append(visit(site, layer))
                 if constants is not None:
                     found.output = site.output.detach().float()
-                if plan.layers[layer].in_place:
+                if laid.in_place:
                     site.output = site.output.clone()
             else:
                 linearize.apply(kind, module, rules)
             if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
                 found.pattern = of_normed(
-                    linearize.pattern(module, found.kernel).float(),
-                    found.scales.pop(plan.layers[layer].value_norm, None),
+                    linearize.pattern(module, found.kernel), found.scales.pop(laid.value_norm, None)
                 )
         if constants is not None and sizes is not None:
-            resize(found.scales, plan.layers[layer], sizes[layer])
+            resize(found.scales, laid, sizes[layer])
             constants.append(found)
     return visited
 
@@ -113,11 +111,11 @@ def resize(scales: dict[str, Tensor], laid: SimpleNamespace, size: float) -> Non
 
 def of_normed(pattern: Tensor, scale: Tensor | None) -> Tensor:
     """A pattern [prompt, head, query, key] times the statistic of the norm of values [prompt, column, value head], if
-    there is one."""
+    there is one; float32."""
     if scale is None:
-        return pattern
+        return pattern.float()
     by_head = scale.transpose(1, 2).repeat_interleave(pattern.shape[1] // scale.shape[2], 1)
-    return pattern * by_head[:, :, None].to(pattern.device)
+    return pattern.float() * by_head[:, :, None].to(pattern.device)
 
 
 def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
