@@ -588,12 +588,12 @@ def written(module: Any, plan: SimpleNamespace, layer: int, prompt: SimpleNamesp
     """What all nodes of a layer write into the residual stream together, kept or not [pos, d_model]: in the basis
     ``activation`` without the down projection's bias, which belongs to no neuron."""
     block, laid = prompt.frozen.blocks[layer], plan.layers[layer]
-    path, output = laid.mlp_out, block.output
+    output = block.output
     if prompt.basis != "output":
         own = getattr(part(module, plan, layer, laid.down), "bias", None)
         bias = own if laid.experts is None else of_experts(part(module, plan, layer, laid.experts.path), block)
         output = output if bias is None else output - bias.detach().float()
-    return out_of_mlp(module, plan, layer, block.scales.get(path), output)
+    return out_of_mlp(module, plan, layer, block.scales.get(laid.mlp_out), output)
 
 
 def of_experts(module: Any, block: SimpleNamespace) -> Tensor | None:

@@ -19,7 +19,15 @@ from tracer.model.families import ROTARY, family_of, inputs_of, value_heads
 from tracer.model.model import DTYPES, QUANTIZED, Model
 
 # Tensors of a neuron's width that an activation saves for its own backward, beside its result.
-_SAVED_BY_ACTIVATION = {"NewGELUActivation": 4, "ReLU": 0}
+_SAVED_BY_ACTIVATION = {
+    "NewGELUActivation": 4,
+    "AccurateGELUActivation": 4,
+    "FastGELUActivation": 7,
+    "QuickGELUActivation": 2,
+    "XIELUActivation": 4,
+    "ReLU": 0,
+    "LinearActivation": 0,
+}
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 
 
@@ -155,7 +163,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     act = type(blocks[0].get_submodule(layout.path("activation"))).__name__
     norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
     around = [step for step in norms if step.path in layout.wiring.norms]
-    d_model = int(config.hidden_size)
+    before, d_model = blocks[0].get_submodule(around[0].path), int(config.hidden_size)
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
     return Shape(
         name=name,
@@ -177,7 +185,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         gated=layout.wiring.gate is not None,
         saved_by_activation=_SAVED_BY_ACTIVATION.get(act, 1),
         norms=len(around),
-        norm_itemsize=4 if around[0].kind == "rms_norm" else module.dtype.itemsize,
+        norm_itemsize=module.dtype.itemsize if isinstance(before, nn.LayerNorm) else 4,
         qk_norms=len(norms) > len(around),
         soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
         window=_window(config),
