@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -48,7 +48,7 @@ class Wiring:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
         value, output: the maps into and out of the attention pattern; `value` is None where a block attends to the
             values of an earlier one.
-        gate, up: the maps into the neurons; `gate` is None where the MLP has one.
+        gate, up: the maps into the neurons; `gate` is None where the MLP has one, both are where it is a mixture.
         latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
         parallel: whether attention and MLP both read the block's input; or the option that says so.
         value_norm: path of a norm without weights that values go through, head by head; None: no norm.
@@ -65,7 +65,7 @@ class Wiring:
     value: Weight | None
     output: Weight
     gate: Weight | None
-    up: Weight
+    up: Weight | None
     parallel: bool | str = False
     latent: Weight | None = None
     latent_norm: str | None = None
@@ -83,6 +83,52 @@ class Wiring:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The mixture of experts in a block; paths are from the block (model/experts.py).
+
+    Attributes:
+        block: the module that a token enters and leaves.
+        path: the experts, whose weights are fused: ``gate_up_proj`` and ``down_proj`` [expert, ...].
+        router: what chooses among them.
+        kind: class of the experts.
+        routing: ``experts`` are called with what the router chose, or it is read from the router's ``scores`` of all.
+        scaled: whether a router's weight multiplies an expert's ``output`` or its ``input``.
+        transposed, interleaved: how weights lie: inputs before outputs; gate and up by turns.
+        gating: ``product`` of act(gate) and up, or ``clamped`` (rules.gated).
+        shared: an MLP that runs at every token; `shared_gate`: what its output is multiplied by, before a sigmoid.
+    """
+
+    kind: str
+    block: str = "mlp"
+    path: str = "mlp.experts"
+    router: str = "mlp.gate"
+    routing: str = "experts"
+    scaled: str = "output"
+    transposed: bool = False
+    interleaved: bool = False
+    gating: str = "product"
+    shared: str | None = None
+    shared_gate: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Paths of every module that is named."""
+        shared = [] if self.shared is None else [f"{self.shared}.{name}" for name in self.MAPS]
+        return (self.block, self.path, self.router, *shared, *([] if self.shared_gate is None else [self.shared_gate]))
+
+    MAPS: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj", "down_proj")
+
+    def covers(self, path: str, part: nn.Module) -> bool:
+        """Whether a module without parts is one of a mixture's own, which the algebra of experts has."""
+        if path == self.router:
+            return True
+        inside = path.startswith(self.path + ".") or (self.shared is not None and path.startswith(self.shared + "."))
+        if path == self.path:
+            return type(part).__name__ == self.kind
+        return inside and type(part).__name__ in ACTIVATIONS
+
+
+@dataclass(frozen=True)
 class Layout:
     """One kind of block; paths are attribute paths from the block.
 
@@ -91,29 +137,41 @@ class Layout:
         wiring: how they feed each other.
         replayed: whether that is all that the linear replay has to know of the block; if not, edges and profiles are
             found by gradients alone.
+        experts: the mixture in the place of an MLP, if it has one: the step ``mixture``.
+        of_pattern: paths of modules that queries and keys alone go through, where a block has them, and that no step
+            linearises: without rule 2 the others cannot be applied.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
     replayed: bool = True
+    experts: Experts | None = None
+    of_pattern: tuple[str, ...] = ()
 
     @property
     def down(self) -> str:
-        """Path of the down projection in a block."""
-        return self.path("neurons")
+        """Path in a block of what neurons leave through: the down projection, or the mixture."""
+        return self.path("neurons" if self.experts is None else "mixture")
 
     @property
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
-        wiring = self.wiring
+        wiring, shared = self.wiring, () if self.experts is None else self.experts.parts[3:]
         used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
         short = () if wiring.value_conv is None else (wiring.value_conv,)
-        return frozenset({self.down, *short, *(weight.path for weight in used if weight is not None)})
+        own = {self.down} if self.experts is None else set(shared)
+        return frozenset({*own, *short, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Paths in a block of every module that is named."""
-        return (*dict.fromkeys(step.path.removesuffix(".*") for step in self.steps), *sorted(self.maps))
+        inside = () if self.experts is None else self.experts.parts
+        return (*dict.fromkeys(step.path.removesuffix(".*") for step in self.steps), *sorted(self.maps), *inside)
+
+    @property
+    def gated(self) -> bool:
+        """Whether its neurons have gates."""
+        return self.experts is not None or self.wiring.gate is not None
 
     def path(self, kind: str) -> str:
         """Path in a block of the one step of this kind."""
@@ -284,6 +342,7 @@ AROUND = replace(
     mlp_in="pre_feedforward_layernorm",
     mlp_out="post_feedforward_layernorm",
 )
+MIXTURE = replace(SEPARATE, gate=None, up=None)
 BEHIND = replace(AROUND, attention_in=None, mlp_in=None)
 HALVES = {"gate": Weight("mlp.gate_up_proj", "first half"), "up": Weight("mlp.gate_up_proj", "last half")}
 FUSED_WIRING = replace(SEPARATE, value=Weight("self_attn.qkv_proj", "values"), **HALVES)
@@ -425,6 +484,48 @@ FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_pl
 
 GRANITE_SCALES = Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
 
+
+def _mixture(experts: Experts, *before: Step, wiring: Wiring = MIXTURE, **more: Any) -> Layout:
+    """A block with a mixture, norms in front of its branches, and steps in the attention."""
+    steps = (BEFORE_ATTENTION, *before, ATTENTION, AFTER_ATTENTION, Step("mixture", experts.block))
+    return Layout(steps, wiring, experts=experts, **more)
+
+
+def _latent_mixture(experts: Experts) -> tuple[Layout, ...]:
+    """A block with latent attention and a mixture, and those with an MLP."""
+    wiring, queries = replace(LATENT_WIRING, gate=None, up=None), LATENT_QUERIES.steps[1]
+    two = _mixture(experts, queries, LATENT_NORM, wiring=wiring), _mixture(experts, LATENT_NORM, wiring=wiring)
+    return (two[0], LATENT_QUERIES, two[1], LATENT)
+
+
+QWEN2_EXPERTS = Experts("Qwen2MoeExperts", shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate")
+GLM4_EXPERTS = Experts("Glm4MoeExperts", shared="mlp.shared_experts")
+LLAMA4_EXPERTS = Experts(
+    "Llama4TextExperts",
+    block="feed_forward",
+    path="feed_forward.experts",
+    router="feed_forward.router",
+    routing="scores",
+    scaled="input",
+    transposed=True,
+    shared="feed_forward.shared_expert",
+)
+LLAMA4_MLP = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        AFTER_ATTENTION,
+        Step("activation", "feed_forward.activation_fn"),
+        Step("gate", "feed_forward.activation_fn"),
+        Step("product", "feed_forward.down_proj"),
+        Step("neurons", "feed_forward.down_proj"),
+    ),
+    replace(SEPARATE, gate=Weight("feed_forward.gate_proj"), up=Weight("feed_forward.up_proj")),
+    of_pattern=("self_attn.qk_norm",),
+)
+LLAMA4 = _mixture(LLAMA4_EXPERTS, of_pattern=LLAMA4_MLP.of_pattern), LLAMA4_MLP
+GPT_OSS_EXPERTS = Experts("GptOssExperts", router="mlp.router", transposed=True, interleaved=True, gating="clamped")
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -436,6 +537,21 @@ FAMILIES: dict[str, Family] = {
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("olmo2", POST_NORM),
         _llama_like("phi3", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING)),
+        _llama_like("mixtral", _mixture(Experts("MixtralExperts"))),
+        _llama_like("qwen2_moe", _mixture(QWEN2_EXPERTS), PLAIN),
+        _llama_like("qwen3_moe", _mixture(Experts("Qwen3MoeExperts"), *QK_NORMS), QK_NORMED),
+        _llama_like("olmoe", _mixture(Experts("OlmoeExperts"), *QK_NORMS)),
+        _llama_like("gpt_oss", _mixture(GPT_OSS_EXPERTS)),
+        _llama_like(
+            "glm4_moe",
+            _mixture(GLM4_EXPERTS, *QK_NORMS),
+            _mixture(GLM4_EXPERTS),
+            QK_NORMED,
+            PLAIN,
+        ),
+        _llama_like("deepseek_v2", *_latent_mixture(Experts("DeepseekV2Experts", shared="mlp.shared_experts"))),
+        _llama_like("deepseek_v3", *_latent_mixture(Experts("DeepseekV3Experts", shared="mlp.shared_experts"))),
+        _llama_like("llama4_text", *LLAMA4),
         Family(
             "gpt_neox",
             "gpt_neox.embed_in",
@@ -811,7 +927,8 @@ NORM_CLASSES = {
         for name in (
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
             "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu "
-            "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid"
+            "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe DeepseekV2 "
+            "DeepseekV3 Llama4Text"
         ).split()
     )
     | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
@@ -850,7 +967,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         number, _, inside = path.removeprefix(family.blocks + ".").partition(".")
         layout = layouts[int(number)] if path.startswith(family.blocks + ".") else None
         if not any(part.children()):
-            _check_covered(family, layout, path, part)
+            _check_covered(family, layout, path, inside, part)
         elif layout is not None and inside in layout.maps:
             raise ModelError(
                 f"module {path} ({type(part).__name__})",
@@ -928,11 +1045,14 @@ def looks_ahead(config: Any) -> bool:
     return bool(both_ways) or not getattr(config, "is_causal", True)
 
 
-def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Module) -> None:
+def _check_covered(family: Family, layout: Layout | None, path: str, inside: str, part: nn.Module) -> None:
     """Refuse a leaf module that is not linear and is not one of its block's steps."""
     name = type(part).__name__
     short = None if layout is None else layout.wiring.value_conv
     if name in LINEAR or ROTARY in name or (short is not None and path.endswith("." + short)):
+        return
+    mixture = None if layout is None else layout.experts
+    if layout is not None and (inside in layout.of_pattern or (mixture and mixture.covers(inside, part))):
         return
     steps = (family.final_norm, *family.constants) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
