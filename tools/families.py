@@ -57,7 +57,8 @@ def inside(models: list[tuple[Any, tuple[Layout, ...]]]) -> str:
     if any("norm" in step.path and step.path.startswith(("self_attn.", "attention.")) for step in layouts[0].steps):
         words.append("norms of queries and keys")
     parallel = {layout.wiring.parallel for layout in layouts} - {False}
-    words += [f"parallel branches by `{one}`" if isinstance(one, str) else "parallel branches" for one in sorted(parallel, key=str)]
+    words += [f"parallel branches by `{one}`" for one in sorted(parallel - {True})]
+    words += ["parallel branches"] * (True in parallel)
     return ", ".join(words)
 
 

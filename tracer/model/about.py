@@ -13,7 +13,7 @@ class About(NamedTuple):
 
     Attributes:
         title: of the models, as people call them.
-        since: the release of transformers that first had it, by its release notes; empty where that was not found.
+        since: the release of transformers that first had it; empty where that was not found.
         note: what to know of its linearisation beyond the rules, if anything.
     """
 
@@ -39,8 +39,8 @@ ABOUT: dict[str, About] = {
     "cohere2": About("Command R7B and A", "4.48", "a logit scale; layers without rotary positions"),
     "glm": About("GLM-4-9B", "4.46"),
     "glm4": About("GLM-4-0414", "4.52"),
-    "ministral": About("Ministral"),
-    "ministral3": About("Ministral 3"),
+    "ministral": About("Ministral", "4.57"),
+    "ministral3": About("Ministral 3", "5.0"),
     "nemotron": About("Nemotron and Minitron", "4.44"),
     "exaone4": About("EXAONE 4", "4.54", "layers without rotary positions"),
     "seed_oss": About("Seed-OSS", "4.56"),
