@@ -208,7 +208,7 @@ NAMES = [f"{family}-{'-'.join(f'{name}' for name in over)}-{number}" for number,
 BIDIRECTIONAL = [
     (family, over)
     for family, over in EVERY
-    if over.get("is_causal") is False or over.get("use_bidirectional_attention")
+    if over.get("is_causal") is False or over.get("use_bidirectional_attention") in (True, "all")
 ]
 IDS = (1, 6, 7, 8, 9, 10, 11)
 every_option = pytest.mark.parametrize(("family", "over"), EVERY, ids=NAMES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from reference import ONE_ABOVE
 from truth import placed
 
 FAMILIES: tuple[str, ...] = (
@@ -25,6 +26,18 @@ FAMILIES: tuple[str, ...] = (
     "phi3",
     "gpt_neox",
     "gpt2",
+    "smollm3",
+    "olmo",
+    "olmo3",
+    "gemma",
+    "granite",
+    "helium",
+    "arcee",
+    "apertus",
+    "starcoder2",
+    "stablelm",
+    "cohere",
+    "phi",
     "falcon",
     "cohere2",
     "glm",
@@ -39,26 +52,21 @@ FAMILIES: tuple[str, ...] = (
     "ernie4_5",
     "gpt_bigcode",
     "gptj",
+    "youtu",
+    "flint",
+    "qwen3_5",
+    "qwen3_5_hybrid",
+    "olmo_hybrid",
 )
-BIAS_FREE: tuple[str, ...] = (
-    "llama",
-    "mistral",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "olmo2",
-    "phi3",
-    "cohere2",
-    "ministral",
-    "ministral3",
-    "exaone4",
-    "gemma4",
-    "hunyuan_v1_dense",
-    "ernie4_5",
+BIASED = frozenset(
+    "qwen2 gpt_neox gpt2 starcoder2 stablelm phi falcon glm glm4 nemotron seed_oss gpt_bigcode gptj".split()
 )
+BIAS_FREE: tuple[str, ...] = tuple(family for family in FAMILIES if family not in BIASED)
 """Families without any bias: linear, norm or position embedding."""
-SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj"))
+SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj", "flint"))
 """Families that support scaled-dot-product attention."""
+UNGATED = frozenset("gpt_neox gpt2 arcee apertus starcoder2 phi falcon nemotron gpt_bigcode gptj".split())
+"""Families whose MLPs have no gate."""
 
 VOCAB, UNK, BOS, EOS, PAD, FIRST = 101, 0, 1, 2, 3, 4
 _WORDS = (
@@ -92,27 +100,8 @@ def _gemma(n_layers: int, **extra: Any) -> dict[str, Any]:
     }
 
 
-def _layers(n_layers: int, first: str = "sliding_attention") -> list[str]:
-    """Sliding and full attention by turns, the last of them full."""
-    other = {"sliding_attention": "full_attention", "full_attention": "sliding_attention"}
-    return [other[first] if (n_layers - layer) % 2 else first for layer in range(n_layers)]
-
-
-def _gemma4(n_layers: int) -> dict[str, Any]:
-    """Full attention has wider heads, fewer of them for values, and no map for values alone."""
-    return {
-        **_shape(n_layers),
-        "head_dim": 8,
-        "global_head_dim": 16,
-        "num_global_key_value_heads": 1,
-        "attention_k_eq_v": True,
-        "sliding_window": 4,
-        "layer_types": _layers(n_layers),
-        "final_logit_softcapping": 2.0,
-        "hidden_size_per_layer_input": 0,
-    }
-
-
+FULL, SLIDING = "full_attention", "sliding_attention"
+TURNS = {"sliding_window": 4, "layer_types": [SLIDING, FULL] * 4}
 MINISTRAL3_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -125,31 +114,79 @@ MINISTRAL3_ROPE = {
     "llama_4_scaling_beta": 0.5,
 }
 
-MORE: dict[str, Callable[[int], dict[str, Any]]] = {
-    "falcon": lambda n_layers: {"ffn_hidden_size": 48, "bias": True},
-    "cohere2": lambda n_layers: {"sliding_window": 4, "layer_types": _layers(n_layers), "logit_scale": 0.25},
-    "glm": lambda n_layers: {"head_dim": 8},
-    "glm4": lambda n_layers: {"head_dim": 16},
-    "ministral": lambda n_layers: {"head_dim": 16, "sliding_window": 4, "layer_types": _layers(n_layers)},
-    "ministral3": lambda n_layers: {"head_dim": 8, "rope_parameters": MINISTRAL3_ROPE},
-    "nemotron": lambda n_layers: {"partial_rotary_factor": 0.5},
-    "exaone4": lambda n_layers: {"sliding_window": 4, "layer_types": _layers(n_layers)},
-    "seed_oss": lambda n_layers: {"head_dim": 16},
-    "hunyuan_v1_dense": lambda n_layers: {"head_dim": 8},
-    "ernie4_5": lambda n_layers: {"head_dim": 16},
+DELTAS = {
+    "layer_types": ["linear_attention", FULL, "linear_attention"] * 3,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
 }
-"""What a family's configuration has beside the sizes, by number of layers."""
+"""Gated delta nets around one layer of attention; two heads of values share a head of keys."""
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 7,
+}
+"""Multi-head latent attention; heads of values are of another size than those of queries."""
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{family: {} for family in ("llama", "qwen2", "olmo2", "olmo", "arcee", "starcoder2", "stablelm", "phi")},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "olmo3": TURNS,
+    "gemma": {"head_dim": 16},
+    "granite": {
+        "embedding_multiplier": 1.7,
+        "residual_multiplier": 0.6,
+        "logits_scaling": 2.5,
+        "attention_multiplier": 0.4,
+    },
+    "helium": {"head_dim": 8},
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "cohere": {"logit_scale": 0.3},
+    "falcon": {"ffn_hidden_size": 48, "bias": True},
+    "cohere2": {**TURNS, "logit_scale": 0.25},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 16},
+    "ministral": {**TURNS, "head_dim": 16},
+    "ministral3": {"head_dim": 8, "rope_parameters": MINISTRAL3_ROPE},
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "exaone4": TURNS,
+    "seed_oss": {"head_dim": 16},
+    "gemma4": {  # full attention has wider heads, fewer of them for values, and no map for values alone
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "sliding_window": 4,
+        "layer_types": [FULL, SLIDING, FULL, FULL],
+        "final_logit_softcapping": 2.0,
+        "hidden_size_per_layer_input": 0,
+    },
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "ernie4_5": {"head_dim": 16},
+    "youtu": LATENT,
+    "flint": {**TURNS, "head_dim": 16, "num_experts": 0},
+    "qwen3_5": {"head_dim": 16, "layer_types": [FULL] * 8},
+    "qwen3_5_hybrid": {"head_dim": 16, **DELTAS},
+    "olmo_hybrid": {**DELTAS, "linear_allow_neg_eigval": True},
+}
+"""What a family's configuration has beside its sizes; of layers' types, the first."""
+
+
+TYPES = {"gemma4": "gemma4_text", "qwen3_5": "qwen3_5_text", "qwen3_5_hybrid": "qwen3_5_text"}
+"""Model types that are called otherwise than their family."""
 
 
 def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     """The model type and the configuration of a family."""
     shape = _shape(n_layers)
-    if family in MORE:
-        return family, {**shape, **MORE[family](n_layers)}
-    if family == "gemma4":
-        return "gemma4_text", _gemma4(n_layers)
-    if family in ("llama", "qwen2", "olmo2"):
-        return family, shape
+    if family in OPTIONS:
+        options = {**shape, **OPTIONS[family]}
+        kind = TYPES.get(family, family)
+        return kind, {name: value[:n_layers] if name == "layer_types" else value for name, value in options.items()}
     if family == "mistral":
         return family, {**shape, "sliding_window": 5}
     if family == "qwen3":
@@ -167,10 +204,6 @@ def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
         sizes = {"n_embd": 32, "n_inner": 48, "n_layer": n_layers, "n_head": 4, "n_positions": 64}
         return family, {"vocab_size": VOCAB, **sizes, **({"rotary_dim": 4} if family == "gptj" else {})}
     raise ValueError(f"unknown family {family!r}")
-
-
-ONE_ABOVE = frozenset({"Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"})
-"""Norms that multiply by 1 + their weight."""
 
 
 def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -30,9 +30,10 @@ class Step(NamedTuple):
 class Weight(NamedTuple):
     """A linear map of a block: the path of its module, and which of the module's outputs are meant.
 
-    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v), or
+    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v),
     ``values per head`` (q|k|v head by head: for each head of keys and values, the queries that share it, the key, the
-    value).
+    value), ``latent`` (what the map behind it reads, before a rotated key), ``values of heads`` (the tail of each
+    head's k|v) or ``tail`` (as much as the map out of the heads reads).
     """
 
     path: str
@@ -46,11 +47,14 @@ class Wiring:
     Attributes:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
         value, output: the maps into and out of the attention pattern.
-        gate, up: the maps into the neurons; `gate` is None where the MLP has one.
+        gate, up: the maps into the neurons; `gate` is None where the MLP has one, both are where it is a mixture.
+        latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
         parallel: whether attention and MLP both read the block's input; or the option that says so.
         value_norm: path of a norm without weights that values go through, head by head; None: no norm.
         scalar: a number of the block, by which it multiplies the residual stream that leaves it; None: by none.
         in_place: whether the block adds to what its MLP gives in place, so that a copy has to go on.
+        value_conv: path of the short convolution over positions behind `value`, with a SiLU behind it.
+        heads_norm: path of the norm, with a gate, of each head's mixed values.
     """
 
     attention_in: str | None
@@ -60,9 +64,13 @@ class Wiring:
     value: Weight
     output: Weight
     gate: Weight | None
-    up: Weight
+    up: Weight | None
     parallel: bool | str = False
+    latent: Weight | None = None
+    latent_norm: str | None = None
     value_norm: str | None = None
+    value_conv: str | None = None
+    heads_norm: str | None = None
     scalar: str | None = None
     in_place: bool = False
 
@@ -74,33 +82,92 @@ class Wiring:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The mixture of experts in a block; paths are from the block (model/experts.py).
+
+    Attributes:
+        block: the module that a token enters and leaves.
+        path: the experts, whose weights are fused: ``gate_up_proj`` and ``down_proj`` [expert, ...].
+        router: what chooses among them.
+        kind: class of the experts.
+        routing: ``experts`` are called with what the router chose, or it is read from the router's ``scores`` of all.
+        scaled: whether a router's weight multiplies an expert's ``output`` or its ``input``.
+        transposed, interleaved: how weights lie: inputs before outputs; gate and up by turns.
+        gating: ``product`` of act(gate) and up, or ``clamped`` (rules.gated).
+        shared: an MLP that runs at every token; `shared_gate`: what its output is multiplied by, before a sigmoid.
+    """
+
+    kind: str
+    block: str = "mlp"
+    path: str = "mlp.experts"
+    router: str = "mlp.gate"
+    routing: str = "experts"
+    scaled: str = "output"
+    transposed: bool = False
+    interleaved: bool = False
+    gating: str = "product"
+    shared: str | None = None
+    shared_gate: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Paths of every module that is named."""
+        shared = [] if self.shared is None else [f"{self.shared}.{name}" for name in self.MAPS]
+        return (self.block, self.path, self.router, *shared, *([] if self.shared_gate is None else [self.shared_gate]))
+
+    MAPS: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj", "down_proj")
+
+    def covers(self, path: str, part: nn.Module) -> bool:
+        """Whether a module without parts is one of a mixture's own, which the algebra of experts has."""
+        if path == self.router:
+            return True
+        inside = path.startswith(self.path + ".") or (self.shared is not None and path.startswith(self.shared + "."))
+        if path == self.path:
+            return type(part).__name__ == self.kind
+        return inside and type(part).__name__ in ACTIVATIONS
+
+
+@dataclass(frozen=True)
 class Layout:
     """One kind of block; paths are attribute paths from the block.
 
     Attributes:
         steps: the modules of a block that rules apply to, and its neurons, in the order they run.
         wiring: how they feed each other.
+        experts: the mixture in the place of an MLP, if it has one: the step ``mixture``.
+        of_pattern: paths of modules that queries and keys alone go through, where a block has them, and that no step
+            linearises: without rule 2 the others cannot be applied.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
+    experts: Experts | None = None
+    of_pattern: tuple[str, ...] = ()
 
     @property
     def down(self) -> str:
-        """Path of the down projection in a block."""
-        return self.path("neurons")
+        """Path in a block of what neurons leave through: the down projection, or the mixture."""
+        return self.path("neurons" if self.experts is None else "mixture")
 
     @property
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
-        wiring = self.wiring
-        used = (wiring.value, wiring.output, wiring.up, *([] if wiring.gate is None else [wiring.gate]))
-        return frozenset({self.down, *(weight.path for weight in used)})
+        wiring, shared = self.wiring, () if self.experts is None else self.experts.parts[3:]
+        used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
+        short = () if wiring.value_conv is None else (wiring.value_conv,)
+        own = {self.down} if self.experts is None else set(shared)
+        return frozenset({*own, *short, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Paths in a block of every module that is named."""
-        return (*dict.fromkeys(step.path.removesuffix(".*") for step in self.steps), *sorted(self.maps))
+        inside = () if self.experts is None else self.experts.parts
+        return (*dict.fromkeys(step.path.removesuffix(".*") for step in self.steps), *sorted(self.maps), *inside)
+
+    @property
+    def gated(self) -> bool:
+        """Whether its neurons have gates."""
+        return self.experts is not None or self.wiring.gate is not None
 
     def path(self, kind: str) -> str:
         """Path in a block of the one step of this kind."""
@@ -208,7 +275,9 @@ def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
     Args:
         n_heads: of queries.
     """
-    value = block.get_submodule(layout.wiring.value.path)
+    value: Any = block.get_submodule(layout.wiring.value.path)
+    if layout.wiring.value.part in ("values of heads", "tail"):
+        return n_heads
     size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
     count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
     return count if layout.wiring.value.part == "all" else (count - n_heads) // 2
@@ -260,6 +329,7 @@ AROUND = replace(
     mlp_in="pre_feedforward_layernorm",
     mlp_out="post_feedforward_layernorm",
 )
+MIXTURE = replace(SEPARATE, gate=None, up=None)
 BEHIND = replace(AROUND, attention_in=None, mlp_in=None)
 HALVES = {"gate": Weight("mlp.gate_up_proj", "first half"), "up": Weight("mlp.gate_up_proj", "last half")}
 FUSED_WIRING = replace(SEPARATE, value=Weight("self_attn.qkv_proj", "values"), **HALVES)
@@ -273,6 +343,12 @@ CENTRED_QK_NORMS = (Step("layer_norm", "self_attn.q_norm"), Step("layer_norm", "
 PHI_QK_NORMS = (Step("layer_norm", "self_attn.q_layernorm"), Step("layer_norm", "self_attn.k_layernorm"))
 STABLE_QK_NORMS = tuple(Step(kind, f"{path}.norms.*") for kind, path in PHI_QK_NORMS)
 UNGATED = (Step("activation", "mlp.act_fn"), Step("neurons", "mlp.down_proj"))
+LATENT_WIRING = replace(
+    SEPARATE,
+    latent=Weight("self_attn.kv_a_proj_with_mqa", "latent"),
+    latent_norm="self_attn.kv_a_layernorm",
+    value=Weight("self_attn.kv_b_proj", "values of heads"),
+)
 
 PLAIN = Layout(PRE_NORM, SEPARATE)
 QK_NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
@@ -301,6 +377,40 @@ HUNYUAN = Layout(
         *GATED,
     ),
     SEPARATE,
+)
+OPENED = Layout(
+    (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
+)
+"""With a gate on what the attention has mixed."""
+
+
+def _delta(value: Weight, output: str, norm: str) -> Layout:
+    """A gated delta net in the place of attention: linear in its values once queries, keys, decays and gates are given.
+
+    Args:
+        value: the map into its values. output: path of the one out of its heads. norm: of the norm before that.
+    """
+    return Layout(
+        (
+            BEFORE_ATTENTION,
+            Step("delta_values", "linear_attn"),
+            Step("delta", "linear_attn"),
+            Step("norm_gate", norm),
+            Step("rms_norm", norm),
+            AFTER_ATTENTION,
+            *GATED,
+        ),
+        replace(SEPARATE, value=value, output=Weight(output), value_conv="linear_attn.conv1d", heads_norm=norm),
+    )
+
+
+DELTA = _delta(Weight("linear_attn.in_proj_qkv", "tail"), "linear_attn.out_proj", "linear_attn.norm")
+SEPARATE_DELTA = _delta(Weight("linear_attn.v_proj"), "linear_attn.o_proj", "linear_attn.o_norm")
+LATENT_NORM = Step("rms_norm", "self_attn.kv_a_layernorm")
+LATENT = Layout((BEFORE_ATTENTION, LATENT_NORM, ATTENTION, AFTER_ATTENTION, *GATED), LATENT_WIRING)
+"""Multi-head latent attention: keys and values come of a latent that all heads share, queries of one map, or of two."""
+LATENT_QUERIES = replace(
+    LATENT, steps=(BEFORE_ATTENTION, Step("rms_norm", "self_attn.q_a_layernorm"), *LATENT.steps[1:])
 )
 
 AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
@@ -341,6 +451,50 @@ FALCON_ATTENTION = Step("attention", "self_attention")
 FALCON_MLP = (Step("activation", "mlp.act"), Step("neurons", "mlp.dense_4h_to_h"))
 FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_place=True)
 
+GRANITE_SCALES = Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
+
+
+def _mixture(experts: Experts, *before: Step, wiring: Wiring = MIXTURE, **more: Any) -> Layout:
+    """A block with a mixture, norms in front of its branches, and steps in the attention."""
+    steps = (BEFORE_ATTENTION, *before, ATTENTION, AFTER_ATTENTION, Step("mixture", experts.block))
+    return Layout(steps, wiring, experts, **more)
+
+
+def _latent_mixture(experts: Experts) -> tuple[Layout, ...]:
+    """A block with latent attention and a mixture, and those with an MLP."""
+    wiring, queries = replace(LATENT_WIRING, gate=None, up=None), LATENT_QUERIES.steps[1]
+    two = _mixture(experts, queries, LATENT_NORM, wiring=wiring), _mixture(experts, LATENT_NORM, wiring=wiring)
+    return (two[0], LATENT_QUERIES, two[1], LATENT)
+
+
+QWEN2_EXPERTS = Experts("Qwen2MoeExperts", shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate")
+GLM4_EXPERTS = Experts("Glm4MoeExperts", shared="mlp.shared_experts")
+LLAMA4_EXPERTS = Experts(
+    "Llama4TextExperts",
+    block="feed_forward",
+    path="feed_forward.experts",
+    router="feed_forward.router",
+    routing="scores",
+    scaled="input",
+    transposed=True,
+    shared="feed_forward.shared_expert",
+)
+LLAMA4_MLP = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        AFTER_ATTENTION,
+        Step("activation", "feed_forward.activation_fn"),
+        Step("gate", "feed_forward.activation_fn"),
+        Step("product", "feed_forward.down_proj"),
+        Step("neurons", "feed_forward.down_proj"),
+    ),
+    replace(SEPARATE, gate=Weight("feed_forward.gate_proj"), up=Weight("feed_forward.up_proj")),
+    of_pattern=("self_attn.qk_norm",),
+)
+LLAMA4 = _mixture(LLAMA4_EXPERTS, of_pattern=LLAMA4_MLP.of_pattern), LLAMA4_MLP
+GPT_OSS_EXPERTS = Experts("GptOssExperts", router="mlp.router", transposed=True, interleaved=True, gating="clamped")
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -352,6 +506,21 @@ FAMILIES: dict[str, Family] = {
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("olmo2", POST_NORM),
         _llama_like("phi3", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING)),
+        _llama_like("mixtral", _mixture(Experts("MixtralExperts"))),
+        _llama_like("qwen2_moe", _mixture(QWEN2_EXPERTS), PLAIN),
+        _llama_like("qwen3_moe", _mixture(Experts("Qwen3MoeExperts"), *QK_NORMS), QK_NORMED),
+        _llama_like("olmoe", _mixture(Experts("OlmoeExperts"), *QK_NORMS)),
+        _llama_like("gpt_oss", _mixture(GPT_OSS_EXPERTS)),
+        _llama_like(
+            "glm4_moe",
+            _mixture(GLM4_EXPERTS, *QK_NORMS),
+            _mixture(GLM4_EXPERTS),
+            QK_NORMED,
+            PLAIN,
+        ),
+        _llama_like("deepseek_v2", *_latent_mixture(Experts("DeepseekV2Experts", shared="mlp.shared_experts"))),
+        _llama_like("deepseek_v3", *_latent_mixture(Experts("DeepseekV3Experts", shared="mlp.shared_experts"))),
+        _llama_like("llama4_text", *LLAMA4),
         Family(
             "gpt_neox",
             "gpt_neox.embed_in",
@@ -586,6 +755,10 @@ FAMILIES: dict[str, Family] = {
                 for norms in (PHI_QK_NORMS, ())
             ),
         ),
+        _llama_like("youtu", LATENT_QUERIES, LATENT),
+        _llama_like("flint", QK_NORMED),
+        _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
+        _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA),
     )
 }
 
@@ -710,6 +883,20 @@ UNREAD: dict[str, str] = {name: reason for reason, names in _UNREAD.items() for 
 """Types that take more than text and are not loaded, and why: with `TEXT_PARTS` all that transformers has for text and
 images."""
 
+UNLIKE_ATTENTION = {
+    "linear_attention": "a recurrent state in the place of attention: what of it is a constant is said for the gated "
+    "delta nets of the supported families alone",
+    "recurrent": "a recurrent state whose gates no rule covers",
+    "hybrid": "attention beside a recurrent state, which no rule covers",
+    "hybrid_sliding": "attention beside a recurrent state, which no rule covers",
+    "conv": "a convolution between two gates: no rule shares what three factors give",
+    "indexed_attention": "an attention to what an index picks, which no rule covers",
+    "compressed_sparse_attention": "an attention to compressed tokens, which no rule covers",
+    "heavily_compressed_attention": "an attention to compressed tokens, which no rule covers",
+    "mamba": "a state space, of which no rule says what is a constant",
+}
+"""Layers that are no attention to all earlier tokens, as configurations call their kinds, and what they have."""
+
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
     "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
@@ -720,9 +907,12 @@ NORM_CLASSES = {
         f"{name}RMSNorm"
         for name in (
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
-            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4"
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu Flint "
+            "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe DeepseekV2 "
+            "DeepseekV3 Llama4Text"
         ).split()
-    ),
+    )
+    | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
     "layer_norm": frozenset("LayerNorm OlmoLayerNorm CohereLayerNorm Cohere2LayerNorm NemotronLayerNorm1P".split()),
 }
 ROTARY = "RotaryEmbedding"
@@ -745,7 +935,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {', '.join(FAMILIES)}",
             "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
             "and the rule of each new module to tracer/model/rules.py",
         )
@@ -758,7 +948,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         number, _, inside = path.removeprefix(family.blocks + ".").partition(".")
         layout = layouts[int(number)] if path.startswith(family.blocks + ".") else None
         if not any(part.children()):
-            _check_covered(family, layout, path, part)
+            _check_covered(family, layout, path, inside, part)
         elif layout is not None and inside in layout.maps:
             raise ModelError(
                 f"module {path} ({type(part).__name__})",
@@ -784,6 +974,19 @@ def discover() -> None:
             step = f"it must be a function without arguments that calls tracer.register_family: mend it{dist}"
             raise ModelError(f"entry point {GROUP} {point.name}{dist}", first_line(error), step) from error
         _discovered.add(point.value)
+
+
+def _unlike_attention(config: Any) -> str:
+    """Which layers of a model are no attention, and why their way from token to token is no constant so far."""
+    given = (getattr(config, name, None) for name in ("layers_block_type", "layer_types"))
+    kinds = next((list(one) for one in given if one), [])
+    found = []
+    for kind, why in UNLIKE_ATTENTION.items():
+        layers = [str(layer) for layer, one in enumerate(kinds) if one == kind]
+        if layers:
+            shown = ", ".join(layers[:4]) + (", ..." if len(layers) > 4 else "")
+            found.append(f"; its {len(layers)} layers of kind {kind!r} ({shown}) have {why}")
+    return "".join(found)
 
 
 def check_inputs(config: Any) -> None:
@@ -818,10 +1021,14 @@ def looks_ahead(config: Any) -> bool:
     return bool(both_ways) or not getattr(config, "is_causal", True)
 
 
-def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Module) -> None:
+def _check_covered(family: Family, layout: Layout | None, path: str, inside: str, part: nn.Module) -> None:
     """Refuse a leaf module that is not linear and is not one of its block's steps."""
     name = type(part).__name__
-    if name in LINEAR or ROTARY in name:
+    short = None if layout is None else layout.wiring.value_conv
+    if name in LINEAR or ROTARY in name or (short is not None and path.endswith("." + short)):
+        return
+    mixture = None if layout is None else layout.experts
+    if layout is not None and (inside in layout.of_pattern or (mixture and mixture.covers(inside, part))):
         return
     steps = (family.final_norm,) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
@@ -849,7 +1056,7 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
     if looks_ahead(config):
         return
     for number, (block, layout) in enumerate(zip(_blocks(module, family.blocks), layouts, strict=True)):
-        path = layout.path("attention")
+        path = next((step.path for step in layout.steps if step.kind == "attention"), "")
         if not getattr(block.get_submodule(path), "is_causal", True):
             raise ModelError(
                 f"module {family.blocks}.{number}.{path} with is_causal False",

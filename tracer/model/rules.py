@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,12 @@ from torch import Tensor
 
 KERNEL = "attention_interface_"
 """What the operations are called that choose and run the attention kernel."""
+CONVOLUTION, DELTA_RULE = "causal_conv1d_fn", "chunk_gated_delta_rule"
+"""What the operations of a gated delta net are called, by a part of their names."""
+L2_EPS = 1e-6
+"""What transformers adds to the squared length of its queries and keys."""
+SINKS = "sinks"
+"""The parameter of an attention with a logit that takes part of the softmax and has no value."""
 DOT_PRODUCT, SOFTMAX = "scaled_dot_product_attention", "softmax"
 """What is in the names of the operations of an attention that calls PyTorch's kernel itself, or that is written out."""
 INNER = "self__attn_"
@@ -95,6 +101,34 @@ def attention(attn: Any) -> None:
     call.inputs = ((*given[:at], given[at].detach(), given[at + 1].detach(), *given[at + 2 :]), named)
 
 
+def output_gate(attn: Any) -> None:
+    """Rule 2 for a gate on what an attention has mixed: it comes of the query's token, and is a constant as it is."""
+    call = output_gate_call(attn)
+    call.output = call.output.detach()
+
+
+def delta_values(attn: Any) -> None:
+    """Rule 3 for the SiLU behind the short convolution of a delta net."""
+    call = _operation(attn, CONVOLUTION)
+    before = convolved(*call.inputs)
+    call.output = straight(call.output, before * torch.sigmoid(before.detach().float()).to(before.dtype))
+
+
+def delta(attn: Any) -> None:
+    """Rule 2 for a gated delta net: what it writes to and reads from its state with are constants, as is how that
+    decays; what comes out is then linear in the values, with a pattern as attention has one (`delta_pattern`)."""
+    call = _operation(attn, DELTA_RULE)
+    (query, key, *rest), named = call.inputs
+    frozen = {name: named[name].detach() for name in ("g", "beta")}
+    call.inputs = ((query.detach(), key.detach(), *rest), {**named, **frozen})
+
+
+def norm_gate(norm: Any) -> None:
+    """Rule 2 for the gate that a norm of mixed values multiplies by, as for `output_gate`."""
+    (heads, gate, *rest), named = norm.inputs
+    norm.inputs = ((heads, gate.detach(), *rest), named)
+
+
 def activation(act: Any) -> None:
     """Rule 3: ``act(z)`` becomes ``z`` times the constant ``act(z) / z``, with its limit at 0."""
     z = act.input
@@ -111,6 +145,54 @@ def gate(act: Any) -> None:
     act.output = act.output.detach()
 
 
+def gated(how: Any, gate: Tensor, up: Tensor, rules: frozenset[str]) -> Tensor:
+    """Neurons of their gates and ups, with rules 3 and 4 or, in the place of 4, the linear gate.
+
+    Args:
+        how: its `kind`: ``product``, ``act(gate) * up`` with the module `act`; or ``clamped``, ``(up' + 1) * gate' *
+            sigmoid(alpha * gate')``, the gate clamped from above and up on both sides by `limit`. A clamp is an
+            activation; of ``up' + 1`` only the product with up' is halved, since the 1 has no gradient to share.
+    """
+    inner = how.act(gate) if how.kind == "product" else _glu(how, gate)
+    other = up if how.kind == "product" else up.clamp(-how.limit, how.limit)
+    if "activation" in rules:
+        of_gate, of_up = factors(how, gate.detach().float(), up.detach().float())
+        inner = straight(inner, gate * of_gate.to(gate.dtype))
+        other = other if of_up is None else straight(other, up * of_up.to(up.dtype))
+    if "gate" in rules:
+        inner = inner.detach()
+    whole = inner * other
+    whole = half(whole) if "product" in rules else whole
+    return whole if how.kind == "product" else whole + inner
+
+
+def _glu(how: Any, gate: Tensor) -> Tensor:
+    clamped = gate.clamp(max=how.limit)
+    return clamped * torch.sigmoid(clamped * how.alpha)
+
+
+def factors(how: Any, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the activation of a gate divides it by, and what a clamp of up divides that by (None without one): 1 where
+    nothing is clamped, 0 included."""
+    if how.kind == "product":
+        return factor(how.act, gate), None
+    below, size = gate.clamp(max=how.limit), up.abs()
+    kept = torch.where(gate > how.limit, how.limit / gate, 1.0)
+    return kept * torch.sigmoid(below * how.alpha), torch.where(size > how.limit, how.limit / size, 1.0)
+
+
+def coefficients(how: Any, gate: Tensor, up: Tensor, linear_gate: bool) -> tuple[Tensor | None, Tensor]:
+    """What neurons multiply what they read by the maps of gate and up by, as `gated` has it: rules 3 and 4 or, in the
+    place of 4, a linear gate, where the gate's map carries nothing (None)."""
+    of_gate, of_up = factors(how, gate, up)
+    inner, other = gate * of_gate, up if of_up is None else up * of_up
+    through = inner if of_up is None else inner * of_up
+    if linear_gate:
+        return None, through
+    more = 0.0 if how.kind == "product" else 1.0
+    return (0.5 * other + more) * of_gate, 0.5 * through
+
+
 def soft_cap(logits: Tensor, uncapped: Tensor, cap: float) -> Tensor:
     """Rule 3 for ``cap * tanh(z / cap)``, whose factor tends to 1 at 0."""
     z = uncapped.detach().float()
@@ -122,6 +204,10 @@ RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
     "rms_norm": ("norm", rms_norm),
     "layer_norm": ("norm", layer_norm),
     "attention": ("attention", attention),
+    "output_gate": ("attention", output_gate),
+    "delta_values": ("activation", delta_values),
+    "delta": ("attention", delta),
+    "norm_gate": ("attention", norm_gate),
     "activation": ("activation", activation),
     "product": ("product", product),
     "gate": ("gate", gate),
@@ -143,7 +229,7 @@ def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -
     """
     for block, inside in zip(blocks, steps, strict=True):
         for kind, path in inside:
-            if kind == "attention":
+            if kind in ("attention", "delta"):
                 _ = block.get(path).source
 
 
@@ -164,6 +250,54 @@ def attention_call(attn: Any) -> tuple[str, Any]:
     return chosen, getattr(source, chosen)
 
 
+def output_gate_call(attn: Any) -> Any:
+    """The operation that makes the gate on an attention's output."""
+    return _operation(attn, "sigmoid")
+
+
+def _operation(attn: Any, part: str) -> Any:
+    """The first operation of a module's forward whose name has this part."""
+    return getattr(attn.source, next(name for name in attn.source.names if part in name))
+
+
+def convolved(given: Sequence[Tensor | None], named: Mapping[str, Any]) -> Tensor:
+    """The short causal convolution of a delta net [prompt, coordinate, column], before its activation, of what its
+    operation is given: positions, weights and a bias."""
+    x, weight, bias = (*given, *(named[name] for name in ("weight", "bias") if name in named))[:3]
+    assert x is not None
+    assert weight is not None
+    out = torch.nn.functional.conv1d(
+        x.to(weight.dtype), weight[:, None], bias, padding=weight.shape[-1] - 1, groups=len(weight)
+    )
+    return out[..., : x.shape[-1]]
+
+
+def value_factor(attn: Any) -> Tensor:
+    """What `delta_values` multiplies by, of all coordinates [prompt, column, coordinate]."""
+    before = convolved(*_operation(attn, CONVOLUTION).inputs)
+    return torch.sigmoid(before.detach().float()).transpose(1, 2)
+
+
+def delta_pattern(attn: Any) -> tuple[Tensor, int]:
+    """How a gated delta net carries values from position to position [prompt, head, query, key], float32, and how many
+    coordinates all its heads have.
+
+    The state decays by exp(g), forgets what it holds at the key and learns the value there, by the share beta:
+    S[t] = exp(g[t]) S[t-1] (1 - beta k k') + beta v k'; out[t] = S[t] q[t]. So what is learnt at t is
+    u[t] = beta[t] (v[t] - sum over s < t of exp(g[s+1] + ... + g[t]) (k[s] . k[t]) u[s]): triangular equations.
+    """
+    (query, key, value, *_), named = _operation(attn, DELTA_RULE).inputs
+    query, key = (x.detach().float().transpose(1, 2) for x in (query, key))
+    if named.get("use_qk_l2norm_in_kernel"):
+        query, key = (x * (x.square().sum(-1, keepdim=True) + L2_EPS).rsqrt() for x in (query, key))
+    since = named["g"].detach().double().transpose(1, 2).cumsum(-1)
+    decay = (since[..., :, None] - since[..., None, :]).tril().exp().tril().float()
+    beta = named["beta"].detach().float().transpose(1, 2)
+    held = (beta[..., None] * (key @ key.transpose(-1, -2)) * decay).tril(-1)
+    learnt = torch.linalg.solve_triangular(held, torch.diag_embed(beta), upper=False, unitriangular=True)
+    return (query @ key.transpose(-1, -2) * decay * query.shape[-1] ** -0.5) @ learnt, value[0, 0].numel()
+
+
 def kernel(attn: Any) -> Any:
     """The function that runs the attention kernel, read before its inputs are; None where a model has its own."""
     return next((getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL)), None)
@@ -171,8 +305,9 @@ def kernel(attn: Any) -> Any:
 
 def pattern(attn: Any, function: Any) -> Tensor:
     """The attention pattern [prompt, head, query, key], once the kernel has run: what a kernel returns of it, if it
-    does. PyTorch's own is computed from queries, keys and mask; of any other, the kernel is called once more with the
-    identity in the place of the values, which gives the pattern with all that it does.
+    does. PyTorch's own is computed from queries, keys and mask; of any other, and where part of the attention goes to a
+    sink, which some kernels leave out of what they return, the kernel is called once more with the identity in the
+    place of the values, which gives the pattern with all that it does.
 
     Args:
         function: the attention's `kernel`.
@@ -185,7 +320,7 @@ def pattern(attn: Any, function: Any) -> Tensor:
         return _scaled_dot_product(attn._module, query.detach(), key.detach(), named["attn_mask"], **named)
     (module, query, key, value, *rest), named = call.inputs
     given = call.output[1]
-    if given is not None:
+    if given is not None and not hasattr(module, SINKS):
         return given.detach()
     if function.__name__ == "sdpa_attention_forward":
         return _scaled_dot_product(module, query.detach(), key.detach(), *rest, **named)
@@ -301,5 +436,5 @@ FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LEARNED: dict[str, Callable[[Any, Tensor], Tensor]] = {"XIELUActivation": xielu}
 """The same of those that have weights, of the module and its input."""
-ACTIVATIONS = frozenset({*FACTORS, *LEARNED})
+ACTIVATIONS = {*FACTORS, *LEARNED}
 """Classes that rule 3 covers."""

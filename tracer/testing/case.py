@@ -95,14 +95,13 @@ class Case:
 
     def _neurons(self, layer: int, path: str) -> Neurons:
         """Where the neurons of a block are: behind those of experts come those of shared experts."""
-        layout: Any = self.model.layouts[layer]
-        mixture, at = mixtures(self.model)[layer], self.bare.get_submodule
-        if mixture is None:
-            down = at(f"{path}.{layout.down}")
-            return Neurons(int(getattr(down, "in_features", None) or down.weight.shape[0]), ((down, 0),))
+        layout, mixture, width = self.model.layouts[layer], self.model.experts[layer], self.model.widths[layer]
+        at = self.bare.get_submodule
+        if mixture is None or layout.experts is None:
+            return Neurons(width, ((at(f"{path}.{layout.down}"), 0),))
         first, shared = mixture.n_experts * mixture.d_expert, layout.experts.shared
         downs = () if shared is None else ((at(f"{path}.{shared}.down_proj"), first),)
-        return Neurons(first + mixture.d_shared, downs, at(f"{path}.{layout.experts.path}"))
+        return Neurons(width, downs, at(f"{path}.{layout.experts.path}"))
 
     def prompts(self, rows: Sequence[int] = (0, 1, 2), **more: Any) -> list[Prompt]:
         """Questions about the target's logit."""
@@ -218,11 +217,6 @@ class Case:
         """What tracer says of the edges among some nodes (`nodes`, if None), the embeddings and the logits."""
         given = self.nodes if nodes is None else nodes
         return direct_edges(self.model, tuple(self.rows[0]), given, self.logits, engine=engine, **more)
-
-
-def mixtures(model: Model) -> Sequence[Any]:
-    """Of each layer its mixture of experts, or None."""
-    return getattr(model, "experts", (None,) * model.n_layers)
 
 
 def _stacked(layers: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from tracer.metrics import Metric
 from tracer.model import passes
 from tracer.prompts import Batch, Prompt
 from tracer.settings import RULES
-from tracer.testing.case import Case, mixtures
+from tracer.testing.case import Case
 from tracer.testing.plain import batch
 
 PARITY, IDENTITY = 1e-5, 1e-4
@@ -203,7 +203,7 @@ def baselines_of_edges(case: Case) -> Found:
 def idle_experts(case: Case) -> Found:
     """A neuron of an expert that did not run at a position has no value and no edge there."""
     idle = []
-    for layer, mixture in enumerate(mixtures(case.model)):
+    for layer, mixture in enumerate(case.model.experts):
         if mixture is not None:
             routed = case.relp.activations[0, layer, 0, : mixture.n_experts * mixture.d_expert]
             silent = (routed.view(mixture.n_experts, -1) == 0).all(-1).nonzero()[:1, 0].tolist()
