@@ -50,7 +50,13 @@ def inside(models: list[tuple[Any, tuple[Layout, ...]]]) -> str:
     """What the blocks are made of, in few words."""
     layouts = [layout for _, laid in models for layout in laid]
     kinds = {step.kind for layout in layouts for step in layout.steps}
-    words = ["gated MLP" if "product" in kinds else "plain MLP"]
+    words = [said for kind, said in (("mixture", "experts"), ("product", "gated MLP")) if kind in kinds]
+    words = words or ["plain MLP"]
+    if any(layout.experts is not None and layout.experts.shared is not None for layout in layouts):
+        words[0] = "experts, some shared"
+    words += [
+        said for kind, said in (("delta", "gated delta nets"), ("output_gate", "gated attention")) if kind in kinds
+    ]
     words += [name for kind, name in (("rms_norm", "RMSNorm"), ("layer_norm", "LayerNorm")) if kind in kinds]
     if any(layout.wiring.attention_out for layout in layouts):
         words.append("norms behind branches")
