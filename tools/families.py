@@ -35,7 +35,8 @@ def built(name: str) -> list[tuple[Any, tuple[Layout, ...]]]:
 
 def biased(module: Any) -> bool:
     """Whether anything in a model is added that carries no relevance."""
-    return any(path.endswith("bias") for path, _ in module.named_parameters())
+    constants = ("dt_bias", "e_score_correction_bias")  # of a decay and of a choice, which are constants as they are
+    return any(path.endswith("bias") and not path.endswith(constants) for path, _ in module.named_parameters())
 
 
 def conserves(models: list[tuple[Any, tuple[Layout, ...]]]) -> str:

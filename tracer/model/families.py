@@ -935,9 +935,9 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {', '.join(FAMILIES)}",
-            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
-            "and the rule of each new module to tracer/model/rules.py",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {listed()}",
+            "register one with tracer.register_family, or add a Family to tracer/model/families.py, and the rule of "
+            "each new module to tracer/model/rules.py",
         )
     family = FAMILIES[kind]
     _check_config(family, config)
@@ -956,6 +956,12 @@ def family_of(module: nn.Module, config: Any) -> Family:
                 "load the model as it was, with what was added merged into its weights",
             )
     return family
+
+
+def listed() -> str:
+    """The families' names, as a message has them."""
+    first, rest = list(FAMILIES)[:8], len(FAMILIES) - 8
+    return f"{', '.join(first)} and {rest} more (docs/families.md)"
 
 
 def discover() -> None:
