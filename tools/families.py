@@ -35,7 +35,8 @@ def built(name: str) -> list[tuple[Any, tuple[Layout, ...]]]:
 
 def biased(module: Any) -> bool:
     """Whether anything in a model is added that carries no relevance."""
-    return any(path.endswith("bias") for path, _ in module.named_parameters())
+    constants = ("dt_bias", "e_score_correction_bias")  # of a decay and of a choice, which are constants as they are
+    return any(path.endswith("bias") and not path.endswith(constants) for path, _ in module.named_parameters())
 
 
 def conserves(models: list[tuple[Any, tuple[Layout, ...]]]) -> str:
@@ -50,17 +51,21 @@ def inside(models: list[tuple[Any, tuple[Layout, ...]]]) -> str:
     """What the blocks are made of, in few words."""
     layouts = [layout for _, laid in models for layout in laid]
     kinds = {step.kind for layout in layouts for step in layout.steps}
-    words = ["gated MLP" if "product" in kinds else "plain MLP"]
+    words = [said for kind, said in (("mixture", "experts"), ("product", "gated MLP")) if kind in kinds]
+    words = words or ["plain MLP"]
+    if any(layout.experts is not None and layout.experts.shared is not None for layout in layouts):
+        words[0] = "experts, some shared"
+    words += [
+        said for kind, said in (("delta", "gated delta nets"), ("output_gate", "gated attention")) if kind in kinds
+    ]
     words += [name for kind, name in (("rms_norm", "RMSNorm"), ("layer_norm", "LayerNorm")) if kind in kinds]
     if any(layout.wiring.attention_out for layout in layouts):
         words.append("norms behind branches")
     if any("norm" in step.path and step.path.startswith(("self_attn.", "attention.")) for step in layouts[0].steps):
         words.append("norms of queries and keys")
     parallel = {layout.wiring.parallel for layout in layouts} - {False}
-    words += [
-        f"parallel branches by `{one}`" if isinstance(one, str) else "parallel branches"
-        for one in sorted(parallel, key=str)
-    ]
+    words += [f"parallel branches by `{one}`" for one in sorted(parallel - {True})]
+    words += ["parallel branches"] * (True in parallel)
     return ", ".join(words)
 
 

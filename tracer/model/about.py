@@ -13,7 +13,7 @@ class About(NamedTuple):
 
     Attributes:
         title: of the models, as people call them.
-        since: the release of transformers that first had it, by its release notes; empty where that was not found.
+        since: the release of transformers that first had it; empty where that was not found.
         note: what to know of its linearisation beyond the rules, if anything.
     """
 
@@ -44,8 +44,8 @@ ABOUT: dict[str, About] = {
     "cohere2": About("Command R7B and A", "4.48", "a logit scale; layers without rotary positions"),
     "glm": About("GLM-4-9B", "4.46"),
     "glm4": About("GLM-4-0414", "4.52"),
-    "ministral": About("Ministral"),
-    "ministral3": About("Ministral 3"),
+    "ministral": About("Ministral", "4.57"),
+    "ministral3": About("Ministral 3", "5.0"),
     "nemotron": About("Nemotron and Minitron", "4.44"),
     "exaone4": About("EXAONE 4", "4.54", "layers without rotary positions"),
     "seed_oss": About("Seed-OSS", "4.56"),
@@ -65,6 +65,19 @@ ABOUT: dict[str, About] = {
     "starcoder2": About("StarCoder2", "4.39"),
     "stablelm": About("StableLM", "4.38"),
     "cohere": About("Command R", "4.39", "a logit scale"),
+    "mixtral": About("Mixtral", "4.36"),
+    "qwen2_moe": About("Qwen 1.5 and 2 MoE", "4.40", "the shared expert's gate is a constant"),
+    "qwen3_moe": About("Qwen 3 MoE", "4.51"),
+    "olmoe": About("OLMoE", "4.45"),
+    "gpt_oss": About("gpt-oss", "4.55", "the clamps of gate and up are activations; sinks are in the pattern"),
+    "glm4_moe": About("GLM-4.5 to 4.7", "4.54"),
+    "deepseek_v2": About("DeepSeek V2", "4.54", "latent attention"),
+    "deepseek_v3": About("DeepSeek V3 and R1", "4.51", "latent attention"),
+    "llama4_text": About("Llama 4", "4.51", "experts read what the router multiplied"),
+    "youtu": About("Youtu-LLM", "", "latent attention"),
+    "flint": About("Flint", "after 5.17", "gates of an attention's output are constants"),
+    "qwen3_5_text": About("Qwen 3.5", "", "gated delta nets: what a state is written and read with is a constant"),
+    "olmo_hybrid": About("OLMo Hybrid", "", "gated delta nets: what a state is written and read with is a constant"),
     "phi": About("Phi 1 and 2", "4.36"),
     "youtu": About("Youtu-LLM", "", _LATENT),
     "granite_swa": About("Granite with sliding windows", "", "what goes to a sink of attention is in the pattern"),

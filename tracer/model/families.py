@@ -971,9 +971,9 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {_some_families()}",
-            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
-            "and the rule of each new module to tracer/model/rules.py",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {listed()}",
+            "register one with tracer.register_family, or add a Family to tracer/model/families.py, and the rule of "
+            "each new module to tracer/model/rules.py",
         )
     family = FAMILIES[kind]
     _check_config(family, config)
@@ -994,22 +994,10 @@ def family_of(module: nn.Module, config: Any) -> Family:
     return family
 
 
-def _some_families() -> str:
-    first = list(FAMILIES)[:4]
-    return f"{', '.join(first)} and {len(FAMILIES) - len(first)} others (docs/families.md)"
-
-
-def _unlike_attention(config: Any) -> str:
-    """Which layers of a model are no attention, and why their way from token to token is no constant so far."""
-    given = (getattr(config, name, None) for name in ("layers_block_type", "layer_types"))
-    kinds = next((list(one) for one in given if one), [])
-    found = []
-    for kind, why in UNLIKE_ATTENTION.items():
-        layers = [str(layer) for layer, one in enumerate(kinds) if one == kind]
-        if layers:
-            shown = ", ".join(layers[:4]) + (", ..." if len(layers) > 4 else "")
-            found.append(f"; its {len(layers)} layers of kind {kind!r} ({shown}) have {why}")
-    return "".join(found)
+def listed() -> str:
+    """The families' names, as a message has them."""
+    first, rest = list(FAMILIES)[:8], len(FAMILIES) - 8
+    return f"{', '.join(first)} and {rest} more (docs/families.md)"
 
 
 def discover() -> None:
@@ -1028,6 +1016,19 @@ def discover() -> None:
             step = f"it must be a function without arguments that calls tracer.register_family: mend it{dist}"
             raise ModelError(f"entry point {GROUP} {point.name}{dist}", first_line(error), step) from error
         _discovered.add(point.value)
+
+
+def _unlike_attention(config: Any) -> str:
+    """Which layers of a model are no attention, and why their way from token to token is no constant so far."""
+    given = (getattr(config, name, None) for name in ("layers_block_type", "layer_types"))
+    kinds = next((list(one) for one in given if one), [])
+    found = []
+    for kind, why in UNLIKE_ATTENTION.items():
+        layers = [str(layer) for layer, one in enumerate(kinds) if one == kind]
+        if layers:
+            shown = ", ".join(layers[:4]) + (", ..." if len(layers) > 4 else "")
+            found.append(f"; its {len(layers)} layers of kind {kind!r} ({shown}) have {why}")
+    return "".join(found)
 
 
 def check_inputs(config: Any) -> None:

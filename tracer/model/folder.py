@@ -25,7 +25,7 @@ import torch
 from tracer import demo
 from tracer.errors import ModelError, TracerError, first_line, option, quoted
 from tracer.model import dequantised, gguf, multimodal
-from tracer.model.families import FAMILIES, TEXT_PARTS, discover
+from tracer.model.families import TEXT_PARTS, discover, listed
 from tracer.system import jsontext, wholefile
 
 ADAPTER = "adapter_config.json"
@@ -365,9 +365,9 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
         rule = (
             f"its model type {kind!r} is defined by code that comes with it ({', '.join(code[:3])}), which is never run"
         )
-        raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
+        raise ModelError(name, rule, f"use a model of a type that has rules: {listed()}")
     rule = f"its model type {kind!r} is not known to transformers {version}"
-    raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
+    raise ModelError(name, rule, f"use a model of a type that has rules: {listed()}")
 
 
 def _check_layers(name: str, config: Mapping[str, Any]) -> None:

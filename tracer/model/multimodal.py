@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tracer.errors import ModelError, first_line
 from tracer.model import state
-from tracer.model.families import FAMILIES, HEAD_OPTIONS, IMAGE_ROPE, SAME_TEXT, TEXT_PARTS, check_inputs
+from tracer.model.families import FAMILIES, HEAD_OPTIONS, IMAGE_ROPE, SAME_TEXT, TEXT_PARTS, check_inputs, listed
 
 KEYS = {
     r"^thinker\.": "",
@@ -61,7 +61,7 @@ def check_text_type(text: Any, kind: str) -> None:
         text: its configuration. kind: the type of the whole.
     """
     if text.model_type not in FAMILIES:
-        rule = f"its text part is of the type {text.model_type!r}, which is no known family: {', '.join(FAMILIES)}"
+        rule = f"its text part is of the type {text.model_type!r}, which is no known family: {listed()}"
         raise ModelError(f"model type {kind!r}", rule, "use one whose text part is of a known family")
 
 

@@ -22,6 +22,8 @@ from tracer.model.families import FAMILIES, Family, Layout
 Named = str | type[nn.Module]
 """A class of modules, or its name."""
 PARTS = ("all", "first half", "last half", "values", "values per head", "latent", "values of heads", "tail")
+PATTERNS, NEURONS = ("attention", "delta"), ("neurons", "mixture")
+"""Kinds of steps of which a block has one."""
 
 
 def register_family(
@@ -68,6 +70,7 @@ def register_family(
     for kind, name in classes:
         families.NORM_CLASSES[kind] |= {name}
     rules.FACTORS.update(factors)
+    rules.ACTIVATIONS.update(factors)
     families.LINEAR |= maps
     return FAMILIES.setdefault(family.name, family)
 
@@ -86,7 +89,7 @@ def _check_class(name: str, given: str, known: Any) -> None:
     if known is None:
         kinds = ", ".join(families.NORM_CLASSES)
         raise ModelError(given, "is no kind of norm", f"use one of {kinds}")
-    has = [*families.NORM_CLASSES.values(), rules.FACTORS, families.LINEAR]
+    has = [*families.NORM_CLASSES.values(), rules.ACTIVATIONS, families.LINEAR]
     if name not in known and any(name in some for some in has):
         step = "leave it out if that rule is right, or name your class otherwise"
         raise ModelError(f"class {name} in {given}", "has another rule already", step)
@@ -104,21 +107,20 @@ def _check_factor(name: str, factor: Callable[[Tensor], Tensor]) -> None:
 def _check_layout(name: str, layout: Layout) -> None:
     """Refuse a layout that says less, or something else, than the rules and the replay of edges need."""
     value, kinds, wiring = f"a Layout of family {name!r}", [step.kind for step in layout.steps], layout.wiring
-    if unknown := sorted({*kinds} - {*rules.RULE_OF, "neurons", "mixture"}):
+    if unknown := sorted({*kinds} - {*rules.RULE_OF, *NEURONS}):
         raise ModelError(value, f"has steps of unknown kind: {', '.join(unknown)}", f"use {', '.join(rules.RULE_OF)}")
-    for one, other in (("attention", "delta"), ("neurons", "mixture")):
-        count = kinds.count(one) + kinds.count(other)
-        if count != 1:
-            raise ModelError(value, f"has {count} steps {one!r} or {other!r}, one is needed", "name that module once")
+    for some in (PATTERNS, NEURONS):
+        if sum(kind in some for kind in kinds) != 1:
+            rule = f"has {sum(kind in some for kind in kinds)} steps {some[0]!r}, one is needed"
+            raise ModelError(value, rule, "name that module once")
     if (wiring.up is None) != (layout.experts is not None) or ("mixture" in kinds) != (layout.experts is not None):
         rule = "has neither a map `up` into its neurons nor experts with their step, or both"
         raise ModelError(value, rule, "give the wiring of an MLP, or Experts, the step 'mixture' and no gate and up")
-    if ("product" in kinds) != (wiring.gate is not None):
+    if layout.experts is None and ("product" in kinds) != (wiring.gate is not None):
         rule = "has a step 'product' without a gate in its wiring, or a gate without the step"
         raise ModelError(value, rule, "give both where the MLP multiplies act(gate) by up, else neither")
-    around = {path for path in (wiring.attention_in, wiring.attention_out, wiring.mlp_in, wiring.mlp_out) if path}
-    if missing := sorted(around - {step.path for step in layout.steps}):
+    if missing := sorted({*wiring.norms} - {step.path for step in layout.steps}):
         raise ModelError(value, f"has no step for the norms of its wiring: {', '.join(missing)}", "add a Step for each")
     used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
-    if wrong := [weight.part for weight in used if weight is not None and weight.part not in PARTS]:
-        raise ModelError(value, f"reads a part {wrong[0]!r} of a map", f"use one of {', '.join(PARTS)}")
+    if other := [weight.part for weight in used if weight is not None and weight.part not in PARTS]:
+        raise ModelError(value, f"reads a part {other[0]!r} of a map", f"use one of {', '.join(PARTS)}")

@@ -442,5 +442,5 @@ FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LEARNED: dict[str, Callable[[Any, Tensor], Tensor]] = {"XIELUActivation": xielu}
 """The same of those that have weights, of the module and its input."""
-ACTIVATIONS = frozenset({*FACTORS, *LEARNED})
+ACTIVATIONS = {*FACTORS, *LEARNED}
 """Classes that rule 3 covers."""

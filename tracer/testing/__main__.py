@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from tracer.testing.configs import OPTIONS, configurations
 from tracer.testing.family import check_family
 from tracer.testing.report import FamilyReport
 
+SHARE = re.compile(r"\d+%")
+"""How a note about biases begins."""
 GROUPS = ("parity", "conservation", "edges", "state")
 
 
@@ -45,10 +48,10 @@ def cell(report: FamilyReport, group: str) -> Text:
     if failed:
         return Text(", ".join(check.name for check in failed), style="bold red")
     worst = report.worst(group)
-    if worst is not None and worst.value is not None:
-        return Text(f"{worst.value:.1e}", style="green")
-    shares = [check.value for check in report.checks if check.group == group and check.value is not None]
-    return Text(f"biases {max(shares):.0%}" if shares else "-", style="yellow")
+    shares = [found[0] for check in report.checks if check.group == group and (found := SHARE.match(check.note))]
+    if worst is None or worst.value is None:
+        return Text("-", style="yellow")
+    return Text(f"{worst.value:.1e}{f', biases {shares[0]}' if shares else ''}", style="green")
 
 
 def table(reports: dict[str, FamilyReport]) -> Table:

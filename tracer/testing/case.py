@@ -5,12 +5,13 @@ Knows how to ask, here and there; what must be equal is checks.py's business. Re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tracer.attribution.attribute import attribute
 from tracer.attribution.edges import Edges, direct_edges
@@ -20,7 +21,7 @@ from tracer.model.model import Model, load
 from tracer.prompts import Batch, Prompt
 from tracer.system.forks import cached_property
 from tracer.testing.models import random_model, tiny_tokenizer
-from tracer.testing.plain import Pass, Plain, batch
+from tracer.testing.plain import Neurons, Pass, Plain, batch
 
 LENGTHS = (9, 5, 2)
 """Tokens of the prompts."""
@@ -32,12 +33,24 @@ NODES = 24
 
 class Numbers(NamedTuple):
     """What plain PyTorch says of all prompts: `nodes` and `activations` [prompt, layer, pos, neuron], `embeddings`
-    [prompt, pos], and the `metric` [prompt]."""
+    [prompt, pos], the `metric` [prompt], and how much of it comes of `biases` [prompt]."""
 
     nodes: Tensor
     activations: Tensor
     embeddings: Tensor
     metric: Tensor
+    biases: Tensor
+
+
+class Direct(NamedTuple):
+    """Edges into the nodes and the logits: the `weight` of each from the nodes and embeddings [target, source], what
+    comes in from all neurons and embeddings together (`incoming`), the targets' `values`, and how much of these comes
+    of `biases` [target]."""
+
+    weight: Tensor
+    incoming: Tensor
+    values: Tensor
+    biases: Tensor
 
 
 class Case:
@@ -46,6 +59,8 @@ class Case:
     def __init__(self, config: Any, module: Any, tokenizer: Any, seed: int) -> None:
         self.config, self.seed = config, seed
         self.bare: Any = deepcopy(module)
+        if self.bare._can_set_experts_implementation():
+            self.bare.set_experts_implementation("eager")
         self.size = int(module.config.get_text_config().vocab_size)
         self.tokenizer = tiny_tokenizer(self.size) if tokenizer is None else tokenizer
         self.model: Model = load(module, tokenizer=self.tokenizer)
@@ -66,8 +81,27 @@ class Case:
         paths = [f"{family.blocks}.{layer}" for layer in range(self.model.n_layers)]
         blocks = list(zip(paths, self.model.layouts, strict=True))
         acts = {f"{path}.{step.path}" for path, layout in blocks for step in layout.steps if step.kind == "activation"}
-        downs = tuple(at(f"{path}.{layout.down}") for path, layout in blocks)
-        return Plain(self.bare, at(family.embedding), downs, tuple(at(path) for path in sorted(acts)))
+        layers = tuple(self._neurons(layer, path) for layer, path in enumerate(paths))
+        biases = tuple(self._biases(at(family.embedding)))
+        return Plain(self.bare, at(family.embedding), layers, tuple(at(path) for path in sorted(acts)), biases)
+
+    def _biases(self, embedding: Any) -> Iterator[Any]:
+        """What the copy adds whatever the prompt, from now on with gradients."""
+        for part in self.bare.modules():
+            for name, parameter in part.named_parameters(recurse=False):
+                positions = isinstance(part, torch.nn.Embedding) and part is not embedding
+                if name.endswith("bias") or (positions and parameter is not embedding.weight):
+                    yield parameter.requires_grad_()
+
+    def _neurons(self, layer: int, path: str) -> Neurons:
+        """Where the neurons of a block are: behind those of experts come those of shared experts."""
+        layout, mixture, width = self.model.layouts[layer], self.model.experts[layer], self.model.widths[layer]
+        at = self.bare.get_submodule
+        if mixture is None or layout.experts is None:
+            return Neurons(width, ((at(f"{path}.{layout.down}"), 0),))
+        first, shared = mixture.n_experts * mixture.d_expert, layout.experts.shared
+        downs = () if shared is None else ((at(f"{path}.{shared}.down_proj"), first),)
+        return Neurons(width, downs, at(f"{path}.{layout.experts.path}"))
 
     def prompts(self, rows: Sequence[int] = (0, 1, 2), **more: Any) -> list[Prompt]:
         """Questions about the target's logit."""
@@ -100,11 +134,12 @@ class Case:
         slopes, entry = found.gradients(total.sum())
         lay = Batch(tuple(map(tuple, self.rows)))
         real = lay.real()
-        values, at_nodes = _stacked(found.neurons), _stacked(slopes)
+        values, at_nodes = _stacked(found.values), _stacked(slopes)
         nodes = lay.aligned(values * at_nodes, 2) * real[:, None, :, None]
         activations = lay.aligned(values, 2) * real[:, None, :, None]
         embeddings = lay.aligned((found.embedding * entry).sum(-1).detach().float(), 1) * real
-        return Numbers(nodes, activations, embeddings, total.detach().float())
+        biases = torch.stack([found.of_biases(one) for one in total])
+        return Numbers(nodes, activations, embeddings, total.detach().float(), biases)
 
     @cached_property
     def nodes(self) -> Tensor:
@@ -126,20 +161,43 @@ class Case:
 
     @cached_property
     @torch.enable_grad()
-    def direct(self) -> tuple[Tensor, Tensor, Tensor]:
-        """By plain PyTorch: weights of the direct edges into the nodes and logits, from the nodes and embeddings
-        [target, source], from everything [target]; and the targets' values."""
-        found, values, rows, sums = self.held, [], [], []
+    def direct(self) -> Direct:
+        """By plain PyTorch, a backward for each target."""
+        found, values, rows, sums, biases = self.held, [], [], [], []
         for layer, position, neuron in self.nodes.tolist():
             values.append(found.raw[layer][0, position, neuron])
         values += [found.logits[0, position, token] for position, token in self.logits.tolist()]
         for value in values:
             slopes, entry = found.gradients(value)
-            each = torch.stack([neurons * slope for neurons, slope in zip(found.neurons, slopes, strict=True)])[:, 0]
+            each = (_stacked(found.values) * _stacked(slopes))[0]
             inputs = (found.embedding * entry).sum(-1)[0]
             rows.append(torch.cat([each[self.nodes.unbind(-1)], inputs]))
             sums.append(each.sum() + inputs.sum())
-        return torch.stack(rows).detach(), torch.stack(sums).detach(), torch.stack(values).detach()
+            biases.append(found.of_biases(value))
+        return Direct(*(torch.stack(part).detach() for part in (rows, sums, values, biases)))
+
+    def nudged(self, source: int, by: float) -> Tensor:
+        """The values of the nodes and the logits [target], where one source (a node, or behind them a position's
+        embedding) is multiplied by 1 + `by`, every other neuron stays at its value, and so do the constants of the
+        linearisation: plain forward arithmetic, without any gradient."""
+        clean, node, entry = self.held, None, self.held.embedding.detach().clone()
+        if source < len(self.nodes):
+            node = self.nodes[source].tolist()
+        else:
+            entry[0, source - len(self.nodes)] *= 1.0 + by
+
+        def put(layer: int, _: Tensor) -> Tensor:
+            values = clean.values[layer].clone()
+            if node is not None and node[0] == layer:
+                values[0, node[1], node[2]] *= 1.0 + by
+            return values
+
+        found = self.plain.run(
+            batch(self.rows[:1]), linear=True, hold=True, change=put, entry=entry, held=clean.kept
+        )  # fmt: skip
+        ends = [found.raw[layer][0, position, neuron] for layer, position, neuron in self.nodes.tolist()]
+        ends += [found.logits[0, position, token] for position, token in self.logits.tolist()]
+        return torch.stack(ends).detach()
 
     @cached_property
     @torch.enable_grad()
@@ -152,14 +210,16 @@ class Case:
             inputs.append((found.embedding * entry).sum(-1)[0])
         for position, token in self.logits.tolist():
             slopes, _ = found.gradients(found.logits[0, position, token])
-            outputs.append((_stacked(found.neurons) * _stacked(slopes))[0][self.nodes.unbind(-1)])
+            outputs.append((_stacked(found.values) * _stacked(slopes))[0][self.nodes.unbind(-1)])
         return Profiles(torch.stack(inputs).detach(), torch.stack(outputs, -1))
 
-    def edges(self, engine: str, **more: Any) -> Edges:
-        """What tracer says of the edges among the nodes, the embeddings and the logits."""
-        return direct_edges(self.model, tuple(self.rows[0]), self.nodes, self.logits, engine=engine, **more)
+    def edges(self, engine: str, nodes: Tensor | None = None, **more: Any) -> Edges:
+        """What tracer says of the edges among some nodes (`nodes`, if None), the embeddings and the logits."""
+        given = self.nodes if nodes is None else nodes
+        return direct_edges(self.model, tuple(self.rows[0]), given, self.logits, engine=engine, **more)
 
 
 def _stacked(layers: Sequence[Tensor]) -> Tensor:
-    """One tensor [prompt, layer, column, neuron]."""
-    return torch.stack([layer.detach() for layer in layers], 1).float()
+    """One tensor [prompt, layer, column, neuron], as wide as the widest layer."""
+    widest = max(layer.shape[-1] for layer in layers)
+    return torch.stack([pad(layer.detach(), (0, widest - layer.shape[-1])) for layer in layers], 1).float()

@@ -28,6 +28,10 @@ PARITY, IDENTITY = 1e-5, 1e-4
 """How far numbers may be apart, relative to the largest of them: one number computed in two ways, and a sum."""
 
 
+STRONGEST = 5
+"""How many sources are moved."""
+
+
 class Found(NamedTuple):
     """What a check found: how far off, what that may be (None: the check does not apply), and a remark."""
 
@@ -128,29 +132,33 @@ def later_positions(case: Case) -> Found:
 
 
 def conservation(case: Case) -> Found:
-    """The embeddings' attributions add up to the metric (identity 2)."""
-    return _sum(case, float(case.relp.relative_unexplained().max()))
+    """The embeddings' attributions, and what comes of biases, add up to the metric (identity 2)."""
+    kept, biases = case.relp, case.linearised.biases
+    scale = kept.embeddings.abs().sum(-1)
+    return _sum(kept.unexplained - biases, biases, scale)
 
 
 def incoming(case: Case) -> Found:
-    """The shares of everything that comes directly into a neuron add up to one (identity 3)."""
-    found = case.edges("auto")
-    count = len(case.nodes)
-    return _sum(case, gap(found.incoming[:count], found.target_values[:count]))
+    """What comes directly into a neuron, biases included, adds up to it (identity 3)."""
+    return _into(case, slice(0, len(case.nodes)))
 
 
 def incoming_of_logits(case: Case) -> Found:
-    """Everything that comes directly into a logit adds up to it (identity 4)."""
-    found = case.edges("auto")
-    count = len(case.nodes)
-    return _sum(case, gap(found.incoming[count:], found.target_values[count:]))
+    """What comes directly into a logit, biases included, adds up to it (identity 4)."""
+    return _into(case, slice(len(case.nodes), None))
 
 
-def _sum(case: Case, value: float) -> Found:
-    """Of a sum that must hold where there are no biases."""
-    if case.model.has_biases:
-        return Found(value, None, "the share of the biases, which carry no relevance")
-    return Found(value, IDENTITY)
+def _into(case: Case, targets: slice) -> Found:
+    found, biases = case.edges("auto"), case.direct.biases[targets]
+    values = found.target_values[targets]
+    return _sum(values - found.incoming[targets] - biases, biases, values.abs().max())
+
+
+def _sum(left: Tensor, biases: Tensor, scale: Tensor) -> Found:
+    """What a sum leaves over, and the share of it that comes of biases, which carry no relevance."""
+    share = float((biases.abs() / scale).max())
+    note = f"{share:.0%} of it comes of biases, which carry no relevance" if share else ""
+    return Found(float((left.abs() / scale).max()), IDENTITY, note)
 
 
 # ---------------------------------------------------------------- edges
@@ -158,14 +166,27 @@ def _sum(case: Case, value: float) -> Found:
 
 def edges_of_autograd(case: Case) -> Found:
     """Edges equal plain autograd through the second linearisation with all neurons held."""
-    found, (weight, sums, values) = case.edges("autograd"), case.direct
-    return Found(max(gap(found.weight, weight), gap(found.incoming, sums), gap(found.target_values, values)), PARITY)
+    found, plain = case.edges("autograd"), case.direct
+    pairs = ((found.weight, plain.weight), (found.incoming, plain.incoming), (found.target_values, plain.values))
+    return Found(max(gap(*pair) for pair in pairs), PARITY)
 
 
 def edges_of_replay(case: Case) -> Found:
     """The linear replay equals autograd."""
     found, other = case.edges("replay"), case.edges("autograd")
     return Found(max(gap(found.weight, other.weight), gap(found.incoming, other.incoming)), PARITY)
+
+
+def edges_of_interventions(case: Case) -> Found:
+    """Moving a source, with everything between it and the target held, changes the target by the edge's weight; without
+    any autograd."""
+    weight = case.edges("auto").weight
+    sources = weight.abs().amax(0).topk(min(STRONGEST, weight.shape[1])).indices.tolist()
+    still, off = case.nudged(0, 0.0), 0.0
+    for source in sources:
+        moved = case.nudged(source, 0.5) - still
+        off = max(off, float((moved - 0.5 * weight[:, source]).abs().max() / weight.abs().max()))
+    return Found(off, IDENTITY)
 
 
 def baselines_of_edges(case: Case) -> Found:
@@ -177,6 +198,23 @@ def baselines_of_edges(case: Case) -> Found:
     if at is None or half is None:
         return Found(float("inf"), PARITY, "no weights from the baseline")
     return Found(max(float(at.abs().max() / found.weight.abs().max()), gap(half, 0.5 * found.weight)), PARITY)
+
+
+def idle_experts(case: Case) -> Found:
+    """A neuron of an expert that did not run at a position has no value and no edge there."""
+    idle = []
+    for layer, mixture in enumerate(case.model.experts):
+        if mixture is not None:
+            routed = case.relp.activations[0, layer, 0, : mixture.n_experts * mixture.d_expert]
+            silent = (routed.view(mixture.n_experts, -1) == 0).all(-1).nonzero()[:1, 0].tolist()
+            idle += [(layer, expert * mixture.d_expert) for expert in silent]
+    if not idle:
+        return Found(None, None, "every neuron runs at every position")
+    nodes = torch.tensor([(layer, 0, neuron) for layer, neuron in idle])
+    found = case.edges("auto", nodes=torch.cat([nodes, case.nodes]))
+    mine = torch.arange(len(nodes))
+    parts = found.weight[mine], found.weight[:, mine], found.incoming[mine], found.target_values[mine]
+    return Found(max(float(part.abs().max()) for part in parts), 0.0)
 
 
 def profiles(case: Case) -> Found:
@@ -239,7 +277,9 @@ CHECKS: tuple[tuple[str, str, Callable[[Case], Found]], ...] = (
     ("incoming of logits", "conservation", incoming_of_logits),
     ("edges by autograd", "edges", edges_of_autograd),
     ("edges by replay", "edges", edges_of_replay),
+    ("edges by intervention", "edges", edges_of_interventions),
     ("edges from baselines", "edges", baselines_of_edges),
+    ("experts that did not run", "edges", idle_experts),
     ("profiles", "edges", profiles),
     ("nothing changed", "state", unchanged),
 )

@@ -74,6 +74,46 @@ _DELTA_NETS: dict[str, Any] = {
     "linear_value_head_dim": 6,
 }
 
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 7,
+}
+"""Multi-head latent attention; heads of values are of another size than those of queries."""
+_DELTA: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
+_EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_LOCAL: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_ROUTED: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+}
+"""Mixtures of experts; a first layer may be dense, and a fused product of matrices in bfloat16 wants widths of 8."""
+_LLAMA4: dict[str, Any] = {
+    **_LOCAL,
+    "num_experts_per_tok": 1,
+    "intermediate_size": 16,
+    "intermediate_size_mlp": 40,
+    "interleave_moe_layer_step": 2,
+    "head_dim": 8,
+    "attention_chunk_size": 4,
+    "no_rope_layers": [1, 0, 1],
+}
+
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {"": {}, "biases, tied": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}},
     "mistral": {"": {"sliding_window": 5}},
@@ -117,6 +157,28 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "parallel, norms": {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True},
     },
     "cohere": {"": {"logit_scale": 0.3}, "norms": {"logit_scale": 0.3, "use_qk_norm": True}},
+    "mixtral": {"": _LOCAL},
+    "qwen2_moe": {"": {**_EXPERTS, "shared_expert_intermediate_size": 24}},
+    "qwen3_moe": {"": {**_EXPERTS, "head_dim": 16, "mlp_only_layers": [1], "norm_topk_prob": True}},
+    "olmoe": {"": {**_EXPERTS, "intermediate_size": 16}},
+    "gpt_oss": {"": {**_LOCAL, "intermediate_size": 16, "head_dim": 16, "swiglu_limit": 1.0, **_SLIDING}},
+    "glm4_moe": {
+        "": {**_ROUTED, "head_dim": 16},
+        "norms": {**_ROUTED, "head_dim": 16, "use_qk_norm": True, "attention_bias": True},
+    },
+    "deepseek_v2": {
+        "": {**_ROUTED, **_LATENT, "topk_method": "group_limited_greedy"},
+        "queries without a latent": {**_ROUTED, **_LATENT, "q_lora_rank": None, "topk_method": "greedy"},
+    },
+    "deepseek_v3": {"": {**_ROUTED, **_LATENT}},
+    "llama4_text": {"": _LLAMA4},
+    "youtu": {"": _LATENT},
+    "flint": {"": {"head_dim": 16, "num_experts": 0, **_SLIDING}},
+    "qwen3_5_text": {
+        "": {"head_dim": 16, **_DELTA},
+        "attention alone": {"head_dim": 16, "layer_types": ["full_attention"] * LAYERS},
+    },
+    "olmo_hybrid": {"": {**_DELTA, "linear_allow_neg_eigval": True}},
     "phi": {"": {"partial_rotary_factor": 0.5}, "norms": {"qk_layernorm": True}},
     "youtu": {"": {**_LATENT, "q_lora_rank": 10}, "queries of one map": {**_LATENT, "q_lora_rank": None}},
     "granite_swa": {"": {**_GRANITE, **_SLIDING, "layer_rope_theta": [10000.0, 0, 10000.0]}},
