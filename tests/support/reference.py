@@ -173,7 +173,7 @@ def norm_parts(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     return x, (weight * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).detach(), None
 
 
-def ratio(act: nn.Module, z: Tensor) -> Tensor:
+def ratio(act: Any, z: Tensor) -> Tensor:
     """`act(z) / z` in closed form, so that z = 0 gives the limit."""
     name = type(act).__name__
     if name in ("SiLUActivation", "SiLU"):

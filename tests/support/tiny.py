@@ -38,6 +38,8 @@ FAMILIES: tuple[str, ...] = (
     "cohere",
     "phi",
 )
+MAIN = FAMILIES[:10]
+"""Those that everything is tried on in the quick tests."""
 BIASED = frozenset({"qwen2", "gpt_neox", "gpt2", "starcoder2", "stablelm", "phi"})
 BIAS_FREE: tuple[str, ...] = tuple(family for family in FAMILIES if family not in BIASED)
 """Families without any bias: linear, norm or position embedding."""
