@@ -41,7 +41,10 @@ def test_the_parts_are_where_the_oracle_finds_them(family: str) -> None:
     assert module.get_submodule(found.head) is module.get_output_embeddings()
     blocks = list(module.get_submodule(found.blocks).children())
     pairs = list(zip(blocks, found.laid_out(module), strict=True))
-    parts = {kind: [block.get_submodule(laid.path(kind)) for block, laid in pairs] for kind in KINDS}
+    paths = [{step.kind.replace("delta", "attention"): step.path for step in laid.steps} for _, laid in pairs]
+    parts = {
+        kind: [block.get_submodule(path[kind]) for (block, _), path in zip(pairs, paths, strict=True)] for kind in KINDS
+    }
     assert parts["neurons"] == [mlp.down for mlp in ref.mlps(module)]
     assert parts["activation"] == [mlp.act for mlp in ref.mlps(module)]
     assert parts["attention"] == [part.module for part in ref.attentions(module)]

@@ -29,8 +29,10 @@ class Step(NamedTuple):
 class Weight(NamedTuple):
     """A linear map of a block: the path of its module, and which of the module's outputs are meant.
 
-    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v), or
-    ``values per head`` (q|k|v interleaved head by head).
+    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v),
+    ``values per head`` (q|k|v head by head: for each head of keys and values, the queries that share it, the key, the
+    value), ``latent`` (what the map behind it reads, before a rotated key), ``values of heads`` (the tail of each
+    head's k|v) or ``tail`` (as much as the map out of the heads reads).
     """
 
     path: str
@@ -45,7 +47,13 @@ class Wiring:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
         value, output: the maps into and out of the attention pattern.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one, both are where it is a mixture.
+        latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
         parallel: whether attention and MLP both read the block's input; or the option that says so.
+        value_norm: path of a norm without weights that values go through, head by head; None: no norm.
+        scalar: a number of the block, by which it multiplies the residual stream that leaves it; None: by none.
+        in_place: whether the block adds to what its MLP gives in place, so that a copy has to go on.
+        value_conv: path of the short convolution over positions behind `value`, with a SiLU behind it.
+        heads_norm: path of the norm, with a gate, of each head's mixed values.
     """
 
     attention_in: str | None
@@ -57,6 +65,13 @@ class Wiring:
     gate: Weight | None
     up: Weight | None
     parallel: bool | str = False
+    latent: Weight | None = None
+    latent_norm: str | None = None
+    value_norm: str | None = None
+    value_conv: str | None = None
+    heads_norm: str | None = None
+    scalar: str | None = None
+    in_place: bool = False
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -119,11 +134,14 @@ class Layout:
         steps: the modules of a block that rules apply to, and its neurons, in the order they run.
         wiring: how they feed each other.
         experts: the mixture in the place of an MLP, if it has one: the step ``mixture``.
+        of_pattern: paths of modules that queries and keys alone go through, where a block has them, and that no step
+            linearises: without rule 2 the others cannot be applied.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
     experts: Experts | None = None
+    of_pattern: tuple[str, ...] = ()
 
     @property
     def down(self) -> str:
@@ -134,9 +152,10 @@ class Layout:
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
         wiring, shared = self.wiring, () if self.experts is None else self.experts.parts[3:]
-        used = (wiring.value, wiring.output, wiring.up, wiring.gate)
+        used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
+        short = () if wiring.value_conv is None else (wiring.value_conv,)
         own = {self.down} if self.experts is None else set(shared)
-        return frozenset({*own, *(weight.path for weight in used if weight is not None)})
+        return frozenset({*own, *short, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -196,13 +215,13 @@ NO_SCALES = Scales()
 
 
 class Refused(NamedTuple):
-    """An option of a family that computes what no step describes: why, and what to do instead; but for the `harmless`
-    values."""
+    """An option of a family that, where it is set, computes what no step describes: why, and what to do instead; and
+    the values of it that leave it unset."""
 
     option: str
     rule: str
     step: str
-    harmless: tuple[Any, ...] = (None, False)
+    unset: tuple[Any, ...] = (None, False)
 
 
 @dataclass(frozen=True)
@@ -242,6 +261,25 @@ class Family:
                 raise _lacks(module, self, f"{self.blocks}.{number}.{self.layouts[0].missing(block)}")
             found.append(layout.spelled(block))
         return tuple(found)
+
+
+def inputs_of(part: Any) -> int:
+    """How many numbers a linear map takes."""
+    return int(getattr(part, "in_features", None) or part.weight.shape[0])
+
+
+def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
+    """Heads of values in a block, by the widths of its maps: configurations call them by many names.
+
+    Args:
+        n_heads: of queries.
+    """
+    value: Any = block.get_submodule(layout.wiring.value.path)
+    if layout.wiring.value.part in ("values of heads", "tail"):
+        return n_heads
+    size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
+    count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
+    return count if layout.wiring.value.part == "all" else (count - n_heads) // 2
 
 
 def _blocks(module: nn.Module, path: str) -> list[nn.Module]:
@@ -292,12 +330,8 @@ AROUND = replace(
 )
 MIXTURE = replace(SEPARATE, gate=None, up=None)
 BEHIND = replace(AROUND, attention_in=None, mlp_in=None)
-FUSED_WIRING = replace(
-    SEPARATE,
-    value=Weight("self_attn.qkv_proj", "values"),
-    gate=Weight("mlp.gate_up_proj", "first half"),
-    up=Weight("mlp.gate_up_proj", "last half"),
-)
+HALVES = {"gate": Weight("mlp.gate_up_proj", "first half"), "up": Weight("mlp.gate_up_proj", "last half")}
+FUSED_WIRING = replace(SEPARATE, value=Weight("self_attn.qkv_proj", "values"), **HALVES)
 
 PLAIN_UNGATED = replace(SEPARATE, gate=None)
 ABREAST = replace(SEPARATE, mlp_in="input_layernorm", parallel=True)
@@ -308,20 +342,156 @@ CENTRED_QK_NORMS = (Step("layer_norm", "self_attn.q_norm"), Step("layer_norm", "
 PHI_QK_NORMS = (Step("layer_norm", "self_attn.q_layernorm"), Step("layer_norm", "self_attn.k_layernorm"))
 STABLE_QK_NORMS = tuple(Step(kind, f"{path}.norms.*") for kind, path in PHI_QK_NORMS)
 UNGATED = (Step("activation", "mlp.act_fn"), Step("neurons", "mlp.down_proj"))
+LATENT_WIRING = replace(
+    SEPARATE,
+    latent=Weight("self_attn.kv_a_proj_with_mqa", "latent"),
+    latent_norm="self_attn.kv_a_layernorm",
+    value=Weight("self_attn.kv_b_proj", "values of heads"),
+)
 
 PLAIN = Layout(PRE_NORM, SEPARATE)
+QK_NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
 POST_NORM = Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)
-WITH_QK_NORMS = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+GLM = Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), replace(SEPARATE, **HALVES))
+BEHIND_ATTENTION, BEHIND_MLP = "post_self_attn_layernorm", "post_mlp_layernorm"
+GLM4 = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        Step("rms_norm", BEHIND_ATTENTION),
+        AFTER_ATTENTION,
+        *FUSED,
+        Step("rms_norm", BEHIND_MLP),
+    ),
+    replace(GLM.wiring, attention_out=BEHIND_ATTENTION, mlp_out=BEHIND_MLP),
+)
+NEMOTRON = Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, CENTRED_AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)
+HUNYUAN = Layout(
+    (
+        BEFORE_ATTENTION,
+        Step("rms_norm", "self_attn.query_layernorm"),
+        Step("rms_norm", "self_attn.key_layernorm"),
+        ATTENTION,
+        AFTER_ATTENTION,
+        *GATED,
+    ),
+    SEPARATE,
+)
+OPENED = Layout(
+    (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
+)
+"""With a gate on what the attention has mixed."""
 
 
-def _mixture(experts: Experts, *before: Step) -> Layout:
+def _delta(value: Weight, output: str, norm: str) -> Layout:
+    """A gated delta net in the place of attention: linear in its values once queries, keys, decays and gates are given.
+
+    Args:
+        value: the map into its values. output: path of the one out of its heads. norm: of the norm before that.
+    """
+    return Layout(
+        (
+            BEFORE_ATTENTION,
+            Step("delta_values", "linear_attn"),
+            Step("delta", "linear_attn"),
+            Step("norm_gate", norm),
+            Step("rms_norm", norm),
+            AFTER_ATTENTION,
+            *GATED,
+        ),
+        replace(SEPARATE, value=value, output=Weight(output), value_conv="linear_attn.conv1d", heads_norm=norm),
+    )
+
+
+DELTA = _delta(Weight("linear_attn.in_proj_qkv", "tail"), "linear_attn.out_proj", "linear_attn.norm")
+SEPARATE_DELTA = _delta(Weight("linear_attn.v_proj"), "linear_attn.o_proj", "linear_attn.o_norm")
+LATENT_NORM = Step("rms_norm", "self_attn.kv_a_layernorm")
+LATENT = Layout((BEFORE_ATTENTION, LATENT_NORM, ATTENTION, AFTER_ATTENTION, *GATED), LATENT_WIRING)
+"""Multi-head latent attention: keys and values come of a latent that all heads share, queries of one map, or of two."""
+LATENT_QUERIES = replace(
+    LATENT, steps=(BEFORE_ATTENTION, Step("rms_norm", "self_attn.q_a_layernorm"), *LATENT.steps[1:])
+)
+
+AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
+GEMMA4 = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH)
+
+GPT2 = Layout(
+    (
+        Step("layer_norm", "ln_1"),
+        Step("attention", "attn"),
+        Step("layer_norm", "ln_2"),
+        Step("activation", "mlp.act"),
+        Step("neurons", "mlp.c_proj"),
+    ),
+    Wiring(
+        attention_in="ln_1",
+        attention_out=None,
+        mlp_in="ln_2",
+        mlp_out=None,
+        value=Weight("attn.c_attn", "values"),
+        output=Weight("attn.c_proj"),
+        gate=None,
+        up=Weight("mlp.c_fc"),
+    ),
+)
+NO_CROSS_ATTENTION = Refused("add_cross_attention", "no rule covers cross-attention", "use a decoder-only model")
+WITHOUT = "use a model without it"
+FALCON = Wiring(
+    attention_in="input_layernorm",
+    attention_out=None,
+    mlp_in="post_attention_layernorm",
+    mlp_out=None,
+    value=Weight("self_attention.query_key_value", "values per head"),
+    output=Weight("self_attention.dense"),
+    gate=None,
+    up=Weight("mlp.dense_h_to_4h"),
+)
+FALCON_ATTENTION = Step("attention", "self_attention")
+FALCON_MLP = (Step("activation", "mlp.act"), Step("neurons", "mlp.dense_4h_to_h"))
+FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_place=True)
+
+GRANITE_SCALES = Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
+
+
+def _mixture(experts: Experts, *before: Step, wiring: Wiring = MIXTURE, **more: Any) -> Layout:
     """A block with a mixture, norms in front of its branches, and steps in the attention."""
     steps = (BEFORE_ATTENTION, *before, ATTENTION, AFTER_ATTENTION, Step("mixture", experts.block))
-    return Layout(steps, MIXTURE, experts)
+    return Layout(steps, wiring, experts, **more)
+
+
+def _latent_mixture(experts: Experts) -> tuple[Layout, ...]:
+    """A block with latent attention and a mixture, and those with an MLP."""
+    wiring, queries = replace(LATENT_WIRING, gate=None, up=None), LATENT_QUERIES.steps[1]
+    two = _mixture(experts, queries, LATENT_NORM, wiring=wiring), _mixture(experts, LATENT_NORM, wiring=wiring)
+    return (two[0], LATENT_QUERIES, two[1], LATENT)
 
 
 QWEN2_EXPERTS = Experts("Qwen2MoeExperts", shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate")
 GLM4_EXPERTS = Experts("Glm4MoeExperts", shared="mlp.shared_experts")
+LLAMA4_EXPERTS = Experts(
+    "Llama4TextExperts",
+    block="feed_forward",
+    path="feed_forward.experts",
+    router="feed_forward.router",
+    routing="scores",
+    scaled="input",
+    transposed=True,
+    shared="feed_forward.shared_expert",
+)
+LLAMA4_MLP = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        AFTER_ATTENTION,
+        Step("activation", "feed_forward.activation_fn"),
+        Step("gate", "feed_forward.activation_fn"),
+        Step("product", "feed_forward.down_proj"),
+        Step("neurons", "feed_forward.down_proj"),
+    ),
+    replace(SEPARATE, gate=Weight("feed_forward.gate_proj"), up=Weight("feed_forward.up_proj")),
+    of_pattern=("self_attn.qk_norm",),
+)
+LLAMA4 = _mixture(LLAMA4_EXPERTS, of_pattern=LLAMA4_MLP.of_pattern), LLAMA4_MLP
 GPT_OSS_EXPERTS = Experts("GptOssExperts", router="mlp.router", transposed=True, interleaved=True, gating="clamped")
 
 FAMILIES: dict[str, Family] = {
@@ -330,23 +500,26 @@ FAMILIES: dict[str, Family] = {
         _llama_like("llama", PLAIN),
         _llama_like("mistral", PLAIN),
         _llama_like("qwen2", PLAIN),
-        _llama_like("qwen3", WITH_QK_NORMS),
+        _llama_like("qwen3", QK_NORMED),
         _llama_like("gemma2", Layout((BEFORE_ATTENTION, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("olmo2", POST_NORM),
         _llama_like("phi3", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING)),
         _llama_like("mixtral", _mixture(Experts("MixtralExperts"))),
         _llama_like("qwen2_moe", _mixture(QWEN2_EXPERTS), PLAIN),
-        _llama_like("qwen3_moe", _mixture(Experts("Qwen3MoeExperts"), *QK_NORMS), WITH_QK_NORMS),
+        _llama_like("qwen3_moe", _mixture(Experts("Qwen3MoeExperts"), *QK_NORMS), QK_NORMED),
         _llama_like("olmoe", _mixture(Experts("OlmoeExperts"), *QK_NORMS)),
         _llama_like("gpt_oss", _mixture(GPT_OSS_EXPERTS)),
         _llama_like(
             "glm4_moe",
             _mixture(GLM4_EXPERTS, *QK_NORMS),
             _mixture(GLM4_EXPERTS),
-            WITH_QK_NORMS,
+            QK_NORMED,
             PLAIN,
         ),
+        _llama_like("deepseek_v2", *_latent_mixture(Experts("DeepseekV2Experts", shared="mlp.shared_experts"))),
+        _llama_like("deepseek_v3", *_latent_mixture(Experts("DeepseekV3Experts", shared="mlp.shared_experts"))),
+        _llama_like("llama4_text", *LLAMA4),
         Family(
             "gpt_neox",
             "gpt_neox.embed_in",
@@ -380,29 +553,112 @@ FAMILIES: dict[str, Family] = {
             "transformer.wte",
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
+            (GPT2,),
+        ),
+        Family(
+            "falcon",
+            "transformer.word_embeddings",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (
+                Layout(
+                    (Step("layer_norm", "ln_attn"), Step("layer_norm", "ln_mlp"), FALCON_ATTENTION, *FALCON_MLP),
+                    replace(FALCON_PARALLEL, attention_in="ln_attn", mlp_in="ln_mlp"),
+                ),
+                Layout(
+                    (
+                        Step("layer_norm", "input_layernorm"),
+                        FALCON_ATTENTION,
+                        Step("layer_norm", "post_attention_layernorm"),
+                        *FALCON_MLP,
+                    ),
+                    FALCON,
+                ),
+                Layout((Step("layer_norm", "input_layernorm"), FALCON_ATTENTION, *FALCON_MLP), FALCON_PARALLEL),
+            ),
+        ),
+        _llama_like(
+            "cohere2",
+            Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, *GATED), ABREAST),
+            final="layer_norm",
+            scales=Scales(logits="logit_scale"),
+        ),
+        _llama_like("glm", GLM),
+        _llama_like("glm4", GLM4),
+        _llama_like("ministral", PLAIN),
+        _llama_like("ministral3", PLAIN),
+        _llama_like(
+            "nemotron",
+            NEMOTRON,
+            norm_offset=1.0,
+            final="layer_norm",
+            refused=(
+                Refused(
+                    "is_causal",
+                    "reaches its masks but not its attention, so that numbers depend on the padding",
+                    "use one with causal attention",
+                    (None, True),
+                ),
+            ),
+        ),
+        _llama_like("exaone4", POST_NORM),
+        _llama_like("seed_oss", PLAIN),
+        _llama_like("hunyuan_v1_dense", HUNYUAN),
+        _llama_like("ernie4_5", PLAIN),
+        _llama_like(
+            "gemma4_text",
+            Layout(GEMMA4, AROUND_VALUES),
+            Layout(GEMMA4, replace(AROUND_VALUES, value=Weight("self_attn.k_proj"))),
+            refused=(
+                Refused(
+                    "hidden_size_per_layer_input",
+                    "each block reads embeddings of its own, which no rule covers",
+                    WITHOUT,
+                ),
+                Refused(
+                    "num_kv_shared_layers",
+                    "blocks attend to an earlier block's values, which no rule covers",
+                    WITHOUT,
+                ),
+                Refused("enable_moe_block", "a block's experts run beside its MLP, which no rule covers", WITHOUT),
+            ),
+        ),
+        Family(
+            "gpt_bigcode",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (replace(GPT2, wiring=replace(GPT2.wiring, value=Weight("attn.c_attn", "values per head"))),),
+            refused=(NO_CROSS_ATTENTION,),
+        ),
+        Family(
+            "gptj",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
             (
                 Layout(
                     (
                         Step("layer_norm", "ln_1"),
                         Step("attention", "attn"),
-                        Step("layer_norm", "ln_2"),
                         Step("activation", "mlp.act"),
-                        Step("neurons", "mlp.c_proj"),
+                        Step("neurons", "mlp.fc_out"),
                     ),
                     Wiring(
                         attention_in="ln_1",
                         attention_out=None,
-                        mlp_in="ln_2",
+                        mlp_in="ln_1",
                         mlp_out=None,
-                        value=Weight("attn.c_attn", "values"),
-                        output=Weight("attn.c_proj"),
+                        value=Weight("attn.v_proj"),
+                        output=Weight("attn.out_proj"),
                         gate=None,
-                        up=Weight("mlp.c_fc"),
+                        up=Weight("mlp.fc_in"),
+                        parallel=True,
                     ),
                 ),
             ),
             refused=(
-                Refused("add_cross_attention", "no rule covers cross-attention", "use a decoder-only model"),
+                NO_CROSS_ATTENTION,
                 Refused(
                     "reorder_and_upcast_attn",
                     "its attention bypasses the attention interface, so the pattern cannot be frozen",
@@ -420,7 +676,7 @@ FAMILIES: dict[str, Family] = {
                     "clip_qkv",
                     "clips the values that attention carries, for which there is no rule",
                     "use a checkpoint without it, like the first OLMo 1B and 7B",
-                    harmless=(None,),
+                    unset=(None,),
                 ),
             ),
         ),
@@ -475,7 +731,7 @@ FAMILIES: dict[str, Family] = {
                     "is_causal",
                     "its blocks do not pass on to their attention that it looks at later tokens, as its masks let it",
                     "use a causal model",
-                    harmless=(None, True),
+                    unset=(None, True),
                 ),
             ),
         ),
@@ -507,26 +763,47 @@ FAMILIES: dict[str, Family] = {
                 for norms in (PHI_QK_NORMS, ())
             ),
         ),
+        _llama_like("youtu", LATENT_QUERIES, LATENT),
+        _llama_like("flint", QK_NORMED),
+        _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
+        _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA),
     )
 }
 
 TEXT_PARTS = {"gemma3": "gemma3_text"}
 """Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
 
+UNLIKE_ATTENTION = {
+    "linear_attention": "a recurrent state in the place of attention: what of it is a constant is said for the gated "
+    "delta nets of the supported families alone",
+    "recurrent": "a recurrent state whose gates no rule covers",
+    "hybrid": "attention beside a recurrent state, which no rule covers",
+    "hybrid_sliding": "attention beside a recurrent state, which no rule covers",
+    "conv": "a convolution between two gates: no rule shares what three factors give",
+    "indexed_attention": "an attention to what an index picks, which no rule covers",
+    "compressed_sparse_attention": "an attention to compressed tokens, which no rule covers",
+    "heavily_compressed_attention": "an attention to compressed tokens, which no rule covers",
+    "mamba": "a state space, of which no rule says what is a constant",
+}
+"""Layers that are no attention to all earlier tokens, as configurations call their kinds, and what they have."""
+
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
-    "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
-    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
+    "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
     "rms_norm": frozenset(
         f"{name}RMSNorm"
         for name in (
-            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe "
-            "SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus"
+            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu Flint "
+            "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe DeepseekV2 "
+            "DeepseekV3 Llama4Text"
         ).split()
-    ),
-    "layer_norm": frozenset({"LayerNorm", "OlmoLayerNorm", "CohereLayerNorm"}),
+    )
+    | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
+    "layer_norm": frozenset("LayerNorm OlmoLayerNorm CohereLayerNorm Cohere2LayerNorm NemotronLayerNorm1P".split()),
 }
 ROTARY = "RotaryEmbedding"
 
@@ -543,7 +820,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {', '.join(FAMILIES)}",
             "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
         )
     family = FAMILIES[kind]
@@ -563,6 +840,19 @@ def family_of(module: nn.Module, config: Any) -> Family:
                 "load the model as it was, with what was added merged into its weights",
             )
     return family
+
+
+def _unlike_attention(config: Any) -> str:
+    """Which layers of a model are no attention, and why their way from token to token is no constant so far."""
+    given = (getattr(config, name, None) for name in ("layers_block_type", "layer_types"))
+    kinds = next((list(one) for one in given if one), [])
+    found = []
+    for kind, why in UNLIKE_ATTENTION.items():
+        layers = [str(layer) for layer, one in enumerate(kinds) if one == kind]
+        if layers:
+            shown = ", ".join(layers[:4]) + (", ..." if len(layers) > 4 else "")
+            found.append(f"; its {len(layers)} layers of kind {kind!r} ({shown}) have {why}")
+    return "".join(found)
 
 
 def check_inputs(config: Any) -> None:
@@ -598,9 +888,11 @@ def looks_ahead(config: Any) -> bool:
 def _check_covered(family: Family, layout: Layout | None, path: str, inside: str, part: nn.Module) -> None:
     """Refuse a leaf module that is not linear and is not one of its block's steps."""
     name = type(part).__name__
-    if name in LINEAR or ROTARY in name:
+    short = None if layout is None else layout.wiring.value_conv
+    if name in LINEAR or ROTARY in name or (short is not None and path.endswith("." + short)):
         return
-    if layout is not None and layout.experts is not None and layout.experts.covers(inside, part):
+    mixture = None if layout is None else layout.experts
+    if layout is not None and (inside in layout.of_pattern or (mixture and mixture.covers(inside, part))):
         return
     steps = (family.final_norm,) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
@@ -616,9 +908,9 @@ def _check_covered(family: Family, layout: Layout | None, path: str, inside: str
 
 def _check_config(family: Family, config: Any) -> None:
     """Refuse the options of a family whose computation no step describes."""
-    for option, rule, step, harmless in family.refused:
+    for option, rule, step, unset in family.refused:
         given = getattr(config, option, None)
-        if given not in harmless:
+        if given not in unset:
             raise ModelError(f"{option}={given!r}", rule, step)
 
 
@@ -628,7 +920,7 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
     if looks_ahead(config):
         return
     for number, (block, layout) in enumerate(zip(_blocks(module, family.blocks), layouts, strict=True)):
-        path = layout.path("attention")
+        path = next((step.path for step in layout.steps if step.kind == "attention"), "")
         if not getattr(block.get_submodule(path), "is_causal", True):
             raise ModelError(
                 f"module {family.blocks}.{number}.{path} with is_causal False",

@@ -27,7 +27,7 @@ from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, Layout, family_of, looks_ahead
+from tracer.model.families import Family, Layout, family_of, inputs_of, looks_ahead, value_heads
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -157,7 +157,6 @@ class Model:
             layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
-            value_width=self.value_width,
             embedding_scale=embedding,
             branch_scale=branch,
             logit_scale=logits,
@@ -168,7 +167,7 @@ class Model:
 
     def _planned(self, layer: int, layout: Layout) -> SimpleNamespace:
         """Where the parts of a block are."""
-        wiring = layout.wiring
+        wiring, block = layout.wiring, self.module.get_submodule(f"{self.family.blocks}.{layer}")
         return SimpleNamespace(
             steps=tuple(tuple(step) for step in layout.steps),
             gate=None if wiring.gate is None else wiring.gate.path,
@@ -184,13 +183,16 @@ class Model:
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
+            latent=None if wiring.latent is None else tuple(wiring.latent),
+            latent_norm=wiring.latent_norm,
+            value_conv=wiring.value_conv,
+            heads_norm=wiring.heads_norm,
             parallel=self._parallel(layout),
+            value_norm=wiring.value_norm,
+            scalar=wiring.scalar,
+            in_place=wiring.in_place,
+            n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
-
-    def _parallel(self, layout: Layout) -> bool:
-        """Whether attention and MLP of a block both read its input."""
-        given = layout.wiring.parallel
-        return bool(getattr(self.config, given)) if isinstance(given, str) else given
 
     def _mixture(self, layer: int, layout: Layout) -> SimpleNamespace | None:
         """Where the parts of a block's mixture are, and how large."""
@@ -199,6 +201,11 @@ class Model:
             return None
         sizes = {"count": found.n_experts, "width": found.d_expert, "n_slots": found.n_used}
         return SimpleNamespace(**vars(layout.experts), **sizes, shared_width=found.d_shared, d_model=self.d_model)
+
+    def _parallel(self, layout: Layout) -> bool:
+        """Whether attention and MLP of a block both read its input."""
+        given = layout.wiring.parallel
+        return bool(getattr(self.config, given)) if isinstance(given, str) else given
 
     @cached_property
     def experts(self) -> tuple[LayerExperts | None, ...]:
@@ -228,11 +235,7 @@ class Model:
         found = []
         for layer, mixture in enumerate(self.experts):
             down = self.part(layer, self.layouts[layer].down)
-            found.append(
-                int(getattr(down, "in_features", None) or down.weight.shape[0])
-                if mixture is None
-                else mixture.n_neurons
-            )
+            found.append(inputs_of(down) if mixture is None else mixture.n_neurons)
         return tuple(found)
 
     @property
@@ -261,23 +264,6 @@ class Model:
         return all(self._parallel(layout) for layout in self.layouts)
 
     @property
-    def head_size(self) -> int:
-        """Coordinates of one attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.d_model // self.config.num_attention_heads)
-
-    @property
-    def attention_width(self) -> int:
-        """Coordinates of all heads together."""
-        return self.head_size * int(self.config.num_attention_heads)
-
-    @property
-    def value_width(self) -> int:
-        """Coordinates of all value heads together."""
-        return self.head_size * int(
-            getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        )
-
-    @property
     def weights_readable(self) -> bool:
         """Whether every weight is a float tensor in memory: not quantised, not offloaded."""
         return readable(self.module)
@@ -291,6 +277,9 @@ class Model:
         if "gate" in rules and not any(layout.gated for layout in self.layouts):
             rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
             raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
+        if {"norm"} <= set(rules) and "attention" not in rules and any(layout.of_pattern for layout in self.layouts):
+            rule = f"needs the rule 'attention' on a {self.family.name} model, whose queries' and keys' norm has none"
+            raise JobError("the rule 'norm'", rule, "add 'attention', or leave out 'norm'")
 
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""

@@ -15,7 +15,7 @@ from torch import nn
 from tracer.errors import ModelError, quoted
 from tracer.model import folder
 from tracer.model import model as loading
-from tracer.model.families import ROTARY, family_of
+from tracer.model.families import ROTARY, family_of, inputs_of, value_heads
 from tracer.model.model import DTYPES, QUANTIZED, Model
 
 # Tensors of a neuron's width that an activation saves for its own backward, beside its result.
@@ -157,22 +157,23 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     sizes = [_bytes(block, bits) for block in blocks]
     inside = sum(_bytes(block, None) for block in blocks)
     outer = _bytes(module, None) - inside
-    layout = family.laid_out(module)[0]
-    down, heads = blocks[0].get_submodule(layout.down), int(config.num_attention_heads)
+    laid_out, heads = list(zip(blocks, family.laid_out(module), strict=True)), int(config.num_attention_heads)
+    layout = laid_out[0][1]
     act = type(blocks[0].get_submodule(layout.path("activation"))).__name__
     norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
     around = [step for step in norms if step.path in layout.wiring.norms]
     before, d_model = blocks[0].get_submodule(around[0].path), int(config.hidden_size)
+    written_out = around[0].kind == "layer_norm" and hasattr(before, "variance_epsilon")  # centres twice
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
     return Shape(
         name=name,
         family=family.name,
         n_layers=len(blocks),
         d_model=d_model,
-        d_mlp=int(getattr(down, "in_features", None) or down.weight.shape[0]),
+        d_mlp=inputs_of(blocks[0].get_submodule(layout.down)),
         n_heads=heads,
-        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or d_model // heads),
+        n_kv_heads=max(value_heads(block, one, heads) for block, one in laid_out),
+        head_dim=max(inputs_of(block.get_submodule(one.wiring.output.path)) // heads for block, one in laid_out),
         vocab_size=int(config.vocab_size),
         context_length=int(config.max_position_embeddings),
         itemsize=module.dtype.itemsize,
@@ -184,7 +185,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         gated=layout.wiring.gate is not None,
         saved_by_activation=_SAVED_BY_ACTIVATION.get(act, 1),
         norms=len(around),
-        norm_itemsize=module.dtype.itemsize if isinstance(before, nn.LayerNorm) else 4,
+        norm_itemsize=(module.dtype.itemsize if isinstance(before, nn.LayerNorm) else 4) * (2 if written_out else 1),
         qk_norms=len(norms) > len(around),
         soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
         window=_window(config),
