@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from tracer.errors import ModelError
+from tracer.errors import ModelError, first_line
 from tracer.model.rules import ACTIVATIONS
 
 
@@ -770,8 +771,126 @@ FAMILIES: dict[str, Family] = {
     )
 }
 
-TEXT_PARTS = {"gemma3": "gemma3_text"}
-"""Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
+
+class TextPart(NamedTuple):
+    """What a model that takes more than text has beside its text part, which is loaded alone (multimodal.py).
+
+    Attributes:
+        beside: what its other weights' names begin with, behind ``model.`` where it has that.
+        takes: what it reads beside text.
+        heeds: those of `HEAD_OPTIONS` that the whole heeds too.
+        own_head: whether its text part is a language model with a head of its own, so that it is what the options of
+            its own configuration say.
+    """
+
+    beside: tuple[str, ...]
+    takes: str = "images"
+    heeds: tuple[str, ...] = ()
+    own_head: bool = False
+
+
+HEAD_OPTIONS: dict[str, Any] = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""What a language model does to its logits behind the head, and the value of each that does nothing. A whole model
+around it has a head without these, but for those that it `heeds`."""
+
+_TOWER = ("vision_tower", "multi_modal_projector")
+_LLAVA = TextPart((*_TOWER, "image_newline"))
+_IDEFICS = TextPart(("vision_model", "connector"))
+_QWEN = TextPart(("visual",))
+_HEARS = TextPart(("audio_tower", "multi_modal_projector"), "sound")
+_GEMMA4 = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+_SPEECH = ("acoustic_tokenizer_encoder", "semantic_tokenizer_encoder", "multi_modal_projector")
+_JANUS = ("vision_model", "aligner", "vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+_HIGH_RES = (*(f"high_res_vision_{part}" for part in ("model", "neck", "proj", "alpha")), "vision_model", "aligner")
+
+TEXT_PARTS: dict[str, TextPart] = {
+    "audioflamingo3": _HEARS,
+    "aya_vision": TextPart(_TOWER),
+    "cohere2_vision": TextPart(_TOWER),
+    "deepseek_vl": TextPart(("vision_model", "aligner")),
+    "deepseek_vl_hybrid": TextPart(_HIGH_RES),
+    "exaone4_5": _QWEN,
+    "fast_vlm": TextPart(_TOWER),
+    "fun_asr_nano": _HEARS,
+    "gemma3": TextPart(_TOWER),
+    "gemma4": TextPart(_GEMMA4, "images and sound", ("final_logit_softcapping",)),
+    "glmasr": _HEARS,
+    "got_ocr2": TextPart(_TOWER),
+    "hyperclovax_vision_v2": TextPart(("vision_model", "projector", "vision_projector"), heeds=("logits_scaling",)),
+    "idefics2": _IDEFICS,
+    "idefics3": _IDEFICS,
+    "internvl": TextPart(_TOWER),
+    "janus": TextPart(_JANUS),
+    "kimi_k25": TextPart(("vision_tower", "mm_projector")),
+    "lighton_ocr": TextPart(("vision_encoder", "vision_projection")),
+    "llama4": TextPart(("vision_model", "multi_modal_projector"), own_head=True),
+    "llava": TextPart(_TOWER),
+    "llava_next": _LLAVA,
+    "llava_next_video": TextPart((*_LLAVA.beside, "vision_resampler")),
+    "llava_onevision": _LLAVA,
+    "mistral3": TextPart(_TOWER),
+    "moss_transcribe_diarize": _HEARS,
+    "musicflamingo": _HEARS,
+    "ovis2": TextPart(("vision_tower", "visual_embeddings_table")),
+    "perception_lm": TextPart(_TOWER),
+    "pp_chart2table": TextPart(_TOWER),
+    "qianfan_ocr": TextPart((*_TOWER, "vision_model", "mlp1")),
+    "qwen2_5_omni_thinker": TextPart(("visual", "audio_tower"), "images and sound"),
+    "qwen2_5_vl": _QWEN,
+    "qwen2_audio": _HEARS,
+    "qwen2_vl": _QWEN,
+    "qwen3_asr": _HEARS,
+    "qwen3_vl": _QWEN,
+    "smolvlm": _IDEFICS,
+    "vibevoice_asr": TextPart(_SPEECH, "sound"),
+    "video_llama_3": TextPart(("vision_model", "projector")),
+    "video_llava": TextPart(("video_tower", "image_tower", "multi_modal_projector")),
+    "vipllava": TextPart(_TOWER),
+    "voxtral": _HEARS,
+}
+"""Types that take more than text and whose text part, if it is of a known family, gives on text what the whole gives:
+each was compared with the whole in transformers (tests/model/test_multimodal.py)."""
+
+SAME_TEXT = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen2_5_omni_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
+"""Types of text parts that on text are a family: they turn positions by three numbers, which are one where there is no
+image."""
+IMAGE_ROPE = ("mrope_section", "mrope_interleaved")
+"""Options of rotary positions that have no effect where the three numbers are one."""
+
+_CROSS = "its text part reads images by cross-attention, which no rule covers"
+_BOTH = "reads its prompt in both directions: no token has a text before it alone"
+_ENCODER = "has an encoder beside its decoder, which reads it by cross-attention: no rule covers that"
+_STATES = "its text part mixes in convolutions or a state, whose value path no rule covers"
+_UNREAD: dict[str, str] = {
+    _CROSS: "blip evolla idefics mllama",
+    _BOTH: "paligemma",
+    _ENCODER: "florence2 pix2struct pp_formulanet t5gemma2 udop vision-encoder-decoder",
+    _STATES: "lfm2_vl minicpm_ocr minicpmv4_6 minicpmv4_7 nemo_speechlm nemotron_h_omni qwen3_5 qwen3_5_moe qwen4_exp",
+    "its language model runs with an adapter where there is sound or an image, and without it on text": (
+        "granite_speech granite_speech_plus phi4_multimodal"
+    ),
+    "gives no next token: it classifies images": "shieldgemma2",
+    "gives no next token: it moves a robot": "pi0",
+    "gives no next token: it fills in blocks of them": "diffusion_gemma",
+    "reads sound beside every token of text": "kyutai_speech_to_text",
+    "its text part is of a type of its own, which is no known family": (
+        "aria blip-2 chameleon cohere_compass cosmos3_edge deepseek_ocr2 emu3 ernie4_5_vl_moe fuyu gemma3n "
+        "gemma4_unified git glm46v glm4v glm4v_moe glm5_next glm_ocr glmga granite4_vision hunyuan_vl inkling_mm_model "
+        "instructblip instructblipvideo kosmos-2 kosmos-2.5 minimax_m3_vl mistral4 mistral_large4 molmo2 muse_glimmer "
+        "muse_spark paddleocr_vl qwen3_omni_moe_thinker qwen3_vl_moe step3p7 unlimited_ocr voxtral_realtime"
+    ),
+    "has a generator beside its text part, whose weights have names that are not read": (
+        "cosmos3_omni qwen2_5_omni qwen3_omni_moe"
+    ),
+}
+UNREAD: dict[str, str] = {name: reason for reason, names in _UNREAD.items() for name in names.split()}
+"""Types that take more than text and are not loaded, and why: with `TEXT_PARTS` all that transformers has for text and
+images."""
 
 UNLIKE_ATTENTION = {
     "linear_attention": "a recurrent state in the place of attention: what of it is a constant is said for the gated "
@@ -806,6 +925,9 @@ NORM_CLASSES = {
     "layer_norm": frozenset("LayerNorm OlmoLayerNorm CohereLayerNorm Cohere2LayerNorm NemotronLayerNorm1P".split()),
 }
 ROTARY = "RotaryEmbedding"
+GROUP = "neuron_tracer.families"
+"""Of entry points by which packages register families of their own."""
+_discovered = set[str]()
 
 
 def family_of(module: nn.Module, config: Any) -> Family:
@@ -816,12 +938,15 @@ def family_of(module: nn.Module, config: Any) -> Family:
     """
     kind = config.model_type
     if kind not in FAMILIES:
+        discover()
+    if kind not in FAMILIES:
         check_inputs(config)
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
             f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {', '.join(FAMILIES)}",
-            "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
+            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
+            "and the rule of each new module to tracer/model/rules.py",
         )
     family = FAMILIES[kind]
     _check_config(family, config)
@@ -855,20 +980,40 @@ def _unlike_attention(config: Any) -> str:
     return "".join(found)
 
 
+def discover() -> None:
+    """Let every installed package that has families register them (see registry.py), each once in a process.
+
+    Raises:
+        ModelError: names the package that cannot.
+    """
+    for point in entry_points(group=GROUP):
+        if point.value in _discovered:
+            continue
+        try:
+            point.load()()
+        except Exception as error:  # whatever a package of someone else's does
+            dist = "" if point.dist is None else f" of the package {point.dist.name}"
+            step = f"it must be a function without arguments that calls tracer.register_family: mend it{dist}"
+            raise ModelError(f"entry point {GROUP} {point.name}{dist}", first_line(error), step) from error
+        _discovered.add(point.value)
+
+
 def check_inputs(config: Any) -> None:
     """Refuse a model that takes images or sound beside text.
 
     Raises:
-        ModelError: it does, by its configuration.
+        ModelError: it does, by its configuration; says what becomes of its type.
     """
-    parts = getattr(config, "sub_configs", None) or {}
-    if not any(name in parts for name in ("text_config", "vision_config", "audio_config")):
+    kind, parts = config.model_type, getattr(config, "sub_configs", None) or {}
+    if kind not in UNREAD and not any(name in parts for name in ("text_config", "vision_config", "audio_config")):
         return
-    known = ", ".join(TEXT_PARTS)
-    step = f"use a language model for text alone; of the types that have more, the text part of {known} is loaded"
-    if config.model_type in TEXT_PARTS:
+    rule = f"takes other inputs beside text, and {UNREAD[kind]}" if kind in UNREAD else "takes other inputs beside text"
+    step = "use a language model for text alone, or a model whose text part is loaded (docs/families.md lists them)"
+    if kind in TEXT_PARTS:
         step = "give its folder or Hugging Face id, from which its text part alone is loaded"
-    raise ModelError(f"model type {config.model_type!r}", "takes other inputs beside text, which no rule covers", step)
+    elif kind not in UNREAD:
+        rule += ", and is of a type that nobody has compared with its text part"
+    raise ModelError(f"model type {kind!r}", rule, step)
 
 
 def _check_parts(family: Family, module: nn.Module) -> None:
