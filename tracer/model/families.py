@@ -216,13 +216,13 @@ NO_SCALES = Scales()
 
 
 class Refused(NamedTuple):
-    """An option of a family that, where it is set, computes what no step describes: why, and what to do instead; and
-    the values of it that leave it unset."""
+    """An option of a family that computes what no step describes: why, and what to do instead; but for the `harmless`
+    values."""
 
     option: str
     rule: str
     step: str
-    unset: tuple[Any, ...] = (None, False)
+    harmless: tuple[Any, ...] = (None, False)
 
 
 @dataclass(frozen=True)
@@ -436,6 +436,17 @@ GPT2 = Layout(
     ),
 )
 NO_CROSS_ATTENTION = Refused("add_cross_attention", "no rule covers cross-attention", "use a decoder-only model")
+CAUSAL_ALONE = Refused(
+    "is_causal",
+    "its blocks do not pass on to their attention that it looks at later tokens, as its masks let it",
+    "use a causal model",
+    harmless=(None, True),
+)
+NO_UPCAST = Refused(
+    "reorder_and_upcast_attn",
+    "its attention bypasses the attention interface, so the pattern cannot be frozen",
+    "load it with that option off",
+)
 WITHOUT = "use a model without it"
 FALCON = Wiring(
     attention_in="input_layernorm",
@@ -555,6 +566,7 @@ FAMILIES: dict[str, Family] = {
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
             (GPT2,),
+            refused=(NO_CROSS_ATTENTION, NO_UPCAST),
         ),
         Family(
             "falcon",
@@ -593,14 +605,7 @@ FAMILIES: dict[str, Family] = {
             NEMOTRON,
             norm_offset=1.0,
             final="layer_norm",
-            refused=(
-                Refused(
-                    "is_causal",
-                    "reaches its masks but not its attention, so that numbers depend on the padding",
-                    "use one with causal attention",
-                    (None, True),
-                ),
-            ),
+            refused=(CAUSAL_ALONE,),
         ),
         _llama_like("exaone4", POST_NORM),
         _llama_like("seed_oss", PLAIN),
@@ -660,11 +665,7 @@ FAMILIES: dict[str, Family] = {
             ),
             refused=(
                 NO_CROSS_ATTENTION,
-                Refused(
-                    "reorder_and_upcast_attn",
-                    "its attention bypasses the attention interface, so the pattern cannot be frozen",
-                    "load it with that option off",
-                ),
+                NO_UPCAST,
             ),
         ),
         _llama_like("smollm3", PLAIN),
@@ -677,7 +678,7 @@ FAMILIES: dict[str, Family] = {
                     "clip_qkv",
                     "clips the values that attention carries, for which there is no rule",
                     "use a checkpoint without it, like the first OLMo 1B and 7B",
-                    unset=(None,),
+                    harmless=(None,),
                 ),
             ),
         ),
@@ -727,14 +728,7 @@ FAMILIES: dict[str, Family] = {
                 for after, wiring in (((CENTRED_AFTER_ATTENTION,), SEPARATE), ((), ABREAST))
             ),
             final="layer_norm",
-            refused=(
-                Refused(
-                    "is_causal",
-                    "its blocks do not pass on to their attention that it looks at later tokens, as its masks let it",
-                    "use a causal model",
-                    unset=(None, True),
-                ),
-            ),
+            refused=(CAUSAL_ALONE,),
         ),
         _llama_like(
             "cohere",
@@ -1053,9 +1047,9 @@ def _check_covered(family: Family, layout: Layout | None, path: str, inside: str
 
 def _check_config(family: Family, config: Any) -> None:
     """Refuse the options of a family whose computation no step describes."""
-    for option, rule, step, unset in family.refused:
+    for option, rule, step, harmless in family.refused:
         given = getattr(config, option, None)
-        if given not in unset:
+        if given not in harmless:
             raise ModelError(f"{option}={given!r}", rule, step)
 
 
