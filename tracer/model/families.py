@@ -938,9 +938,10 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {', '.join(FAMILIES)}",
-            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
-            "and the rule of each new module to tracer/model/rules.py",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}",
+            f"use one of the {len(FAMILIES)} types in docs/families.md, register its family with "
+            "tracer.register_family, or add it to tracer/model/families.py, and the rule of each new module to "
+            "tracer/model/rules.py",
         )
     family = FAMILIES[kind]
     _check_config(family, config)
