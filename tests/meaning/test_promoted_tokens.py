@@ -36,14 +36,36 @@ BEFORE = dict.fromkeys(t.FAMILIES, "post_attention_layernorm") | {
     "apertus": "feedforward_layernorm",
     "cohere": "input_layernorm",
     "phi": "input_layernorm",
+    "falcon": "input_layernorm",
+    "cohere2": "input_layernorm",
+    "exaone4": None,
+    "gemma4": "pre_feedforward_layernorm",
+    "gpt_bigcode": "ln_2",
+    "gptj": "ln_1",
 }
-AFTER = {"gemma2", "gemma3", "olmo2", "olmo3"}
-CENTRED = {"gpt2", "gpt_neox", "olmo", "starcoder2", "stablelm", "cohere", "phi"}
-DOWN = {"gpt2": "mlp.c_proj", "gpt_neox": "mlp.dense_4h_to_h", "starcoder2": "mlp.c_proj", "phi": "mlp.fc2"}
+AFTER = dict.fromkeys(("gemma2", "gemma3", "olmo2", "olmo3", "exaone4", "gemma4"), "post_feedforward_layernorm") | {
+    "glm4": "post_mlp_layernorm",
+}
+CENTRED = frozenset(
+    "gpt2 gpt_neox olmo starcoder2 stablelm cohere phi falcon cohere2 nemotron gpt_bigcode gptj".split()
+)
+FUSED = ("phi3", "glm", "glm4")
+DOWN = {
+    "gpt2": "mlp.c_proj",
+    "gpt_neox": "mlp.dense_4h_to_h",
+    "starcoder2": "mlp.c_proj",
+    "phi": "mlp.fc2",
+    "falcon": "mlp.dense_4h_to_h",
+    "gpt_bigcode": "mlp.c_proj",
+    "gptj": "mlp.fc_out",
+}
 UP = {
+    **dict.fromkeys(FUSED, "mlp.gate_up_proj"),
+    "falcon": "mlp.dense_h_to_4h",
+    "gpt_bigcode": "mlp.c_fc",
+    "gptj": "mlp.fc_in",
     "gpt2": "mlp.c_fc",
     "gpt_neox": "mlp.dense_h_to_4h",
-    "phi3": "mlp.gate_up_proj",
     "starcoder2": "mlp.c_fc",
     "phi": "mlp.fc1",
 }
@@ -68,7 +90,7 @@ def effects(family: str, model: tracer.Model) -> Tensor:
         one[0, neuron] = 1.0
         row = down(one) - down(0 * one)
         if family in AFTER:
-            row = unit(model.part(layer, "post_feedforward_layernorm"), row, False)
+            row = unit(model.part(layer, AFTER[family]), row, False)
         rows.append(row)
     final = module.get_submodule(model.family.final_norm.path)
     head = module.get_output_embeddings()
@@ -100,13 +122,13 @@ def driven(family: str, model: tracer.Model) -> tuple[Tensor, Tensor, Tensor]:
             caught(model.part(layer, UP.get(family, "mlp.up_proj"))) as up,
         ):
             gate = []
-            if family not in {*t.UNGATED, "phi3"}:
+            if family not in {*t.UNGATED, *FUSED}:
                 with caught(model.part(layer, "mlp.gate_proj")) as gate:
                     block(entered if path is None else model.part(layer, path)(entered))
             else:
                 block(entered if path is None else model.part(layer, path)(entered))
         values.append(inside[0][:, neuron])
-        fused = up[1].chunk(2, -1) if family == "phi3" else (gate[1] if gate else up[1], up[1])
+        fused = up[1].chunk(2, -1) if family in FUSED else (gate[1] if gate else up[1], up[1])
         gates.append(fused[0][:, neuron])
         ups.append(fused[1][:, neuron])
     return torch.stack(values), torch.stack(gates), torch.stack(ups)

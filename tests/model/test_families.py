@@ -18,8 +18,10 @@ from tracer.model.families import FAMILIES, family_of
 
 SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 UNSUPPORTED = {
+    "mixtral": {"intermediate_size": 16, "num_key_value_heads": 1, "num_local_experts": 2},
     "opt": {"ffn_dim": 16, "word_embed_proj_dim": 16},
     "bloom": {},
+    "xglm": {"d_model": 16, "ffn_dim": 16, "num_layers": 1, "attention_heads": 2},
     "mamba": {},
 }
 
@@ -75,7 +77,7 @@ def test_all_families_are_tested() -> None:
 @pytest.mark.parametrize("kind", sorted(UNSUPPORTED))
 def test_an_unsupported_architecture_is_refused_by_module_and_what_to_add(kind: str) -> None:
     module = unsupported(kind)
-    with refused(ModelError, repr(kind), "tracer/model/families.py", "tracer/model/rules.py", "docs/families.md") as _:
+    with refused(ModelError, repr(kind), "tracer/model/families.py", "tracer/model/rules.py", "llama") as _:
         tracer.load(module, tokenizer=t.tokenizer(64))
     with pytest.raises(ModelError) as caught:
         tracer.load(module, tokenizer=t.tokenizer(64))
@@ -83,9 +85,9 @@ def test_an_unsupported_architecture_is_refused_by_module_and_what_to_add(kind: 
 
 
 def test_an_unsupported_folder_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
-    t.save(unsupported("opt"), tmp_path)
+    t.save(unsupported("mixtral"), tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not read")
-    with refused(ModelError, "'opt'", "tracer/model/families.py"):
+    with refused(ModelError, "'mixtral'", "tracer/model/families.py"):
         tracer.load(tmp_path)
 
 
@@ -131,3 +133,32 @@ def test_an_option_no_step_describes_is_refused(option: str) -> None:
 
 def test_the_wrapped_model_knows_its_family() -> None:
     assert load("gemma3").family is FAMILIES["gemma3_text"]
+
+
+SSM = {"intermediate_size": 32, "mamba_d_state": 8, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_n_groups": 1}
+HYBRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "bamba": (
+        {**SSM, "attn_layer_indices": [1], "num_key_value_heads": 1},
+        ("3 layers", "(0, 2, 3)", "recurrent state"),
+    ),
+    "falcon_h1": ({**SSM, "mamba_d_ssm": 32, "num_key_value_heads": 1}, ("4 layers", "(0, 1, 2, 3)", "beside")),
+    "lfm2": (
+        {"intermediate_size": 32, "num_key_value_heads": 1, "full_attn_idxs": [2]},
+        ("3 layers", "'conv'", "(0, 1, 3)", "three factors"),
+    ),
+    "recurrent_gemma": (
+        {"intermediate_size": 32, "head_dim": 8, "lru_width": 16, "num_key_value_heads": 1},
+        ("3 layers", "'recurrent'", "(0, 1, 3)", "no rule covers"),
+    ),
+}
+"""Hybrids: what their configuration needs, and what is said of which layers."""
+
+
+@pytest.mark.parametrize("kind", sorted(HYBRIDS))
+def test_a_hybrid_is_refused_with_its_layers_and_what_they_have(kind: str) -> None:
+    options, parts = HYBRIDS[kind]
+    config = AutoConfig.for_model(kind, **{**SMALL, "num_hidden_layers": 4, **options})
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config)
+    with refused(ModelError, repr(kind), *parts):
+        family_of(module, config)

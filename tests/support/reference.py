@@ -134,6 +134,8 @@ class Attention:
 def _attention(module: Any) -> Attention | None:
     if deltas.is_delta(module):
         return Attention(module, deltas.maps(module)["out"], module.head_v_dim)
+    if getattr(module, "is_kv_shared_layer", False):  # keys and values of an earlier block
+        return Attention(module, module.o_proj, module.head_dim, (module.q_proj,))
     if hasattr(module, "v_norm"):
         same = module.v_proj is None  # values are what keys are, before the keys' norm
         split = (module.q_proj, module.k_norm if same else module.k_proj)
@@ -274,6 +276,8 @@ def cap_of(model: PreTrainedModel) -> float | None:
 
 def scaled_logits(model: PreTrainedModel, z: Tensor) -> Tensor:
     """The unembedding's output times the constant of the configuration, before a soft-cap."""
+    if hasattr(model.config, "dim_model_base"):
+        return z  # scaled before the head
     if hasattr(model.config, "logits_scaling"):
         return z / model.config.logits_scaling
     return z * model.config.logit_scale if hasattr(model.config, "logit_scale") else z
@@ -311,6 +315,25 @@ def _linear_mlp(mlp: Mlp, rules: frozenset[str]) -> Forward:
         return mlp.down(a)
 
     return forward
+
+
+def own_embeddings(model: PreTrainedModel) -> list[Any]:
+    """What gives each block's own embeddings of the tokens, if there are such: constants."""
+    return [part for name, part in model.named_modules() if name.endswith("per_layer_projection_norm")]
+
+
+def own_activations(model: PreTrainedModel) -> list[Any]:
+    """The activations that these embeddings are multiplied with."""
+    return [part.act_fn for part in model.modules() if hasattr(part, "per_layer_input_gate")]
+
+
+def _held(original: Forward) -> Forward:
+    return lambda x: original(x).detach()
+
+
+def _linear_activation(act: nn.Module) -> Forward:
+    original = act.forward
+    return lambda z: _swap(original(z.detach()), z * ratio(act, z).detach())
 
 
 def _values_only(columns: Tensor, original: Forward) -> Forward:
@@ -369,6 +392,10 @@ def linearized(model: PreTrainedModel, rules: frozenset[str] | set[str] = ALL) -
             if part.fused is not None:
                 forwards[part.fused] = _values_only(part.columns, part.fused.forward)
             forwards |= {linear: _values_only(columns, linear.forward) for linear, columns in part.cut}
+    for own in own_embeddings(model) if "attention" in rules else ():
+        forwards[own] = _held(forwards.get(own, own.forward))
+    if "activation" in rules:
+        forwards.update({act: _linear_activation(act) for act in own_activations(model)})
     if rules & {"activation", "product", "gate"}:
         forwards.update({mlp.module: _linear_mlp(mlp, rules) for mlp in mlps(model)})
     cap = cap_of(model)
@@ -788,6 +815,17 @@ class _Frozen:
     head: Tensor
 
 
+def _with_sink(part: Attention, pattern: Tensor, mixed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A pattern of which a sink took a share that the kernel may not say: what was mixed says how much is left."""
+    if not hasattr(part.module, "sinks"):
+        return pattern
+    value = part.value(args[0] if args else kwargs["hidden_states"]).unflatten(-1, (-1, part.head_dim))
+    value = value.repeat_interleave(pattern.shape[1] // value.shape[2], dim=2)
+    whole, mixed = torch.einsum("bhqk,bkhd->bhqd", pattern, value), mixed.unflatten(-1, (-1, part.head_dim))
+    left = (mixed.transpose(1, 2) * whole).sum(-1) / whole.square().sum(-1)
+    return pattern * left[..., None]
+
+
 def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
     """Record norm scales, attention patterns (eager only) and MLP inputs of a clean run."""
     kept = _Frozen({}, {}, {}, {}, {}, {}, [], torch.empty(0))
@@ -802,10 +840,16 @@ def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
         if deltas.is_delta(part.module):
             deltas.forward(part.module, kwargs["hidden_states"], None, ALL, kept.deltas.setdefault(part.module, {}))
             return output
-        kept.patterns[part.module] = output[1]
+        kept.patterns[part.module] = _with_sink(part, output[1], mixed.pop(), *args, **kwargs)
         if part.gate is not None:
             kept.opened[part.module] = part.gate(args[0] if args else kwargs["hidden_states"])
         return output
+
+    mixed: list[Tensor] = []
+
+    def out_of(original: Forward, x: Tensor) -> Tensor:
+        mixed[:] = [x]
+        return original(x)
 
     def mlp_of(mlp: Mlp, original: Forward, x: Tensor) -> Tensor:
         kept.gates[mlp.module] = mlp.project(x)
@@ -819,6 +863,7 @@ def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
     forwards.update({norm: _bind(norm_of, norm, norm.forward) for norm in _plain_norms(model)})
     for part in attentions(model):
         forwards[part.module] = _bind(attention_of, part, part.module.forward)
+        forwards[part.out] = _bind(out_of, part.out.forward)
     for mlp in mlps(model):
         forwards[mlp.module] = _bind(mlp_of, mlp, mlp.module.forward)
     with torch.no_grad(), _replaced(forwards):

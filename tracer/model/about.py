@@ -23,6 +23,11 @@ class About(NamedTuple):
 
 
 _SHARE = "the position embedding has a share of its own too"
+_LATENT = "multi-head latent attention: the norm of the latent is frozen token by token"
+_DELTA = (
+    "gated delta nets: what a state is written, read, forgotten and let out with is a constant, as a pattern is; their "
+    "values pass a short convolution and its SiLU by rule 3"
+)
 
 ABOUT: dict[str, About] = {
     "llama": About("Llama 1 to 3", "4.28"),
@@ -61,4 +66,9 @@ ABOUT: dict[str, About] = {
     "stablelm": About("StableLM", "4.38"),
     "cohere": About("Command R", "4.39", "a logit scale"),
     "phi": About("Phi 1 and 2", "4.36"),
+    "youtu": About("Youtu-LLM", "", _LATENT),
+    "granite_swa": About("Granite with sliding windows", "", "what goes to a sink of attention is in the pattern"),
+    "minicpm3": About("MiniCPM 3", "", _LATENT),
+    "qwen3_5_text": About("Qwen 3.5 dense", "", f"a gate on what attention mixed is a constant; {_DELTA}"),
+    "olmo_hybrid": About("OLMo hybrid", "", _DELTA),
 }

@@ -46,7 +46,8 @@ class Wiring:
 
     Attributes:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
-        value, output: the maps into and out of the attention pattern.
+        value, output: the maps into and out of the attention pattern; `value` is None where a block attends to the
+            values of an earlier one.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one, both are where it is a mixture.
         latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
         parallel: whether attention and MLP both read the block's input; or the option that says so.
@@ -61,7 +62,7 @@ class Wiring:
     attention_out: str | None
     mlp_in: str | None
     mlp_out: str | None
-    value: Weight
+    value: Weight | None
     output: Weight
     gate: Weight | None
     up: Weight | None
@@ -137,12 +138,15 @@ class Layout:
         experts: the mixture in the place of an MLP, if it has one: the step ``mixture``.
         of_pattern: paths of modules that queries and keys alone go through, where a block has them, and that no step
             linearises: without rule 2 the others cannot be applied.
+        replayed: whether that is all that the linear replay has to know of the block; if not, edges and profiles are
+            found by gradients alone.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
     experts: Experts | None = None
     of_pattern: tuple[str, ...] = ()
+    replayed: bool = True
 
     @property
     def down(self) -> str:
@@ -199,16 +203,21 @@ class Scales(NamedTuple):
         embedding: of what the embedding gives, before the first block.
         branch: of what attention and MLP each write into the residual stream.
         logits: of what the head gives. divided: the same, if the option divides.
+        deep: as `branch`, of an option that is divided by the root of the number of blocks.
     """
 
     embedding: str | None = None
     branch: str | None = None
     logits: str | None = None
     divided: str | None = None
+    deep: str | None = None
 
     def of(self, config: Any) -> tuple[float, float, float]:
         """The constants of a model: of its embedding, its branches and its logits."""
-        embedding, branch, logits, divided = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        given = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        embedding, branch, logits, divided, deep = given
+        if self.deep is not None:
+            branch = deep / config.num_hidden_layers**0.5
         return embedding, branch, logits / divided
 
 
@@ -236,6 +245,7 @@ class Family:
         layouts: the kinds of blocks; a block is of the first whose modules it has (`laid_out`).
         norm_offset: added to a norm's weight (Gemma: 1).
         scales: constants that are no module.
+        constants: norms before the blocks whose outputs the linearisation holds, where they are.
         refused: options that are not covered.
     """
 
@@ -247,6 +257,7 @@ class Family:
     head: str = "lm_head"
     norm_offset: float = 0.0
     scales: Scales = NO_SCALES
+    constants: tuple[Step, ...] = ()
     refused: tuple[Refused, ...] = ()
 
     def laid_out(self, module: nn.Module) -> tuple[Layout, ...]:
@@ -270,11 +281,13 @@ def inputs_of(part: Any) -> int:
 
 
 def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
-    """Heads of values in a block, by the widths of its maps: configurations call them by many names.
+    """Heads of values that a block has maps for, by their widths: configurations call them by many names.
 
     Args:
         n_heads: of queries.
     """
+    if layout.wiring.value is None:
+        return 0
     value: Any = block.get_submodule(layout.wiring.value.path)
     if layout.wiring.value.part in ("values of heads", "tail"):
         return n_heads
@@ -413,8 +426,20 @@ LATENT_QUERIES = replace(
     LATENT, steps=(BEFORE_ATTENTION, Step("rms_norm", "self_attn.q_a_layernorm"), *LATENT.steps[1:])
 )
 
-AROUND_VALUES = replace(AROUND, value_norm="self_attn.v_norm", scalar="layer_scalar")
-GEMMA4 = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH)
+OWN_EMBEDDINGS = (Step("activation", "act_fn"), Step("rms_norm", "post_per_layer_input_norm"))
+"""Of Gemma 4 E4B: behind its MLP a block adds a map of its stream, times embeddings of its own for the token. As a gate
+they are constants, by the attention's rule."""
+
+
+def _gemma4(value: str | None, own: tuple[Step, ...] = ()) -> Layout:
+    """A block of Gemma 4, whose values come from a map of their own, from the keys' or from an earlier block."""
+    wiring = replace(AROUND, scalar="layer_scalar", value=None)
+    if value is None:
+        return Layout((BEFORE_ATTENTION, QK_NORMS[0], *SANDWICH, *own), wiring, replayed=False)
+    wiring = replace(wiring, value=Weight(value), value_norm="self_attn.v_norm")
+    steps = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH, *own)
+    return Layout(steps, wiring, replayed=not own)
+
 
 GPT2 = Layout(
     (
@@ -441,11 +466,6 @@ CAUSAL_ALONE = Refused(
     "its blocks do not pass on to their attention that it looks at later tokens, as its masks let it",
     "use a causal model",
     harmless=(None, True),
-)
-NO_UPCAST = Refused(
-    "reorder_and_upcast_attn",
-    "its attention bypasses the attention interface, so the pattern cannot be frozen",
-    "load it with that option off",
 )
 WITHOUT = "use a model without it"
 FALCON = Wiring(
@@ -566,7 +586,14 @@ FAMILIES: dict[str, Family] = {
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
             (GPT2,),
-            refused=(NO_CROSS_ATTENTION, NO_UPCAST),
+            refused=(
+                NO_CROSS_ATTENTION,
+                Refused(
+                    "reorder_and_upcast_attn",
+                    "its attention bypasses the attention interface, so the pattern cannot be frozen",
+                    "load it with that option off",
+                ),
+            ),
         ),
         Family(
             "falcon",
@@ -613,20 +640,15 @@ FAMILIES: dict[str, Family] = {
         _llama_like("ernie4_5", PLAIN),
         _llama_like(
             "gemma4_text",
-            Layout(GEMMA4, AROUND_VALUES),
-            Layout(GEMMA4, replace(AROUND_VALUES, value=Weight("self_attn.k_proj"))),
+            *(
+                _gemma4(value, own)
+                for own in (OWN_EMBEDDINGS, ())
+                for value in ("self_attn.v_proj", "self_attn.k_proj", None)
+            ),
+            constants=(Step("rms_norm", "model.per_layer_projection_norm"),),
             refused=(
-                Refused(
-                    "hidden_size_per_layer_input",
-                    "each block reads embeddings of its own, which no rule covers",
-                    WITHOUT,
-                ),
-                Refused(
-                    "num_kv_shared_layers",
-                    "blocks attend to an earlier block's values, which no rule covers",
-                    WITHOUT,
-                ),
                 Refused("enable_moe_block", "a block's experts run beside its MLP, which no rule covers", WITHOUT),
+                Refused("use_double_wide_mlp", "layers have different numbers of neurons", WITHOUT),
             ),
         ),
         Family(
@@ -663,10 +685,6 @@ FAMILIES: dict[str, Family] = {
                     ),
                 ),
             ),
-            refused=(
-                NO_CROSS_ATTENTION,
-                NO_UPCAST,
-            ),
         ),
         _llama_like("smollm3", PLAIN),
         _llama_like(
@@ -678,15 +696,12 @@ FAMILIES: dict[str, Family] = {
                     "clip_qkv",
                     "clips the values that attention carries, for which there is no rule",
                     "use a checkpoint without it, like the first OLMo 1B and 7B",
-                    harmless=(None,),
                 ),
             ),
         ),
         _llama_like("olmo3", POST_NORM),
         _llama_like("gemma", PLAIN, norm_offset=1.0),
-        _llama_like(
-            "granite", PLAIN, scales=Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
-        ),
+        _llama_like("granite", PLAIN, scales=GRANITE_SCALES),
         _llama_like("helium", PLAIN),
         _llama_like("arcee", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)),
         _llama_like(
@@ -759,7 +774,8 @@ FAMILIES: dict[str, Family] = {
             ),
         ),
         _llama_like("youtu", LATENT_QUERIES, LATENT),
-        _llama_like("flint", QK_NORMED),
+        _llama_like("granite_swa", PLAIN, scales=GRANITE_SCALES),
+        _llama_like("minicpm3", LATENT_QUERIES, LATENT, scales=Scales(divided="logits_scaling", deep="scale_depth")),
         _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
         _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA),
     )
@@ -887,8 +903,7 @@ UNREAD: dict[str, str] = {name: reason for reason, names in _UNREAD.items() for 
 images."""
 
 UNLIKE_ATTENTION = {
-    "linear_attention": "a recurrent state in the place of attention: what of it is a constant is said for the gated "
-    "delta nets of the supported families alone",
+    "linear_attention": "a recurrent state of a form that no rule covers",
     "recurrent": "a recurrent state whose gates no rule covers",
     "hybrid": "attention beside a recurrent state, which no rule covers",
     "hybrid_sliding": "attention beside a recurrent state, which no rule covers",
@@ -903,14 +918,15 @@ UNLIKE_ATTENTION = {
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
     "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
-    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding".split()
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding "
+    "MiniCPM3ScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
     "rms_norm": frozenset(
         f"{name}RMSNorm"
         for name in (
             "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
-            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu Flint "
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu "
             "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe DeepseekV2 "
             "DeepseekV3 Llama4Text"
         ).split()
@@ -938,10 +954,9 @@ def family_of(module: nn.Module, config: Any) -> Family:
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}){_unlike_attention(config)}",
-            f"use one of the {len(FAMILIES)} types in docs/families.md, register its family with "
-            "tracer.register_family, or add it to tracer/model/families.py, and the rule of each new module to "
-            "tracer/model/rules.py",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {_some_families()}",
+            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
+            "and the rule of each new module to tracer/model/rules.py",
         )
     family = FAMILIES[kind]
     _check_config(family, config)
@@ -960,6 +975,11 @@ def family_of(module: nn.Module, config: Any) -> Family:
                 "load the model as it was, with what was added merged into its weights",
             )
     return family
+
+
+def _some_families() -> str:
+    first = list(FAMILIES)[:4]
+    return f"{', '.join(first)} and {len(FAMILIES) - len(first)} others (docs/families.md)"
 
 
 def _unlike_attention(config: Any) -> str:
@@ -1034,7 +1054,7 @@ def _check_covered(family: Family, layout: Layout | None, path: str, inside: str
     mixture = None if layout is None else layout.experts
     if layout is not None and (inside in layout.of_pattern or (mixture and mixture.covers(inside, part))):
         return
-    steps = (family.final_norm,) if layout is None else layout.steps
+    steps = (family.final_norm, *family.constants) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
     if any(name in NORM_CLASSES.get(kind, ACTIVATIONS if kind == "activation" else ()) for kind in kinds):
         return

@@ -50,6 +50,9 @@ def walk(
         slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
+    for kind, path in plan.constants:
+        linearize.apply(kind, nn.get(path), rules)
+        linearize.apply("constant", nn.get(path), rules)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     sizes = None if constants is None else stream_sizes(nn, plan)

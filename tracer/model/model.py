@@ -151,6 +151,7 @@ class Model:
         return SimpleNamespace(
             embedding=self.family.embedding,
             blocks=self.family.blocks,
+            constants=[tuple(step) for step in self.family.constants if self._has(step.path)],
             final_norm=tuple(self.family.final_norm),
             head=self.family.head,
             norm_offset=self.family.norm_offset,
@@ -177,7 +178,7 @@ class Model:
             gated=layout.gated,
             gate_part=None if wiring.gate is None else tuple(wiring.gate),
             up_part=None if wiring.up is None else tuple(wiring.up),
-            value=tuple(wiring.value),
+            value=None if wiring.value is None else tuple(wiring.value),
             output=tuple(wiring.output),
             attention_in=wiring.attention_in,
             attention_out=wiring.attention_out,
@@ -219,6 +220,9 @@ class Model:
     def layouts(self) -> tuple[Layout, ...]:
         """Of each block."""
         return self.family.laid_out(self.module)
+
+    def _has(self, path: str) -> bool:
+        return any(name == path for name, _ in self.module.named_modules())
 
     @property
     def n_layers(self) -> int:
@@ -283,7 +287,8 @@ class Model:
 
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
-        return rules in LINEARISED and self.weights_readable and (self.remote is None or not any(self.experts))
+        here = self.remote is None or not any(self.experts)
+        return rules in LINEARISED and self.weights_readable and self.replayed and here
 
     @property
     def shows_weights(self) -> bool:
@@ -292,7 +297,12 @@ class Model:
 
     def replays_there(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed where the model is, without gradients."""
-        return rules in LINEARISED and self.shows_weights
+        return rules in LINEARISED and self.shows_weights and self.replayed
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the linear replay knows all kinds of blocks that it has; see `Layout`."""
+        return all(layout.replayed for layout in self.layouts)
 
     @property
     def has_weights(self) -> bool:

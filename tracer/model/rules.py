@@ -193,6 +193,11 @@ def coefficients(how: Any, gate: Tensor, up: Tensor, linear_gate: bool) -> tuple
     return (0.5 * other + more) * of_gate, 0.5 * through
 
 
+def constant(module: Any) -> None:
+    """Rule 2 for what gates by the token alone, as the pattern gates by positions: it is a constant."""
+    module.output = module.output.detach()
+
+
 def soft_cap(logits: Tensor, uncapped: Tensor, cap: float) -> Tensor:
     """Rule 3 for ``cap * tanh(z / cap)``, whose factor tends to 1 at 0."""
     z = uncapped.detach().float()
@@ -211,6 +216,7 @@ RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
     "activation": ("activation", activation),
     "product": ("product", product),
     "gate": ("gate", gate),
+    "constant": ("attention", constant),
 }
 
 

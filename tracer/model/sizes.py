@@ -189,8 +189,8 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         qk_norms=len(norms) > len(around),
         soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
         window=_window(config),
-        fused_values=layout.wiring.value.part != "all" and rotary,
-        replays=replays and bits is None,
+        fused_values=layout.wiring.value is not None and layout.wiring.value.part != "all" and rotary,
+        replays=replays and bits is None and all(one.replayed for _, one in laid_out),
     )
 
 

@@ -59,6 +59,20 @@ _GRANITE: dict[str, Any] = {
     "logits_scaling": 2.5,
     "attention_multiplier": 0.4,
 }
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 7,
+}
+_DELTA_NETS: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
 
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {"": {}, "biases, tied": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}},
@@ -104,6 +118,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "cohere": {"": {"logit_scale": 0.3}, "norms": {"logit_scale": 0.3, "use_qk_norm": True}},
     "phi": {"": {"partial_rotary_factor": 0.5}, "norms": {"qk_layernorm": True}},
+    "youtu": {"": {**_LATENT, "q_lora_rank": 10}, "queries of one map": {**_LATENT, "q_lora_rank": None}},
+    "granite_swa": {"": {**_GRANITE, **_SLIDING, "layer_rope_theta": [10000.0, 0, 10000.0]}},
+    "minicpm3": {"": {**_LATENT, "q_lora_rank": 10, "scale_emb": 1.7, "scale_depth": 1.1, "dim_model_base": 20}},
+    "qwen3_5_text": {
+        "": {"head_dim": 16, **_DELTA_NETS},
+        "attention alone": {"head_dim": 16, "layer_types": ["full_attention"] * 3},
+    },
+    "olmo_hybrid": {"": {**_DELTA_NETS, "linear_allow_neg_eigval": True}},
 }
 """By family, then by what is special about it; the first is named by the family alone."""
 

@@ -7,6 +7,8 @@ know nnsight and tracer's rules; of a family it is told where the embedding and 
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ ACTIVATIONS = {"silu", "gelu", "relu", "tanh", "clamp", "clip"}
 """Operations that become their input times a constant."""
 PRODUCTS = {"mul", "__mul__", "__rmul__", "multiply"}
 QUOTIENTS = {"div", "__truediv__", "true_divide"}
+DELTA_RULE = "chunk_gated_delta_rule"
+"""How functions end that carry a state from token to token, of queries, keys and values."""
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "bmm", "mm", "einsum"}
 
 
@@ -77,6 +81,13 @@ def _times_constant(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         value = function(z)
         factor = torch.where(z == 0, 0.0, value / torch.where(z == 0, 1.0, z))
     return _swap(value, z * factor)
+
+
+def _of_values(rule: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, *args: Any, **given: Any) -> Any:
+    """A delta rule as it is, linear in its values alone: the rules for single operations are not for its own."""
+    named = {name: _detached(one) for name, one in given.items()}
+    with torch._C.DisableTorchFunction():
+        return rule(query.detach(), key.detach(), value, *map(_detached, args), **named)
 
 
 class Linearised(TorchFunctionMode):
@@ -185,9 +196,25 @@ class Plain:
             for layer, down in enumerate(self.downs):
                 stack.callback(down.register_forward_pre_hook(partial(enter_down, layer)).remove)
             stack.enter_context(self._activations() if linear else nullcontext())
+            stack.enter_context(self._recurrences() if linear else nullcontext())
             stack.enter_context(Linearised() if linear else nullcontext())
             seen.logits = self.module(**inputs).logits
         return seen
+
+    @contextmanager
+    def _recurrences(self) -> Iterator[None]:
+        """Delta rules with all that they are given but values as constants; and norms with a gate, which is one."""
+        with ExitStack() as stack:
+            for part in self.module.modules():
+                if "gate" in inspect.signature(part.forward).parameters:
+                    hook = part.register_forward_pre_hook(lambda _, args: (args[0], *map(_detached, args[1:])))
+                    stack.callback(hook.remove)
+            for module in {sys.modules[type(part).__module__] for part in self.module.modules()}:
+                for name, whole in [*vars(module).items()]:
+                    if name.endswith(DELTA_RULE):
+                        stack.callback(setattr, module, name, whole)
+                        setattr(module, name, partial(_of_values, whole))
+            yield
 
     @contextmanager
     def _activations(self) -> Iterator[None]:
