@@ -70,6 +70,14 @@ TIERS = {
 """What the tests of a room, or of one of its files, need; a test may say otherwise of itself."""
 
 
+ALIKE = frozenset(
+    "ministral ministral3 seed_oss ernie4_5 hunyuan_v1_dense exaone4 glm gpt_bigcode smollm3 olmo3 helium arcee".split()
+)
+AT_LENGTH = ("attribution", "evaluation", "runs")
+"""Families whose blocks are wired as another's; and the rooms whose tests repeat so much on each family that on these
+they are slow."""
+
+
 def _tier(path: Path) -> str:
     file = path.relative_to(Path(__file__).parent)
     return TIERS.get(f"{file.parent}/{file.name}") or TIERS[str(file.parent)]
@@ -90,6 +98,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in set(TIERS.values())):
             item.add_marker(_tier(item.path))
+        given = getattr(getattr(item, "callspec", None), "params", {})
+        if given.get("family") in ALIKE and item.path.parent.name in AT_LENGTH:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)

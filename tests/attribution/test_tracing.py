@@ -14,6 +14,7 @@ import reference as ref
 import tiny as t
 import tracer
 from helpers import KERNELS, Question, aligned, direct_logits, error, fresh, load, padded, refused
+from reference import ONE_ABOVE
 from tracer import JobError, ModelError, Prompt
 from tracer.attribution.result import Attribution
 from tracer.attribution.selection import select
@@ -120,13 +121,13 @@ def linear_in_neurons(family: str) -> tracer.Model:
     model = fresh(family, n_layers=1, **over)
     block = model.module.get_submodule(f"{model.family.blocks}.0")
     after = [model.module.get_submodule(model.family.final_norm.path)]
-    if hasattr(block, "post_feedforward_layernorm"):
-        after.append(block.post_feedforward_layernorm)
+    if (behind := model.layouts[0].wiring.mlp_out) is not None:
+        after.append(block.get_submodule(behind))
     for norm in after:
         name = next(name for name in ("variance_epsilon", "eps") if hasattr(norm, name))
         setattr(norm, name, 1e6)
         norm.weight.mul_(1e3)
-        if type(norm).__name__.startswith("Gemma"):
+        if type(norm).__name__ in ONE_ABOVE:
             norm.weight.add_(1e3)
     return model
 

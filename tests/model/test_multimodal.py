@@ -32,9 +32,10 @@ from helpers import Question, refused
 from tracer import JobError, ModelError
 from tracer.cli.app import app
 from tracer.model import multimodal
-from tracer.model.families import FAMILIES, TEXT_PARTS, UNREAD
+from tracer.model.families import FAMILIES, SAME_TEXT, TEXT_PARTS, UNREAD
 from tracer.model.model import skeleton
 from tracer.model.sizes import Shape
+from tracer.prompts import Message, rendered
 
 HOME = Path(__file__).parents[2]
 IDS = torch.tensor([[1, 5, 40, 41, 42, 43, 7, 9, 60]])
@@ -230,7 +231,7 @@ def test_it_is_refused_on_a_server(complete: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["gemma3n", "paligemma", "mllama", "qwen3_5", "aria", "granite_speech", "qwen2_5_omni"]
+    "kind", ["gemma3n", "paligemma", "mllama", "qwen3_5", "aria", "granite_speech", "cosmos3_omni"]
 )
 def test_other_types_are_refused_with_the_reason(kind: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))
@@ -260,7 +261,7 @@ def test_every_type_for_text_and_images_is_loaded_or_refused_with_a_reason() -> 
     assert not [name for name in (*TEXT_PARTS, *UNREAD) if name not in CONFIG_MAPPING]
 
 
-def loaded(folder: Path, known: Any) -> Any:
+def loaded(folder: Path, kind: str) -> Any:
     """The text part of a folder: by tracer where its family is known, else as tracer would load it."""
     config = multimodal.text_configuration(AutoConfig.from_pretrained(folder))
     if config.model_type in FAMILIES:
@@ -270,12 +271,12 @@ def loaded(folder: Path, known: Any) -> Any:
     options = {"key_mapping": multimodal.KEYS, "attn_implementation": "eager", "dtype": torch.float32}
     module, report = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
     assert report["missing_keys"] | report["mismatched_keys"] == set()
-    assert [key for key in report["unexpected_keys"] if not multimodal.is_beside(known.config.model_type, key)] == []
+    assert [key for key in report["unexpected_keys"] if not multimodal.is_beside(kind, key)] == []
     return module
 
 
 TEXTS = [
-    *((kind, None) for kind in TEXT_PARTS),
+    *((kind, None) for kind, part in TEXT_PARTS.items() if part.inside is None),
     *(("llava", text) for text in ("mistral", "qwen2", "gemma2", "phi3", "granite")),
     *(("mistral3", text) for text in ("ministral3", "ministral")),
     *(("internvl", text) for text in ("qwen3", "llama", "qwen3_moe")),
@@ -288,10 +289,10 @@ def test_the_text_part_of_every_type_gives_what_the_whole_gives(kind: str, text:
     known = wholes.whole(kind, text)
     wanted = known(input_ids=IDS).logits
     save(known, tmp_path)  # in the layout that transformers writes, the older one of most types
-    part = loaded(tmp_path, known)
+    part = loaded(tmp_path, kind)
     assert truth.close(part(input_ids=IDS).logits, wanted)
     mask = torch.ones_like(IDS).index_fill(1, torch.tensor([0, 1]), 0)
-    if kind == "qwen2_5_omni_thinker":  # which looks for its own options there
+    if "omni" in kind:  # which looks for its own options there
         known.config.vision_start_token_id = known.config.audio_start_token_id = -1
     padded = known(input_ids=IDS, attention_mask=mask).logits[:, 2:]
     assert truth.close(part(input_ids=IDS, attention_mask=mask).logits[:, 2:], padded)
@@ -309,7 +310,7 @@ def test_weights_named_as_in_memory_are_read_too(kind: str, tied: bool, tmp_path
     save(known, tmp_path)
     named = {name: value.clone() for name, value in known.state_dict().items() if not (tied and "lm_head" in name)}
     save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
-    assert truth.close(loaded(tmp_path, known)(input_ids=IDS).logits, known(input_ids=IDS).logits)
+    assert truth.close(loaded(tmp_path, kind)(input_ids=IDS).logits, known(input_ids=IDS).logits)
 
 
 def test_the_oldest_names_of_qwen_vl_are_read_too(tmp_path: Path) -> None:
@@ -321,6 +322,36 @@ def test_the_oldest_names_of_qwen_vl_are_read_too(tmp_path: Path) -> None:
     }
     save_file(named, tmp_path / "model.safetensors", {"format": "pt"})
     assert truth.close(tracer.load(tmp_path).module(input_ids=IDS).logits, known(input_ids=IDS).logits)
+
+
+@pytest.mark.parametrize("kind", SAME_TEXT)
+def test_a_text_part_that_is_a_family_on_text_has_no_option_that_this_lacks(kind: str) -> None:
+    family = SAME_TEXT[kind][0]
+    lost = CONFIG_MAPPING[kind]().to_dict().keys() - CONFIG_MAPPING[family]().to_dict().keys()
+    assert lost <= {"num_experts", "router_aux_loss_coef"}  # another name of one that it has; of training
+
+
+def test_the_tokens_that_end_a_text_are_the_wholes(tmp_path: Path) -> None:
+    known = wholes.whole("glm4v" if "glm4" in FAMILIES else "qwen3_vl")
+    known.generation_config.eos_token_id = [t.EOS, 7]
+    folder = tracer.load(save(known, tmp_path))
+    assert folder.end_tokens == (t.EOS, 7)
+    assert tracer.load(known, tokenizer=t.tokenizer()).end_tokens == (t.EOS, 7)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, part in TEXT_PARTS.items() if part.inside is not None])
+@pytest.mark.parametrize("newer", [False, True])
+def test_the_thinker_of_a_model_that_speaks_is_read(kind: str, newer: bool, tmp_path: Path) -> None:
+    known = wholes.whole(f"{kind}_thinker")
+    save(known, tmp_path)  # whose names are those of the whole, but for what is in front of them
+    names = known.state_dict() if newer else load_file(tmp_path / "model.safetensors")
+    beside = {"talker.model.norm.weight": torch.ones(3), f"{'token' if '2_5' in kind else 'code'}2wav.a": torch.ones(3)}
+    named = {f"thinker.{name.removeprefix('thinker.')}": value.clone() for name, value in names.items()}
+    save_file(named | beside, tmp_path / "model.safetensors", {"format": "pt"})
+    config = {"model_type": kind, "thinker_config": known.config.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    part = loaded(tmp_path, kind)
+    assert truth.close(part(input_ids=IDS).logits, known(input_ids=IDS).logits)
 
 
 def test_a_traced_prompt_is_the_wholes_where_positions_are_of_three_numbers(tmp_path: Path) -> None:
@@ -402,3 +433,27 @@ def test_a_processor_is_no_tokenizer() -> None:
 def test_messages_with_images_are_refused_in_words(parts: list[dict[str, str]], rule: str) -> None:
     with refused(JobError, "content", rule):
         tracer.Prompt(messages=[{"role": "user", "content": parts}])  # type: ignore[list-item]
+
+
+PARTS = (
+    "{% for one in messages %}<{{ one.role }}>{% for part in one.content %}{% if part.type == 'text' %}{{ part.text }}"
+    "{% elif part.type == 'image' %}[image]{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+"""As templates for images are written: they look for parts, and make nothing of a text."""
+
+
+@pytest.mark.parametrize("seed", [None, "The car"])
+def test_a_template_that_looks_for_parts_is_given_them(seed: str | None, complete: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(complete, tmp_path / "model"))
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": PARTS}))  # where processors had theirs
+    model = tracer.load(folder)
+    text = rendered((Message("user", "What is near"),), seed, model.tokenizer)
+    assert text == "<user>What is near<assistant>" + (seed or "")
+
+
+def test_a_template_that_leaves_out_what_is_said_is_refused() -> None:
+    tokenizer = t.tokenizer()
+    tokenizer.chat_template = "{% for one in messages %}<{{ one.role }}>{% endfor %}"
+    with refused(JobError, "leaves out or changes what the user says"):
+        rendered((Message("user", "What is near"),), None, tokenizer)

@@ -59,6 +59,10 @@ _TEXT: dict[str, Any] = {
     "eos_token_id": t.EOS,
 }
 _ROPE: dict[str, dict[str, Any]] = {
+    "glm4v_text": {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5},
+    "glm4v_moe_text": {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5},
+    "glm_ocr_text": {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5},
+    "qwen3_omni_moe_text": {"mrope_section": [2, 1, 1], "mrope_interleaved": True},
     "qwen2_vl_text": {"mrope_section": [1, 1, 2]},
     "qwen2_5_vl_text": {"mrope_section": [1, 1, 2]},
     "qwen2_5_omni_text": {"mrope_section": [1, 1, 2]},

@@ -792,12 +792,14 @@ class TextPart(NamedTuple):
         heeds: those of `HEAD_OPTIONS` that the whole heeds too.
         own_head: whether its text part is a language model with a head of its own, so that it is what the options of
             its own configuration say.
+        inside: what the configuration of the model with the text part is called, where that is itself a part.
     """
 
     beside: tuple[str, ...]
     takes: str = "images"
     heeds: tuple[str, ...] = ()
     own_head: bool = False
+    inside: str | None = None
 
 
 HEAD_OPTIONS: dict[str, Any] = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
@@ -808,6 +810,9 @@ _TOWER = ("vision_tower", "multi_modal_projector")
 _LLAVA = TextPart((*_TOWER, "image_newline"))
 _IDEFICS = TextPart(("vision_model", "connector"))
 _QWEN = TextPart(("visual",))
+_OMNI = TextPart(
+    ("visual", "audio_tower", "talker", "token2wav", "code2wav"), "images and sound", inside="thinker_config"
+)
 _HEARS = TextPart(("audio_tower", "multi_modal_projector"), "sound")
 _GEMMA4 = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
 _SPEECH = ("acoustic_tokenizer_encoder", "semantic_tokenizer_encoder", "multi_modal_projector")
@@ -825,7 +830,12 @@ TEXT_PARTS: dict[str, TextPart] = {
     "fun_asr_nano": _HEARS,
     "gemma3": TextPart(_TOWER),
     "gemma4": TextPart(_GEMMA4, "images and sound", ("final_logit_softcapping",)),
+    "glm46v": _QWEN,
+    "glm4v": _QWEN,
+    "glm4v_moe": _QWEN,
+    "glm_ocr": _QWEN,
     "glmasr": _HEARS,
+    "glmga": _QWEN,
     "got_ocr2": TextPart(_TOWER),
     "hyperclovax_vision_v2": TextPart(("vision_model", "projector", "vision_projector"), heeds=("logits_scaling",)),
     "idefics2": _IDEFICS,
@@ -846,11 +856,14 @@ TEXT_PARTS: dict[str, TextPart] = {
     "perception_lm": TextPart(_TOWER),
     "pp_chart2table": TextPart(_TOWER),
     "qianfan_ocr": TextPart((*_TOWER, "vision_model", "mlp1")),
-    "qwen2_5_omni_thinker": TextPart(("visual", "audio_tower"), "images and sound"),
+    "qwen2_5_omni": _OMNI,
+    "qwen2_5_omni_thinker": TextPart(_OMNI.beside, _OMNI.takes),
     "qwen2_5_vl": _QWEN,
     "qwen2_audio": _HEARS,
     "qwen2_vl": _QWEN,
     "qwen3_asr": _HEARS,
+    "qwen3_omni_moe": _OMNI,
+    "qwen3_omni_moe_thinker": TextPart(_OMNI.beside, _OMNI.takes),
     "qwen3_vl": _QWEN,
     "smolvlm": _IDEFICS,
     "vibevoice_asr": TextPart(_SPEECH, "sound"),
@@ -862,14 +875,18 @@ TEXT_PARTS: dict[str, TextPart] = {
 """Types that take more than text and whose text part, if it is of a known family, gives on text what the whole gives:
 each was compared with the whole in transformers (tests/model/test_multimodal.py)."""
 
-SAME_TEXT = {
-    "qwen2_vl_text": "qwen2",
-    "qwen2_5_vl_text": "qwen2",
-    "qwen2_5_omni_text": "qwen2",
-    "qwen3_vl_text": "qwen3",
+SAME_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
+    "glm4v_text": ("glm4", {}),
+    "glm4v_moe_text": ("glm4_moe", {}),
+    "glm_ocr_text": ("glm4", {"attention_bias": False}),
+    "qwen2_vl_text": ("qwen2", {}),
+    "qwen2_5_vl_text": ("qwen2", {}),
+    "qwen2_5_omni_text": ("qwen2", {}),
+    "qwen3_vl_text": ("qwen3", {}),
+    "qwen3_omni_moe_text": ("qwen3_moe", {}),
 }
-"""Types of text parts that on text are a family: they turn positions by three numbers, which are one where there is no
-image."""
+"""Types of text parts that on text are a family, and options of it that they have not: they turn positions by three
+numbers, which are one where there is no image."""
 IMAGE_ROPE = ("mrope_section", "mrope_interleaved")
 """Options of rotary positions that have no effect where the three numbers are one."""
 
@@ -889,15 +906,14 @@ _UNREAD: dict[str, str] = {
     "gives no next token: it moves a robot": "pi0",
     "gives no next token: it fills in blocks of them": "diffusion_gemma",
     "reads sound beside every token of text": "kyutai_speech_to_text",
-    "its text part is of a type of its own, which is no known family": (
+    "its text part is of a type that is no known family": (
         "aria blip-2 chameleon cohere_compass cosmos3_edge deepseek_ocr2 emu3 ernie4_5_vl_moe fuyu gemma3n "
-        "gemma4_unified git glm46v glm4v glm4v_moe glm5_next glm_ocr glmga granite4_vision hunyuan_vl inkling_mm_model "
+        "gemma4_unified git glm5_next granite4_vision hunyuan_vl inkling_mm_model "
         "instructblip instructblipvideo kosmos-2 kosmos-2.5 minimax_m3_vl mistral4 mistral_large4 molmo2 muse_glimmer "
-        "muse_spark paddleocr_vl qwen3_omni_moe_thinker qwen3_vl_moe step3p7 unlimited_ocr voxtral_realtime"
+        "muse_spark paddleocr_vl step3p7 unlimited_ocr voxtral_realtime"
     ),
-    "has a generator beside its text part, whose weights have names that are not read": (
-        "cosmos3_omni qwen2_5_omni qwen3_omni_moe"
-    ),
+    "its text part keeps experts' weights the other way round, which is not read": "qwen3_vl_moe",
+    "has a generator beside its text part, whose weights have names that are not read": ("cosmos3_omni"),
 }
 UNREAD: dict[str, str] = {name: reason for reason, names in _UNREAD.items() for name in names.split()}
 """Types that take more than text and are not loaded, and why: with `TEXT_PARTS` all that transformers has for text and

@@ -50,9 +50,7 @@ def walk(
         slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
-    for kind, path in plan.constants:
-        linearize.apply(kind, nn.get(path), rules)
-        linearize.apply("constant", nn.get(path), rules)
+    hold(nn, plan, rules)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     sizes = None if constants is None else stream_sizes(nn, plan)
@@ -61,10 +59,9 @@ def walk(
         for kind, path in plan.layers[layer].steps:
             module = block.get(path)
             if constants is not None:
-                observe(found, kind, path, block, plan.layers[layer])
+                observe(found, kind, path, block, laid)
             if kind in ("neurons", "mixture"):
-                laid = plan.layers[layer].experts
-                site = experts.Dense(module) if laid is None else experts.Mixture(block, laid, rules)
+                site = experts.Dense(module) if laid.experts is None else experts.Mixture(block, laid.experts, rules)
                 if constants is not None:
                     observe_neurons(found, site)
                 if slots is not None:
@@ -72,6 +69,8 @@ def walk(
                 visited.append(visit(site, layer))
                 if constants is not None:
                     found.output = site.output.detach().float()
+                if laid.in_place:
+                    site.output = site.output.clone()
             else:
                 linearize.apply(kind, module, rules)
             if constants is not None and kind in ("attention", "delta"):  # runs once its inputs are set
@@ -82,6 +81,13 @@ def walk(
             resize(found.scales, plan.layers[layer], sizes[layer])
             constants.append(found)
     return visited
+
+
+def hold(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> None:
+    """Linearise what runs before the blocks and is a constant in them."""
+    for kind, path in plan.constants:
+        linearize.apply(kind, nn.get(path), rules)
+        linearize.apply("constant", nn.get(path), rules)
 
 
 def stream_sizes(nn: Any, plan: SimpleNamespace) -> list[float]:

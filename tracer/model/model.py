@@ -25,7 +25,7 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
+from tracer.model import adapters, dequantised, folder, multimodal, quantised, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import TEXT_PARTS, Family, Layout, family_of, inputs_of, looks_ahead, value_heads
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
@@ -564,7 +564,7 @@ def _loaded(
     with _silence():
         module, (read, remarks) = _from_pretrained(source, **options)
         if found is not None:
-            module = adapters.merged(module, found)
+            module = adapters.merged(module, found, source.config["model_type"] if source.has_text_part else None)
     said = (*source.warnings, *remarks, *(() if found is None else found.made_for(label)))
     if found is not None and source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
@@ -753,14 +753,17 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
 
     revision = {} if source.adapter else {"revision": source.revision}
     with folder.building(source.where, options.get("device_map")):
+        config = configuration(source)
+        said = quantised.prepare(config, source.shown, options.get("dtype"))
         check_architecture(configuration(source), options.get("attn_implementation"))
+        if source.has_text_part or said:
+            options |= {"config": config}
         if source.has_text_part:
-            options |= {"config": configuration(source), "key_mapping": multimodal.KEYS}
-        read = tokens.read_tokenizer(source)
+            options |= {"key_mapping": multimodal.KEYS}
+        read, remarks = tokens.read_tokenizer(source)
         # Misshapen weights are reported rather than raised, so that the message can name one.
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         if source.gguf is not None:
-            config = configuration(source)
             weights = dequantised.weights(source.gguf, config, options["dtype"])
             kind: Any = type(dequantised.empty(configuration(source)))
             loaded: Any = kind.from_pretrained(None, config=config, state_dict=weights, **options)
@@ -770,7 +773,9 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
                 loaded = AutoModelForCausalLM.from_pretrained(alone, **options)
     module, report = loaded
     folder.check_fit(source, report)
-    return module, read
+    if said:
+        quantised.settle(module, source.shown, options["dtype"])
+    return module, (read, (*remarks, *said))
 
 
 def check_dequantised(source: folder.Source, dtype: str | torch.dtype | None) -> None:

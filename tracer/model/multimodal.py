@@ -71,9 +71,11 @@ def text_configuration(whole: Any) -> Any:
     Raises:
         ModelError: an option under which there is none.
     """
-    part, given = TEXT_PARTS[whole.model_type], whole.get_text_config()
+    part, kind, told = TEXT_PARTS[whole.model_type], whole.model_type, whole
+    whole = whole if part.inside is None else getattr(whole, part.inside)
+    given = whole.get_text_config()
     if getattr(given, "use_bidirectional_attention", None) in (True, "all"):
-        rule = f"the masks of {whole.model_type!r} on text are not those of its text part"
+        rule = f"the masks of {kind!r} on text are not those of its text part"
         option = f"use_bidirectional_attention={given.use_bidirectional_attention!r}"
         raise ModelError(option, rule, "save its text part as a model of its own")
     text = _of_family(given)
@@ -82,8 +84,9 @@ def text_configuration(whole: Any) -> Any:
         for name, nothing in HEAD_OPTIONS.items():
             if hasattr(text, name) and name not in part.heeds:
                 setattr(text, name, nothing)
-    text.dtype = whole.dtype or text.dtype
-    if (quantized := getattr(whole, "quantization_config", None)) is not None:
+    text.dtype = told.dtype or text.dtype
+    each = (getattr(one, "quantization_config", None) for one in (told, given))
+    if (quantized := next((one for one in each if one is not None), None)) is not None:
         text.quantization_config = _renamed_parts(quantized)
     return text
 
@@ -92,10 +95,13 @@ def _of_family(given: Any) -> Any:
     """A text part's configuration, or what is the same on text as a family's."""
     from transformers import AutoConfig
 
-    kind = SAME_TEXT.get(given.model_type)
-    if kind is None:
+    if given.model_type not in SAME_TEXT:
         return copy.deepcopy(given)
-    fields = {name: value for name, value in given.to_dict().items() if name != "model_type"}
+    kind, options = SAME_TEXT[given.model_type]
+    # What the family's own configuration would else put there.
+    fields: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    fields |= {"head_dim": given.hidden_size // given.num_attention_heads} | given.to_dict() | options
+    del fields["model_type"]
     rope = fields.get("rope_parameters") or {}
     fields["rope_parameters"] = {name: value for name, value in rope.items() if name not in IMAGE_ROPE}
     return AutoConfig.for_model(kind, **fields)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tracer.errors import ModelError, quoted
 from tracer.model import families, rules
-from tracer.model.families import FAMILIES, Family, Layout, Weight
+from tracer.model.families import FAMILIES, Family, Layout
 
 Named = str | type[nn.Module]
 """A class of modules, or its name."""
@@ -104,17 +104,20 @@ def _check_factor(name: str, factor: Callable[[Tensor], Tensor]) -> None:
 def _check_layout(name: str, layout: Layout) -> None:
     """Refuse a layout that says less, or something else, than the rules and the replay of edges need."""
     value, kinds, wiring = f"a Layout of family {name!r}", [step.kind for step in layout.steps], layout.wiring
-    if unknown := sorted({*kinds} - {*rules.RULE_OF, "neurons"}):
+    if unknown := sorted({*kinds} - {*rules.RULE_OF, "neurons", "mixture"}):
         raise ModelError(value, f"has steps of unknown kind: {', '.join(unknown)}", f"use {', '.join(rules.RULE_OF)}")
-    for kind in ("attention", "neurons"):
+    for kind in ("attention", "neurons" if layout.experts is None else "mixture"):
         if kinds.count(kind) != 1:
             raise ModelError(value, f"has {kinds.count(kind)} steps {kind!r}, one is needed", "name that module once")
+    if (wiring.up is None) != (layout.experts is not None):
+        rule = "has neither a map `up` into its neurons nor experts, or both"
+        raise ModelError(value, rule, "give the wiring of an MLP, or Experts and no gate and up")
     if ("product" in kinds) != (wiring.gate is not None):
         rule = "has a step 'product' without a gate in its wiring, or a gate without the step"
         raise ModelError(value, rule, "give both where the MLP multiplies act(gate) by up, else neither")
     around = {path for path in (wiring.attention_in, wiring.attention_out, wiring.mlp_in, wiring.mlp_out) if path}
     if missing := sorted(around - {step.path for step in layout.steps}):
         raise ModelError(value, f"has no step for the norms of its wiring: {', '.join(missing)}", "add a Step for each")
-    used: list[Weight] = [wiring.value, wiring.output, wiring.up, *([] if wiring.gate is None else [wiring.gate])]
-    if other := [weight.part for weight in used if weight.part not in PARTS]:
+    used = (wiring.value, wiring.output, wiring.up, wiring.gate)
+    if other := [weight.part for weight in used if weight is not None and weight.part not in PARTS]:
         raise ModelError(value, f"reads a part {other[0]!r} of a map", f"use one of {', '.join(PARTS)}")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelError, quoted
-from tracer.model import folder
+from tracer.model import folder, quantised
 from tracer.model import model as loading
 from tracer.model.families import ROTARY, family_of, inputs_of, value_heads
 from tracer.model.model import DTYPES, QUANTIZED, Model
@@ -131,6 +131,7 @@ class Shape:
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         with folder.building(source.where):
             config = loading.configuration(source)
+            quantised.prepare(config, source.shown, DTYPES.get(dtype, dtype))
             stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
             loading.check_architecture(config, attention)
             options |= {"dtype": DTYPES.get(dtype, torch.bfloat16), "trust_remote_code": False}
