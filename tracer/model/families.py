@@ -488,7 +488,7 @@ GRANITE_SCALES = Scales("embedding_multiplier", "residual_multiplier", divided="
 def _mixture(experts: Experts, *before: Step, wiring: Wiring = MIXTURE, **more: Any) -> Layout:
     """A block with a mixture, norms in front of its branches, and steps in the attention."""
     steps = (BEFORE_ATTENTION, *before, ATTENTION, AFTER_ATTENTION, Step("mixture", experts.block))
-    return Layout(steps, wiring, experts, **more)
+    return Layout(steps, wiring, experts=experts, **more)
 
 
 def _latent_mixture(experts: Experts) -> tuple[Layout, ...]:

@@ -54,9 +54,9 @@ def walk(
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     sizes = None if constants is None else stream_sizes(nn, plan)
-    for layer, block in enumerate(blocks):
+    for layer, (block, laid) in enumerate(zip(blocks, plan.layers, strict=True)):
         found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
-        for kind, path in plan.layers[layer].steps:
+        for kind, path in laid.steps:
             module = block.get(path)
             if constants is not None:
                 observe(found, kind, path, block, laid)
@@ -74,11 +74,9 @@ def walk(
             else:
                 linearize.apply(kind, module, rules)
             if constants is not None and kind in ("attention", "delta"):  # runs once its inputs are set
-                mixed(found, kind, module, plan.layers[layer])
-            if kind == "neurons" and plan.layers[layer].in_place:
-                module.output = module.output.clone()
+                mixed(found, kind, module, laid)
         if constants is not None and sizes is not None:
-            resize(found.scales, plan.layers[layer], sizes[layer])
+            resize(found.scales, laid, sizes[layer])
             constants.append(found)
     return visited
 

@@ -21,7 +21,7 @@ from tracer.model.families import FAMILIES, Family, Layout
 
 Named = str | type[nn.Module]
 """A class of modules, or its name."""
-PARTS = ("all", "first half", "last half", "values", "values per head")
+PARTS = ("all", "first half", "last half", "values", "values per head", "latent", "values of heads", "tail")
 
 
 def register_family(
@@ -106,18 +106,19 @@ def _check_layout(name: str, layout: Layout) -> None:
     value, kinds, wiring = f"a Layout of family {name!r}", [step.kind for step in layout.steps], layout.wiring
     if unknown := sorted({*kinds} - {*rules.RULE_OF, "neurons", "mixture"}):
         raise ModelError(value, f"has steps of unknown kind: {', '.join(unknown)}", f"use {', '.join(rules.RULE_OF)}")
-    for kind in ("attention", "neurons" if layout.experts is None else "mixture"):
-        if kinds.count(kind) != 1:
-            raise ModelError(value, f"has {kinds.count(kind)} steps {kind!r}, one is needed", "name that module once")
-    if (wiring.up is None) != (layout.experts is not None):
-        rule = "has neither a map `up` into its neurons nor experts, or both"
-        raise ModelError(value, rule, "give the wiring of an MLP, or Experts and no gate and up")
+    for one, other in (("attention", "delta"), ("neurons", "mixture")):
+        count = kinds.count(one) + kinds.count(other)
+        if count != 1:
+            raise ModelError(value, f"has {count} steps {one!r} or {other!r}, one is needed", "name that module once")
+    if (wiring.up is None) != (layout.experts is not None) or ("mixture" in kinds) != (layout.experts is not None):
+        rule = "has neither a map `up` into its neurons nor experts with their step, or both"
+        raise ModelError(value, rule, "give the wiring of an MLP, or Experts, the step 'mixture' and no gate and up")
     if ("product" in kinds) != (wiring.gate is not None):
         rule = "has a step 'product' without a gate in its wiring, or a gate without the step"
         raise ModelError(value, rule, "give both where the MLP multiplies act(gate) by up, else neither")
     around = {path for path in (wiring.attention_in, wiring.attention_out, wiring.mlp_in, wiring.mlp_out) if path}
     if missing := sorted(around - {step.path for step in layout.steps}):
         raise ModelError(value, f"has no step for the norms of its wiring: {', '.join(missing)}", "add a Step for each")
-    used = (wiring.value, wiring.output, wiring.up, wiring.gate)
-    if other := [weight.part for weight in used if weight is not None and weight.part not in PARTS]:
-        raise ModelError(value, f"reads a part {other[0]!r} of a map", f"use one of {', '.join(PARTS)}")
+    used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
+    if wrong := [weight.part for weight in used if weight is not None and weight.part not in PARTS]:
+        raise ModelError(value, f"reads a part {wrong[0]!r} of a map", f"use one of {', '.join(PARTS)}")
