@@ -133,7 +133,7 @@ def linear_in_neurons(family: str) -> tracer.Model:
 
 
 @pytest.mark.parametrize("basis", ["activation", "output"])
-@pytest.mark.parametrize("family", t.FAMILIES)
+@pytest.mark.parametrize("family", [family for family in t.FAMILIES if family != "olmo"])  # its epsilon is in its code
 def test_methods_agree_on_a_model_linear_in_its_neurons(family: str, basis: str) -> None:
     model = linear_in_neurons(family)
     prompts = Question(lengths=(3, 2)).prompts()

@@ -145,14 +145,13 @@ def _attention(module: Any) -> Attention | None:
         return _latent_attention(module)
     if hasattr(module, "q_proj"):
         split = (module.q_proj, module.k_proj)
-        if module.q_proj.out_features == 2 * module.o_proj.in_features:  # each head's queries, then its gate
+        out = getattr(module, next(name for name in ("o_proj", "out_proj", "dense") if hasattr(module, name)))
+        if module.q_proj.out_features == 2 * out.in_features:  # each head's queries, then its gate
 
             def gate(x: Tensor) -> Tensor:
                 return module.q_proj(x).unflatten(-1, (-1, 2, module.head_dim))[..., 1, :].flatten(-2).sigmoid()
 
-            return Attention(module, module.o_proj, module.head_dim, split, module.v_proj, gate=gate)
-        name = next(name for name in ("o_proj", "out_proj", "dense") if hasattr(module, name))
-        out = getattr(module, name)
+            return Attention(module, out, module.head_dim, split, module.v_proj, gate=gate)
         return Attention(module, out, module.head_dim, split, module.v_proj)
     if hasattr(module, "qkv_proj"):
         width = module.qkv_proj.out_features
@@ -236,7 +235,7 @@ def norm_parts(norm: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     return x, (weight * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)).detach(), None
 
 
-def ratio(act: nn.Module, z: Tensor) -> Tensor:
+def ratio(act: Any, z: Tensor) -> Tensor:
     """`act(z) / z` in closed form, so that z = 0 gives the limit."""
     name = type(act).__name__
     if name in ("SiLUActivation", "SiLU"):

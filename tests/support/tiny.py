@@ -62,6 +62,8 @@ FAMILIES: tuple[str, ...] = (
 BIASED = frozenset(
     "qwen2 gpt_neox gpt2 starcoder2 stablelm phi falcon glm glm4 nemotron seed_oss gpt_bigcode gptj".split()
 )
+MAIN = FAMILIES[:10]
+"""Those that everything is tried on in the quick tests."""
 BIAS_FREE: tuple[str, ...] = tuple(family for family in FAMILIES if family not in BIASED)
 """Families without any bias: linear, norm or position embedding."""
 SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj", "granite_swa"))

@@ -164,6 +164,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
     around = [step for step in norms if step.path in layout.wiring.norms]
     before, d_model = blocks[0].get_submodule(around[0].path), int(config.hidden_size)
+    written_out = around[0].kind == "layer_norm" and hasattr(before, "variance_epsilon")  # centres twice
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
     return Shape(
         name=name,
@@ -185,7 +186,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         gated=layout.wiring.gate is not None,
         saved_by_activation=_SAVED_BY_ACTIVATION.get(act, 1),
         norms=len(around),
-        norm_itemsize=module.dtype.itemsize if isinstance(before, nn.LayerNorm) else 4,
+        norm_itemsize=(module.dtype.itemsize if isinstance(before, nn.LayerNorm) else 4) * (2 if written_out else 1),
         qk_norms=len(norms) > len(around),
         soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
         window=_window(config),
