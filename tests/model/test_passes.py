@@ -163,8 +163,9 @@ def test_nothing_is_changed_after_an_error_inside_a_pass(
 def test_no_attribution_to_later_positions(family: str, method: str) -> None:
     prompt = tracer.Prompt(token_ids=(1, 20, 30, 40, 50), target=7, positions=2)
     got = tracer.attribute(load(family, n_layers=2), [prompt], method)
-    assert got.nodes[:, :, 3:].abs().sum() == 0
-    assert got.embeddings[:, 3:].abs().sum() == 0
+    rounding = 1e-6 if family in t.DELTA_NETS else 0.0  # a delta net computes tokens in chunks
+    assert got.nodes[:, :, 3:].abs().max() <= rounding
+    assert got.embeddings[:, 3:].abs().max() <= rounding
     assert got.nodes[:, :, :3].abs().sum() > 0
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+import deltas
+
 Forward = Callable[..., Any]
 Replace = Callable[[int, Tensor], Tensor]
 
@@ -112,6 +114,8 @@ class Attention:
 
     `fused` is the projection that makes queries, keys and values together, `columns` the mask of its values. `split`
     are modules that lead to queries and keys alone. `value_norm` is what values go through, head by head.
+    `latent_norm` is that of a latent which all heads share; of the modules in `cut` the marked columns alone lead to
+    values. `gate` makes, of what the attention reads, what the mixed values are multiplied by.
     """
 
     module: nn.Module
@@ -122,9 +126,14 @@ class Attention:
     fused: Any = None
     columns: Tensor = field(default_factory=lambda: torch.empty(0))
     value_norm: Any = None
+    latent_norm: Any = None
+    cut: tuple[tuple[Any, Tensor], ...] = ()
+    gate: Any = None
 
 
 def _attention(module: Any) -> Attention | None:
+    if deltas.is_delta(module):
+        return Attention(module, deltas.maps(module)["out"], module.head_v_dim)
     if getattr(module, "is_kv_shared_layer", False):  # keys and values of an earlier block
         return Attention(module, module.o_proj, module.head_dim, (module.q_proj,))
     if hasattr(module, "v_norm"):
@@ -132,8 +141,16 @@ def _attention(module: Any) -> Attention | None:
         split = (module.q_proj, module.k_norm if same else module.k_proj)
         value = module.k_proj if same else module.v_proj
         return Attention(module, module.o_proj, module.head_dim, split, value, value_norm=module.v_norm)
+    if hasattr(module, "kv_b_proj"):
+        return _latent_attention(module)
     if hasattr(module, "q_proj"):
         split = (module.q_proj, module.k_proj)
+        if module.q_proj.out_features == 2 * module.o_proj.in_features:  # each head's queries, then its gate
+
+            def gate(x: Tensor) -> Tensor:
+                return module.q_proj(x).unflatten(-1, (-1, 2, module.head_dim))[..., 1, :].flatten(-2).sigmoid()
+
+            return Attention(module, module.o_proj, module.head_dim, split, module.v_proj, gate=gate)
         name = next(name for name in ("o_proj", "out_proj", "dense") if hasattr(module, name))
         out = getattr(module, name)
         return Attention(module, out, module.head_dim, split, module.v_proj)
@@ -158,6 +175,24 @@ def _attention(module: Any) -> Attention | None:
     return None
 
 
+def _latent_attention(module: Any) -> Attention:
+    """Keys and values of all heads come of one latent; a rotated key that all share comes beside it."""
+    rank, size = module.kv_b_proj.in_features, module.o_proj.in_features // module.num_heads
+    each = module.kv_b_proj.out_features // module.num_heads
+    values = torch.arange(module.kv_b_proj.out_features) % each >= each - size
+    query = module.q_proj if module.q_proj is not None else module.q_b_proj
+
+    def value(x: Tensor) -> Tensor:
+        inside = module.kv_a_layernorm(module.kv_a_proj_with_mqa(x)[..., :rank])
+        return module.kv_b_proj(inside)[..., values]
+
+    cut = (
+        (module.kv_a_proj_with_mqa, torch.arange(module.kv_a_proj_with_mqa.out_features) < rank),
+        (module.kv_b_proj, values),
+    )
+    return Attention(module, module.o_proj, size, (query,), value, latent_norm=module.kv_a_layernorm, cut=cut)
+
+
 def attentions(model: PreTrainedModel) -> list[Attention]:
     """The attention modules in layer order."""
     found = [part for module in model.modules() if (part := _attention(module)) is not None]
@@ -166,10 +201,14 @@ def attentions(model: PreTrainedModel) -> list[Attention]:
     return found
 
 
+GATED_NORM = "RMSNormGated"
+"""What a delta net's norm is called, which is linearised with it."""
+
+
 def norms(model: PreTrainedModel) -> list[nn.Module]:
     """Every RMSNorm and LayerNorm."""
     named = [m for m in model.modules() if "Norm" in type(m).__name__ and not any(m.children())]
-    unknown = [m for m in named if not (_centres(m) or type(m).__name__.endswith("RMSNorm"))]
+    unknown = [m for m in named if not (_centres(m) or type(m).__name__.endswith(("RMSNorm", GATED_NORM)))]
     if unknown:
         raise ValueError(f"unknown norm: {type(unknown[0]).__name__}")
     return named
@@ -179,7 +218,7 @@ def _centres(norm: nn.Module) -> bool:
     return isinstance(norm, nn.LayerNorm) or type(norm).__name__.endswith("LayerNorm")
 
 
-ONE_ABOVE = frozenset({"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P"})
+ONE_ABOVE = frozenset({"GemmaRMSNorm", "Gemma2RMSNorm", "Gemma3RMSNorm", "NemotronLayerNorm1P", "Qwen3_5RMSNorm"})
 """Norms that multiply by 1 + their weight."""
 
 
@@ -238,6 +277,8 @@ def cap_of(model: PreTrainedModel) -> float | None:
 
 def scaled_logits(model: PreTrainedModel, z: Tensor) -> Tensor:
     """The unembedding's output times the constant of the configuration, before a soft-cap."""
+    if hasattr(model.config, "dim_model_base"):
+        return z  # scaled before the head
     if hasattr(model.config, "logits_scaling"):
         return z / model.config.logits_scaling
     return z * model.config.logit_scale if hasattr(model.config, "logit_scale") else z
@@ -296,10 +337,22 @@ def _linear_activation(act: nn.Module) -> Forward:
     return lambda z: _swap(original(z.detach()), z * ratio(act, z).detach())
 
 
-def _values_only(attention: Attention, original: Forward) -> Forward:
+def _values_only(columns: Tensor, original: Forward) -> Forward:
     def forward(x: Tensor) -> Tensor:
         y = original(x)
-        return _swap(y, y * attention.columns.to(y.dtype))
+        return _swap(y, y * columns.to(y.dtype))
+
+    return forward
+
+
+def _plain_norms(model: PreTrainedModel) -> list[nn.Module]:
+    return [norm for norm in norms(model) if not type(norm).__name__.endswith(GATED_NORM)]
+
+
+def _linear_delta(module: nn.Module, original: Forward, rules: frozenset[str]) -> Forward:
+    def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        value = original(hidden_states.detach(), attention_mask=attention_mask, **kwargs)
+        return _swap(value, deltas.forward(module, hidden_states, attention_mask, rules))
 
     return forward
 
@@ -329,13 +382,17 @@ def linearized(model: PreTrainedModel, rules: frozenset[str] | set[str] = ALL) -
         raise ValueError(f"unknown rules {sorted(rules - ALL - LINEAR_GATE)}")
     forwards: dict[nn.Module, Forward] = {}
     if "norm" in rules:
-        forwards.update({norm: _linear_norm(norm, norm.forward) for norm in norms(model)})
+        forwards.update({norm: _linear_norm(norm, norm.forward) for norm in _plain_norms(model)})
+    for part in attentions(model):
+        if deltas.is_delta(part.module):
+            forwards[part.module] = _linear_delta(part.module, part.module.forward, rules)
     if "attention" in rules:
         for part in attentions(model):
             for linear in part.split:
                 forwards[linear] = lambda x, original=linear.forward: original(x).detach()
             if part.fused is not None:
-                forwards[part.fused] = _values_only(part, part.fused.forward)
+                forwards[part.fused] = _values_only(part.columns, part.fused.forward)
+            forwards |= {linear: _values_only(columns, linear.forward) for linear, columns in part.cut}
     for own in own_embeddings(model) if "attention" in rules else ():
         forwards[own] = _held(forwards.get(own, own.forward))
     if "activation" in rules:
@@ -751,25 +808,49 @@ class _Frozen:
 
     scales: dict[nn.Module, Tensor]
     patterns: dict[nn.Module, Tensor]
+    opened: dict[nn.Module, Tensor]
+    deltas: dict[nn.Module, deltas.Constants]
     hidden: dict[nn.Module, Tensor]
     gates: dict[nn.Module, tuple[Tensor, Tensor | None]]
     acts: list[Tensor]
     head: Tensor
 
 
+def _with_sink(part: Attention, pattern: Tensor, mixed: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A pattern of which a sink took a share that the kernel may not say: what was mixed says how much is left."""
+    if not hasattr(part.module, "sinks"):
+        return pattern
+    value = part.value(args[0] if args else kwargs["hidden_states"]).unflatten(-1, (-1, part.head_dim))
+    value = value.repeat_interleave(pattern.shape[1] // value.shape[2], dim=2)
+    whole, mixed = torch.einsum("bhqk,bkhd->bhqd", pattern, value), mixed.unflatten(-1, (-1, part.head_dim))
+    left = (mixed.transpose(1, 2) * whole).sum(-1) / whole.square().sum(-1)
+    return pattern * left[..., None]
+
+
 def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
     """Record norm scales, attention patterns (eager only) and MLP inputs of a clean run."""
-    kept = _Frozen({}, {}, {}, {}, [], torch.empty(0))
+    kept = _Frozen({}, {}, {}, {}, {}, {}, [], torch.empty(0))
     head = _head(model)
 
     def norm_of(norm: nn.Module, original: Forward, x: Tensor) -> Tensor:
         kept.scales[norm] = norm_parts(norm, x)[1]
         return original(x)
 
-    def attention_of(module: nn.Module, original: Forward, *args: Any, **kwargs: Any) -> Any:
+    def attention_of(part: Attention, original: Forward, *args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
-        kept.patterns[module] = output[1]
+        if deltas.is_delta(part.module):
+            deltas.forward(part.module, kwargs["hidden_states"], None, ALL, kept.deltas.setdefault(part.module, {}))
+            return output
+        kept.patterns[part.module] = _with_sink(part, output[1], mixed.pop(), *args, **kwargs)
+        if part.gate is not None:
+            kept.opened[part.module] = part.gate(args[0] if args else kwargs["hidden_states"])
         return output
+
+    mixed: list[Tensor] = []
+
+    def out_of(original: Forward, x: Tensor) -> Tensor:
+        mixed[:] = [x]
+        return original(x)
 
     def mlp_of(mlp: Mlp, original: Forward, x: Tensor) -> Tensor:
         kept.gates[mlp.module] = mlp.project(x)
@@ -780,9 +861,10 @@ def _freeze(model: PreTrainedModel, ids: Tensor) -> _Frozen:
         return kept.head
 
     forwards: dict[nn.Module, Forward] = {head: _bind(head_of, head.forward)}
-    forwards.update({norm: _bind(norm_of, norm, norm.forward) for norm in norms(model)})
+    forwards.update({norm: _bind(norm_of, norm, norm.forward) for norm in _plain_norms(model)})
     for part in attentions(model):
-        forwards[part.module] = _bind(attention_of, part.module, part.module.forward)
+        forwards[part.module] = _bind(attention_of, part, part.module.forward)
+        forwards[part.out] = _bind(out_of, part.out.forward)
     for mlp in mlps(model):
         forwards[mlp.module] = _bind(mlp_of, mlp, mlp.module.forward)
     with torch.no_grad(), _replaced(forwards):
@@ -794,7 +876,7 @@ def _bind(function: Callable[..., Any], *first: Any) -> Forward:
     return lambda *args, **kwargs: function(*first, *args, **kwargs)
 
 
-def _frozen_attention(part: Attention, pattern: Tensor) -> Forward:
+def _frozen_attention(part: Attention, pattern: Tensor, opened: Tensor | None = None) -> Forward:
     """Values mixed by a fixed pattern and projected out, written with einsum."""
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
@@ -804,10 +886,14 @@ def _frozen_attention(part: Attention, pattern: Tensor) -> Forward:
         if part.value_norm is not None:
             value = part.value_norm(value)
         value = value.repeat_interleave(pattern.shape[1] // value.shape[2], dim=2)
-        mixed = torch.einsum("bhqk,bkhd->bqhd", pattern.to(value.dtype), value)
-        return part.out(mixed.flatten(-2)), None
+        mixed = torch.einsum("bhqk,bkhd->bqhd", pattern.to(value.dtype), value).flatten(-2)
+        return part.out(mixed if opened is None else mixed * opened), None
 
     return forward
+
+
+def _frozen_delta(module: nn.Module, constants: deltas.Constants, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+    return deltas.forward(module, hidden_states, None, ALL, constants)
 
 
 def _frozen_norm(norm: nn.Module, scale: Tensor) -> Forward:
@@ -838,7 +924,11 @@ def _frozen_run(
     inner = [n for n in norms(model) if n in kept.scales and not _is_query_key(model, n)]
     forwards.update({norm: _frozen_norm(norm, kept.scales[norm]) for norm in inner})
     for part in attentions(model):
-        forwards[part.module] = _frozen_attention(part, kept.patterns[part.module])
+        if part.module in kept.deltas:
+            forwards[part.module] = _bind(_frozen_delta, part.module, kept.deltas[part.module])
+        else:
+            opened = kept.opened.get(part.module)
+            forwards[part.module] = _frozen_attention(part, kept.patterns[part.module], opened)
     for mlp, act in zip(mlps(model), acts, strict=True):
         forwards[mlp.module] = _bind(mlp_of, mlp, act)
     forwards[model.get_input_embeddings()] = lambda tokens: entry
@@ -851,7 +941,9 @@ def _frozen_run(
 def _is_query_key(model: PreTrainedModel, norm: nn.Module) -> bool:
     """Query and key norms are never reached: the pattern is given."""
     parts = attentions(model)
-    return any(norm is child and norm is not part.value_norm for part in parts for child in part.module.modules())
+    inside = (part.module.modules() for part in parts)
+    read = [norm for part in parts for norm in (part.value_norm, part.latent_norm)]
+    return any(norm is child for some in inside for child in some) and all(norm is not one for one in read)
 
 
 def nudge(

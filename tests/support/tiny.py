@@ -52,14 +52,22 @@ FAMILIES: tuple[str, ...] = (
     "ernie4_5",
     "gpt_bigcode",
     "gptj",
+    "youtu",
+    "qwen3_5",
+    "qwen3_5_hybrid",
+    "olmo_hybrid",
+    "granite_swa",
+    "minicpm3",
 )
 BIASED = frozenset(
     "qwen2 gpt_neox gpt2 starcoder2 stablelm phi falcon glm glm4 nemotron seed_oss gpt_bigcode gptj".split()
 )
 BIAS_FREE: tuple[str, ...] = tuple(family for family in FAMILIES if family not in BIASED)
 """Families without any bias: linear, norm or position embedding."""
-SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj"))
+SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj", "granite_swa"))
 """Families that support scaled-dot-product attention."""
+DELTA_NETS = frozenset({"qwen3_5_hybrid", "olmo_hybrid"})
+"""Families with gated delta nets in the place of most attentions."""
 UNGATED = frozenset("gpt_neox gpt2 arcee apertus starcoder2 phi falcon nemotron gpt_bigcode gptj".split())
 """Families whose MLPs have no gate."""
 
@@ -109,17 +117,37 @@ MINISTRAL3_ROPE = {
     "llama_4_scaling_beta": 0.5,
 }
 
+DELTAS = {
+    "layer_types": ["linear_attention", FULL, "linear_attention"] * 3,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
+"""Gated delta nets around one layer of attention; two heads of values share a head of keys."""
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 7,
+}
+"""Multi-head latent attention; heads of values are of another size than those of queries."""
+
+GRANITE = {
+    "embedding_multiplier": 1.7,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.5,
+    "attention_multiplier": 0.4,
+}
+
 OPTIONS: dict[str, dict[str, Any]] = {
     **{family: {} for family in ("llama", "qwen2", "olmo2", "olmo", "arcee", "starcoder2", "stablelm", "phi")},
     "smollm3": {"no_rope_layer_interval": 2},
     "olmo3": TURNS,
     "gemma": {"head_dim": 16},
-    "granite": {
-        "embedding_multiplier": 1.7,
-        "residual_multiplier": 0.6,
-        "logits_scaling": 2.5,
-        "attention_multiplier": 0.4,
-    },
+    "granite": GRANITE,
     "helium": {"head_dim": 8},
     "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "cohere": {"logit_scale": 0.3},
@@ -144,8 +172,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_dense": {"head_dim": 8},
     "ernie4_5": {"head_dim": 16},
+    "youtu": LATENT,
+    "qwen3_5": {"head_dim": 16, "layer_types": [FULL] * 8},
+    "qwen3_5_hybrid": {"head_dim": 16, **DELTAS},
+    "granite_swa": {**GRANITE, **TURNS, "layer_rope_theta": [10000.0, 0, 10000.0] * 3},
+    "minicpm3": {**LATENT, "q_lora_rank": None, "scale_emb": 1.7, "scale_depth": 1.1, "dim_model_base": 20},
+    "olmo_hybrid": {**DELTAS, "linear_allow_neg_eigval": True},
 }
 """What a family's configuration has beside its sizes; of layers' types, the first."""
+
+
+TYPES = {"gemma4": "gemma4_text", "qwen3_5": "qwen3_5_text", "qwen3_5_hybrid": "qwen3_5_text"}
+"""Model types that are called otherwise than their family."""
 
 
 def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
@@ -153,8 +191,11 @@ def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     shape = _shape(n_layers)
     if family in OPTIONS:
         options = {**shape, **OPTIONS[family]}
-        kind = {"gemma4": "gemma4_text"}.get(family, family)
-        return kind, {name: value[:n_layers] if name == "layer_types" else value for name, value in options.items()}
+        kind = TYPES.get(family, family)
+        return kind, {
+            name: value[:n_layers] if name in ("layer_types", "layer_rope_theta") else value
+            for name, value in options.items()
+        }
     if family == "mistral":
         return family, {**shape, "sliding_window": 5}
     if family == "qwen3":

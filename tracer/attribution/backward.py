@@ -55,6 +55,10 @@ def _form(model: Model, batch: Batch, nodes: Tensor | None, basis: str) -> dict[
         factor = every if count is None else Of((count,) if basis == "activation" else (count, model.d_mlp))
         block = {"scales": scales, "pattern": Of((*rows, None, columns, columns)), "output": output, "gate": factor}
         block |= {"up": None if laid.gate is None else factor}
+        wide = Of((*rows, columns, None))
+        gated = any(kind == "output_gate" for kind, _ in laid.steps)
+        block |= {"output_gate": wide if gated or laid.heads_norm else None}
+        block |= {"value_factor": wide if laid.value_conv else None}
         blocks.append(block | {"values": every if count is None else Of((count,))})
     read = Of((len(batch.token_ids), columns, model.d_model))
     return {"embedding": output, "final_scale": scale, "read": read, "blocks": blocks}
@@ -124,6 +128,7 @@ def _through_mlp(
 def _attended(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, state: Tensor) -> Tensor:
     """What flows back through a block's attention [pos, d_model]."""
     value, output = replay.attention(module, plan, layer)
-    grouped = replay.mixing(plan, layer, block).unflatten(0, (-1, output.shape[1] // value.shape[0]))
-    heads = (state @ output).unflatten(-1, (*grouped.shape[:2], -1))
-    return torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1) @ value
+    mixed = replay.mixing(module, plan, layer, block)
+    grouped = mixed.pattern.unflatten(0, (-1, output.shape[1] // value.shape[0]))
+    heads = replay.gated(state @ output, mixed).unflatten(-1, (*grouped.shape[:2], -1))
+    return replay.entered(torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1), mixed, back=True) @ value

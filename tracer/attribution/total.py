@@ -231,6 +231,7 @@ def pieces(group: SimpleNamespace, rows: Tensor, width: int) -> Iterator[tuple[s
 
 
 def flowed(
+    module: Any,
     plan: SimpleNamespace,
     layer: int,
     source: SimpleNamespace,
@@ -251,15 +252,23 @@ def flowed(
             continue
         begins, key = source.position[mine].unique(return_inverse=True)
         ends, query = target.position[into].unique(return_inverse=True)
-        mixed = replay.mixing(plan, layer, run.walk.prompt.frozen.blocks[layer]).to(values.device)
+        mixed = replay.mixing(module, plan, layer, run.walk.prompt.frozen.blocks[layer])
+        pattern = mixed.pattern.to(values.device)
+        if mixed.entry is not None:  # a convolution moves values between positions: all are needed
+            begins = ends = torch.arange(run.walk.length)
+            key, query = source.position[mine], target.position[into]
         dense = values.new_zeros(len(begins), len(run.ends), values.shape[1])
         dense[key, source.stream[mine]] = values[mine]
         if back:
-            grouped = mixed[:, begins][:, :, ends].unflatten(0, (-1, shared))
-            flow = torch.einsum("gsqk,qngsd->kngd", grouped, dense.unflatten(-1, (*grouped.shape[:2], -1))).flatten(2)
+            grouped = pattern[:, begins][:, :, ends].unflatten(0, (-1, shared))
+            heads = replay.gated(dense, mixed, begins).unflatten(-1, (*grouped.shape[:2], -1))
+            flow = torch.einsum("gsqk,qngsd->nkgd", grouped, heads).flatten(2)
+            flow = replay.entered(flow, mixed, back=True).transpose(0, 1)
         else:
-            grouped = mixed[:, ends][:, :, begins].unflatten(0, (-1, shared))
-            flow = torch.einsum("gsqk,kngd->qngsd", grouped, dense.unflatten(-1, (len(grouped), -1))).flatten(2)
+            grouped = pattern[:, ends][:, :, begins].unflatten(0, (-1, shared))
+            inside = replay.entered(dense.transpose(0, 1), mixed).unflatten(-1, (len(grouped), -1))
+            flow = torch.einsum("gsqk,nkgd->qngsd", grouped, inside).flatten(2)
+            flow = replay.gated(flow, mixed, ends)
         parts.append(flow[query, target.stream[into]])
     return torch.cat(parts)
 
@@ -276,7 +285,7 @@ def rise(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
             return
         value, output = replay.attention(module, plan, layer)
         state, shared = group.state.to(value.device), output.shape[1] // value.shape[0]
-        flow = flowed(plan, layer, group, left, state @ value.T, shared, back=False) @ output.T
+        flow = flowed(module, plan, layer, group, left, state @ value.T, shared, back=False) @ output.T
         left.state = state if left is group else state[left.of]
         if not plan.layers[layer].parallel:
             left.state += flow
@@ -417,7 +426,7 @@ def sink(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
             return
         heads = (live.state if plan.layers[layer].parallel else state) @ output
         shared = output.shape[1] // value.shape[0]
-        flow = flowed(plan, layer, live, group, heads, shared, back=True) @ value
+        flow = flowed(module, plan, layer, live, group, heads, shared, back=True) @ value
         flow[slice(None) if live is group else live.of] += state
         live, group.state = group, flow
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from tracer.errors import ModelError
+from tracer.errors import ModelError, first_line
 from tracer.model.rules import ACTIVATIONS
 
 
@@ -29,9 +30,10 @@ class Step(NamedTuple):
 class Weight(NamedTuple):
     """A linear map of a block: the path of its module, and which of the module's outputs are meant.
 
-    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v), or
+    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v),
     ``values per head`` (q|k|v head by head: for each head of keys and values, the queries that share it, the key, the
-    value).
+    value), ``latent`` (what the map behind it reads, before a rotated key), ``values of heads`` (the tail of each
+    head's k|v) or ``tail`` (as much as the map out of the heads reads).
     """
 
     path: str
@@ -47,10 +49,13 @@ class Wiring:
         value, output: the maps into and out of the attention pattern; `value` is None where a block attends to the
             values of an earlier one.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one, both are where it is a mixture.
+        latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
         parallel: whether attention and MLP both read the block's input; or the option that says so.
         value_norm: path of a norm without weights that values go through, head by head; None: no norm.
         scalar: a number of the block, by which it multiplies the residual stream that leaves it; None: by none.
         in_place: whether the block adds to what its MLP gives in place, so that a copy has to go on.
+        value_conv: path of the short convolution over positions behind `value`, with a SiLU behind it.
+        heads_norm: path of the norm, with a gate, of each head's mixed values.
     """
 
     attention_in: str | None
@@ -62,7 +67,11 @@ class Wiring:
     gate: Weight | None
     up: Weight | None
     parallel: bool | str = False
+    latent: Weight | None = None
+    latent_norm: str | None = None
     value_norm: str | None = None
+    value_conv: str | None = None
+    heads_norm: str | None = None
     scalar: str | None = None
     in_place: bool = False
 
@@ -127,6 +136,8 @@ class Layout:
         steps: the modules of a block that rules apply to, and its neurons, in the order they run.
         wiring: how they feed each other.
         experts: the mixture in the place of an MLP, if it has one: the step ``mixture``.
+        of_pattern: paths of modules that queries and keys alone go through, where a block has them, and that no step
+            linearises: without rule 2 the others cannot be applied.
         replayed: whether that is all that the linear replay has to know of the block; if not, edges and profiles are
             found by gradients alone.
     """
@@ -134,6 +145,7 @@ class Layout:
     steps: tuple[Step, ...]
     wiring: Wiring
     experts: Experts | None = None
+    of_pattern: tuple[str, ...] = ()
     replayed: bool = True
 
     @property
@@ -145,9 +157,10 @@ class Layout:
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
         wiring, shared = self.wiring, () if self.experts is None else self.experts.parts[3:]
-        used = (wiring.value, wiring.output, wiring.up, wiring.gate)
+        used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
+        short = () if wiring.value_conv is None else (wiring.value_conv,)
         own = {self.down} if self.experts is None else set(shared)
-        return frozenset({*own, *(weight.path for weight in used if weight is not None)})
+        return frozenset({*own, *short, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -190,16 +203,21 @@ class Scales(NamedTuple):
         embedding: of what the embedding gives, before the first block.
         branch: of what attention and MLP each write into the residual stream.
         logits: of what the head gives. divided: the same, if the option divides.
+        deep: as `branch`, of an option that is divided by the root of the number of blocks.
     """
 
     embedding: str | None = None
     branch: str | None = None
     logits: str | None = None
     divided: str | None = None
+    deep: str | None = None
 
     def of(self, config: Any) -> tuple[float, float, float]:
         """The constants of a model: of its embedding, its branches and its logits."""
-        embedding, branch, logits, divided = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        given = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        embedding, branch, logits, divided, deep = given
+        if self.deep is not None:
+            branch = deep / config.num_hidden_layers**0.5
         return embedding, branch, logits / divided
 
 
@@ -271,6 +289,8 @@ def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
     if layout.wiring.value is None:
         return 0
     value: Any = block.get_submodule(layout.wiring.value.path)
+    if layout.wiring.value.part in ("values of heads", "tail"):
+        return n_heads
     size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
     count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
     return count if layout.wiring.value.part == "all" else (count - n_heads) // 2
@@ -336,6 +356,12 @@ CENTRED_QK_NORMS = (Step("layer_norm", "self_attn.q_norm"), Step("layer_norm", "
 PHI_QK_NORMS = (Step("layer_norm", "self_attn.q_layernorm"), Step("layer_norm", "self_attn.k_layernorm"))
 STABLE_QK_NORMS = tuple(Step(kind, f"{path}.norms.*") for kind, path in PHI_QK_NORMS)
 UNGATED = (Step("activation", "mlp.act_fn"), Step("neurons", "mlp.down_proj"))
+LATENT_WIRING = replace(
+    SEPARATE,
+    latent=Weight("self_attn.kv_a_proj_with_mqa", "latent"),
+    latent_norm="self_attn.kv_a_layernorm",
+    value=Weight("self_attn.kv_b_proj", "values of heads"),
+)
 
 PLAIN = Layout(PRE_NORM, SEPARATE)
 QK_NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
@@ -364,6 +390,40 @@ HUNYUAN = Layout(
         *GATED,
     ),
     SEPARATE,
+)
+OPENED = Layout(
+    (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
+)
+"""With a gate on what the attention has mixed."""
+
+
+def _delta(value: Weight, output: str, norm: str) -> Layout:
+    """A gated delta net in the place of attention: linear in its values once queries, keys, decays and gates are given.
+
+    Args:
+        value: the map into its values. output: path of the one out of its heads. norm: of the norm before that.
+    """
+    return Layout(
+        (
+            BEFORE_ATTENTION,
+            Step("delta_values", "linear_attn"),
+            Step("delta", "linear_attn"),
+            Step("norm_gate", norm),
+            Step("rms_norm", norm),
+            AFTER_ATTENTION,
+            *GATED,
+        ),
+        replace(SEPARATE, value=value, output=Weight(output), value_conv="linear_attn.conv1d", heads_norm=norm),
+    )
+
+
+DELTA = _delta(Weight("linear_attn.in_proj_qkv", "tail"), "linear_attn.out_proj", "linear_attn.norm")
+SEPARATE_DELTA = _delta(Weight("linear_attn.v_proj"), "linear_attn.o_proj", "linear_attn.o_norm")
+LATENT_NORM = Step("rms_norm", "self_attn.kv_a_layernorm")
+LATENT = Layout((BEFORE_ATTENTION, LATENT_NORM, ATTENTION, AFTER_ATTENTION, *GATED), LATENT_WIRING)
+"""Multi-head latent attention: keys and values come of a latent that all heads share, queries of one map, or of two."""
+LATENT_QUERIES = replace(
+    LATENT, steps=(BEFORE_ATTENTION, Step("rms_norm", "self_attn.q_a_layernorm"), *LATENT.steps[1:])
 )
 
 OWN_EMBEDDINGS = (Step("activation", "act_fn"), Step("rms_norm", "post_per_layer_input_norm"))
@@ -422,15 +482,48 @@ FALCON_ATTENTION = Step("attention", "self_attention")
 FALCON_MLP = (Step("activation", "mlp.act"), Step("neurons", "mlp.dense_4h_to_h"))
 FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_place=True)
 
+GRANITE_SCALES = Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
 
-def _mixture(experts: Experts, *before: Step) -> Layout:
+
+def _mixture(experts: Experts, *before: Step, wiring: Wiring = MIXTURE, **more: Any) -> Layout:
     """A block with a mixture, norms in front of its branches, and steps in the attention."""
     steps = (BEFORE_ATTENTION, *before, ATTENTION, AFTER_ATTENTION, Step("mixture", experts.block))
-    return Layout(steps, MIXTURE, experts)
+    return Layout(steps, wiring, experts, **more)
+
+
+def _latent_mixture(experts: Experts) -> tuple[Layout, ...]:
+    """A block with latent attention and a mixture, and those with an MLP."""
+    wiring, queries = replace(LATENT_WIRING, gate=None, up=None), LATENT_QUERIES.steps[1]
+    two = _mixture(experts, queries, LATENT_NORM, wiring=wiring), _mixture(experts, LATENT_NORM, wiring=wiring)
+    return (two[0], LATENT_QUERIES, two[1], LATENT)
 
 
 QWEN2_EXPERTS = Experts("Qwen2MoeExperts", shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate")
 GLM4_EXPERTS = Experts("Glm4MoeExperts", shared="mlp.shared_experts")
+LLAMA4_EXPERTS = Experts(
+    "Llama4TextExperts",
+    block="feed_forward",
+    path="feed_forward.experts",
+    router="feed_forward.router",
+    routing="scores",
+    scaled="input",
+    transposed=True,
+    shared="feed_forward.shared_expert",
+)
+LLAMA4_MLP = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        AFTER_ATTENTION,
+        Step("activation", "feed_forward.activation_fn"),
+        Step("gate", "feed_forward.activation_fn"),
+        Step("product", "feed_forward.down_proj"),
+        Step("neurons", "feed_forward.down_proj"),
+    ),
+    replace(SEPARATE, gate=Weight("feed_forward.gate_proj"), up=Weight("feed_forward.up_proj")),
+    of_pattern=("self_attn.qk_norm",),
+)
+LLAMA4 = _mixture(LLAMA4_EXPERTS, of_pattern=LLAMA4_MLP.of_pattern), LLAMA4_MLP
 GPT_OSS_EXPERTS = Experts("GptOssExperts", router="mlp.router", transposed=True, interleaved=True, gating="clamped")
 
 FAMILIES: dict[str, Family] = {
@@ -456,6 +549,9 @@ FAMILIES: dict[str, Family] = {
             QK_NORMED,
             PLAIN,
         ),
+        _llama_like("deepseek_v2", *_latent_mixture(Experts("DeepseekV2Experts", shared="mlp.shared_experts"))),
+        _llama_like("deepseek_v3", *_latent_mixture(Experts("DeepseekV3Experts", shared="mlp.shared_experts"))),
+        _llama_like("llama4_text", *LLAMA4),
         Family(
             "gpt_neox",
             "gpt_neox.embed_in",
@@ -600,15 +696,12 @@ FAMILIES: dict[str, Family] = {
                     "clip_qkv",
                     "clips the values that attention carries, for which there is no rule",
                     "use a checkpoint without it, like the first OLMo 1B and 7B",
-                    harmless=(None,),
                 ),
             ),
         ),
         _llama_like("olmo3", POST_NORM),
         _llama_like("gemma", PLAIN, norm_offset=1.0),
-        _llama_like(
-            "granite", PLAIN, scales=Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
-        ),
+        _llama_like("granite", PLAIN, scales=GRANITE_SCALES),
         _llama_like("helium", PLAIN),
         _llama_like("arcee", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)),
         _llama_like(
@@ -680,29 +773,171 @@ FAMILIES: dict[str, Family] = {
                 for norms in (PHI_QK_NORMS, ())
             ),
         ),
+        _llama_like("youtu", LATENT_QUERIES, LATENT),
+        _llama_like("granite_swa", PLAIN, scales=GRANITE_SCALES),
+        _llama_like("minicpm3", LATENT_QUERIES, LATENT, scales=Scales(divided="logits_scaling", deep="scale_depth")),
+        _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
+        _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA),
     )
 }
 
-TEXT_PARTS = {"gemma3": "gemma3_text"}
-"""Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
+
+class TextPart(NamedTuple):
+    """What a model that takes more than text has beside its text part, which is loaded alone (multimodal.py).
+
+    Attributes:
+        beside: what its other weights' names begin with, behind ``model.`` where it has that.
+        takes: what it reads beside text.
+        heeds: those of `HEAD_OPTIONS` that the whole heeds too.
+        own_head: whether its text part is a language model with a head of its own, so that it is what the options of
+            its own configuration say.
+    """
+
+    beside: tuple[str, ...]
+    takes: str = "images"
+    heeds: tuple[str, ...] = ()
+    own_head: bool = False
+
+
+HEAD_OPTIONS: dict[str, Any] = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""What a language model does to its logits behind the head, and the value of each that does nothing. A whole model
+around it has a head without these, but for those that it `heeds`."""
+
+_TOWER = ("vision_tower", "multi_modal_projector")
+_LLAVA = TextPart((*_TOWER, "image_newline"))
+_IDEFICS = TextPart(("vision_model", "connector"))
+_QWEN = TextPart(("visual",))
+_HEARS = TextPart(("audio_tower", "multi_modal_projector"), "sound")
+_GEMMA4 = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+_SPEECH = ("acoustic_tokenizer_encoder", "semantic_tokenizer_encoder", "multi_modal_projector")
+_JANUS = ("vision_model", "aligner", "vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+_HIGH_RES = (*(f"high_res_vision_{part}" for part in ("model", "neck", "proj", "alpha")), "vision_model", "aligner")
+
+TEXT_PARTS: dict[str, TextPart] = {
+    "audioflamingo3": _HEARS,
+    "aya_vision": TextPart(_TOWER),
+    "cohere2_vision": TextPart(_TOWER),
+    "deepseek_vl": TextPart(("vision_model", "aligner")),
+    "deepseek_vl_hybrid": TextPart(_HIGH_RES),
+    "exaone4_5": _QWEN,
+    "fast_vlm": TextPart(_TOWER),
+    "fun_asr_nano": _HEARS,
+    "gemma3": TextPart(_TOWER),
+    "gemma4": TextPart(_GEMMA4, "images and sound", ("final_logit_softcapping",)),
+    "glmasr": _HEARS,
+    "got_ocr2": TextPart(_TOWER),
+    "hyperclovax_vision_v2": TextPart(("vision_model", "projector", "vision_projector"), heeds=("logits_scaling",)),
+    "idefics2": _IDEFICS,
+    "idefics3": _IDEFICS,
+    "internvl": TextPart(_TOWER),
+    "janus": TextPart(_JANUS),
+    "kimi_k25": TextPart(("vision_tower", "mm_projector")),
+    "lighton_ocr": TextPart(("vision_encoder", "vision_projection")),
+    "llama4": TextPart(("vision_model", "multi_modal_projector"), own_head=True),
+    "llava": TextPart(_TOWER),
+    "llava_next": _LLAVA,
+    "llava_next_video": TextPart((*_LLAVA.beside, "vision_resampler")),
+    "llava_onevision": _LLAVA,
+    "mistral3": TextPart(_TOWER),
+    "moss_transcribe_diarize": _HEARS,
+    "musicflamingo": _HEARS,
+    "ovis2": TextPart(("vision_tower", "visual_embeddings_table")),
+    "perception_lm": TextPart(_TOWER),
+    "pp_chart2table": TextPart(_TOWER),
+    "qianfan_ocr": TextPart((*_TOWER, "vision_model", "mlp1")),
+    "qwen2_5_omni_thinker": TextPart(("visual", "audio_tower"), "images and sound"),
+    "qwen2_5_vl": _QWEN,
+    "qwen2_audio": _HEARS,
+    "qwen2_vl": _QWEN,
+    "qwen3_asr": _HEARS,
+    "qwen3_vl": _QWEN,
+    "smolvlm": _IDEFICS,
+    "vibevoice_asr": TextPart(_SPEECH, "sound"),
+    "video_llama_3": TextPart(("vision_model", "projector")),
+    "video_llava": TextPart(("video_tower", "image_tower", "multi_modal_projector")),
+    "vipllava": TextPart(_TOWER),
+    "voxtral": _HEARS,
+}
+"""Types that take more than text and whose text part, if it is of a known family, gives on text what the whole gives:
+each was compared with the whole in transformers (tests/model/test_multimodal.py)."""
+
+SAME_TEXT = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen2_5_omni_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+}
+"""Types of text parts that on text are a family: they turn positions by three numbers, which are one where there is no
+image."""
+IMAGE_ROPE = ("mrope_section", "mrope_interleaved")
+"""Options of rotary positions that have no effect where the three numbers are one."""
+
+_CROSS = "its text part reads images by cross-attention, which no rule covers"
+_BOTH = "reads its prompt in both directions: no token has a text before it alone"
+_ENCODER = "has an encoder beside its decoder, which reads it by cross-attention: no rule covers that"
+_STATES = "its text part mixes in convolutions or a state, whose value path no rule covers"
+_UNREAD: dict[str, str] = {
+    _CROSS: "blip evolla idefics mllama",
+    _BOTH: "paligemma",
+    _ENCODER: "florence2 pix2struct pp_formulanet t5gemma2 udop vision-encoder-decoder",
+    _STATES: "lfm2_vl minicpm_ocr minicpmv4_6 minicpmv4_7 nemo_speechlm nemotron_h_omni qwen3_5 qwen3_5_moe qwen4_exp",
+    "its language model runs with an adapter where there is sound or an image, and without it on text": (
+        "granite_speech granite_speech_plus phi4_multimodal"
+    ),
+    "gives no next token: it classifies images": "shieldgemma2",
+    "gives no next token: it moves a robot": "pi0",
+    "gives no next token: it fills in blocks of them": "diffusion_gemma",
+    "reads sound beside every token of text": "kyutai_speech_to_text",
+    "its text part is of a type of its own, which is no known family": (
+        "aria blip-2 chameleon cohere_compass cosmos3_edge deepseek_ocr2 emu3 ernie4_5_vl_moe fuyu gemma3n "
+        "gemma4_unified git glm46v glm4v glm4v_moe glm5_next glm_ocr glmga granite4_vision hunyuan_vl inkling_mm_model "
+        "instructblip instructblipvideo kosmos-2 kosmos-2.5 minimax_m3_vl mistral4 mistral_large4 molmo2 muse_glimmer "
+        "muse_spark paddleocr_vl qwen3_omni_moe_thinker qwen3_vl_moe step3p7 unlimited_ocr voxtral_realtime"
+    ),
+    "has a generator beside its text part, whose weights have names that are not read": (
+        "cosmos3_omni qwen2_5_omni qwen3_omni_moe"
+    ),
+}
+UNREAD: dict[str, str] = {name: reason for reason, names in _UNREAD.items() for name in names.split()}
+"""Types that take more than text and are not loaded, and why: with `TEXT_PARTS` all that transformers has for text and
+images."""
+
+UNLIKE_ATTENTION = {
+    "linear_attention": "a recurrent state of a form that no rule covers",
+    "recurrent": "a recurrent state whose gates no rule covers",
+    "hybrid": "attention beside a recurrent state, which no rule covers",
+    "hybrid_sliding": "attention beside a recurrent state, which no rule covers",
+    "conv": "a convolution between two gates: no rule shares what three factors give",
+    "indexed_attention": "an attention to what an index picks, which no rule covers",
+    "compressed_sparse_attention": "an attention to compressed tokens, which no rule covers",
+    "heavily_compressed_attention": "an attention to compressed tokens, which no rule covers",
+    "mamba": "a state space, of which no rule says what is a constant",
+}
+"""Layers that are no attention to all earlier tokens, as configurations call their kinds, and what they have."""
 
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
     "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
-    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding".split()
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding "
+    "MiniCPM3ScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
     "rms_norm": frozenset(
         f"{name}RMSNorm"
         for name in (
-            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe SmolLM3 "
-            "Olmo3 Gemma Granite Helium Arcee Apertus Glm Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 "
-            "Ernie4_5 Gemma4"
+            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu "
+            "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe DeepseekV2 "
+            "DeepseekV3 Llama4Text"
         ).split()
-    ),
+    )
+    | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
     "layer_norm": frozenset("LayerNorm OlmoLayerNorm CohereLayerNorm Cohere2LayerNorm NemotronLayerNorm1P".split()),
 }
 ROTARY = "RotaryEmbedding"
+GROUP = "neuron_tracer.families"
+"""Of entry points by which packages register families of their own."""
+_discovered = set[str]()
 
 
 def family_of(module: nn.Module, config: Any) -> Family:
@@ -713,12 +948,15 @@ def family_of(module: nn.Module, config: Any) -> Family:
     """
     kind = config.model_type
     if kind not in FAMILIES:
+        discover()
+    if kind not in FAMILIES:
         check_inputs(config)
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
-            "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {_some_families()}",
+            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
+            "and the rule of each new module to tracer/model/rules.py",
         )
     family = FAMILIES[kind]
     _check_config(family, config)
@@ -739,20 +977,58 @@ def family_of(module: nn.Module, config: Any) -> Family:
     return family
 
 
+def _some_families() -> str:
+    first = list(FAMILIES)[:4]
+    return f"{', '.join(first)} and {len(FAMILIES) - len(first)} others (docs/families.md)"
+
+
+def _unlike_attention(config: Any) -> str:
+    """Which layers of a model are no attention, and why their way from token to token is no constant so far."""
+    given = (getattr(config, name, None) for name in ("layers_block_type", "layer_types"))
+    kinds = next((list(one) for one in given if one), [])
+    found = []
+    for kind, why in UNLIKE_ATTENTION.items():
+        layers = [str(layer) for layer, one in enumerate(kinds) if one == kind]
+        if layers:
+            shown = ", ".join(layers[:4]) + (", ..." if len(layers) > 4 else "")
+            found.append(f"; its {len(layers)} layers of kind {kind!r} ({shown}) have {why}")
+    return "".join(found)
+
+
+def discover() -> None:
+    """Let every installed package that has families register them (see registry.py), each once in a process.
+
+    Raises:
+        ModelError: names the package that cannot.
+    """
+    for point in entry_points(group=GROUP):
+        if point.value in _discovered:
+            continue
+        try:
+            point.load()()
+        except Exception as error:  # whatever a package of someone else's does
+            dist = "" if point.dist is None else f" of the package {point.dist.name}"
+            step = f"it must be a function without arguments that calls tracer.register_family: mend it{dist}"
+            raise ModelError(f"entry point {GROUP} {point.name}{dist}", first_line(error), step) from error
+        _discovered.add(point.value)
+
+
 def check_inputs(config: Any) -> None:
     """Refuse a model that takes images or sound beside text.
 
     Raises:
-        ModelError: it does, by its configuration.
+        ModelError: it does, by its configuration; says what becomes of its type.
     """
-    parts = getattr(config, "sub_configs", None) or {}
-    if not any(name in parts for name in ("text_config", "vision_config", "audio_config")):
+    kind, parts = config.model_type, getattr(config, "sub_configs", None) or {}
+    if kind not in UNREAD and not any(name in parts for name in ("text_config", "vision_config", "audio_config")):
         return
-    known = ", ".join(TEXT_PARTS)
-    step = f"use a language model for text alone; of the types that have more, the text part of {known} is loaded"
-    if config.model_type in TEXT_PARTS:
+    rule = f"takes other inputs beside text, and {UNREAD[kind]}" if kind in UNREAD else "takes other inputs beside text"
+    step = "use a language model for text alone, or a model whose text part is loaded (docs/families.md lists them)"
+    if kind in TEXT_PARTS:
         step = "give its folder or Hugging Face id, from which its text part alone is loaded"
-    raise ModelError(f"model type {config.model_type!r}", "takes other inputs beside text, which no rule covers", step)
+    elif kind not in UNREAD:
+        rule += ", and is of a type that nobody has compared with its text part"
+    raise ModelError(f"model type {kind!r}", rule, step)
 
 
 def _check_parts(family: Family, module: nn.Module) -> None:
@@ -772,9 +1048,11 @@ def looks_ahead(config: Any) -> bool:
 def _check_covered(family: Family, layout: Layout | None, path: str, inside: str, part: nn.Module) -> None:
     """Refuse a leaf module that is not linear and is not one of its block's steps."""
     name = type(part).__name__
-    if name in LINEAR or ROTARY in name:
+    short = None if layout is None else layout.wiring.value_conv
+    if name in LINEAR or ROTARY in name or (short is not None and path.endswith("." + short)):
         return
-    if layout is not None and layout.experts is not None and layout.experts.covers(inside, part):
+    mixture = None if layout is None else layout.experts
+    if layout is not None and (inside in layout.of_pattern or (mixture and mixture.covers(inside, part))):
         return
     steps = (family.final_norm, *family.constants) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
@@ -802,7 +1080,7 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
     if looks_ahead(config):
         return
     for number, (block, layout) in enumerate(zip(_blocks(module, family.blocks), layouts, strict=True)):
-        path = layout.path("attention")
+        path = next((step.path for step in layout.steps if step.kind == "attention"), "")
         if not getattr(block.get_submodule(path), "is_causal", True):
             raise ModelError(
                 f"module {family.blocks}.{number}.{path} with is_causal False",

@@ -50,12 +50,14 @@ def walk(
         slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
-    hold(nn, plan, rules)
+    for kind, path in plan.constants:
+        linearize.apply(kind, nn.get(path), rules)
+        linearize.apply("constant", nn.get(path), rules)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     sizes = None if constants is None else stream_sizes(nn, plan)
     for layer, (block, laid) in enumerate(zip(blocks, plan.layers, strict=True)):
-        found = SimpleNamespace(scales={}, up=None)
+        found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
         for kind, path in laid.steps:
             module = block.get(path)
             if constants is not None:
@@ -73,21 +75,12 @@ def walk(
                     site.output = site.output.clone()
             else:
                 linearize.apply(kind, module, rules)
-            if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
-                found.pattern = of_normed(
-                    linearize.pattern(module, found.kernel), found.scales.pop(laid.value_norm, None)
-                )
+            if constants is not None and kind in ("attention", "delta"):  # runs once its inputs are set
+                mixed(found, kind, module, laid)
         if constants is not None and sizes is not None:
             resize(found.scales, laid, sizes[layer])
             constants.append(found)
     return visited
-
-
-def hold(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> None:
-    """Linearise what runs before the blocks and is a constant in them."""
-    for kind, path in plan.constants:
-        linearize.apply(kind, nn.get(path), rules)
-        linearize.apply("constant", nn.get(path), rules)
 
 
 def stream_sizes(nn: Any, plan: SimpleNamespace) -> list[float]:
@@ -109,27 +102,51 @@ def resize(scales: dict[str, Tensor], laid: SimpleNamespace, size: float) -> Non
         scales[laid.mlp_out] = scales[laid.mlp_out] / size
 
 
+def mixed(found: SimpleNamespace, kind: str, module: Any, laid: SimpleNamespace) -> None:
+    """Add the pattern of what carries values from token to token, with the norms before it, to a block's constants."""
+    if kind == "delta":
+        found.pattern, width = linearize.delta_pattern(module)
+        found.value_factor = found.value_factor[..., -width:]
+        return
+    found.pattern = linearize.pattern(module, found.kernel).float()
+    for norm in (laid.value_norm, laid.latent_norm):
+        found.pattern = of_normed(found.pattern, found.scales.pop(norm, None))
+
+
 def of_normed(pattern: Tensor, scale: Tensor | None) -> Tensor:
-    """A pattern [prompt, head, query, key] times the statistic of the norm of values [prompt, column, value head], if
-    there is one; float32."""
+    """A pattern [prompt, head, query, key] times the statistic of a norm before it, of values [prompt, column, value
+    head] or of a latent [prompt, column]; None: there is none."""
     if scale is None:
-        return pattern.float()
-    by_head = scale.transpose(1, 2).repeat_interleave(pattern.shape[1] // scale.shape[2], 1)
-    return pattern.float() * by_head[:, :, None].to(pattern.device)
+        return pattern
+    by_head = scale[:, None]
+    if scale.ndim == 3:
+        by_head = scale.transpose(1, 2).repeat_interleave(pattern.shape[1] // scale.shape[2], 1)
+    return pattern * by_head[:, :, None].to(pattern.device)
 
 
 def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
     Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
-    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]. `walk` adds the
-    neurons (`observe_neurons`), the attention `pattern` [prompt, head, query, key], which comes of its `kernel` and has
-    the norm of values in it, and the MLP's `output` [prompt, column, d_model].
+    attention's `output_gate` [prompt, column, head and coordinate], None without one, with it the norm of a delta net's
+    mixed values; the `value_factor` of its convolution's activation, alike; the activation's input `gate` and the other
+    factor `up` (None without one) [prompt, column, d_mlp]. `walk` adds the neurons (`observe_neurons`), the attention
+    `pattern` [prompt, head, query, key], which comes of its `kernel` and has the norms of values and of a latent in it,
+    and the MLP's `output` [prompt, column, d_model].
     """
     module = block.get(path)
     if kind == "attention":
         found.kernel = linearize.kernel(module)
-    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out, laid.value_norm):
+    elif kind == "output_gate":
+        found.output_gate = linearize.output_gate_call(module).output.detach().flatten(2)
+    elif kind == "delta_values":
+        found.value_factor = linearize.value_factor(module)
+    elif kind == "norm_gate":
+        found.output_gate = torch.nn.functional.silu(module.inputs[0][1].detach().float())
+    elif path == laid.heads_norm:
+        heads = found.output_gate * module.weight.float() * linearize.scale(kind, module).detach()[..., None]
+        found.output_gate = heads.reshape(len(found.pattern), found.pattern.shape[-1], -1)
+    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out, laid.value_norm, laid.latent_norm):
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":
         if laid.gate is not None and laid.gate == laid.up:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,12 @@ from torch import Tensor
 
 KERNEL = "attention_interface_"
 """What the operations are called that choose and run the attention kernel."""
+CONVOLUTION, DELTA_RULE = "causal_conv1d_fn", "chunk_gated_delta_rule"
+"""What the operations of a gated delta net are called, by a part of their names."""
+L2_EPS = 1e-6
+"""What transformers adds to the squared length of its queries and keys."""
+SINKS = "sinks"
+"""The parameter of an attention with a logit that takes part of the softmax and has no value."""
 DOT_PRODUCT, SOFTMAX = "scaled_dot_product_attention", "softmax"
 """What is in the names of the operations of an attention that calls PyTorch's kernel itself, or that is written out."""
 INNER = "self__attn_"
@@ -95,6 +101,34 @@ def attention(attn: Any) -> None:
     call.inputs = ((*given[:at], given[at].detach(), given[at + 1].detach(), *given[at + 2 :]), named)
 
 
+def output_gate(attn: Any) -> None:
+    """Rule 2 for a gate on what an attention has mixed: it comes of the query's token, and is a constant as it is."""
+    call = output_gate_call(attn)
+    call.output = call.output.detach()
+
+
+def delta_values(attn: Any) -> None:
+    """Rule 3 for the SiLU behind the short convolution of a delta net."""
+    call = _operation(attn, CONVOLUTION)
+    before = convolved(*call.inputs)
+    call.output = straight(call.output, before * torch.sigmoid(before.detach().float()).to(before.dtype))
+
+
+def delta(attn: Any) -> None:
+    """Rule 2 for a gated delta net: what it writes to and reads from its state with are constants, as is how that
+    decays; what comes out is then linear in the values, with a pattern as attention has one (`delta_pattern`)."""
+    call = _operation(attn, DELTA_RULE)
+    (query, key, *rest), named = call.inputs
+    frozen = {name: named[name].detach() for name in ("g", "beta")}
+    call.inputs = ((query.detach(), key.detach(), *rest), {**named, **frozen})
+
+
+def norm_gate(norm: Any) -> None:
+    """Rule 2 for the gate that a norm of mixed values multiplies by, as for `output_gate`."""
+    (heads, gate, *rest), named = norm.inputs
+    norm.inputs = ((heads, gate.detach(), *rest), named)
+
+
 def activation(act: Any) -> None:
     """Rule 3: ``act(z)`` becomes ``z`` times the constant ``act(z) / z``, with its limit at 0."""
     z = act.input
@@ -109,11 +143,6 @@ def product(down: Any) -> None:
 def gate(act: Any) -> None:
     """The linear gate, in the place of rule 4: the factor ``act(gate)`` is a constant, ``up`` gets all the gradient."""
     act.output = act.output.detach()
-
-
-def constant(module: Any) -> None:
-    """Rule 2 for what gates by the token alone, as the pattern gates by positions: it is a constant."""
-    module.output = module.output.detach()
 
 
 def gated(how: Any, gate: Tensor, up: Tensor, rules: frozenset[str]) -> Tensor:
@@ -164,6 +193,11 @@ def coefficients(how: Any, gate: Tensor, up: Tensor, linear_gate: bool) -> tuple
     return (0.5 * other + more) * of_gate, 0.5 * through
 
 
+def constant(module: Any) -> None:
+    """Rule 2 for what gates by the token alone, as the pattern gates by positions: it is a constant."""
+    module.output = module.output.detach()
+
+
 def soft_cap(logits: Tensor, uncapped: Tensor, cap: float) -> Tensor:
     """Rule 3 for ``cap * tanh(z / cap)``, whose factor tends to 1 at 0."""
     z = uncapped.detach().float()
@@ -175,6 +209,10 @@ RULE_OF: dict[str, tuple[str, Callable[[Any], None]]] = {
     "rms_norm": ("norm", rms_norm),
     "layer_norm": ("norm", layer_norm),
     "attention": ("attention", attention),
+    "output_gate": ("attention", output_gate),
+    "delta_values": ("activation", delta_values),
+    "delta": ("attention", delta),
+    "norm_gate": ("attention", norm_gate),
     "activation": ("activation", activation),
     "product": ("product", product),
     "gate": ("gate", gate),
@@ -197,7 +235,7 @@ def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -
     """
     for block, inside in zip(blocks, steps, strict=True):
         for kind, path in inside:
-            if kind == "attention":
+            if kind in ("attention", "delta"):
                 _ = block.get(path).source
 
 
@@ -218,6 +256,54 @@ def attention_call(attn: Any) -> tuple[str, Any]:
     return chosen, getattr(source, chosen)
 
 
+def output_gate_call(attn: Any) -> Any:
+    """The operation that makes the gate on an attention's output."""
+    return _operation(attn, "sigmoid")
+
+
+def _operation(attn: Any, part: str) -> Any:
+    """The first operation of a module's forward whose name has this part."""
+    return getattr(attn.source, next(name for name in attn.source.names if part in name))
+
+
+def convolved(given: Sequence[Tensor | None], named: Mapping[str, Any]) -> Tensor:
+    """The short causal convolution of a delta net [prompt, coordinate, column], before its activation, of what its
+    operation is given: positions, weights and a bias."""
+    x, weight, bias = (*given, *(named[name] for name in ("weight", "bias") if name in named))[:3]
+    assert x is not None
+    assert weight is not None
+    out = torch.nn.functional.conv1d(
+        x.to(weight.dtype), weight[:, None], bias, padding=weight.shape[-1] - 1, groups=len(weight)
+    )
+    return out[..., : x.shape[-1]]
+
+
+def value_factor(attn: Any) -> Tensor:
+    """What `delta_values` multiplies by, of all coordinates [prompt, column, coordinate]."""
+    before = convolved(*_operation(attn, CONVOLUTION).inputs)
+    return torch.sigmoid(before.detach().float()).transpose(1, 2)
+
+
+def delta_pattern(attn: Any) -> tuple[Tensor, int]:
+    """How a gated delta net carries values from position to position [prompt, head, query, key], float32, and how many
+    coordinates all its heads have.
+
+    The state decays by exp(g), forgets what it holds at the key and learns the value there, by the share beta:
+    S[t] = exp(g[t]) S[t-1] (1 - beta k k') + beta v k'; out[t] = S[t] q[t]. So what is learnt at t is
+    u[t] = beta[t] (v[t] - sum over s < t of exp(g[s+1] + ... + g[t]) (k[s] . k[t]) u[s]): triangular equations.
+    """
+    (query, key, value, *_), named = _operation(attn, DELTA_RULE).inputs
+    query, key = (x.detach().float().transpose(1, 2) for x in (query, key))
+    if named.get("use_qk_l2norm_in_kernel"):
+        query, key = (x * (x.square().sum(-1, keepdim=True) + L2_EPS).rsqrt() for x in (query, key))
+    since = named["g"].detach().double().transpose(1, 2).cumsum(-1)
+    decay = (since[..., :, None] - since[..., None, :]).tril().exp().tril().float()
+    beta = named["beta"].detach().float().transpose(1, 2)
+    held = (beta[..., None] * (key @ key.transpose(-1, -2)) * decay).tril(-1)
+    learnt = torch.linalg.solve_triangular(held, torch.diag_embed(beta), upper=False, unitriangular=True)
+    return (query @ key.transpose(-1, -2) * decay * query.shape[-1] ** -0.5) @ learnt, value[0, 0].numel()
+
+
 def kernel(attn: Any) -> Any:
     """The function that runs the attention kernel, read before its inputs are; None where a model has its own."""
     return next((getattr(attn.source, name).output for name in attn.source.names if name.startswith(KERNEL)), None)
@@ -225,8 +311,9 @@ def kernel(attn: Any) -> Any:
 
 def pattern(attn: Any, function: Any) -> Tensor:
     """The attention pattern [prompt, head, query, key], once the kernel has run: what a kernel returns of it, if it
-    does. PyTorch's own is computed from queries, keys and mask; of any other, the kernel is called once more with the
-    identity in the place of the values, which gives the pattern with all that it does.
+    does. PyTorch's own is computed from queries, keys and mask; of any other, and where part of the attention goes to a
+    sink, which some kernels leave out of what they return, the kernel is called once more with the identity in the
+    place of the values, which gives the pattern with all that it does.
 
     Args:
         function: the attention's `kernel`.
@@ -239,7 +326,7 @@ def pattern(attn: Any, function: Any) -> Tensor:
         return _scaled_dot_product(attn._module, query.detach(), key.detach(), named["attn_mask"], **named)
     (module, query, key, value, *rest), named = call.inputs
     given = call.output[1]
-    if given is not None:
+    if given is not None and not hasattr(module, SINKS):
         return given.detach()
     if function.__name__ == "sdpa_attention_forward":
         return _scaled_dot_product(module, query.detach(), key.detach(), *rest, **named)
