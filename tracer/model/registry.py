@@ -115,6 +115,7 @@ def _check_layout(name: str, layout: Layout) -> None:
     around = {path for path in (wiring.attention_in, wiring.attention_out, wiring.mlp_in, wiring.mlp_out) if path}
     if missing := sorted(around - {step.path for step in layout.steps}):
         raise ModelError(value, f"has no step for the norms of its wiring: {', '.join(missing)}", "add a Step for each")
-    used: list[Weight] = [wiring.value, wiring.output, wiring.up, *([] if wiring.gate is None else [wiring.gate])]
+    given = (wiring.value, wiring.output, wiring.up, wiring.gate)
+    used = [weight for weight in given if weight is not None]
     if other := [weight.part for weight in used if weight.part not in PARTS]:
         raise ModelError(value, f"reads a part {other[0]!r} of a map", f"use one of {', '.join(PARTS)}")
