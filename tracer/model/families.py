@@ -696,7 +696,6 @@ FAMILIES: dict[str, Family] = {
                     "clip_qkv",
                     "clips the values that attention carries, for which there is no rule",
                     "use a checkpoint without it, like the first OLMo 1B and 7B",
-                    harmless=(None,),
                 ),
             ),
         ),

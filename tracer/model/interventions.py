@@ -50,7 +50,9 @@ def walk(
         slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
-    hold(nn, plan, rules)
+    for kind, path in plan.constants:
+        linearize.apply(kind, nn.get(path), rules)
+        linearize.apply("constant", nn.get(path), rules)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     sizes = None if constants is None else stream_sizes(nn, plan)
@@ -79,13 +81,6 @@ def walk(
             resize(found.scales, laid, sizes[layer])
             constants.append(found)
     return visited
-
-
-def hold(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> None:
-    """Linearise what runs before the blocks and is a constant in them."""
-    for kind, path in plan.constants:
-        linearize.apply(kind, nn.get(path), rules)
-        linearize.apply("constant", nn.get(path), rules)
 
 
 def stream_sizes(nn: Any, plan: SimpleNamespace) -> list[float]:
