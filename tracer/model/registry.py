@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tracer.errors import ModelError, quoted
 from tracer.model import families, rules
-from tracer.model.families import FAMILIES, Family, Layout, Weight
+from tracer.model.families import FAMILIES, Family, Layout
 
 Named = str | type[nn.Module]
 """A class of modules, or its name."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -442,5 +443,5 @@ FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LEARNED: dict[str, Callable[[Any, Tensor], Tensor]] = {"XIELUActivation": xielu}
 """The same of those that have weights, of the module and its input."""
-ACTIVATIONS = frozenset({*FACTORS, *LEARNED})
+ACTIVATIONS = ChainMap[str, Any](FACTORS, LEARNED)
 """Classes that rule 3 covers."""
