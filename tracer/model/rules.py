@@ -295,6 +295,8 @@ def delta_pattern(attn: Any) -> tuple[Tensor, int]:
     """
     (query, key, value, *_), named = _operation(attn, DELTA_RULE).inputs
     query, key = (x.detach().float().transpose(1, 2) for x in (query, key))
+    shared = value.shape[2] // query.shape[1]  # heads of values by head of keys, repeated in the rule or before it
+    query, key = (x.repeat_interleave(shared, 1) for x in (query, key))
     if named.get("use_qk_l2norm_in_kernel"):
         query, key = (x * (x.square().sum(-1, keepdim=True) + L2_EPS).rsqrt() for x in (query, key))
     since = named["g"].detach().double().transpose(1, 2).cumsum(-1)
