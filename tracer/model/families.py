@@ -1109,5 +1109,5 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
 def _first_uncovered(module: nn.Module) -> tuple[str, str]:
     """Path and class of the first leaf module that is neither linear nor known: the likeliest to need a rule."""
     leaves = [(path, type(part).__name__) for path, part in module.named_modules() if not any(part.children())]
-    known = LINEAR | ACTIVATIONS | {"LayerNorm"}
+    known = LINEAR | {*ACTIVATIONS} | {"LayerNorm"}
     return next((leaf for leaf in leaves if leaf[1] not in known and ROTARY not in leaf[1]), leaves[0])

@@ -50,9 +50,7 @@ def walk(
         slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
-    for kind, path in plan.constants:
-        linearize.apply(kind, nn.get(path), rules)
-        linearize.apply("constant", nn.get(path), rules)
+    hold(nn, plan, rules)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     sizes = None if constants is None else stream_sizes(nn, plan)
@@ -81,6 +79,13 @@ def walk(
             resize(found.scales, laid, sizes[layer])
             constants.append(found)
     return visited
+
+
+def hold(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> None:
+    """Linearise what runs before the blocks, and hold what it gives constant."""
+    for kind, path in plan.constants:
+        linearize.apply(kind, nn.get(path), rules)
+        linearize.apply("constant", nn.get(path), rules)
 
 
 def stream_sizes(nn: Any, plan: SimpleNamespace) -> list[float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -294,6 +295,8 @@ def delta_pattern(attn: Any) -> tuple[Tensor, int]:
     """
     (query, key, value, *_), named = _operation(attn, DELTA_RULE).inputs
     query, key = (x.detach().float().transpose(1, 2) for x in (query, key))
+    shared = value.shape[2] // query.shape[1]  # heads of values by head of keys, repeated in the rule or before it
+    query, key = (x.repeat_interleave(shared, 1) for x in (query, key))
     if named.get("use_qk_l2norm_in_kernel"):
         query, key = (x * (x.square().sum(-1, keepdim=True) + L2_EPS).rsqrt() for x in (query, key))
     since = named["g"].detach().double().transpose(1, 2).cumsum(-1)
@@ -442,5 +445,5 @@ FACTORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 LEARNED: dict[str, Callable[[Any, Tensor], Tensor]] = {"XIELUActivation": xielu}
 """The same of those that have weights, of the module and its input."""
-ACTIVATIONS = {*FACTORS, *LEARNED}
+ACTIVATIONS = ChainMap[str, Any](FACTORS, LEARNED)
 """Classes that rule 3 covers."""

@@ -173,7 +173,6 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "deepseek_v3": {"": {**_ROUTED, **_LATENT}},
     "llama4_text": {"": _LLAMA4},
     "youtu": {"": _LATENT},
-    "flint": {"": {"head_dim": 16, "num_experts": 0, **_SLIDING}},
     "qwen3_5_text": {
         "": {"head_dim": 16, **_DELTA},
         "attention alone": {"head_dim": 16, "layer_types": ["full_attention"] * LAYERS},
