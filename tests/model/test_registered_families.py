@@ -71,7 +71,7 @@ def test_what_is_not_registered_is_refused_and_says_how() -> None:
 
 @pytest.mark.parametrize("missing", ["norms", "activations"])
 def test_classes_without_a_rule_are_refused(missing: str) -> None:
-    given = {"norms": NORMS, "activations": ACTIVATIONS} | {missing: None}
+    given: dict[str, Any] = {"norms": NORMS, "activations": ACTIVATIONS} | {missing: None}
     tracer.register_family(toy.family(), **given)
     with refused(ModelError, {"norms": "ToyRMSNorm", "activations": "ToyAct"}[missing]):
         check_family(toy.config())
