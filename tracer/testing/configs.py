@@ -83,13 +83,6 @@ _LATENT: dict[str, Any] = {
     "v_head_dim": 7,
 }
 """Multi-head latent attention; heads of values are of another size than those of queries."""
-_DELTA: dict[str, Any] = {
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 6,
-}
 _EXPERTS: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _LOCAL: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _ROUTED: dict[str, Any] = {
@@ -172,12 +165,6 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "deepseek_v3": {"": {**_ROUTED, **_LATENT}},
     "llama4_text": {"": _LLAMA4},
-    "youtu": {"": _LATENT},
-    "qwen3_5_text": {
-        "": {"head_dim": 16, **_DELTA},
-        "attention alone": {"head_dim": 16, "layer_types": ["full_attention"] * LAYERS},
-    },
-    "olmo_hybrid": {"": {**_DELTA, "linear_allow_neg_eigval": True}},
     "phi": {"": {"partial_rotary_factor": 0.5}, "norms": {"qk_layernorm": True}},
     "youtu": {"": {**_LATENT, "q_lora_rank": 10}, "queries of one map": {**_LATENT, "q_lora_rank": None}},
     "granite_swa": {"": {**_GRANITE, **_SLIDING, "layer_rope_theta": [10000.0, 0, 10000.0]}},
