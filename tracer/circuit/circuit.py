@@ -568,9 +568,9 @@ def profiles_table(node_ids: Sequence[int], inputs: Sequence[Any], outputs: Sequ
 
 
 def nodes_table(columns: dict[str, Any]) -> pa.Table:
-    """A table in `schemas.NODES` for one prompt from its columns, numbered in their order."""
+    """A table in `schemas.NODES` for one prompt from its columns, numbered in their order; `expert` may be left out."""
     size = len(columns["kind"])
-    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), **columns}
+    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), "expert": [None] * size, **columns}
     return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in NODES})
 
 

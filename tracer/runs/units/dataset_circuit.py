@@ -31,12 +31,13 @@ from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.knockouts import Knockouts
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
+from tracer.experts import Numbering
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, options
 from tracer.runs.units.tested import Tested, own_prompts, prompts_of, test_prompts
-from tracer.settings import settings
+from tracer.settings import ModelRecord, settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -85,7 +86,7 @@ def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
     return Mean((total / counts[length]).float(), length, counts[length], sum(counts.values()) - counts[length])
 
 
-def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
+def circuit_table(job: DatasetJob, mean: Mean, metric: float, numbering: Numbering) -> pa.Table:
     """The nodes that the job's selection keeps of the means; the metric is the mean one, for `threshold`."""
     rules = job.selection()
     if mean.length < 0:
@@ -96,6 +97,7 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
         "layer": layer.tolist(),
         "position": [-1] * len(layer) if mean.length < 0 else position.tolist(),
         "neuron": neuron.tolist(),
+        "expert": numbering.experts_of(layer.tolist(), neuron.tolist()),
         "mean_attribution": mean.values[layer, position, neuron].double().tolist(),
         "n_prompts": [mean.n_prompts] * len(layer),
     }
@@ -108,7 +110,13 @@ def circuit_of_units(job: DatasetJob, folder: RunFolder, commits: Sequence[Commi
     if job.circuit == "none" or (mean := mean_of(folder, commits)) is None:
         return None
     metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
-    return circuit_table(job, mean, metric)
+    return circuit_table(job, mean, metric, numbering_of(folder, job.basis))
+
+
+def numbering_of(folder: RunFolder, basis: str) -> Numbering:
+    """How the neurons of the model that a run is of are numbered."""
+    made = (folder.record() or {}).get("model")
+    return Numbering() if made is None else ModelRecord.model_validate(made).numbering(basis)
 
 
 def tested_on(model: Model, job: DatasetJob, folder: RunFolder) -> Tested | None:
