@@ -46,7 +46,9 @@ class Experts(Record):
 
 
 class Neuron(NamedTuple):
-    """A neuron as a person writes it; `neuron` is its number in the expert or, without one, in the layer."""
+    """A neuron as a person or a file writes it: without an expert by its number in the layer; with one by its number in
+    that, or in the layer as tables have it (at least the width of an expert then, but for expert 0, where both are the
+    same)."""
 
     layer: int
     expert: int | None
@@ -85,12 +87,17 @@ class Numbering:
         """A neuron's name: ``L3 E17 N45``, or ``L3 N45`` where it belongs to no expert."""
         return str(self.split(layer, number))
 
+    def short(self, layer: int, number: int) -> str:
+        """A neuron's name without its layer, for a table that has a column for that: ``E17 N45``, or ``45``."""
+        one = self.split(layer, number)
+        return str(number) if one.expert is None else f"E{one.expert} N{one.neuron}"
+
     def experts_of(self, layers: Sequence[int], numbers: Sequence[int]) -> list[int | None]:
         """The experts of many neurons: the column of a table."""
         return [self.expert(layer, number) for layer, number in zip(layers, numbers, strict=True)]
 
     def number(self, given: Neuron) -> int:
-        """A neuron's number in its layer.
+        """A neuron's number in its layer; whether the layer has that many is not checked where no expert is given.
 
         Raises:
             JobError: the layer has no experts, or not that one, or it has no such neuron.
@@ -105,6 +112,8 @@ class Numbering:
             rule, step = f"the layer has {one.n_experts} experts", f"use E0 to E{one.n_experts - 1}"
             raise JobError(f"neuron {given}", rule, step)
         if given.neuron >= one.d_expert:
+            if self.expert(given.layer, given.neuron) == given.expert:
+                return given.neuron
             rule, step = f"an expert of that layer has {one.d_expert} neurons", f"use N0 to N{one.d_expert - 1}"
             raise JobError(f"neuron {given}", rule, step)
         return given.expert * one.d_expert + given.neuron
@@ -112,6 +121,10 @@ class Numbering:
     def pair(self, given: Neuron) -> tuple[int, int]:
         """A neuron as layer and number; errors as of `number`."""
         return given.layer, self.number(given)
+
+    def numbered(self, given: int | Neuron) -> int:
+        """The number of what may be a number already; errors as of `number`."""
+        return self.number(given) if isinstance(given, Neuron) else given
 
     def _layers(self) -> str:
         layers = sorted(self._at)

@@ -18,14 +18,15 @@ from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph
 from tracer.circuit.supernodes_file import Supernodes
 from tracer.errors import JobError, quoted
-from tracer.evaluation.steering import is_index
+from tracer.evaluation.steering import is_index, written
+from tracer.experts import Neuron, Numbering
 from tracer.records import is_list
 
 WHOLE = "whole circuit"
 """The group of all neurons of a circuit."""
 
-Place = tuple[int, int | None, int]
-"""Layer, position (None: every one), neuron."""
+Place = tuple[int, int | None, int | Neuron]
+"""Layer, position (None: every one), neuron; one of an expert may be named by that, until there is a model."""
 
 Groups = Graph | Mapping[str, Any] | str | Path
 """A circuit (its groups, and the whole of it), nodes by the name of their group, or a file supernodes.json."""
@@ -39,8 +40,8 @@ class Group:
     places: tuple[Place, ...]
 
     def on(self, length: int) -> tuple[tuple[int, int, int], ...]:
-        """Its nodes (layer, position, neuron) on a prompt of that many tokens."""
-        every = ((layer, at, neuron) for layer, position, neuron in self.places for at in _at(position, length))
+        """Its nodes (layer, position, neuron) on a prompt of that many tokens; once they are `numbered`."""
+        every = ((layer, at, int(neuron)) for layer, position, neuron in self.places for at in _at(position, length))
         return tuple(dict.fromkeys(every))
 
     @property
@@ -61,7 +62,8 @@ def groups_of(given: Groups, only: Sequence[str] | None = None) -> list[Group]:
     """The groups that are given, those in `only` alone if it is.
 
     A node is (layer, position, neuron), (layer, neuron) for every position, or a record with ``layer``, ``neuron`` and
-    ``position`` (-1: every). A polarity is left alone: a neuron is acted on whatever its sign.
+    ``position`` (-1: every). A neuron of an expert may be ``"E17 N45"``, or a record have its ``expert``. A polarity is
+    left alone: a neuron is acted on whatever its sign.
 
     Raises:
         JobError: no groups, one without nodes, what is not a node, or a name in `only` that there is not.
@@ -88,7 +90,10 @@ def groups_of(given: Groups, only: Sequence[str] | None = None) -> list[Group]:
 
 def nodes_of(file: Supernodes) -> dict[str, list[dict[str, Any]]]:
     """The nodes of each group of a groups file, as `groups_of` takes them; embeddings are not among them."""
-    named = {group.name: [node.model_dump() for node in group.nodes if node.layer >= 0] for group in file.groups}
+    named = {
+        group.name: [node.model_dump() | {"neuron": node.written} for node in group.nodes if node.layer >= 0]
+        for group in file.groups
+    }
     return {name: nodes for name, nodes in named.items() if nodes}
 
 
@@ -124,29 +129,50 @@ def _places(name: Any, nodes: Any) -> tuple[Place, ...]:
 
 def _place(node: Any, name: Any) -> Place:
     """A node as a place."""
-    parts = [node.get(part) for part in ("layer", "position", "neuron")] if isinstance(node, Mapping) else node
+    parts = [node.get("layer"), node.get("position"), _neuron_in(node)] if isinstance(node, Mapping) else node
     if is_list(parts) and len(parts) == 2:
         parts = (parts[0], None, parts[1])
-    if not (is_list(parts) and len(parts) == 3 and all(is_index(part) for part in (parts[0], parts[2]))):
+    known = is_list(parts) and len(parts) == 3 and is_index(parts[0])
+    if not known or (neuron := written(int(parts[0]), parts[2])) is None:
         rule = "is neither (layer, position, neuron) nor (layer, neuron)"
         raise JobError(f"node {quoted(node)} of group {quoted(name)}", rule, "give whole numbers, such as (1, 5, 13)")
-    layer, position, neuron = parts
+    layer, position, _ = parts
     if position is None or (is_index(position) and int(position) == -1):
-        return int(layer), None, int(neuron)
+        return int(layer), None, neuron
     if not is_index(position) or int(position) < 0:
         rule = "has a position that is neither a token's index nor -1, for every one"
         raise JobError(f"node {quoted(node)} of group {quoted(name)}", rule, "count positions from 0")
-    return int(layer), int(position), int(neuron)
+    return int(layer), int(position), neuron
+
+
+def _neuron_in(node: Mapping[str, Any]) -> Any:
+    """The neuron of a record, named by its expert where the record has one."""
+    expert, neuron = node.get("expert"), node.get("neuron")
+    return Neuron(node["layer"], int(expert), int(neuron)) if is_index(expert) and is_index(neuron) else neuron
+
+
+def numbered(groups: Sequence[Group], numbering: Numbering) -> list[Group]:
+    """The groups with every neuron by its number in its layer.
+
+    Raises:
+        JobError: an expert, or a neuron of one, that the model does not have.
+    """
+    made = []
+    for group in groups:
+        places = ((layer, at, numbering.numbered(neuron)) for layer, at, neuron in group.places)
+        made.append(Group(group.name, tuple(dict.fromkeys(places))))
+    return made
 
 
 def check_nodes(groups: Sequence[Group], n_layers: int, width: int) -> None:
-    """Refuse nodes that the model does not have.
+    """Refuse nodes that the model does not have; their groups are `numbered`.
 
     Raises:
         JobError: names the layer or neuron.
     """
     for group in groups:
-        for layer, _, neuron in group.places:
+        for layer, _, given in group.places:
+            neuron = int(given)
             where = f"of group {quoted(group.name)}"
             if not 0 <= layer < n_layers:
                 rule, step = f"the model has {n_layers} layers", f"use 0 to {n_layers - 1}"

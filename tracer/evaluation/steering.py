@@ -25,10 +25,12 @@ from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sampled
+from tracer.experts import Neuron, Numbering, parse, parse_within
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
+from tracer.records import is_list
 from tracer.settings import BASES
 from tracer.store.storage import is_remote
 from tracer.system import jsontext, wholefile
@@ -36,10 +38,12 @@ from tracer.system import jsontext, wholefile
 TOP = 5
 """How many of the unsteered model's own top tokens are reported next to those asked about."""
 
-Nodes = Graph | Sequence[Sequence[SupportsIndex]]
-"""A circuit or imported graph, (layer, position, neuron) triples, or (layer, neuron) pairs."""
+Nodes = Graph | Sequence[Sequence[SupportsIndex | str] | str]
+"""A circuit or imported graph, (layer, position, neuron) triples, or (layer, neuron) pairs. A neuron of an expert may
+also be ``"E17 N45"``, and a pair a text: ``"L3 E17 N45"`` or ``"3:17:45"``."""
 
-_Place = tuple[int, int | None, int]  # layer, position (None: every one), neuron
+_Written = tuple[int, int | None, int | Neuron]  # layer, position (None: every one), neuron
+_Place = tuple[int, int | None, int]
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,8 @@ def steer(
     action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
     drawn = sampled(temperature, top_p, n, sample_seed, max_new_tokens)
     encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
-    places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
+    numbered = _numbered(_places(nodes, top), model.numbering(basis))
+    places = _moved(numbered, model, encoded, everywhere, positions)
     _check_places(places, model, encoded, basis)
     run, draws = _Run(model, encoded, action, basis, judge), _draws(places, model.n_neurons(basis), random, seed)
     logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
@@ -228,14 +233,14 @@ def planned(
 
 def read_nodes(
     path: str | Path, group: str | None = None
-) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
+) -> Graph | list[tuple[int, int, int | Neuron]] | list[tuple[int, int | Neuron]]:
     """Nodes to steer from a file or a run folder.
 
     Args:
         path: a run folder, of one prompt or with a dataset's circuit; or JSON lines, or CSV with a header, with
-            ``layer``, ``neuron`` and, in every row or in none, ``position``. Other fields are left alone, but where
-            there is a ``kind`` only
-            rows of the kind ``neuron`` count. With `group` also a file of groups (supernodes.json).
+            ``layer``, ``neuron`` and, in every row or in none, ``position``. Where there is an ``expert`` the neuron is
+            that one's (by its number in it, or in the layer), and where there is a ``kind`` only rows of the kind
+            ``neuron`` count; other fields are left alone. With `group` also a file of groups (supernodes.json).
         group: only the nodes of this group: of the run folder's supernodes, or of the file's.
 
     Returns:
@@ -260,7 +265,7 @@ def read_nodes(
         raise JobError(name, f"holds groups of nodes: {names}", f"choose one with {option('group')}")
     rows = _json_rows(text, name) if text.lstrip()[:1] == "{" else _csv_rows(text, name)
     found = [
-        (place, *(_whole(row.get(column), column, place) for column in ("layer", "neuron")), row.get("position"))
+        (place, *_neuron_of(row, place), row.get("position"))
         for place, row in rows
         if row.get("kind", "neuron") == "neuron"
     ]
@@ -331,7 +336,16 @@ def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
     return nodes.settings.basis
 
 
-def _places(nodes: Nodes, top: int | None) -> list[_Place]:
+def _numbered(places: Sequence[_Written], numbering: Numbering) -> list[_Place]:
+    """The places by numbers in layers, each once.
+
+    Raises:
+        JobError: an expert, or a neuron of one, that the model does not have.
+    """
+    return list(dict.fromkeys((layer, at, numbering.numbered(neuron)) for layer, at, neuron in places))
+
+
+def _places(nodes: Nodes, top: int | None) -> list[_Written]:
     """The nodes as (layer, position or None, neuron), the first `top` of them; a free circuit's have no position."""
     if isinstance(nodes, Graph):
         found = [
@@ -353,10 +367,14 @@ def _places(nodes: Nodes, top: int | None) -> list[_Place]:
     return list(dict.fromkeys(found[:top]))
 
 
-def _place(node: Any) -> _Place:
-    if isinstance(node, Sequence) and len(node) in (2, 3) and all(is_index(part) for part in node):
-        numbers = [operator.index(part) for part in node]
-        return numbers[0], numbers[1] if len(numbers) == 3 else None, numbers[-1]
+def _place(node: Any) -> _Written:
+    if isinstance(node, str):
+        named = parse(node)
+        return named.layer, None, named.neuron if named.expert is None else named
+    if is_list(node) and len(node) in (2, 3) and all(is_index(part) for part in node[:-1]):
+        numbers = [operator.index(part) for part in node[:-1]]
+        if (neuron := written(numbers[0], node[-1])) is not None:
+            return numbers[0], numbers[1] if len(numbers) == 2 else None, neuron
     rule = "is neither (layer, position, neuron) nor (layer, neuron)"
     raise JobError(f"node {quoted(node)}", rule, "give whole numbers, such as (1, 5, 13)")
 
@@ -560,16 +578,16 @@ def _group_of_run(address: str | Path, group: str) -> Graph:
     return supernodes_file.only(file, group, graph)
 
 
-def _group_of_file(path: Path, group: str) -> list[tuple[int, int, int]] | list[tuple[int, int]]:
+def _group_of_file(path: Path, group: str) -> list[tuple[int, int, int | Neuron]] | list[tuple[int, int | Neuron]]:
     """The neurons of one group of a file, with their positions, or without where it names none."""
     nodes = [node for node in supernodes_file.read(path).group(group).nodes if node.layer >= 0]
     free = [node.position == supernodes_file.ANYWHERE for node in nodes]
     if all(free):
-        return list(dict.fromkeys((node.layer, node.neuron) for node in nodes))
+        return list(dict.fromkeys((node.layer, node.written) for node in nodes))
     if any(free):
         rule = "some of its nodes have a position and some have none"
         raise JobError(f"{option('group')} {quoted(group)}", rule, "give all one, or none")
-    return [(node.layer, node.position, node.neuron) for node in nodes]
+    return [(node.layer, node.position, node.written) for node in nodes]
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -603,6 +621,14 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{name}, line {number}", row
 
 
+def _neuron_of(row: dict[str, Any], place: str) -> tuple[int, int | Neuron]:
+    """Layer and neuron of a row of a file."""
+    layer, neuron = (_whole(row.get(column), column, place) for column in ("layer", "neuron"))
+    if row.get("expert") in (None, ""):
+        return layer, neuron
+    return layer, Neuron(layer, _whole(row["expert"], "expert", place), neuron)
+
+
 def _whole(value: Any, column: str, place: str) -> int:
     try:
         number = int(value) if isinstance(value, str) else value
@@ -611,6 +637,20 @@ def _whole(value: Any, column: str, place: str) -> int:
     if not is_index(number):
         raise JobError(f"{place}", f"its {column} is {quoted(value)}, not a whole number", "give whole numbers")
     return operator.index(number)
+
+
+def written(layer: int, neuron: Any) -> int | Neuron | None:
+    """A neuron as part of a node: a number, or a text that may name its expert; None for anything else.
+
+    Raises:
+        JobError: a text that is no neuron.
+    """
+    if isinstance(neuron, str):
+        named = parse_within(layer, neuron)
+        return named.neuron if named.expert is None else named
+    if isinstance(neuron, Neuron):
+        return neuron
+    return operator.index(neuron) if is_index(neuron) else None
 
 
 def is_index(value: Any) -> TypeGuard[int]:

@@ -249,6 +249,7 @@ def planned(
         if not is_index(value) or value < 0:
             raise JobError(option(name, value), "must be a whole number, 0 or more", "use 0")
     width = model.n_neurons(basis)
+    groups = numbered(groups, model.numbering(basis))
     check_nodes(groups, model.n_layers, width)
     made = tuple(group.everywhere() for group in groups) if everywhere else tuple(groups)
     others = [tuple(controls(group, width, random, seed)) for group in made]
