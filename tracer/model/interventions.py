@@ -47,13 +47,13 @@ def walk(
     """
     visited = []
     blocks = list(nn.get(plan.blocks))
-    linearize.prepare(blocks, plan.steps)
+    linearize.prepare(blocks, [part.steps for part in plan.layers])
     for layer, block in enumerate(blocks):
         found = SimpleNamespace(scales={}, up=None)
-        for kind, path in plan.steps:
+        for kind, path in plan.layers[layer].steps:
             module = block.get(path)
             if constants is not None:
-                observe(found, kind, path, block, plan)
+                observe(found, kind, path, block, plan.layers[layer])
             if kind == "neurons":
                 visited.append(visit(module, layer))
             else:
@@ -67,7 +67,7 @@ def walk(
     return visited
 
 
-def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: SimpleNamespace) -> None:
+def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
     Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
@@ -78,14 +78,14 @@ def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: Simp
     module = block.get(path)
     if kind == "attention":
         found.kernel = linearize.kernel(module)
-    elif path in (plan.attention_in, plan.attention_out, plan.mlp_in, plan.mlp_out):
+    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out):
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":
-        if plan.gate is not None and plan.gate == plan.up:
-            found.up = block.get(plan.up).output.detach().chunk(2, dim=-1)[1]
+        if laid.gate is not None and laid.gate == laid.up:
+            found.up = block.get(laid.up).output.detach().chunk(2, dim=-1)[1]
         found.gate = module.input.detach()
-    elif kind == "product" and plan.gate != plan.up:
-        found.up = block.get(plan.up).output.detach()
+    elif kind == "product" and laid.gate != laid.up:
+        found.up = block.get(laid.up).output.detach()
     elif kind == "neurons":
         found.values = module.input.detach()
 
