@@ -132,6 +132,10 @@ class Numbering:
         return f"{layers[0]} to {layers[-1]}" if whole and len(layers) > 2 else ", ".join(map(str, layers))
 
 
+DENSE = Numbering()
+"""Of a model without experts."""
+
+
 def parse(text: Any) -> Neuron:
     """A neuron as written: ``3:45``, ``3/45``, ``L3 N45``, and of an expert ``3:17:45``, ``3/17/45``, ``L3 E17 N45``.
 

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from tracer.circuit import identities
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, RunError, option, quoted
-from tracer.experts import Numbering
+from tracer.experts import DENSE, Numbering
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
@@ -145,7 +145,7 @@ class Graph(Record):
     @property
     def numbering(self) -> Numbering:
         """How its neurons are numbered; in an imported graph no expert is known."""
-        return Numbering()
+        return DENSE
 
     @property
     def neurons(self) -> pa.Table:

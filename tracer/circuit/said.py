@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from tracer.experts import Numbering
+from tracer.experts import DENSE, Numbering
 
 if TYPE_CHECKING:
     from tracer.circuit.circuit import Graph
@@ -91,7 +91,7 @@ class Said:
         self,
         tokens: pa.Table | None = None,
         descriptions: pa.Table | None = None,
-        numbering: Numbering = Numbering(),  # noqa: B008
+        numbering: Numbering = DENSE,
     ) -> None:
         self.numbering = numbering
         rows = [] if tokens is None else tokens.to_pylist()

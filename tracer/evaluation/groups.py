@@ -6,6 +6,7 @@ done to them (evaluation/sweep.py).
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from tracer.circuit.circuit import Graph
 from tracer.circuit.supernodes_file import Supernodes
 from tracer.errors import JobError, quoted
 from tracer.evaluation.steering import is_index, written
-from tracer.experts import Neuron, Numbering
+from tracer.experts import DENSE, Neuron, Numbering
 from tracer.records import is_list
 
 WHOLE = "whole circuit"
 """The group of all neurons of a circuit."""
 
-Place = tuple[int, int | None, int | Neuron]
-"""Layer, position (None: every one), neuron; one of an expert may be named by that, until there is a model."""
+Place = tuple[int, int | None, int]
+"""Layer, position (None: every one), neuron."""
 
 Groups = Graph | Mapping[str, Any] | str | Path
 """A circuit (its groups, and the whole of it), nodes by the name of their group, or a file supernodes.json."""
@@ -40,8 +41,8 @@ class Group:
     places: tuple[Place, ...]
 
     def on(self, length: int) -> tuple[tuple[int, int, int], ...]:
-        """Its nodes (layer, position, neuron) on a prompt of that many tokens; once they are `numbered`."""
-        every = ((layer, at, int(neuron)) for layer, position, neuron in self.places for at in _at(position, length))
+        """Its nodes (layer, position, neuron) on a prompt of that many tokens."""
+        every = ((layer, at, neuron) for layer, position, neuron in self.places for at in _at(position, length))
         return tuple(dict.fromkeys(every))
 
     @property
@@ -58,22 +59,29 @@ def _at(position: int | None, length: int) -> Iterable[int]:
     return range(length) if position is None else (position,)
 
 
-def groups_of(given: Groups, only: Sequence[str] | None = None) -> list[Group]:
+def groups_of(
+    given: Groups,
+    only: Sequence[str] | None = None,
+    numbering: Numbering = DENSE,
+) -> list[Group]:
     """The groups that are given, those in `only` alone if it is.
 
     A node is (layer, position, neuron), (layer, neuron) for every position, or a record with ``layer``, ``neuron`` and
     ``position`` (-1: every). A neuron of an expert may be ``"E17 N45"``, or a record have its ``expert``. A polarity is
     left alone: a neuron is acted on whatever its sign.
 
+    Args:
+        numbering: of the model's neurons; a circuit knows its own.
+
     Raises:
-        JobError: no groups, one without nodes, what is not a node, or a name in `only` that there is not.
+        JobError: no groups, one without nodes, what is not a node, an expert or a name in `only` that there is not.
         RunError: a file that cannot be read, or is damaged.
     """
-    named = nodes_of(supernodes_file.read(given)) if isinstance(given, str | Path) else given
+    named = nodes_of(supernodes_file.read(given), numbering) if isinstance(given, str | Path) else given
     if isinstance(named, Graph):
         made = _of_graph(named)
     elif isinstance(named, Mapping):
-        made = [Group(_name(name), _places(name, nodes)) for name, nodes in named.items()]
+        made = [Group(_name(name), _places(name, nodes, numbering)) for name, nodes in named.items()]
     else:
         rule = "is neither a circuit, a file, nor nodes by group"
         raise JobError(f"groups {quoted(given)}", rule, "give {'name': [(layer, neuron)]}")
@@ -88,10 +96,14 @@ def groups_of(given: Groups, only: Sequence[str] | None = None) -> list[Group]:
     return [known[name] for name in dict.fromkeys(only)]
 
 
-def nodes_of(file: Supernodes) -> dict[str, list[dict[str, Any]]]:
-    """The nodes of each group of a groups file, as `groups_of` takes them; embeddings are not among them."""
+def nodes_of(file: Supernodes, numbering: Numbering) -> dict[str, list[Place]]:
+    """The nodes of each group of a groups file, as `groups_of` takes them; embeddings are not among them.
+
+    Raises:
+        JobError: an expert, or a neuron of one, that the model does not have.
+    """
     named = {
-        group.name: [node.model_dump() | {"neuron": node.written} for node in group.nodes if node.layer >= 0]
+        group.name: [_place(node.model_dump(), group.name, numbering) for node in group.nodes if node.layer >= 0]
         for group in file.groups
     }
     return {name: nodes for name, nodes in named.items() if nodes}
@@ -99,13 +111,14 @@ def nodes_of(file: Supernodes) -> dict[str, list[dict[str, Any]]]:
 
 def whole_of(graph: Graph) -> list[Place]:
     """All neurons of a circuit as nodes; those of a free one at every position."""
-    return [_place(row, WHOLE) for row in graph.neurons.to_pylist()]
+    return [_place(_node(row), WHOLE) for row in graph.neurons.to_pylist()]
 
 
 def _of_graph(graph: Graph) -> list[Group]:
     rows = graph.nodes.to_pylist()
     found = {
-        name: [rows[node] for node in nodes if rows[node]["kind"] == "neuron"] for name, nodes in graph.groups.items()
+        name: [_node(rows[node]) for node in nodes if rows[node]["kind"] == "neuron"]
+        for name, nodes in graph.groups.items()
     }
     made = [Group(_name(name), _places(name, nodes)) for name, nodes in found.items() if nodes]
     if WHOLE not in found and graph.n_nodes:
@@ -119,23 +132,27 @@ def _name(value: Any) -> str:
     raise JobError(f"group {quoted(value)}", "has no name as text", "give each group a name")
 
 
-def _places(name: Any, nodes: Any) -> tuple[Place, ...]:
+_node = operator.itemgetter("layer", "position", "neuron")
+
+
+def _places(name: Any, nodes: Any, numbering: Numbering = DENSE) -> tuple[Place, ...]:
     if not is_list(nodes) or not len(nodes):
         raise JobError(f"group {quoted(name)}", "has no nodes", "give at least one, such as (1, 5, 13)")
-    found = dict.fromkeys(_place(node, name) for node in nodes)
+    found = dict.fromkeys(_place(node, name, numbering) for node in nodes)
     every = {(layer, neuron) for layer, position, neuron in found if position is None}
     return tuple(place for place in found if place[1] is None or (place[0], place[2]) not in every)
 
 
-def _place(node: Any, name: Any) -> Place:
+def _place(node: Any, name: Any, numbering: Numbering = DENSE) -> Place:
     """A node as a place."""
     parts = [node.get("layer"), node.get("position"), _neuron_in(node)] if isinstance(node, Mapping) else node
     if is_list(parts) and len(parts) == 2:
         parts = (parts[0], None, parts[1])
     known = is_list(parts) and len(parts) == 3 and is_index(parts[0])
-    if not known or (neuron := written(int(parts[0]), parts[2])) is None:
+    if not known or (given := written(int(parts[0]), parts[2])) is None:
         rule = "is neither (layer, position, neuron) nor (layer, neuron)"
         raise JobError(f"node {quoted(node)} of group {quoted(name)}", rule, "give whole numbers, such as (1, 5, 13)")
+    neuron = numbering.numbered(given)
     layer, position, _ = parts
     if position is None or (is_index(position) and int(position) == -1):
         return int(layer), None, neuron
@@ -151,28 +168,14 @@ def _neuron_in(node: Mapping[str, Any]) -> Any:
     return Neuron(node["layer"], int(expert), int(neuron)) if is_index(expert) and is_index(neuron) else neuron
 
 
-def numbered(groups: Sequence[Group], numbering: Numbering) -> list[Group]:
-    """The groups with every neuron by its number in its layer.
-
-    Raises:
-        JobError: an expert, or a neuron of one, that the model does not have.
-    """
-    made = []
-    for group in groups:
-        places = ((layer, at, numbering.numbered(neuron)) for layer, at, neuron in group.places)
-        made.append(Group(group.name, tuple(dict.fromkeys(places))))
-    return made
-
-
 def check_nodes(groups: Sequence[Group], n_layers: int, width: int) -> None:
-    """Refuse nodes that the model does not have; their groups are `numbered`.
+    """Refuse nodes that the model does not have.
 
     Raises:
         JobError: names the layer or neuron.
     """
     for group in groups:
-        for layer, _, given in group.places:
-            neuron = int(given)
+        for layer, _, neuron in group.places:
             where = f"of group {quoted(group.name)}"
             if not 0 <= layer < n_layers:
                 rule, step = f"the model has {n_layers} layers", f"use 0 to {n_layers - 1}"

@@ -38,7 +38,7 @@ from tracer.system import jsontext, wholefile
 TOP = 5
 """How many of the unsteered model's own top tokens are reported next to those asked about."""
 
-Nodes = Graph | Sequence[Sequence[SupportsIndex | str] | str]
+Nodes = Graph | Sequence[Sequence[SupportsIndex | str | Neuron] | str]
 """A circuit or imported graph, (layer, position, neuron) triples, or (layer, neuron) pairs. A neuron of an expert may
 also be ``"E17 N45"``, and a pair a text: ``"L3 E17 N45"`` or ``"3:17:45"``."""
 

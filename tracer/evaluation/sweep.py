@@ -166,8 +166,8 @@ def sweep(
     if not prompts:
         raise JobError("prompts=[]", "there is nothing to steer", "give at least one prompt")
     check_factors(factors)
-    chosen = groups_of(groups, only)
     kind = _basis(model, groups, basis)
+    chosen = groups_of(groups, only, model.numbering(kind))
     encoded = [asked(prompt, model) for prompt in prompts]
     say(notes(encoded, model))
     ids = asked_tokens(model, tokens)
@@ -249,7 +249,6 @@ def planned(
         if not is_index(value) or value < 0:
             raise JobError(option(name, value), "must be a whole number, 0 or more", "use 0")
     width = model.n_neurons(basis)
-    groups = numbered(groups, model.numbering(basis))
     check_nodes(groups, model.n_layers, width)
     made = tuple(group.everywhere() for group in groups) if everywhere else tuple(groups)
     others = [tuple(controls(group, width, random, seed)) for group in made]

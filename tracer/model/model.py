@@ -25,6 +25,7 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
+from tracer.experts import Experts, Numbering, by_shape
 from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import Family, Layout, family_of, looks_ahead
@@ -200,6 +201,21 @@ class Model:
         down = self.part(0, self.layouts[0].down)
         return int(getattr(down, "in_features", None) or down.weight.shape[0])
 
+    @property
+    def experts(self) -> tuple[Any, ...]:
+        """Of each layer its experts; None where it is dense."""
+        return ()
+
+    @cached_property
+    def mixtures(self) -> tuple[Experts, ...]:
+        """Its mixtures of experts, those of one shape together; none of a dense model."""
+        mixed = ((layer, one) for layer, one in enumerate(self.experts) if one is not None)
+        return tuple(by_shape((layer, one.n_experts, one.d_expert, one.d_shared) for layer, one in mixed))
+
+    def numbering(self, basis: str = "activation") -> Numbering:
+        """How its neurons are numbered; in the basis ``output`` no expert has any."""
+        return Numbering(self.mixtures if basis == "activation" else ())
+
     def n_neurons(self, basis: str = "activation") -> int:
         """Nodes of a layer at one position: d_mlp, or d_model in the basis ``output``."""
         return self.d_mlp if basis == "activation" else self.d_model
@@ -347,6 +363,7 @@ class Model:
             d_mlp=self.d_mlp,
             n_heads=int(self.config.num_attention_heads),
             parallel=self.parallel,
+            experts=self.mixtures,
         )
 
     def check_traced(self, traced: ModelRecord, text: str) -> None:

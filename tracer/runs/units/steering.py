@@ -53,7 +53,7 @@ def groups_of_run(folder: RunFolder) -> dict[str, Any]:
     """
     graph = circuit_of(folder.place.local or folder.place.address)
     file = supernodes_file.of_run(folder.place.address)
-    return ({} if file is None else nodes_of(file)) | {WHOLE: whole_of(graph)}
+    return ({} if file is None else nodes_of(file, graph.numbering)) | {WHOLE: whole_of(graph)}
 
 
 def prompts_of_run(
