@@ -16,6 +16,7 @@ from tracer.errors import JobError, quoted
 from tracer.records import Count, Natural, Record
 
 FORMS = "LAYER:NEURON or LAYER:EXPERT:NEURON"
+"""How options say a neuron; a slash in the place of the colon, and ``L3 E17 N45``, are read too."""
 _SPLIT = re.compile(r"[0-9]{1,9}(?:[:/][0-9]{1,9}){1,2}")
 _NAMED = re.compile(r"L(?P<layer>[0-9]{1,9})\s*(?:E(?P<expert>[0-9]{1,9})\s*)?N(?P<neuron>[0-9]{1,9})", re.IGNORECASE)
 _WITHIN = re.compile(r"(?:(?P<e>[0-9]{1,9})[:/]|E(?P<expert>[0-9]{1,9})\s*)?N?(?P<neuron>[0-9]{1,9})", re.IGNORECASE)
@@ -121,6 +122,12 @@ class Numbering:
     def pair(self, given: Neuron) -> tuple[int, int]:
         """A neuron as layer and number; errors as of `number`."""
         return given.layer, self.number(given)
+
+    def of_parts(self, parts: Sequence[int]) -> tuple[int, int]:
+        """Layer and number of a neuron that is given as (layer, neuron) or (layer, expert, neuron); errors as of
+        `number`."""
+        layer, *expert, neuron = parts
+        return self.pair(Neuron(layer, expert[0] if expert else None, neuron))
 
     def numbered(self, given: int | Neuron) -> int:
         """The number of what may be a number already; errors as of `number`."""

@@ -6,13 +6,13 @@ several modules share; a setting that would have no effect is refused. Refuses t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from tracer.errors import JobError, quoted
-from tracer.experts import Experts, Numbering
+from tracer.experts import DENSE, Experts, Numbering
 from tracer.records import LARGEST, Record
 
 Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random"]
@@ -163,6 +163,12 @@ class ModelRecord(Record):
         file = None if self.gguf is None or self.name.endswith(".gguf") else self.gguf.file
         given = {"revision": self.revision, "gguf_file": file, "adapter": self.adapter}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def numbering_in(record: Mapping[str, Any], basis: str = "activation") -> Numbering:
+    """How the neurons of a run's model are numbered, by the run's record; as of a dense model until it says which."""
+    made = record.get("model")
+    return DENSE if made is None else ModelRecord.model_validate(made).numbering(basis)
 
 
 def check_rules(rules: Iterable[str]) -> None:

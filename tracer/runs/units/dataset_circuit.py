@@ -37,7 +37,7 @@ from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, options
 from tracer.runs.units.tested import Tested, own_prompts, prompts_of, test_prompts
-from tracer.settings import ModelRecord, settings
+from tracer.settings import numbering_in, settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -110,13 +110,7 @@ def circuit_of_units(job: DatasetJob, folder: RunFolder, commits: Sequence[Commi
     if job.circuit == "none" or (mean := mean_of(folder, commits)) is None:
         return None
     metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
-    return circuit_table(job, mean, metric, numbering_of(folder, job.basis))
-
-
-def numbering_of(folder: RunFolder, basis: str) -> Numbering:
-    """How the neurons of the model that a run is of are numbered."""
-    made = (folder.record() or {}).get("model")
-    return Numbering() if made is None else ModelRecord.model_validate(made).numbering(basis)
+    return circuit_table(job, mean, metric, numbering_in(folder.record() or {}, job.basis))
 
 
 def tested_on(model: Model, job: DatasetJob, folder: RunFolder) -> Tested | None:
@@ -317,7 +311,7 @@ def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
     values = mean.values.clone()
     if job.skip_first and mean.length >= 0:
         values[:, 0] = 0
-    for layer, neuron in job.exclude:
+    for layer, *_, neuron in job.exclude:
         values[layer, :, neuron] = 0
     return values
 
