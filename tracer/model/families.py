@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
@@ -44,7 +44,7 @@ class Wiring:
     Attributes:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
         value, output: the maps into and out of the attention pattern.
-        gate, up: the maps into the neurons; `gate` is None where the MLP has one.
+        gate, up: the maps into the neurons; `gate` is None where the MLP has one, both are where it is a mixture.
     """
 
     attention_in: str | None
@@ -54,7 +54,53 @@ class Wiring:
     value: Weight
     output: Weight
     gate: Weight | None
-    up: Weight
+    up: Weight | None
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts in a block; paths are from the block (model/experts.py).
+
+    Attributes:
+        block: the module that a token enters and leaves.
+        path: the experts, whose weights are fused: ``gate_up_proj`` and ``down_proj`` [expert, ...].
+        router: what chooses among them.
+        kind: class of the experts.
+        routing: ``experts`` are called with what the router chose, or it is read from the router's ``scores`` of all.
+        scaled: whether a router's weight multiplies an expert's ``output`` or its ``input``.
+        transposed, interleaved: how weights lie: inputs before outputs; gate and up by turns.
+        gating: ``product`` of act(gate) and up, or ``clamped`` (rules.gated).
+        shared: an MLP that runs at every token; `shared_gate`: what its output is multiplied by, before a sigmoid.
+    """
+
+    kind: str
+    block: str = "mlp"
+    path: str = "mlp.experts"
+    router: str = "mlp.gate"
+    routing: str = "experts"
+    scaled: str = "output"
+    transposed: bool = False
+    interleaved: bool = False
+    gating: str = "product"
+    shared: str | None = None
+    shared_gate: str | None = None
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Paths of every module that is named."""
+        shared = [] if self.shared is None else [f"{self.shared}.{name}" for name in self.MAPS]
+        return (self.block, self.path, self.router, *shared, *([] if self.shared_gate is None else [self.shared_gate]))
+
+    MAPS: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj", "down_proj")
+
+    def covers(self, path: str, part: nn.Module) -> bool:
+        """Whether a module without parts is one of a mixture's own, which the algebra of experts has."""
+        if path == self.router:
+            return True
+        inside = path.startswith(self.path + ".") or (self.shared is not None and path.startswith(self.shared + "."))
+        if path == self.path:
+            return type(part).__name__ == self.kind
+        return inside and type(part).__name__ in FACTORS
 
 
 @dataclass(frozen=True)
@@ -64,27 +110,36 @@ class Layout:
     Attributes:
         steps: the modules of a block that rules apply to, and its neurons, in the order they run.
         wiring: how they feed each other.
+        experts: the mixture in the place of an MLP, if it has one: the step ``mixture``.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
+    experts: Experts | None = None
 
     @property
     def down(self) -> str:
-        """Path of the down projection in a block."""
-        return self.path("neurons")
+        """Path in a block of what neurons leave through: the down projection, or the mixture."""
+        return self.path("neurons" if self.experts is None else "mixture")
 
     @property
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
-        wiring = self.wiring
-        used = (wiring.value, wiring.output, wiring.up, *([] if wiring.gate is None else [wiring.gate]))
-        return frozenset({self.down, *(weight.path for weight in used)})
+        wiring, shared = self.wiring, () if self.experts is None else self.experts.parts[3:]
+        used = (wiring.value, wiring.output, wiring.up, wiring.gate)
+        own = {self.down} if self.experts is None else set(shared)
+        return frozenset({*own, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Paths in a block of every module that is named."""
-        return (*dict.fromkeys(step.path for step in self.steps), *sorted(self.maps))
+        inside = () if self.experts is None else self.experts.parts
+        return (*dict.fromkeys(step.path for step in self.steps), *sorted(self.maps), *inside)
+
+    @property
+    def gated(self) -> bool:
+        """Whether its neurons have gates."""
+        return self.experts is not None or self.wiring.gate is not None
 
     def path(self, kind: str) -> str:
         """Path in a block of the one step of this kind."""
@@ -177,6 +232,7 @@ AROUND = replace(
     mlp_in="pre_feedforward_layernorm",
     mlp_out="post_feedforward_layernorm",
 )
+MIXTURE = replace(SEPARATE, gate=None, up=None)
 BEHIND = replace(AROUND, attention_in=None, mlp_in=None)
 FUSED_WIRING = replace(
     SEPARATE,
@@ -186,6 +242,18 @@ FUSED_WIRING = replace(
 )
 
 PLAIN = Layout(PRE_NORM, SEPARATE)
+WITH_QK_NORMS = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+
+
+def _mixture(experts: Experts, *before: Step) -> Layout:
+    """A block with a mixture, norms in front of its branches, and steps in the attention."""
+    steps = (BEFORE_ATTENTION, *before, ATTENTION, AFTER_ATTENTION, Step("mixture", experts.block))
+    return Layout(steps, MIXTURE, experts)
+
+
+QWEN2_EXPERTS = Experts("Qwen2MoeExperts", shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate")
+GLM4_EXPERTS = Experts("Glm4MoeExperts", shared="mlp.shared_experts")
+GPT_OSS_EXPERTS = Experts("GptOssExperts", router="mlp.router", transposed=True, interleaved=True, gating="clamped")
 
 FAMILIES: dict[str, Family] = {
     family.name: family
@@ -193,11 +261,23 @@ FAMILIES: dict[str, Family] = {
         _llama_like("llama", PLAIN),
         _llama_like("mistral", PLAIN),
         _llama_like("qwen2", PLAIN),
-        _llama_like("qwen3", Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)),
+        _llama_like("qwen3", WITH_QK_NORMS),
         _llama_like("gemma2", Layout((BEFORE_ATTENTION, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("olmo2", Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)),
         _llama_like("phi3", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING)),
+        _llama_like("mixtral", _mixture(Experts("MixtralExperts"))),
+        _llama_like("qwen2_moe", _mixture(QWEN2_EXPERTS), PLAIN),
+        _llama_like("qwen3_moe", _mixture(Experts("Qwen3MoeExperts"), *QK_NORMS), WITH_QK_NORMS),
+        _llama_like("olmoe", _mixture(Experts("OlmoeExperts"), *QK_NORMS)),
+        _llama_like("gpt_oss", _mixture(GPT_OSS_EXPERTS)),
+        _llama_like(
+            "glm4_moe",
+            _mixture(GLM4_EXPERTS, *QK_NORMS),
+            _mixture(GLM4_EXPERTS),
+            WITH_QK_NORMS,
+            PLAIN,
+        ),
         Family(
             "gpt_neox",
             "gpt_neox.embed_in",
@@ -264,7 +344,12 @@ LINEAR = frozenset(
     "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
-    "rms_norm": frozenset(f"{name}RMSNorm" for name in "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3".split()),
+    "rms_norm": frozenset(
+        f"{name}RMSNorm"
+        for name in (
+            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe"
+        ).split()
+    ),
     "layer_norm": frozenset({"LayerNorm"}),
 }
 ROTARY = "RotaryEmbedding"
@@ -294,7 +379,7 @@ def family_of(module: nn.Module, config: Any) -> Family:
         number, _, inside = path.removeprefix(family.blocks + ".").partition(".")
         layout = layouts[int(number)] if path.startswith(family.blocks + ".") else None
         if not any(part.children()):
-            _check_covered(family, layout, path, part)
+            _check_covered(family, layout, path, inside, part)
         elif layout is not None and inside in layout.maps:
             raise ModelError(
                 f"module {path} ({type(part).__name__})",
@@ -334,10 +419,12 @@ def looks_ahead(config: Any) -> bool:
     return bool(both_ways) or not getattr(config, "is_causal", True)
 
 
-def _check_covered(family: Family, layout: Layout | None, path: str, part: nn.Module) -> None:
+def _check_covered(family: Family, layout: Layout | None, path: str, inside: str, part: nn.Module) -> None:
     """Refuse a leaf module that is not linear and is not one of its block's steps."""
     name = type(part).__name__
     if name in LINEAR or ROTARY in name:
+        return
+    if layout is not None and layout.experts is not None and layout.experts.covers(inside, part):
         return
     steps = (family.final_norm,) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
