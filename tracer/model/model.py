@@ -232,11 +232,6 @@ class Model:
         """Neurons of the largest layer."""
         return max(self.widths)
 
-    @property
-    def experts(self) -> tuple[Any, ...]:
-        """Of each layer its experts; None where it is dense."""
-        return ()
-
     @cached_property
     def mixtures(self) -> tuple[Experts, ...]:
         """Its mixtures of experts, those of one shape together; none of a dense model."""
