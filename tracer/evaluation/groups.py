@@ -19,6 +19,7 @@ from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph
 from tracer.circuit.supernodes_file import Supernodes
 from tracer.errors import JobError, quoted
+from tracer.evaluation.running import Running
 from tracer.evaluation.steering import is_index, written
 from tracer.experts import DENSE, Neuron, Numbering
 from tracer.records import is_list
@@ -168,8 +169,8 @@ def _neuron_in(node: Mapping[str, Any]) -> Any:
     return Neuron(node["layer"], int(expert), int(neuron)) if is_index(expert) and is_index(neuron) else neuron
 
 
-def check_nodes(groups: Sequence[Group], n_layers: int, width: int) -> None:
-    """Refuse nodes that the model does not have.
+def check_nodes(groups: Sequence[Group], widths: Sequence[int]) -> None:
+    """Refuse nodes that a model with so many neurons in each layer does not have.
 
     Raises:
         JobError: names the layer or neuron.
@@ -177,27 +178,29 @@ def check_nodes(groups: Sequence[Group], n_layers: int, width: int) -> None:
     for group in groups:
         for layer, _, neuron in group.places:
             where = f"of group {quoted(group.name)}"
-            if not 0 <= layer < n_layers:
+            if not 0 <= layer < (n_layers := len(widths)):
                 rule, step = f"the model has {n_layers} layers", f"use 0 to {n_layers - 1}"
                 raise JobError(f"layer {layer} {where}", rule, step)
+            width = widths[layer]
             if not 0 <= neuron < width:
                 raise JobError(f"neuron {neuron} {where}", f"a layer has {width}", f"use 0 to {width - 1}")
 
 
-def controls(group: Group, width: int, random: int, seed: int) -> list[Group]:
-    """Random groups of the same size: in each layer as many neurons at the same positions, none of which the group has
-    anywhere in that layer. Drawn with `seed` and this group alone; none where a layer has too few others.
+def controls(group: Group, there: Running, random: int, seed: int) -> list[Group]:
+    """Random groups of the same size: in each layer as many neurons at the same positions, among those that are there
+    and that the group has nowhere in that layer. Drawn with `seed` and this group alone; none where there are too few
+    others.
 
     Args:
-        width: neurons of a layer. random: how many to draw.
+        random: how many to draw.
     """
     counts = Counter((layer, position) for layer, position, _ in group.places)
     own: dict[int, set[int]] = {}
     for layer, _, neuron in group.places:
         own.setdefault(layer, set()).add(neuron)
-    if any(count > width - len(own[layer]) for (layer, _), count in counts.items()):
+    others = {place: there.others(*place, own[place[0]]) for place in counts}
+    if any(count > len(others[place]) for place, count in counts.items()):
         return []
-    others = {layer: torch.tensor([one for one in range(width) if one not in mine]) for layer, mine in own.items()}
     generator = torch.Generator().manual_seed(seed)
     return [
         Group(
@@ -205,7 +208,7 @@ def controls(group: Group, width: int, random: int, seed: int) -> list[Group]:
             tuple(
                 (layer, position, neuron)
                 for (layer, position), count in counts.items()
-                for neuron in _drawn(others[layer], count, generator)
+                for neuron in _drawn(others[layer, position], count, generator)
             ),
         )
         for _ in range(random)

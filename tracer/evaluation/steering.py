@@ -24,6 +24,7 @@ from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
+from tracer.evaluation.running import Running
 from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sampled
 from tracer.experts import Neuron, Numbering, parse, parse_within
 from tracer.model import passes
@@ -188,8 +189,10 @@ def steer(
     encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
     numbered = _numbered(_places(nodes, top), model.numbering(basis))
     places = _moved(numbered, model, encoded, everywhere, positions)
-    _check_places(places, model, encoded, basis)
-    run, draws = _Run(model, encoded, action, basis, judge), _draws(places, model.n_neurons(basis), random, seed)
+    _check_places(places, model, encoded)
+    there = Running.of(model, [encoded.token_ids], basis)
+    places = _running(places, there, basis, strict=not isinstance(nodes, Graph))
+    run, draws = _Run(model, encoded, action, basis, judge), _draws(places, there, random, seed)
     logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
         text=encoded.text,
@@ -392,33 +395,53 @@ def _moved(
     return list(dict.fromkeys((layer, position, neuron) for layer, _, neuron in places for position in at))
 
 
-def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded, basis: str) -> None:
-    length, width = len(encoded.token_ids), model.n_neurons(basis)
-    for layer, position, neuron in places:
+def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded) -> None:
+    length = len(encoded.token_ids)
+    for layer, position, _ in places:
         if not 0 <= layer < model.n_layers:
             rule, step = f"the model has {model.n_layers} layers", f"use 0 to {model.n_layers - 1}"
             raise JobError(f"layer {layer}", rule, step)
-        if not 0 <= neuron < width:
-            raise JobError(f"neuron {neuron}", f"a layer has {width} in the basis {basis}", f"use 0 to {width - 1}")
         if position is not None and not 0 <= position < length:
             rule = f"the prompt {quoted(encoded.text)} has {length} tokens"
             step = f"give a longer prompt, {option('positions')}, or {option('everywhere', True)}"
             raise JobError(f"position {position}", rule, step)
 
 
-def _draws(places: Sequence[_Place], width: int, random: int, seed: int) -> list[list[_Place]]:
+def _running(places: list[_Place], there: Running, basis: str, strict: bool) -> list[_Place]:
+    """The places at which there is such a neuron. That a circuit's own is not there, on another prompt, is said; of one
+    that is named it is an error."""
+    kept = []
+    for place in places:
+        layer, position, neuron = place
+        if not 0 <= neuron < (width := there.widths[layer]):
+            raise JobError(f"neuron {neuron}", f"a layer has {width} in the basis {basis}", f"use 0 to {width - 1}")
+        if position is None or there.has(layer, position, neuron):
+            kept.append(place)
+        elif strict:
+            raise there.lacking(layer, position, neuron)
+    if not kept:
+        layer, position, neuron = places[0]
+        raise there.lacking(layer, position or 0, neuron)
+    if less := len(places) - len(kept):
+        say([f"{less} of the {len(places)} nodes are of experts that do not run there on this prompt: left out"])
+    return kept
+
+
+def _draws(places: Sequence[_Place], there: Running, random: int, seed: int) -> list[list[_Place]]:
     """The random sets of a control."""
     generator = torch.Generator().manual_seed(seed)
-    return [drawn_alike(places, width, generator) for _ in range(random)]
+    return [drawn_alike(places, there, generator) for _ in range(random)]
 
 
-def drawn_alike(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:
-    """As many random neurons in each layer at each position."""
+def drawn_alike(places: Sequence[_Place], there: Running, generator: torch.Generator) -> list[_Place]:
+    """As many random neurons in each layer at each position, among those that are there."""
     counts = Counter((layer, position) for layer, position, _ in places)
+    pools = {place: there.numbers(*place) for place in counts}
     return [
         (layer, position, neuron)
         for (layer, position), count in counts.items()
-        for neuron in torch.randperm(width, generator=generator)[:count].tolist()
+        for pool in [pools[layer, position]]
+        for neuron in pool[torch.randperm(len(pool), generator=generator)[:count]].tolist()
     ]
 
 
