@@ -186,7 +186,7 @@ def factors(module: Any, plan: SimpleNamespace, group: SimpleNamespace, layer: i
     return replay.coefficients(module, plan, layer, gate, up, group.walks[0].prompt.linear_gate)
 
 
-def mixed(plan: SimpleNamespace, group: SimpleNamespace, layer: int) -> SimpleNamespace:
+def mixed(group: SimpleNamespace, layer: int) -> SimpleNamespace:
     """What a mixture has beside an MLP, at all positions of all the prompts: see `replay.of_prompt`."""
     blocks = [walk.prompt.frozen.blocks[layer] for walk in group.walks]
     parts = {name: [getattr(block, name) for block in blocks] for name in ("expert", "writes", "reads")}
@@ -369,7 +369,7 @@ class _Mixture:
 
     def __init__(self, module: Any, plan: SimpleNamespace, group: SimpleNamespace, layer: int) -> None:
         self.of_gate, self.of_up = factors(module, plan, group, layer)
-        self.inside, self.block = replay.part(module, plan, layer, ""), mixed(plan, group, layer)
+        self.inside, self.block = replay.part(module, plan, layer, ""), mixed(group, layer)
         self.plan, self.layer, self.laid = plan, layer, plan.layers[layer].experts
         self.width = self.of_up.shape[-1]
 
