@@ -233,7 +233,7 @@ def shuffled(ranks: Ranks, seed: int, there: Bool[Tensor, "layer place neuron"] 
     return torch.stack(layers)
 
 
-def n_nodes(ranks: Ranks, there: Bool[Tensor, "layer pos neuron"] | None) -> int:
+def count_nodes(ranks: Ranks, there: Bool[Tensor, "layer pos neuron"] | None) -> int:
     """How many nodes a ranking is of, of those that are there; neurons, where it is of such."""
     return placed(ranks).numel() if there is None else int(_as_placed(there, ranks).sum())
 
@@ -258,7 +258,7 @@ def _n_ranked(test: TestSet, ranks: Ranks) -> int:
     mine = placed(ranks).flatten()
     if not torch.equal(mine.sort().values, torch.arange(len(mine), dtype=mine.dtype)):
         raise JobError("ranking", "must give every place from 0 once", "make it with curves.ordered")
-    return n_nodes(ranks, test.there)
+    return count_nodes(ranks, test.there)
 
 
 def _is_free(ranks: Ranks) -> bool:
