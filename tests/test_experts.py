@@ -86,12 +86,17 @@ def test_a_neuron_within_a_layer_is_read() -> None:
     [
         (Neuron(0, 1, 1), "layer 0 has no experts; leave the expert out; layers with experts are 1 to 3"),
         (Neuron(2, 4, 1), "the layer has 4 experts; use E0 to E3"),
-        (Neuron(2, 1, 5), "has 5 neurons; use N0 to N4"),
+        (Neuron(2, 1, 15), "has 5 neurons; use N0 to N4"),
     ],
 )
 def test_a_neuron_that_the_model_lacks_is_refused(given: Neuron, rule: str) -> None:
     with pytest.raises(JobError, match=rule):
         NUMBERING.number(given)
+
+
+def test_a_number_in_the_layer_may_stand_beside_its_expert() -> None:
+    assert [NUMBERING.number(Neuron(2, 1, number)) for number in (2, 7)] == [7, 7]
+    assert NUMBERING.of_parts((2, 1, 2)) == NUMBERING.of_parts((2, 7)) == (2, 7)
 
 
 def test_layers_of_one_shape_are_kept_together() -> None:

@@ -16,8 +16,8 @@ FAMILIES = ("qwen3_moe", "gpt_oss")
 
 
 def mixture(family: str = "qwen3_moe", *, seed: int = 0, n_layers: int = 3, **over: Any) -> tracer.Model:
-    """A loaded model of 3 layers: of qwen3_moe the first is dense, and the others have 8 experts of 12 neurons, of which
-    2 run; of gpt_oss all have."""
+    """A loaded model of 3 layers: of qwen3_moe the first is dense, the others have 8 experts of 12 neurons, of which 2
+    run; of gpt_oss all have."""
     shape = {
         "vocab_size": tiny.VOCAB,
         "hidden_size": 32,
