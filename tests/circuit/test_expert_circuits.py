@@ -11,6 +11,7 @@ import networkx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import tracer
@@ -149,3 +150,32 @@ def test_a_model_without_experts_refuses_them() -> None:
     assert (found.exit_code, "layer 1 has no experts" in found.output) == (2, True)
     found = CliRunner().invoke(app, ["trace", "The car", "--exclude", "1:2:3"])
     assert (found.exit_code, "layer 1 has no experts" in found.output) == (2, True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_of_an_experts_neuron_are_those_of_its_own_weights(family: str) -> None:
+    model, (layer, expert, inside) = mixture(family), (2, 5, 7)
+    module = model.module
+    block, norm = module.model.layers[layer], module.model.norm.weight
+    held = block.mlp.experts
+    transposed = family == "gpt_oss"
+    down = held.down_proj[expert][inside] if transposed else held.down_proj[expert][:, inside]
+    effect = module.lm_head.weight @ (norm * down)
+    embedded = module.model.embed_tokens.weight
+    entered = embedded * (embedded.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    if transposed:
+        both = entered * block.post_attention_layernorm.weight @ held.gate_up_proj[expert]
+        both = both + held.gate_up_proj_bias[expert]
+        gate, up = both[:, 2 * inside].clamp(max=7), both[:, 2 * inside + 1].clamp(-7, 7)
+        value = gate * (1.702 * gate).sigmoid() * (up + 1)
+    else:
+        both = entered * block.post_attention_layernorm.weight @ held.gate_up_proj[expert].T
+        value = torch.nn.functional.silu(both[:, inside]) * both[:, D_EXPERT + inside]
+    (found,) = tracer.neuron_tokens(model, [(layer, expert * D_EXPERT + inside, 1)], 5)
+    wanted = effect.topk(5)
+    assert [one.token_id for one in found.promoted] == wanted.indices.tolist()
+    assert [one.value for one in found.promoted] == pytest.approx(wanted.values.tolist(), rel=1e-4)
+    top = zip(value.topk(5).indices.tolist(), value.topk(5).values.tolist(), strict=True)
+    driven = [(at, one) for at, one in top if one > 0]
+    assert [one.token_id for one in found.driven_by] == [at for at, _ in driven]
+    assert [one.value for one in found.driven_by] == pytest.approx([one for _, one in driven], rel=1e-3)

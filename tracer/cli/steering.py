@@ -14,6 +14,7 @@ from tracer.cli import terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
 from tracer.cli.options import MOST, Bos, Chat, flat, numbers
 from tracer.errors import JobError, quoted
+from tracer.experts import FORMS
 
 if TYPE_CHECKING:
     from tracer.prompts import Prompt
@@ -108,6 +109,10 @@ def steer(
         ),
     ] = None,
     group: Annotated[str | None, typer.Option(help="Only this supernode of --nodes, by its name.")] = None,
+    neuron: Annotated[
+        list[str] | None,
+        typer.Option(help=f"In place of --nodes a neuron at every position, as {FORMS}. Repeatable."),
+    ] = None,
     *,
     tokens: Tokens,
     action: Action,
@@ -127,7 +132,9 @@ def steer(
     prompt, how = chat.asked(tokens.prompt(text)), action.arguments()
     if group is not None and nodes is None:
         raise JobError(f"--group {quoted(group)}", "is of a run or a groups file", "name it with --nodes")
-    chosen = None if nodes is None else steering.read_nodes(nodes, group)
+    if neuron and nodes is not None:
+        raise JobError(f"--neuron {neuron[0]}", "and --nodes both say what is steered", "give one of them")
+    chosen: Any = neuron or (None if nodes is None else steering.read_nodes(nodes, group))
     steering.planned(chosen, **how)
     texts.sampled(drawn.temperature, drawn.top_p, drawn.n, drawn.sample_seed, drawn.max_new_tokens)
     terminal.quiet()

@@ -8,7 +8,7 @@ tokens' texts and tables (meaning/tokens.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tracer.attribution import replay
-from tracer.model.rules import FACTORS
+from tracer.model import experts
+from tracer.model.rules import FACTORS, gated
 
 
 def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
@@ -60,9 +61,13 @@ def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[T
 
 
 def writes(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, basis: str) -> Tensor:
-    """What a unit of each neuron writes out of its MLP [neuron, d_model]."""
+    """What a unit of each neuron writes out of its MLP [neuron, d_model]; one of an expert where the router gives that
+    the weight 1."""
     if basis == "output":
         return torch.nn.functional.one_hot(neuron, plan.d_model).float()
+    if plan.layers[layer].experts is not None:
+        block = module.get_submodule(f"{plan.blocks}.{layer}")
+        return experts.rows_out(block, plan.layers[layer].experts, neuron)
     down = replay.matrix(module, plan, layer, (plan.layers[layer].down, "all"))
     return down[:, neuron.to(down.device)].T.float()
 
@@ -73,18 +78,16 @@ def writes(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, basis
 def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
     """See `extremes`. A token's embedding, as it enters the first block, passes the norm before the MLP, with its own
     statistic, and the maps into the neurons, biases included: the neuron's value if nothing else were there."""
-    table = module.get_submodule(plan.embedding)
-    laid = plan.layers[0]
-    up = into(module, plan, "up_part", ask.neurons, table.weight.device)
-    gate = None if laid.gate_part is None else into(module, plan, "gate_part", ask.neurons, table.weight.device)
-    act = replay.part(module, plan, 0, next(path for kind, path in laid.steps if kind == "activation"))
-    factor, best = FACTORS[type(act).__name__], dict[str, Any]()
+    table, best = module.get_submodule(plan.embedding), dict[str, Any]()
+    up = into(module, plan, "up", ask.neurons, table.weight.device)
+    gate = into(module, plan, "gate", ask.neurons, table.weight.device) if has_gates(plan) else None
+    valued = values_of(module, plan)
     beside: list[Tensor | None] = [None, None]
     for first, last in pieces(ask, 2 * plan.d_model):
         entered = normed(module, plan, table(torch.arange(first, last, device=table.weight.device)).float())
         ups = torch.addmm(up[1][:, None], up[0], entered.T)
         gates = ups if gate is None else torch.addmm(gate[1][:, None], gate[0], entered.T)
-        value = gates * factor(gates) if gate is None else gates * factor(gates) * ups
+        value = valued(gates, ups)
         before, parts = best.get("value"), (gates, ups)
         best["value"] = better(before, first, value, ask.count)
         beside = [carried(old, before, best["value"], first, new) for old, new in zip(beside, parts, strict=True)]
@@ -94,20 +97,37 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     return found | {"beside": torch.stack([one for one in beside if one is not None]).cpu()}
 
 
+def has_gates(plan: SimpleNamespace) -> bool:
+    """Whether neurons have a gate; those of experts do."""
+    return any(laid.gate_part is not None or laid.experts is not None for laid in plan.layers)
+
+
+def values_of(module: Any, plan: SimpleNamespace) -> Callable[[Tensor, Tensor], Tensor]:
+    """What gates and ups make of neurons; all layers of a model do so in one way."""
+    for layer, laid in enumerate(plan.layers):
+        if laid.experts is not None:
+            how = experts.gating(module.get_submodule(f"{plan.blocks}.{layer}"), laid.experts)
+            return lambda gates, ups: gated(how, gates, ups, frozenset())
+    act = replay.part(module, plan, 0, next(path for kind, path in plan.layers[0].steps if kind == "activation"))
+    factor = FACTORS[type(act).__name__]
+    if not has_gates(plan):
+        return lambda gates, _: gates * factor(gates)
+    return lambda gates, ups: gates * factor(gates) * ups
+
+
 def into(
     module: Any, plan: SimpleNamespace, which: str, neurons: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The rows of a map into some neurons, behind the norm's statistic, and their constants: the norm's gain and bias,
-    and the map's own bias, are in them [neuron, d_model], [neuron]."""
+    and the map's own bias, are in them [neuron, d_model], [neuron].
+
+    Args:
+        which: the map, ``gate`` or ``up``.
+    """
     rows, constants = [], []
     for layer, neuron in layers_of(neurons):
         laid = plan.layers[layer]
-        weight = getattr(laid, which)
-        whole = replay.matrix(module, plan, layer, weight)
-        mine = whole[neuron.to(whole.device)].float()
-        own, constant = bias(module, plan, layer, weight), torch.zeros(len(mine), device=mine.device)
-        if own is not None:
-            constant = constant + own[neuron.to(own.device)].float()
+        mine, constant = maps(module, plan, layer, neuron, which)
         if laid.mlp_in is not None:
             path = f"{plan.blocks}.{layer}.{laid.mlp_in}"
             shift = getattr(module.get_submodule(path), "bias", None)
@@ -117,6 +137,18 @@ def into(
         rows.append(mine.to(device))
         constants.append(constant.to(device))
     return torch.cat(rows), torch.cat(constants)
+
+
+def maps(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, which: str) -> tuple[Tensor, Tensor]:
+    """The rows of a map into some neurons of a layer [neuron, d_model], and their biases [neuron]."""
+    laid = plan.layers[layer]
+    if laid.experts is not None:
+        return experts.rows_in(module.get_submodule(f"{plan.blocks}.{layer}"), laid.experts, neuron, which)
+    weight = getattr(laid, f"{which}_part")
+    whole = replay.matrix(module, plan, layer, weight)
+    mine, own = whole[neuron.to(whole.device)].float(), bias(module, plan, layer, weight)
+    constant = torch.zeros(len(mine), device=mine.device)
+    return mine, constant if own is None else constant + own[neuron.to(own.device)].float()
 
 
 def bias(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor | None:
