@@ -136,7 +136,7 @@ def test_a_neuron_that_did_not_run_is_refused_where_it_is_named_and_left_out_of_
     with refused(JobError, f"L{LAYER} E{idle} N0 at position {last}", "did not run there", f"{names} did"):
         tracer.steer(model, [(LAYER, last, idle * D_EXPERT)], PROMPT, factor=0)
     circuit = tracer.trace(model, PROMPT, nodes=60)
-    other = Prompt("What big men have of man", target=" are")
+    other = Prompt("What big men have of man in that", target=" are")
     rows = circuit.rows("neuron")
     there = Running.of(model, [encode(other, model).token_ids])
     length = len(encode(other, model).token_ids)
