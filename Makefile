@@ -1,6 +1,6 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # quick: the tests without model, server or process, in under a minute.
-# check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
+# check: ruff, pyright, import contracts, README tree and families.   bench: ratios measured side by side.   slow: the long tests.
 # shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
 # attacks: everything that was done to it from outside, and a table of the harm: all zeros.
 # real: the studies of jobs/real on Gemma 3 270M, or on MODEL=FOLDER_OR_ID; FULL=1 the whole grid, SET=key=value a change.
@@ -42,6 +42,7 @@ check: $(READY)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/readme_tree.py
+	$(BIN)/python tools/families.py
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py

@@ -191,6 +191,7 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
         fields = asdict(one) if isinstance(one, Message) else one
         given = {key: kept for key, kept in fields.items() if kept is not None}
         role, content = given.get("role"), given.get("content")
+        _check_parts(content)
         if set(given) != {"role", "content"} or not isinstance(content, str):
             raise JobError(f"message {quoted(given)}", "must have a role and a content that is text, and no more", step)
         if role not in ROLES:
@@ -207,6 +208,19 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
         step = f"give how the answer begins as {option('seed')}" if found[-1].role == "assistant" else "add one"
         raise JobError(f"{what} {quoted(found[-1].content)}", rule, step)
     return tuple(found)
+
+
+def _check_parts(content: Any) -> None:
+    """Refuse what is said in parts, as models that also take images or sound are asked."""
+    if not is_list(content) or not all(isinstance(one, Mapping) and "type" in one for one in content):
+        return
+    kinds = list(dict.fromkeys(str(one["type"]) for one in content))
+    if kinds == ["text"]:
+        rule, step = "is in parts, not one text", "give the text itself as content"
+    else:
+        rule = f"has parts of the types {', '.join(kinds)}, and only text is traced"
+        step = "ask about a text alone: no image or sound can be part of a prompt"
+    raise JobError(f"content {quoted(content)}", rule, step)
 
 
 def _last_of_user(messages: Any) -> Message:

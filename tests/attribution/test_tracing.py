@@ -29,7 +29,7 @@ NO_BIAS: list[tuple[str, dict[str, Any]]] = [
     ("gpt_neox", {"biases": False, "use_parallel_residual": False}),
     ("llama", {"tie_word_embeddings": True}),
 ]
-GATED = tuple(family for family in t.FAMILIES if family not in ("gpt2", "gpt_neox"))
+GATED = tuple(family for family in t.FAMILIES if family not in t.UNGATED)
 
 
 def steps(method: str) -> dict[str, Any]:

@@ -30,19 +30,27 @@ SIZES = """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     max_position_embeddings n_positions n_embd n_layer n_head n_inner initializer_range rms_norm_eps layer_norm_eps
     layer_norm_epsilon pad_token_id bos_token_id eos_token_id
+    ffn_hidden_size num_kv_heads norm_eps eod_token_id num_experts top_k_experts moe_intermediate_size
+    vocab_size_per_layer_input
 """
 NO_EFFECT = """
     use_cache pretraining_tp attention_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout classifier_dropout
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout is_decoder
     original_max_position_embeddings _sliding_window_pattern max_window_layers
+    residual_dropout sliding_window_pattern ignore_keys_at_rope_validation _heterogeneity_spec use_double_wide_mlp
+    attention_softmax_in_fp32 scale_attention_softmax_in_fp32
 """
 """Training, other heads than the language model's, caches; or read through another option (by which it is tested)."""
 TESTED = """
     hidden_act hidden_activation activation_function rope_parameters attention_bias mlp_bias tie_word_embeddings
     sliding_window use_sliding_window layer_types query_pre_attn_scalar final_logit_softcapping attn_logit_softcapping
     use_bidirectional_attention use_parallel_residual scale_attn_weights scale_attn_by_inverse_layer_idx
+    alibi bias multi_query new_decoder_architecture num_ln_in_parallel_attn parallel_attn activation logit_scale
+    attention_out_bias attention_k_eq_v use_bias rotary_dim
 """
-REFUSED = "add_cross_attention reorder_and_upcast_attn"
+REFUSED = """
+    add_cross_attention reorder_and_upcast_attn hidden_size_per_layer_input num_kv_shared_layers enable_moe_block
+"""
 LOOKED_AT = frozenset(f"{SIZES} {NO_EFFECT} {TESTED} {REFUSED}".split())
 
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 10000.0}
@@ -75,6 +83,7 @@ def phi3(border: int = 5) -> dict[str, Any]:
     return {"original_max_position_embeddings": border, "rope_parameters": rope}
 
 
+NEMOTRON_ROPE = {**LINEAR, "partial_rotary_factor": 1.0}
 FULL, SLIDING = "full_attention", "sliding_attention"
 CASES: dict[str, list[dict[str, Any]]] = {
     "llama": [
@@ -142,12 +151,64 @@ CASES: dict[str, list[dict[str, Any]]] = {
         {"is_causal": False},
     ],
 }
+CASES |= {
+    "falcon": [
+        {"bias": False, "multi_query": False},
+        {"new_decoder_architecture": True, "num_kv_heads": 2},
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        {"parallel_attn": False, "multi_query": False, "alibi": True, "activation": "relu"},
+        {"alibi": True, "tie_word_embeddings": False},
+        {"rope_parameters": longrope(5, 4)},
+        {"is_causal": False},
+        {"alibi": True, "is_causal": False},
+    ],
+    "cohere2": [
+        {"logit_scale": 3.0, "attention_bias": True, "tie_word_embeddings": False},
+        {"sliding_window": 2, "layer_types": [FULL, SLIDING, SLIDING]},
+        {"layer_types": [FULL] * 3, "hidden_act": "gelu"},
+        {"is_causal": False},
+    ],
+    "glm": [{"attention_bias": False, "rope_parameters": longrope(5, 2)}, {"is_causal": False}],
+    "glm4": [{"attention_bias": False, "rope_parameters": longrope(5, 4)}, {"is_causal": False}],
+    "ministral": [
+        {"sliding_window": 2, "layer_types": None, "head_dim": 8},
+        {"is_causal": False},
+    ],
+    "ministral3": [{"sliding_window": 3}, {"tie_word_embeddings": True}, {"is_causal": False}],
+    "nemotron": [{"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}, {"rope_parameters": NEMOTRON_ROPE}],
+    "exaone4": [
+        {"sliding_window": None, "layer_types": [FULL] * 3},
+        {"layer_types": [FULL, SLIDING, SLIDING], "sliding_window": 2},
+        {"is_causal": False},
+    ],
+    "seed_oss": [
+        {"attention_bias": False},
+        {"attention_out_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+        {"is_causal": False},
+    ],
+    "gemma4": [
+        {"attention_k_eq_v": False},
+        {"attention_k_eq_v": False, "global_head_dim": 8, "final_logit_softcapping": None},
+        {"num_global_key_value_heads": None, "layer_types": [FULL] * 3, "hidden_activation": "gelu"},
+        {"use_bidirectional_attention": "vision", "attention_bias": True},
+        {"use_bidirectional_attention": "all"},
+        {"layer_types": [SLIDING, SLIDING, FULL], "sliding_window": 2, "tie_word_embeddings": False},
+    ],
+    "hunyuan_v1_dense": [{"attention_bias": True}, {"rope_parameters": DYNAMIC}, {"is_causal": False}],
+    "ernie4_5": [{"use_bias": True}, {"tie_word_embeddings": False, "head_dim": 8}, {"is_causal": False}],
+    "gpt_bigcode": [
+        {"multi_query": False, "scale_attn_weights": False},
+        {"activation_function": "relu", "tie_word_embeddings": False},
+        {"is_causal": False},
+    ],
+    "gptj": [{"rotary_dim": 8, "activation_function": "relu"}, {"tie_word_embeddings": True}, {"is_causal": False}],
+}
 EVERY = [(family, over) for family, cases in CASES.items() for over in cases]
 NAMES = [f"{family}-{'-'.join(f'{name}' for name in over)}-{number}" for number, (family, over) in enumerate(EVERY)]
 BIDIRECTIONAL = [
     (family, over)
     for family, over in EVERY
-    if over.get("is_causal") is False or over.get("use_bidirectional_attention")
+    if over.get("is_causal") is False or over.get("use_bidirectional_attention") in (True, "all")
 ]
 IDS = (1, 6, 7, 8, 9, 10, 11)
 every_option = pytest.mark.parametrize(("family", "over"), EVERY, ids=NAMES)
@@ -165,7 +226,7 @@ def kernels(family: str, over: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("family", t.FAMILIES)
 def test_every_option_of_every_family_was_looked_at(family: str) -> None:
-    config = AutoConfig.for_model("gemma3_text" if family == "gemma3" else family)
+    config = AutoConfig.for_model(t._config(family, 1)[0])
     assert set(vars(config)) - set(vars(PretrainedConfig())) - LOOKED_AT == set()
 
 
@@ -273,9 +334,26 @@ def test_attention_that_only_a_module_says_is_not_causal_is_refused(family: str,
 
 
 def test_an_option_that_transformers_reads_by_halves_is_refused() -> None:
-    """Gemma 2 reads it in its attention, not in its masks."""
+    """Gemma 2 reads it in its attention, not in its masks; Nemotron the other way round."""
     with refused(ModelError, "is_causal", "gemma2"):
         made("gemma2", {"use_bidirectional_attention": True})
+    with refused(ModelError, "is_causal=False", "one with causal attention"):
+        made("nemotron", {"is_causal": False})
+
+
+@pytest.mark.parametrize(
+    ("family", "over"),
+    [
+        ("gpt_bigcode", {"add_cross_attention": True, "multi_query": False}),
+        ("gemma4", {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": t.VOCAB}),
+        ("gemma4", {"num_kv_shared_layers": 1, "layer_types": [FULL] * 3}),
+        ("gemma4", {"enable_moe_block": True, "num_experts": 2, "top_k_experts": 1, "moe_intermediate_size": 8}),
+    ],
+)
+def test_an_option_that_no_step_describes_is_refused_by_name(family: str, over: dict[str, Any]) -> None:
+    name = next(iter(over))
+    with refused(ModelError, f"{name}={over[name]!r}"):
+        made(family, over)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ UNSUPPORTED = {
     "opt": {"ffn_dim": 16, "word_embed_proj_dim": 16},
     "bloom": {},
     "falcon": {},
-    "gemma": {"intermediate_size": 16, "num_key_value_heads": 1, "head_dim": 8},
     "mamba": {},
 }
 
@@ -42,7 +41,10 @@ def test_the_parts_are_where_the_oracle_finds_them(family: str) -> None:
     assert module.get_submodule(found.head) is module.get_output_embeddings()
     blocks = list(module.get_submodule(found.blocks).children())
     pairs = list(zip(blocks, found.laid_out(module), strict=True))
-    parts = {kind: [block.get_submodule(laid.path(kind)) for block, laid in pairs] for kind in KINDS}
+    paths = [{step.kind.replace("delta", "attention"): step.path for step in laid.steps} for _, laid in pairs]
+    parts = {
+        kind: [block.get_submodule(path[kind]) for (block, _), path in zip(pairs, paths, strict=True)] for kind in KINDS
+    }
     assert parts["neurons"] == [mlp.down for mlp in ref.mlps(module)]
     assert parts["activation"] == [mlp.act for mlp in ref.mlps(module)]
     assert parts["attention"] == [part.module for part in ref.attentions(module)]
@@ -89,7 +91,7 @@ def test_an_unsupported_folder_is_refused_before_its_weights_are_read(tmp_path: 
         tracer.load(tmp_path)
 
 
-@pytest.mark.parametrize("act", ["mish", "tanh", "quick_gelu", "relu2", "sigmoid"])
+@pytest.mark.parametrize("act", ["hardswish", "tanh", "laplace", "relu6", "sigmoid"])
 def test_an_unknown_activation_is_refused(act: str, tmp_path: Path) -> None:
     module = t.tiny("llama", hidden_act=act)
     with refused(ModelError, "model.layers.0.mlp.act_fn", "FACTORS in tracer/model/rules.py"):

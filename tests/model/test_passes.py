@@ -79,7 +79,7 @@ def test_linearised_forward_equals_the_models_own_to_the_bit(
     for hidden in seen:
         assert hidden.dtype == DTYPES[dtype]
         assert torch.equal(hidden, seen[0])
-    uncapped = model.module.get_output_embeddings()(seen[0][:, -1:].detach())
+    uncapped = ref.scaled_logits(model.module, model.module.get_output_embeddings()(seen[0][:, -1:].detach()))
     cap = model.soft_cap
     assert torch.equal(uncapped if cap is None else torch.tanh(uncapped / cap) * cap, before[:, -1:])
     assert torch.equal(passes.logits(model, BATCH), before.float())

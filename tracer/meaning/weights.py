@@ -8,7 +8,7 @@ tokens' texts and tables (meaning/tokens.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tracer.attribution import replay
 from tracer.model import experts
-from tracer.model.rules import FACTORS, gated
+from tracer.model import rules as linearize
 
 
 def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
@@ -44,15 +44,17 @@ def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, 
 
 def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, Tensor]:
     """See `extremes`. A write direction passes the norm behind the MLP, if there is one, and the final norm, both of
-    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap."""
+    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap. Constants of
+    the family are in it."""
     head, written = module.get_submodule(plan.head).weight, []
     for layer, neuron in layers_of(ask.neurons):
         rows = writes(module, plan, layer, neuron, ask.basis)
         one = torch.ones(len(rows), device=rows.device)
-        rows = replay.through_norm(module, plan, layer, plan.layers[layer].mlp_out, one, rows, False)
+        rows = replay.out_of_mlp(module, plan, layer, one, rows)
         written.append(rows.to(head.device))
     kind, path = plan.final_norm
-    read = replay.scaled(kind, replay.gain(module, plan, path).to(head.device), torch.cat(written), False)
+    gain = plan.logit_scale * replay.gain(module, plan, path).to(head.device)
+    read = replay.scaled(kind, gain, torch.cat(written), False)
     best = None
     for first, last in pieces(ask, plan.d_model):
         best = better(best, first, read @ head[first:last].float().T, ask.count)
@@ -81,13 +83,13 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     table, best = module.get_submodule(plan.embedding), dict[str, Any]()
     up = into(module, plan, "up", ask.neurons, table.weight.device)
     gate = into(module, plan, "gate", ask.neurons, table.weight.device) if has_gates(plan) else None
-    valued = values_of(module, plan)
     beside: list[Tensor | None] = [None, None]
     for first, last in pieces(ask, 2 * plan.d_model):
-        entered = normed(module, plan, table(torch.arange(first, last, device=table.weight.device)).float())
+        entered = plan.embedding_scale * table(torch.arange(first, last, device=table.weight.device)).float()
+        entered = normed(module, plan, entered)
         ups = torch.addmm(up[1][:, None], up[0], entered.T)
         gates = ups if gate is None else torch.addmm(gate[1][:, None], gate[0], entered.T)
-        value = valued(gates, ups)
+        value = valued(module, plan, ask.neurons, gates, ups)
         before, parts = best.get("value"), (gates, ups)
         best["value"] = better(before, first, value, ask.count)
         beside = [carried(old, before, best["value"], first, new) for old, new in zip(beside, parts, strict=True)]
@@ -102,17 +104,19 @@ def has_gates(plan: SimpleNamespace) -> bool:
     return any(laid.gate_part is not None or laid.experts is not None for laid in plan.layers)
 
 
-def values_of(module: Any, plan: SimpleNamespace) -> Callable[[Tensor, Tensor], Tensor]:
-    """What gates and ups make of neurons; all layers of a model do so in one way."""
-    for layer, laid in enumerate(plan.layers):
+def valued(module: Any, plan: SimpleNamespace, neurons: Tensor, gates: Tensor, ups: Tensor) -> Tensor:
+    """What gates and ups [neuron, token] make of the neurons: each layer in its own way."""
+    layers, found = layers_of(neurons), []
+    sizes = [len(mine) for _, mine in layers]
+    for (layer, _), gate, up in zip(layers, gates.split(sizes), ups.split(sizes), strict=True):
+        laid = plan.layers[layer]
         if laid.experts is not None:
             how = experts.gating(module.get_submodule(f"{plan.blocks}.{layer}"), laid.experts)
-            return lambda gates, ups: gated(how, gates, ups, frozenset())
-    act = replay.part(module, plan, 0, next(path for kind, path in plan.layers[0].steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__]
-    if not has_gates(plan):
-        return lambda gates, _: gates * factor(gates)
-    return lambda gates, ups: gates * factor(gates) * ups
+            found.append(linearize.gated(how, gate, up, frozenset()))
+            continue
+        value = gate * linearize.factor(replay.activation(module, plan, layer), gate)
+        found.append(value if laid.gate_part is None else value * up)
+    return torch.cat(found)
 
 
 def into(
@@ -168,10 +172,9 @@ def normed(module: Any, plan: SimpleNamespace, entered: Tensor) -> Tensor:
     if path is None:
         return entered
     norm = replay.part(module, plan, 0, path)
-    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     if replay.kind_of(plan, 0, path) == "layer_norm":
         entered = entered - entered.mean(-1, keepdim=True)
-    return entered * (entered.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return entered * (entered.square().mean(-1, keepdim=True) + linearize.epsilon(norm)).rsqrt()
 
 
 # Pieces of the vocabulary.

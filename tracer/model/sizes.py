@@ -15,7 +15,7 @@ from torch import nn
 from tracer.errors import ModelError, quoted
 from tracer.model import folder
 from tracer.model import model as loading
-from tracer.model.families import ROTARY, Layout, family_of
+from tracer.model.families import ROTARY, Layout, family_of, inputs_of, value_heads
 from tracer.model.model import DTYPES, QUANTIZED, Model
 
 # Tensors of a neuron's width that an activation saves for its own backward, beside its result.
@@ -152,11 +152,12 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     sizes = [_bytes(block, bits) for block in blocks]
     inside = sum(_bytes(block, None) for block in blocks)
     outer = _bytes(module, None) - inside
-    each = [_mlp(block, laid) for block, laid in zip(blocks, family.laid_out(module), strict=True)]
-    widest, heads = max(each, key=lambda one: one.running), int(config.num_attention_heads)
+    laid_out, heads = list(zip(blocks, family.laid_out(module), strict=True)), int(config.num_attention_heads)
+    each = [_mlp(block, laid) for block, laid in laid_out]
+    widest = max(each, key=lambda one: one.running)
     layout = widest.layout
     norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
-    around = [step for step in norms if not step.path.endswith(("q_norm", "k_norm"))]
+    around = [step for step in norms if step.path in layout.wiring.norms]
     d_model = int(config.hidden_size)
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
     return Shape(
@@ -168,8 +169,8 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         numbered=max(one.numbered for one in each),
         routed=max(one.routed for one in each),
         n_heads=heads,
-        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or d_model // heads),
+        n_kv_heads=max(value_heads(block, one, heads) for block, one in laid_out),
+        head_dim=max(inputs_of(block.get_submodule(one.wiring.output.path)) // heads for block, one in laid_out),
         vocab_size=int(config.vocab_size),
         context_length=int(config.max_position_embeddings),
         itemsize=module.dtype.itemsize,
