@@ -15,7 +15,7 @@ from helpers import refused
 from inline import InlinePool
 from mixtures import D_EXPERT, N_EXPERTS, mixture
 from tracer.circuit.from_run import circuit_of, graph_of
-from tracer.errors import JobError, RunError
+from tracer.errors import JobError, TracerError
 from tracer.runs.jobs import load_job
 
 TEXTS = [f"the {noun} near the keys" for noun in ("car", "man", "men", "key")]
@@ -60,7 +60,7 @@ def test_tables_say_experts_and_a_job_leaves_neurons_out_by_them(folder: Path, t
 
 def test_a_job_that_names_an_expert_that_there_is_not_is_refused(folder: Path, tmp_path: Path) -> None:
     for name, rule in ((f"2/{N_EXPERTS}/0", f"has {N_EXPERTS} experts"), ("0/1/3", "layer 0 has no experts")):
-        with refused((JobError, RunError), rule):
+        with refused(TracerError, rule):
             tracer.run(job(tmp_path, folder, exclude=[name]), tmp_path / "run", overwrite=True, pool=InlinePool())
 
 
