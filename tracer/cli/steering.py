@@ -48,12 +48,12 @@ class Which:
             help="A run folder (of one prompt, or a dataset's with its circuit), or a CSV or JSON-lines file of layer, "
             "neuron, position; with --group also a supernodes.json. Default: the prompt's own."
         ),
-    ] = (None,)
-    group: Annotated[str | None, typer.Option(help="Only this supernode of --nodes, by its name.")] = (None,)
+    ] = None
+    group: Annotated[str | None, typer.Option(help="Only this supernode of --nodes, by its name.")] = None
     neuron: Annotated[
         list[str] | None,
         typer.Option(help=f"In place of --nodes a neuron at every position, as {FORMS}. Repeatable."),
-    ] = (None,)
+    ] = None
 
     def chosen(self) -> Any:
         """As `tracer.steer` takes them; None for the prompt's own.

@@ -26,7 +26,7 @@ from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation.running import Running
 from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sampled
-from tracer.experts import Neuron, Numbering, parse, parse_within
+from tracer.experts import Neuron, parse, parse_within
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
@@ -187,11 +187,8 @@ def steer(
     action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
     drawn = sampled(temperature, top_p, n, sample_seed, max_new_tokens)
     encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
-    numbered = _numbered(_places(nodes, top), model.numbering(basis))
-    places = _moved(numbered, model, encoded, everywhere, positions)
-    _check_places(places, model, encoded)
     there = Running.of(model, [encoded.token_ids], basis)
-    places = _running(places, there, basis, strict=not isinstance(nodes, Graph))
+    places = _acted_on(model, encoded, nodes, there, basis, (top, everywhere, positions))
     run, draws = _Run(model, encoded, action, basis, judge), _draws(places, there, random, seed)
     logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
@@ -339,13 +336,25 @@ def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
     return nodes.settings.basis
 
 
-def _numbered(places: Sequence[_Written], numbering: Numbering) -> list[_Place]:
-    """The places by numbers in layers, each once.
+def _acted_on(
+    model: Model,
+    encoded: Encoded,
+    nodes: Nodes,
+    there: Running,
+    basis: str,
+    how: tuple[int | None, bool, Sequence[SupportsIndex] | None],
+) -> list[_Place]:
+    """The places that are acted on; `how`: of `steer` the top, everywhere and positions.
 
     Raises:
-        JobError: an expert, or a neuron of one, that the model does not have.
+        JobError: a neuron that the model, or the prompt, does not have.
     """
-    return list(dict.fromkeys((layer, at, numbering.numbered(neuron)) for layer, at, neuron in places))
+    top, everywhere, positions = how
+    numbering = model.numbering(basis)
+    numbered = dict.fromkeys((layer, at, numbering.numbered(neuron)) for layer, at, neuron in _places(nodes, top))
+    places = _moved(list(numbered), model, encoded, everywhere, positions)
+    _check_places(places, model, encoded)
+    return _running(places, there, basis, strict=not isinstance(nodes, Graph))
 
 
 def _places(nodes: Nodes, top: int | None) -> list[_Written]:

@@ -6,6 +6,7 @@ on it (runs/plan/memory.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,9 +166,7 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         family=family.name,
         n_layers=len(blocks),
         d_model=d_model,
-        d_mlp=widest.running,
-        numbered=max(one.numbered for one in each),
-        routed=max(one.routed for one in each),
+        **_widths(each, widest),
         n_heads=heads,
         n_kv_heads=max(value_heads(block, one, heads) for block, one in laid_out),
         head_dim=max(inputs_of(block.get_submodule(one.wiring.output.path)) // heads for block, one in laid_out),
@@ -179,8 +178,6 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         outer_bytes=outer,
         checkpoint_bytes=checkpoint,
         attention="eager" if config._attn_implementation == "eager" else "sdpa",
-        gated=widest.gated,
-        saved_by_activation=widest.saved_by_activation,
         norms=len(around),
         norm_itemsize=4 if around[0].kind == "rms_norm" else module.dtype.itemsize,
         qk_norms=len(norms) > len(around),
@@ -201,6 +198,13 @@ class _Mlp:
     routed: int
     gated: bool
     saved_by_activation: int
+
+
+def _widths(each: Sequence[_Mlp], widest: _Mlp) -> dict[str, Any]:
+    """What `Shape` says of all blocks' MLPs."""
+    numbered, routed = max(one.numbered for one in each), max(one.routed for one in each)
+    found = {"d_mlp": widest.running, "numbered": numbered, "routed": routed}
+    return found | {"gated": widest.gated, "saved_by_activation": widest.saved_by_activation}
 
 
 def _mlp(block: nn.Module, layout: Layout) -> _Mlp:
