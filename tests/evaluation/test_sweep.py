@@ -218,7 +218,8 @@ def test_random_groups_are_of_the_same_size_and_hold_no_member() -> None:
     assert made == controls(group, dense(48), 20, 1)
     assert made[:5] == controls(group, dense(48), 5, 1)
     assert made != controls(group, dense(48), 20, 2)
-    assert controls(group, dense(4), 3, 0) == []  # two of four are members, at one position two more are wanted
+    (most,) = groups_of({"x": [(0, 1, 0), (0, 1, 1), (0, 1, 2)]})
+    assert controls(most, dense(4), 3, 0) == []  # three of four are members, and three others are wanted
     seen = {one.places[-1][2] for one in controls(group, dense(48), 400, 0)}
     assert seen == set(range(48)) - {1}
 
