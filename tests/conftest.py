@@ -51,6 +51,7 @@ TIERS = {
     "runs": "process",
     "runs/test_benchmark.py": "model",
     "runs/test_dataset_circuit.py": "model",
+    "runs/test_expert_runs.py": "model",
     "runs/test_filter.py": "model",
     "runs/test_jobs.py": "unit",
     "runs/test_pages.py": "model",

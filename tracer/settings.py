@@ -6,12 +6,13 @@ several modules share; a setting that would have no effect is refused. Refuses t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from tracer.errors import JobError, quoted
+from tracer.experts import DENSE, Experts, Numbering
 from tracer.records import LARGEST, Record
 
 Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random"]
@@ -125,7 +126,7 @@ class WeightsFile(Record):
 
 class ModelRecord(Record):
     """Which model a circuit belongs to; `fingerprint` is a hash of a sample of its weights, an `adapter` merged, `gguf`
-    the file that they were read from, if it was one."""
+    the file that they were read from, if it was one; `experts` its mixtures, of whose neurons an expert has some."""
 
     name: str
     revision: str | None
@@ -139,12 +140,17 @@ class ModelRecord(Record):
     d_mlp: int
     n_heads: int
     parallel: bool
+    experts: tuple[Experts, ...] = ()
 
     @model_serializer(mode="wrap")
     def _as_before_adapters(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Without a key that says nothing, so that the fingerprints of circuits stay what they were."""
         kept = handler(self)
-        return {name: value for name, value in kept.items() if name not in ("adapter", "gguf") or value is not None}
+        return {name: value for name, value in kept.items() if name not in ("adapter", "gguf", "experts") or value}
+
+    def numbering(self, basis: str = "activation") -> Numbering:
+        """How its neurons are numbered; in the basis ``output`` no expert has any."""
+        return Numbering(self.experts if basis == "activation" else ())
 
     @property
     def shown(self) -> str:
@@ -157,6 +163,12 @@ class ModelRecord(Record):
         file = None if self.gguf is None or self.name.endswith(".gguf") else self.gguf.file
         given = {"revision": self.revision, "gguf_file": file, "adapter": self.adapter}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def numbering_in(record: Mapping[str, Any], basis: str = "activation") -> Numbering:
+    """How the neurons of a run's model are numbered, by the run's record; as of a dense model until it says which."""
+    made = record.get("model")
+    return DENSE if made is None else ModelRecord.model_validate(made).numbering(basis)
 
 
 def check_rules(rules: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ from tracer.circuit.supernodes_file import Supernodes, of_graph, write, write_to
 from tracer.data.tasks import capitals
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, RunError
+from tracer.evaluation.running import Running
 from tracer.evaluation.steering import Action, drawn_alike, read_nodes, steer
 from tracer.evaluation.swap import swap, wilson
 from tracer.model.model import Model
@@ -179,7 +180,7 @@ def test_the_control_is_seeded_and_has_as_many_neurons_in_each_layer_at_each_pos
     assert one.control is not None
     assert one.control.low < one.control.mean < one.control.high
     places = [(row["layer"], row["position"], row["neuron"]) for row in circuit().neurons.to_pylist()]
-    drawn = drawn_alike(places, 384, torch.Generator().manual_seed(0))
+    drawn = drawn_alike(places, Running((384,) * 4, (None,) * 4, {}), torch.Generator().manual_seed(0))
     assert len(set(drawn)) == len(places)
     assert Counter(node[:2] for node in drawn) == Counter(node[:2] for node in places)
     assert set(drawn) != set(places)

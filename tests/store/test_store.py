@@ -37,9 +37,9 @@ def columns(text: str) -> list[tuple[str, pa.DataType]]:
 
 def test_node_and_edge_schemas_are_the_designs() -> None:
     nodes = columns(
-        "prompt_id int64, node_id int32, kind string, layer int16, position int32, neuron int32, token string, "
-        "activation float32, attribution float32, gradient float32, explained float32, influence float32, "
-        "bias_share float32"
+        "prompt_id int64, node_id int32, kind string, layer int16, position int32, neuron int32, expert int32, "
+        "token string, activation float32, attribution float32, gradient float32, explained float32, "
+        "influence float32, bias_share float32"
     )
     edges = columns("prompt_id int64, source int32, target int32, weight float32, share float32, attribution float32")
     assert list(zip(NODES.names, NODES.types, strict=True)) == nodes

@@ -138,7 +138,7 @@ class Making:
     def _tables(self, selected: SelectedNodes) -> tuple[pa.Table, pa.Table | None, int, Tensor]:
         """The nodes, the edges (None without), how many edges there were before pruning, and which of the selected
         nodes are left."""
-        columns, weights = _node_columns(self.model, selected, self.chosen)
+        columns, weights = _node_columns(self.model, self.record, selected, self.chosen)
         if self.pruning is None:
             return nodes_table(columns), None, 0, torch.arange(len(selected.nodes))
         kinds = columns["kind"]
@@ -291,7 +291,9 @@ def _baselines(model: Model, selected: SelectedNodes, chosen: Settings) -> tuple
     return nodes, passes.embedding(model, Batch((paired,)))[0].float()
 
 
-def _node_columns(model: Model, selected: SelectedNodes, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
+def _node_columns(
+    model: Model, made: ModelRecord, selected: SelectedNodes, chosen: Settings
+) -> tuple[dict[str, list[Any]], list[float]]:
     """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
     of each logit in the metric."""
     layer, position, neuron = (part.tolist() for part in selected.nodes.unbind(-1))
@@ -307,6 +309,7 @@ def _node_columns(model: Model, selected: SelectedNodes, chosen: Settings) -> tu
         "layer": layer + [-1] * length + [model.n_layers] * n_terms,
         "position": at + places,
         "neuron": [*neuron, *token_ids, *tokens],
+        "expert": made.numbering(chosen.basis).experts_of(layer, neuron) + [None] * (length + n_terms),
         "token": [names[token] for token in ids],
         "activation": selected.activations.tolist() + [None] * length + selected.logits.tolist(),
         "attribution": selected.attributions.tolist()

@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from tracer.circuit import identities
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, RunError, option, quoted
+from tracer.experts import DENSE, Numbering
 from tracer.records import Record
 from tracer.settings import ModelRecord, Settings
 from tracer.store import one_prompt
@@ -91,7 +92,8 @@ class Graph(Record):
 
     Attributes:
         nodes: Arrow table in `schemas.NODES`: neurons strongest first, then embeddings by position, then logits.
-            For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
+            `neuron` is the number in the layer, of which `expert` holds a part (tracer/experts.py); null where none
+            does. For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
             is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
             `influence` the part of the logits' |weight| that flows through it within this graph;
             `gradient` the metric's gradient at a node, by which its distance from its baseline was multiplied (a
@@ -139,6 +141,11 @@ class Graph(Record):
         if any(len(end) and not 0 <= end.min() <= end.max() < self.nodes.num_rows for end in ends):
             raise ValueError("an edge has an unknown end")
         return self
+
+    @property
+    def numbering(self) -> Numbering:
+        """How its neurons are numbered; in an imported graph no expert is known."""
+        return DENSE
 
     @property
     def neurons(self) -> pa.Table:
@@ -251,6 +258,7 @@ class Graph(Record):
         for row in self.nodes.drop_columns("prompt_id").to_pylist():
             node = row.pop("node_id")
             row["label"] = self.labels.get(node) or (row["kind"] == "neuron" and said.label(row)) or None
+            row["name"] = said.plain(row) if row["expert"] is not None else None
             graph.add_node(node, **{name: value for name, value in row.items() if value is not None})
         for row in self._links().drop_columns("prompt_id").to_pylist():
             ends = row.pop("source"), row.pop("target")
@@ -328,6 +336,11 @@ class Traced(Graph):
     settings: Settings
     model: ModelRecord
     profiles: pa.Table | None = None
+
+    @property
+    def numbering(self) -> Numbering:
+        """How the neurons of its model are numbered in its basis."""
+        return self.model.numbering(self.settings.basis)
 
     @model_validator(mode="after")
     def _profiled(self) -> Traced:
@@ -568,9 +581,9 @@ def profiles_table(node_ids: Sequence[int], inputs: Sequence[Any], outputs: Sequ
 
 
 def nodes_table(columns: dict[str, Any]) -> pa.Table:
-    """A table in `schemas.NODES` for one prompt from its columns, numbered in their order."""
+    """A table in `schemas.NODES` for one prompt from its columns, numbered in their order; `expert` may be left out."""
     size = len(columns["kind"])
-    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), **columns}
+    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), "expert": [None] * size, **columns}
     return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in NODES})
 
 

@@ -180,7 +180,7 @@ def _with_links(folder: RunFolder) -> tuple[dict[str, list[Any]], pa.Table]:
 def _columns(rows: dict[str, list[Any]], tokens: tuple[str, ...]) -> dict[str, list[Any]]:
     """A dataset's nodes as columns of the nodes table."""
     empty = [None] * len(rows["layer"])
-    same = ("kind", "layer", "position", "neuron", "explained", "influence", "bias_share")
+    same = ("kind", "layer", "position", "neuron", "expert", "explained", "influence", "bias_share")
     roles = {TARGET: "target", FOIL: "foil"}
     return {
         **dict.fromkeys(NODES.names[2:], empty),

@@ -43,6 +43,13 @@ def _of_nodes(circuit: Circuit) -> Iterator[str]:
     nodes, kinds = circuit.nodes, np.array(circuit.nodes["kind"].to_pylist())
     if not all(_finite(nodes[name]) for name in ("activation", "attribution", "gradient")):
         yield "an activation, an attribution or a gradient is not finite"
+    numbering = circuit.numbering
+    named = [
+        numbering.expert(layer, neuron) if kind == "neuron" else None
+        for kind, layer, neuron in zip(*(nodes[name].to_pylist() for name in ("kind", "layer", "neuron")), strict=True)
+    ]
+    if nodes["expert"].to_pylist() != named:
+        yield "a node's expert is not the one that its neuron belongs to"
     attribution = nodes["attribution"].to_numpy()
     parts = attribution[kinds == "embedding"].astype(np.float64)
     if len(parts) == len(circuit.tokens):

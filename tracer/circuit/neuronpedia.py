@@ -42,6 +42,7 @@ _OLD = (
     "its file is of an older tracer, whose hash was of nodes and edges alone: that its prompt and settings are as they "
     "were is not known"
 )
+_BESIDES = ("attribution", "gradient", "explained", "influence", "bias_share")
 _ROUNDED = 1e-3  # by which a running total of shares may pass 1
 
 
@@ -231,7 +232,7 @@ def _node(
         "is_target_logit": False,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "tracer": {name: row[name] for name in ("attribution", "gradient", "explained", "influence", "bias_share")},
+        "tracer": {name: row[name] for name in _BESIDES} | _expert(row),
     }
     if kind == "embedding":
         return node | {"feature": position, "layer": "E", "feature_type": kind, "jsNodeId": f"E_{neuron}-{position}"}
@@ -256,6 +257,11 @@ def _node(
         "jsNodeId": f"{layer}_{neuron}-0",
         "clerp": "" if kind == "error" else f"L{layer} N{neuron}",
     }
+
+
+def _expert(row: Mapping[str, Any]) -> dict[str, int]:
+    """The expert that a neuron belongs to; nothing where it belongs to none."""
+    return {} if row["expert"] is None else {"expert": row["expert"]}
 
 
 def _metadata(graph: Graph) -> dict[str, Any]:
@@ -339,6 +345,9 @@ def _nodes_of(
         "layer": [place.layer for place in found],
         "position": [place.position for place in found],
         "neuron": [place.neuron for place in found],
+        "expert": [
+            record.get("expert") if place.kind == "neuron" else None for record, place in zip(ours, found, strict=True)
+        ],
         "token": [token_of(node, place, tokens) for node, place in zip(nodes, found, strict=True)],
         "activation": [_float32(node.get("activation")) for node in nodes],
         "attribution": [_float32(record.get("attribution")) for record in ours],

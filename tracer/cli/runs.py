@@ -165,6 +165,7 @@ def _tell(result: Run, out: str) -> None:
     """Print what a run found, and what failed."""
     from tracer.runs import finish, jobs, report
     from tracer.runs.units import benchmark_report
+    from tracer.settings import numbering_in
 
     if isinstance(result.job, jobs.BenchmarkJob):
         folder = result.folder
@@ -180,11 +181,13 @@ def _tell(result: Run, out: str) -> None:
     elif isinstance(result.job, jobs.ExemplarsJob):
         from tracer.runs.pages import exemplars
 
-        rows = exemplars.rows_of(result.table("densities"), result.table("exemplars"))
+        both = result.table("densities"), result.table("exemplars")
+        rows = exemplars.rows_of(*both, numbering_in(result.folder.record() or {}))
         terminal.tables().print(report.exemplars_table(rows, exemplars.HEADS))
         terminal.line(exemplars.first_token(result.job))
     else:
-        terminal.tables().print(report.neurons_table(result.table("neurons")))
+        numbering = numbering_in(result.folder.record() or {}, result.job.basis)
+        terminal.tables().print(report.neurons_table(result.table("neurons"), numbering))
         if said := report.tested(result.folder.place):
             terminal.line(said)
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))

@@ -18,6 +18,7 @@ from tracer.cli.graphs import show_graph
 from tracer.cli.loading import Adapter, Device, GgufFile, There
 from tracer.cli.options import MOST, Bos, Chat, Format, Overwrite, Shown, flat, lines, numbers
 from tracer.errors import JobError, RunError, quoted
+from tracer.experts import FORMS, parse
 
 if TYPE_CHECKING:
     from tracer.attribution.pruning import Pruning
@@ -219,7 +220,7 @@ class Kept:
         None
     )
     skip_first: Annotated[bool, typer.Option("--skip-first", help="Leave out position 0 (BOS).")] = False
-    exclude: Annotated[list[str] | None, typer.Option(help="A neuron never taken, as LAYER/NEURON. Repeatable.")] = None
+    exclude: Annotated[list[str] | None, typer.Option(help=f"A neuron never taken, as {FORMS}. Repeatable.")] = None
     without_always_on: Annotated[
         Path | None,
         typer.Option(
@@ -336,7 +337,7 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     how.check()
     others = lines(how.reference, question.bos, chat=question.chat)
     asked = how.arguments() | kept.arguments()
-    left_out = [_neuron(name) for name in kept.exclude or ()]
+    named = [parse(name) for name in kept.exclude or ()]
     settings, _ = tracing.checked([prompt], **asked)
     check_question(prompt, settings, others)
     unrelated = kept.unrelated(settings, question)
@@ -349,6 +350,7 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
         saved.check(mine | {"model": {"fingerprint": model.fingerprint}})
     if saved.tokens:
         check_readable(model)
+    left_out = [model.numbering(settings.basis).pair(neuron) for neuron in named]
     with terminal.ProgressBar(f"{how.method} on {source.model}") as bar:
         how_to: dict[str, Any] = {**asked, "skip_first": kept.skip_first, "reference": others, "progress": bar}
         circuit = tracer.trace(model, prompt, **how_to, exclude=left_out)
@@ -375,7 +377,8 @@ def _without_always_on(
         exclude = {*left_out, *((one.layer, one.neuron) for one in found)}
         circuit = tracer.trace(model, prompt, **how, exclude=exclude)
     said = f"{len(found)} always-on neurons are left out, found on {len(unrelated)} unrelated prompts"
-    names = "; ".join(f"layer {one.layer} neuron {one.neuron}" for one in found[:5]) + ("; ..." if found[5:] else "")
+    names = "; ".join(circuit.numbering.name(one.layer, one.neuron) for one in found[:5])
+    names += "; ..." if found[5:] else ""
     evidence = [{name: value for name, value in vars(one).items() if name != "n_nodes"} for one in found]
     kept = {"always_on": {"prompts": len(unrelated), "neurons": evidence}}
     warnings = (*circuit.warnings, f"{said}: {names}" if found else said)
@@ -408,10 +411,3 @@ def _can_be(there: dict[str, Any], mine: dict[str, Any]) -> bool:
         was.get(part, {}).get(name) == value for part in mine if part != "prompt" for name, value in mine[part].items()
     )
     return parts and mine["prompt"] in (None, was.get("text"), was.get("token_ids"))
-
-
-def _neuron(value: str) -> tuple[int, int]:
-    layer, slash, neuron = value.partition("/")
-    if not (slash and all(part.isdecimal() and len(part) < 10 for part in (layer, neuron))):
-        raise JobError(f"--exclude {quoted(value)}", "must be LAYER/NEURON", "write it as in '3/120'")
-    return int(layer), int(neuron)

@@ -103,7 +103,8 @@ class Replacement:
         if not self.others or model.remote is not None:
             return self
         behind = _behind(model, self.others, _step(model, max(map(len, self.others)), memory))
-        ask = SimpleNamespace(others=behind, mean=self.mean, longest=length, basis=basis)
+        n_neurons = model.n_neurons(basis)
+        ask = SimpleNamespace(others=behind, mean=self.mean, longest=length, basis=basis, n_neurons=n_neurons)
         return replace(self, values=passes.session(model, on_server.replacements, ask, Of((None,) * 4)))
 
 
@@ -203,6 +204,7 @@ def _request(
         to=to.values,
         longest=max(len(row.prompt.token_ids) for row in rows),
         basis=basis,
+        n_neurons=model.n_neurons(basis),
     )
     return passes.session(model, on_server.ablated, ask, [Of((len(group),), finite=True) for group in groups])
 

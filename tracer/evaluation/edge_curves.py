@@ -16,7 +16,7 @@ import torch
 from tracer.attribution.exact import Progress
 from tracer.circuit.circuit import Circuit, Graph
 from tracer.errors import JobError, quoted
-from tracer.evaluation.curves import Curves, Evaluation, columns, control, measure, placed
+from tracer.evaluation.curves import Curves, Evaluation, columns, control, count_nodes, measure
 from tracer.evaluation.faithfulness import How, ready
 from tracer.evaluation.testset import NEVER, Ranks, TestSet
 from tracer.model.model import Model
@@ -188,7 +188,8 @@ def _curves(
 ) -> Evaluation:
     """The curves of the first so many of the nodes in an order."""
     ranks = _ranks(test, graph, order)
-    return measure(test, ranks, control(ranks, seed), sizes, placed(ranks).numel(), seed, progress=progress)
+    others, total = control(ranks, seed, test.there), count_nodes(ranks, test.there)
+    return measure(test, ranks, others, sizes, total, seed, progress=progress)
 
 
 def _ranks(test: TestSet, graph: Graph, order: Sequence[int]) -> Ranks:

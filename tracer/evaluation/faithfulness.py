@@ -81,7 +81,8 @@ def evaluate(
     said = (*notes(test.prompts, model), *plan.notes, *said, *alone)
     say(said)
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
-    found = measure(test, ranks, shuffled(ranks, seed), plan.sizes, ranks.numel(), seed, progress=progress)
+    total = ranks.numel() if test.there is None else int(test.there.sum())
+    found = measure(test, ranks, shuffled(ranks, seed, test.there), plan.sizes, total, seed, progress=progress)
     return replace(found, warnings=said)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tracer.attribution.attribute import check_reach, with_metric, with_targets
@@ -20,6 +21,7 @@ from tracer.batching import chunked
 from tracer.errors import JobError, option, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
+from tracer.evaluation.running import Running
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
 from tracer.settings import Settings
@@ -171,6 +173,11 @@ class TestSet:
     def shape(self) -> tuple[int, int, int]:
         """Nodes of a prompt: (layers, positions, neurons)."""
         return self.model.n_layers, len(self.prompts[0].token_ids), self.model.n_neurons(self.basis)
+
+    @cached_property
+    def there(self) -> Bool[Tensor, "layer pos neuron"] | None:
+        """Whether a node is there on any of the prompts; None where all are on every one (a model without experts)."""
+        return Running.of(self.model, [one.token_ids for one in self.prompts], self.basis).mask
 
     def measure(self, jobs: Sequence[Job], progress: Progress | None = None) -> Tensor:
         """The metric of each job [job]."""

@@ -21,9 +21,10 @@ from tracer.store.run_folder import RunFolder
 
 
 class Strongest(NamedTuple):
-    """(Layer, neuron)s, the strongest first, and the model that the run was on, if it says which."""
+    """(Layer, neuron)s, the strongest first, or a job's own, which may be (layer, expert, neuron); and the model that
+    the run was on, if it says which."""
 
-    neurons: tuple[tuple[int, int], ...]
+    neurons: tuple[tuple[int, ...], ...]
     model: ModelRecord | None
 
 

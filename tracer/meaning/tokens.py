@@ -235,7 +235,8 @@ def check_neuron(model: Model, layer: int, neuron: int, basis: str = "activation
     Raises:
         JobError: it is outside.
     """
-    n_layers, n_neurons = model.n_layers, model.n_neurons(basis)
+    n_layers = model.n_layers
+    n_neurons = model.n_neurons(basis) if basis != "activation" or not 0 <= layer < n_layers else model.widths[layer]
     if not 0 <= layer < n_layers or not 0 <= neuron < n_neurons:
         rule = f"the model has layers 0 to {n_layers - 1} and neurons 0 to {n_neurons - 1} in each"
         raise JobError(f"layer {layer}, neuron {neuron}", rule, "choose one of them")
@@ -258,7 +259,7 @@ def _extremes(model: Model, neurons: Sequence[Sequence[int]], count: int, driven
     both = Of(shape, torch.int64, ask.n_tokens), Of(shape, finite=True)
     form: dict[str, Any] = {"effect": both}
     if driven:
-        gated = model.plan.layers[0].gate_part is not None
+        gated = weights.has_gates(model.plan)
         form |= {"value": both, "up": both, "gate": both if gated else None, "beside": Of((2, *shape), finite=True)}
     return passes.session(model, weights.extremes, ask, form)
 

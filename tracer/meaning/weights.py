@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tracer.attribution import replay
+from tracer.model import experts
 from tracer.model import rules as linearize
 
 
@@ -62,9 +63,13 @@ def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[T
 
 
 def writes(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, basis: str) -> Tensor:
-    """What a unit of each neuron writes out of its MLP [neuron, d_model]."""
+    """What a unit of each neuron writes out of its MLP [neuron, d_model]; one of an expert where the router gives that
+    the weight 1."""
     if basis == "output":
         return torch.nn.functional.one_hot(neuron, plan.d_model).float()
+    if plan.layers[layer].experts is not None:
+        block = module.get_submodule(f"{plan.blocks}.{layer}")
+        return experts.rows_out(block, plan.layers[layer].experts, neuron)
     down = replay.matrix(module, plan, layer, (plan.layers[layer].down, "all"))
     return down[:, neuron.to(down.device)].T.float()
 
@@ -75,18 +80,16 @@ def writes(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, basis
 def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
     """See `extremes`. A token's embedding, as it enters the first block, passes the norm before the MLP, with its own
     statistic, and the maps into the neurons, biases included: the neuron's value if nothing else were there."""
-    table = module.get_submodule(plan.embedding)
-    laid, best = plan.layers[0], dict[str, Any]()
-    up = into(module, plan, "up_part", ask.neurons, table.weight.device)
-    gate = None if laid.gate_part is None else into(module, plan, "gate_part", ask.neurons, table.weight.device)
+    table, best = module.get_submodule(plan.embedding), dict[str, Any]()
+    up = into(module, plan, "up", ask.neurons, table.weight.device)
+    gate = into(module, plan, "gate", ask.neurons, table.weight.device) if has_gates(plan) else None
     beside: list[Tensor | None] = [None, None]
     for first, last in pieces(ask, 2 * plan.d_model):
         entered = plan.embedding_scale * table(torch.arange(first, last, device=table.weight.device)).float()
         entered = normed(module, plan, entered)
         ups = torch.addmm(up[1][:, None], up[0], entered.T)
         gates = ups if gate is None else torch.addmm(gate[1][:, None], gate[0], entered.T)
-        value = activated(module, plan, ask.neurons, gates)
-        value = value if gate is None else value * ups
+        value = valued(module, plan, ask.neurons, gates, ups)
         before, parts = best.get("value"), (gates, ups)
         best["value"] = better(before, first, value, ask.count)
         beside = [carried(old, before, best["value"], first, new) for old, new in zip(beside, parts, strict=True)]
@@ -96,29 +99,39 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     return found | {"beside": torch.stack([one for one in beside if one is not None]).cpu()}
 
 
-def activated(module: Any, plan: SimpleNamespace, neurons: Tensor, gates: Tensor) -> Tensor:
-    """What enters the neurons' activations [neuron, token] behind them: each layer has its own."""
-    layers = layers_of(neurons)
-    parts = zip(layers, gates.split([len(mine) for _, mine in layers]), strict=True)
-    return torch.cat(
-        [gate * linearize.factor(replay.activation(module, plan, layer), gate) for (layer, _), gate in parts]
-    )
+def has_gates(plan: SimpleNamespace) -> bool:
+    """Whether neurons have a gate; those of experts do."""
+    return any(laid.gate_part is not None or laid.experts is not None for laid in plan.layers)
+
+
+def valued(module: Any, plan: SimpleNamespace, neurons: Tensor, gates: Tensor, ups: Tensor) -> Tensor:
+    """What gates and ups [neuron, token] make of the neurons: each layer in its own way."""
+    layers, found = layers_of(neurons), []
+    sizes = [len(mine) for _, mine in layers]
+    for (layer, _), gate, up in zip(layers, gates.split(sizes), ups.split(sizes), strict=True):
+        laid = plan.layers[layer]
+        if laid.experts is not None:
+            how = experts.gating(module.get_submodule(f"{plan.blocks}.{layer}"), laid.experts)
+            found.append(linearize.gated(how, gate, up, frozenset()))
+            continue
+        value = gate * linearize.factor(replay.activation(module, plan, layer), gate)
+        found.append(value if laid.gate_part is None else value * up)
+    return torch.cat(found)
 
 
 def into(
     module: Any, plan: SimpleNamespace, which: str, neurons: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The rows of a map into some neurons, behind the norm's statistic, and their constants: the norm's gain and bias,
-    and the map's own bias, are in them [neuron, d_model], [neuron]."""
+    and the map's own bias, are in them [neuron, d_model], [neuron].
+
+    Args:
+        which: the map, ``gate`` or ``up``.
+    """
     rows, constants = [], []
     for layer, neuron in layers_of(neurons):
         laid = plan.layers[layer]
-        weight = getattr(laid, which)
-        whole = replay.matrix(module, plan, layer, weight)
-        mine = whole[neuron.to(whole.device)].float()
-        own, constant = bias(module, plan, layer, weight), torch.zeros(len(mine), device=mine.device)
-        if own is not None:
-            constant = constant + own[neuron.to(own.device)].float()
+        mine, constant = maps(module, plan, layer, neuron, which)
         if laid.mlp_in is not None:
             path = f"{plan.blocks}.{layer}.{laid.mlp_in}"
             shift = getattr(module.get_submodule(path), "bias", None)
@@ -128,6 +141,18 @@ def into(
         rows.append(mine.to(device))
         constants.append(constant.to(device))
     return torch.cat(rows), torch.cat(constants)
+
+
+def maps(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, which: str) -> tuple[Tensor, Tensor]:
+    """The rows of a map into some neurons of a layer [neuron, d_model], and their biases [neuron]."""
+    laid = plan.layers[layer]
+    if laid.experts is not None:
+        return experts.rows_in(module.get_submodule(f"{plan.blocks}.{layer}"), laid.experts, neuron, which)
+    weight = getattr(laid, f"{which}_part")
+    whole = replay.matrix(module, plan, layer, weight)
+    mine, own = whole[neuron.to(whole.device)].float(), bias(module, plan, layer, weight)
+    constant = torch.zeros(len(mine), device=mine.device)
+    return mine, constant if own is None else constant + own[neuron.to(own.device)].float()
 
 
 def bias(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor | None:

@@ -25,6 +25,7 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
+from tracer.experts import Experts, Numbering, by_shape
 from tracer.model import adapters, dequantised, folder, multimodal, quantised, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import TEXT_PARTS, Family, Layout, family_of, inputs_of, looks_ahead, value_heads
@@ -212,7 +213,7 @@ class Model:
     def experts(self) -> tuple[LayerExperts | None, ...]:
         """Of each block its mixture, None of one with an MLP."""
         return tuple(
-            None if laid.experts is None else _experts(self.module.get_submodule(self.family.blocks)[layer], laid)
+            None if laid.experts is None else experts_in(self.module.get_submodule(self.family.blocks)[layer], laid)
             for layer, laid in enumerate(self.layouts)
         )
 
@@ -236,20 +237,41 @@ class Model:
     def widths(self) -> tuple[int, ...]:
         """Neurons of each layer: the input width of the down projection or, of a mixture, the neurons of all experts,
         shared ones last."""
-        found = []
-        for layer, mixture in enumerate(self.experts):
-            down = self.part(layer, self.layouts[layer].down)
-            found.append(inputs_of(down) if mixture is None else mixture.n_neurons)
-        return tuple(found)
+        blocks = self.module.get_submodule(self.family.blocks)
+        each = zip(blocks, self.layouts, self.experts, strict=True)
+        return tuple(
+            width_of(block, layout) if mixture is None else mixture.n_neurons for block, layout, mixture in each
+        )
 
     @property
     def d_mlp(self) -> int:
         """Neurons of the largest layer."""
         return max(self.widths)
 
+    @cached_property
+    def mixtures(self) -> tuple[Experts, ...]:
+        """Its mixtures of experts, those of one shape together; none of a dense model."""
+        mixed = ((layer, one) for layer, one in enumerate(self.experts) if one is not None)
+        return tuple(by_shape((layer, one.n_experts, one.d_expert, one.d_shared) for layer, one in mixed))
+
+    def numbering(self, basis: str = "activation") -> Numbering:
+        """How its neurons are numbered; in the basis ``output`` no expert has any."""
+        return Numbering(self.mixtures if basis == "activation" else ())
+
     def n_neurons(self, basis: str = "activation") -> int:
         """How far neurons of a layer are numbered: d_mlp, or d_model in the basis ``output``."""
         return self.d_mlp if basis == "activation" else self.d_model
+
+    @cached_property
+    def running(self) -> int:
+        """Neurons that run at a token, in the layer where most do: d_mlp but for a mixture."""
+        pairs = zip(self.widths, self.experts, strict=True)
+        return max(width if mixture is None else mixture.n_running for width, mixture in pairs)
+
+    @cached_property
+    def routed(self) -> int:
+        """Experts that a token goes to, at most; 0 without any."""
+        return max((mixture.n_used for mixture in self.experts if mixture is not None), default=0)
 
     def n_nodes(self, basis: str = "activation") -> int:
         """Nodes at one position, of all layers: neurons of experts that do not run there are none."""
@@ -393,6 +415,7 @@ class Model:
             d_mlp=self.d_mlp,
             n_heads=int(self.config.num_attention_heads),
             parallel=self.parallel,
+            experts=self.mixtures,
         )
 
     def check_traced(self, traced: ModelRecord, text: str) -> None:
@@ -431,15 +454,16 @@ class Model:
         and kernels allocate workspace as well.
         """
         heads = int(getattr(self.config, "num_attention_heads", 1))
-        return bytes_per_token(
-            n_layers=self.n_layers,
-            d_model=self.d_model,
-            d_mlp=self.d_mlp,
-            patterns=heads * min(self.context_length, length),
-            vocab_size=self.vocab_size,
-            itemsize=self.dtype.itemsize,
-            gradient=gradient,
+        sizes = Sizes(
+            self.n_layers,
+            self.d_model,
+            self.running,
+            self.d_mlp,
+            self.routed,
+            self.vocab_size,
+            self.dtype.itemsize,
         )
+        return bytes_per_token(sizes, heads * min(self.context_length, length), gradient)
 
 
 class LayerExperts(NamedTuple):
@@ -462,7 +486,12 @@ class LayerExperts(NamedTuple):
         return self.n_used * self.d_expert + self.d_shared
 
 
-def _experts(block: nn.Module, layout: Layout) -> LayerExperts:
+def width_of(block: nn.Module, layout: Layout) -> int:
+    """Neurons of a block's MLP: the input width of the down projection."""
+    return inputs_of(block.get_submodule(layout.down))
+
+
+def experts_in(block: nn.Module, layout: Layout) -> LayerExperts:
     """The sizes of a block's mixture."""
     laid = layout.experts
     assert laid is not None
@@ -477,13 +506,29 @@ def _shape_of(record: ModelRecord) -> dict[str, Any]:
     return record.model_dump(exclude={"name", "revision", "adapter", "gguf", "fingerprint", "dtype"})
 
 
-def bytes_per_token(
-    *, n_layers: int, d_model: int, d_mlp: int, patterns: int, vocab_size: int, itemsize: int, gradient: bool
-) -> int:
+class Sizes(NamedTuple):
+    """Of a model, as `Model.bytes_per_token` counts by them.
+
+    Attributes:
+        d_mlp: neurons that run at a token, in the layer where most do. numbered: that a layer has numbers for.
+        routed: experts that a token goes to.
+    """
+
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    numbered: int
+    routed: int
+    vocab_size: int
+    itemsize: int
+
+
+def bytes_per_token(of: Sizes, patterns: int, gradient: bool) -> int:
     """`Model.bytes_per_token` where only a model's sizes are known; `patterns`: attention weights of a token."""
-    inside = 6 * d_mlp + 16 * d_model + 2 * patterns
-    kept = inside * n_layers if gradient else 2 * inside + d_mlp * n_layers
-    return kept * itemsize + 8 * d_mlp * n_layers + 8 * vocab_size
+    inside = 6 * of.d_mlp + 16 * of.d_model + 2 * patterns
+    kept = inside * of.n_layers if gradient else 2 * inside + of.d_mlp * of.n_layers
+    kept += 4 * of.routed * of.d_model
+    return kept * of.itemsize + 8 * of.numbered * of.n_layers + 8 * of.vocab_size
 
 
 @state.undisturbed()

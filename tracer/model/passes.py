@@ -132,6 +132,14 @@ def pooled(model: Model, batch: Batch, how: str, *, basis: str = "activation") -
     return session(model, traces.pooled, ask, Of(shape, model.plan.transfer_dtype)).float()
 
 
+def routed(model: Model, batch: Batch) -> tuple[Tensor, ...]:
+    """Which experts each token goes to, of every layer that has some [prompt, column, slot]. One forward, without the
+    head; nothing else leaves the device."""
+    mixtures = [one for one in model.experts if one is not None]
+    form = tuple(Of((len(batch.token_ids), batch.width, one.n_used), torch.int64) for one in mixtures)
+    return session(model, traces.routed, SimpleNamespace(inputs=inputs(model, batch)), form)
+
+
 def chosen(model: Model, batch: Batch, neurons: Sequence[tuple[int, int]]) -> Tensor:
     """Values of some neurons at every column [prompt, column, neuron], float32 on the CPU; padding has some too. One
     forward, without the head; only these values leave the device.

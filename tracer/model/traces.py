@@ -155,6 +155,12 @@ def pooled(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     return interventions.stack(ask.dtype, pooled_each)
 
 
+def routed(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
+    """Which experts each token goes to, of every layer that has some [prompt, column, slot], on the CPU."""
+    slots = values(nn, plan, ask.inputs, "activation").slots
+    return interventions.to_cpu(*(where.expert for where in slots if where is not None))
+
+
 def chosen(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     """Values of some neurons at every column [prompt, column, neuron], on the CPU; nothing else is kept.
 

@@ -307,7 +307,7 @@ def _always_on(circuit: Circuit, found: Sequence[AlwaysOn] | None) -> Sheet | No
     heads = ("<neuron", f"attribution ({of})", f"exact effect ({of})", "strong on", "nodes of this circuit")
     rows = tuple(
         (
-            f"layer {one.layer} neuron {one.neuron}",
+            circuit.numbering.name(one.layer, one.neuron),
             f"{one.attribution:.4f}",
             f"{one.exact:.4f}",
             f"{one.share:.0%} of prompts",

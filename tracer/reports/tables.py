@@ -196,6 +196,7 @@ def _nodes(graph: Graph) -> viewer.Nodes:
         influence=_floats(nodes["influence"]),
         names=dict(_names(graph)),
         says=dict(_says(graph)),
+        experts=_experts(graph),
     )
 
 
@@ -223,11 +224,12 @@ def _metric_text(graph: Graph) -> str:
 
 def _names(graph: Graph) -> Iterator[tuple[int, str]]:
     """What the page calls nodes that are no neurons of an MLP, or that their file has a name for."""
+    numbering = graph.numbering
     for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()):
         label = graph.labels.get(row, "")
         of_attention = node["kind"] == "error" and node["neuron"] == ATTENTION_ERROR
         if label or node["kind"] in ("attention", "other") or of_attention:
-            yield row, sheet.node_name(node) + (f": {label}" if label else "")
+            yield row, sheet.node_name(node, numbering) + (f": {label}" if label else "")
 
 
 def _says(graph: Graph) -> Iterator[tuple[int, viewer.Says]]:
@@ -238,6 +240,15 @@ def _says(graph: Graph) -> Iterator[tuple[int, viewer.Says]]:
     for at, row in enumerate(rows):
         if row["kind"] == "neuron" and (label := said.label(row)):
             yield at, viewer.Says(label, tuple(_token_lists(said, row)))
+
+
+def _experts(graph: Graph) -> dict[int, tuple[int, int]]:
+    """The expert, and the number in it, of its neurons that belong to one, by row of the nodes."""
+    if not (numbering := graph.numbering):
+        return {}
+    rows = graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()
+    split = {at: numbering.split(row["layer"], row["neuron"]) for at, row in enumerate(rows) if row["kind"] == "neuron"}
+    return {at: (one.expert, one.neuron) for at, one in split.items() if one.expert is not None}
 
 
 def _token_lists(said: Said, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, float], ...]]]:

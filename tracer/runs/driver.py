@@ -51,7 +51,7 @@ from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import Place, RetryLimits, Runner
-from tracer.settings import ModelRecord
+from tracer.settings import ModelRecord, numbering_in
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
 from tracer.store.schemas import SCHEMAS
 from tracer.text import kept_of
@@ -610,7 +610,11 @@ class _Driver:
                 self._write_record({"always_on": report.outcome})
             if "always_on" not in self.record:  # the run was stopped
                 return
-        self.note(always_on_note(self.record["always_on"], self.job.always_on.leave_out))
+        self.note(
+            always_on_note(
+                self.record["always_on"], self.job.always_on.leave_out, numbering_in(self.record, self.job.basis)
+            )
+        )
 
     @contextmanager
     def failing(self) -> Iterator[None]:

@@ -8,7 +8,6 @@ they are written.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -19,6 +18,7 @@ from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
 from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
 from tracer.errors import JobError, option, quoted
+from tracer.experts import Numbering, parse
 from tracer.meaning.supernodes import Asked
 from tracer.records import LARGEST, Count, Name, Names, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
@@ -36,6 +36,7 @@ from tracer.settings import (
     Rule,
     Settings,
     as_job_error,
+    numbering_in,
     rules_name,
     rules_of,
     settings,
@@ -89,17 +90,19 @@ def _variants(value: Any) -> Any:
 
 
 def _neuron(value: Any) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]+/[0-9]+", value):
-        return tuple(int(part) for part in value.split("/"))
-    if is_list(value) and len(value) == 2:
+    if is_list(value) and len(value) in (2, 3):
         return value
-    raise ValueError("must be neurons as LAYER/NEURON, e.g. [3/120]")
+    try:
+        return tuple(part for part in parse(value) if part is not None)
+    except JobError:
+        raise ValueError("must be neurons as LAYER/NEURON or LAYER/EXPERT/NEURON, e.g. [3/120, 3/17/45]") from None
 
 
 # Whole numbers are strict: "5", 5.0 and true are mistakes. Other numbers may be text, as YAML reads 1e-3.
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_not_a_switch)]
 Sizes = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
-Neuron = Annotated[tuple[Natural, Natural], BeforeValidator(_neuron)]
+Neuron = Annotated[tuple[Natural, Natural] | tuple[Natural, Natural, Natural], BeforeValidator(_neuron)]
+"""(Layer, neuron), or (layer, expert, neuron) until the model is known."""
 
 
 def _check_sizes(sizes: tuple[int, ...]) -> None:
@@ -476,11 +479,23 @@ class DatasetJob(_ModelOptions):
         return found
 
     def leaving_out(self, record: Mapping[str, Any]) -> DatasetJob:
-        """The job with the neurons in `exclude` that its run's record says are always on, where they are left out."""
+        """The job with the neurons in `exclude` that its run's record says are always on, where they are left out; once
+        the record says of which model they are, those that are named by their experts by their numbers."""
+        job = self.numbered(numbering_in(record, self.basis)) if record.get("model") else self
         if self.always_on is None or not self.always_on.leave_out:
-            return self
+            return job
         found = ((one["layer"], one["neuron"]) for one in record.get("always_on", {}).get("neurons", ()))
-        return self.model_copy(update={"exclude": (*self.exclude, *(one for one in found if one not in self.exclude))})
+        return job.model_copy(update={"exclude": (*job.exclude, *(one for one in found if one not in job.exclude))})
+
+    def numbered(self, numbering: Numbering) -> DatasetJob:
+        """The job with every neuron in `exclude` as (layer, neuron).
+
+        Raises:
+            JobError: an expert, or a neuron of one, that the model does not have.
+        """
+        if not any(len(one) == 3 for one in self.exclude):
+            return self
+        return self.model_copy(update={"exclude": tuple(dict.fromkeys(map(numbering.of_parts, self.exclude)))})
 
     def selection(self) -> dict[str, Any]:
         """The arguments of `tracer.trace` that say which nodes are kept."""

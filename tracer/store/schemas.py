@@ -15,6 +15,8 @@ READABLE = frozenset({"2", SCHEMA_VERSION})
 """Versions whose folders can still be read; only today's can be resumed."""
 _RENAMED = {"residual": "unexplained", "remainder": "bias_share"}
 """Columns of version 2, and what they are called now."""
+_ATTRIBUTED = {"attribution", "mean_attribution"}
+"""Tables of neurons that have one of these columns have a column ``expert`` too."""
 
 _IDS = pa.list_(pa.int32())
 _TEXTS = pa.list_(pa.string())
@@ -76,6 +78,7 @@ NODES = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("token", pa.string()),
         ("activation", pa.float32()),
         ("attribution", pa.float32()),
@@ -85,6 +88,8 @@ NODES = pa.schema(
         ("bias_share", pa.float32()),
     ]
 )
+"""`neuron` is the number in the layer, also of a neuron of an expert (tracer/experts.py); `expert` is null where there
+is none: in a dense layer, of shared experts, of other kinds of nodes, and in folders of before there was the column."""
 EDGES = pa.schema(
     [
         ("prompt_id", pa.int64()),
@@ -113,6 +118,7 @@ CIRCUIT = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("mean_attribution", pa.float64()),
         ("n_prompts", pa.int64()),
     ]
@@ -126,6 +132,7 @@ CIRCUIT_NODES = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("mean_activation", pa.float64()),
         ("mean_attribution", pa.float64()),
         ("explained", pa.float32()),
@@ -309,7 +316,13 @@ def stored_names(stored: Sequence[str]) -> dict[str, str | None]:
     """Today's columns of a table file, and what each is called in the file; None for one that it lacks (all null).
 
     Args:
-        stored: the file's own column names. Only a nodes table of version 2 has a column ``remainder``.
+        stored: the file's own column names. Only a nodes table of version 2 has a column ``remainder``; tables of
+            attributed neurons had no ``expert`` at first.
     """
     names: dict[str, str | None] = {_RENAMED.get(name, name): name for name in stored}
-    return {name: names.get(name) for name in NODES.names} if "remainder" in stored else names
+    if "remainder" in stored:
+        return {name: names.get(name) for name in NODES.names}
+    if "expert" not in names and "neuron" in names and _ATTRIBUTED & names.keys():
+        after = [*names].index("neuron") + 1
+        return {name: names.get(name) for name in (*[*names][:after], "expert", *[*names][after:])}
+    return names

@@ -84,6 +84,7 @@ class Nodes:
         names: what a row is called instead of its layer and neuron, where it is not a neuron of the model's MLPs or its
             file has a name for it. Such a row may stand where another does, and lead to one of its own layer.
         says: what the neuron of a row does, where that is known.
+        experts: the expert and the number in it of a row's neuron, where it belongs to one.
     """
 
     kind: np.ndarray
@@ -97,6 +98,7 @@ class Nodes:
     influence: np.ndarray | None = None
     names: Mapping[int, str] = field(default_factory=dict)
     says: Mapping[int, Says] = field(default_factory=dict)
+    experts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +197,10 @@ def _check_nodes(payload: Payload) -> None:
         _need(values is None or not bool(np.isinf(values).any()), f"a node's {name} is infinite")
     named = int(np.isin(kind, (EMBEDDING, LOGIT)).sum())
     _need(len(nodes.labels) == named, f"{len(nodes.labels)} labels for {named} embedding and logit nodes")
-    _need(all(0 <= row < n for row in (*nodes.names, *nodes.says)), f"a name's node is outside 0..{n - 1}")
+    rows = (*nodes.names, *nodes.says, *nodes.experts)
+    _need(all(0 <= row < n for row in rows), f"a name's node is outside 0..{n - 1}")
+    _need(all(kind[row] == NEURON for row in nodes.experts), "a node of an expert is not a neuron")
+    _need(all(min(one) >= 0 for one in nodes.experts.values()), "an expert, or a number in one, is negative")
     values = [value for said in nodes.says.values() for _, tokens in said.lists for _, value in tokens]
     _need(all(map(math.isfinite, values)), "a token's number is not finite")
     own = [row for row in range(n) if row not in nodes.names]
@@ -265,6 +270,7 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
         "labels": payload.nodes.labels,
         "names": sorted(payload.nodes.names.items()),
         "says": [[row, said.label, said.lists] for row, said in sorted(payload.nodes.says.items())],
+        "experts": [[row, *one] for row, one in sorted(payload.nodes.experts.items())],
         "layers": payload.n_layers,
         "metric": None if math.isnan(payload.metric) else payload.metric,
         "cancels": payload.cancels,

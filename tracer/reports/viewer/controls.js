@@ -47,7 +47,8 @@ export class Controls {
     const has = (...names) => names.some((name) => changed.has(name));
     if (has("pins", "groups")) this.#renderGroups();
     if (has("measure")) this.#renderLegend();
-    if (has("selected", "pins", "groups", "nodeThreshold", "edgeThreshold", "measure")) this.#renderCounts();
+    if (has("selected", "pins", "groups", "nodeThreshold", "expert", "edgeThreshold", "measure"))
+      this.#renderCounts();
   }
 
   renderAll() {
@@ -140,6 +141,7 @@ export class Controls {
     byId("node-threshold").addEventListener("input", (event) => {
       state.set({ nodeThreshold: thresholdAt(event.target.valueAsNumber, mostNode) });
     });
+    this.#bindExperts();
     byId("measure").value = state.measure;
     for (const option of byId("measure").options) option.disabled = nEdges > 0 && !known(edges[option.value]);
     const setEdge = () => {
@@ -156,6 +158,15 @@ export class Controls {
       const wanted = event.target.valueAsNumber;
       if (event.target.validity.valid && Number.isInteger(wanted)) state.set({ overallCount: wanted });
     });
+  }
+
+  /** Which expert's neurons alone are shown; nothing to choose where no neuron belongs to one. */
+  #bindExperts() {
+    const experts = this.#circuit.experts();
+    byId("expert-line").hidden = experts.length === 0;
+    const options = experts.map(([name, nodes]) => make("option", { value: name }, `${name} (${count(nodes)})`));
+    byId("expert").append(...options);
+    byId("expert").addEventListener("change", (event) => this.#state.set({ expert: event.target.value }));
   }
 
   #renderCounts() {

@@ -14,7 +14,7 @@ import { State } from "./state.js";
 const TONE_NAMES = ["zero", "plus-weak", "plus-middle", "plus", "minus-weak", "minus-middle", "minus"];
 const COLOURS = ["paper", "band", "grid", "axis", "ink", "quiet", "accent", "match", "group"];
 const MEASURES = ["attribution", "weight", "share"];
-const PANEL_KEYS = ["selected", "pins", "groups", "nodeThreshold", "edgeThreshold", "measure"];
+const PANEL_KEYS = ["selected", "pins", "groups", "nodeThreshold", "expert", "edgeThreshold", "measure"];
 
 const element = (id) => document.getElementById(id);
 const stats = { firstPaintMs: NaN, lastInteractionMs: NaN, lastDrawMs: NaN };

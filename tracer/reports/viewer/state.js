@@ -22,6 +22,7 @@ export class State {
     this.pins = new Set();
     this.groups = circuit.header.groups.map(([name, rows]) => ({ name, rows }));
     this.nodeThreshold = 0;
+    this.expert = ""; // whose neurons alone are shown, as `Circuit.expertName` has it; all of them if empty
     this.edgeThreshold = 0;
     this.measure = bestMeasure(circuit);
     this.incoming = true;
@@ -40,7 +41,7 @@ export class State {
     const names = Object.keys(changes).filter((name) => this[name] !== changes[name]);
     if (!names.length) return;
     Object.assign(this, changes);
-    if (["selected", "pins", "groups", "nodeThreshold"].some((name) => names.includes(name))) this.#refresh();
+    if (["selected", "pins", "groups", "nodeThreshold", "expert"].some((name) => names.includes(name))) this.#refresh();
     for (const listener of this.#listeners) listener(new Set(names));
   }
 
@@ -50,13 +51,15 @@ export class State {
     this.set({ pins });
   }
 
-  /** Nodes below the threshold go, except those the reader marked; embeddings and logits always stay. */
+  /** Nodes below the threshold or of other experts go, except those the reader marked; embeddings and logits always
+      stay. */
   #refresh() {
     const { strength } = this.#circuit;
     const { kind } = this.#circuit.nodes;
     for (let row = 0; row < this.shown.length; row += 1) {
       const stays = kind[row] === EMBEDDING || kind[row] === LOGIT;
-      this.shown[row] = stays || strength[row] >= this.nodeThreshold ? 1 : 0;
+      const ofExpert = !this.expert || this.#circuit.expertName(row) === this.expert;
+      this.shown[row] = stays || (strength[row] >= this.nodeThreshold && ofExpert) ? 1 : 0;
     }
     for (const row of this.pins) this.shown[row] = 1;
     for (const group of this.groups) for (const row of group.rows) this.shown[row] = 1;

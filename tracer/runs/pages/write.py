@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from tracer.circuit.circuit import read_beside
 from tracer.circuit.said import Said
 from tracer.errors import RunError, option, quoted, writing
+from tracer.experts import Numbering
 from tracer.reports.page import Link
 from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
 from tracer.runs.pages import benchmark, dataset, exemplars
@@ -32,7 +33,7 @@ from tracer.runs.pages.meaning import meaning_of
 from tracer.runs.status import reasons
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
 from tracer.runs.units.dataset_circuit import circuit_of_units
-from tracer.settings import ModelRecord
+from tracer.settings import ModelRecord, numbering_in
 from tracer.store import aggregation
 from tracer.store.record import MANY
 from tracer.store.run_folder import Commit, RunFolder, is_ours
@@ -179,15 +180,15 @@ def _found(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], record
         qualities=qualities,
         links=(),
         reasons=reasons(folder, commits, 20),
-        said=_said(folder),
+        said=_said(folder, numbering_in(record, job.basis)),
         meaning=meaning_of(folder),
     )
 
 
-def _said(folder: RunFolder) -> Said:
+def _said(folder: RunFolder, numbering: Numbering) -> Said:
     """What the folder says of what neurons do."""
     known = read_beside(folder.place.address)
-    return Said(known.get("neuron_tokens"), known.get("descriptions"))
+    return Said(known.get("neuron_tokens"), known.get("descriptions"), numbering)
 
 
 def _collected(

@@ -162,7 +162,7 @@ def _said(job: Job, made: Plan, sample: _Sample) -> Iterator[str]:
         )
     if isinstance(job, DatasetJob) and job.circuit != "none":
         positions = made.longest if job.circuit == "aligned" else 1
-        size = shape.n_layers * shape.n_neurons(job.basis) * positions * 8
+        size = shape.n_layers * shape.n_numbered(job.basis) * positions * 8
         if size > 2**26:
             yield (
                 f"the circuit of the dataset takes {gib(size)} of memory for each length of prompt in a shard, and as "
@@ -177,7 +177,7 @@ def _sums(job: Job, shape: Shape, lengths: Sequence[int], prompts: int) -> int:
     free, shards = job.circuit == "free", chunked(lengths, job.shard_size)
     positions = fmean(1 if free else sum({*shard}) for shard in shards)
     units = -(-prompts // job.shard_size)
-    return int(8 * shape.n_layers * shape.n_neurons(job.basis) * positions * units)
+    return int(8 * shape.n_layers * shape.n_numbered(job.basis) * positions * units)
 
 
 def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:

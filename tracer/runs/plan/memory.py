@@ -44,6 +44,8 @@ LARGEST = 16
 SUMMED = 24
 # Of each logit where a metric is of all of them (measured).
 WEIGHED = 36
+# States of a token that are held for each expert it goes to: what enters it, leaves it, and both in another order.
+ROUTED = 4
 # Of each edge between its weight and the pruned table: indices, weight, value, share, attribution, influence.
 EDGE = 68
 
@@ -203,8 +205,8 @@ class _Case:
 
     @property
     def result(self) -> int:
-        """A float32 of every node of the batch."""
-        return 4 * self.shape.n_layers * self.layer
+        """A float32 of every node of the batch, by its number: of experts that did not run too."""
+        return 4 * self.shape.n_layers * self.tokens * self.shape.n_numbered(self.work.basis)
 
     @property
     def values(self) -> int:
@@ -281,7 +283,7 @@ class _Case:
         patterns = shape.n_heads * self.length if self.eager else 0
         # During attention's own backward the MLP of that block is already freed.
         scores = 2 * patterns - 4 * shape.d_mlp if self.linear else 3 * patterns - 5 * shape.d_mlp
-        at_work = self.tokens * size * max(3 * shape.d_mlp + 4 * shape.d_model, scores)
+        at_work = self.tokens * size * max(3 * shape.d_mlp + (4 + ROUTED * shape.routed) * shape.d_model, scores)
         return self.tokens * shape.n_layers * self.saved() + max(at_work, self._scored())
 
     def forward(self, tokens: int | None = None, kept: bool = True) -> int:
@@ -289,7 +291,8 @@ class _Case:
         shape, tokens = self.shape, self.tokens if tokens is None else tokens
         patterns = shape.n_heads * self.length if self.eager else 0
         values = shape.n_layers * shape.n_neurons(self.work.basis) if kept else 0
-        at_work = max(3 * shape.d_mlp + 4 * shape.d_model, 3 * patterns + 4 * shape.attention_width)
+        mlp = 3 * shape.d_mlp + (4 + ROUTED * shape.routed) * shape.d_model
+        at_work = max(mlp, 3 * patterns + 4 * shape.attention_width)
         return tokens * shape.itemsize * (values + at_work)
 
     def constants(self, saved: bool) -> int:

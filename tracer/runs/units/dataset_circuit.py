@@ -31,12 +31,13 @@ from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.knockouts import Knockouts
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
+from tracer.experts import Numbering
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, options
 from tracer.runs.units.tested import Tested, own_prompts, prompts_of, test_prompts
-from tracer.settings import settings
+from tracer.settings import numbering_in, settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -85,7 +86,7 @@ def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
     return Mean((total / counts[length]).float(), length, counts[length], sum(counts.values()) - counts[length])
 
 
-def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
+def circuit_table(job: DatasetJob, mean: Mean, metric: float, numbering: Numbering) -> pa.Table:
     """The nodes that the job's selection keeps of the means; the metric is the mean one, for `threshold`."""
     rules = job.selection()
     if mean.length < 0:
@@ -96,6 +97,7 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
         "layer": layer.tolist(),
         "position": [-1] * len(layer) if mean.length < 0 else position.tolist(),
         "neuron": neuron.tolist(),
+        "expert": numbering.experts_of(layer.tolist(), neuron.tolist()),
         "mean_attribution": mean.values[layer, position, neuron].double().tolist(),
         "n_prompts": [mean.n_prompts] * len(layer),
     }
@@ -108,7 +110,7 @@ def circuit_of_units(job: DatasetJob, folder: RunFolder, commits: Sequence[Commi
     if job.circuit == "none" or (mean := mean_of(folder, commits)) is None:
         return None
     metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
-    return circuit_table(job, mean, metric)
+    return circuit_table(job, mean, metric, numbering_in(folder.record() or {}, job.basis))
 
 
 def tested_on(model: Model, job: DatasetJob, folder: RunFolder) -> Tested | None:
@@ -309,7 +311,7 @@ def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
     values = mean.values.clone()
     if job.skip_first and mean.length >= 0:
         values[:, 0] = 0
-    for layer, neuron in job.exclude:
+    for layer, *_, neuron in job.exclude:
         values[layer, :, neuron] = 0
     return values
 

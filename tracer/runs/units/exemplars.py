@@ -90,7 +90,7 @@ class ExemplarWork:
     def __init__(self, model: Model, job: ExemplarsJob, folder: RunFolder) -> None:
         self.model, self.job, self.folder = model, job, folder
         record = folder.record() or {}
-        self.neurons = [(layer, neuron) for layer, neuron in sorted(map(tuple, record.get("neurons", job.neurons)))]
+        self.neurons = sorted(set(map(model.numbering().of_parts, record.get("neurons", job.neurons))))
         _check(model, job, self.neurons, record.get("neurons_model"))
         self.window = job.window_of(model.context_length)
         self.bos = bos_of(model)

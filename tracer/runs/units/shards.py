@@ -195,10 +195,11 @@ class ShardWork:
     """
 
     def __init__(self, model: Model, job: DatasetJob, folder: RunFolder) -> None:
-        self.model, self.job, self.folder = model, job, folder
+        self.model, self.folder = model, folder
+        self.job = job = job.numbered(model.numbering(job.basis))
         self._options = options(job)
         model.check_rules(job.settings().rules)
-        for layer, neuron in job.exclude:
+        for layer, *_, neuron in job.exclude:
             if layer >= model.n_layers or neuron >= model.n_neurons(job.basis):
                 rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
                 raise JobError(f"exclude {layer}/{neuron}", rule, "name neurons of this model")
