@@ -14,7 +14,7 @@ from helpers import refused
 from tracer.attribution.pruning import Pruning
 from tracer.errors import JobError
 from tracer.runs.jobs import ROW_FIELDS, WITHOUT_EFFECT, BenchmarkJob, Combination, DatasetJob, Source, load_job
-from tracer.settings import LINEAR_GATE, METRICS, RULES, SUMS_OF_LOGITS, settings
+from tracer.settings import LINEAR_GATE, METRICS, RULES, SUMS_OF_TARGETS, settings
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SVA, DATASET = JOBS / "sva.yaml", JOBS / "dataset.yaml"
@@ -377,7 +377,7 @@ def test_a_job_becomes_arguments() -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_edges_are_traced_where_they_can_be(metric: str) -> None:
     job = dataset(metric=metric)
-    assert job.edges is (metric in SUMS_OF_LOGITS | {"auto"})
+    assert job.edges is (metric in SUMS_OF_TARGETS | {"auto"})
     assert dataset(metric=metric, edges=False).edges is False
     # What a default became is no choice of the user's: another metric may still be set.
     for other in METRICS:

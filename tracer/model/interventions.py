@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tracer.metrics import read as read_logits
+from tracer.metrics import summed
 from tracer.model import head
 from tracer.model import rules as linearize
 
@@ -39,13 +40,17 @@ def walk(
     rules: frozenset[str],
     visit: Callable[[Any, int], Any],
     constants: list[SimpleNamespace] | None = None,
+    reads: SimpleNamespace | None = None,
+    basis: str = "activation",
 ) -> list[Any]:
-    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection.
+    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's module whose input or
+    output the nodes of a `basis` are: see `node_module`.
 
     Args:
         constants: receives those of each block's linearisation; see `observe`.
+        reads: receives what the metric is read from; see `inside`.
     """
-    visited = []
+    visited, where = [], node_module(plan, basis)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, plan.steps)
     for layer, block in enumerate(blocks):
@@ -55,16 +60,49 @@ def walk(
             if constants is not None:
                 observe(found, kind, path, block, plan)
             if kind == "neurons":
-                visited.append(visit(module, layer))
+                if reads is not None and (reads.kind, reads.layer) == ("neuron", layer):
+                    reads.state = module.input  # before anything is done to the neurons
+                visited += [visit(module, layer)] if path == where else []
             else:
                 linearize.apply(kind, module, rules)
             if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
                 found.pattern = linearize.pattern(module, found.kernel).float()
             elif constants is not None and kind == "neurons":
                 found.output = module.output.detach().float()
+            if path == where and path != plan.down:
+                visited.append(visit(module, layer))
+        if where is None:
+            visited.append(visit(block, layer))
+        if reads is not None and (reads.kind, reads.layer) == ("direction", layer):
+            reads.state = outcome(block)
         if constants is not None:
             constants.append(found)
     return visited
+
+
+def node_module(plan: SimpleNamespace, basis: str) -> str | None:
+    """Path in a block of the module that has a basis's nodes: the down projection; of the basis ``attention`` the
+    attention or the norm behind it, whose output is what is added to the residual stream; None for the block itself, of
+    the basis ``residual``."""
+    if basis == "residual":
+        return None
+    if basis == "attention":
+        return plan.attention_out or next(path for kind, path in plan.steps if kind == "attention")
+    return plan.down
+
+
+def inside(metric: SimpleNamespace | None) -> SimpleNamespace | None:
+    """Where a metric is read that is not one of logits: its `kind` and `layer`; `walk` puts the `state` there that is
+    read [prompt, column, coordinate], `score` the `values` of its terms. None for a metric of logits."""
+    if metric is None or metric.of is None:
+        return None
+    return SimpleNamespace(kind=metric.of.kind, layer=metric.of.layer, state=None, values=None)
+
+
+def outcome(module: Any) -> Tensor:
+    """The first thing that a module returns."""
+    out = module.output
+    return out[0] if isinstance(out, tuple) else out
 
 
 def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: SimpleNamespace) -> None:
@@ -118,20 +156,23 @@ def through_blocks(
     basis: str,
     edit: Callable[[int, Tensor], Tensor] | None = None,
     constants: list[SimpleNamespace] | None = None,
+    reads: SimpleNamespace | None = None,
 ) -> list[Tensor]:
-    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants` as in `walk`."""
-    return walk(nn, plan, rules, lambda down, layer: neurons(down, layer, basis, edit), constants)
+    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants` and `reads` as in
+    `walk`."""
+    return walk(nn, plan, rules, lambda part, layer: neurons(part, layer, basis, edit), constants, reads, basis)
 
 
-def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
-    """The neurons of one layer, after `edit` if given."""
+def neurons(part: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
+    """The neurons of one layer, after `edit` if given, at the module of `node_module`."""
     if basis == "activation":
         if edit is not None:
-            down.input = edit(layer, down.input)
-        return down.input
+            part.input = edit(layer, part.input)
+        return part.input
     if edit is not None:
-        down.output = edit(layer, down.output)
-    return down.output
+        out, value = part.output, edit(layer, outcome(part))
+        part.output = (value, *out[1:]) if isinstance(out, tuple) else value
+    return outcome(part)
 
 
 def final(nn: Any, plan: SimpleNamespace, rules: frozenset[str], scales: list[Tensor] | None = None) -> Tensor:
@@ -155,15 +196,25 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
 
 
 def score(
-    nn: Any, plan: SimpleNamespace, rules: frozenset[str], metric: SimpleNamespace, scales: list[Tensor] | None = None
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    metric: SimpleNamespace,
+    scales: list[Tensor] | None = None,
+    reads: SimpleNamespace | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The metric [prompt], the tokens of its terms [term], and what they were read from: the hidden states behind the
     final norm [prompt, column, d_model] or, where rows of the head cannot be read, the logits of the last columns.
 
     Args:
         metric: the fields of a `Metric`. A token of -n is the model's own n-th likeliest at that place.
-        scales: receives the final norm's, per column.
+        scales: receives the final norm's, per column. reads: what was read inside the model, for a metric of that.
     """
+    if reads is not None:
+        state = final(nn, plan, rules, scales)
+        source = state if plan.head_rows else nn.output.logits
+        reads.values = inside_values(metric, reads, state)
+        return summed(reads.values, metric.row, metric.weight, metric.n_prompts), metric.token, source
     if not plan.head_rows:
         source = logits(nn, plan, rules)
         tokens = metric.token
@@ -184,9 +235,21 @@ def score(
     return head.weighed(unit, rows, tokens, metric), tokens, source
 
 
-def asked(nn: Any, plan: SimpleNamespace, metric: SimpleNamespace | None) -> Tensor:
+def inside_values(metric: SimpleNamespace, reads: SimpleNamespace, behind: Tensor) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, float32; `behind` is the state behind
+    the final norm."""
+    state = behind if reads.state is None else reads.state
+    rows = state[metric.row.to(state.device), metric.column.to(state.device)].float()
+    if metric.of.kind == "neuron":
+        return rows[:, metric.of.neuron]
+    return (rows * metric.of.vector.to(rows.device)).sum(-1)
+
+
+def asked(
+    nn: Any, plan: SimpleNamespace, metric: SimpleNamespace | None, reads: SimpleNamespace | None = None
+) -> Tensor:
     """The metric [prompt] or, without one, the likeliest next token."""
-    return greedy(nn, plan) if metric is None else score(nn, plan, frozenset(), metric)[0]
+    return greedy(nn, plan) if metric is None else score(nn, plan, frozenset(), metric, None, reads)[0]
 
 
 def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
@@ -196,8 +259,19 @@ def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
     return head.likeliest(head.of(nn, plan), final(nn, plan, frozenset())[:, -1], 1)[:, 0]
 
 
-def target_logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str], logits_at: Sequence[Tensor]) -> list[Tensor]:
-    """Each prompt's logits at rows of (column, token); columns count from the end."""
+def target_logits(
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    logits_at: Sequence[Tensor],
+    metric: SimpleNamespace | None = None,
+    reads: SimpleNamespace | None = None,
+) -> list[Tensor]:
+    """Each prompt's logits at rows of (column, token), columns counted from the end; or the values of a `metric` of
+    something inside the model, which `reads` has."""
+    if metric is not None and reads is not None:
+        values = inside_values(metric, reads, final(nn, plan, rules))
+        return list(values.split(torch.bincount(metric.row, minlength=metric.n_prompts).tolist()))
     if not plan.head_rows:
         out = logits(nn, plan, rules)
         return [out[row, at[:, 0], at[:, 1]] for row, at in enumerate(logits_at)]
@@ -387,12 +461,13 @@ def effects_on_logits(
     """For each prompt, the total effect of each of its nodes on each of its logits [node, logit]: how far the node is
     from its baseline times the logit's gradient. Arguments as of `effects_on_nodes`; `ends` are the logits."""
     found = [torch.zeros(len(rows), len(logits)) for rows, logits in zip(nodes, ends, strict=True)]
-    summed, size = added_up(ends), sum(values.numel() for values in layers)
-    for unit in torch.eye(len(summed), dtype=summed.dtype, device=summed.device).split(
+    both, size = added_up(ends), sum(values.numel() for values in layers)
+    for unit in torch.eye(len(both), dtype=both.dtype, device=both.device).split(
         max(1, min(64, max_bytes // (4 * size)))
     ):
         first = int(unit[0].argmax())
-        grads = torch.autograd.grad(summed, layers, unit, is_grads_batched=True, retain_graph=True)
+        more = {"is_grads_batched": True, "retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        grads = torch.autograd.grad(both, layers, unit, **more)
         for row, (rows, into) in enumerate(zip(nodes, found, strict=True)):
             here = into[:, first : first + len(unit)]
             for layer, grad in enumerate(grads):
@@ -407,8 +482,7 @@ def effects_on_logits(
 
 def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
     """What leaves the first block [prompt, column, d_model]."""
-    out = next(iter(nn.get(plan.blocks))).output
-    return out[0] if isinstance(out, tuple) else out
+    return outcome(next(iter(nn.get(plan.blocks))))
 
 
 def apply_edits(

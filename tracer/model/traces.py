@@ -40,16 +40,18 @@ def gradients(
     Returns:
         `values` of all neurons and the metric's `gradients` to them, for each layer [prompt, column, neuron]; the
         `embedding`'s output (or its replacement) and its `embedding_gradient` [prompt, column, d_model]; the `metric`
-        [prompt], the `tokens` of its terms and what they were `read` from; `blocks` and `final_scale`, the constants.
+        [prompt], the `tokens` of its terms and what they were `read` from, or their values `inside` the model; `blocks`
+        and `final_scale`, the constants.
     """
     kept, scales = ([], []) if constants else (None, None)
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, True)
-            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept)
-            score, tokens, source = interventions.score(nn, plan, rules, metric, scales)
-            grads = torch.autograd.grad(score.sum(), [entered, *neurons])
+            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept, reads)
+            score, tokens, source = interventions.score(nn, plan, rules, metric, scales, reads)
+            later = reads is not None  # nodes behind what is read, which have no part in it
+            grads = torch.autograd.grad(score.sum(), [entered, *neurons], allow_unused=later, materialize_grads=later)
             saved = nnsight.save(
                 ([value.detach() for value in neurons], grads, entered.detach(), score, tokens, source)
             )
@@ -64,6 +66,7 @@ def gradients(
         metric=score.detach(),
         tokens=tokens,
         read=source.detach(),
+        inside=None if reads is None else reads.values.detach(),
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -80,14 +83,14 @@ def values(
 ) -> SimpleNamespace:
     """A forward, as `gradients` but for what needs a backward; without a metric it ends behind the last block."""
     kept, scales = ([], []) if constants else (None, None)
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, False)
-            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept)
+            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept, reads)
             found = (None, None, None)
             if metric is not None:
-                found = interventions.score(nn, plan, NO_RULES, metric, scales)
+                found = interventions.score(nn, plan, NO_RULES, metric, scales, reads)
             saved = nnsight.save((neurons, entered, *found))
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
@@ -98,6 +101,7 @@ def values(
         metric=score,
         tokens=tokens,
         read=source,
+        inside=None if reads is None else reads.values,
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -127,6 +131,11 @@ def constants(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> SimpleN
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return SimpleNamespace(embedding=saved[0], blocks=kept, final_scale=scales[0], read=saved[1])
+
+
+def terms(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, on the CPU."""
+    return interventions.to_cpu(values(nn, plan, ask.inputs, "activation", None, ask.metric).inside)[0]
 
 
 def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
@@ -177,14 +186,20 @@ def replaced(
 ) -> Tensor:
     """The metric's plain gradients to one layer's neurons, set to `neurons` [prompt, column, neuron]. The backward ends
     at that layer."""
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             leaf = neurons.detach().clone().requires_grad_(True)
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.replace_layer(value, leaf, at == layer)
+                nn,
+                plan,
+                NO_RULES,
+                basis,
+                lambda at, value: interventions.replace_layer(value, leaf, at == layer),
+                None,
+                reads,
             )
-            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric, None, reads)
             (grad,) = torch.autograd.grad(score.sum(), [leaf])
             saved = nnsight.save(grad)
             interventions.stop(tracer, plan, stops)
@@ -196,15 +211,41 @@ def from_embedding(
     nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], metric: SimpleNamespace, embedding: Tensor
 ) -> Tensor:
     """The metric [prompt] with the embedding's output replaced."""
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             interventions.embed_leaf(nn, plan, embedding, False)
-            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
+            if reads is not None:
+                interventions.through_blocks(nn, plan, NO_RULES, "activation", None, None, reads)
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric, None, reads)
             saved = nnsight.save(score)
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
+
+
+def set_nodes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """The metric [prompt] after setting single neurons of one `layer` or, where that is None, the embedding's output at
+    single tokens, on the CPU: `where` and `to` as `interventions.set_values` takes them."""
+    reads, stops = interventions.inside(ask.metric), list[BaseException]()
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            if ask.layer is None:
+                entered = nn.get(plan.embedding).output
+                nn.get(plan.embedding).output = interventions.set_values(entered, ask.where, ask.to)
+            interventions.through_blocks(
+                nn,
+                plan,
+                NO_RULES,
+                ask.basis,
+                lambda at, value: interventions.set_values(value, ask.where, ask.to) if at == ask.layer else value,
+                None,
+                reads,
+            )
+            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, ask.metric, reads)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
 
 
 def metric_from(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
@@ -225,13 +266,19 @@ def ablated(
     `one` has the batch's `inputs`, its `rows`, and the fields of the `metric`; without one the greedy next token is
     read. Where rows of the head can be read, the forward ends before it.
     """
-    rows, stops = torch.tensor(one.rows), list[BaseException]()
+    rows, reads, stops = torch.tensor(one.rows), interventions.inside(one.metric), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
+                nn,
+                plan,
+                NO_RULES,
+                basis,
+                lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to),
+                None,
+                reads,
             )
-            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric)))
+            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric, reads)))
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved[0]
@@ -320,6 +367,7 @@ def swept(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor,
                     layer,
                     ask.members,
                 ),
+                basis=ask.basis,
             )
             saved = nnsight.save(([part.float().cpu() for part in read], nn.output.logits[:, -1].float()))
     members, logits = saved
@@ -346,14 +394,17 @@ def direct_weights(
     Args:
         nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column, token), targets;
             columns count from the end.
-        how: `rules` of the linearisation, and the `basis`. max_bytes, baselines: as there.
+        how: `rules` of the linearisation, the `basis`, and the `metric`'s fields, for targets inside the model.
+        max_bytes, baselines: as there.
     """
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(how.metric), list[BaseException]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            cuts = interventions.walk(nn, plan, how.rules, lambda down, _: interventions.detach_mlp(down, how.basis))
-            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
+            cuts = interventions.walk(
+                nn, plan, how.rules, lambda down, _: interventions.detach_mlp(down, how.basis), None, reads
+            )
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at, how.metric, reads)
             targets = interventions.target_values([parts[0] for parts in cuts], nodes, ends)
             weights = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes, baselines)
             saved = nnsight.save(
@@ -376,12 +427,12 @@ def total_effects(
 ) -> list[tuple[Tensor, Tensor]]:
     """For each prompt what `interventions.effects_on_nodes` and `effects_on_logits` give; arguments as of
     `direct_weights`."""
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(how.metric), list[BaseException]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis)
-            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
+            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis, None, None, reads)
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at, how.metric, reads)
             before = interventions.effects_on_nodes(neurons, entered, nodes, max_bytes, baselines)
             behind = interventions.effects_on_logits(neurons, ends, nodes, max_bytes, baselines)
             saved = nnsight.save(list(zip(before, behind, strict=True)))

@@ -27,7 +27,7 @@ from tracer.settings import (
     DEFAULT_TOP_K,
     IN_FLIGHT,
     PATH_METHODS,
-    SUMS_OF_LOGITS,
+    SUMS_OF_TARGETS,
     VARIANTS,
     Baseline,
     Basis,
@@ -402,7 +402,7 @@ class DatasetJob(_ModelOptions):
         return self
 
     def _check_edges(self) -> None:
-        if self.metric not in SUMS_OF_LOGITS | {"auto"}:
+        if self.metric not in SUMS_OF_TARGETS | {"auto"}:
             if self.edges and "edges" in self.model_fields_set:
                 raise ValueError(f"edges lead into single logits: with metric {self.metric!r} use edges: false")
             # Bypasses the frozen record and `model_fields_set`, so that --set may still choose another metric.

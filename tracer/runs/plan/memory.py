@@ -21,7 +21,7 @@ from tracer.model import backend
 from tracer.model import model as loading
 from tracer.model.head import PIECE
 from tracer.model.sizes import Shape
-from tracer.settings import BASELINES, BASES, LINEARISED, METHODS, METRICS, PATH_METHODS, RULES, SUMS_OF_LOGITS
+from tracer.settings import BASELINES, BASES, LINEARISED, METHODS, METRICS, PATH_METHODS, RULES, SUMS_OF_TARGETS
 
 # Resident set of a worker that has traced one prompt of the demo: Python, torch, transformers, nnsight, pyarrow
 # (measured on Linux with torch 2.13, CPU build).
@@ -102,7 +102,7 @@ class Workload:
     @property
     def links(self) -> bool:
         """Whether edges are traced: they lead into single logits."""
-        return self.edges and self.circuits and self.metric in SUMS_OF_LOGITS | {"auto"}
+        return self.edges and self.circuits and self.metric in SUMS_OF_TARGETS | {"auto"}
 
     @property
     def profiled(self) -> bool:
