@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tracer.attribution.attribute import attribute as attribute
     from tracer.attribution.pruning import Pruning as Pruning
     from tracer.attribution.result import Attribution as Attribution
+    from tracer.attribution.targets import direction as direction
     from tracer.attribution.trace import trace as trace
     from tracer.circuit.circuit import Circuit as Circuit
     from tracer.circuit.circuit import Graph as Graph
@@ -98,6 +99,7 @@ _HOME = {
     "concepts": "meaning.concepts",
     "contrast": "meaning.contrast",
     "describe": "meaning.describe",
+    "direction": "attribution.targets",
     "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
@@ -148,6 +150,7 @@ __all__ = [
     "concepts",
     "contrast",
     "describe",
+    "direction",
     "edge_curves",
     "estimate_quality",
     "evaluate",

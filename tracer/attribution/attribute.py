@@ -121,7 +121,8 @@ def attribute(
         share: of the next token's probability, between 0 and 1: the metric is the mean logit of the fewest of the
             model's own tokens that hold it, each weighed by its probability, which is a constant.
         of: instead of tokens, what is asked about inside the model: a neuron, ``"L12 N345"`` (with ``-`` behind it what
-            drives it below 0), or a `Direction`. The metric is its value where the logits would be read.
+            drives it below 0), or what
+            `tracer.direction` makes. The metric is its value where the logits would be read.
         seed: of ``random``.
         reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
         memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.

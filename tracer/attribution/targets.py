@@ -36,7 +36,7 @@ def target(given: Any) -> TargetNeuron | TargetDirection | None:
         return given
     named = _NEURON.fullmatch(given) if isinstance(given, str) else None
     if named is None:
-        step = "write a neuron as in 'L12 N345', with a - behind it for its negative side, or make a tracer.Direction"
+        step = "write a neuron as in 'L12 N345', with a - behind it for its negative side, or make a tracer.direction"
         raise JobError(f"{option('of')} {quoted(given)}", "is neither a neuron nor a direction", step)
     layer, neuron = (int(one or other) for one, other in ((named[1], named[3]), (named[2], named[4])))
     if neuron > LARGEST:

@@ -220,7 +220,7 @@ def checked(
         JobError: what `trace` refuses and no model decides.
     """
     check_selection(nodes, threshold, mass)
-    how.pop("profiles", None)  # they go with everything
+    profiles = how.pop("profiles", False)
     metric, basis = how.get("metric", "auto"), how.get("basis", "activation")
     how["of"] = target(how.get("of"))
     if metric == "auto" and how["of"] is None and any(prompt.answer for prompt in prompts):
@@ -235,7 +235,7 @@ def checked(
             step += f", or {option('metric', 'logit')} for the sum of an answer's logits"
         raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", step)
     edges = may if edges is None else edges
-    if how.get("profiles") and basis in BASES and basis not in EDGE_BASES:
+    if profiles and basis in BASES and basis not in EDGE_BASES:
         rule = "has no attribution profiles, which are of what MLPs hold or write"
         raise JobError(option("basis", basis), rule, f"leave out {option('profiles')}")
     if pruning is not None and not edges:

@@ -26,7 +26,7 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tracer.circuit import identities
-from tracer.circuit.circuit import BESIDE, Circuit, Graph, Traced, edges_table, height, nodes_table
+from tracer.circuit.circuit import BESIDE, ENDS, Circuit, Graph, Traced, edges_table, height, nodes_table
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, first_line, option, quoted
@@ -68,7 +68,7 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
         return _as_it_came(graph, names)
     rows = graph.nodes.to_pylist()
     ids = [_node_id(row) for row in rows]
-    cumulative = _cumulative([None if row["kind"] == "logit" else row["influence"] for row in rows])
+    cumulative = _cumulative([None if row["kind"] in ENDS else row["influence"] for row in rows])
     probabilities = iter(graph.probabilities if isinstance(graph, Circuit) else ())
     targets = set(graph.target_ids) if isinstance(graph, Circuit) else set()
     said = Said.of(graph)
@@ -212,8 +212,8 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 def _node_id(row: Mapping[str, Any]) -> str:
     if row["kind"] == "embedding":
         return f"E_{row['neuron']}_{row['position']}"
-    layer = row["layer"] + 1 if row["kind"] == "logit" else row["layer"]  # circuit-tracer leaves one free
-    return f"{layer}_{row['neuron']}_{row['position']}"
+    layer = row["layer"] + 1 if row["kind"] in ENDS else row["layer"]  # circuit-tracer leaves one free
+    return f"{layer}_{max(0, row['neuron'])}_{row['position']}"
 
 
 def _node(
@@ -247,6 +247,9 @@ def _node(
             "token_prob": probability or 0.0,
             "is_target_logit": neuron in targets,
         }
+    if kind == "target":  # which the format has no kind for: it is where its page looks for logits
+        same = {"feature": max(0, neuron), "layer": str(layer + 1), "feature_type": "logit", "is_target_logit": True}
+        return node | same | {"jsNodeId": f"L_{max(0, neuron)}-{position}", "clerp": f"Target {row['token']}"}
     feature_type = "mlp reconstruction error" if kind == "error" else FEATURE
     feature = None if kind == "error" else cantor(layer, neuron)
     return node | {

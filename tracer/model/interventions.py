@@ -378,8 +378,7 @@ def weights_into(
             that are meant.
     """
     leaves, given = [parts[3] for parts in cuts], [None] * len(nodes) if baselines is None else baselines[0]
-    more = {"is_grads_batched": True, "allow_unused": True, "materialize_grads": True, "retain_graph": True}
-    grads = torch.autograd.grad(summed, [*leaves, entered], unit, **more)
+    grads = slopes(summed, [*leaves, entered], unit)
     parts: list[list[list[Tensor]]] = [[[], []] for _ in nodes]
     total = torch.zeros(len(unit), len(nodes))
     for layer, ((_, inner, inside, leaf), grad) in enumerate(zip(cuts, grads, strict=False)):
@@ -407,6 +406,16 @@ def weights_into(
     return [
         (torch.cat(weights, -1), embedded[:, row], total[:, row], *([torch.cat(moved, -1)] if moved else []))
         for row, (weights, moved) in enumerate(parts)
+    ]
+
+
+def slopes(values: Tensor, inputs: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
+    """The gradients to each input of some of the values, those of the rows of `unit` [row, *input]; zero to an input
+    that has no part in them."""
+    how = {"is_grads_batched": True, "allow_unused": True, "retain_graph": True}
+    found = torch.autograd.grad(values, inputs, unit, **how)
+    return [
+        one.new_zeros(len(unit), *one.shape) if grad is None else grad for one, grad in zip(inputs, found, strict=True)
     ]
 
 
@@ -466,8 +475,7 @@ def effects_on_logits(
         max(1, min(64, max_bytes // (4 * size)))
     ):
         first = int(unit[0].argmax())
-        more = {"is_grads_batched": True, "retain_graph": True, "allow_unused": True, "materialize_grads": True}
-        grads = torch.autograd.grad(both, layers, unit, **more)
+        grads = slopes(both, layers, unit)
         for row, (rows, into) in enumerate(zip(nodes, found, strict=True)):
             here = into[:, first : first + len(unit)]
             for layer, grad in enumerate(grads):

@@ -27,6 +27,7 @@ from tracer.settings import (
     DEFAULT_TOP_K,
     IN_FLIGHT,
     PATH_METHODS,
+    RULED_METHODS,
     SUMS_OF_TARGETS,
     VARIANTS,
     Baseline,
@@ -692,7 +693,7 @@ class BenchmarkJob(_ModelOptions):
         _check_sizes(self.sizes)
         if self.steps != DEFAULT_STEPS and not PATH_METHODS & set(self.methods):
             raise ValueError(f"steps only have an effect with {', '.join(sorted(PATH_METHODS))}")
-        if self.rules != EVERY_RULE and "relp" not in self.methods:
+        if self.rules != EVERY_RULE and not RULED_METHODS & set(self.methods):
             raise ValueError("rules only have an effect with method relp, which is not among the methods")
         for method in self.methods:
             if not self.baselines_of(method):
@@ -722,7 +723,7 @@ class BenchmarkJob(_ModelOptions):
             for structure in self.sets
             for basis in self.bases
             for method in self.methods
-            for rules in (self.rules if method == "relp" else EVERY_RULE)
+            for rules in (self.rules if method in RULED_METHODS else EVERY_RULE)
             for baseline in self.baselines_of(method)
         ]
 

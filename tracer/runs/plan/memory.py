@@ -21,7 +21,17 @@ from tracer.model import backend
 from tracer.model import model as loading
 from tracer.model.head import PIECE
 from tracer.model.sizes import Shape
-from tracer.settings import BASELINES, BASES, LINEARISED, METHODS, METRICS, PATH_METHODS, RULES, SUMS_OF_TARGETS
+from tracer.settings import (
+    BASELINES,
+    BASES,
+    LINEARISED,
+    METHODS,
+    METRICS,
+    PATH_METHODS,
+    RULED_METHODS,
+    RULES,
+    SUMS_OF_TARGETS,
+)
 
 # Resident set of a worker that has traced one prompt of the demo: Python, torch, transformers, nnsight, pyarrow
 # (measured on Linux with torch 2.13, CPU build).
@@ -236,7 +246,7 @@ class _Case:
     @property
     def edge_rules(self) -> bool:
         """Whether the linearisation of edges has all rules."""
-        return self.work.method != "relp" or self.work.rules in LINEARISED
+        return self.work.method not in RULED_METHODS or self.work.rules in LINEARISED
 
     @property
     def backward(self) -> bool:

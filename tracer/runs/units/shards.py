@@ -247,7 +247,7 @@ def options(job: DatasetJob) -> dict[str, Any]:
     made: dict[str, Any] = chosen.model_dump(
         include={"method", "baseline", "basis", "metric", "steps", "top_k", "seed"}
     )
-    made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
+    made |= {"rules": chosen.rules if chosen.method in RULED_METHODS else None, "edges": job.edges}
     made |= {"pruning": job.pruning_rules(), "profiles": job.profiles, **job.selection()}
     if job.reference is not None:
         made["reference"] = Reference([with_bos(_prompt_of(row), job.bos) for row in data.read(job.reference)])
