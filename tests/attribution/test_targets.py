@@ -215,7 +215,9 @@ def test_a_circuit_of_a_neuron_is_saved_read_shown_and_evaluated(tmp_path: Path)
     value = ref.run(model.module, torch.tensor([ids])).raw[2][0, -1, 7]
     assert float(found.whole[0]) == pytest.approx(-float(value), rel=1e-5)
     keep = {(row["layer"], row["position"], row["neuron"]) for row in circuit.neurons.to_pylist()}
-    assert float(found.faithfulness.estimate[-1]) == pytest.approx(kept_alone(model, ids, keep, -1.0), rel=1e-3, abs=1e-4)
+    assert float(found.faithfulness.estimate[-1]) == pytest.approx(
+        kept_alone(model, ids, keep, -1.0), rel=1e-3, abs=1e-4
+    )
 
 
 def kept_alone(model: tracer.Model, ids: tuple[int, ...], keep: set[tuple[int, ...]], sign: float) -> float:

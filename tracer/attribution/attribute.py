@@ -288,8 +288,8 @@ def check_inside(model: Model, chosen: Settings) -> None:
             rule = f"has {len(of.vector)} coordinates, the residual stream {model.d_model}"
             raise JobError(name, rule, "give a direction of this model")
         return
-    if of.neuron >= model.d_mlp:
-        raise JobError(name, f"the model has neurons 0..{model.d_mlp - 1} in a layer", "choose one of them")
+    if of.neuron >= (most := model.n_neurons("activation")):
+        raise JobError(name, f"the model has neurons 0..{most - 1} in a layer", "choose one of them")
     if of.layer == 0 and (chosen.basis != "attention" or model.plan.parallel):
         rule = "is in the first layer: nothing of the basis is before it"
         raise JobError(name, rule, "choose one of a later layer")

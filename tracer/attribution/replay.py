@@ -131,9 +131,9 @@ def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
     return torch.ones(()) if weight is None else weight.detach().float() + plan.norm_offset
 
 
-def kind_of(plan: SimpleNamespace, path: str) -> str:
+def kind_of(plan: SimpleNamespace, layer: int, path: str) -> str:
     """Of a norm of a block."""
-    return next(kind for kind, at in plan.steps if at == path)
+    return next(kind for kind, at in plan.layers[layer].steps if at == path)
 
 
 def through_norm(
@@ -149,7 +149,7 @@ def through_norm(
     if path is None or scale is None:
         return state
     factor = scale[:, None] * gain(module, plan, f"{plan.blocks}.{layer}.{path}").to(state.device)
-    return scaled(kind_of(plan, path), factor, state, transposed)
+    return scaled(kind_of(plan, layer, path), factor, state, transposed)
 
 
 def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor:
@@ -165,25 +165,26 @@ def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor
 def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, Tensor]:
     """The maps of a block's attention, its norms' gains folded in, float32: into the values [value, d_model], and out
     of the mixed heads [d_model, head and coordinate]."""
-    value, output = matrix(module, plan, layer, plan.value).float(), matrix(module, plan, layer, plan.output).float()
-    if plan.attention_in is not None:
-        value = value * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_in}").to(value.device)
-        if kind_of(plan, plan.attention_in) == "layer_norm":
+    laid = plan.layers[layer]
+    value, output = matrix(module, plan, layer, laid.value).float(), matrix(module, plan, layer, laid.output).float()
+    if laid.attention_in is not None:
+        value = value * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_in}").to(value.device)
+        if kind_of(plan, layer, laid.attention_in) == "layer_norm":
             value = value - value.mean(1, keepdim=True)
-    if plan.attention_out is not None:
-        if kind_of(plan, plan.attention_out) == "layer_norm":
+    if laid.attention_out is not None:
+        if kind_of(plan, layer, laid.attention_out) == "layer_norm":
             output = output - output.mean(0, keepdim=True)
-        output = output * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_out}").to(output.device)[:, None]
+        output = output * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_out}").to(output.device)[:, None]
     return value, output
 
 
-def mixing(plan: SimpleNamespace, block: SimpleNamespace) -> Tensor:
+def mixing(plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> Tensor:
     """How a block's attention carries from position to position [head, query, key]: its pattern between its norms'
     statistics."""
-    pattern = block.pattern
-    if plan.attention_in is not None:
-        pattern = pattern * block.scales[plan.attention_in]
-    return pattern if plan.attention_out is None else pattern * block.scales[plan.attention_out][:, None]
+    pattern, laid = block.pattern, plan.layers[layer]
+    if laid.attention_in is not None:
+        pattern = pattern * block.scales[laid.attention_in]
+    return pattern if laid.attention_out is None else pattern * block.scales[laid.attention_out][:, None]
 
 
 # One prompt: its sources and targets.
@@ -258,7 +259,8 @@ def vectors(
 ) -> tuple[Tensor, Tensor]:
     """What a unit of each node of a layer writes into the residual stream, and what it reads of it, linearised by rules
     1, 3 and 4 or, in the place of 4, with a linear gate [node, d_model]."""
-    down = matrix(module, plan, layer, (plan.down, "all"))
+    laid = plan.layers[layer]
+    down = matrix(module, plan, layer, (laid.down, "all"))
     position, neuron = nodes[:, 1].to(down.device), nodes[:, 2].to(down.device)
     if prompt.basis == "activation":
         writes, through = down[:, neuron].T.float(), None
@@ -272,11 +274,11 @@ def vectors(
             return coefficient[:, None] * rows[neuron.to(rows.device)].float()
         return (coefficient * through) @ rows.float()
 
-    reads = into(plan.up_part, of_up) if of_gate is None else into(plan.gate_part, of_gate) + into(plan.up_part, of_up)
+    reads = into(laid.up_part, of_up) if of_gate is None else into(laid.gate_part, of_gate) + into(laid.up_part, of_up)
     scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}
     return (
-        through_norm(module, plan, layer, plan.mlp_out, scales.get(plan.mlp_out), writes, False),
-        through_norm(module, plan, layer, plan.mlp_in, scales.get(plan.mlp_in), reads, True),
+        through_norm(module, plan, layer, laid.mlp_out, scales.get(laid.mlp_out), writes, False),
+        through_norm(module, plan, layer, laid.mlp_in, scales.get(laid.mlp_in), reads, True),
     )
 
 
@@ -286,7 +288,7 @@ def coefficients(
     """What neurons multiply what they read by the maps of gate and up by, of these inputs of the activation and values
     of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
     nothing."""
-    act = part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
+    act = part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
     factor = FACTORS[type(act).__name__](gate)
     if up is None:
         return None, factor
@@ -353,7 +355,7 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
             if layer < run.walk.top:
                 key = id(run.walk)
                 if key not in mixed:
-                    mixed[key] = mixing(plan, run.walk.prompt.frozen.blocks[layer])
+                    mixed[key] = mixing(plan, layer, run.walk.prompt.frozen.blocks[layer])
                 climb(module, plan, layer, run, mixed[key], maps)
     for run in going:
         let_read(run, len(run.walk.prompt.frozen.blocks))
@@ -380,8 +382,8 @@ def climb(
 def written(module: Any, plan: SimpleNamespace, layer: int, prompt: SimpleNamespace) -> Tensor:
     """What all nodes of a layer write into the residual stream together, kept or not [pos, d_model]: in the basis
     ``activation`` without the down projection's bias, which belongs to no neuron."""
-    block, path = prompt.frozen.blocks[layer], plan.mlp_out
-    bias = getattr(part(module, plan, layer, plan.down), "bias", None)
+    block, path = prompt.frozen.blocks[layer], plan.layers[layer].mlp_out
+    bias = getattr(part(module, plan, layer, plan.layers[layer].down), "bias", None)
     output = block.output if prompt.basis == "output" or bias is None else block.output - bias.detach().float()
     return through_norm(module, plan, layer, path, block.scales.get(path), output, False)
 

@@ -242,7 +242,7 @@ def flowed(
             continue
         begins, key = source.position[mine].unique(return_inverse=True)
         ends, query = target.position[into].unique(return_inverse=True)
-        mixed = replay.mixing(plan, run.walk.prompt.frozen.blocks[layer]).to(values.device)
+        mixed = replay.mixing(plan, layer, run.walk.prompt.frozen.blocks[layer]).to(values.device)
         dense = values.new_zeros(len(begins), len(run.ends), values.shape[1])
         dense[key, source.stream[mine]] = values[mine]
         if back:
@@ -293,13 +293,13 @@ def through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: SimpleNam
     """Add what a block's MLP writes, but in the `last` block, and let the nodes of its layer read."""
     rows, neurons, found = readings(group, layer)
     inside, of_gate, of_up = group.walks[0].prompt.basis == "activation", *factors(module, plan, group, layer)
-    gate, up, down = matrices(module, plan, layer)
-    scales = [joined(group, layer, path) for path in (plan.mlp_in, plan.mlp_out)]
+    laid, (gate, up, down) = plan.layers[layer], matrices(module, plan, layer)
+    scales = [joined(group, layer, path) for path in (laid.mlp_in, laid.mlp_out)]
     values = torch.zeros(len(rows), device=group.state.device)
     for part, mine in pieces(group, rows, len(up)):
         at, state = group.at[part], group.state[part]
         before, behind = (None if scale is None else scale[at] for scale in scales)
-        read = replay.through_norm(module, plan, layer, plan.mlp_in, before, state, False)
+        read = replay.through_norm(module, plan, layer, laid.mlp_in, before, state, False)
         neuron = (read @ up.T).mul_(of_up[at])
         if gate is not None and of_gate is not None:
             neuron += (read @ gate.T).mul_(of_gate[at])
@@ -311,14 +311,15 @@ def through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: SimpleNam
         written = neuron @ down.T
         if not inside:
             values[mine] = written[where]
-        state += replay.through_norm(module, plan, layer, plan.mlp_out, behind, written, False)
+        state += replay.through_norm(module, plan, layer, laid.mlp_out, behind, written, False)
     keep(found, values, "inputs")
 
 
 def matrices(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor | None, Tensor, Tensor]:
     """A block's maps into its neurons, by the gate (None where it has none) and up, and out of them, float32."""
-    gate = None if plan.gate_part is None else replay.matrix(module, plan, layer, plan.gate_part).float()
-    up, down = replay.matrix(module, plan, layer, plan.up_part), replay.matrix(module, plan, layer, (plan.down, "all"))
+    laid = plan.layers[layer]
+    gate = None if laid.gate_part is None else replay.matrix(module, plan, layer, laid.gate_part).float()
+    up, down = replay.matrix(module, plan, layer, laid.up_part), replay.matrix(module, plan, layer, (laid.down, "all"))
     return gate, up.float(), down.float()
 
 
@@ -349,13 +350,13 @@ def back_through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: Simp
     `last` block only the latter."""
     rows, neurons, found = readings(group, layer)
     inside, of_gate, of_up = group.walks[0].prompt.basis == "activation", *factors(module, plan, group, layer)
-    gate, up, down = matrices(module, plan, layer)
-    scales = [joined(group, layer, path) for path in (plan.mlp_in, plan.mlp_out)]
+    laid, (gate, up, down) = plan.layers[layer], matrices(module, plan, layer)
+    scales = [joined(group, layer, path) for path in (laid.mlp_in, laid.mlp_out)]
     values, through = torch.zeros(len(rows), device=group.state.device), group.state.clone()
     for part, mine in pieces(group, rows, len(up)):
         at = group.at[part]
         before, behind = (None if scale is None else scale[at] for scale in scales)
-        written = replay.through_norm(module, plan, layer, plan.mlp_out, behind, group.state[part], True)
+        written = replay.through_norm(module, plan, layer, laid.mlp_out, behind, group.state[part], True)
         neuron = written @ down
         values[mine] = (neuron if inside else written)[rows[mine] - part.start, neurons[mine]]
         if last:
@@ -363,6 +364,6 @@ def back_through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: Simp
         read = (neuron * of_up[at]) @ up
         if gate is not None and of_gate is not None:
             read += neuron.mul_(of_gate[at]) @ gate
-        through[part] += replay.through_norm(module, plan, layer, plan.mlp_in, before, read, True)
+        through[part] += replay.through_norm(module, plan, layer, laid.mlp_in, before, read, True)
     keep(found, values, "outputs")
     return through

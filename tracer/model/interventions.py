@@ -50,15 +50,15 @@ def walk(
         constants: receives those of each block's linearisation; see `observe`.
         reads: receives what the metric is read from; see `inside`.
     """
-    visited, where = [], node_module(plan, basis)
+    visited = []
     blocks = list(nn.get(plan.blocks))
-    linearize.prepare(blocks, plan.steps)
+    linearize.prepare(blocks, [part.steps for part in plan.layers])
     for layer, block in enumerate(blocks):
-        found = SimpleNamespace(scales={}, up=None)
-        for kind, path in plan.steps:
+        found, where = SimpleNamespace(scales={}, up=None), node_module(plan.layers[layer], basis)
+        for kind, path in plan.layers[layer].steps:
             module = block.get(path)
             if constants is not None:
-                observe(found, kind, path, block, plan)
+                observe(found, kind, path, block, plan.layers[layer])
             if kind == "neurons":
                 if reads is not None and (reads.kind, reads.layer) == ("neuron", layer):
                     reads.state = module.input  # before anything is done to the neurons
@@ -69,7 +69,7 @@ def walk(
                 found.pattern = linearize.pattern(module, found.kernel).float()
             elif constants is not None and kind == "neurons":
                 found.output = module.output.detach().float()
-            if path == where and path != plan.down:
+            if path == where and path != plan.layers[layer].down:
                 visited.append(visit(module, layer))
         if where is None:
             visited.append(visit(block, layer))
@@ -80,15 +80,15 @@ def walk(
     return visited
 
 
-def node_module(plan: SimpleNamespace, basis: str) -> str | None:
+def node_module(laid: SimpleNamespace, basis: str) -> str | None:
     """Path in a block of the module that has a basis's nodes: the down projection; of the basis ``attention`` the
     attention or the norm behind it, whose output is what is added to the residual stream; None for the block itself, of
     the basis ``residual``."""
     if basis == "residual":
         return None
     if basis == "attention":
-        return plan.attention_out or next(path for kind, path in plan.steps if kind == "attention")
-    return plan.down
+        return laid.attention_out or next(path for kind, path in laid.steps if kind == "attention")
+    return laid.down
 
 
 def inside(metric: SimpleNamespace | None) -> SimpleNamespace | None:
@@ -105,7 +105,7 @@ def outcome(module: Any) -> Tensor:
     return out[0] if isinstance(out, tuple) else out
 
 
-def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: SimpleNamespace) -> None:
+def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
     Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
@@ -116,14 +116,14 @@ def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: Simp
     module = block.get(path)
     if kind == "attention":
         found.kernel = linearize.kernel(module)
-    elif path in (plan.attention_in, plan.attention_out, plan.mlp_in, plan.mlp_out):
+    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out):
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":
-        if plan.gate is not None and plan.gate == plan.up:
-            found.up = block.get(plan.up).output.detach().chunk(2, dim=-1)[1]
+        if laid.gate is not None and laid.gate == laid.up:
+            found.up = block.get(laid.up).output.detach().chunk(2, dim=-1)[1]
         found.gate = module.input.detach()
-    elif kind == "product" and plan.gate != plan.up:
-        found.up = block.get(plan.up).output.detach()
+    elif kind == "product" and laid.gate != laid.up:
+        found.up = block.get(laid.up).output.detach()
     elif kind == "neurons":
         found.values = module.input.detach()
 

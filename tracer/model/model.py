@@ -27,7 +27,7 @@ from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, family_of, looks_ahead
+from tracer.model.families import Family, Layout, family_of, looks_ahead
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -147,25 +147,13 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
-        family, wiring = self.family, self.family.wiring
         return SimpleNamespace(
-            embedding=family.embedding,
-            blocks=family.blocks,
-            final_norm=tuple(family.final_norm),
-            head=family.head,
-            steps=tuple(tuple(step) for step in family.steps),
-            gate=None if wiring.gate is None else wiring.gate.path,
-            up=wiring.up.path,
-            down=family.down,
-            gate_part=None if wiring.gate is None else tuple(wiring.gate),
-            up_part=tuple(wiring.up),
-            value=tuple(wiring.value),
-            output=tuple(wiring.output),
-            attention_in=wiring.attention_in,
-            attention_out=wiring.attention_out,
-            mlp_in=wiring.mlp_in,
-            mlp_out=wiring.mlp_out,
-            norm_offset=wiring.norm_offset,
+            embedding=self.family.embedding,
+            blocks=self.family.blocks,
+            final_norm=tuple(self.family.final_norm),
+            head=self.family.head,
+            norm_offset=self.family.norm_offset,
+            layers=[self._planned(layout) for layout in self.layouts],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
             value_width=self.value_width,
@@ -174,6 +162,29 @@ class Model:
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
         )
+
+    def _planned(self, layout: Layout) -> SimpleNamespace:
+        """Where the parts of a block are."""
+        wiring = layout.wiring
+        return SimpleNamespace(
+            steps=tuple(tuple(step) for step in layout.steps),
+            gate=None if wiring.gate is None else wiring.gate.path,
+            up=wiring.up.path,
+            down=layout.down,
+            gate_part=None if wiring.gate is None else tuple(wiring.gate),
+            up_part=tuple(wiring.up),
+            value=tuple(wiring.value),
+            output=tuple(wiring.output),
+            attention_in=wiring.attention_in,
+            attention_out=wiring.attention_out,
+            mlp_in=wiring.mlp_in,
+            mlp_out=wiring.mlp_out,
+        )
+
+    @cached_property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Of each block."""
+        return self.family.laid_out(self.module)
 
     @property
     def n_layers(self) -> int:
@@ -186,7 +197,7 @@ class Model:
     @cached_property
     def d_mlp(self) -> int:
         """Neurons of a layer: the input width of the down projection."""
-        down = self.part(0, self.family.down)
+        down = self.part(0, self.layouts[0].down)
         return int(getattr(down, "in_features", None) or down.weight.shape[0])
 
     def n_neurons(self, basis: str = "activation") -> int:
@@ -230,7 +241,7 @@ class Model:
         Raises:
             JobError: the linear gate, of MLPs without a gate: its numbers would be those of all rules.
         """
-        if "gate" in rules and self.family.wiring.gate is None:
+        if "gate" in rules and all(layout.wiring.gate is None for layout in self.layouts):
             rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
             raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
 

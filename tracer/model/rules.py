@@ -122,16 +122,16 @@ def apply(kind: str, envoy: Any, rules: frozenset[str]) -> None:
         function(envoy)
 
 
-def prepare(blocks: Iterable[Any], steps: Iterable[tuple[str, str]]) -> None:
+def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -> None:
     """Open the source of every attention before the model runs.
 
     nnsight instruments a forward when its source is first asked for. An attention with norms inside would be running
     by then, since its norms come first.
     """
-    paths = [path for kind, path in steps if kind == "attention"]
-    for block in blocks:
-        for path in paths:
-            _ = block.get(path).source
+    for block, inside in zip(blocks, steps, strict=True):
+        for kind, path in inside:
+            if kind == "attention":
+                _ = block.get(path).source
 
 
 def attention_call(attn: Any) -> Any:
