@@ -54,11 +54,12 @@ def walk(
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
     for layer, block in enumerate(blocks):
-        found, where = SimpleNamespace(scales={}, up=None), node_module(plan.layers[layer], basis)
-        for kind, path in plan.layers[layer].steps:
+        found, laid = SimpleNamespace(scales={}, up=None), plan.layers[layer]
+        where = node_module(laid, basis)
+        for kind, path in laid.steps:
             module = block.get(path)
             if constants is not None:
-                observe(found, kind, path, block, plan.layers[layer])
+                observe(found, kind, path, block, laid)
             if kind == "neurons":
                 if reads is not None and (reads.kind, reads.layer) == ("neuron", layer):
                     reads.state = module.input  # before anything is done to the neurons
@@ -69,7 +70,7 @@ def walk(
                 found.pattern = linearize.pattern(module, found.kernel).float()
             elif constants is not None and kind == "neurons":
                 found.output = module.output.detach().float()
-            if path == where and path != plan.layers[layer].down:
+            if path == where and path != laid.down:
                 visited.append(visit(module, layer))
         if where is None:
             visited.append(visit(block, layer))

@@ -24,6 +24,7 @@ from tracer.model.sizes import Shape
 from tracer.settings import (
     BASELINES,
     BASES,
+    EDGE_BASES,
     LINEARISED,
     METHODS,
     METRICS,
@@ -56,6 +57,10 @@ SUMMED = 24
 WEIGHED = 36
 # Of each edge between its weight and the pruned table: indices, weight, value, share, attribution, influence.
 EDGE = 68
+
+
+SHARED = 10
+"""Tokens that are taken to hold the share of probability that a metric is of."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,9 @@ class Workload:
 
     @property
     def links(self) -> bool:
-        """Whether edges are traced: they lead into single logits."""
-        return self.edges and self.circuits and self.metric in SUMS_OF_TARGETS | {"auto"}
+        """Whether edges are traced: they lead into single targets, between nodes of some bases."""
+        may = self.metric in SUMS_OF_TARGETS | {"auto"} and self.basis in EDGE_BASES
+        return self.edges and self.circuits and may
 
     @property
     def profiled(self) -> bool:
@@ -127,7 +133,7 @@ class Workload:
     @property
     def logits(self) -> int:
         """Of a prompt's metric."""
-        return {"difference": 2, "auto": 2, "topk": self.top_k}.get(self.metric, 1) * self.positions
+        return {"difference": 2, "auto": 2, "topk": self.top_k, "share": SHARED}.get(self.metric, 1) * self.positions
 
 
 def _check_positive(numbers: dict[str, int]) -> None:
@@ -264,7 +270,7 @@ class _Case:
         shape, size, full = self.shape, self.shape.itemsize, not self.linear
         inner = shape.saved_by_activation if full else 1
         mlp = inner + (3 if shape.gated else 1)  # then its result, and the other factor and the product
-        output = self.work.basis == "output"
+        output = self.work.basis != "activation"
         neurons = shape.d_mlp * (mlp - output) + shape.d_model * output
         norms = shape.norm_itemsize * shape.d_model * shape.norms if full else 0
         if full and shape.qk_norms:
