@@ -425,6 +425,8 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
     """Our own file as the circuit it was."""
     known = {key: value for key, value in record.items() if key not in _DIGESTS}
     known |= {key: _table(known[key], schema, name) for key, schema in BESIDE.values() if key in known}
+    if isinstance(known.get("settings"), dict) and known["settings"].get("of") is not None:
+        fields = fields | {"nodes": _with_targets(fields["nodes"], known["settings"]["of"], name)}
     try:
         circuit = Circuit.model_validate({**known, **fields})
     except ValidationError as error:
@@ -435,6 +437,21 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
     if "sha256" not in record:
         return circuit.model_copy(update={"warnings": tuple(dict.fromkeys((*circuit.warnings, _OLD)))})
     return circuit
+
+
+def _with_targets(nodes: pa.Table, of: Any, name: str) -> pa.Table:
+    """Nodes whose logits are what a circuit is of inside the model, for which the format has no kind."""
+    try:
+        made = settings(of=of).of
+    except JobError as error:
+        raise bad(name, "its tracer record is damaged at settings.of") from error
+    assert made is not None
+    neuron = made.neuron if isinstance(made, TargetNeuron) else -1
+    rows = nodes.to_pylist()
+    for row in rows:
+        if row["kind"] == "logit":
+            row |= {"kind": "target", "neuron": neuron, "token": made.name}
+    return pa.Table.from_pylist(rows, schema=nodes.schema)
 
 
 def _table(rows: Any, schema: pa.Schema, name: str) -> pa.Table:

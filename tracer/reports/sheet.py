@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tracer.circuit.circuit import ENDS, Circuit, Graph, height
+from tracer.circuit.circuit import Circuit, Graph, height
 from tracer.circuit.said import Said
 from tracer.settings import PATH_METHODS, RULED_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
@@ -301,7 +301,9 @@ def quoted_token(text: str) -> str:
 def node_text(node: dict[str, Any], label: str = "") -> str:
     """A node in a word: what it is, at its position; an imported graph's own label in brackets."""
     at = f"@{node['position']}" if node["position"] >= 0 else "at any position"
-    if node["kind"] in ("embedding", *ENDS):
+    if node["kind"] == "target":
+        return f"target {printable(node['token'], LONG)} {at}"
+    if node["kind"] in ("embedding", "logit"):
         return f"{node['kind']} {token(node['token']) or '(no label)'} {at}"
     return f"{node_name(node)} {at} {token(node['token'])}" + (f" ({printable(label, 60)})" if label else "")
 
@@ -325,7 +327,7 @@ def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
         return f"{'negative ' * (of.name[-1] == '-')}{METRIC_NAMES[of.kind]} {printable(of.name.rstrip('-'), LONG)}"
     if circuit.answer:
         words = "".join(row["token"] for row in sorted(circuit.rows("logit"), key=lambda row: row["position"]))
-        return f"{'sum of ' * (len(circuit.target_ids) > 1)}{METRIC_NAMES[circuit.settings.metric]} {named(words)}"
+        return f"summed {METRIC_NAMES[circuit.settings.metric]} the answer {named(words)}"
     name = {row["neuron"]: named(row["token"]) for row in circuit.rows("logit")}
     targets, foils = (", ".join(name[one] for one in ids) for ids in (circuit.target_ids, circuit.foil_ids))
     text = f"{METRIC_NAMES[circuit.settings.metric]} {targets}"
