@@ -30,6 +30,7 @@ from tracer.circuit.circuit import BESIDE, ENDS, Circuit, Graph, Traced, edges_t
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, first_line, option, quoted
+from tracer.settings import TargetNeuron, settings
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 UPLOADS = re.compile(r"[A-Za-z0-9_-]+")
