@@ -22,6 +22,7 @@ logging.getLogger("tracer").addHandler(logging.NullHandler())  # silent unless t
 
 if TYPE_CHECKING:
     from tracer.attribution.attribute import attribute as attribute
+    from tracer.attribution.of_logits import direction_of as direction_of
     from tracer.attribution.pruning import Pruning as Pruning
     from tracer.attribution.result import Attribution as Attribution
     from tracer.attribution.targets import direction as direction
@@ -100,6 +101,7 @@ _HOME = {
     "contrast": "meaning.contrast",
     "describe": "meaning.describe",
     "direction": "attribution.targets",
+    "direction_of": "attribution.of_logits",
     "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
@@ -151,6 +153,7 @@ __all__ = [
     "contrast",
     "describe",
     "direction",
+    "direction_of",
     "edge_curves",
     "estimate_quality",
     "evaluate",

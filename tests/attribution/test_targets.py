@@ -462,6 +462,43 @@ def test_a_heads_row_as_direction_is_that_tokens_logit() -> None:
     assert error(one.nodes, other.nodes) <= TOLERANCE
 
 
+def margin(logits: torch.Tensor) -> torch.Tensor:
+    chances = logits.softmax(-1)
+    return chances[9] - chances[14] ** 2 + 0.1 * logits.logsumexp(-1)
+
+
+class OfLogits(ref.Metric):
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.stack([margin(row[-1].float()) for row in logits])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_a_function_of_the_logits_is_its_gradient(family: str) -> None:
+    model, ids = load(family), Question().ids()[0]
+    prompt = tracer.Prompt(token_ids=ids)
+    of = tracer.direction_of(model, prompt, margin)
+    assert of.name == "gradient of margin behind the final norm"
+    found = tracer.attribute(model, [prompt], "grad", of=of)
+    wanted = ref.attribute(model.module, torch.tensor([ids]), None, OfLogits("own"), "grad")
+    assert error(found.nodes, wanted.nodes) <= 1e-4
+    assert tracer.trace(model, prompt, 20, of=of).n_edges > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "parts"),
+    [
+        (lambda logits: logits, ("no single number",)),
+        (lambda logits: 3.0, ("no single number",)),
+        (lambda logits: torch.ones(()), ("does not depend on the logits",)),
+        (lambda logits: logits[999], ("fails on the logits",)),
+    ],
+    ids=["vector", "float", "constant", "error"],
+)
+def test_a_function_that_gives_no_number_of_logits_is_refused(function: Any, parts: tuple[str, ...]) -> None:
+    with refused(JobError, "function", *parts):
+        tracer.direction_of(load("llama"), tracer.Prompt(token_ids=[5, 6, 7]), function)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_profiles_of_a_neurons_circuit_add_up_to_its_attributions(family: str) -> None:
     model, ids = load(family), Question().ids()[0]

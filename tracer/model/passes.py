@@ -187,6 +187,11 @@ def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedd
     return session(model, traces.metric_from, ask, _each(batch))
 
 
+def read(model: Model, batch: Batch) -> Embedded:
+    """What leaves the final norm. The forward ends there."""
+    return session(model, traces.read, SimpleNamespace(inputs=inputs(model, batch)), _embedded(model, batch))
+
+
 def terms(model: Model, batch: Batch, metric: Metric) -> Tensor:
     """The values [term] that a metric of something inside the model is read from, float32. One forward."""
     ask = SimpleNamespace(**asking(model, batch, metric))

@@ -133,6 +133,17 @@ def constants(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> SimpleN
     return SimpleNamespace(embedding=saved[0], blocks=kept, final_scale=scales[0], read=saved[1])
 
 
+def read(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """What leaves the final norm [prompt, column, d_model], on the CPU. The forward ends there."""
+    stops: list[BaseException] = []
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            saved = nnsight.save(interventions.to_cpu(interventions.final(nn, plan, NO_RULES)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
+
+
 def terms(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     """The values [term] that a metric of something inside the model is read from, on the CPU."""
     return interventions.to_cpu(values(nn, plan, ask.inputs, "activation", None, ask.metric).inside)[0]
