@@ -43,7 +43,7 @@ def direction_of(model: Model, prompt: Prompt, function: Callable[[Tensor], Tens
     encoded = encode(prompt, model)
     if len(encoded.positions) > 1:
         raise JobError(f"positions {list(encoded.positions)}", "a function is of one position's logits", "give one")
-    (at,) = encoded.positions
+    at = max(encoded.positions)
     state = passes.read(model, Batch((encoded.token_ids,)))[0, at]
     unit = head.of(model.nn, model.plan)
     with torch.inference_mode(False), torch.enable_grad():
