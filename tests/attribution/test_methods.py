@@ -64,6 +64,8 @@ def combinations() -> Iterator[tuple[str, str, str, str, str]]:
     for method, baseline, basis, metric in itertools.product(ref.METHODS, baselines, BASES, KINDS):
         if (method, baseline) == ("conductance", "mean") or (method == "delta" and metric != "logit"):
             continue
+        if basis in ("residual", "attention") and metric != ("logit" if method == "delta" else "logprob"):
+            continue  # of which a metric of all logits shows as much as every metric
         yield next(families), method, baseline, basis, metric
 
 
