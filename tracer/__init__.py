@@ -22,8 +22,10 @@ logging.getLogger("tracer").addHandler(logging.NullHandler())  # silent unless t
 
 if TYPE_CHECKING:
     from tracer.attribution.attribute import attribute as attribute
+    from tracer.attribution.of_logits import direction_of as direction_of
     from tracer.attribution.pruning import Pruning as Pruning
     from tracer.attribution.result import Attribution as Attribution
+    from tracer.attribution.targets import direction as direction
     from tracer.attribution.trace import trace as trace
     from tracer.circuit.circuit import Circuit as Circuit
     from tracer.circuit.circuit import Graph as Graph
@@ -109,6 +111,8 @@ _HOME = {
     "concepts": "meaning.concepts",
     "contrast": "meaning.contrast",
     "describe": "meaning.describe",
+    "direction": "attribution.targets",
+    "direction_of": "attribution.of_logits",
     "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
@@ -165,6 +169,8 @@ __all__ = [
     "concepts",
     "contrast",
     "describe",
+    "direction",
+    "direction_of",
     "edge_curves",
     "estimate_quality",
     "evaluate",

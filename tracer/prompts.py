@@ -78,6 +78,9 @@ class Prompt:
         bos: begin the text, and a counterfactual text, with the beginning-of-sequence token, also where the tokenizer
             does not put it there.
         positions: where the logits are read, as token indices (negative from the end); the last if None.
+        answer: instead of `target`, an answer of any number of tokens, text such as ``" New York"`` or ids: it is read
+            behind the prompt, and the metric is the sum over its tokens of each one's log-probability (or logit) after
+            the prompt and the answer's tokens before it.
         id: the user's own name for it.
     """
 
@@ -92,10 +95,11 @@ class Prompt:
     messages: Sequence[Message | Mapping[str, str]] | None = None
     seed: str | None = None
     system: str | None = None
+    answer: str | Ids | None = None
 
     def __post_init__(self) -> None:
         self._read_messages()
-        for name in ("target", "foil", "counterfactual", "token_ids", "positions"):
+        for name in ("target", "foil", "counterfactual", "token_ids", "positions", "answer"):
             # Arrays and tensors become lists here: they have no truth value and no plain equality.
             object.__setattr__(self, name, as_python(getattr(self, name)))
         for name in ("text", "id"):
@@ -103,8 +107,11 @@ class Prompt:
                 raise JobError(f"{name} {quoted(given)}", f"is {type(given).__name__}, not text", "put it in quotes")
         if self.id is not None:
             _check_characters(self.id, "id")
-        for name, value in (("token_ids", self.token_ids), ("counterfactual", self.counterfactual)):
-            text = (isinstance(value, str) or _is_messages(value)) and name == "counterfactual"
+        for name in ("token_ids", "counterfactual", "answer"):
+            value = getattr(self, name)
+            text = (isinstance(value, str) and name != "token_ids") or (
+                _is_messages(value) and name == "counterfactual"
+            )
             if value is not None and not text and not is_list(value):
                 raise JobError(
                     f"{name} {quoted(value)}", "is not a sequence of token ids", "give a list such as [1, 5, 7]"
@@ -116,6 +123,10 @@ class Prompt:
             raise JobError(
                 f"prompt {quoted(self.shown)}", f"both {given[0]} and {given[1]} were given", "give one of them"
             )
+        self._check_bos()
+        self._check_asked()
+
+    def _check_bos(self) -> None:
         if not isinstance(self.bos, bool):
             raise JobError(f"bos {quoted(self.bos)}", "must be true or false", "leave it out, or use true")
         if self.bos and self.messages is not None:
@@ -124,8 +135,15 @@ class Prompt:
         if self.bos and self.text is None:
             rule = "has no effect on token ids, which are used as they are"
             raise JobError(option("bos", True), rule, "leave it out, and begin the ids with that token")
+
+    def _check_asked(self) -> None:
         if self.foil is not None and self.target is None:
-            raise JobError(f"foil {quoted(self.foil)}", "a foil needs a target to differ from", "give a target")
+            step = "leave it out: another answer would be another text" if self.answer is not None else "give a target"
+            raise JobError(f"foil {quoted(self.foil)}", "a foil needs a target to differ from", step)
+        for name in ("target", "positions"):
+            if self.answer is not None and getattr(self, name) is not None:
+                rule = f"is given beside {option('answer')}, whose own tokens say what is asked about, and where"
+                raise JobError(f"{name} {quoted(getattr(self, name))}", rule, "leave one of them out")
 
     def _read_messages(self) -> None:
         """Messages of any kind as `Message`s, with the system's first."""
@@ -233,6 +251,9 @@ class Encoded:
 
     Attributes:
         warnings: what whoever reads a result should know of how it was read, a sentence each.
+        answer: whether the targets are an answer's tokens, each asked about at its own of the `positions`; the tokens
+            end with the answer's last but one.
+        weights: of each target in the metric ``share``, which settles them.
     """
 
     token_ids: tuple[int, ...]
@@ -243,6 +264,8 @@ class Encoded:
     text: str
     id: str | None
     warnings: tuple[str, ...] = ()
+    answer: bool = False
+    weights: tuple[float, ...] = ()
 
 
 def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
@@ -268,9 +291,44 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
                 f"is {len(paired)} tokens, the prompt {len(ids)}; they must be equally long",
                 "choose words that are the same number of tokens",
             )
-    positions = _positions(prompt.positions, len(ids))
     text = text if text is not None else "".join(decode(vocabulary, token) for token in ids)
-    return Encoded(ids, targets, foils, paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)))
+    if prompt.answer is None:
+        positions = _positions(prompt.positions, len(ids))
+        return Encoded(ids, targets, foils, paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)))
+    targets = _answer(prompt, vocabulary, notes)
+    positions = tuple(range(len(ids) - 1, len(ids) + len(targets) - 1))
+    ids, paired = ids + targets[:-1], None if paired is None else paired + targets[:-1]
+    _check_length(ids, text, vocabulary, "prompt with its answer")
+    return Encoded(ids, targets, (), paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)), True)
+
+
+def _answer(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[int, ...]:
+    """The tokens of the answer behind its prompt.
+
+    Args:
+        notes: is told where the tokenizer would split the prompt and its answer otherwise, were they one text.
+    """
+    value: Any = prompt.answer
+    name = f"answer {quoted(value)}"
+    if len(value) == 0:
+        raise JobError(name, "is empty", "give at least one token")
+    if not isinstance(value, str):
+        return tuple(_in_vocabulary(token, vocabulary, "answer") for token in value)
+    _check_characters(value, "answer")
+    _, ids = _readings(value, vocabulary, "answer")
+    if not ids:
+        raise JobError(name, "becomes no token", "give at least one word")
+    _check_tokenizer(ids, vocabulary, name)
+    if prompt.text is not None:
+        alone, both = (
+            tokenize(text, vocabulary.tokenizer, vocabulary.context_length, special=False, what="prompt")
+            for text in (prompt.text, prompt.text + value)
+        )
+        if both != alone + ids:
+            joined = "".join(decode(vocabulary, token) for token in both[len(alone) :])
+            rule = f"in one text with its prompt the tokenizer would read the answer otherwise ({quoted(joined)})"
+            notes.append(f"{rule}: it is read as {quoted([decode(vocabulary, one) for one in ids])}")
+    return ids
 
 
 def _asked(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[str | None, tuple[int, ...]]:

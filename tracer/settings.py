@@ -7,6 +7,7 @@ several modules share; a setting that would have no effect is refused. Refuses t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
@@ -15,10 +16,10 @@ from tracer.errors import JobError, quoted
 from tracer.experts import DENSE, Experts, Numbering
 from tracer.records import LARGEST, Record
 
-Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta", "random"]
+Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "relp-ig", "exact", "delta", "random"]
 Baseline = Literal["zero", "mean", "counterfactual"]
-Basis = Literal["activation", "output"]
-MetricKind = Literal["auto", "logit", "difference", "topk", "logprob", "centred"]
+Basis = Literal["activation", "output", "residual", "attention"]
+MetricKind = Literal["auto", "logit", "difference", "topk", "share", "logprob", "centred", "neuron", "direction"]
 Rule = Literal["norm", "attention", "activation", "product", "gate"]
 
 METHODS: tuple[str, ...] = get_args(Method)
@@ -34,19 +35,90 @@ LINEARISED = frozenset({RULES, LINEAR_GATE})
 """Sets of rules under which nothing but linear maps is left, so that relevance is conserved."""
 VARIANTS: dict[str, frozenset[str]] = {"all": RULES, "no-half": RULES - {"product"}, "linear-gate": LINEAR_GATE}
 """Sets of rules that have a name."""
-PATH_METHODS = frozenset({"ig", "conductance", "ig-activation"})
-VALUE_TIMES_GRADIENT = frozenset({"relp", "grad", "ig", "ig-activation"})
+PATH_METHODS = frozenset({"ig", "conductance", "ig-activation", "relp-ig"})
+RULED_METHODS = frozenset({"relp", "relp-ig"})
+"""Methods whose gradients are those of the linearised model, so that rules have an effect on them."""
+VALUE_TIMES_GRADIENT = frozenset({"relp", "grad", "ig", "ig-activation", "relp-ig"})
 """Methods whose attribution is the distance from the baseline times one gradient."""
+EDGE_BASES = frozenset({"activation", "output"})
+"""Bases whose nodes write beside one another, so that there are direct edges between them: what a block leaves in the
+residual stream holds all that is before it, and what an attention writes is no node of the paths of method.md 4."""
+BASIS_NAMES: dict[str, str] = {
+    "activation": "MLP activations",
+    "output": "MLP outputs",
+    "residual": "residual stream",
+    "attention": "attention outputs",
+}
+"""Bases in words."""
 DEFAULT_STEPS = 10
 DEFAULT_TOP_K = 5
 IN_FLIGHT = 4
 """Requests at a service at a time, by default."""
 
-# Metrics that are linear in the logits: only for these does a linearised model conserve relevance.
-LINEAR_METRICS = frozenset({"logit", "difference", "topk", "centred"})
+# Metrics that are read from inside the model, from what `Settings.of` names, and not from logits.
+INSIDE_METRICS = frozenset({"neuron", "direction"})
 
-# Metrics that are weighted sums of single logits, so that edges into those logits are edges into the metric.
-SUMS_OF_LOGITS = frozenset({"logit", "difference", "topk"})
+# Metrics that are weighted sums of single targets, so that edges into those targets are edges into the metric.
+SUMS_OF_TARGETS = frozenset({"logit", "difference", "topk", "share"}) | INSIDE_METRICS
+
+# Metrics that are linear in logits or inside the model: only for these does a linearised model conserve relevance.
+LINEAR_METRICS = SUMS_OF_TARGETS | {"centred"}
+
+# Metrics whose tokens are the model's own, so that targets have no effect on them.
+OWN_METRICS = frozenset({"topk", "share"}) | INSIDE_METRICS
+
+
+class TargetNeuron(Record):
+    """A neuron as what a circuit is of: the metric is its value, times its sign.
+
+    Attributes:
+        layer, neuron: which. sign: 1, or -1 for what drives it below 0.
+    """
+
+    layer: int = Field(ge=0, le=LARGEST)
+    neuron: int = Field(ge=0, le=LARGEST)
+    sign: Literal[1, -1] = 1
+
+    @property
+    def kind(self) -> Literal["neuron", "direction"]:
+        """The metric that it makes."""
+        return "neuron"
+
+    @property
+    def name(self) -> str:
+        """As people write it: ``L12 N345``, with ``-`` behind it for its negative side."""
+        return f"L{self.layer} N{self.neuron}{'-' if self.sign < 0 else ''}"
+
+
+class TargetDirection(Record):
+    """A direction as what a circuit is of: the metric is its product with a state of the model.
+
+    Attributes:
+        vector: its d_model coordinates, used as they are: of length 1 the metric is the state's length along it.
+        layer: the state is the residual stream behind this block; None: what leaves the final norm, which the head's
+            rows read (the unembedding's space).
+        label: what it is called.
+    """
+
+    vector: tuple[float, ...] = Field(min_length=1)
+    layer: int | None = Field(None, ge=0, le=LARGEST)
+    label: str = "direction"
+
+    @model_validator(mode="after")
+    def _says_something(self) -> TargetDirection:
+        if not all(map(isfinite, self.vector)) or not any(self.vector):
+            raise ValueError("a direction must have finite coordinates, and one that is not 0")
+        return self
+
+    @property
+    def kind(self) -> Literal["neuron", "direction"]:
+        """The metric that it makes."""
+        return "direction"
+
+    @property
+    def name(self) -> str:
+        """What it is called, and where it is read."""
+        return f"{self.label} {'behind the final norm' if self.layer is None else f'behind block {self.layer}'}"
 
 
 class Settings(Record):
@@ -55,12 +127,15 @@ class Settings(Record):
     Attributes:
         method: how the gradient is taken; ``relp`` is one pass over the linearised model.
         baseline: what a neuron is compared with.
-        basis: ``activation`` (input of the down projection) or ``output`` (its output).
+        basis: ``activation`` (input of the down projection), ``output`` (its output), ``residual`` (what a block leaves
+            in the residual stream) or ``attention`` (what an attention adds to it).
         metric: one number per prompt; ``auto`` is the logit difference with a foil, else the target logit.
-        rules: the RelP rules that are on; empty unless the method is ``relp``. ``gate`` stands in the place of
-            ``product``: one of them at most.
-        steps: interpolation steps of ``ig``, ``conductance`` and ``ig-activation``.
+        rules: the RelP rules that are on; empty unless the method is ``relp`` or ``relp-ig``. ``gate`` stands in the
+            place of ``product``: one of them at most.
+        steps: interpolation steps of `PATH_METHODS`.
         top_k: how many of the model's top tokens the metric ``topk`` sums.
+        share: of the next token's probability: the metric ``share`` is of the fewest tokens that hold it.
+        of: what the metrics ``neuron`` and ``direction`` are of, which stands for them.
         seed: of the method ``random``.
     """
 
@@ -72,11 +147,29 @@ class Settings(Record):
     steps: int = Field(DEFAULT_STEPS, ge=1, le=LARGEST)
     top_k: int = Field(DEFAULT_TOP_K, ge=1, le=LARGEST)
     seed: int = Field(0, ge=0, le=LARGEST)
+    share: float | None = Field(None, gt=0, lt=1)
+    of: TargetNeuron | TargetDirection | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before_targets(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without a key that says nothing, so that the fingerprints of circuits stay what they were."""
+        kept = handler(self)
+        return {name: value for name, value in kept.items() if name not in ("share", "of") or value is not None}
 
     @model_validator(mode="after")
     def _has_effect(self) -> Settings:
-        if self.method != "relp" and self.rules:
-            raise ValueError(f"rules only have an effect with method 'relp', not {self.method!r}")
+        if self.method not in RULED_METHODS and self.rules:
+            raise ValueError(f"rules only have an effect with method 'relp' or 'relp-ig', not {self.method!r}")
+        if self.of is not None and self.metric not in ("auto", self.of.kind):
+            raise ValueError(f"metric has no effect with of={self.of.name!r}, which is one: not {self.metric!r}")
+        if self.of is None and self.metric in INSIDE_METRICS:
+            raise ValueError(f"metric {self.metric!r} needs of: what it is of")
+        if self.share is not None and self.metric not in ("auto", "share"):
+            raise ValueError(f"share only has an effect with metric 'share', not {self.metric!r}")
+        if self.share is None and self.metric == "share":
+            raise ValueError("metric 'share' needs share: how much of the probability")
+        if self.share is not None and self.of is not None:
+            raise ValueError("share and of each say what is asked about: leave one of them out")
         check_rules(self.rules)
         if self.method not in PATH_METHODS and self.steps != DEFAULT_STEPS:
             raise ValueError(f"steps only have an effect with {sorted(PATH_METHODS)}, not {self.method!r}")
@@ -102,7 +195,7 @@ class Settings(Record):
     @property
     def edge_rules(self) -> frozenset[str]:
         """The rules of the linearisation that edges are traced in, whatever the method."""
-        return frozenset(self.rules) if self.method == "relp" else RULES
+        return frozenset(self.rules) if self.method in RULED_METHODS else RULES
 
 
 class WeightsFile(Record):
@@ -205,8 +298,8 @@ def rules_name(rules: Iterable[str]) -> str:
 
 
 def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
-    """`Settings` from arguments; `rules=None` means the default ones for ``relp`` and none elsewhere; a name out of
-    `VARIANTS` its rules.
+    """`Settings` from arguments; `rules=None` means the default ones for `RULED_METHODS` and none elsewhere; a name out
+    of `VARIANTS` its rules.
 
     Raises:
         JobError: an unknown name, a value out of range, or a setting without effect.
@@ -217,7 +310,7 @@ def settings(*, rules: Iterable[str] | None = None, **values: Any) -> Settings:
             raise JobError(f"rules={rules!r}", rule, f"write rules=[{rules!r}]")
         rules = VARIANTS[rules]
     if rules is None:
-        rules = RULES if values.get("method", "relp") == "relp" else ()
+        rules = RULES if values.get("method", "relp") in RULED_METHODS else ()
     try:
         return Settings(rules=frozenset(rules), **values)  # type: ignore[arg-type]
     except ValidationError as error:

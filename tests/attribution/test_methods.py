@@ -14,13 +14,14 @@ import reference as ref
 import tiny as t
 import tracer
 from helpers import FOILS, KERNELS, TARGETS, Question, aligned, compare, error, fresh, load, mainly, padded, refused
+from helpers import KINDS as KINDS_OF_ORACLE
 from tracer import JobError, settings
-from tracer.settings import ALL_RULES, LINEAR_GATE, METRICS, PATH_METHODS, RULES
+from tracer.settings import ALL_RULES, LINEAR_GATE, PATH_METHODS, RULES
 
 TOLERANCE = 1e-5
 SMALL = Question(lengths=(4, 2), targets=TARGETS[:2], foils=FOILS[:2])
-BASES = ("activation", "output")
-KINDS = tuple(kind for kind in METRICS if kind != "auto")
+BASES = ("activation", "output", "residual", "attention")
+KINDS = tuple(KINDS_OF_ORACLE)
 SUBSETS = [
     frozenset(part)
     for size in range(5)
@@ -63,6 +64,8 @@ def combinations() -> Iterator[tuple[str, str, str, str, str]]:
     for method, baseline, basis, metric in itertools.product(ref.METHODS, baselines, BASES, KINDS):
         if (method, baseline) == ("conductance", "mean") or (method == "delta" and metric != "logit"):
             continue
+        if basis in ("residual", "attention") and metric != ("logit" if method == "delta" else "logprob"):
+            continue  # of which a metric of all logits shows as much as every metric
         yield next(families), method, baseline, basis, metric
 
 

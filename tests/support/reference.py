@@ -24,7 +24,7 @@ Replace = Callable[[int, Tensor], Tensor]
 ALL: frozenset[str] = frozenset({"norm", "attention", "activation", "product"})
 LINEAR_GATE: frozenset[str] = frozenset({"norm", "attention", "activation", "gate"})
 """In the place of the half rule: the gate's factor is a constant."""
-METHODS = ("relp", "grad", "ig", "conductance", "ig-activation", "exact", "delta")
+METHODS = ("relp", "grad", "ig", "conductance", "ig-activation", "relp-ig", "exact", "delta")
 KINDS = ("target_logit", "logit_difference", "top_k", "log_probability", "centred_logit")
 
 
@@ -103,9 +103,31 @@ def mlps(model: PreTrainedModel) -> list[Mlp]:
 
 
 def neurons(model: PreTrainedModel, basis: str = "activation") -> list[tuple[nn.Module, str]]:
-    """Per layer, the down projection and the side of it where neurons live: its input or its output."""
+    """Per layer, the module and the side of it where nodes live: of the down projection its input or output, of a whole
+    block or its attention (or the norm behind that) the output."""
+    if basis == "residual":
+        return [(block, "output") for block in blocks(model)]
+    if basis == "attention":
+        behind = [getattr(block, "post_attention_layernorm", None) for block in blocks(model)]
+        sandwich = any(hasattr(block, "post_feedforward_layernorm") for block in blocks(model))
+        return [
+            (norm if sandwich else attention.module, "output")
+            for norm, attention in zip(behind, attentions(model), strict=True)
+        ]
     side = {"activation": "input", "output": "output"}[basis]
     return [(mlp.down, side) for mlp in mlps(model)]
+
+
+def blocks(model: PreTrainedModel) -> list[Any]:
+    """The blocks in layer order."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(next(found for found in lists if len(found) == model.config.num_hidden_layers))
+
+
+def final_norm(model: PreTrainedModel) -> Any:
+    """The norm before the head."""
+    inside = {id(part) for block in blocks(model) for part in block.modules()}
+    return [norm for norm in norms(model) if id(norm) not in inside][-1]
 
 
 @dataclass(frozen=True)
@@ -416,6 +438,7 @@ class Trace:
     embeddings: Tensor
     raw: list[Tensor]
     acts: list[Tensor]
+    inside: dict[tuple[str, int], Tensor]
 
 
 def positions(mask: Tensor) -> Tensor:
@@ -449,19 +472,48 @@ def run(
         return acts[layer]
 
     def at(layer: int, side: str, original: Forward) -> Forward:
-        if side == "input":
-            return lambda x: original(tap(layer, x))
-        return lambda x: tap(layer, original(x)).clone()  # a block may add to it in place
+        def output(*args: Any, **kwargs: Any) -> Any:
+            out = original(*args, **kwargs)
+            if isinstance(out, tuple):
+                return (tap(layer, out[0]), *out[1:])
+            return tap(layer, out).clone()  # a block may add to it in place
+
+        return (lambda x: original(tap(layer, x))) if side == "input" else output
 
     places = neurons(model, basis)
     forwards: dict[nn.Module, Forward] = {
         down: at(layer, side, down.forward) for layer, (down, side) in enumerate(places)
     }
     forwards[model.get_input_embeddings()] = lambda tokens: entry
-    with _replaced(forwards):
+    with _replaced(forwards), _watched(model) as inside:
         output = model(ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
     layers = range(len(places))
-    return Trace(output.logits, entry, [raw[i] for i in layers], [acts[i] for i in layers])
+    return Trace(output.logits, entry, [raw[i] for i in layers], [acts[i] for i in layers], inside)
+
+
+@contextmanager
+def _watched(model: PreTrainedModel) -> Iterator[dict[tuple[str, int], Tensor]]:
+    """What enters each down projection (``neuron``), leaves each block and, as layer -1, the final norm
+    (``direction``)."""
+    found: dict[tuple[str, int], Tensor] = {}
+
+    def first(out: Any) -> Tensor:
+        return out[0] if isinstance(out, tuple) else out
+
+    def keep(kind: str, layer: int) -> Callable[..., None]:
+        if kind == "neuron":
+            return lambda part, args: found.__setitem__((kind, layer), args[0])
+        return lambda part, args, out: found.__setitem__((kind, layer), first(out))
+
+    handles = [final_norm(model).register_forward_hook(keep("direction", -1))]
+    for layer, (mlp, block) in enumerate(zip(mlps(model), blocks(model), strict=True)):
+        handles.append(mlp.down.register_forward_pre_hook(keep("neuron", layer)))
+        handles.append(block.register_forward_hook(keep("direction", layer)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # ---------------------------------------------------------------- metrics
@@ -486,6 +538,10 @@ class Metric:
         targets = None if self.targets is None else self.targets[index]
         return replace(self, targets=targets, foils=None if self.foils is None else self.foils[index])
 
+    def read(self, trace: Trace) -> Tensor:
+        """The metric of every prompt from a forward pass."""
+        return self(trace.logits)
+
     def __call__(self, logits: Tensor) -> Tensor:
         """The metric of every prompt from logits [prompt, position, token]."""
         if self.targets is None:
@@ -504,6 +560,38 @@ class Metric:
         else:
             raise ValueError(f"unknown or incomplete metric {self.kind!r}")
         return value.mean(-1)
+
+
+@dataclass(frozen=True)
+class Inside(Metric):
+    """The mean over positions of what is inside the model: of a state `at` (see `_watched`) its product with a vector
+    or, of a neuron, its coordinate `unit`."""
+
+    at: tuple[str, int] = ("direction", -1)
+    vector: Tensor | None = None
+    unit: int = 0
+
+    def read(self, trace: Trace) -> Tensor:
+        state = trace.inside[self.at][:, list(self.positions)]
+        return (state[..., self.unit] if self.vector is None else state @ self.vector).mean(-1)
+
+
+@dataclass(frozen=True)
+class Weighed(Metric):
+    """A weighted sum of (position, token, weight) of every prompt: `of` its logits or log-probabilities."""
+
+    terms: tuple[tuple[tuple[int, int, float], ...], ...] = ()
+    logs: bool = False
+
+    def rows(self, index: Sequence[int] | Tensor) -> Metric:
+        return replace(self, terms=tuple(self.terms[i] for i in torch.as_tensor(index).tolist()))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        read = torch.log_softmax(logits, dim=-1) if self.logs else logits
+        rows = [
+            sum(weight * read[row, pos, token] for pos, token, weight in terms) for row, terms in enumerate(self.terms)
+        ]
+        return torch.stack([torch.as_tensor(row) for row in rows])
 
 
 def _pick(read: Tensor, tokens: Tensor) -> Tensor:
@@ -561,7 +649,7 @@ def _slopes(s: _Setting, entry: Tensor, replacement: Replace | None = None) -> t
     """The neurons [prompt, layer, position, neuron], the metric's gradient at each, and at the embeddings."""
     leaf = entry.detach().clone().requires_grad_()
     trace = run(s.model, s.ids, s.mask, basis=s.basis, embeddings=leaf, replacement=replacement)
-    total = s.metric(trace.logits).sum()
+    total = s.metric.read(trace).sum()
     gradients = torch.autograd.grad(total, [*trace.acts, leaf], allow_unused=True, materialize_grads=True)
     return _stack(trace.acts), list(gradients[:-1]), gradients[-1]
 
@@ -609,7 +697,7 @@ def _layer_by_layer(s: _Setting) -> tuple[Tensor, Tensor]:
 def _one_by_one(s: _Setting, chunk: int = 384) -> tuple[Tensor, Tensor]:
     """exact: the metric minus the metric with that one node (or that one embedding) at its baseline."""
     nodes, embeddings = torch.zeros_like(s.clean), torch.zeros(s.ids.shape, dtype=s.clean.dtype)
-    whole = s.metric(run(s.model, s.ids, s.mask).logits)
+    whole = s.metric.read(run(s.model, s.ids, s.mask))
     for prompt in range(len(s.ids)):
         real = s.mask[prompt].nonzero()[:, 0].tolist()
         for layer in range(s.clean.shape[1]):
@@ -639,7 +727,7 @@ def _ablated(s: _Setting, prompt: int, layer: int, pos: Tensor, unit: Tensor) ->
     if layer < 0:
         entry[rows, pos] = s.entry_base[prompt, pos]
     trace = run(s.model, s.ids[many], s.mask[many], basis=s.basis, embeddings=entry, replacement=put)
-    return s.metric.rows(many)(trace.logits)
+    return s.metric.rows(many).read(trace)
 
 
 def _setting(
@@ -653,7 +741,7 @@ def _setting(
         entry_base = torch.zeros_like(entry) if counterfactual is None else embed(model, counterfactual)
         path_start = _stack(run(model, ids, mask, basis=basis, embeddings=entry_base).acts)
     if baseline == "zero":
-        base = path_start if method == "ig" else torch.zeros_like(clean)
+        base = path_start if method in ("ig", "relp-ig") else torch.zeros_like(clean)
     elif baseline == "counterfactual" and counterfactual is not None:
         base = path_start
     elif baseline == "mean" and mean is not None:
@@ -685,6 +773,9 @@ def attribute(
         nodes, embeddings = _local(s, s.rules if method == "relp" else None)
     elif method in ("ig", "conductance"):
         nodes, embeddings = _along_path(s, method == "conductance")
+    elif method == "relp-ig":
+        with linearized(model, s.rules):
+            nodes, embeddings = _along_path(s, False)
     elif method == "ig-activation":
         nodes, embeddings = _layer_by_layer(s)
     elif method == "exact":
@@ -694,7 +785,7 @@ def attribute(
     else:
         raise ValueError(f"unknown method {method!r}")
     with torch.no_grad():
-        value = s.metric(run(model, ids, mask).logits)
+        value = s.metric.read(run(model, ids, mask))
     real = mask.bool()
     nodes = torch.where(real[:, None, :, None], nodes, torch.zeros_like(nodes))
     return Attribution(nodes, s.clean, torch.where(real, embeddings, torch.zeros_like(embeddings)), value)
@@ -717,9 +808,10 @@ def gradients(
     other = counterfactual_ids if baseline == "counterfactual" else None
     mask, kept = torch.ones_like(ids), frozenset(rules)
     s = _setting(model, ids, mask, metric, method, baseline, basis, steps, kept, other, mean_values)
-    if method in ("ig", "conductance"):
+    if method in ("ig", "conductance", "relp-ig"):
         points = [s.entry_base + (step / steps) * (s.entry - s.entry_base) for step in range(1, steps + 1)]
-        return torch.stack([_stack(_slopes(s, entry)[1]) for entry in points]).mean(0), s.base
+        with linearized(model, kept if method == "relp-ig" else frozenset()):
+            return torch.stack([_stack(_slopes(s, entry)[1]) for entry in points]).mean(0), s.base
     with linearized(model, frozenset() if method == "grad" else kept):
         return _stack(_slopes(s, s.entry)[1]), s.base
 

@@ -25,6 +25,13 @@ SAID = ("logits", "chances", "ranks", "top", "top_chances")
 """The parts of `head.summary` and `logit_summary` in an answer."""
 
 
+def unsaid(values: Tensor) -> dict[str, Tensor]:
+    """Those of targets inside the model, of their values: no token's, so that they have neither probability nor
+    rank."""
+    none = torch.zeros(len(values))
+    return {"logits": values.float().cpu(), "chances": none.double(), "ranks": none.long()}
+
+
 def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
     """The parts of each prompt's circuit, for one batch: see `request.form`."""
     found = attributions(nn, plan, ask)
@@ -131,7 +138,16 @@ def gathered(of: Callable[[int], Tensor], places: Tensor) -> Tensor:
 
 def summaries(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
     """Of each prompt's logits: those of the metric's terms, their probabilities and ranks; and the likeliest tokens
-    where the metric is read last, with theirs."""
+    where the metric is read last, with theirs. Of a metric of something inside the model its terms' values."""
+    metric = ask.metric
+    said = of_logits(nn, plan, ask, found)
+    if metric.of is None:
+        return said
+    return [one | unsaid(found.inside[(metric.row == row).to(found.inside.device)]) for row, one in enumerate(said)]
+
+
+def of_logits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
+    """`summaries` as if the metric were of logits."""
     metric = ask.metric
     at = torch.stack([metric.row, metric.column, found.tokens], -1)
     mine = [at[metric.row == row, 1:] for row in range(metric.n_prompts)]
@@ -192,14 +208,41 @@ def by_replay(
     nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
 ) -> list[tuple[Any, ...]]:
     """The edges among what is selected, from the constants that the attribution's own pass brought."""
-    width, frozen = max(len(ids) for ids in ask.token_ids), []
+    width, frozen, kept = max(len(ids) for ids in ask.token_ids), [], answers
+    answers = [with_targets(ask, row, answer) for row, answer in enumerate(kept)]
     for row, (answer, ids) in enumerate(zip(answers, ask.token_ids, strict=True)):
         frozen.append(replay.frozen(found, row, width - len(ids), answer["nodes"].long(), ask.basis))
     prompts = walks(nn, plan, ask, found, answers, frozen)
     for block in found.blocks:  # all nodes' numbers end here
         block.gate = block.up = block.values = None
     found.values = found.gradients = found.attribution = found.baseline = None
-    return replay.linked(nn._module, plan, prompts, ask.max_bytes)
+    linked = replay.linked(nn._module, plan, prompts, ask.max_bytes)
+    if ask.metric.of is None:
+        return linked
+    return [as_targets(parts, len(answer["nodes"])) for parts, answer in zip(linked, kept, strict=True)]
+
+
+def with_targets(ask: SimpleNamespace, row: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """A prompt's nodes, and behind them those that its metric is of."""
+    if ask.metric.of is None:
+        return answer
+    column = ask.metric.column[ask.metric.row == row] + len(ask.token_ids[row])
+    layer, neuron = (torch.full_like(column, number) for number in (ask.metric.of.layer, ask.metric.of.neuron))
+    nodes, base = torch.stack([layer, column, neuron], -1), answer["baselines"]
+    padded = None if base is None else torch.cat([base, torch.zeros(len(nodes))])
+    return {**answer, "nodes": torch.cat([answer["nodes"].long(), nodes]), "baselines": padded}
+
+
+def as_targets(parts: tuple[Any, ...], n_nodes: int) -> tuple[Any, ...]:
+    """Edges among nodes of which all behind the first `n_nodes` are targets alone, and no sources."""
+    weight, incoming, values, moved = parts
+    sources = [*range(n_nodes), *range(len(weight), weight.shape[1])]
+    return weight[:, sources], incoming, values, None if moved is None else moved[:, sources]
+
+
+def profiles_of(of: SimpleNamespace | None, replayed: bool) -> Callable[..., list[tuple[Any, ...]]]:
+    """The function that finds profiles: what is inside the model is reached by autograd alone."""
+    return profiles_by_replay if replayed and of is None else profiles_by_autograd
 
 
 def profiles_by_replay(
@@ -217,7 +260,7 @@ def profiles_by_autograd(
     """The same from backward passes through the linearised model: where its weights cannot be read, or rules are off.
     One more forward."""
     columns, ends, away, shift = batched(ask, found, answers)
-    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis)
+    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis, metric=ask.metric)
     sides = traces.total_effects(nn, plan, ask.inputs, columns, ends, how, ask.max_bytes, away)
     return [(inputs[:, by:], outputs) for by, (inputs, outputs) in zip(shift, sides, strict=True)]
 
@@ -248,7 +291,7 @@ def walks(
     """Prompts as `replay.linked` takes them, each with its `replay.frozen` constants."""
     unit, bases, prompts = head.of(nn, plan), baselines(found, answers), []
     for row, (answer, ids, constant) in enumerate(zip(answers, ask.token_ids, frozen, strict=True)):
-        mine = ask.metric.row == row
+        mine = (ask.metric.row == row) & (ask.metric.of is None)
         column, token = ask.metric.column[mine], found.tokens[mine]
         logits, shrunk = head.targets(unit, found.read[row, column.to(found.read.device)], token)
         prompt = SimpleNamespace(
@@ -272,7 +315,7 @@ def by_autograd(
     read, or rules are off. One more forward."""
     width = max(len(ids) for ids in ask.token_ids)
     columns, ends, away, shift = batched(ask, found, answers)
-    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis)
+    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis, metric=ask.metric)
     linked = traces.direct_weights(nn, plan, ask.inputs, columns, ends, how, ask.max_bytes, away)
     found_edges = []
     for by, (values, weight, embedded, incoming, moved) in zip(shift, linked, strict=True):

@@ -25,7 +25,7 @@ from tracer.model import passes
 from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.prompts import Batch
-from tracer.settings import BASES, LINEARISED, RULES
+from tracer.settings import EDGE_BASES, LINEARISED, RULES
 
 WHAT = {"edges": "the search for edges", "profiles": "attribution profiles"}
 """What needs the linearisation, by the option that asks for it."""
@@ -69,6 +69,7 @@ def direct_edges(
     rules: frozenset[str] = RULES,
     engine: str = "auto",
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
+    of: SimpleNamespace | None = None,
 ) -> Edges:
     """All direct edges among neurons, embeddings and logits of one prompt: from earlier layers to later ones, and to no
     earlier token unless attention looks at later ones.
@@ -81,6 +82,7 @@ def direct_edges(
         rules: of the linearisation; the replay needs all of them, with the half rule or the linear gate.
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
         baselines: of the neurons, and of the embeddings, where they are not all zero.
+        of: what stands in the place of logits, as `Metric.of` has it, at the positions of `logits`; found by autograd.
 
     Raises:
         JobError: a node outside the model or the prompt, or an unknown basis or engine.
@@ -88,8 +90,8 @@ def direct_edges(
     """
     check_ends(model, token_ids, neurons, logits, basis, engine)
     model.check_rules(rules)
-    by_replay, there = engine_of(model, rules, engine)
-    ask = question(model, token_ids, neurons, logits, basis, baselines)
+    by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
+    ask = question(model, token_ids, neurons, logits, basis, baselines, of)
     ask.constants, ask.edge_rules = by_replay, rules
     ask.link = circuits.by_replay if by_replay else circuits.by_autograd
     ask.max_bytes = workspace(model, by_replay)
@@ -130,10 +132,11 @@ def question(
     logits: Tensor,
     basis: str,
     baselines: tuple[Tensor, Tensor] | None,
+    of: SimpleNamespace | None = None,
 ) -> SimpleNamespace:
     """What `circuits.edges_of` is asked of some nodes and logits, but for the engine."""
     row, column = torch.zeros(len(logits), dtype=torch.long), logits[:, 0] - len(token_ids)
-    metric = Metric("logit", row, column, logits[:, 1], torch.ones(len(logits)), 1)
+    metric = Metric("logit", row, column, logits[:, 1], torch.ones(len(logits)), 1, of)
     return SimpleNamespace(
         **passes.asking(model, Batch((tuple(token_ids),)), metric),
         token_ids=(tuple(token_ids),),
@@ -184,7 +187,7 @@ def check_ends(
     model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str
 ) -> None:
     """Refuse indices that would raise later, or silently read another node."""
-    allowed = {"basis": (basis, BASES), "engine": (engine, ("auto", "replay", "autograd"))}
+    allowed = {"basis": (basis, sorted(EDGE_BASES)), "engine": (engine, ("auto", "replay", "autograd"))}
     for name, (value, known) in allowed.items():
         if value not in known:
             raise JobError(f"{name}={value!r}", f"must be one of {', '.join(known)}", "choose one")

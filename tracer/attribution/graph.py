@@ -19,14 +19,14 @@ from tracer.attribution.attribute import Reference, notes
 from tracer.attribution.edges import Edges, direct_edges
 from tracer.attribution.profiles import Profiles, attribution_profiles, check_profiles
 from tracer.attribution.pruning import EdgeColumns, Pruned, Pruning, prune
-from tracer.attribution.request import SelectedNodes
+from tracer.attribution.request import SelectedNodes, inside_of
 from tracer.attribution.selection import Selection
-from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table, profiles_table
+from tracer.circuit.circuit import ENDS, Circuit, Prediction, edges_table, nodes_table, profiles_table
 from tracer.errors import JobError, option, quoted
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, decode
-from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, ModelRecord, Settings
+from tracer.settings import SUMS_OF_TARGETS, VALUE_TIMES_GRADIENT, ModelRecord, Settings, TargetNeuron
 from tracer.system.forks import cached_property
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class Making:
             "target_ids": encoded.target_ids,
             "foil_ids": encoded.foil_ids,
             "positions": encoded.positions,
+            "answer": encoded.answer,
+            "weights": encoded.weights,
             "counterfactual_ids": encoded.counterfactual_ids,
             "user_id": encoded.id,
             "metric": selected.metric,
@@ -142,7 +144,7 @@ class Making:
         if self.pruning is None:
             return nodes_table(columns), None, 0, torch.arange(len(selected.nodes))
         kinds = columns["kind"]
-        is_neuron, is_logit = (torch.tensor([kind == name for kind in kinds]) for name in ("neuron", "logit"))
+        is_neuron, is_logit = (torch.tensor([kind in some for kind in kinds]) for some in (("neuron",), ENDS))
         direct = edges_among(self.model, selected, self.chosen)
         whole = _edge_columns(direct, columns, is_logit, self.chosen)
         activation = _column(columns["activation"])
@@ -181,7 +183,8 @@ def _ends(selected: SelectedNodes) -> tuple[tuple[int, ...], Tensor, Tensor]:
 
 def _how(model: Model, selected: SelectedNodes, chosen: Settings) -> dict[str, Any]:
     """The linearisation and the baselines, as `direct_edges` takes them."""
-    return {"basis": chosen.basis, "rules": chosen.edge_rules, "baselines": _baselines(model, selected, chosen)}
+    known = {"baselines": _baselines(model, selected, chosen), "of": inside_of(chosen)}
+    return {"basis": chosen.basis, "rules": chosen.edge_rules, **known}
 
 
 def _edge_columns(direct: Edges, columns: dict[str, list[Any]], is_logit: Tensor, chosen: Settings) -> EdgeColumns:
@@ -294,23 +297,25 @@ def _baselines(model: Model, selected: SelectedNodes, chosen: Settings) -> tuple
 def _node_columns(
     model: Model, made: ModelRecord, selected: SelectedNodes, chosen: Settings
 ) -> tuple[dict[str, list[Any]], list[float]]:
-    """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
-    of each logit in the metric."""
+    """The kept neurons, then every embedding, then the target logits, or what stands in their place, as columns of the
+    nodes table; and the weight of each in the metric."""
     layer, position, neuron = (part.tolist() for part in selected.nodes.unbind(-1))
     token_ids, n_kept = selected.encoded.token_ids, len(selected.nodes)
     places, tokens, weights = (list(part) for part in zip(*selected.terms, strict=True))
-    length, n_terms = len(token_ids), len(selected.terms)
+    length, n_terms, of = len(token_ids), len(selected.terms), chosen.of
     at = [*position, *range(length)]
     size = len(at) + n_terms
-    ids = [*(token_ids[pos] for pos in at), *tokens]
+    ids = [*(token_ids[pos] for pos in at), *([] if of is not None else tokens)]
     names = {token: decode(model, token) for token in set(ids)}
+    if of is not None:
+        tokens = [of.neuron if isinstance(of, TargetNeuron) else -1] * n_terms
     columns: dict[str, list[Any]] = {
-        "kind": ["neuron"] * n_kept + ["embedding"] * length + ["logit"] * n_terms,
+        "kind": ["neuron"] * n_kept + ["embedding"] * length + ["logit" if of is None else "target"] * n_terms,
         "layer": layer + [-1] * length + [model.n_layers] * n_terms,
         "position": at + places,
         "neuron": [*neuron, *token_ids, *tokens],
         "expert": made.numbering(chosen.basis).experts_of(layer, neuron) + [None] * (length + n_terms),
-        "token": [names[token] for token in ids],
+        "token": [names[token] for token in ids] + ([] if of is None else [of.name] * n_terms),
         "activation": selected.activations.tolist() + [None] * length + selected.logits.tolist(),
         "attribution": selected.attributions.tolist()
         + selected.embeddings.tolist()
@@ -327,7 +332,7 @@ def _node_columns(
 
 def _of_logits(parts: Tensor, chosen: Settings) -> list[float | None]:
     """What each logit adds to the metric, or its weight in it; null where the metric is not a sum of logits."""
-    return parts.tolist() if chosen.metric in SUMS_OF_LOGITS else [None] * len(parts)
+    return parts.tolist() if chosen.metric in SUMS_OF_TARGETS else [None] * len(parts)
 
 
 def _mass(total: float, table: pa.Table) -> float:
@@ -341,7 +346,7 @@ def _mass(total: float, table: pa.Table) -> float:
 
 
 def _by_logit_node(table: pa.Table, selected: SelectedNodes, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Values of the metric's terms in the order of the logit nodes."""
+    """Values of the metric's terms in the order of the logit nodes; none where there are none."""
     known = {(place, token): value for (place, token, _), value in zip(selected.terms, values, strict=True)}
     columns = (table[name].to_pylist() for name in ("kind", "position", "neuron"))
     return tuple(known[place, token] for kind, place, token in zip(*columns, strict=True) if kind == "logit")

@@ -39,7 +39,28 @@ def attributions(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Simple
         were `read` from; `embedding` and the counterfactual's `paired` one [prompt, column, d_model]; `blocks` and
         `final_scale`, the constants.
     """
-    return ask.find(nn, plan, ask)
+    found = ask.find(nn, plan, ask)
+    first = reach(plan, ask, len(found.values))
+    if first < len(found.values):
+        attribution = found.attribution
+        found.attribution = lambda layer: (
+            attribution(layer) if layer < first else torch.zeros_like(found.values[layer], dtype=torch.float32)
+        )
+        if found.gradients is not None:
+            found.gradients = [
+                one if layer < first else torch.zeros_like(one) for layer, one in enumerate(found.gradients)
+            ]
+    return found
+
+
+def reach(plan: SimpleNamespace, ask: SimpleNamespace, n_layers: int) -> int:
+    """The first layer whose nodes come too late for what the metric is read from, which neither they nor, of a neuron,
+    it itself can move."""
+    of = ask.metric.of
+    if of is None or of.layer is None:
+        return n_layers
+    before = of.kind == "neuron" and (ask.basis != "attention" or plan.parallel)
+    return of.layer + (not before)
 
 
 def reported(ask: SimpleNamespace, done: int, total: int) -> None:
@@ -114,8 +135,9 @@ def control(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleNames
 
 
 def along(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleNamespace:
-    """The path methods. The path leads from embeddings of zero, or the counterfactual's, to the prompt's in equal
-    steps; of ``ig-activation`` each layer's neurons have one of their own."""
+    """The path methods; ``relp-ig`` is ``ig`` with the linearised model's gradient at every step. The path leads from
+    embeddings of zero, or the counterfactual's, to the prompt's in equal steps; of ``ig-activation`` each layer's
+    neurons have one of their own."""
     found = traces.values(nn, plan, ask.inputs, ask.basis, None, ask.metric, ask.constants)
     ask.metric.token = found.tokens  # fixed for all passes
     end, start, before = found.embedding.float(), torch.zeros_like(found.embedding, dtype=torch.float32), None
@@ -148,8 +170,8 @@ def along_path(
     ends: tuple[Tensor, Tensor],
     passes: tuple[SimpleNamespace, SimpleNamespace],
 ) -> tuple[Layers, Layers | None, Tensor, Tensor]:
-    """ig and conductance: each layer's mean gradient over the path and, for conductance, its steps' gradients times
-    what its values move; the mean gradient to the embedding; and the metric at the path's end.
+    """ig, relp-ig and conductance: each layer's mean gradient over the path and, for conductance, its steps' gradients
+    times what its values move; the mean gradient to the embedding; and the metric at the path's end.
 
     Experts that run along the path and not at its end have no neurons there, and are left out.
 
@@ -188,6 +210,9 @@ def along_activations(
     means, to_embedding, score = [], torch.zeros_like(back), torch.empty(0)
     steps, total = range(ask.steps), (len(found.values) + 1) * ask.steps
     for layer, value in enumerate(found.values):
+        if layer >= reach(plan, ask, len(found.values)):
+            means.append(torch.zeros_like(value, dtype=torch.float32))
+            continue
         whole, far = value.float(), away(value, found.baseline, layer)
         mean = torch.zeros_like(whole)
         for step in steps:
@@ -211,6 +236,7 @@ METHODS: dict[str, Callable[[Any, SimpleNamespace, SimpleNamespace], SimpleNames
     "ig": along,
     "conductance": along,
     "ig-activation": along,
+    "relp-ig": along,
     "delta": control,
     "random": control,
 }

@@ -55,6 +55,7 @@ def attribution_profiles(
     rules: frozenset[str] = RULES,
     engine: str = "auto",
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
+    of: SimpleNamespace | None = None,
 ) -> Profiles:
     """The profiles of some neurons of one prompt; arguments as of `edges.direct_edges`.
 
@@ -65,8 +66,8 @@ def attribution_profiles(
     """
     check_ends(model, token_ids, neurons, logits, basis, engine)
     model.check_rules(rules)
-    by_replay, there = engine_of(model, rules, engine)
-    ask = question(model, token_ids, neurons, logits, basis, baselines)
+    by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
+    ask = question(model, token_ids, neurons, logits, basis, baselines, of)
     ask.constants, ask.edge_rules, ask.max_bytes = by_replay, rules, workspace(model, by_replay)
     ask.link = circuits.profiles_by_replay if by_replay else circuits.profiles_by_autograd
     if by_replay and not there:

@@ -196,7 +196,8 @@ def _columns(rows: dict[str, list[Any]], tokens: tuple[str, ...]) -> dict[str, l
 
 def settings_of(record: dict[str, Any]) -> Settings:
     """How a dataset run attributed its prompts; the metric may be ``auto``, which each prompt settled."""
-    return settings(**{name: record["job"][name] for name in _SETTINGS})
+    job = record["job"]
+    return settings(**{name: job[name] for name in _SETTINGS}, share=job.get("share"), of=job.get("of"))
 
 
 def most_frequent(lengths: Counter[int]) -> int:

@@ -87,7 +87,7 @@ def _of_profiles(circuit: Circuit, profiles: pa.Table) -> Iterator[str]:
     sides = [profiles[name].combine_chunks().flatten() for name in ("input", "output")]
     if any(side.null_count or not np.isfinite(side.to_numpy()).all() for side in sides):
         yield "a profile is not finite"
-    weights = np.array([row["gradient"] for row in circuit.rows("logit")], np.float64)
+    weights = np.array([row["gradient"] for row in circuit.ends], np.float64)
     if circuit.settings.method == "relp" and np.isfinite(weights).all():
         output = sides[1].to_numpy().reshape(-1, len(weights)).astype(np.float64)
         attribution = circuit.neurons["attribution"].to_numpy()

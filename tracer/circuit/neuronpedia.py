@@ -26,10 +26,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tracer.circuit import identities
-from tracer.circuit.circuit import BESIDE, Circuit, Graph, Traced, edges_table, height, nodes_table
+from tracer.circuit.circuit import BESIDE, ENDS, Circuit, Graph, Traced, edges_table, height, nodes_table
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, first_line, option, quoted
+from tracer.settings import TargetNeuron, settings
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 UPLOADS = re.compile(r"[A-Za-z0-9_-]+")
@@ -69,7 +70,7 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
         return _as_it_came(graph, names)
     rows = graph.nodes.to_pylist()
     ids = [_node_id(row) for row in rows]
-    cumulative = _cumulative([None if row["kind"] == "logit" else row["influence"] for row in rows])
+    cumulative = _cumulative([None if row["kind"] in ENDS else row["influence"] for row in rows])
     probabilities = iter(graph.probabilities if isinstance(graph, Circuit) else ())
     targets = set(graph.target_ids) if isinstance(graph, Circuit) else set()
     said = Said.of(graph)
@@ -213,8 +214,8 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 def _node_id(row: Mapping[str, Any]) -> str:
     if row["kind"] == "embedding":
         return f"E_{row['neuron']}_{row['position']}"
-    layer = row["layer"] + 1 if row["kind"] == "logit" else row["layer"]  # circuit-tracer leaves one free
-    return f"{layer}_{row['neuron']}_{row['position']}"
+    layer = row["layer"] + 1 if row["kind"] in ENDS else row["layer"]  # circuit-tracer leaves one free
+    return f"{layer}_{max(0, row['neuron'])}_{row['position']}"
 
 
 def _node(
@@ -248,6 +249,9 @@ def _node(
             "token_prob": probability or 0.0,
             "is_target_logit": neuron in targets,
         }
+    if kind == "target":  # which the format has no kind for: it is where its page looks for logits
+        same = {"feature": max(0, neuron), "layer": str(layer + 1), "feature_type": "logit", "is_target_logit": True}
+        return node | same | {"jsNodeId": f"L_{max(0, neuron)}-{position}", "clerp": f"Target {row['token']}"}
     feature_type = "mlp reconstruction error" if kind == "error" else FEATURE
     feature = None if kind == "error" else cantor(layer, neuron)
     return node | {
@@ -431,6 +435,8 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
     """Our own file as the circuit it was."""
     known = {key: value for key, value in record.items() if key not in _DIGESTS}
     known |= {key: _table(known[key], schema, name) for key, schema in BESIDE.values() if key in known}
+    if isinstance(known.get("settings"), dict) and known["settings"].get("of") is not None:
+        fields = fields | {"nodes": _with_targets(fields["nodes"], known["settings"]["of"], name)}
     try:
         circuit = Circuit.model_validate({**known, **fields})
     except ValidationError as error:
@@ -441,6 +447,21 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
     if "sha256" not in record:
         return circuit.model_copy(update={"warnings": tuple(dict.fromkeys((*circuit.warnings, _OLD)))})
     return circuit
+
+
+def _with_targets(nodes: pa.Table, of: Any, name: str) -> pa.Table:
+    """Nodes whose logits are what a circuit is of inside the model, for which the format has no kind."""
+    try:
+        made = settings(of=of).of
+    except JobError as error:
+        raise bad(name, "its tracer record is damaged at settings.of") from error
+    assert made is not None
+    neuron = made.neuron if isinstance(made, TargetNeuron) else -1
+    rows = nodes.to_pylist()
+    for row in rows:
+        if row["kind"] == "logit":
+            row |= {"kind": "target", "neuron": neuron, "token": made.name}
+    return pa.Table.from_pylist(rows, schema=nodes.schema)
 
 
 def _table(rows: Any, schema: pa.Schema, name: str) -> pa.Table:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tracer.attribution.exact import Progress
-from tracer.circuit.circuit import Circuit, Graph
+from tracer.circuit.circuit import ENDS, Circuit, Graph
 from tracer.errors import JobError, quoted
 from tracer.evaluation.curves import Curves, Evaluation, columns, control, count_nodes, measure
 from tracer.evaluation.faithfulness import How, ready
@@ -148,7 +148,7 @@ def on_paths(graph: Graph, edges: Sequence[tuple[int, int]]) -> tuple[int, ...]:
         forward.setdefault(source, []).append(target)
         back.setdefault(target, []).append(source)
     down = _reached(forward, [node for node, kind in enumerate(kinds) if kind == "embedding"])
-    up = _reached(back, [node for node, kind in enumerate(kinds) if kind == "logit"])
+    up = _reached(back, [node for node, kind in enumerate(kinds) if kind in ENDS])
     return tuple(node for node in sorted(down & up) if kinds[node] == "neuron")
 
 

@@ -23,7 +23,7 @@ from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
-from tracer.evaluation.faithfulness import own_prompt
+from tracer.evaluation.faithfulness import as_prompt, own_prompt
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
@@ -373,15 +373,9 @@ def _own_prompt(model: Model, circuit: Circuit, prompt: Prompt | None) -> Encode
 
 def _as_prompt(one: Encoded, circuit: Circuit) -> Prompt:
     """Back to a prompt: without a target it gets the circuit's question, unless the metric finds its own tokens."""
-    own = circuit.settings.metric == "topk"
-    foils = one.foil_ids if one.target_ids else circuit.foil_ids
-    return Prompt(
-        token_ids=one.token_ids,
-        target=None if own else one.target_ids or circuit.target_ids,
-        foil=None if own else foils or None,
-        counterfactual=one.counterfactual_ids,
-        positions=one.positions,
-    )
+    if not one.target_ids:
+        one = replace(one, target_ids=circuit.target_ids, foil_ids=circuit.foil_ids)
+    return as_prompt(one, circuit.settings)
 
 
 def _attributed(
@@ -404,6 +398,8 @@ def _attributed(
         chosen.steps,
         metric=chosen.metric,
         top_k=chosen.top_k,
+        share=chosen.share,
+        of=chosen.of,
         seed=chosen.seed,
         reference=reference if chosen.baseline == "mean" else None,
         memory=memory,
@@ -465,13 +461,13 @@ def _falls(
         alone, by_layer = Ranking.of(nodes), nodes[:, 0].argsort(stable=True)
         order.append(by_layer + len(rows))
         rows += [AblatedRow(one, alone, (0, place, place + 1)) for place in by_layer.tolist()]
-    found = ablations.measured(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
+    found = ablations.measured(model, rows, to, chosen, chosen.basis, budget, falls=True, progress=progress)
     return torch.empty_like(found).index_copy_(0, torch.cat(order), found)
 
 
 def _judged(circuit: Circuit, sample: Sample, metric: float, ablation: str, seed: int) -> Quality:
     """The correlations over the sample and each stratum."""
-    rounding = _ROUNDING * max(abs(row["activation"]) for row in circuit.rows("logit"))
+    rounding = _ROUNDING * max(abs(row["activation"]) for row in circuit.ends)
     everything = torch.ones(len(sample), dtype=torch.bool)
     return Quality(
         whole=_correlated(sample, everything, rounding, seed),

@@ -327,7 +327,7 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
 def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
     """What the nodes' numbers count; and a circuit must be the model's own."""
     if basis not in (None, *BASES):
-        raise JobError(f"basis={quoted(basis)}", "must be activation or output", "choose one")
+        raise JobError(f"basis={quoted(basis)}", f"must be one of {', '.join(BASES)}", "choose one")
     if not isinstance(nodes, Traced):
         return basis or "activation"
     model.check_traced(nodes.model, nodes.text)

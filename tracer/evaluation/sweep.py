@@ -278,7 +278,7 @@ def check_length(plan: Plan, prompt: Encoded) -> None:
 def _basis(model: Model, groups: Groups, basis: str | None) -> str:
     """What the nodes' numbers count; and a circuit must be the model's own."""
     if basis not in (None, *BASES):
-        raise JobError(f"basis={quoted(basis)}", "must be activation or output", "choose one")
+        raise JobError(f"basis={quoted(basis)}", f"must be one of {', '.join(BASES)}", "choose one")
     if not isinstance(groups, Graph) or not isinstance(groups, Traced):
         return basis or "activation"
     model.check_traced(groups.model, groups.text)

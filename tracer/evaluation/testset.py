@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tracer.attribution.attribute import check_reach, with_metric, with_targets
+from tracer.attribution.attribute import check_reach, with_metric, with_share, with_targets
 from tracer.attribution.exact import Progress
 from tracer.batching import chunked
 from tracer.errors import JobError, option, quoted
@@ -24,7 +24,7 @@ from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.running import Running
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.settings import Settings
+from tracer.settings import OWN_METRICS, Settings
 from tracer.shapes import PerPrompt
 
 ABLATIONS = ("zero", "mean", "counterfactual", "resample")
@@ -86,7 +86,7 @@ class Fit:
         if len(encoded) < self.least:
             rule = "intervals need at least 2" if self.least > 1 else "there is nothing to test on"
             raise JobError(f"{len(encoded)} test prompts", rule, "give more test prompts")
-        if missing := [one for one in encoded if not one.target_ids and asked.metric != "topk"]:
+        if missing := [one for one in encoded if not one.target_ids and asked.metric not in OWN_METRICS]:
             raise JobError(
                 f"prompt {quoted(missing[0].text)}", "has no target to measure", "give every test prompt one"
             )
@@ -117,7 +117,7 @@ class TestSet:
     Attributes:
         to: what the nodes are ablated to; of each prompt the one of its place in `drawn`.
         memory: bytes one batch may use.
-        ablation: the name of what `to` is.
+        metric: the settings that it is of. ablation: the name of what `to` is.
         known: the metric of each prompt of the full model, and of the empty one, with every node ablated, if measured.
         n_shared: of the prompts, how many circuits were found on as well.
     """
@@ -126,7 +126,7 @@ class TestSet:
 
     model: Model
     prompts: tuple[Encoded, ...]
-    metric: str
+    metric: Settings
     to: Replacement
     drawn: tuple[int, ...]
     basis: str
@@ -152,7 +152,7 @@ class TestSet:
             ablation, reference: as in `faithfulness.evaluate`. seed: of the prompts that ``resample`` draws.
             asked: of these the basis and the metric count; ``auto`` is the difference where the prompts have foils,
                 else the target's logit. ``topk`` sums a prompt's targets, or the `top_k` tokens that the whole model
-                puts first on it.
+                puts first on it; ``share`` is of those that hold the share of its probability.
             memory: bytes one batch may use; the model's own default if None.
 
         Raises:
@@ -162,12 +162,14 @@ class TestSet:
         n_shared = (fit or Fit()).check(prompts, asked)
         if asked.metric == "topk":
             prompts = _with_top_tokens(model, prompts, asked, memory)
+        elif asked.metric == "share":
+            prompts = with_share(model, prompts, asked, memory)
         else:
             asked = with_metric(asked, prompts)
         budget = memory or model.budget()
         to, drawn = _replacement(model, prompts, ablation, reference, seed)
         to = to.here(model, len(prompts[0].token_ids), asked.basis, budget)
-        return TestSet(model, tuple(prompts), asked.metric, to, drawn, asked.basis, budget, ablation, n_shared=n_shared)
+        return TestSet(model, tuple(prompts), asked, to, drawn, asked.basis, budget, ablation, n_shared=n_shared)
 
     @property
     def shape(self) -> tuple[int, int, int]:

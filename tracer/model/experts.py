@@ -24,7 +24,8 @@ from tracer.model import rules as linearize
 
 
 class Dense:
-    """The neurons of an MLP in a trace: what enters its down projection, and what leaves it."""
+    """The neurons of an MLP in a trace: what enters its down projection, and what leaves it; or what leaves another
+    module, the first of what it returns."""
 
     slots = None
 
@@ -41,11 +42,13 @@ class Dense:
 
     @property
     def output(self) -> Tensor:
-        return self.down.output
+        out = self.down.output
+        return out[0] if isinstance(out, tuple) else out
 
     @output.setter
     def output(self, value: Tensor) -> None:
-        self.down.output = value
+        out = self.down.output
+        self.down.output = (value, *out[1:]) if isinstance(out, tuple) else value
 
 
 class Mixture:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tracer.metrics import read as read_logits
+from tracer.metrics import summed
 from tracer.model import experts, head
 from tracer.model import rules as linearize
 
@@ -40,13 +41,16 @@ def walk(
     rules: frozenset[str],
     visit: Callable[[Any, int], Any],
     constants: list[SimpleNamespace] | None = None,
+    reads: SimpleNamespace | None = None,
+    basis: str = "activation",
     slots: list[SimpleNamespace | None] | None = None,
 ) -> list[Any]:
-    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's neurons: `experts.Dense`
-    or `experts.Mixture`.
+    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's nodes of a `basis`:
+    `experts.Mixture`, or `experts.Dense` of the module whose input or output they are (`node_module`).
 
     Args:
         constants: receives those of each block's linearisation; see `observe`.
+        reads: receives what the metric is read from; see `inside`.
         slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
@@ -56,25 +60,26 @@ def walk(
     sizes = None if constants is None else stream_sizes(nn, plan)
     for layer, (block, laid) in enumerate(zip(blocks, plan.layers, strict=True)):
         found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
+        where = node_module(laid, basis)
         for kind, path in laid.steps:
             module = block.get(path)
             if constants is not None:
                 observe(found, kind, path, block, laid)
             if kind in ("neurons", "mixture"):
                 site = experts.Dense(module) if laid.experts is None else experts.Mixture(block, laid.experts, rules)
-                if constants is not None:
-                    observe_neurons(found, site)
-                if slots is not None:
-                    slots.append(site.slots)
-                visited.append(visit(site, layer))
-                if constants is not None:
-                    found.output = site.output.detach().float()
-                if laid.in_place:
-                    site.output = site.output.clone()
+                at_neurons(found, site, layer, constants, reads, slots)
+                visited += [visit(site, layer)] if path == where else []
+                behind_neurons(found, site, laid, constants)
             else:
                 linearize.apply(kind, module, rules)
             if constants is not None and kind in ("attention", "delta"):  # runs once its inputs are set
                 mixed(found, kind, module, laid)
+            if path == where and path != laid.down:
+                visited.append(visit(experts.Dense(module), layer))
+        if where is None:
+            visited.append(visit(experts.Dense(block), layer))
+        if reads is not None and (reads.kind, reads.layer) == ("direction", layer):
+            reads.state = experts.Dense(block).output
         if constants is not None and sizes is not None:
             resize(found.scales, laid, sizes[layer])
             constants.append(found)
@@ -127,6 +132,51 @@ def of_normed(pattern: Tensor, scale: Tensor | None) -> Tensor:
     if scale.ndim == 3:
         by_head = scale.transpose(1, 2).repeat_interleave(pattern.shape[1] // scale.shape[2], 1)
     return pattern * by_head[:, :, None].to(pattern.device)
+
+
+def node_module(laid: SimpleNamespace, basis: str) -> str | None:
+    """Path in a block of the module that has a basis's nodes: the down projection; of the basis ``attention`` the
+    attention or the norm behind it, whose output is what is added to the residual stream; None for the block itself, of
+    the basis ``residual``."""
+    if basis == "residual":
+        return None
+    if basis == "attention":
+        return laid.attention_out or next(path for kind, path in laid.steps if kind == "attention")
+    return laid.down
+
+
+def inside(metric: SimpleNamespace | None) -> SimpleNamespace | None:
+    """Where a metric is read that is not one of logits: its `kind` and `layer`; `walk` puts the `state` there that is
+    read [prompt, column, coordinate], `score` the `values` of its terms. None for a metric of logits."""
+    if metric is None or metric.of is None:
+        return None
+    return SimpleNamespace(kind=metric.of.kind, layer=metric.of.layer, state=None, slots=None, values=None)
+
+
+def at_neurons(
+    found: SimpleNamespace,
+    site: Any,
+    layer: int,
+    constants: Any,
+    reads: SimpleNamespace | None,
+    slots: list[SimpleNamespace | None] | None,
+) -> None:
+    """What is read of a layer's neurons before anything is done to them: for the constants of its block, for a metric
+    that is one of them, and where they are."""
+    if constants is not None:
+        observe_neurons(found, site)
+    if reads is not None and (reads.kind, reads.layer) == ("neuron", layer):
+        reads.state, reads.slots = site.input, site.slots
+    if slots is not None:
+        slots.append(site.slots)
+
+
+def behind_neurons(found: SimpleNamespace, site: Any, laid: SimpleNamespace, constants: Any) -> None:
+    """What is read behind them, and passed on as a copy where the block adds to it in place."""
+    if constants is not None:
+        found.output = site.output.detach().float()
+    if laid.in_place:
+        site.output = site.output.clone()
 
 
 def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
@@ -200,18 +250,19 @@ def through_blocks(
     basis: str,
     edit: Edit | None = None,
     constants: list[SimpleNamespace] | None = None,
+    reads: SimpleNamespace | None = None,
     slots: list[SimpleNamespace | None] | None = None,
 ) -> list[Tensor]:
-    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants` and `slots` as in `walk`,
-    but that MLP outputs have none."""
-    found = walk(nn, plan, rules, lambda site, layer: neurons(site, layer, basis, edit), constants, slots)
+    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants`, `reads` and `slots` as in
+    `walk`, but that the nodes of other bases have no slots."""
+    found = walk(nn, plan, rules, lambda site, layer: neurons(site, layer, basis, edit), constants, reads, basis, slots)
     if slots is not None and basis != "activation":
         slots[:] = [None] * len(slots)
     return found
 
 
 def neurons(site: Any, layer: int, basis: str, edit: Edit | None) -> Tensor:
-    """The neurons of one layer, after `edit` if given: of the layer, its neurons, and where they are."""
+    """The nodes of one layer, after `edit` if given: of the layer, its nodes, and where they are."""
     if basis == "activation":
         if edit is not None:
             changed = edit(layer, site.input, site.slots)
@@ -245,15 +296,25 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
 
 
 def score(
-    nn: Any, plan: SimpleNamespace, rules: frozenset[str], metric: SimpleNamespace, scales: list[Tensor] | None = None
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    metric: SimpleNamespace,
+    scales: list[Tensor] | None = None,
+    reads: SimpleNamespace | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The metric [prompt], the tokens of its terms [term], and what they were read from: the hidden states behind the
     final norm [prompt, column, d_model] or, where rows of the head cannot be read, the logits of the last columns.
 
     Args:
         metric: the fields of a `Metric`. A token of -n is the model's own n-th likeliest at that place.
-        scales: receives the final norm's, per column.
+        scales: receives the final norm's, per column. reads: what was read inside the model, for a metric of that.
     """
+    if reads is not None:
+        state = final(nn, plan, rules, scales)
+        source = state if plan.head_rows else nn.output.logits
+        reads.values = inside_values(metric, reads, state)
+        return summed(reads.values, metric.row, metric.weight, metric.n_prompts), metric.token, source
     if not plan.head_rows:
         source = logits(nn, plan, rules)
         tokens = metric.token
@@ -274,9 +335,23 @@ def score(
     return head.weighed(unit, rows, tokens, metric), tokens, source
 
 
-def asked(nn: Any, plan: SimpleNamespace, metric: SimpleNamespace | None) -> Tensor:
+def inside_values(metric: SimpleNamespace, reads: SimpleNamespace, behind: Tensor) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, float32; `behind` is the state behind
+    the final norm."""
+    state = behind if reads.state is None else reads.state
+    rows = state[metric.row.to(state.device), metric.column.to(state.device)].float()
+    if metric.of.kind == "neuron":
+        at = torch.full_like(metric.row, metric.of.neuron)
+        place = experts.places(reads.slots, metric.row, metric.column, at).to(rows.device)
+        return torch.where(place < 0, 0.0, rows.gather(-1, place.clamp_min(0)[:, None])[:, 0])
+    return (rows * metric.of.vector.to(rows.device)).sum(-1)
+
+
+def asked(
+    nn: Any, plan: SimpleNamespace, metric: SimpleNamespace | None, reads: SimpleNamespace | None = None
+) -> Tensor:
     """The metric [prompt] or, without one, the likeliest next token."""
-    return greedy(nn, plan) if metric is None else score(nn, plan, frozenset(), metric)[0]
+    return greedy(nn, plan) if metric is None else score(nn, plan, frozenset(), metric, None, reads)[0]
 
 
 def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
@@ -286,8 +361,19 @@ def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
     return head.likeliest(head.of(nn, plan), final(nn, plan, frozenset())[:, -1], 1)[:, 0]
 
 
-def target_logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str], logits_at: Sequence[Tensor]) -> list[Tensor]:
-    """Each prompt's logits at rows of (column, token); columns count from the end."""
+def target_logits(
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    logits_at: Sequence[Tensor],
+    metric: SimpleNamespace | None = None,
+    reads: SimpleNamespace | None = None,
+) -> list[Tensor]:
+    """Each prompt's logits at rows of (column, token), columns counted from the end; or the values of a `metric` of
+    something inside the model, which `reads` has."""
+    if metric is not None and reads is not None:
+        values = inside_values(metric, reads, final(nn, plan, rules))
+        return list(values.split(torch.bincount(metric.row, minlength=metric.n_prompts).tolist()))
     if not plan.head_rows:
         out = logits(nn, plan, rules)
         return [out[row, at[:, 0], at[:, 1]] for row, at in enumerate(logits_at)]
@@ -436,8 +522,7 @@ def weights_into(
             that are meant.
     """
     leaves, given = [parts[3] for parts in cuts], [None] * len(nodes) if baselines is None else baselines[0]
-    more = {"is_grads_batched": True, "allow_unused": True, "materialize_grads": True, "retain_graph": True}
-    grads = torch.autograd.grad(summed, [*leaves, entered], unit, **more)
+    grads = slopes(summed, [*leaves, entered], unit)
     parts: list[list[list[Tensor]]] = [[[], []] for _ in nodes]
     total = torch.zeros(len(unit), len(nodes))
     for layer, ((_, inner, inside, leaf), grad) in enumerate(zip(cuts, grads, strict=False)):
@@ -465,6 +550,16 @@ def weights_into(
     return [
         (torch.cat(weights, -1), embedded[:, row], total[:, row], *([torch.cat(moved, -1)] if moved else []))
         for row, (weights, moved) in enumerate(parts)
+    ]
+
+
+def slopes(values: Tensor, inputs: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
+    """The gradients to each input of some of the values, those of the rows of `unit` [row, *input]; zero to an input
+    that has no part in them."""
+    how = {"is_grads_batched": True, "allow_unused": True, "retain_graph": True}
+    found = torch.autograd.grad(values, inputs, unit, **how)
+    return [
+        one.new_zeros(len(unit), *one.shape) if grad is None else grad for one, grad in zip(inputs, found, strict=True)
     ]
 
 
@@ -519,12 +614,12 @@ def effects_on_logits(
     """For each prompt, the total effect of each of its nodes on each of its logits [node, logit]: how far the node is
     from its baseline times the logit's gradient. Arguments as of `effects_on_nodes`; `ends` are the logits."""
     found = [torch.zeros(len(rows), len(logits)) for rows, logits in zip(nodes, ends, strict=True)]
-    summed, size = added_up(ends), sum(values.numel() for values in layers)
-    for unit in torch.eye(len(summed), dtype=summed.dtype, device=summed.device).split(
+    both, size = added_up(ends), sum(values.numel() for values in layers)
+    for unit in torch.eye(len(both), dtype=both.dtype, device=both.device).split(
         max(1, min(64, max_bytes // (4 * size)))
     ):
         first = int(unit[0].argmax())
-        grads = torch.autograd.grad(summed, layers, unit, is_grads_batched=True, retain_graph=True)
+        grads = slopes(both, layers, unit)
         for row, (rows, into) in enumerate(zip(nodes, found, strict=True)):
             here = into[:, first : first + len(unit)]
             for layer, grad in enumerate(grads):
@@ -539,8 +634,7 @@ def effects_on_logits(
 
 def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
     """What leaves the first block [prompt, column, d_model]."""
-    out = next(iter(nn.get(plan.blocks))).output
-    return out[0] if isinstance(out, tuple) else out
+    return experts.Dense(next(iter(nn.get(plan.blocks)))).output
 
 
 def apply_edits(

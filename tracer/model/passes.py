@@ -171,18 +171,8 @@ def ablated(
         where: (row, column, neuron) index tensors, one entry per neuron that is set.
         to: the value of each.
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
-    with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
-            interventions.through_blocks(
-                nn,
-                plan,
-                rules,
-                basis,
-                lambda at, value, slots: interventions.set_values(value, where, to, slots) if at == layer else value,
-            )
-            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
-    return saved[0]
+    ask = SimpleNamespace(**asking(model, batch, metric), layer=layer, where=where, to=to, basis=basis)
+    return session(model, traces.set_nodes, ask, _each(batch))
 
 
 def embedding(model: Model, batch: Batch) -> Embedded:
@@ -199,18 +189,25 @@ def embeddings_ablated(
         where: (row, column) index tensors, one entry per token that is set.
         to: the vector of each [token, d_model].
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
-    with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
-            nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
-            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
-    return saved[0]
+    ask = SimpleNamespace(**asking(model, batch, metric), layer=None, where=where, to=to, basis="activation")
+    return session(model, traces.set_nodes, ask, _each(batch))
 
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
     ask = SimpleNamespace(**asking(model, batch, metric), embedding=embedding)
     return session(model, traces.metric_from, ask, _each(batch))
+
+
+def read(model: Model, batch: Batch) -> Embedded:
+    """What leaves the final norm. The forward ends there."""
+    return session(model, traces.read, SimpleNamespace(inputs=inputs(model, batch)), _embedded(model, batch))
+
+
+def terms(model: Model, batch: Batch, metric: Metric) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, float32. One forward."""
+    ask = SimpleNamespace(**asking(model, batch, metric))
+    return session(model, traces.terms, ask, Of((len(metric.row),)))
 
 
 @dataclass(frozen=True)

@@ -41,16 +41,18 @@ def gradients(
         `values` of all neurons and the metric's `gradients` to them, for each layer [prompt, column, neuron], and where
         they are in it (`slots`, None of a layer without experts); the
         `embedding`'s output (or its replacement) and its `embedding_gradient` [prompt, column, d_model]; the `metric`
-        [prompt], the `tokens` of its terms and what they were `read` from; `blocks` and `final_scale`, the constants.
+        [prompt], the `tokens` of its terms and what they were `read` from, or their values `inside` the model; `blocks`
+        and `final_scale`, the constants.
     """
     kept, scales = ([], []) if constants else (None, None)
-    stops, slots = list[BaseException](), list[Any]()
+    reads, stops, slots = interventions.inside(metric), list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, True)
-            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept, slots)
-            score, tokens, source = interventions.score(nn, plan, rules, metric, scales)
-            grads = torch.autograd.grad(score.sum(), [entered, *neurons])
+            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept, reads, slots)
+            score, tokens, source = interventions.score(nn, plan, rules, metric, scales, reads)
+            later = reads is not None  # nodes behind what is read, which have no part in it
+            grads = torch.autograd.grad(score.sum(), [entered, *neurons], allow_unused=later, materialize_grads=later)
             saved = nnsight.save(
                 ([value.detach() for value in neurons], grads, entered.detach(), score, tokens, source)
             )
@@ -66,6 +68,7 @@ def gradients(
         tokens=tokens,
         read=source.detach(),
         slots=slots,
+        inside=None if reads is None else reads.values.detach(),
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -82,14 +85,14 @@ def values(
 ) -> SimpleNamespace:
     """A forward, as `gradients` but for what needs a backward; without a metric it ends behind the last block."""
     kept, scales = ([], []) if constants else (None, None)
-    stops, slots = list[BaseException](), list[Any]()
+    reads, stops, slots = interventions.inside(metric), list[BaseException](), list[Any]()
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, False)
-            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept, slots)
+            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept, reads, slots)
             found = (None, None, None)
             if metric is not None:
-                found = interventions.score(nn, plan, NO_RULES, metric, scales)
+                found = interventions.score(nn, plan, NO_RULES, metric, scales, reads)
             saved = nnsight.save((neurons, entered, *found))
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
@@ -101,6 +104,7 @@ def values(
         tokens=tokens,
         read=source,
         slots=slots,
+        inside=None if reads is None else reads.values,
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -130,6 +134,22 @@ def constants(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> SimpleN
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return SimpleNamespace(embedding=saved[0], blocks=kept, final_scale=scales[0], read=saved[1])
+
+
+def read(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """What leaves the final norm [prompt, column, d_model], on the CPU. The forward ends there."""
+    stops: list[BaseException] = []
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            saved = nnsight.save(interventions.to_cpu(interventions.final(nn, plan, NO_RULES)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
+
+
+def terms(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, on the CPU."""
+    return interventions.to_cpu(values(nn, plan, ask.inputs, "activation", None, ask.metric).inside)[0]
 
 
 def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
@@ -189,14 +209,20 @@ def replaced(
 ) -> Tensor:
     """The metric's plain gradients to one layer's neurons, set to `neurons` [prompt, column, neuron]. The backward ends
     at that layer."""
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             leaf = neurons.detach().clone().requires_grad_(True)
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value, _: interventions.replace_layer(value, leaf, at == layer)
+                nn,
+                plan,
+                NO_RULES,
+                basis,
+                lambda at, value, _: interventions.replace_layer(value, leaf, at == layer),
+                None,
+                reads,
             )
-            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric, None, reads)
             (grad,) = torch.autograd.grad(score.sum(), [leaf])
             saved = nnsight.save(grad)
             interventions.stop(tracer, plan, stops)
@@ -208,15 +234,43 @@ def from_embedding(
     nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], metric: SimpleNamespace, embedding: Tensor
 ) -> Tensor:
     """The metric [prompt] with the embedding's output replaced."""
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             interventions.embed_leaf(nn, plan, embedding, False)
-            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
+            if reads is not None:
+                interventions.through_blocks(nn, plan, NO_RULES, "activation", None, None, reads)
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric, None, reads)
             saved = nnsight.save(score)
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
+
+
+def set_nodes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """The metric [prompt] after setting single neurons of one `layer` or, where that is None, the embedding's output at
+    single tokens, on the CPU: `where` and `to` as `interventions.set_values` takes them."""
+    reads, stops = interventions.inside(ask.metric), list[BaseException]()
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            if ask.layer is None:
+                entered = nn.get(plan.embedding).output
+                nn.get(plan.embedding).output = interventions.set_values(entered, ask.where, ask.to)
+            interventions.through_blocks(
+                nn,
+                plan,
+                NO_RULES,
+                ask.basis,
+                lambda at, value, slots: (
+                    interventions.set_values(value, ask.where, ask.to, slots) if at == ask.layer else value
+                ),
+                None,
+                reads,
+            )
+            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, ask.metric, reads)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
 
 
 def metric_from(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
@@ -237,7 +291,7 @@ def ablated(
     `one` has the batch's `inputs`, its `rows`, and the fields of the `metric`; without one the greedy next token is
     read. Where rows of the head can be read, the forward ends before it.
     """
-    rows, stops = torch.tensor(one.rows), list[BaseException]()
+    rows, reads, stops = torch.tensor(one.rows), interventions.inside(one.metric), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
@@ -246,8 +300,10 @@ def ablated(
                 NO_RULES,
                 basis,
                 lambda at, value, where: interventions.ablate_sets(value, at, rows, rankings, to, where),
+                None,
+                reads,
             )
-            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric)))
+            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric, reads)))
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved[0]
@@ -339,6 +395,7 @@ def swept(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor,
                     ask.members,
                     site.slots if ask.basis == "activation" else None,
                 ),
+                basis=ask.basis,
             )
             saved = nnsight.save(([part.float().cpu() for part in read], nn.output.logits[:, -1].float()))
     members, logits = saved
@@ -365,17 +422,24 @@ def direct_weights(
     Args:
         nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column, token), targets;
             columns count from the end.
-        how: `rules` of the linearisation, and the `basis`. max_bytes, baselines: as there.
+        how: `rules` of the linearisation, the `basis`, and the `metric`'s fields, for targets inside the model.
+        max_bytes, baselines: as there.
     """
-    stops, slots = list[BaseException](), list[Any]()
+    reads, stops, slots = interventions.inside(how.metric), list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
             cuts = interventions.walk(
-                nn, plan, how.rules, lambda site, _: interventions.detach_mlp(site, how.basis), None, slots
+                nn,
+                plan,
+                how.rules,
+                lambda site, _: interventions.detach_mlp(site, how.basis),
+                None,
+                reads,
+                slots=slots,
             )
             placed, there = interventions.at_places(nodes, slots if how.basis == "activation" else [])
-            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at, how.metric, reads)
             targets = interventions.target_values([parts[0] for parts in cuts], placed, ends)
             weights = interventions.direct_weights(cuts, entered, targets, placed, max_bytes, baselines)
             saved = nnsight.save(
@@ -401,13 +465,13 @@ def total_effects(
 ) -> list[tuple[Tensor, Tensor]]:
     """For each prompt what `interventions.effects_on_nodes` and `effects_on_logits` give; arguments as of
     `direct_weights`."""
-    stops, slots = list[BaseException](), list[Any]()
+    reads, stops, slots = interventions.inside(how.metric), list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis, None, None, slots)
+            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis, None, None, reads, slots)
             placed, there = interventions.at_places(nodes, slots)
-            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at, how.metric, reads)
             before = interventions.effects_on_nodes(neurons, entered, placed, max_bytes, baselines)
             behind = interventions.effects_on_logits(neurons, ends, placed, max_bytes, baselines)
             sides = zip(there, before, behind, strict=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tracer.circuit.circuit import Circuit, Graph, height
 from tracer.circuit.said import Said
 from tracer.experts import Numbering
-from tracer.settings import PATH_METHODS, RULES, Settings, rules_name
+from tracer.settings import PATH_METHODS, RULED_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
 
 if TYPE_CHECKING:
@@ -28,9 +28,14 @@ METRIC_NAMES = {
     "logit": "logit of",
     "difference": "logit difference",
     "topk": "sum of the top logits",
+    "share": "mean logit, weighed by probability, of",
     "logprob": "log-probability of",
     "centred": "logit above the vocabulary mean of",
+    "neuron": "value of",
+    "direction": "product with the",
 }
+UNITS = {"logprob": "nats", "neuron": "units of the neuron", "direction": "units of the direction"}
+"""Of metrics that are not in logits."""
 ABLATIONS = {
     "zero": "zero",
     "mean": "the mean over reference prompts",
@@ -297,6 +302,8 @@ def quoted_token(text: str) -> str:
 def node_text(node: dict[str, Any], numbering: Numbering, label: str = "") -> str:
     """A node in a word: what it is, at its position; an imported graph's own label in brackets."""
     at = f"@{node['position']}" if node["position"] >= 0 else "at any position"
+    if node["kind"] == "target":
+        return f"target {printable(node['token'], LONG)} {at}"
     if node["kind"] in ("embedding", "logit"):
         return f"{node['kind']} {token(node['token']) or '(no label)'} {at}"
     return f"{node_name(node, numbering)} {at} {token(node['token'])}" + (f" ({printable(label, 60)})" if label else "")
@@ -316,7 +323,13 @@ def node_name(node: dict[str, Any], numbering: Numbering) -> str:
 
 
 def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
-    """What the metric is, in words, with its tokens."""
+    """What the metric is, in words, with its tokens, or with what it is of inside the model."""
+    of = circuit.settings.of
+    if of is not None:
+        return f"{'negative ' * (of.name[-1] == '-')}{METRIC_NAMES[of.kind]} {printable(of.name.rstrip('-'), LONG)}"
+    if circuit.answer:
+        words = "".join(row["token"] for row in sorted(circuit.rows("logit"), key=lambda row: row["position"]))
+        return f"summed {METRIC_NAMES[circuit.settings.metric]} the answer {named(words)}"
     name = {row["neuron"]: named(row["token"]) for row in circuit.rows("logit")}
     targets, foils = (", ".join(name[one] for one in ids) for ids in (circuit.target_ids, circuit.foil_ids))
     text = f"{METRIC_NAMES[circuit.settings.metric]} {targets}"
@@ -324,7 +337,10 @@ def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
 
 
 def chances_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
-    """How likely the model finds what was asked, and how many tokens it finds likelier."""
+    """How likely the model finds what was asked, and how many tokens it finds likelier; of what is inside the model its
+    value."""
+    if circuit.settings.of is not None:
+        return "  ".join(f"{printable(row['token'], LONG)} = {row['activation']:+.4f}" for row in circuit.ends)
     rows, ranks = circuit.rows("logit"), circuit.ranks or (None,) * len(circuit.probabilities)
     several = len(circuit.positions) > 1
     return "  ".join(
@@ -352,7 +368,7 @@ SETTLES = "stays within .1 of 1"
 
 def options_text(chosen: Settings) -> str:
     """What was chosen of a method's own options, if anything; begins with a comma."""
-    rules = chosen.method == "relp" and chosen.rules != RULES
+    rules = chosen.method in RULED_METHODS and chosen.rules != RULES
     text = f", rules {rules_name(chosen.rules)}" if rules else ""
     text += f", {chosen.steps} steps" if chosen.method in PATH_METHODS else ""
     return text + (f", seed {chosen.seed}" if chosen.method == "random" else "")
@@ -408,7 +424,7 @@ def is_alone(found: Evaluation) -> bool:
 
 def unit(circuit: Circuit) -> str:
     """Of the metric and of attributions."""
-    return "nats" if circuit.settings.metric == "logprob" else "logits"
+    return UNITS.get(circuit.settings.metric, "logits")
 
 
 def _paired_path(circuit: Circuit) -> bool:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph, Traced
+from tracer.circuit.circuit import ATTENTION_ERROR, ENDS, Circuit, Graph, Traced
 from tracer.circuit.said import Said, key_of
 from tracer.errors import JobError, option, say, writing
 from tracer.reports import figures, sheet, viewer
@@ -182,8 +182,13 @@ def _about(graph: Graph) -> dict[str, Any]:
 
 def _nodes(graph: Graph) -> viewer.Nodes:
     nodes = graph.nodes.to_pydict()
-    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR, "other": viewer.ERROR}
-    named = ("embedding", "logit")
+    kinds = {
+        "embedding": viewer.EMBEDDING,
+        **dict.fromkeys(ENDS, viewer.LOGIT),
+        "error": viewer.ERROR,
+        "other": viewer.ERROR,
+    }
+    named = ("embedding", *ENDS)
     return viewer.Nodes(
         kind=np.array([kinds.get(kind, viewer.NEURON) for kind in nodes["kind"]], np.uint8),
         layer=np.array(nodes["layer"], np.int16),
@@ -225,7 +230,9 @@ def _metric_text(graph: Graph) -> str:
 def _names(graph: Graph) -> Iterator[tuple[int, str]]:
     """What the page calls nodes that are no neurons of an MLP, or that their file has a name for."""
     numbering = graph.numbering
-    for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()):
+    for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron", "token"]).to_pylist()):
+        if node["kind"] == "target":
+            yield row, f"target {node['token']}"
         label = graph.labels.get(row, "")
         of_attention = node["kind"] == "error" and node["neuron"] == ATTENTION_ERROR
         if label or node["kind"] in ("attention", "other") or of_attention:

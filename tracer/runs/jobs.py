@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, Vali
 
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
+from tracer.attribution.targets import direction, target
 from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
 from tracer.errors import JobError, option, quoted
 from tracer.experts import Numbering, parse
@@ -25,9 +26,12 @@ from tracer.runs.yamlfile import check_keys, override, parsed
 from tracer.settings import (
     DEFAULT_STEPS,
     DEFAULT_TOP_K,
+    EDGE_BASES,
     IN_FLIGHT,
+    OWN_METRICS,
     PATH_METHODS,
-    SUMS_OF_LOGITS,
+    RULED_METHODS,
+    SUMS_OF_TARGETS,
     VARIANTS,
     Baseline,
     Basis,
@@ -35,6 +39,8 @@ from tracer.settings import (
     MetricKind,
     Rule,
     Settings,
+    TargetDirection,
+    TargetNeuron,
     as_job_error,
     numbering_in,
     rules_name,
@@ -103,6 +109,15 @@ Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_not_a_switc
 Sizes = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
 Neuron = Annotated[tuple[Natural, Natural] | tuple[Natural, Natural, Natural], BeforeValidator(_neuron)]
 """(Layer, neuron), or (layer, expert, neuron) until the model is known."""
+
+
+def _of(value: Any) -> Any:
+    """What a job is of inside the model: a neuron as text, or the file of a direction, which is read."""
+    if isinstance(value, str):
+        return target(value)
+    if isinstance(value, dict) and "file" in value and set(value) <= {"file", "layer", "name", "label"}:
+        return direction(**{"given": value["file"]} | {name: one for name, one in value.items() if name != "file"})
+    return value
 
 
 def _check_sizes(sizes: tuple[int, ...]) -> None:
@@ -321,7 +336,9 @@ class DatasetJob(_ModelOptions):
         model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
         input: where the prompts come from. limit: only the first so many.
         shard_size: prompts in one unit of work.
-        method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
+        method, baseline, basis, rules, steps, metric, top_k, share, seed: as in `tracer.attribute`.
+        of: what the circuits are of inside the model: a neuron as text, ``L12 N345``, or a direction as its `file`, the
+            `layer` behind which it is read (behind the final norm without one) and the `name` of a file's tensor.
         reference: prompts of the baseline ``mean``, which needs them.
         nodes, threshold, mass, skip_first, exclude: which nodes of a prompt are kept, as in `tracer.trace`.
         always_on: neurons that look strong on most prompts and do nothing are looked for; not if None.
@@ -344,7 +361,7 @@ class DatasetJob(_ModelOptions):
     """
 
     NEW: ClassVar[tuple[str, ...]] = (
-        *(*_ModelOptions.NEW, "always_on", "profiles", "supernodes", "tokens", "concepts", "steering"),
+        *(*_ModelOptions.NEW, "always_on", "profiles", "supernodes", "tokens", "concepts", "steering", "share", "of"),
     )
 
     kind: Literal["dataset"] = "dataset"
@@ -358,6 +375,8 @@ class DatasetJob(_ModelOptions):
     steps: Count = DEFAULT_STEPS
     metric: MetricKind = "auto"
     top_k: Count = DEFAULT_TOP_K
+    share: Real | None = None
+    of: Annotated[TargetNeuron | TargetDirection | None, BeforeValidator(_of)] = None
     seed: Natural = 0
     reference: Source | None = None
     nodes: Count | None = None
@@ -405,13 +424,17 @@ class DatasetJob(_ModelOptions):
         return self
 
     def _check_edges(self) -> None:
-        if self.metric not in SUMS_OF_LOGITS | {"auto"}:
+        if self.metric not in SUMS_OF_TARGETS | {"auto"} or self.basis not in EDGE_BASES:
             if self.edges and "edges" in self.model_fields_set:
+                if self.basis not in EDGE_BASES:
+                    raise ValueError(f"basis {self.basis!r} has no direct edges: use edges: false")
                 raise ValueError(f"edges lead into single logits: with metric {self.metric!r} use edges: false")
             # Bypasses the frozen record and `model_fields_set`, so that --set may still choose another metric.
             object.__setattr__(self, "edges", False)
         if self.pruning is not None and not self.edges:
             raise ValueError("pruning has no effect without edges")
+        if self.profiles and self.basis not in EDGE_BASES:
+            raise ValueError(f"basis {self.basis!r} has no attribution profiles: leave profiles out")
         self.pruning_rules()
 
     def _check_supernodes(self) -> None:
@@ -443,8 +466,8 @@ class DatasetJob(_ModelOptions):
         steered = None if self.steering is None else self.steering.prompts
         for source in (self.input, test, steered if isinstance(steered, Source) else None):
             keep = None if source is None else source.filter
-            if keep is not None and self.metric == "topk":
-                raise ValueError("filter needs the prompts' targets, which metric 'topk' does not use")
+            if keep is not None and self.asks in OWN_METRICS:
+                raise ValueError(f"filter needs the prompts' targets, which metric {self.asks!r} does not use")
             if keep == "preferred" and self.metric not in ("auto", "difference"):
                 raise ValueError(f"filter 'preferred' needs foils, which metric {self.metric!r} does not use")
 
@@ -469,8 +492,15 @@ class DatasetJob(_ModelOptions):
             steps=self.steps,
             metric=self.metric,
             top_k=self.top_k,
+            share=self.share,
+            of=self.of,
             seed=self.seed,
         )
+
+    @property
+    def asks(self) -> str:
+        """The metric that prompts are asked: what `of` and `share` stand for; ``auto`` where each prompt says it."""
+        return self.of.kind if self.of is not None else "share" if self.share is not None else self.metric
 
     def numbers(self) -> dict[str, Any]:
         found = super().numbers()
@@ -707,7 +737,7 @@ class BenchmarkJob(_ModelOptions):
         _check_sizes(self.sizes)
         if self.steps != DEFAULT_STEPS and not PATH_METHODS & set(self.methods):
             raise ValueError(f"steps only have an effect with {', '.join(sorted(PATH_METHODS))}")
-        if self.rules != EVERY_RULE and "relp" not in self.methods:
+        if self.rules != EVERY_RULE and not RULED_METHODS & set(self.methods):
             raise ValueError("rules only have an effect with method relp, which is not among the methods")
         for method in self.methods:
             if not self.baselines_of(method):
@@ -737,7 +767,7 @@ class BenchmarkJob(_ModelOptions):
             for structure in self.sets
             for basis in self.bases
             for method in self.methods
-            for rules in (self.rules if method == "relp" else EVERY_RULE)
+            for rules in (self.rules if method in RULED_METHODS else EVERY_RULE)
             for baseline in self.baselines_of(method)
         ]
 

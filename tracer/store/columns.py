@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 Kind = TypeVar("Kind")
 Rows = Generator[Kind, None, None]
 
-KINDS = ("embedding", "neuron", "error", "logit")
+KINDS = ("embedding", "neuron", "error", "logit", "target")
 """Kinds of nodes; in tables of this package's making a kind's number is its place here."""
 NEURON = KINDS.index("neuron")
 CHUNK = 2**20

@@ -42,10 +42,11 @@ INPUT = pa.schema(
         ("messages", _MESSAGES),
         ("seed", pa.string()),
         ("counterfactual_messages", _MESSAGES),
+        ("answer", pa.string()),
     ]
 )
 """The prompts as given: texts, ids and messages, whichever there were; `error` is what is wrong with a row as data. The
-last three are not in older folders: read there as nothing."""
+last four are not in older folders: read there as nothing."""
 
 PROMPTS = pa.schema(
     [

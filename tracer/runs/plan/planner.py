@@ -56,7 +56,7 @@ def workloads(job: Any) -> tuple[Workload, ...]:
             method=job.method,
             basis=job.basis,
             baseline=job.baseline,
-            metric=job.metric,
+            metric=job.asks,
             nodes=node_limit(job.nodes, job.threshold, job.mass),
             edges=job.edges,
             profiles=job.profiles,

@@ -139,7 +139,7 @@ def evaluated(
     _check_lengths(mean, prompts, "evaluate.test")
     n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
     reference = None if asked.reference is None else list(prompts_of(job, asked.reference))
-    how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
+    how = settings(basis=job.basis, metric=job.asks, top_k=job.top_k, share=job.share, of=job.of)
     test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
     made = curves(test, ranks, asked.sizes, asked.seed, ablated)
@@ -234,7 +234,7 @@ def evaluate_again(
     _check_lengths(mean, asked, "test prompts")
     said += notes(asked, model)
     say(said)
-    how = settings(basis=job.basis, metric=_metric(job, folder), top_k=job.top_k)
+    how = settings(basis=job.basis, metric=_metric(job, folder), top_k=job.top_k, share=job.share, of=job.of)
     test = TestSet.of(
         model, asked, ablation or "mean", how, again.seed, again.reference, Fit(least=1)
     ).with_known_ends()
@@ -272,8 +272,8 @@ def _check_lengths(mean: Mean, prompts: Sequence[Encoded], what: str) -> None:
 
 def _metric(job: DatasetJob, folder: RunFolder) -> str:
     """What the prompts of a run were asked: ``auto`` is the difference where any has a foil."""
-    if job.metric != "auto":
-        return job.metric
+    if job.asks != "auto":
+        return job.asks
     tables = (folder.read_committed(commit, "prompts", ["foil_ids"]) for commit in folder.commits())
     return "difference" if any(ids for table in tables for ids in table["foil_ids"].to_pylist()) else "logit"
 
@@ -347,7 +347,7 @@ def qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progre
         for row in folder.read_input(commit.shard):
             if left and row["prompt_id"] in good:
                 left -= 1
-                prompt = with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
+                prompt = with_bos(as_prompt(row, job.asks, paired=job.baseline == "counterfactual"), job.bos)
                 (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "profiles": False, "pruning": None})
                 given = None if reference is None else list(reference.prompts)
                 found = estimate_quality(model, circuit, prompt, reference=given).record()

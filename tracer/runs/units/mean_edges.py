@@ -100,7 +100,8 @@ class OfPrompt:
         neuron = torch.tensor(mine).repeat_interleave(len(found.nodes) // len(mine))
         at, weights = torch.arange(len(found.embeddings)), torch.tensor([weight for _, _, weight in found.terms])
         source = torch.cat([neuron, n + (at if self.shape.length >= 0 else torch.zeros_like(at))])
-        target = torch.cat([neuron, n + (weights < 0).long()])
+        foil = (weights < 0) & bool((weights > 0).any())  # all below 0 are a neuron's negative side
+        target = torch.cat([neuron, n + foil.long()])
         keep = _wanted(self.shape, first, second)
         for total, part in (
             (self.weight, links.weight),
@@ -266,7 +267,7 @@ def _of_unit(
 
 
 def _prompt(row: dict[str, Any], job: DatasetJob) -> Prompt:
-    return with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
+    return with_bos(as_prompt(row, job.asks, paired=job.baseline == "counterfactual"), job.bos)
 
 
 def _of_batch(

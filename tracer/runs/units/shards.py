@@ -40,6 +40,7 @@ from tracer.ndif.server import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.workers.messages import Beat, Part, Report, Stage, Task
+from tracer.settings import OWN_METRICS, RULED_METHODS
 from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
@@ -245,10 +246,9 @@ class ShardWork:
 def options(job: DatasetJob) -> dict[str, Any]:
     """The arguments of `trace_all` that a job settles."""
     chosen = job.settings()
-    made: dict[str, Any] = chosen.model_dump(
-        include={"method", "baseline", "basis", "metric", "steps", "top_k", "seed"}
-    )
-    made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
+    names = ("method", "baseline", "basis", "metric", "steps", "top_k", "share", "of", "seed")
+    made: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    made |= {"rules": chosen.rules if chosen.method in RULED_METHODS else None, "edges": job.edges}
     made |= {"pruning": job.pruning_rules(), "profiles": job.profiles, **job.selection()}
     if job.reference is not None:
         made["reference"] = Reference([with_bos(_prompt_of(row), job.bos) for row in data.read(job.reference)])
@@ -361,7 +361,7 @@ class _Shard:
     # ----------------------------------------------------------------------------------------- batches
 
     def _item(self, row: dict[str, Any]) -> _Item:
-        prompt = with_bos(as_prompt(row, self.job.metric, paired=self.job.baseline == "counterfactual"), self.job.bos)
+        prompt = with_bos(as_prompt(row, self.job.asks, paired=self.job.baseline == "counterfactual"), self.job.bos)
         encoded = encode(prompt, self.model)
         if self.job.input.filter is not None:
             answers.check_filter(prompt, self.job.input.filter, encoded)
@@ -552,7 +552,11 @@ class _Shard:
 
 def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
     """The prompt of a row of the input, with only the fields that the job uses. A foil is used by the
-    metrics ``difference`` and ``auto``, a target by all but ``topk``, a counterfactual where prompts are `paired`.
+    metrics ``difference`` and ``auto``, a target or an answer by all that do not find their own, a counterfactual where
+    prompts are `paired`.
+
+    Args:
+        metric: what the job asks; see `DatasetJob.asks`.
 
     Raises:
         JobError: what is wrong with the row as data.
@@ -567,7 +571,7 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
     other = next((form for form in forms if form is not None), None)
     return Prompt(
         row["text"],
-        target=None if metric == "topk" else either("target"),
+        target=None if metric in OWN_METRICS else either("target"),
         foil=either("foil") if metric in ("auto", "difference") else None,
         counterfactual=other if paired else None,
         token_ids=row["token_ids"],
@@ -575,6 +579,7 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
         id=row["user_id"],
         messages=row["messages"],
         seed=row["seed"],
+        answer=None if metric in OWN_METRICS else row["answer"],
     )
 
 
@@ -589,7 +594,7 @@ def askable(rows: Iterable[dict[str, Any]], job: DatasetJob) -> Iterator[dict[st
         if not good and seen < LOOKED_AT:
             seen += 1
             try:
-                prompt = as_prompt(row, job.metric, paired=job.baseline == "counterfactual")
+                prompt = as_prompt(row, job.asks, paired=job.baseline == "counterfactual")
                 check_question(prompt, job.settings(), [] if job.baseline == "mean" else None)
                 if job.input.filter is not None:
                     answers.check_filter(prompt, job.input.filter)
@@ -629,6 +634,7 @@ def input_row(row: data.Row) -> dict[str, Any]:
         "messages": None if row.messages is None else list(row.messages),
         "seed": row.seed,
         "counterfactual_messages": list(other) if spoken and other is not None else None,
+        "answer": row.answer,
     }
 
 
