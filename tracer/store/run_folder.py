@@ -38,7 +38,9 @@ from tracer.store.record import check_record, damaged_record, is_as_written, sig
 from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
-TABLES = ("prompts", "nodes", "edges", "profiles", "means", "candidates", "counts")
+TABLES = ("prompts", "nodes", "edges", "profiles", "values", "means", "candidates", "counts")
+PARTS = "revisions"
+"""The folder of a run over revisions that holds each one's own run folder."""
 SUPERNODES = "supernodes.json"
 """An output that is there to be edited: the end of a run does not vouch for its content."""
 OUTPUTS = (
