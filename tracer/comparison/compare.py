@@ -6,6 +6,7 @@ each and the one before, and of every node over all. Refuses to know how that is
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,7 +65,7 @@ class Comparison:
         n_tested: nodes that were tested. every: whether every neuron's attribution is known, not only kept ones'.
         positions: whether nodes are matched at their positions. design: of the tests.
         notes: what whoever reads it should know, a sentence each.
-        graphs: of the first and the last side, where there are any.
+        graphs: of the first and the last side, where there are any. n_layers: of the model.
     """
 
     names: tuple[str, ...]
@@ -80,6 +81,7 @@ class Comparison:
     design: Design
     notes: tuple[str, ...]
     graphs: tuple[Graph | None, Graph | None]
+    n_layers: int
 
     @property
     def found(self) -> int:
@@ -246,7 +248,7 @@ def compared(
     found = _Found(sides, positions)
     table, n_tested = _nodes(first, last, pairs, positions, design)
     every = all(side.knows_all(positions) for side in sides)
-    notes += [note for one, other in zip(sides, sides[1:], strict=False) for note in paired(one, other).notes]
+    notes += [note for one, other in itertools.pairwise(sides) for note in paired(one, other).notes]
     notes += pairs.notes if len(sides) > 2 else ()
     one, other = (_metrics(side, rows) for side, rows in ((first, pairs.one), (last, pairs.other)))
     return Comparison(
@@ -263,6 +265,7 @@ def compared(
         design=design,
         notes=tuple(dict.fromkeys([*notes, *([] if every else [_only_kept(sides, positions)])])),
         graphs=(first.graph, last.graph),
+        n_layers=first.n_layers,
     )
 
 
@@ -407,9 +410,13 @@ def _compared(found: _Found, design: Design) -> pa.Table:
             row |= dict(zip(ends, max(side.faithfulness), strict=True))
         row |= found.since(number - 1, number) if number else {}
         row |= {f"{name}_last": value for name, value in found.in_common(number, last).items()}
-        rows.append({name: None if value != value else value for name, value in row.items()})
+        rows.append({name: None if _is_nan(value) else value for name, value in row.items()})
     columns = {name: [row.get(name) for row in rows] for name in COMPARED.names}
     return table_of(COMPARED, columns)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _mean(values: Array, design: Design) -> tuple[Array, Array, Array]:
