@@ -41,7 +41,7 @@ from tracer.model.model import Model
 from tracer.prompts import Prompt
 from tracer.store import one_prompt
 from tracer.store.parquet import table_of
-from tracer.store.run_folder import PARTS
+from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import COMPARED, COMPARISON, COURSES
 
 APPEARED, VANISHED, SIGN, BOTH, NEITHER = "appeared", "vanished", "sign", "both", "neither"
@@ -184,7 +184,8 @@ def parts_of(address: Any) -> list[str]:
     record = one_prompt.read_record(address)
     if record.get("kind") != "revisions":
         return []
-    return [f"{str(address).rstrip('/')}/{PARTS}/{name}" for name in record["parts"]]
+    folder = RunFolder(address)
+    return [folder.part(name) for name in record["parts"]]
 
 
 def _name(side: Any) -> str:

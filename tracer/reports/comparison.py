@@ -216,7 +216,7 @@ def _drawn(found: Comparison, palette: Palette) -> Any:
     first.set(ylabel="metric, mean over prompts")
     for look, (name, label) in enumerate((("n_nodes", "in the circuit"), ("appeared", "not in that before"))):
         second.plot(at, [_nan(row[name]) for row in rows], label=label, **figures.style(look, palette))
-    second.set(ylabel="nodes", ylim=(0, None))
+    second.set(ylabel="nodes", ylim=(0, 1.25 * max(1, *(row["n_nodes"] for row in rows))))
     second.legend(frameon=False)
     for look, (name, course) in enumerate(followed(found).items()):
         values, ends = [row["attribution"] for row in course], [_both(row, "") for row in course]

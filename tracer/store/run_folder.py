@@ -50,6 +50,8 @@ OUTPUTS = (
     *("steering.parquet", "steering_groups.parquet", "steering.png"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
+    *(f"{name}.{kind}" for name in ("comparison", "compared", "courses") for kind in ("parquet", "csv")),
+    *("courses.png", "graphs.html"),
 )
 """Files that are made of all committed units at the end."""
 KEPT = ("descriptions.parquet", "descriptions.json")
@@ -68,6 +70,7 @@ _OTHER = re.compile(
     r"|graphs/(circuit|prompt-[0-9]+)\.html|plots/(claim|(mean\.|[A-Za-z0-9_-]+-)(activation|output))\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
+_PART = re.compile(rf"{PARTS}/[A-Za-z0-9._-]+/(.+)", re.ASCII)
 _UNIT = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _TEMPORARY = re.compile(r"((?:.*/)?)\.([^/]+)\.[0-9a-f]{8}")
 _PROBE = ".probe"
@@ -158,6 +161,11 @@ class RunFolder:
     def __init__(self, address: Any) -> None:
         self.place = Storage(address)
         self._planned: _Plan | None = None
+
+    def part(self, name: str) -> str:
+        """The address of one of the run folders of a run over revisions."""
+        base, mark, query = self.place.address.partition("?")
+        return f"{base.rstrip('/')}/{PARTS}/{name}{mark}{query}"
 
     # ------------------------------------------------------------------------------------- the record
 
@@ -639,6 +647,8 @@ def is_ours(name: str) -> bool:
     """Whether a run writes a file of this name, or an interrupted write leaves one."""
     half = _TEMPORARY.fullmatch(name)
     name = half[1] + half[2] if half else name
+    if part := _PART.fullmatch(name):
+        return is_ours(part[1])
     return name in _SINGLE or any(kind.fullmatch(name) for kind in (_TABLE, _OTHER))
 
 
