@@ -335,7 +335,7 @@ def _payload(found: Comparison, both: Aligned) -> viewer.Payload:
     drawn = tables.payload(both.graph)
     sides = np.array(both.node_sides, np.uint8)
     nodes = replace(drawn.nodes, side=sides, first=_floats(both.first), last=_floats(both.last))
-    edges = replace(drawn.edges, side=np.array(both.edge_sides, np.uint8))
+    edges = replace(drawn.edges, side=np.array(both.edge_sides, np.int32))
     names = tuple(printable(found.names[at], 60) for at in (0, -1))
     about = dict(drawn.settings) | {f"note {at}": text for at, text in enumerate(about_page(found), 1)}
     return replace(
@@ -352,11 +352,11 @@ def _floats(values: Sequence[float]) -> np.ndarray:
     return np.array(values, np.float32)
 
 
-def files(found: Comparison, report: str = REPORT) -> dict[str, bytes]:
+def files(found: Comparison, links: Sequence[page.Link] = ()) -> dict[str, bytes]:
     """Everything that a folder of a comparison holds, by name: tables, figure and pages.
 
     Args:
-        report: what the report is called.
+        links: further files that the report names.
     """
     made = {f"{name}.parquet": encoded(rows) for name, rows in found.tables().items()}
     made |= {f"{name}.csv": csv_bytes(rows.to_pylist(), rows.column_names) for name, rows in found.tables().items()}
@@ -368,8 +368,8 @@ def files(found: Comparison, report: str = REPORT) -> dict[str, bytes]:
         "courses.csv": "every node of any circuit, over all sides",
         FIGURE: "the figure above",
     }
-    links = [page.Link(name, name, text) for name, text in about.items()]
-    return made | {report: document(found, links).encode()}
+    own = [page.Link(name, name, text) for name, text in about.items()]
+    return made | {REPORT: document(found, [*own, *links]).encode()}
 
 
 def write(found: Comparison, folder: Path) -> list[Path]:

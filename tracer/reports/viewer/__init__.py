@@ -38,7 +38,7 @@ NODE_TYPES = {
     "kind": "|u1",
     "side": "|u1",
 }
-EDGE_TYPES = {"source": "<i4", "target": "<i4", "weight": "<f4", "share": "<f4", "attribution": "<f4", "side": "|u1"}
+EDGE_TYPES = {"source": "<i4", "target": "<i4", "weight": "<f4", "share": "<f4", "attribution": "<f4", "side": "<i4"}
 VENDORED = ("dispatch", "selection", "drag", "color", "interpolate", "timer", "ease", "transition", "zoom")
 SCRIPTS = (
     "format",
@@ -116,7 +116,7 @@ class Edges:
         weight: float32, the direct attribution of source to target.
         share: float32, weight over the target's activation; NaN if unknown.
         attribution: float32, of the edge to the metric; NaN if unknown.
-        side: as of `Nodes`.
+        side: int32, as of `Nodes`.
     """
 
     source: np.ndarray

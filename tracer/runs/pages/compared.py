@@ -44,12 +44,12 @@ def files_of(folder: RunFolder) -> dict[str, bytes]:
 
 
 def refresh(folder: RunFolder) -> list[str]:
-    """Write the comparison again into a run's folder that is locked; the names of its files, the report first."""
+    """Write the comparison again into a run's folder that is locked; the names of its pages."""
     made = files_of(folder)
     for name, content in made.items():
         folder.place.write(name, content)
     folder.reseal(made)
-    return [reports.REPORT, *(name for name in made if name != reports.REPORT)]
+    return [reports.REPORT, reports.GRAPHS]
 
 
 def report_text(folder: RunFolder) -> str:
