@@ -24,6 +24,7 @@ from tracer.comparison import sides as sources
 from tracer.comparison.differences import (
     PERMUTATIONS,
     RATE,
+    Array,
     Design,
     Differences,
     differences,
@@ -34,7 +35,7 @@ from tracer.comparison.differences import (
     weighted_overlap,
 )
 from tracer.comparison.matched import Pairing, circuit_of, counts_at, index_of, mean_of_all, paired, union, values_at
-from tracer.comparison.sides import Array, Side
+from tracer.comparison.sides import Side
 from tracer.errors import JobError, option, quoted
 from tracer.evaluation.statistics import Interval, resampled_means
 from tracer.model.model import Model
@@ -331,7 +332,7 @@ def _joined(values: Sequence[Array], tested: Array, is_paired: bool, design: Des
 
 def _changes(first: Array, last: Array, one: Array, other: Array) -> list[str]:
     """What became of each node, by the circuits that have it and its attributions."""
-    flipped = one * other < 0
+    flipped = np.sign(one) * np.sign(other) < 0
     return [
         (SIGN if flip else BOTH) if was and now else APPEARED if now else VANISHED if was else NEITHER
         for was, now, flip in zip(first, last, flipped, strict=True)
@@ -361,13 +362,13 @@ class _Found:
         self.values = [values_at(side, self.keys, positions) for side in sides]
         self.means = [values.mean(0) for values in self.values]
 
-    def in_common(self, one: int, other: int) -> dict[str, float]:
+    def in_common(self, one: int, other: int) -> dict[str, Any]:
         """What two sides have in common."""
         mine, its = self.inside[one], self.inside[other]
         both = self.means[one] * mine, self.means[other] * its
         return {"overlap": overlap(mine, its), "weighted_overlap": weighted_overlap(*both)}
 
-    def since(self, before: int, now: int) -> dict[str, float]:
+    def since(self, before: int, now: int) -> dict[str, Any]:
         """What became of a side's circuit in the next."""
         was, has = self.inside[before], self.inside[now]
         one, other = self.means[before], self.means[now]
@@ -375,14 +376,14 @@ class _Found:
         return {
             "appeared": int((has & ~was).sum()),
             "vanished": int((was & ~has).sum()),
-            "changed_sign": int((was & has & (one * other < 0)).sum()),
+            "changed_sign": int((was & has & (np.sign(one) * np.sign(other) < 0)).sum()),
             **self.in_common(before, now),
             "pearson": pearson(one[either], other[either]),
             "spearman": spearman(one[either], other[either]),
             **self._of_all(before, now),
         }
 
-    def _of_all(self, before: int, now: int) -> dict[str, float]:
+    def _of_all(self, before: int, now: int) -> dict[str, Any]:
         """Correlations over all neurons, where all are known."""
         every = [
             mean_of_all(side, np.arange(len(side.prompts)), self.positions)

@@ -15,13 +15,16 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from tracer.comparison.sides import Array
 from tracer.errors import JobError, option
 from tracer.evaluation.statistics import Interval, Resamples, resampled_means
+
+Array = NDArray[Any]
 
 RATE = 0.05
 """The false discovery rate up to which a difference counts as found."""
@@ -171,6 +174,7 @@ def weighted_overlap(one: Array, other: Array) -> float:
     """The same of signed weights: the sum of what both have over that of what either has, of each column the smaller
     and the larger size; columns of opposite signs have nothing in common. NaN where all are 0."""
     size, its = np.abs(one), np.abs(other)
-    same = np.where(one * other > 0, np.minimum(size, its), 0.0)
-    whole = np.where(one * other >= 0, np.maximum(size, its), size + its).sum()
+    alike = np.sign(one) * np.sign(other)  # their product may be 0 where neither is
+    same = np.where(alike > 0, np.minimum(size, its), 0.0)
+    whole = np.where(alike >= 0, np.maximum(size, its), size + its).sum()
     return float(same.sum() / whole) if whole else math.nan

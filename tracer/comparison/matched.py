@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from tracer.attribution.selection import select
-from tracer.comparison.sides import Array, Asked, Side
+from tracer.comparison.differences import Array
+from tracer.comparison.sides import Asked, Side
 
 
 @dataclass(frozen=True, eq=False)

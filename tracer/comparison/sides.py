@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from tracer.attribution.selection import Selection
 from tracer.attribution.trace import trace_all
 from tracer.circuit.circuit import Circuit, Graph, Traced, load_graph
 from tracer.circuit.from_run import circuit_of, settings_of
+from tracer.comparison.differences import Array
 from tracer.errors import JobError, RunError, quoted
 from tracer.model.model import Model
 from tracer.prompts import Prompt
@@ -31,7 +31,6 @@ from tracer.store.columns import neuron_rows, split_key
 from tracer.store.parquet import opened, rows_of
 from tracer.store.run_folder import RunFolder
 
-Array = NDArray[Any]
 Parts = Callable[[], Iterator[tuple[slice, Array]]]
 """Attributions of all neurons, some prompts at a time: [prompt, layer, position, neuron]; one position where they are
 summed over all."""

@@ -97,7 +97,7 @@ def sides_sheet(found: Comparison) -> Sheet:
     heads += ["faithfulness"] if tested else []
     cells = []
     for row in found.sides.to_pylist():
-        changes = (number(row[name], ",") for name in ("appeared", "vanished", "changed_sign"))
+        changes = (_count(row[name]) for name in ("appeared", "vanished", "changed_sign"))
         shown = [number(row["metric"], "+.3f"), _ends(row["metric_low"], row["metric_high"]), f"{row['n_nodes']:,}"]
         common = [number(row[name], ".2f") for name in ("overlap", "overlap_last", "pearson", "pearson_all")]
         kept = [number(row["faithfulness"], ".2f")] if tested else []
@@ -149,6 +149,10 @@ def _polarity(row: Mapping[str, Any]) -> str:
     known = [row[f"activation_{end}"] for end in ("first", "last")]
     signs = [sign(-1 if value < 0 else 1) for value in known if value is not None]
     return " to ".join(dict.fromkeys(signs)) or "-"
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 def _ends(low: float | None, high: float | None, form: str = "+.3f") -> str:
@@ -251,7 +255,7 @@ def _both(row: Mapping[str, Any], name: str) -> tuple[float, float]:
     return _nan(row[low]), _nan(row[high])
 
 
-def _nan(value: float | None) -> float:
+def _nan(value: float | int | None) -> float:
     return math.nan if value is None else value
 
 
@@ -338,9 +342,25 @@ def _payload(found: Comparison, both: Aligned) -> viewer.Payload:
     edges = replace(drawn.edges, side=np.array(both.edge_sides, np.int32))
     names = tuple(printable(found.names[at], 60) for at in (0, -1))
     about = dict(drawn.settings) | {f"note {at}": text for at, text in enumerate(about_page(found), 1)}
+    metric, prompts = [number(row["metric"], "+.3f") for row in _ends_of(found)], found.n_prompts[-1]
     return replace(
-        drawn, nodes=nodes, edges=edges, sides=(names[0], names[1]), title=f"{names[0]} | {names[1]}", settings=about
+        drawn,
+        nodes=nodes,
+        edges=edges,
+        sides=(names[0], names[1]),
+        title=f"{names[0]} | {names[1]}",
+        model=" | ".join(dict.fromkeys(row["model"] for row in _ends_of(found) if row["model"])) or drawn.model,
+        method=f"compared on {prompts:,} prompt{'s' * (prompts != 1)}",
+        metric_text=f"metric {' | '.join(metric)}",
+        metric=math.nan,
+        settings=about,
     )
+
+
+def _ends_of(found: Comparison) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rows of the first and the last side."""
+    rows = found.sides.to_pylist()
+    return rows[0], rows[-1]
 
 
 def about_page(found: Comparison) -> list[str]:

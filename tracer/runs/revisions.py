@@ -75,7 +75,9 @@ def _begin(folder: RunFolder, job: RevisionsJob, names: list[str], overwrite: bo
     numbers = job.numbers()
     fingerprint = parquet.fingerprint({"job": numbers, "parts": names, "schema": SCHEMA_VERSION})
     content = {"kind": job.kind, "job": {"kind": job.kind, **job.model_dump(mode="json", exclude_unset=True)}}
-    folder.begin({"fingerprint": fingerprint, **provenance(), **content, "numbers": numbers, "parts": names, "n_units": 0})
+    folder.begin(
+        {"fingerprint": fingerprint, **provenance(), **content, "numbers": numbers, "parts": names, "n_units": 0}
+    )
 
 
 def _there(folder: RunFolder, overwrite: bool) -> dict[str, Any] | None:
