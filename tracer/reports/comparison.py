@@ -5,8 +5,10 @@ Knows layout and words. Computes no number: everything is in the tables of a `Co
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -215,7 +217,7 @@ def _drawn(found: Comparison, palette: Palette) -> Any:
     """Three panels: the metric with its interval, the size of the circuit with what is new in it, and the courses."""
     figure = figures.new(11.5, 3.6)
     first, second, third = figure.subplots(1, 3, width_ratios=(1, 1, 1.7))
-    rows, at = found.sides.to_pylist(), np.arange(len(found.names))
+    rows, at = found.sides.to_pylist(), _places(found.names)
     _course(first, at, [row["metric"] for row in rows], [_both(row, "metric") for row in rows], 0, palette)
     first.set(ylabel="metric, mean over prompts")
     for look, (name, label) in enumerate((("n_nodes", "in the circuit"), ("appeared", "not in that before"))):
@@ -230,9 +232,29 @@ def _drawn(found: Comparison, palette: Palette) -> Any:
     if third.lines[:-1]:
         figure.legend(*third.get_legend_handles_labels(), frameon=False, loc="outside right center", handlelength=3.6)
     for axes in (first, second, third):
-        every = at[:: max(1, math.ceil(len(at) / 8))]
-        axes.set_xticks(every, [printable(found.names[one], 14) for one in every], rotation=40, ha="right")
+        _name_sides(axes, found.names, at)
     return figure
+
+
+def _places(names: Sequence[str]) -> Any:
+    """Where sides stand: at their steps, where all are named by rising numbers (step1000, step-200); else one after
+    another."""
+    ends = [re.search(r"[0-9]{1,15}$", name) for name in names]
+    steps = [int(end[0]) for end in ends if end is not None]
+    rise = len(steps) == len(names) and all(one < other for one, other in itertools.pairwise(steps))
+    return np.array(steps, float) if rise else np.arange(float(len(names)))
+
+
+def _name_sides(axes: Any, names: Sequence[str], at: Any) -> None:
+    """Name sides on the axis, where there is room; steps that differ a hundredfold stand by their logarithm."""
+    if at[0] > 0 and at[-1] >= 100 * at[0]:
+        axes.set_xscale("log")
+    room, shown = (at[-1] - at[0]) / 9, list[int]()
+    for one, place in enumerate(at):
+        if not shown or place - at[shown[-1]] >= room or axes.get_xscale() == "log":
+            shown.append(one)
+    axes.set_xticks([at[one] for one in shown], [printable(names[one], 14) for one in shown], rotation=40, ha="right")
+    axes.set_xticks([], minor=True)
 
 
 def _course(
@@ -256,7 +278,7 @@ def _both(row: Mapping[str, Any], name: str) -> tuple[float, float]:
 
 
 def _nan(value: float | int | None) -> float:
-    return math.nan if value is None else value
+    return math.nan if value is None else float(value)
 
 
 def followed(found: Comparison, count: int = FOLLOWED) -> dict[str, list[dict[str, Any]]]:

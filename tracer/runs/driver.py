@@ -369,7 +369,8 @@ class _Driver:
         # A record that is damaged, of a run that has nothing done, is nothing to keep.
         there = None if self.folder.is_empty() else self._there(overwrite or (repair and not self.folder.has_commits()))
         more = there is not None and not overwrite and self.folder.has_commits() and grows(there, self.job, others)
-        if there is not None and not overwrite and not more and self.folder.has_commits():
+        has_parts = there is not None and there["kind"] == "revisions"
+        if there is not None and not overwrite and not more and (has_parts or self.folder.has_commits()):
             check_same(self.folder, there, self.job, content)
         mine = there is not None and there.get("fingerprint") == fingerprint_of(self.job, content)
         if more and there is not None:

@@ -19,7 +19,7 @@ from tracer.runs.jobs import DatasetJob, RevisionsJob
 from tracer.runs.pages.compared import files_of
 from tracer.runs.status import RunState, Status, joined, seconds_before
 from tracer.store import parquet
-from tracer.store.run_folder import PARTS, RunFolder
+from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import SCHEMA_VERSION
 
 Watch = Callable[[Status], None]
@@ -66,8 +66,6 @@ def _begin(folder: RunFolder, job: RevisionsJob, names: list[str], overwrite: bo
     if there is not None and not overwrite:
         _check_same(folder, there, job)
     if overwrite:
-        for name in folder.place.folders(PARTS):
-            RunFolder(folder.part(name)).clear()
         folder.clear()
     if there is not None and not overwrite and there["parts"] == names:
         return

@@ -242,11 +242,14 @@ class RunFolder:
             self.place.remove(_PROBE)
 
     def clear(self, keep: Iterable[str] = ()) -> None:
-        """Remove a run: everything of ours, and nothing else. While there is a commit there is its run.json.
+        """Remove a run: everything of ours, its parts' too, and nothing else. While there is a commit there is its
+        run.json.
 
         Args:
             keep: table files of the run that takes its place.
         """
+        for name in sorted({file.name.split("/")[1] for file in self.place.files(PARTS, recursive=True)}):
+            RunFolder(self.part(name)).clear()
         self.delete_outputs()
         for file in self.place.files("_commits"):
             if is_ours(file.name):
