@@ -15,7 +15,6 @@ import tracer
 from helpers import load, refused
 from tracer import ModelError
 from tracer.model.families import FAMILIES, family_of
-from tracer.model.rules import RULE_OF
 
 SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 UNSUPPORTED = {
@@ -32,6 +31,9 @@ def unsupported(kind: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SMALL, **UNSUPPORTED[kind]))
 
 
+KINDS = "neurons", "activation", "attention"
+
+
 @pytest.mark.parametrize("family", t.FAMILIES)
 def test_the_parts_are_where_the_oracle_finds_them(family: str) -> None:
     module = t.tiny(family)
@@ -39,20 +41,20 @@ def test_the_parts_are_where_the_oracle_finds_them(family: str) -> None:
     assert module.get_submodule(found.embedding) is module.get_input_embeddings()
     assert module.get_submodule(found.head) is module.get_output_embeddings()
     blocks = list(module.get_submodule(found.blocks).children())
-    assert [block.get_submodule(found.down) for block in blocks] == [mlp.down for mlp in ref.mlps(module)]
-    paths = {kind: [step.path for step in found.steps if step.kind == kind] for kind in {*RULE_OF, "neurons"}}
-    acts = [block.get_submodule(path) for block in blocks for path in paths["activation"]]
-    assert acts == [mlp.act for mlp in ref.mlps(module)]
-    attention = [block.get_submodule(path) for block in blocks for path in paths["attention"]]
-    assert attention == [part.module for part in ref.attentions(module)]
+    pairs = list(zip(blocks, found.laid_out(module), strict=True))
+    parts = {kind: [block.get_submodule(laid.path(kind)) for block, laid in pairs] for kind in KINDS}
+    assert parts["neurons"] == [mlp.down for mlp in ref.mlps(module)]
+    assert parts["activation"] == [mlp.act for mlp in ref.mlps(module)]
+    assert parts["attention"] == [part.module for part in ref.attentions(module)]
 
 
 @pytest.mark.parametrize("family", t.FAMILIES)
 def test_every_norm_has_a_step(family: str) -> None:
     module = t.tiny(family)
     found = family_of(module, module.config)
-    steps = [step.path for step in found.steps if step.kind.endswith("_norm")]
-    named = [block.get_submodule(path) for block in module.get_submodule(found.blocks).children() for path in steps]
+    pairs = zip(module.get_submodule(found.blocks).children(), found.laid_out(module), strict=True)
+    norms = [(block, step) for block, laid in pairs for step in laid.steps if step.kind.endswith("_norm")]
+    named = [block.get_submodule(step.path) for block, step in norms]
     named.append(module.get_submodule(found.final_norm.path))
     assert set(named) == set(ref.norms(module))
     assert len(named) == len(set(named))
@@ -63,7 +65,7 @@ def test_the_half_rule_is_there_exactly_for_gated_mlps(family: str) -> None:
     module = t.tiny(family)
     found = family_of(module, module.config)
     gated = ref.mlps(module)[0].project(torch.zeros(1, 32))[1] is not None
-    assert any(step.kind == "product" for step in found.steps) == gated
+    assert any(step.kind == "product" for step in found.laid_out(module)[0].steps) == gated
 
 
 def test_all_families_are_tested() -> None:

@@ -36,7 +36,7 @@ def beside_weights(model: Model, sent: dict[str, Any]) -> SimpleNamespace:
             return {name: placed(one, device) for name, one in value.items()}
         return value if value is None or device.type == "meta" else value.to(device)
 
-    inside = [next(model.part(layer, model.family.down).parameters()).device for layer in range(model.n_layers)]
+    inside = [next(model.part(at, laid.down).parameters()).device for at, laid in enumerate(model.plan.layers)]
     blocks = [SimpleNamespace(**placed(block, at)) for block, at in zip(sent["blocks"], inside, strict=True)]
     head = model.module.get_submodule(model.family.head).weight.device
     places = {"embedding": inside[0], "final_scale": head, "read": head}
@@ -47,15 +47,14 @@ def _form(model: Model, batch: Batch, nodes: Tensor | None, basis: str) -> dict[
     """What `circuits.constants` must send."""
     rows, columns = (len(batch.token_ids),) if nodes is None else (), batch.width
     scale, output, blocks = Of((*rows, columns)), Of((*rows, columns, model.d_model)), []
-    plan = model.plan
-    norms = {plan.attention_in, plan.attention_out, plan.mlp_in, plan.mlp_out} - {None}
-    scales = dict.fromkeys(norms, Of((*rows, columns)))
-    for layer in range(model.n_layers):
+    for layer, laid in enumerate(model.plan.layers):
+        norms = {laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out} - {None}
+        scales = dict.fromkeys(norms, Of((*rows, columns)))
         count = None if nodes is None else int((nodes[:, 0] == layer).sum())
         every = Of((*rows, columns, model.d_mlp))
         factor = every if count is None else Of((count,) if basis == "activation" else (count, model.d_mlp))
         block = {"scales": scales, "pattern": Of((*rows, None, columns, columns)), "output": output, "gate": factor}
-        block |= {"up": None if model.plan.gate is None else factor}
+        block |= {"up": None if laid.gate is None else factor}
         blocks.append(block | {"values": every if count is None else Of((count,))})
     read = Of((len(batch.token_ids), columns, model.d_model))
     return {"embedding": output, "final_scale": scale, "read": read, "blocks": blocks}
@@ -100,11 +99,12 @@ def _down(
     the residual stream behind the last block [pos, d_model]."""
     by_layer = []
     for layer, block in reversed(list(enumerate(blocks))):
-        state, path = state.to(block.pattern.device), plan.mlp_out
+        laid, state = plan.layers[layer], state.to(block.pattern.device)
+        path = laid.mlp_out
         written = replay.through_norm(module, plan, layer, path, block.scales.get(path), state, True)
-        to_neurons = written @ replay.matrix(module, plan, layer, (plan.down, "all")).float()
+        to_neurons = written @ replay.matrix(module, plan, layer, (laid.down, "all")).float()
         by_layer.append((to_neurons if basis == "activation" else written).cpu())
-        read, path = _through_mlp(module, plan, layer, block, to_neurons, rules), plan.mlp_in
+        read, path = _through_mlp(module, plan, layer, block, to_neurons, rules), laid.mlp_in
         read = replay.through_norm(module, plan, layer, path, block.scales.get(path), read, True)
         state = state + read + _attended(module, plan, layer, block, state if plan.parallel else state + read)
     return torch.stack(by_layer[::-1]), state.cpu()
@@ -116,15 +116,15 @@ def _through_mlp(
     """From the neurons' gradient to that of the MLP's input, by rules 3 and 4, or by the linear gate."""
     up = None if block.up is None else block.up.float()
     of_gate, of_up = replay.coefficients(module, plan, layer, block.gate.float(), up, "gate" in rules)
-    read = (of_up * grad) @ replay.matrix(module, plan, layer, plan.up_part).float()
+    read = (of_up * grad) @ replay.matrix(module, plan, layer, plan.layers[layer].up_part).float()
     if of_gate is None:
         return read
-    return (of_gate * grad) @ replay.matrix(module, plan, layer, plan.gate_part).float() + read
+    return (of_gate * grad) @ replay.matrix(module, plan, layer, plan.layers[layer].gate_part).float() + read
 
 
 def _attended(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, state: Tensor) -> Tensor:
     """What flows back through a block's attention [pos, d_model]."""
     value, output = replay.attention(module, plan, layer)
-    grouped = replay.mixing(plan, block).unflatten(0, (-1, output.shape[1] // value.shape[0]))
+    grouped = replay.mixing(plan, layer, block).unflatten(0, (-1, output.shape[1] // value.shape[0]))
     heads = (state @ output).unflatten(-1, (*grouped.shape[:2], -1))
     return torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1) @ value

@@ -19,7 +19,7 @@ from tracer.attribution import replay, total
 from tracer.attribution.methods import attributions
 from tracer.attribution.selection import strongest
 from tracer.metrics import logit_summary
-from tracer.model import head, interventions, traces
+from tracer.model import experts, head, interventions, traces
 
 SAID = ("logits", "chances", "ranks", "top", "top_chances")
 """The parts of `head.summary` and `logit_summary` in an answer."""
@@ -42,11 +42,12 @@ def everything(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     `ask` also says in which `dtype` values go; whether values and gradients go as `factors`, whose product is left to
     whoever asked, at full precision; and whether other methods' `gradients` are wanted.
     """
-    found, where = attributions(nn, plan, ask), ask.device
+    found, device = attributions(nn, plan, ask), ask.device
     layers = range(len(found.values))
 
     def stacked(of: Any) -> Tensor:
-        return torch.stack([of(layer).to(where) for layer in layers], 1)
+        each = [experts.numbered(of(layer), found.slots[layer], ask.n_neurons).to(device) for layer in layers]
+        return torch.stack(each, 1)
 
     def sent(of: Any) -> Tensor:
         return stacked(lambda layer: of[layer].to(ask.dtype))
@@ -59,9 +60,9 @@ def everything(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
         "values": sent(found.values),
         "gradients": sent(found.gradients) if ask.factors or (ask.gradients and found.gradients) else None,
         "baselines": None if found.baseline is None or ask.means is not None else stacked(other),
-        "embeddings": found.embeddings.to(where),
-        "metric": found.metric.to(where),
-        "start": None if found.start is None else found.start.to(where),
+        "embeddings": found.embeddings.to(device),
+        "metric": found.metric.to(device),
+        "start": None if found.start is None else found.start.to(device),
         "tokens": found.tokens,
     }
 
@@ -70,9 +71,9 @@ def reduced(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleN
     """What circuits keep of a batch's attributions, without edges."""
     width, metric, said = found.values[0].shape[1], found.metric.cpu(), summaries(nn, plan, ask, found)
     first = [width - len(ids) for ids in ask.token_ids]
-    kept = strongest(found.attribution, range(len(found.values)), first, metric, ask.selection)
-    counts, rows = [len(nodes) for nodes in kept.nodes], list(zip(kept.nodes, first, strict=True))
-    places = torch.cat([nodes + torch.tensor([0, column, 0]) for nodes, column in rows])
+    kept = strongest(found.attribution, found.slots, first, metric, ask.selection)
+    counts, rows = [len(nodes) for nodes in kept.places], list(zip(kept.places, first, strict=True))
+    places = torch.cat([at + torch.tensor([0, column, 0]) for at, column in rows])
     places = torch.cat([torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None], places], 1)
 
     def of_nodes(of: Callable[[int], Tensor] | None) -> Sequence[Tensor | None]:
@@ -96,24 +97,35 @@ def reduced(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleN
             "start": starts[row],
             "tokens": found.tokens[ask.metric.row == row],
             **said[row],
-            "whole": whole(found, row, column) if ask.whole else None,
+            "whole": whole(found, row, column, ask.n_neurons) if ask.whole else None,
         }
         for row, column in enumerate(first)
     ]
 
 
-def whole(found: SimpleNamespace, row: int, column: int) -> Tensor:
+def whole(found: SimpleNamespace, row: int, column: int, n_neurons: int) -> Tensor:
     """One prompt's attributions of all nodes [layer, pos, neuron], for whoever sums them over prompts."""
-    return torch.stack([found.attribution(layer)[row, column:].cpu() for layer in range(len(found.values))])
+    each = []
+    for layer, where in enumerate(found.slots):
+        every = experts.numbered(found.attribution(layer)[row : row + 1], of_row(where, row), n_neurons)
+        each.append(every[0, column:].cpu())
+    return torch.stack(each)
+
+
+def of_row(where: SimpleNamespace | None, row: int) -> SimpleNamespace | None:
+    """Where one prompt's neurons are."""
+    return where and SimpleNamespace(**vars(where) | {"expert": where.expert[row : row + 1]})
 
 
 def gathered(of: Callable[[int], Tensor], places: Tensor) -> Tensor:
-    """Values of nodes at (prompt, layer, column, neuron), of each layer's [prompt, column, neuron], on the CPU."""
+    """Values of nodes at (prompt, layer, column, place), of each layer's [prompt, column, place], on the CPU; 0 at -1,
+    where an expert did not run."""
     values = torch.zeros(len(places))
     for layer in places[:, 1].unique().tolist():
         mine = (places[:, 1] == layer).nonzero()[:, 0]
-        row, _, column, neuron = places[mine].unbind(-1)
-        values[mine] = of(layer)[row, column, neuron].float().cpu()
+        row, _, column, place = places[mine].unbind(-1)
+        found = of(layer)[row, column, place.clamp_min(0)].float().cpu()
+        values[mine] = torch.where(place < 0, 0.0, found)
     return values
 
 

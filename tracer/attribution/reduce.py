@@ -33,7 +33,7 @@ def from_attributions(
 def nodes_of(result: Attribution, row: int, selection: Selection) -> SimpleNamespace:
     """One prompt's strongest nodes; see `selection.strongest`."""
     nodes, metric = result.nodes[row, :, : result.lengths[row]], result.metric[row : row + 1]
-    return strongest(lambda layer: nodes[layer][None], range(len(nodes)), [0], metric, selection.plain())
+    return strongest(lambda layer: nodes[layer][None], [None] * len(nodes), [0], metric, selection.plain())
 
 
 def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, request: Request) -> SelectedNodes:

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracer.model import experts
 from tracer.model.rules import FACTORS
+from tracer.model.rules import coefficients as gating
 
 CPU_ROWS, GPU_ROWS = 512, 2**15
 """Positions of all sources that are multiplied at a time: on a CPU, what its cache holds."""
@@ -62,12 +64,14 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
     blocks = []
     for layer, block in enumerate(found.blocks):
         position, neuron = nodes[nodes[:, 0] == layer, 1:].to(block.output.device).unbind(-1)
-        column = position + first
+        column, where = position + first, block.slots
+        place = neuron if basis != "activation" else experts.places(where, row, column, neuron)
+        there = place >= 0
 
-        def picked(every: Tensor | None, column: Tensor = column, neuron: Tensor = neuron) -> Tensor | None:
+        def picked(every: Tensor | None, at: tuple[Any, ...] = (row, column, place.clamp_min(0))) -> Tensor | None:
             if every is None:
                 return None
-            return (every[row, column, neuron] if basis == "activation" else every[row, column]).float()
+            return (every[at] if basis == "activation" else every[at[:2]]).float()
 
         inside = block.values if basis == "activation" else block.output
         blocks.append(
@@ -77,11 +81,22 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
                 output=block.output[row, first:],
                 gate=picked(block.gate),
                 up=picked(block.up),
-                values=inside[row, column, neuron].float(),
+                values=torch.where(there, inside[row, column, place.clamp_min(0)].float(), 0.0),
+                **of_prompt(block, row, first),
+                place=place,
             )
         )
     embedding = found.embedding[row, first:].detach().float()
     return SimpleNamespace(embedding=embedding, blocks=blocks, final_scale=found.final_scale[row, first:])
+
+
+def of_prompt(block: SimpleNamespace, row: int, first: int) -> dict[str, Any]:
+    """What a mixture has beside an MLP, of one prompt without its padding: the `expert` of each slot and what its
+    output and input are multiplied by (`writes`, `reads`) [pos, slot]; all None of a block without experts."""
+    if block.slots is None:
+        return {"expert": None, "writes": None, "reads": None}
+    parts = {"expert": block.slots.expert, "writes": block.writes, "reads": block.reads}
+    return {name: None if part is None else part[row, first:] for name, part in parts.items()}
 
 
 def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
@@ -94,6 +109,7 @@ def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
             gate=block.gate[row, first:],
             up=None if block.up is None else block.up[row, first:],
             values=block.values[row, first:],
+            **of_prompt(block, row, first),
         )
         for block in found.blocks
     ]
@@ -106,7 +122,7 @@ def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
 
 def part(module: Any, plan: SimpleNamespace, layer: int, path: str) -> Any:
     """A module of a block."""
-    return module.get_submodule(f"{plan.blocks}.{layer}.{path}")
+    return module.get_submodule(f"{plan.blocks}.{layer}.{path}".rstrip("."))
 
 
 def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor:
@@ -131,9 +147,9 @@ def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
     return torch.ones(()) if weight is None else weight.detach().float() + plan.norm_offset
 
 
-def kind_of(plan: SimpleNamespace, path: str) -> str:
+def kind_of(plan: SimpleNamespace, layer: int, path: str) -> str:
     """Of a norm of a block."""
-    return next(kind for kind, at in plan.steps if at == path)
+    return next(kind for kind, at in plan.layers[layer].steps if at == path)
 
 
 def through_norm(
@@ -149,7 +165,7 @@ def through_norm(
     if path is None or scale is None:
         return state
     factor = scale[:, None] * gain(module, plan, f"{plan.blocks}.{layer}.{path}").to(state.device)
-    return scaled(kind_of(plan, path), factor, state, transposed)
+    return scaled(kind_of(plan, layer, path), factor, state, transposed)
 
 
 def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor:
@@ -165,25 +181,26 @@ def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor
 def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, Tensor]:
     """The maps of a block's attention, its norms' gains folded in, float32: into the values [value, d_model], and out
     of the mixed heads [d_model, head and coordinate]."""
-    value, output = matrix(module, plan, layer, plan.value).float(), matrix(module, plan, layer, plan.output).float()
-    if plan.attention_in is not None:
-        value = value * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_in}").to(value.device)
-        if kind_of(plan, plan.attention_in) == "layer_norm":
+    laid = plan.layers[layer]
+    value, output = matrix(module, plan, layer, laid.value).float(), matrix(module, plan, layer, laid.output).float()
+    if laid.attention_in is not None:
+        value = value * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_in}").to(value.device)
+        if kind_of(plan, layer, laid.attention_in) == "layer_norm":
             value = value - value.mean(1, keepdim=True)
-    if plan.attention_out is not None:
-        if kind_of(plan, plan.attention_out) == "layer_norm":
+    if laid.attention_out is not None:
+        if kind_of(plan, layer, laid.attention_out) == "layer_norm":
             output = output - output.mean(0, keepdim=True)
-        output = output * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_out}").to(output.device)[:, None]
+        output = output * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_out}").to(output.device)[:, None]
     return value, output
 
 
-def mixing(plan: SimpleNamespace, block: SimpleNamespace) -> Tensor:
+def mixing(plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> Tensor:
     """How a block's attention carries from position to position [head, query, key]: its pattern between its norms'
     statistics."""
-    pattern = block.pattern
-    if plan.attention_in is not None:
-        pattern = pattern * block.scales[plan.attention_in]
-    return pattern if plan.attention_out is None else pattern * block.scales[plan.attention_out][:, None]
+    pattern, laid = block.pattern, plan.layers[layer]
+    if laid.attention_in is not None:
+        pattern = pattern * block.scales[laid.attention_in]
+    return pattern if laid.attention_out is None else pattern * block.scales[laid.attention_out][:, None]
 
 
 # One prompt: its sources and targets.
@@ -258,8 +275,12 @@ def vectors(
 ) -> tuple[Tensor, Tensor]:
     """What a unit of each node of a layer writes into the residual stream, and what it reads of it, linearised by rules
     1, 3 and 4 or, in the place of 4, with a linear gate [node, d_model]."""
-    down = matrix(module, plan, layer, (plan.down, "all"))
-    position, neuron = nodes[:, 1].to(down.device), nodes[:, 2].to(down.device)
+    laid = plan.layers[layer]
+    if laid.experts is not None:
+        writes, reads = of_mixture(module, plan, layer, block, nodes, prompt)
+        return around(module, plan, layer, block, nodes, writes, reads)
+    down = matrix(module, plan, layer, (laid.down, "all"))
+    neuron = nodes[:, 2].to(down.device)
     if prompt.basis == "activation":
         writes, through = down[:, neuron].T.float(), None
     else:
@@ -272,11 +293,114 @@ def vectors(
             return coefficient[:, None] * rows[neuron.to(rows.device)].float()
         return (coefficient * through) @ rows.float()
 
-    reads = into(plan.up_part, of_up) if of_gate is None else into(plan.gate_part, of_gate) + into(plan.up_part, of_up)
+    reads = into(laid.up_part, of_up) if of_gate is None else into(laid.gate_part, of_gate) + into(laid.up_part, of_up)
+    return around(module, plan, layer, block, nodes, writes, reads)
+
+
+def of_mixture(
+    module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, nodes: Tensor, prompt: SimpleNamespace
+) -> tuple[Tensor, Tensor]:
+    """The same of nodes of a mixture, without its norms: the weight that the router gave an expert multiplies what its
+    neurons write, or what they read; of one that did not run both are 0."""
+    laid, inside = plan.layers[layer].experts, part(module, plan, layer, "")
+    position, number, device = nodes[:, 1], nodes[:, 2], block.output.device
+    of_gate, of_up = coefficients(module, plan, layer, block.gate, block.up, prompt.linear_gate)
+    if prompt.basis != "activation":
+        one = torch.nn.functional.one_hot(number, plan.d_model).float().to(device)
+        grads = into_experts(inside, laid, block, position, one)
+        return one, out_of_gates(inside, laid, block, position, of_gate, of_up, grads)
+    slot = torch.where(block.place < 0, 0, (block.place // laid.width).clamp_max(laid.n_slots))
+    there, rows = (block.place >= 0).float()[:, None], torch.arange(len(position))
+    factor = block.writes[position.to(device)][rows, slot].float()[:, None] * there
+    reads = experts.rows_in(inside, laid, number, "up")[0].to(device) * of_up[:, None]
+    if of_gate is not None:
+        reads = reads + experts.rows_in(inside, laid, number, "gate")[0].to(device) * of_gate[:, None]
+    if block.reads is not None:
+        of_slot = torch.nn.functional.pad(block.reads[position.to(device)].float(), (0, 1), value=1.0)
+        reads = reads * of_slot[rows, slot][:, None]
+    return experts.rows_out(inside, laid, number).to(device) * factor, reads * there
+
+
+def places(plan: SimpleNamespace, layer: int, block: SimpleNamespace, position: Tensor, number: Tensor) -> Tensor:
+    """Where neurons of these numbers are at these positions of a prompt; -1 where their expert did not run."""
+    laid = plan.layers[layer].experts
+    if laid is None:
+        return number
+    slots = experts.slots(block.expert[None], laid)
+    return experts.places(slots, 0, position.to(block.expert.device), number).to(number.device)
+
+
+def into_experts(inside: Any, laid: SimpleNamespace, block: SimpleNamespace, position: Tensor, state: Tensor) -> Tensor:
+    """From what reads a mixture's output at some positions [row, d_model] to what reads its neurons there [row,
+    place]."""
+    expert, writes = block.expert[position].to(state.device), block.writes[position].float().to(state.device)
+    module = inside.get_submodule(laid.path)
+    back = experts.by_expert(state, expert, lambda rows, one: rows @ experts.weights_out(module, laid, one).float())
+    found = (back * writes[:, :-1, None]).flatten(1)
+    if laid.shared is None:
+        return found
+    down = inside.get_submodule(f"{laid.shared}.down_proj").weight
+    return torch.cat([found, state @ down.float() * writes[:, -1:]], 1)
+
+
+def out_of_gates(
+    inside: Any,
+    laid: SimpleNamespace,
+    block: SimpleNamespace,
+    position: Tensor,
+    of_gate: Tensor | None,
+    of_up: Tensor,
+    grads: Tensor,
+) -> Tensor:
+    """From what reads a mixture's neurons at some positions [row, place] to what reads its input there [row,
+    d_model]. `of_gate`, `of_up`: see `coefficients` [row, place]."""
+    split, expert = laid.n_slots * laid.width, block.expert[position].to(grads.device)
+    both = torch.stack([torch.zeros_like(grads) if of_gate is None else grads * of_gate, grads * of_up], 1)
+    module = inside.get_submodule(laid.path)
+    routed = both[..., :split].unflatten(-1, (-1, laid.width)).transpose(1, 2).flatten(-2)
+    back = experts.by_expert(routed, expert, lambda rows, one: rows @ experts.weights_in(module, laid, one)[0].float())
+    if block.reads is not None:
+        back = back * block.reads[position].float().to(back.device)[..., None]
+    found = back.sum(1)
+    if laid.shared is None:
+        return found
+    maps = [inside.get_submodule(f"{laid.shared}.{name}_proj").weight.float() for name in ("gate", "up")]
+    return found + both[:, 0, split:] @ maps[0] + both[:, 1, split:] @ maps[1]
+
+
+def through_gates(
+    inside: Any,
+    laid: SimpleNamespace,
+    block: SimpleNamespace,
+    position: Tensor,
+    of_gate: Tensor | None,
+    of_up: Tensor,
+    state: Tensor,
+) -> Tensor:
+    """From a mixture's input at some positions [row, d_model] to its neurons there [row, place], without biases: the
+    transpose of `out_of_gates`."""
+    expert = block.expert[position].to(state.device)
+    reads = None if block.reads is None else block.reads[position].float().to(state.device)
+    both = experts.entering(inside, laid, state, expert, reads, biased=False)
+    found = both[:, 1] * of_up
+    return found if of_gate is None else found + both[:, 0] * of_gate
+
+
+def around(
+    module: Any,
+    plan: SimpleNamespace,
+    layer: int,
+    block: SimpleNamespace,
+    nodes: Tensor,
+    writes: Tensor,
+    reads: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What nodes of a layer write and read, through the norms around their MLP."""
+    laid, position = plan.layers[layer], nodes[:, 1]
     scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}
     return (
-        through_norm(module, plan, layer, plan.mlp_out, scales.get(plan.mlp_out), writes, False),
-        through_norm(module, plan, layer, plan.mlp_in, scales.get(plan.mlp_in), reads, True),
+        through_norm(module, plan, layer, laid.mlp_out, scales.get(laid.mlp_out), writes, False),
+        through_norm(module, plan, layer, laid.mlp_in, scales.get(laid.mlp_in), reads, True),
     )
 
 
@@ -286,11 +410,15 @@ def coefficients(
     """What neurons multiply what they read by the maps of gate and up by, of these inputs of the activation and values
     of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
     nothing."""
-    act = part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](gate)
+    laid = plan.layers[layer]
+    if laid.experts is not None:
+        how = experts.gating(part(module, plan, layer, ""), laid.experts)
+    else:
+        act = part(module, plan, layer, next(path for kind, path in laid.steps if kind == "activation"))
+        how = SimpleNamespace(kind="product", act=act)
     if up is None:
-        return None, factor
-    return (None, gate * factor) if linear_gate else (0.5 * up * factor, 0.5 * gate * factor)
+        return None, FACTORS[type(how.act).__name__](gate)
+    return gating(how, gate, up, linear_gate)
 
 
 def logit_rows(module: Any, plan: SimpleNamespace, prompt: SimpleNamespace) -> tuple[Tensor, Tensor]:
@@ -353,7 +481,7 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
             if layer < run.walk.top:
                 key = id(run.walk)
                 if key not in mixed:
-                    mixed[key] = mixing(plan, run.walk.prompt.frozen.blocks[layer])
+                    mixed[key] = mixing(plan, layer, run.walk.prompt.frozen.blocks[layer])
                 climb(module, plan, layer, run, mixed[key], maps)
     for run in going:
         let_read(run, len(run.walk.prompt.frozen.blocks))
@@ -380,10 +508,21 @@ def climb(
 def written(module: Any, plan: SimpleNamespace, layer: int, prompt: SimpleNamespace) -> Tensor:
     """What all nodes of a layer write into the residual stream together, kept or not [pos, d_model]: in the basis
     ``activation`` without the down projection's bias, which belongs to no neuron."""
-    block, path = prompt.frozen.blocks[layer], plan.mlp_out
-    bias = getattr(part(module, plan, layer, plan.down), "bias", None)
-    output = block.output if prompt.basis == "output" or bias is None else block.output - bias.detach().float()
+    block, laid = prompt.frozen.blocks[layer], plan.layers[layer]
+    path, output = laid.mlp_out, block.output
+    if prompt.basis != "output":
+        own = getattr(part(module, plan, layer, laid.down), "bias", None)
+        bias = own if laid.experts is None else of_experts(part(module, plan, layer, laid.experts.path), block)
+        output = output if bias is None else output - bias.detach().float()
     return through_norm(module, plan, layer, path, block.scales.get(path), output, False)
+
+
+def of_experts(module: Any, block: SimpleNamespace) -> Tensor | None:
+    """What the experts that ran write whatever their neurons are [pos, d_model], if they have such biases."""
+    bias = getattr(module, "down_proj_bias", None)
+    if bias is None:
+        return None
+    return (bias[block.expert].float() * block.writes[:, :-1, None].float()).sum(1)
 
 
 def enter(run: SimpleNamespace, layer: int) -> None:

@@ -258,7 +258,7 @@ def _extremes(model: Model, neurons: Sequence[Sequence[int]], count: int, driven
     both = Of(shape, torch.int64, ask.n_tokens), Of(shape, finite=True)
     form: dict[str, Any] = {"effect": both}
     if driven:
-        gated = model.plan.gate_part is not None
+        gated = model.plan.layers[0].gate_part is not None
         form |= {"value": both, "up": both, "gate": both if gated else None, "beside": Of((2, *shape), finite=True)}
     return passes.session(model, weights.extremes, ask, form)
 

@@ -48,7 +48,7 @@ def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[T
     for layer, neuron in layers_of(ask.neurons):
         rows = writes(module, plan, layer, neuron, ask.basis)
         one = torch.ones(len(rows), device=rows.device)
-        rows = replay.through_norm(module, plan, layer, plan.mlp_out, one, rows, False)
+        rows = replay.through_norm(module, plan, layer, plan.layers[layer].mlp_out, one, rows, False)
         written.append(rows.to(head.device))
     kind, path = plan.final_norm
     read = replay.scaled(kind, replay.gain(module, plan, path).to(head.device), torch.cat(written), False)
@@ -63,7 +63,7 @@ def writes(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, basis
     """What a unit of each neuron writes out of its MLP [neuron, d_model]."""
     if basis == "output":
         return torch.nn.functional.one_hot(neuron, plan.d_model).float()
-    down = replay.matrix(module, plan, layer, (plan.down, "all"))
+    down = replay.matrix(module, plan, layer, (plan.layers[layer].down, "all"))
     return down[:, neuron.to(down.device)].T.float()
 
 
@@ -74,9 +74,10 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     """See `extremes`. A token's embedding, as it enters the first block, passes the norm before the MLP, with its own
     statistic, and the maps into the neurons, biases included: the neuron's value if nothing else were there."""
     table = module.get_submodule(plan.embedding)
-    up = into(module, plan, plan.up_part, ask.neurons, table.weight.device)
-    gate = None if plan.gate_part is None else into(module, plan, plan.gate_part, ask.neurons, table.weight.device)
-    act = replay.part(module, plan, 0, next(path for kind, path in plan.steps if kind == "activation"))
+    laid = plan.layers[0]
+    up = into(module, plan, "up_part", ask.neurons, table.weight.device)
+    gate = None if laid.gate_part is None else into(module, plan, "gate_part", ask.neurons, table.weight.device)
+    act = replay.part(module, plan, 0, next(path for kind, path in laid.steps if kind == "activation"))
     factor, best = FACTORS[type(act).__name__], dict[str, Any]()
     beside: list[Tensor | None] = [None, None]
     for first, last in pieces(ask, 2 * plan.d_model):
@@ -94,19 +95,21 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
 
 
 def into(
-    module: Any, plan: SimpleNamespace, weight: Sequence[str], neurons: Tensor, device: torch.device
+    module: Any, plan: SimpleNamespace, which: str, neurons: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The rows of a map into some neurons, behind the norm's statistic, and their constants: the norm's gain and bias,
     and the map's own bias, are in them [neuron, d_model], [neuron]."""
     rows, constants = [], []
     for layer, neuron in layers_of(neurons):
+        laid = plan.layers[layer]
+        weight = getattr(laid, which)
         whole = replay.matrix(module, plan, layer, weight)
         mine = whole[neuron.to(whole.device)].float()
         own, constant = bias(module, plan, layer, weight), torch.zeros(len(mine), device=mine.device)
         if own is not None:
             constant = constant + own[neuron.to(own.device)].float()
-        if plan.mlp_in is not None:
-            path = f"{plan.blocks}.{layer}.{plan.mlp_in}"
+        if laid.mlp_in is not None:
+            path = f"{plan.blocks}.{layer}.{laid.mlp_in}"
             shift = getattr(module.get_submodule(path), "bias", None)
             if shift is not None:
                 constant = constant + mine @ shift.float().to(mine.device)
@@ -129,11 +132,12 @@ def bias(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) 
 def normed(module: Any, plan: SimpleNamespace, entered: Tensor) -> Tensor:
     """Embeddings [token, d_model] through the statistic of the norm before the MLP, its weights left out; all layers'
     norms have one epsilon, which is the configuration's."""
-    if plan.mlp_in is None:
+    path = plan.layers[0].mlp_in
+    if path is None:
         return entered
-    norm = replay.part(module, plan, 0, plan.mlp_in)
+    norm = replay.part(module, plan, 0, path)
     eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-    if replay.kind_of(plan, plan.mlp_in) == "layer_norm":
+    if replay.kind_of(plan, 0, path) == "layer_norm":
         entered = entered - entered.mean(-1, keepdim=True)
     return entered * (entered.square().mean(-1, keepdim=True) + eps).rsqrt()
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tracer.metrics import read as read_logits
-from tracer.model import head
+from tracer.model import experts, head
 from tracer.model import rules as linearize
 
+Edit = Callable[[int, Tensor, SimpleNamespace | None], Tensor]
 SAMPLE = 4096
 """Values of each parameter that a fingerprint covers."""
 
@@ -39,55 +40,73 @@ def walk(
     rules: frozenset[str],
     visit: Callable[[Any, int], Any],
     constants: list[SimpleNamespace] | None = None,
+    slots: list[SimpleNamespace | None] | None = None,
 ) -> list[Any]:
-    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection.
+    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's neurons: `experts.Dense`
+    or `experts.Mixture`.
 
     Args:
         constants: receives those of each block's linearisation; see `observe`.
+        slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
     blocks = list(nn.get(plan.blocks))
-    linearize.prepare(blocks, plan.steps)
+    linearize.prepare(blocks, [part.steps for part in plan.layers])
     for layer, block in enumerate(blocks):
         found = SimpleNamespace(scales={}, up=None)
-        for kind, path in plan.steps:
+        for kind, path in plan.layers[layer].steps:
             module = block.get(path)
             if constants is not None:
-                observe(found, kind, path, block, plan)
-            if kind == "neurons":
-                visited.append(visit(module, layer))
+                observe(found, kind, path, block, plan.layers[layer])
+            if kind in ("neurons", "mixture"):
+                laid = plan.layers[layer].experts
+                site = experts.Dense(module) if laid is None else experts.Mixture(block, laid, rules)
+                if constants is not None:
+                    observe_neurons(found, site)
+                if slots is not None:
+                    slots.append(site.slots)
+                visited.append(visit(site, layer))
+                if constants is not None:
+                    found.output = site.output.detach().float()
             else:
                 linearize.apply(kind, module, rules)
             if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
                 found.pattern = linearize.pattern(module, found.kernel).float()
-            elif constants is not None and kind == "neurons":
-                found.output = module.output.detach().float()
         if constants is not None:
             constants.append(found)
     return visited
 
 
-def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: SimpleNamespace) -> None:
+def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
     Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
-    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]; and the `values` of
-    the down projection's input. `walk` adds the attention `pattern` [prompt, head, query, key], which comes of its
-    `kernel`, and the MLP's `output` [prompt, column, d_model].
+    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]. `walk` adds the
+    neurons (`observe_neurons`), the attention `pattern` [prompt, head, query, key], which comes of its `kernel`, and
+    the MLP's `output` [prompt, column, d_model].
     """
     module = block.get(path)
     if kind == "attention":
         found.kernel = linearize.kernel(module)
-    elif path in (plan.attention_in, plan.attention_out, plan.mlp_in, plan.mlp_out):
+    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out):
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":
-        if plan.gate is not None and plan.gate == plan.up:
-            found.up = block.get(plan.up).output.detach().chunk(2, dim=-1)[1]
+        if laid.gate is not None and laid.gate == laid.up:
+            found.up = block.get(laid.up).output.detach().chunk(2, dim=-1)[1]
         found.gate = module.input.detach()
-    elif kind == "product" and plan.gate != plan.up:
-        found.up = block.get(plan.up).output.detach()
-    elif kind == "neurons":
-        found.values = module.input.detach()
+    elif kind == "product" and laid.gate != laid.up:
+        found.up = block.get(laid.up).output.detach()
+
+
+def observe_neurons(found: SimpleNamespace, site: Any) -> None:
+    """The same of neurons: their `values`, and where they are (`slots`); of a mixture also their `gate` and `up`
+    [prompt, column, place], and what each slot's input and output are multiplied by (`reads`, None for 1, and
+    `writes`, the shared experts' last) [prompt, column, slot]."""
+    found.values, found.slots = site.input.detach(), site.slots
+    if site.slots is not None:
+        parts = site.gate, site.up, site.reads, site.writes
+        split = [None if part is None else part.detach().unflatten(0, site.shape[:-1]) for part in parts]
+        found.gate, found.up, found.reads, found.writes = split
 
 
 def stop(tracer: Any, plan: SimpleNamespace, stops: list[BaseException]) -> None:
@@ -116,22 +135,29 @@ def through_blocks(
     plan: SimpleNamespace,
     rules: frozenset[str],
     basis: str,
-    edit: Callable[[int, Tensor], Tensor] | None = None,
+    edit: Edit | None = None,
     constants: list[SimpleNamespace] | None = None,
+    slots: list[SimpleNamespace | None] | None = None,
 ) -> list[Tensor]:
-    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants` as in `walk`."""
-    return walk(nn, plan, rules, lambda down, layer: neurons(down, layer, basis, edit), constants)
+    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants` and `slots` as in `walk`,
+    but that MLP outputs have none."""
+    found = walk(nn, plan, rules, lambda site, layer: neurons(site, layer, basis, edit), constants, slots)
+    if slots is not None and basis != "activation":
+        slots[:] = [None] * len(slots)
+    return found
 
 
-def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
-    """The neurons of one layer, after `edit` if given."""
+def neurons(site: Any, layer: int, basis: str, edit: Edit | None) -> Tensor:
+    """The neurons of one layer, after `edit` if given: of the layer, its neurons, and where they are."""
     if basis == "activation":
         if edit is not None:
-            down.input = edit(layer, down.input)
-        return down.input
+            changed = edit(layer, site.input, site.slots)
+            if changed is not site.input:
+                site.input = changed
+        return site.input
     if edit is not None:
-        down.output = edit(layer, down.output)
-    return down.output
+        site.output = edit(layer, site.output, None)
+    return site.output
 
 
 def final(nn: Any, plan: SimpleNamespace, rules: frozenset[str], scales: list[Tensor] | None = None) -> Tensor:
@@ -205,31 +231,53 @@ def target_logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str], logits_
     return [head.of_tokens(unit, source[row, at[:, 0]], at[:, 1]) for row, at in enumerate(logits_at)]
 
 
-def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+def detach_mlp(site: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Detach one MLP's output, so that no path runs through it. Returns its neurons, the same as a leaf and that leaf's
     output (both None in the basis ``output``), and the detached output, a leaf too.
 
     Leaves are as wide as the residual stream: gradients to all layers' neurons would be several times larger.
     """
     if basis == "output":
-        before, inner, inside = down.output, None, None
+        before, inner, inside = site.output, None, None
     else:
-        before = down.input
+        before = site.input
         inner = before.detach().clone().requires_grad_(True)
-        down.input = inner
-        inside = down.output
-    leaf = down.output.detach().clone().requires_grad_(True)
-    down.output = leaf
+        site.input = inner
+        inside = site.output
+    leaf = site.output.detach().clone().requires_grad_(True)
+    site.output = leaf
     return before, inner, inside, leaf
 
 
-def pick(down: Any, neurons: Tensor) -> Tensor:
-    """The values of some neurons of one layer, at every column [prompt, column, neuron]; what is not asked for is not
-    read."""
+def pick(site: Any, neurons: Tensor) -> Tensor:
+    """The values of some neurons of one layer, at every column [prompt, column, neuron], 0 where an expert did not run;
+    what is not asked for is not read."""
     if not len(neurons):
         return torch.zeros(0)
-    value = down.input
-    return value.detach()[..., neurons.to(value.device)].float().cpu()
+    value = site.input.detach()
+    if site.slots is None:
+        return value[..., neurons.to(value.device)].float().cpu()
+    row, column, number = torch.meshgrid(*(torch.arange(size) for size in value.shape[:2]), neurons, indexing="ij")
+    at = experts.places(site.slots, row, column, number)
+    return torch.where(at < 0, 0.0, value.gather(-1, at.clamp_min(0)).float()).cpu()
+
+
+def at_places(
+    nodes: Sequence[Tensor], slots: Sequence[SimpleNamespace | None]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Nodes, of each prompt rows of (layer, column, neuron), with neurons' places for their numbers; and which of them
+    are there [node], None where all are: of those that are not, the place is any."""
+    found, there = [], []
+    for row, rows in enumerate(nodes):
+        placed, ran = rows.clone(), torch.ones(len(rows), dtype=torch.bool)
+        for layer, where in enumerate(slots):
+            mine = (rows[:, 0] == layer).nonzero()[:, 0] if where is not None else rows[:0, 0]
+            if len(mine):
+                at = experts.places(where, row, rows[mine, 1], rows[mine, 2]).cpu()
+                placed[mine, 2], ran[mine] = at.clamp_min(0), at >= 0
+        found.append(placed)
+        there.append(None if bool(ran.all()) else ran)
+    return found, there
 
 
 def gather_nodes(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
@@ -286,6 +334,26 @@ def direct_weights(
         both = torch.cat([more[0][:, : len(rows)][:, order], more[0][:, len(rows) :]], -1) if more else None
         answers.append((weight[:, order], embedding, incoming, both))
     return answers
+
+
+def only_there(
+    ran: Tensor | None, values: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor | None]
+) -> tuple[Any, ...]:
+    """What `direct_weights` gives of a prompt behind its targets' values, 0 where a node is not there."""
+    weight, embedding, incoming, moved = parts
+    if ran is None:
+        return values, weight, embedding, incoming, moved
+    target = torch.cat([ran, torch.ones(len(values) - len(ran), dtype=torch.bool)])
+    weight = weight * target[:, None] * ran
+    if moved is not None:
+        source = torch.cat([ran, torch.ones(moved.shape[1] - len(ran), dtype=torch.bool)])
+        moved = moved * target[:, None] * source
+    return values * target, weight, embedding * target[:, None], incoming * target, moved
+
+
+def rows_there(ran: Tensor | None, values: Tensor) -> Tensor:
+    """Rows of nodes [node, ...], 0 where a node is not there."""
+    return values if ran is None else values * ran[:, None]
 
 
 def weights_into(
@@ -412,20 +480,29 @@ def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
 
 
 def apply_edits(
-    edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], layer: int, value: Tensor
+    edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]],
+    layer: int,
+    value: Tensor,
+    where: SimpleNamespace | None,
 ) -> Tensor:
     """A layer's neurons after every edit (layer, mask, scale, shift) of that layer, in order."""
+    width = value.shape[-1]
     for at, mask, *parts in edits:
         if at == layer:
             scale, shift = (
-                part.to(value.device, value.dtype) if isinstance(part, torch.Tensor) else part for part in parts
+                experts.placed(part, where, width).to(value.device, value.dtype)
+                if isinstance(part, torch.Tensor) and part.dim()
+                else part
+                for part in parts
             )
-            value = torch.where(mask.to(value.device), value * scale + shift, value)
+            value = torch.where(experts.placed(mask, where, width).to(value.device), value * scale + shift, value)
     return value
 
 
-def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Tensor:
-    """A layer's neurons with single ones multiplied.
+def scale_nodes(
+    value: Tensor, layer: int, entries: Tensor, scale: Tensor, where: SimpleNamespace | None = None
+) -> Tensor:
+    """A layer's neurons with single ones multiplied, where they are there.
 
     Args:
         entries: rows of (layer, row, column or -1 for every one, neuron), none twice. scale: of each.
@@ -433,6 +510,8 @@ def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Te
     here = entries[:, 0] == layer
     if not bool(here.any()):
         return value
+    if where is not None:
+        return scale_placed(value, entries[here].long(), scale[here], where)
     changed = value.clone()
     wide = torch.promote_types(value.dtype, torch.float32)
     by = scale[here].to(wide).to(value.device)
@@ -445,14 +524,37 @@ def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Te
     return changed
 
 
-def values_at(value: Tensor, layer: int, members: Tensor) -> Tensor:
-    """A layer's values [row, member] at those members, rows of (layer, column, neuron), that are of the layer."""
+def scale_placed(value: Tensor, entries: Tensor, scale: Tensor, where: SimpleNamespace) -> Tensor:
+    """`scale_nodes` of a mixture: all `entries` are of its layer."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    columns = torch.arange(value.shape[1])
+    by = torch.ones(value.shape, dtype=wide, device=value.device)
+    for (_, row, column, number), factor in zip(entries.tolist(), scale.tolist(), strict=True):
+        at = columns if column < 0 else columns[column : column + 1]
+        place = experts.places(where, row, at, torch.full_like(at, number))
+        ran = place >= 0
+        by[row, at.to(ran.device)[ran], place[ran]] = factor
+    return torch.where(by == 1, value, (value.to(wide) * by).to(value.dtype))
+
+
+def values_at(value: Tensor, layer: int, members: Tensor, where: SimpleNamespace | None = None) -> Tensor:
+    """A layer's values [row, member] at those members, rows of (layer, column, neuron), that are of the layer; 0 where
+    one is not there."""
     _, column, neuron = members[members[:, 0] == layer].long().to(value.device).unbind(-1)
-    return value[:, column, neuron]
+    if where is None:
+        return value[:, column, neuron]
+    row = torch.arange(len(value), device=value.device)[:, None]
+    at = experts.places(where, row, column, neuron.expand(len(value), -1))
+    return torch.where(at < 0, 0, value[row, column, at.clamp_min(0)])
 
 
 def ablate_sets(
-    value: Tensor, layer: int, rows: Tensor, rankings: tuple[int, int, Tensor, Sequence[Tensor]], to: Tensor | None
+    value: Tensor,
+    layer: int,
+    rows: Tensor,
+    rankings: tuple[int, int, Tensor, Sequence[Tensor]],
+    to: Tensor | None,
+    where: SimpleNamespace | None = None,
 ) -> Tensor:
     """A layer's neurons with a set of nodes of each row replaced, or all but that set. Padding stays as it is.
 
@@ -465,6 +567,10 @@ def ablate_sets(
         rankings: see `ordered`.
         to: replacements [other, layer, position, neuron], as long as their rows' prompts or longer; None for zero.
     """
+    if where is not None:
+        return ablate_placed(value, layer, rows, rankings, to, where)
+    if to is not None and to.shape[-1] > value.shape[-1]:  # other layers have more neurons
+        to = to[..., : value.shape[-1]].contiguous()
     inside, begins = ordered(layer, value.shape[-1], rankings)
     mine, first, source = begins[rows[0]], rows[6], rows[5]
     ends = torch.cat([mine[:, :1], mine.gather(1, rows[1:4].T), mine[:, -1:]], 1)
@@ -484,6 +590,43 @@ def ablate_sets(
     values = value.new_zeros(()) if to is None else to.reshape(-1)[new].to(value.device, value.dtype)
     changed.view(-1)[gone.to(value.device)] = values
     return changed
+
+
+def ablate_placed(
+    value: Tensor,
+    layer: int,
+    rows: Tensor,
+    rankings: tuple[int, int, Tensor, Sequence[Tensor]],
+    to: Tensor | None,
+    where: SimpleNamespace,
+) -> Tensor:
+    """`ablate_sets` of a mixture, whose neurons are elsewhere in each row: the level of each is looked up."""
+    _, n_listed, listed, dense = rankings
+    number, changed = experts.numbers(where).cpu(), value.clone()
+    rank, _, position, neuron, level = listed[listed[:, 1] == layer].long().unbind(-1)
+    size = where.count * where.width + where.shared
+    for row in range(len(value)):
+        ranking, first, second, third, stays, source, begin = rows[:, row].tolist()
+        mine, at = number[row, begin:], torch.arange(value.shape[1] - begin)[:, None]
+        if ranking < n_listed:
+            key, order = (position * size + neuron)[rank == ranking].sort()
+            levels = looked_up(key, level[rank == ranking][order], at * size + mine)
+        else:
+            levels = dense[ranking - n_listed][layer][at, mine].long()
+        chosen = (levels < first) | ((levels >= second) & (levels < third))
+        gone = (~chosen if stays else chosen).to(value.device)
+        new = 0.0 if to is None else to[source, layer][at, mine].to(value.device, value.dtype)
+        changed[row, begin:] = torch.where(gone, new, value[row, begin:])
+    return changed
+
+
+def looked_up(keys: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
+    """The value of each wanted key, of rising `keys`; of those that are not among them one above all."""
+    none = torch.full_like(wanted, torch.iinfo(torch.int64).max)
+    if not len(keys):
+        return none
+    found = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    return torch.where(keys[found] == wanted, values[found], none)
 
 
 def replaced_rows(value: Tensor, layer: int, which: Tensor, source: Tensor, first: Tensor, to: Tensor | None) -> Tensor:
@@ -514,7 +657,7 @@ def ordered(layer: int, n_neurons: int, rankings: tuple[int, int, Tensor, Sequen
     key, inside = number * most + level, position * n_neurons + neuron
     found, counts = [inside[key.argsort(stable=True)]], [torch.bincount(key, minlength=n_listed * most)]
     for levels in dense:
-        mine = levels[layer].flatten()
+        mine = levels[layer][:, :n_neurons].flatten()
         found.append(mine.sort(stable=True)[1])
         counts.append(torch.bincount(mine, minlength=most))
     begins = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
@@ -533,28 +676,52 @@ def replace_layer(value: Tensor, other: Tensor, here: bool) -> Tensor:
     return other.to(value.device, value.dtype) if here else value
 
 
-def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
-    """`value` with the neurons at (row, column, neuron), or the embeddings at (row, column), set to `to`."""
+def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor, slots: SimpleNamespace | None = None) -> Tensor:
+    """`value` with the neurons at (row, column, neuron), or the embeddings at (row, column), set to `to`; those that
+    are not there are left out."""
     index = tuple(part.to(value.device) for part in where)
+    if slots is not None:
+        at = experts.places(slots, *index)
+        index, to = tuple(part[at >= 0] for part in (*index[:2], at)), to[(at >= 0).to(to.device)]
     return value.clone().index_put(index, to.to(value.device, value.dtype))
 
 
-def pooled(values: Tensor, mask: Tensor, how: str) -> Tensor:
+def pooled(values: Tensor, mask: Tensor, how: str, where: SimpleNamespace | None, n_neurons: int) -> Tensor:
     """Neurons [prompt, column, neuron] as how far above and below 0 they are [prompt, 2, neuron]: at the ``last``
     position, or the ``mean`` or ``max`` of that over the columns where `mask` [prompt, column] is 1."""
     values = values.detach()
     both = torch.stack([values.clamp_min(0), (-values).clamp_min(0)], dim=1)
+    mask = mask.to(both.device)
     if how == "last":
-        return both[:, :, -1]
-    both = both * mask[:, None, :, None].to(both.device, both.dtype)
+        found = both[:, :, -1:]
+        where = where and SimpleNamespace(**vars(where) | {"expert": where.expert[:, -1:]})
+        return over_columns(found, where, n_neurons, "amax")
+    both = both * mask[:, None, :, None].to(both.dtype)
     if how == "max":
-        return both.amax(2)
-    return (both.float().sum(2) / mask.sum(1)[:, None, None].to(both.device)).to(both.dtype)
+        return over_columns(both, where, n_neurons, "amax")
+    total = over_columns(both.float(), where, n_neurons, "sum")
+    return (total / mask.sum(1)[:, None, None]).to(both.dtype)
 
 
-def stack(dtype: torch.dtype, layers: Any) -> Tensor:
-    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in a dtype."""
-    return torch.stack([layer.to(dtype) for layer in to_cpu(*layers)], dim=1)
+def over_columns(both: Tensor, where: SimpleNamespace | None, n_neurons: int, how: str) -> Tensor:
+    """Values of both sides [prompt, 2, column, place], none below 0, summed or their largest, over columns [prompt, 2,
+    neuron]."""
+    if where is None:
+        found = both.amax(2) if how == "amax" else both.sum(2)
+        return torch.nn.functional.pad(found, (0, n_neurons - found.shape[-1]))
+    at = experts.numbers(where).to(both.device).flatten(1)[:, None].expand(-1, 2, -1)
+    return both.new_zeros(*both.shape[:2], n_neurons).scatter_reduce(-1, at, both.flatten(2), how)
+
+
+def stack(
+    dtype: torch.dtype, layers: Any, slots: Sequence[SimpleNamespace | None] | None = None, n_neurons: int = 0
+) -> Tensor:
+    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in a dtype; by number
+    (`n_neurons` in the largest layer) where `slots` says that they have places."""
+    found = [layer.to(dtype) for layer in to_cpu(*layers)]
+    if slots is not None:
+        found = [experts.numbered(layer, where, n_neurons) for layer, where in zip(found, slots, strict=True)]
+    return torch.stack(found, dim=1)
 
 
 class Guard(TorchFunctionMode):

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nnsight import TransformersModel
@@ -27,7 +27,7 @@ from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, family_of, looks_ahead
+from tracer.model.families import Family, Layout, family_of, looks_ahead
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -147,25 +147,13 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
-        family, wiring = self.family, self.family.wiring
         return SimpleNamespace(
-            embedding=family.embedding,
-            blocks=family.blocks,
-            final_norm=tuple(family.final_norm),
-            head=family.head,
-            steps=tuple(tuple(step) for step in family.steps),
-            gate=None if wiring.gate is None else wiring.gate.path,
-            up=wiring.up.path,
-            down=family.down,
-            gate_part=None if wiring.gate is None else tuple(wiring.gate),
-            up_part=tuple(wiring.up),
-            value=tuple(wiring.value),
-            output=tuple(wiring.output),
-            attention_in=wiring.attention_in,
-            attention_out=wiring.attention_out,
-            mlp_in=wiring.mlp_in,
-            mlp_out=wiring.mlp_out,
-            norm_offset=wiring.norm_offset,
+            embedding=self.family.embedding,
+            blocks=self.family.blocks,
+            final_norm=tuple(self.family.final_norm),
+            head=self.family.head,
+            norm_offset=self.family.norm_offset,
+            layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
             value_width=self.value_width,
@@ -174,6 +162,47 @@ class Model:
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
         )
+
+    def _planned(self, layer: int, layout: Layout) -> SimpleNamespace:
+        """Where the parts of a block are."""
+        wiring = layout.wiring
+        return SimpleNamespace(
+            steps=tuple(tuple(step) for step in layout.steps),
+            gate=None if wiring.gate is None else wiring.gate.path,
+            up=None if wiring.up is None else wiring.up.path,
+            down=layout.down,
+            experts=self._mixture(layer, layout),
+            gated=layout.gated,
+            gate_part=None if wiring.gate is None else tuple(wiring.gate),
+            up_part=None if wiring.up is None else tuple(wiring.up),
+            value=tuple(wiring.value),
+            output=tuple(wiring.output),
+            attention_in=wiring.attention_in,
+            attention_out=wiring.attention_out,
+            mlp_in=wiring.mlp_in,
+            mlp_out=wiring.mlp_out,
+        )
+
+    def _mixture(self, layer: int, layout: Layout) -> SimpleNamespace | None:
+        """Where the parts of a block's mixture are, and how large."""
+        found = self.experts[layer]
+        if found is None:
+            return None
+        sizes = {"count": found.n_experts, "width": found.d_expert, "n_slots": found.n_used}
+        return SimpleNamespace(**vars(layout.experts), **sizes, shared_width=found.d_shared, d_model=self.d_model)
+
+    @cached_property
+    def experts(self) -> tuple[LayerExperts | None, ...]:
+        """Of each block its mixture, None of one with an MLP."""
+        return tuple(
+            None if laid.experts is None else _experts(self.module.get_submodule(self.family.blocks)[layer], laid)
+            for layer, laid in enumerate(self.layouts)
+        )
+
+    @cached_property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Of each block."""
+        return self.family.laid_out(self.module)
 
     @property
     def n_layers(self) -> int:
@@ -184,14 +213,34 @@ class Model:
         return int(self.config.hidden_size)
 
     @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Neurons of each layer: the input width of the down projection or, of a mixture, the neurons of all experts,
+        shared ones last."""
+        found = []
+        for layer, mixture in enumerate(self.experts):
+            down = self.part(layer, self.layouts[layer].down)
+            found.append(
+                int(getattr(down, "in_features", None) or down.weight.shape[0])
+                if mixture is None
+                else mixture.n_neurons
+            )
+        return tuple(found)
+
+    @property
     def d_mlp(self) -> int:
-        """Neurons of a layer: the input width of the down projection."""
-        down = self.part(0, self.family.down)
-        return int(getattr(down, "in_features", None) or down.weight.shape[0])
+        """Neurons of the largest layer."""
+        return max(self.widths)
 
     def n_neurons(self, basis: str = "activation") -> int:
-        """Nodes of a layer at one position: d_mlp, or d_model in the basis ``output``."""
+        """How far neurons of a layer are numbered: d_mlp, or d_model in the basis ``output``."""
         return self.d_mlp if basis == "activation" else self.d_model
+
+    def n_nodes(self, basis: str = "activation") -> int:
+        """Nodes at one position, of all layers: neurons of experts that do not run there are none."""
+        if basis != "activation":
+            return self.n_layers * self.d_model
+        pairs = zip(self.widths, self.experts, strict=True)
+        return sum(width if mixture is None else mixture.n_running for width, mixture in pairs)
 
     def part(self, layer: int, path: str) -> Any:
         """A module of a block, by its path in it."""
@@ -230,13 +279,13 @@ class Model:
         Raises:
             JobError: the linear gate, of MLPs without a gate: its numbers would be those of all rules.
         """
-        if "gate" in rules and self.family.wiring.gate is None:
+        if "gate" in rules and not any(layout.gated for layout in self.layouts):
             rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
             raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
 
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
-        return rules in LINEARISED and self.weights_readable
+        return rules in LINEARISED and self.weights_readable and (self.remote is None or not any(self.experts))
 
     @property
     def shows_weights(self) -> bool:
@@ -383,6 +432,36 @@ class Model:
             itemsize=self.dtype.itemsize,
             gradient=gradient,
         )
+
+
+class LayerExperts(NamedTuple):
+    """The mixture of a block: how many experts there are, neurons of each, neurons of shared experts, and how many
+    experts a token goes to."""
+
+    n_experts: int
+    d_expert: int
+    d_shared: int
+    n_used: int
+
+    @property
+    def n_neurons(self) -> int:
+        """Of all experts."""
+        return self.n_experts * self.d_expert + self.d_shared
+
+    @property
+    def n_running(self) -> int:
+        """Neurons that run at a token."""
+        return self.n_used * self.d_expert + self.d_shared
+
+
+def _experts(block: nn.Module, layout: Layout) -> LayerExperts:
+    """The sizes of a block's mixture."""
+    laid = layout.experts
+    assert laid is not None
+    down: Any = block.get_submodule(laid.path).down_proj
+    shared = 0 if laid.shared is None else int(block.get_submodule(f"{laid.shared}.down_proj").in_features)  # type: ignore[arg-type]
+    used = int(block.get_submodule(laid.router).top_k)  # type: ignore[arg-type]
+    return LayerExperts(int(down.shape[0]), int(down.shape[1 if laid.transposed else 2]), shared, used)
 
 
 def _shape_of(record: ModelRecord) -> dict[str, Any]:

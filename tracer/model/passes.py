@@ -101,6 +101,7 @@ def gradients(
         basis=basis,
         embedding=embedding,
         dtype=model.plan.transfer_dtype,
+        n_neurons=model.n_neurons(basis),
     )
     parts = session(model, traces.stacked, ask, (nodes, nodes, embedded, embedded, _each(batch)))
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
@@ -111,7 +112,9 @@ def values(
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward, without the head."""
     dtype, form = model.plan.transfer_dtype, (_nodes(model, batch, basis), _embedded(model, batch))
-    ask = SimpleNamespace(**asking(model, batch, None), basis=basis, embedding=embedding, dtype=dtype)
+    ask = SimpleNamespace(
+        **asking(model, batch, None), basis=basis, embedding=embedding, dtype=dtype, n_neurons=model.n_neurons(basis)
+    )
     parts = session(model, traces.stacked, ask, form)
     return parts[0].float(), parts[1]
 
@@ -124,7 +127,8 @@ def pooled(model: Model, batch: Batch, how: str, *, basis: str = "activation") -
         how: at the ``last`` position, or the ``mean`` or ``max`` over all.
     """
     shape = len(batch.token_ids), model.n_layers, 2, model.n_neurons(basis)
-    ask = SimpleNamespace(inputs=inputs(model, batch), basis=basis, how=how, dtype=model.plan.transfer_dtype)
+    n_neurons, dtype = model.n_neurons(basis), model.plan.transfer_dtype
+    ask = SimpleNamespace(inputs=inputs(model, batch), basis=basis, how=how, dtype=dtype, n_neurons=n_neurons)
     return session(model, traces.pooled, ask, Of(shape, model.plan.transfer_dtype)).float()
 
 
@@ -167,7 +171,7 @@ def ablated(
                 plan,
                 rules,
                 basis,
-                lambda at, value: interventions.set_values(value, where, to) if at == layer else value,
+                lambda at, value, slots: interventions.set_values(value, where, to, slots) if at == layer else value,
             )
             saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
     return saved[0]
@@ -235,7 +239,7 @@ def intervened(
     with model.ready(), torch.no_grad():
         with nn.trace(**inputs(model, batch, kept), backend=model.backend.trace((_logits(model, batch, kept),))):
             interventions.through_blocks(
-                nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
+                nn, plan, rules, basis, lambda at, value, where: interventions.apply_edits(parts, at, value, where)
             )
             saved = nnsight.save(interventions.to_cpu(nn.output.logits))
     return saved[0]

@@ -98,6 +98,54 @@ def gate(act: Any) -> None:
     act.output = act.output.detach()
 
 
+def gated(how: Any, gate: Tensor, up: Tensor, rules: frozenset[str]) -> Tensor:
+    """Neurons of their gates and ups, with rules 3 and 4 or, in the place of 4, the linear gate.
+
+    Args:
+        how: its `kind`: ``product``, ``act(gate) * up`` with the module `act`; or ``clamped``, ``(up' + 1) * gate' *
+            sigmoid(alpha * gate')``, the gate clamped from above and up on both sides by `limit`. A clamp is an
+            activation; of ``up' + 1`` only the product with up' is halved, since the 1 has no gradient to share.
+    """
+    inner = how.act(gate) if how.kind == "product" else _glu(how, gate)
+    other = up if how.kind == "product" else up.clamp(-how.limit, how.limit)
+    if "activation" in rules:
+        of_gate, of_up = factors(how, gate.detach().float(), up.detach().float())
+        inner = straight(inner, gate * of_gate.to(gate.dtype))
+        other = other if of_up is None else straight(other, up * of_up.to(up.dtype))
+    if "gate" in rules:
+        inner = inner.detach()
+    whole = inner * other
+    whole = half(whole) if "product" in rules else whole
+    return whole if how.kind == "product" else whole + inner
+
+
+def _glu(how: Any, gate: Tensor) -> Tensor:
+    clamped = gate.clamp(max=how.limit)
+    return clamped * torch.sigmoid(clamped * how.alpha)
+
+
+def factors(how: Any, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the activation of a gate divides it by, and what a clamp of up divides that by (None without one): 1 where
+    nothing is clamped, 0 included."""
+    if how.kind == "product":
+        return FACTORS[type(how.act).__name__](gate), None
+    below, size = gate.clamp(max=how.limit), up.abs()
+    kept = torch.where(gate > how.limit, how.limit / gate, 1.0)
+    return kept * torch.sigmoid(below * how.alpha), torch.where(size > how.limit, how.limit / size, 1.0)
+
+
+def coefficients(how: Any, gate: Tensor, up: Tensor, linear_gate: bool) -> tuple[Tensor | None, Tensor]:
+    """What neurons multiply what they read by the maps of gate and up by, as `gated` has it: rules 3 and 4 or, in the
+    place of 4, a linear gate, where the gate's map carries nothing (None)."""
+    of_gate, of_up = factors(how, gate, up)
+    inner, other = gate * of_gate, up if of_up is None else up * of_up
+    through = inner if of_up is None else inner * of_up
+    if linear_gate:
+        return None, through
+    more = 0.0 if how.kind == "product" else 1.0
+    return (0.5 * other + more) * of_gate, 0.5 * through
+
+
 def soft_cap(logits: Tensor, uncapped: Tensor, cap: float) -> Tensor:
     """Rule 3 for ``cap * tanh(z / cap)``, whose factor tends to 1 at 0."""
     z = uncapped.detach().float()
@@ -122,16 +170,16 @@ def apply(kind: str, envoy: Any, rules: frozenset[str]) -> None:
         function(envoy)
 
 
-def prepare(blocks: Iterable[Any], steps: Iterable[tuple[str, str]]) -> None:
+def prepare(blocks: Iterable[Any], steps: Iterable[Iterable[tuple[str, str]]]) -> None:
     """Open the source of every attention before the model runs.
 
     nnsight instruments a forward when its source is first asked for. An attention with norms inside would be running
     by then, since its norms come first.
     """
-    paths = [path for kind, path in steps if kind == "attention"]
-    for block in blocks:
-        for path in paths:
-            _ = block.get(path).source
+    for block, inside in zip(blocks, steps, strict=True):
+        for kind, path in inside:
+            if kind == "attention":
+                _ = block.get(path).source
 
 
 def attention_call(attn: Any) -> Any:

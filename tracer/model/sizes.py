@@ -149,9 +149,10 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     sizes = [_bytes(block, bits) for block in blocks]
     inside = sum(_bytes(block, None) for block in blocks)
     outer = _bytes(module, None) - inside
-    down, heads = blocks[0].get_submodule(family.down), int(config.num_attention_heads)
-    act = type(blocks[0].get_submodule(family.path("activation"))).__name__
-    norms = [step for step in family.steps if step.kind in ("rms_norm", "layer_norm")]
+    layout = family.laid_out(module)[0]
+    down, heads = blocks[0].get_submodule(layout.down), int(config.num_attention_heads)
+    act = type(blocks[0].get_submodule(layout.path("activation"))).__name__
+    norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
     around = [step for step in norms if not step.path.endswith(("q_norm", "k_norm"))]
     d_model = int(config.hidden_size)
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
@@ -172,14 +173,14 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         outer_bytes=outer,
         checkpoint_bytes=checkpoint,
         attention="eager" if config._attn_implementation == "eager" else "sdpa",
-        gated=family.wiring.gate is not None,
+        gated=layout.wiring.gate is not None,
         saved_by_activation=_SAVED_BY_ACTIVATION.get(act, 1),
         norms=len(around),
         norm_itemsize=4 if around[0].kind == "rms_norm" else module.dtype.itemsize,
         qk_norms=len(norms) > len(around),
         soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
         window=_window(config),
-        fused_values=family.wiring.value.part != "all" and rotary,
+        fused_values=layout.wiring.value.part != "all" and rotary,
         replays=replays and bits is None,
     )
 

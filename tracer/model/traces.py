@@ -38,16 +38,17 @@ def gradients(
         constants: keep those of the linearisation.
 
     Returns:
-        `values` of all neurons and the metric's `gradients` to them, for each layer [prompt, column, neuron]; the
+        `values` of all neurons and the metric's `gradients` to them, for each layer [prompt, column, neuron], and where
+        they are in it (`slots`, None of a layer without experts); the
         `embedding`'s output (or its replacement) and its `embedding_gradient` [prompt, column, d_model]; the `metric`
         [prompt], the `tokens` of its terms and what they were `read` from; `blocks` and `final_scale`, the constants.
     """
     kept, scales = ([], []) if constants else (None, None)
-    stops: list[BaseException] = []
+    stops, slots = list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, True)
-            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept)
+            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept, slots)
             score, tokens, source = interventions.score(nn, plan, rules, metric, scales)
             grads = torch.autograd.grad(score.sum(), [entered, *neurons])
             saved = nnsight.save(
@@ -64,6 +65,7 @@ def gradients(
         metric=score.detach(),
         tokens=tokens,
         read=source.detach(),
+        slots=slots,
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -80,11 +82,11 @@ def values(
 ) -> SimpleNamespace:
     """A forward, as `gradients` but for what needs a backward; without a metric it ends behind the last block."""
     kept, scales = ([], []) if constants else (None, None)
-    stops: list[BaseException] = []
+    stops, slots = list[BaseException](), list[Any]()
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, False)
-            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept)
+            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept, slots)
             found = (None, None, None)
             if metric is not None:
                 found = interventions.score(nn, plan, NO_RULES, metric, scales)
@@ -98,6 +100,7 @@ def values(
         metric=score,
         tokens=tokens,
         read=source,
+        slots=slots,
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -135,9 +138,10 @@ def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tenso
     values and the embedding's output alone. They leave the device."""
     if ask.metric is None:
         found = values(nn, plan, ask.inputs, ask.basis, ask.embedding)
-        return (interventions.stack(ask.dtype, found.values), *interventions.to_cpu(found.embedding))
+        values_of = interventions.stack(ask.dtype, found.values, found.slots, ask.n_neurons)
+        return (values_of, *interventions.to_cpu(found.embedding))
     found = gradients(nn, plan, ask.inputs, ask.metric, ask.rules, ask.basis, ask.embedding)
-    both = interventions.stack(ask.dtype, found.values), interventions.stack(ask.dtype, found.gradients)
+    both = [interventions.stack(ask.dtype, one, found.slots, ask.n_neurons) for one in (found.values, found.gradients)]
     return (*both, *interventions.to_cpu(found.embedding, found.embedding_gradient, found.metric))
 
 
@@ -146,7 +150,9 @@ def pooled(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     see `interventions.pooled`. `ask` has the batch's `inputs`, the `basis`, `how`, and the `dtype`."""
     found = values(nn, plan, ask.inputs, ask.basis)
     mask = ask.inputs["attention_mask"]
-    return interventions.stack(ask.dtype, [interventions.pooled(one, mask, ask.how) for one in found.values])
+    pairs = zip(found.values, found.slots, strict=True)
+    pooled_each = [interventions.pooled(one, mask, ask.how, where, ask.n_neurons) for one, where in pairs]
+    return interventions.stack(ask.dtype, pooled_each)
 
 
 def chosen(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
@@ -158,7 +164,7 @@ def chosen(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     with torch.no_grad():
         with nn.trace(**ask.inputs) as tracer:
             found = interventions.walk(
-                nn, plan, NO_RULES, lambda down, layer: interventions.pick(down, ask.neurons[layer])
+                nn, plan, NO_RULES, lambda site, layer: interventions.pick(site, ask.neurons[layer])
             )
             saved = nnsight.save(interventions.to_cpu(torch.cat([some for some in found if some.numel()], dim=-1)))
             interventions.stop(tracer, plan, stops)
@@ -182,7 +188,7 @@ def replaced(
         with nn.trace(**inputs) as tracer:
             leaf = neurons.detach().clone().requires_grad_(True)
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.replace_layer(value, leaf, at == layer)
+                nn, plan, NO_RULES, basis, lambda at, value, _: interventions.replace_layer(value, leaf, at == layer)
             )
             score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
             (grad,) = torch.autograd.grad(score.sum(), [leaf])
@@ -229,7 +235,11 @@ def ablated(
     with torch.no_grad():
         with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
+                nn,
+                plan,
+                NO_RULES,
+                basis,
+                lambda at, value, where: interventions.ablate_sets(value, at, rows, rankings, to, where),
             )
             saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric)))
             interventions.stop(tracer, plan, stops)
@@ -258,7 +268,7 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
                     plan,
                     NO_RULES,
                     ask.basis,
-                    lambda at, value, now=edits: interventions.apply_edits(now, at, value),
+                    lambda at, value, where, now=edits: interventions.apply_edits(now, at, value, where),
                 )
                 saved = nnsight.save((*interventions.to_cpu(nn.output.logits[:, -1]), nn.output.past_key_values))
         chosen = draw(saved[0], ask.sampling, sources) if ask.sampling else saved[0].argmax(-1)
@@ -310,15 +320,16 @@ def swept(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor,
                 nn,
                 plan,
                 NO_RULES,
-                lambda down, layer: interventions.values_at(
+                lambda site, layer: interventions.values_at(
                     interventions.neurons(
-                        down,
+                        site,
                         layer,
                         ask.basis,
-                        lambda at, value: interventions.scale_nodes(value, at, ask.entries, ask.scale),
+                        lambda at, value, where: interventions.scale_nodes(value, at, ask.entries, ask.scale, where),
                     ),
                     layer,
                     ask.members,
+                    site.slots if ask.basis == "activation" else None,
                 ),
             )
             saved = nnsight.save(([part.float().cpu() for part in read], nn.output.logits[:, -1].float()))
@@ -348,16 +359,22 @@ def direct_weights(
             columns count from the end.
         how: `rules` of the linearisation, and the `basis`. max_bytes, baselines: as there.
     """
-    stops: list[BaseException] = []
+    stops, slots = list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            cuts = interventions.walk(nn, plan, how.rules, lambda down, _: interventions.detach_mlp(down, how.basis))
+            cuts = interventions.walk(
+                nn, plan, how.rules, lambda site, _: interventions.detach_mlp(site, how.basis), None, slots
+            )
+            placed, there = interventions.at_places(nodes, slots if how.basis == "activation" else [])
             ends = interventions.target_logits(nn, plan, how.rules, logits_at)
-            targets = interventions.target_values([parts[0] for parts in cuts], nodes, ends)
-            weights = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes, baselines)
+            targets = interventions.target_values([parts[0] for parts in cuts], placed, ends)
+            weights = interventions.direct_weights(cuts, entered, targets, placed, max_bytes, baselines)
             saved = nnsight.save(
-                [(*interventions.to_cpu(values), *rest) for values, rest in zip(targets, weights, strict=True)]
+                [
+                    interventions.only_there(ran, interventions.to_cpu(values)[0], rest)
+                    for ran, values, rest in zip(there, targets, weights, strict=True)
+                ]
             )
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
@@ -376,15 +393,17 @@ def total_effects(
 ) -> list[tuple[Tensor, Tensor]]:
     """For each prompt what `interventions.effects_on_nodes` and `effects_on_logits` give; arguments as of
     `direct_weights`."""
-    stops: list[BaseException] = []
+    stops, slots = list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis)
+            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis, None, None, slots)
+            placed, there = interventions.at_places(nodes, slots)
             ends = interventions.target_logits(nn, plan, how.rules, logits_at)
-            before = interventions.effects_on_nodes(neurons, entered, nodes, max_bytes, baselines)
-            behind = interventions.effects_on_logits(neurons, ends, nodes, max_bytes, baselines)
-            saved = nnsight.save(list(zip(before, behind, strict=True)))
+            before = interventions.effects_on_nodes(neurons, entered, placed, max_bytes, baselines)
+            behind = interventions.effects_on_logits(neurons, ends, placed, max_bytes, baselines)
+            sides = zip(there, before, behind, strict=True)
+            saved = nnsight.save([tuple(interventions.rows_there(ran, part) for part in two) for ran, *two in sides])
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
