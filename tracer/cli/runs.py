@@ -179,13 +179,7 @@ def _tell(result: Run, out: str) -> None:
         )
         terminal.tables().print(benchmark_report.benchmark_table(outcomes))
     elif isinstance(result.job, jobs.RevisionsJob):
-        from tracer.reports import comparison
-        from tracer.runs.pages.compared import comparison_of
-
-        found = comparison_of(result.folder)
-        terminal.tables().print(comparison.table(found))
-        for line in comparison.lines(found):
-            terminal.line(line)
+        _tell_differences(result.folder)
     elif isinstance(result.job, jobs.ExemplarsJob):
         from tracer.runs.pages import exemplars
 
@@ -205,6 +199,17 @@ def _tell(result: Run, out: str) -> None:
         for reason in result.reasons:
             terminal.line(f"  {reason}")
         terminal.line(f"all of them: tracer query {out} 'select prompt_id, user_id, error from failed'")
+
+
+def _tell_differences(folder: RunFolder) -> None:
+    """Print what differs between the parts of a run over revisions."""
+    from tracer.reports import comparison
+    from tracer.runs.pages.compared import comparison_of
+
+    found = comparison_of(folder)
+    terminal.tables().print(comparison.table(found))
+    for line in comparison.lines(found):
+        terminal.line(line)
 
 
 @terminal.report_errors

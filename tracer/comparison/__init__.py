@@ -4,5 +4,6 @@ Knows how nodes and prompts of several sides are matched, what of their attribut
 sure that is, and how a neuron fares over checkpoints. Refuses to know how circuits are traced, how a list of
 checkpoints is run (runs/revisions.py), and how a comparison is shown (reports).
 
-Door: `compare.compare`, `compare.Comparison`; for runs `compare.compared` and `sides.of_run`; for pages `aligned`.
+Door: `compare.compare`, `compare.Comparison`; for runs and the command line `compare.compared`, `sides.of_run` and
+`sides.of_model`, `differences.Design`; for pages `aligned`.
 """

@@ -223,7 +223,8 @@ def _side(side: Any, name: str, prompts: Sequence[Prompt | str] | None, **how: A
             step = "give them: compare(model, other, prompts), or (model, prompts) as a side"
             raise JobError(f"side {quoted(name)}", "is a model without prompts", step)
         asked = [Prompt(one) if isinstance(one, str) else one for one in asked]
-        return sources.of_model(model, asked, name, **{"edges": None if len(asked) == 1 else False} | how)
+        options: dict[str, Any] = {"edges": None if len(asked) == 1 else False} | how
+        return sources.of_model(model, asked, name, **options)
     if isinstance(side, Graph):
         return sources.of_graph(side, name)
     if isinstance(side, str | Path | PurePath):
@@ -303,7 +304,7 @@ def _nodes(first: Side, last: Side, pairs: Pairing, positions: bool, design: Des
     inside = [index_of(circuit, keys) >= 0 for circuit in circuits]
     order = np.lexsort((keys[:, 2], keys[:, 1], keys[:, 0], -np.abs(found.difference)))
     columns: dict[str, Any] = {name: keys[:, at] for at, name in enumerate(("layer", "position", "neuron"))}
-    columns |= {"change": _changes(*inside, found.one, found.other)}
+    columns |= {"change": _changes(inside[0], inside[1], found.one, found.other)}
     columns |= {"attribution_first": found.one, "attribution_last": found.other}
     columns |= {name: _or_none(getattr(found, name)) for name in ("difference", "low", "high", "p", "q")}
     for end, (n_prompts, activation) in zip(("first", "last"), counted, strict=True):
@@ -457,8 +458,8 @@ def _groups(given: Any, n_layers: int, positions: bool) -> dict[str, Array]:
     """Groups of neurons by name, as keys."""
     if given is None:
         return {}
-    file = given if isinstance(given, Supernodes) else getattr(given, "file", None)
-    file = file or supernodes_file.read(given)
+    held = getattr(given, "file", given)  # of what `tracer.supernodes` returns
+    file = held if isinstance(held, Supernodes) else supernodes_file.read(held)
     found = {}
     for group in file.groups:
         members = [node for node in group.nodes if 0 <= node.layer < n_layers]

@@ -164,7 +164,7 @@ def of_run(address: Any, name: str | None = None) -> Side:
     if not prompts:
         raise RunError(f"run {quoted(str(address), 300)}", "has no prompt that went well", "see 'tracer status'")
     job, model = record["job"], ModelRecord.model_validate(record["model"])
-    rule = {end: job.get(end) for end in ("nodes", "threshold", "mass")}
+    rule: dict[str, Any] = {end: job.get(end) for end in ("nodes", "threshold", "mass")}
     values = files.get("values")
     return Side(
         name=name,
@@ -271,7 +271,7 @@ def of_model(
         at = nodes if positions else nodes[:, skip:].double().sum(1, keepdim=True)
         whole.append(at.float().cpu().numpy())
 
-    rule = {end: how.get(end) for end in ("nodes", "threshold", "mass")}
+    rule: dict[str, Any] = {end: how.get(end) for end in ("nodes", "threshold", "mass")}
     chosen = Selection.of(**rule)
     circuits = list(trace_all(model, list(prompts), **how, whole=take, progress=progress))
     sides = [of_graph(circuit, name) for circuit in circuits]
@@ -354,7 +354,7 @@ def _check_tokens(one: Side, other: Side) -> None:
     """Refuse another tokenizer, which is seen by what it makes of the same text."""
     known = {asked.text: asked.token_ids for asked in one.prompts if asked.text is not None and asked.token_ids}
     for asked in other.prompts:
-        ids = known.get(asked.text, asked.token_ids)
+        ids = known.get(asked.text or "", asked.token_ids)
         if asked.token_ids and ids != asked.token_ids:
             rule = f"have other tokens for the same text ({quoted(asked.text, 80)}): another tokenizer, or another BOS"
             step = "compare models with the same tokenizer, asked in the same way"

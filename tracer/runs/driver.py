@@ -190,12 +190,9 @@ def run(
         JobError: the job or its data. ModelError: the model. RunError: the folder, the workers, too many failures, or
             with `strict` any. Stopped: SIGINT or SIGTERM came.
     """
-    chosen, started = load_job(job, set), time.perf_counter()
-    if isinstance(chosen, RevisionsJob):
-        for part in chosen.parts().values():
-            check_asked(part, workers, gpus_per_worker)
-    else:
-        check_asked(chosen, workers, gpus_per_worker)
+    chosen = load_job(job, set)
+    for part in chosen.parts().values() if isinstance(chosen, RevisionsJob) else [chosen]:
+        check_asked(part, workers, gpus_per_worker)
     asked = _Asked(
         ray=ray,
         workers=workers,
@@ -211,11 +208,8 @@ def run(
         factory=factory,
     )
     if isinstance(chosen, RevisionsJob):
-        return _driven_parts(chosen, str(out), asked, strict)
-    done = _driven(chosen, RunFolder(out), asked)
-    result = Run(done.job, str(out), done.status("done"), done.resumed, time.perf_counter() - started)
-    _check_failures(result, strict)
-    return result
+        return _run_parts(chosen, str(out), asked, strict)
+    return _run_one(chosen, str(out), asked, strict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,17 +240,24 @@ class _Asked:
         return local.plan_local_run(job, self.workers, self.gpus_per_worker, self.here) if real else None
 
 
-def _driven_parts(job: RevisionsJob, out: str, asked: _Asked, strict: bool) -> Run:
+def _run_one(job: Job, out: str, asked: _Asked, strict: bool) -> Run:
+    """A run of one job that is at its end."""
+    started = time.perf_counter()
+    done = _driven(job, RunFolder(out), asked)
+    result = Run(done.job, out, done.status("done"), done.resumed, time.perf_counter() - started)
+    _check_failures(result, strict)
+    return result
+
+
+def _run_parts(job: RevisionsJob, out: str, asked: _Asked, strict: bool) -> Run:
     """A run over revisions that is at its end."""
     started, resumed = time.perf_counter(), 0
 
     def one(part: DatasetJob, address: str, watch: Watch) -> Status:
         nonlocal resumed
-        done = _driven(part, RunFolder(address), replace(asked, watch=watch))
-        made = Run(part, address, done.status("done"), done.resumed, time.perf_counter() - started)
-        _check_failures(made, strict)
+        done = _run_one(part, address, replace(asked, watch=watch), strict)
         resumed += done.resumed
-        return made.status
+        return done.status
 
     status = run_parts(job, out, one, asked.overwrite, asked.watch)
     return Run(job, out, status, resumed, time.perf_counter() - started)

@@ -813,7 +813,7 @@ class RevisionsJob(Record):
 
 def _folder_names(given: Sequence[str]) -> list[str]:
     """Names of folders by which the parts are told apart: the last parts of paths, as many as it takes."""
-    split = [one.rstrip("/").split("/") for one in given]
+    split, names = [one.rstrip("/").split("/") for one in given], list[str]()
     for count in range(1, max(map(len, split)) + 1):
         names = [re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-count:])).strip(".") or "part" for parts in split]
         if len(set(names)) == len(names):
