@@ -151,6 +151,17 @@ def test_damage_in_a_part_or_in_the_comparison_is_seen(tmp_path: Path) -> None:
     assert condition(tmp_path / "run").problems == ()
 
 
+def test_a_record_that_is_lost_is_made_again_if_asked_and_nothing_takes_its_parts(tmp_path: Path) -> None:
+    made = job(tmp_path)
+    inline(made, tmp_path / "run")
+    (tmp_path / "run" / "run.json").unlink()
+    for other in (made, {"kind": "dataset"} | made["trace"]):
+        with refused(RunError, "not a run"):
+            inline(other, tmp_path / "run")
+    assert inline(made, tmp_path / "run", repair=True).resumed == 9
+    assert condition(tmp_path / "run").problems == ()
+
+
 def test_only_a_parts_own_files_are_ours() -> None:
     assert is_ours("revisions/step-100/run.json")
     assert is_ours("revisions/a/nodes/3-0123456789ab.parquet")

@@ -108,8 +108,10 @@ def sides_sheet(found: Comparison) -> Sheet:
     return Sheet.of("sides", title, heads, cells)
 
 
-def nodes_sheet(found: Comparison, count: int = ROWS, said: Said | None = None) -> Sheet:
-    """The nodes of either circuit that differ most between the first and the last side."""
+def nodes_sheet(found: Comparison, count: int = ROWS) -> Sheet:
+    """The nodes of either circuit that differ most between the first and the last side; what a neuron does is that of
+    the last side's, where its graph says so."""
+    said = Said() if found.graphs[1] is None else Said.of(found.graphs[1])
     rows = [row for row in found.nodes.to_pylist() if row["change"] != NEITHER]
     placed, spoken = found.positions, bool(said)
     heads = [
@@ -127,7 +129,7 @@ def nodes_sheet(found: Comparison, count: int = ROWS, said: Said | None = None) 
     cells = []
     for row in rows[:count]:
         numbers = (f"{row[f'attribution_{end}']:+.4f}" for end in ("first", "last"))
-        known = said.label({**row, "activation": _activation(row)}) if said else ""
+        known = said.label({**row, "activation": row["activation_last"]})
         place = (str(row["layer"]), str(row["neuron"]), *([str(row["position"])] if placed else []))
         shown = (f"{row['difference']:+.4f}", _ends(row["low"], row["high"], "+.3f"), _chance(row["q"]))
         kept = f"{row['n_first']:,} / {row['n_last']:,}"
@@ -140,10 +142,6 @@ def nodes_sheet(found: Comparison, count: int = ROWS, said: Said | None = None) 
 
 def _named(found: Comparison, at: int) -> str:
     return printable(found.names[at], 60)
-
-
-def _activation(row: Mapping[str, Any]) -> float | None:
-    return row["activation_first"] if row["activation_last"] is None else row["activation_last"]
 
 
 def _polarity(row: Mapping[str, Any]) -> str:
@@ -190,9 +188,9 @@ def about(found: Comparison) -> str:
     return "\n".join([text, *found.notes, SAYS.format(rate=RATE)])
 
 
-def table(found: Comparison, rows: int = ROWS, said: Said | None = None) -> Any:
+def table(found: Comparison, rows: int = ROWS) -> Any:
     """The comparison for a terminal."""
-    return tables.sheets_table([sides_sheet(found), nodes_sheet(found, rows, said)])
+    return tables.sheets_table([sides_sheet(found), nodes_sheet(found, rows)])
 
 
 def lines(found: Comparison) -> list[str]:
@@ -304,15 +302,15 @@ def _course_name(key: tuple[Any, ...]) -> str:
 # ------------------------------------------------------------------------------------------------ pages
 
 
-def blocks(found: Comparison, said: Said | None = None) -> list[Block]:
+def blocks(found: Comparison) -> list[Block]:
     """What a report shows of a comparison."""
     shown = [page.text(summary(found)), page.table(sides_sheet(found))]
     caption = "The mean metric, the circuits, and the strongest courses over the sides; shaded: 95 % intervals."
-    shown += [page.figure(svg(found), caption), page.table(nodes_sheet(found, 2 * ROWS, said))]
+    shown += [page.figure(svg(found), caption), page.table(nodes_sheet(found, 2 * ROWS))]
     return [*shown, page.points(about(found).splitlines())]
 
 
-def document(found: Comparison, links: Sequence[page.Link] = (), said: Said | None = None) -> str:
+def document(found: Comparison, links: Sequence[page.Link] = ()) -> str:
     """A report of its own."""
     counts, last = found.counts, found.sides.to_pylist()[-1]
     cards = (
@@ -330,7 +328,7 @@ def document(found: Comparison, links: Sequence[page.Link] = (), said: Said | No
         findings=found.notes,
         cards=cards,
         sections=(
-            Section("differences", "What differs", tuple(blocks(found, said))),
+            Section("differences", "What differs", tuple(blocks(found))),
             *([Section("files", "Files", (page.links(links),))] if links else []),
         ),
     )

@@ -259,7 +259,7 @@ def _run_parts(job: RevisionsJob, out: str, asked: _Asked, strict: bool) -> Run:
         resumed += done.resumed
         return done.status
 
-    status = run_parts(job, out, one, asked.overwrite, asked.watch)
+    status = run_parts(job, out, one, overwrite=asked.overwrite, repair=asked.repair, watch=asked.watch)
     return Run(job, out, status, resumed, time.perf_counter() - started)
 
 

@@ -30,12 +30,18 @@ _WRITE_EVERY = 2.0
 
 
 def run_parts(
-    job: RevisionsJob, out: Any, run_part: RunPart, overwrite: bool = False, watch: Watch | None = None
+    job: RevisionsJob,
+    out: Any,
+    run_part: RunPart,
+    *,
+    overwrite: bool = False,
+    repair: bool = False,
+    watch: Watch | None = None,
 ) -> Status:
     """Run every part of a job that is not done, then write what differs between them.
 
     Args:
-        run_part: runs one. overwrite: replace another job's run.
+        run_part: runs one. overwrite: replace another job's run. repair: make a lost or damaged run.json again.
         watch: called with the progress over all parts.
 
     Raises:
@@ -44,10 +50,10 @@ def run_parts(
     folder = RunFolder(out)
     step = "make room or choose another folder; what is committed is kept, repeat the command to resume"
     with writing(folder.place, "folder", step, "cannot be written or read"):
-        folder.check()
+        folder.check(repair)
         with folder.place.locked() as lease:
             parts = job.parts()
-            _begin(folder, job, list(parts), overwrite)
+            _begin(folder, job, list(parts), overwrite, repair)
             told = _Told(folder, len(parts), watch, lease.renew, seconds_before(folder))
             with told.failing():
                 for name, part in parts.items():
@@ -60,9 +66,9 @@ def run_parts(
             return told.show("done")
 
 
-def _begin(folder: RunFolder, job: RevisionsJob, names: list[str], overwrite: bool) -> None:
+def _begin(folder: RunFolder, job: RevisionsJob, names: list[str], overwrite: bool, repair: bool) -> None:
     """Make the folder this job's: which parts there are may change, and nothing else."""
-    there = None if folder.is_empty() else _there(folder, overwrite)
+    there = None if folder.is_empty() else _there(folder, overwrite or repair)
     if there is not None and not overwrite:
         _check_same(folder, there, job)
     if overwrite:

@@ -211,9 +211,16 @@ class RunFolder:
 
     def is_empty(self) -> bool:
         """Whether nothing is here but what a driver leaves behind that ends before its run is planned."""
-        if self.place.exists("run.json") or any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits")):
+        if self.place.exists("run.json") or self._has_done():
             return False
         return all(is_ours(name) or name.startswith(".") for name, _ in self.place.files(recursive=True))
+
+    def _has_done(self) -> bool:
+        """Whether a commit is here, or in a part."""
+        if any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits")):
+            return True
+        inside = (_PART.fullmatch(name) for name, _ in self.place.files(PARTS, recursive=True))
+        return any(one is not None and one[1].startswith("_commits/") and is_ours(one[1]) for one in inside)
 
     def check(self, repair: bool = False) -> None:
         """Refuse, before anything is computed, a folder that holds something else or cannot be written.
@@ -229,7 +236,7 @@ class RunFolder:
         if local is not None and local.exists() and not local.is_dir():
             raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another")
         if not self.place.exists("run.json") and not self.is_empty():
-            lost = any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits"))
+            lost = self._has_done()
             if not (lost and repair):
                 rule = "holds files that are not a run"
                 step = f"choose another, or give {option('repair', True)}, which makes a lost run.json again"
