@@ -67,6 +67,7 @@ TIERS = {
     "store/test_folder.py": "process",
     "store/test_places.py": "process",
     "system": "unit",
+    "testing": "model",
 }
 """What the tests of a room, or of one of its files, need; a test may say otherwise of itself."""
 

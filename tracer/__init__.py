@@ -63,7 +63,13 @@ if TYPE_CHECKING:
     from tracer.meaning.tokens import neuron_tokens as neuron_tokens
     from tracer.meaning.tokens import promoted as promoted
     from tracer.meaning.tokens import with_tokens as with_tokens
+    from tracer.model.families import Family as Family
+    from tracer.model.families import Layout as Layout
+    from tracer.model.families import Step as Step
+    from tracer.model.families import Weight as Weight
+    from tracer.model.families import Wiring as Wiring
     from tracer.model.model import Model as Model
+    from tracer.model.registry import register_family as register_family
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
     from tracer.prompts import Prompt as Prompt
@@ -79,9 +85,11 @@ _HOME = {
     "Concepts": "meaning.concepts",
     "EdgeCurves": "evaluation.edge_curves",
     "Evaluation": "evaluation.curves",
+    "Family": "model.families",
     "Graph": "circuit.circuit",
     "JobError": "errors",
     "Knockouts": "evaluation.knockouts",
+    "Layout": "model.families",
     "Limits": "ndif.server",
     "Model": "model.model",
     "ModelError": "errors",
@@ -91,11 +99,14 @@ _HOME = {
     "RemoteError": "errors",
     "Run": "runs.driver",
     "RunError": "errors",
+    "Step": "model.families",
     "TracerError": "errors",
     "TracerWarning": "errors",
     "Steering": "evaluation.steering",
     "Swap": "evaluation.swap",
     "Sweep": "evaluation.sweep",
+    "Weight": "model.families",
+    "Wiring": "model.families",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
     "compare": "comparison.compare",
@@ -114,6 +125,7 @@ _HOME = {
     "neuron_tokens": "meaning.tokens",
     "plan": "runs.plan.local",
     "promoted": "meaning.tokens",
+    "register_family": "model.registry",
     "rollout": "evaluation.answers",
     "run": "runs.driver",
     "steer": "evaluation.steering",
@@ -131,9 +143,11 @@ __all__ = [
     "Concepts",
     "EdgeCurves",
     "Evaluation",
+    "Family",
     "Graph",
     "JobError",
     "Knockouts",
+    "Layout",
     "Limits",
     "Model",
     "ModelError",
@@ -144,10 +158,13 @@ __all__ = [
     "Run",
     "RunError",
     "Steering",
+    "Step",
     "Swap",
     "Sweep",
     "TracerError",
     "TracerWarning",
+    "Weight",
+    "Wiring",
     "always_on",
     "attribute",
     "compare",
@@ -166,6 +183,7 @@ __all__ = [
     "neuron_tokens",
     "plan",
     "promoted",
+    "register_family",
     "rollout",
     "run",
     "steer",

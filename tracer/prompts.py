@@ -191,6 +191,7 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
         fields = asdict(one) if isinstance(one, Message) else one
         given = {key: kept for key, kept in fields.items() if kept is not None}
         role, content = given.get("role"), given.get("content")
+        _check_parts(content)
         if set(given) != {"role", "content"} or not isinstance(content, str):
             raise JobError(f"message {quoted(given)}", "must have a role and a content that is text, and no more", step)
         if role not in ROLES:
@@ -207,6 +208,19 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
         step = f"give how the answer begins as {option('seed')}" if found[-1].role == "assistant" else "add one"
         raise JobError(f"{what} {quoted(found[-1].content)}", rule, step)
     return tuple(found)
+
+
+def _check_parts(content: Any) -> None:
+    """Refuse what is said in parts, as models that also take images or sound are asked."""
+    if not is_list(content) or not all(isinstance(one, Mapping) and "type" in one for one in content):
+        return
+    kinds = list(dict.fromkeys(str(one["type"]) for one in content))
+    if kinds == ["text"]:
+        rule, step = "is in parts, not one text", "give the text itself as content"
+    else:
+        rule = f"has parts of the types {', '.join(kinds)}, and only text is traced"
+        step = "ask about a text alone: no image or sound can be part of a prompt"
+    raise JobError(f"content {quoted(content)}", rule, step)
 
 
 def _last_of_user(messages: Any) -> Message:
@@ -289,15 +303,16 @@ def rendered(messages: Any, seed: str | None, tokenizer: Any, notes: list[str] |
 
     With a seed it is what ``apply_chat_template(..., continue_final_message=True)`` gives of the messages and the seed
     as the assistant's, spaces at the seed's ends kept; of a template that cannot do that, the open answer and the seed.
-    A template that asks which day it is gets `TEMPLATE_DATE`.
+    A template that asks which day it is gets `TEMPLATE_DATE`; one that looks for parts in what is said, as those for
+    images do, gets a text as a part.
 
     Args:
         messages: as `Prompt` has checked them.
         notes: is told of that date.
 
     Raises:
-        JobError: there is no template, it fails on the messages, or they hold one of the tokenizer's special tokens,
-            which would end a message where its writer did not.
+        JobError: there is no template, it fails on the messages or leaves out what the user says, or they hold one of
+            the tokenizer's special tokens, which would end a message where its writer did not.
     """
     template, value = getattr(tokenizer, "chat_template", None), f"messages {quoted(_last_of_user(messages).content)}"
     if not template:
@@ -305,23 +320,33 @@ def rendered(messages: Any, seed: str | None, tokenizer: Any, notes: list[str] |
         raise JobError(value, rule, "ask a text instead, or a model that is tuned for chats")
     for said in (*messages, *([] if seed is None else [Message("assistant", seed)])):
         _check_not_special(said, tokenizer)
-    given = [asdict(one) for one in messages]
     told: dict[str, Any] = {"date_string": TEMPLATE_DATE} if "strftime_now" in str(template) else {}
     if told and notes is not None:
         notes.append(f"the model's chat template writes a date, which is {TEMPLATE_DATE} here, whatever day it is")
+    bare = None if seed is None else seed.strip()  # many templates drop the spaces around an answer
+    given, answer = [asdict(one) for one in messages], {"role": "assistant", "content": bare}
     opened = _applied(tokenizer, given, value, add_generation_prompt=True, **told)
-    if seed is None:
+    if messages[-1].content.strip() not in opened:  # as a template does that takes images too, and looks for parts
+        *given, answer = _in_parts([*given, answer])
+        opened = _applied(tokenizer, given, value, add_generation_prompt=True, **told)
+        if messages[-1].content.strip() not in opened:
+            rule = "the model's chat template leaves out or changes what the user says"
+            raise JobError(value, rule, "say it otherwise, or ask a text instead")
+    if seed is None or bare is None:
         return opened
-    bare = seed.strip()  # many templates drop the spaces around an answer
-    answered = [*given, {"role": "assistant", "content": bare}]
     try:
-        text = _applied(tokenizer, answered, value, continue_final_message=True, **told)
+        text = _applied(tokenizer, [*given, answer], value, continue_final_message=True, **told)
     except JobError:  # it takes no answer that is begun
         return opened + seed
     return text.removesuffix(bare) + seed if text.endswith(bare) else opened + seed
 
 
-def _applied(tokenizer: Any, messages: list[dict[str, str]], value: str, **how: Any) -> str:
+def _in_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose content is one part, a text."""
+    return [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, Any]], value: str, **how: Any) -> str:
     """What the tokenizer's template makes of messages."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **how)

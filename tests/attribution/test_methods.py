@@ -27,7 +27,7 @@ SUBSETS = [
     for part in itertools.combinations(sorted(ALL_RULES), size)
     if not {"product", "gate"} <= set(part)
 ]
-GATED = tuple(family for family in t.FAMILIES if family not in ("gpt2", "gpt_neox"))
+GATED = tuple(family for family in t.FAMILIES if family not in t.UNGATED)
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gpt_neox", {"use_parallel_residual": False}),

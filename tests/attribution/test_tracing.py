@@ -28,8 +28,10 @@ NO_BIAS: list[tuple[str, dict[str, Any]]] = [
     ("gpt_neox", {"biases": False}),
     ("gpt_neox", {"biases": False, "use_parallel_residual": False}),
     ("llama", {"tie_word_embeddings": True}),
+    *[(family, {"biases": False}) for family in ("falcon", "glm", "nemotron", "seed_oss", "gpt_bigcode", "gptj")],
+    ("gemma4", {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": t.VOCAB, "num_kv_shared_layers": 1}),
 ]
-GATED = tuple(family for family in t.FAMILIES if family not in ("gpt2", "gpt_neox"))
+GATED = tuple(family for family in t.FAMILIES if family not in t.UNGATED)
 
 
 def steps(method: str) -> dict[str, Any]:

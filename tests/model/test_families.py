@@ -21,8 +21,7 @@ UNSUPPORTED = {
     "mixtral": {"intermediate_size": 16, "num_key_value_heads": 1, "num_local_experts": 2},
     "opt": {"ffn_dim": 16, "word_embed_proj_dim": 16},
     "bloom": {},
-    "falcon": {},
-    "gemma": {"intermediate_size": 16, "num_key_value_heads": 1, "head_dim": 8},
+    "xglm": {"d_model": 16, "ffn_dim": 16, "num_layers": 1, "attention_heads": 2},
     "mamba": {},
 }
 
@@ -42,7 +41,10 @@ def test_the_parts_are_where_the_oracle_finds_them(family: str) -> None:
     assert module.get_submodule(found.head) is module.get_output_embeddings()
     blocks = list(module.get_submodule(found.blocks).children())
     pairs = list(zip(blocks, found.laid_out(module), strict=True))
-    parts = {kind: [block.get_submodule(laid.path(kind)) for block, laid in pairs] for kind in KINDS}
+    paths = [{step.kind.replace("delta", "attention"): step.path for step in laid.steps} for _, laid in pairs]
+    parts = {
+        kind: [block.get_submodule(path[kind]) for (block, _), path in zip(pairs, paths, strict=True)] for kind in KINDS
+    }
     assert parts["neurons"] == [mlp.down for mlp in ref.mlps(module)]
     assert parts["activation"] == [mlp.act for mlp in ref.mlps(module)]
     assert parts["attention"] == [part.module for part in ref.attentions(module)]
@@ -89,7 +91,7 @@ def test_an_unsupported_folder_is_refused_before_its_weights_are_read(tmp_path: 
         tracer.load(tmp_path)
 
 
-@pytest.mark.parametrize("act", ["mish", "tanh", "quick_gelu", "relu2", "sigmoid"])
+@pytest.mark.parametrize("act", ["hardswish", "tanh", "laplace", "relu6", "sigmoid"])
 def test_an_unknown_activation_is_refused(act: str, tmp_path: Path) -> None:
     module = t.tiny("llama", hidden_act=act)
     with refused(ModelError, "model.layers.0.mlp.act_fn", "FACTORS in tracer/model/rules.py"):
@@ -131,3 +133,32 @@ def test_an_option_no_step_describes_is_refused(option: str) -> None:
 
 def test_the_wrapped_model_knows_its_family() -> None:
     assert load("gemma3").family is FAMILIES["gemma3_text"]
+
+
+SSM = {"intermediate_size": 32, "mamba_d_state": 8, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_n_groups": 1}
+HYBRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "bamba": (
+        {**SSM, "attn_layer_indices": [1], "num_key_value_heads": 1},
+        ("3 layers", "(0, 2, 3)", "recurrent state"),
+    ),
+    "falcon_h1": ({**SSM, "mamba_d_ssm": 32, "num_key_value_heads": 1}, ("4 layers", "(0, 1, 2, 3)", "beside")),
+    "lfm2": (
+        {"intermediate_size": 32, "num_key_value_heads": 1, "full_attn_idxs": [2]},
+        ("3 layers", "'conv'", "(0, 1, 3)", "three factors"),
+    ),
+    "recurrent_gemma": (
+        {"intermediate_size": 32, "head_dim": 8, "lru_width": 16, "num_key_value_heads": 1},
+        ("3 layers", "'recurrent'", "(0, 1, 3)", "no rule covers"),
+    ),
+}
+"""Hybrids: what their configuration needs, and what is said of which layers."""
+
+
+@pytest.mark.parametrize("kind", sorted(HYBRIDS))
+def test_a_hybrid_is_refused_with_its_layers_and_what_they_have(kind: str) -> None:
+    options, parts = HYBRIDS[kind]
+    config = AutoConfig.for_model(kind, **{**SMALL, "num_hidden_layers": 4, **options})
+    with torch.device("meta"):
+        module = AutoModelForCausalLM.from_config(config)
+    with refused(ModelError, repr(kind), *parts):
+        family_of(module, config)

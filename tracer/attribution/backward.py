@@ -55,6 +55,10 @@ def _form(model: Model, batch: Batch, nodes: Tensor | None, basis: str) -> dict[
         factor = every if count is None else Of((count,) if basis == "activation" else (count, model.d_mlp))
         block = {"scales": scales, "pattern": Of((*rows, None, columns, columns)), "output": output, "gate": factor}
         block |= {"up": None if laid.gate is None else factor}
+        wide = Of((*rows, columns, None))
+        gated = any(kind == "output_gate" for kind, _ in laid.steps)
+        block |= {"output_gate": wide if gated or laid.heads_norm else None}
+        block |= {"value_factor": wide if laid.value_conv else None}
         blocks.append(block | {"values": every if count is None else Of((count,))})
     read = Of((len(batch.token_ids), columns, model.d_model))
     return {"embedding": output, "final_scale": scale, "read": read, "blocks": blocks}
@@ -100,14 +104,13 @@ def _down(
     by_layer = []
     for layer, block in reversed(list(enumerate(blocks))):
         laid, state = plan.layers[layer], state.to(block.pattern.device)
-        path = laid.mlp_out
-        written = replay.through_norm(module, plan, layer, path, block.scales.get(path), state, True)
+        written = replay.out_of_mlp(module, plan, layer, block.scales.get(laid.mlp_out), state, True)
         to_neurons = written @ replay.matrix(module, plan, layer, (laid.down, "all")).float()
         by_layer.append((to_neurons if basis == "activation" else written).cpu())
         read, path = _through_mlp(module, plan, layer, block, to_neurons, rules), laid.mlp_in
         read = replay.through_norm(module, plan, layer, path, block.scales.get(path), read, True)
-        state = state + read + _attended(module, plan, layer, block, state if plan.parallel else state + read)
-    return torch.stack(by_layer[::-1]), state.cpu()
+        state = state + read + _attended(module, plan, layer, block, state if laid.parallel else state + read)
+    return torch.stack(by_layer[::-1]), plan.embedding_scale * state.cpu()
 
 
 def _through_mlp(
@@ -125,6 +128,7 @@ def _through_mlp(
 def _attended(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, state: Tensor) -> Tensor:
     """What flows back through a block's attention [pos, d_model]."""
     value, output = replay.attention(module, plan, layer)
-    grouped = replay.mixing(plan, layer, block).unflatten(0, (-1, output.shape[1] // value.shape[0]))
-    heads = (state @ output).unflatten(-1, (*grouped.shape[:2], -1))
-    return torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1) @ value
+    mixed = replay.mixing(module, plan, layer, block)
+    grouped = mixed.pattern.unflatten(0, (-1, output.shape[1] // value.shape[0]))
+    heads = replay.gated(state @ output, mixed).unflatten(-1, (*grouped.shape[:2], -1))
+    return replay.entered(torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1), mixed, back=True) @ value

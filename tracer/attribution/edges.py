@@ -116,7 +116,9 @@ def engine_of(model: Model, rules: frozenset[str], engine: str) -> tuple[bool, b
     there, here = model.replays_there(rules), model.replays(rules)
     if engine == "replay" and not (there or here):
         raise ModelError(
-            "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
+            "engine='replay'",
+            "needs all four rules, float weights in memory, and blocks that it knows (docs/families.md)",
+            "use engine='auto' or 'autograd'",
         )
     return engine != "autograd" and (there or here), there
 

@@ -82,8 +82,7 @@ def risen(plan: SimpleNamespace, walk: SimpleNamespace, max_bytes: int) -> Itera
     """A prompt's sources in runs that fit: the embeddings that differ from their baselines, each a stream over the
     positions that it reaches."""
     vectors, bases = walk.prompt.frozen.embedding.float(), walk.prompt.baselines
-    if bases is not None:
-        vectors = vectors - bases[1].to(vectors.device)
+    vectors = plan.embedding_scale * (vectors if bases is None else vectors - bases[1].to(vectors.device))
     sources = vectors.any(-1).nonzero()[:, 0].cpu()
     sources = sources[sources < walk.reach]
     while len(sources):
@@ -232,6 +231,7 @@ def pieces(group: SimpleNamespace, rows: Tensor, width: int) -> Iterator[tuple[s
 
 
 def flowed(
+    module: Any,
     plan: SimpleNamespace,
     layer: int,
     source: SimpleNamespace,
@@ -252,15 +252,23 @@ def flowed(
             continue
         begins, key = source.position[mine].unique(return_inverse=True)
         ends, query = target.position[into].unique(return_inverse=True)
-        mixed = replay.mixing(plan, layer, run.walk.prompt.frozen.blocks[layer]).to(values.device)
+        mixed = replay.mixing(module, plan, layer, run.walk.prompt.frozen.blocks[layer])
+        pattern = mixed.pattern.to(values.device)
+        if mixed.entry is not None:  # a convolution moves values between positions: all are needed
+            begins = ends = torch.arange(run.walk.length)
+            key, query = source.position[mine], target.position[into]
         dense = values.new_zeros(len(begins), len(run.ends), values.shape[1])
         dense[key, source.stream[mine]] = values[mine]
         if back:
-            grouped = mixed[:, begins][:, :, ends].unflatten(0, (-1, shared))
-            flow = torch.einsum("gsqk,qngsd->kngd", grouped, dense.unflatten(-1, (*grouped.shape[:2], -1))).flatten(2)
+            grouped = pattern[:, begins][:, :, ends].unflatten(0, (-1, shared))
+            heads = replay.gated(dense, mixed, begins).unflatten(-1, (*grouped.shape[:2], -1))
+            flow = torch.einsum("gsqk,qngsd->nkgd", grouped, heads).flatten(2)
+            flow = replay.entered(flow, mixed, back=True).transpose(0, 1)
         else:
-            grouped = mixed[:, ends][:, :, begins].unflatten(0, (-1, shared))
-            flow = torch.einsum("gsqk,kngd->qngsd", grouped, dense.unflatten(-1, (len(grouped), -1))).flatten(2)
+            grouped = pattern[:, ends][:, :, begins].unflatten(0, (-1, shared))
+            inside = replay.entered(dense.transpose(0, 1), mixed).unflatten(-1, (len(grouped), -1))
+            flow = torch.einsum("gsqk,nkgd->qngsd", grouped, inside).flatten(2)
+            flow = replay.gated(flow, mixed, ends)
         parts.append(flow[query, target.stream[into]])
     return torch.cat(parts)
 
@@ -277,12 +285,12 @@ def rise(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
             return
         value, output = replay.attention(module, plan, layer)
         state, shared = group.state.to(value.device), output.shape[1] // value.shape[0]
-        flow = flowed(plan, layer, group, left, state @ value.T, shared, back=False) @ output.T
+        flow = flowed(module, plan, layer, group, left, state @ value.T, shared, back=False) @ output.T
         left.state = state if left is group else state[left.of]
-        if not plan.parallel:
+        if not plan.layers[layer].parallel:
             left.state += flow
         through_mlp(module, plan, layer, left, layer == last)
-        if plan.parallel:
+        if plan.layers[layer].parallel:
             left.state += flow
         group = left
 
@@ -318,7 +326,7 @@ def through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: SimpleNam
         written = mlp.down(neuron, at)
         if not inside:
             values[mine] = written[row, neurons[mine]]
-        state += replay.through_norm(module, plan, layer, laid.mlp_out, behind, written, False)
+        state += replay.out_of_mlp(module, plan, layer, behind, written)
     keep(found, values, "inputs")
 
 
@@ -416,9 +424,9 @@ def sink(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
         state = back_through_mlp(module, plan, layer, live, layer == bottom)
         if layer == bottom:
             return
-        heads = (live.state if plan.parallel else state) @ output
+        heads = (live.state if plan.layers[layer].parallel else state) @ output
         shared = output.shape[1] // value.shape[0]
-        flow = flowed(plan, layer, live, group, heads, shared, back=True) @ value
+        flow = flowed(module, plan, layer, live, group, heads, shared, back=True) @ value
         flow[slice(None) if live is group else live.of] += state
         live, group.state = group, flow
 
@@ -434,7 +442,7 @@ def back_through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: Simp
     for part, mine in pieces(group, rows, mlp.width):
         at, row = group.at[part], rows[mine] - part.start
         before, behind = (None if scale is None else scale[at] for scale in scales)
-        written = replay.through_norm(module, plan, layer, laid.mlp_out, behind, group.state[part], True)
+        written = replay.out_of_mlp(module, plan, layer, behind, group.state[part], True)
         neuron = mlp.back(written, at)
         values[mine] = mlp.read(neuron, at, row, neurons[mine]) if inside else written[row, neurons[mine]]
         if last:

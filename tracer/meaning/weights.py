@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracer.attribution import replay
-from tracer.model.rules import FACTORS
+from tracer.model import rules as linearize
 
 
 def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
@@ -43,15 +43,17 @@ def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, 
 
 def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, Tensor]:
     """See `extremes`. A write direction passes the norm behind the MLP, if there is one, and the final norm, both of
-    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap."""
+    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap. Constants of
+    the family are in it."""
     head, written = module.get_submodule(plan.head).weight, []
     for layer, neuron in layers_of(ask.neurons):
         rows = writes(module, plan, layer, neuron, ask.basis)
         one = torch.ones(len(rows), device=rows.device)
-        rows = replay.through_norm(module, plan, layer, plan.layers[layer].mlp_out, one, rows, False)
+        rows = replay.out_of_mlp(module, plan, layer, one, rows)
         written.append(rows.to(head.device))
     kind, path = plan.final_norm
-    read = replay.scaled(kind, replay.gain(module, plan, path).to(head.device), torch.cat(written), False)
+    gain = plan.logit_scale * replay.gain(module, plan, path).to(head.device)
+    read = replay.scaled(kind, gain, torch.cat(written), False)
     best = None
     for first, last in pieces(ask, plan.d_model):
         best = better(best, first, read @ head[first:last].float().T, ask.count)
@@ -74,17 +76,17 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     """See `extremes`. A token's embedding, as it enters the first block, passes the norm before the MLP, with its own
     statistic, and the maps into the neurons, biases included: the neuron's value if nothing else were there."""
     table = module.get_submodule(plan.embedding)
-    laid = plan.layers[0]
+    laid, best = plan.layers[0], dict[str, Any]()
     up = into(module, plan, "up_part", ask.neurons, table.weight.device)
     gate = None if laid.gate_part is None else into(module, plan, "gate_part", ask.neurons, table.weight.device)
-    act = replay.part(module, plan, 0, next(path for kind, path in laid.steps if kind == "activation"))
-    factor, best = FACTORS[type(act).__name__], dict[str, Any]()
     beside: list[Tensor | None] = [None, None]
     for first, last in pieces(ask, 2 * plan.d_model):
-        entered = normed(module, plan, table(torch.arange(first, last, device=table.weight.device)).float())
+        entered = plan.embedding_scale * table(torch.arange(first, last, device=table.weight.device)).float()
+        entered = normed(module, plan, entered)
         ups = torch.addmm(up[1][:, None], up[0], entered.T)
         gates = ups if gate is None else torch.addmm(gate[1][:, None], gate[0], entered.T)
-        value = gates * factor(gates) if gate is None else gates * factor(gates) * ups
+        value = activated(module, plan, ask.neurons, gates)
+        value = value if gate is None else value * ups
         before, parts = best.get("value"), (gates, ups)
         best["value"] = better(before, first, value, ask.count)
         beside = [carried(old, before, best["value"], first, new) for old, new in zip(beside, parts, strict=True)]
@@ -92,6 +94,15 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
         best["gate"] = None if gate is None else better(best.get("gate"), first, gates, ask.count)
     found = {name: None if one is None else (one[0].cpu(), one[1].cpu()) for name, one in best.items()}
     return found | {"beside": torch.stack([one for one in beside if one is not None]).cpu()}
+
+
+def activated(module: Any, plan: SimpleNamespace, neurons: Tensor, gates: Tensor) -> Tensor:
+    """What enters the neurons' activations [neuron, token] behind them: each layer has its own."""
+    layers = layers_of(neurons)
+    parts = zip(layers, gates.split([len(mine) for _, mine in layers]), strict=True)
+    return torch.cat(
+        [gate * linearize.factor(replay.activation(module, plan, layer), gate) for (layer, _), gate in parts]
+    )
 
 
 def into(
@@ -136,10 +147,9 @@ def normed(module: Any, plan: SimpleNamespace, entered: Tensor) -> Tensor:
     if path is None:
         return entered
     norm = replay.part(module, plan, 0, path)
-    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     if replay.kind_of(plan, 0, path) == "layer_norm":
         entered = entered - entered.mean(-1, keepdim=True)
-    return entered * (entered.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return entered * (entered.square().mean(-1, keepdim=True) + linearize.epsilon(norm)).rsqrt()
 
 
 # Pieces of the vocabulary.

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
-from tracer.errors import ModelError
-from tracer.model.rules import FACTORS
+from tracer.errors import ModelError, first_line
+from tracer.model.rules import ACTIVATIONS
 
 
 class Step(NamedTuple):
     """One module of a block: its kind (a key of `rules.RULE_OF`, or ``neurons`` for the down projection, whose
-    input holds them) and its path from the block."""
+    input holds them) and its path from the block; a path that ends in ``.*`` is every module of that list."""
 
     kind: str
     path: str
@@ -29,8 +30,10 @@ class Step(NamedTuple):
 class Weight(NamedTuple):
     """A linear map of a block: the path of its module, and which of the module's outputs are meant.
 
-    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v), or
-    ``values per head`` (q|k|v interleaved head by head).
+    `part` is ``all``, ``first half``, ``last half`` (fused gate and up), ``values`` (the tail of a fused q|k|v),
+    ``values per head`` (q|k|v head by head: for each head of keys and values, the queries that share it, the key, the
+    value), ``latent`` (what the map behind it reads, before a rotated key), ``values of heads`` (the tail of each
+    head's k|v) or ``tail`` (as much as the map out of the heads reads).
     """
 
     path: str
@@ -43,18 +46,40 @@ class Wiring:
 
     Attributes:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.
-        value, output: the maps into and out of the attention pattern.
+        value, output: the maps into and out of the attention pattern; `value` is None where a block attends to the
+            values of an earlier one.
         gate, up: the maps into the neurons; `gate` is None where the MLP has one, both are where it is a mixture.
+        latent, latent_norm: the map before `value`, and the norm between them, where heads share a latent.
+        parallel: whether attention and MLP both read the block's input; or the option that says so.
+        value_norm: path of a norm without weights that values go through, head by head; None: no norm.
+        scalar: a number of the block, by which it multiplies the residual stream that leaves it; None: by none.
+        in_place: whether the block adds to what its MLP gives in place, so that a copy has to go on.
+        value_conv: path of the short convolution over positions behind `value`, with a SiLU behind it.
+        heads_norm: path of the norm, with a gate, of each head's mixed values.
     """
 
     attention_in: str | None
     attention_out: str | None
     mlp_in: str | None
     mlp_out: str | None
-    value: Weight
+    value: Weight | None
     output: Weight
     gate: Weight | None
     up: Weight | None
+    parallel: bool | str = False
+    latent: Weight | None = None
+    latent_norm: str | None = None
+    value_norm: str | None = None
+    value_conv: str | None = None
+    heads_norm: str | None = None
+    scalar: str | None = None
+    in_place: bool = False
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Paths of the norms before and after each branch, each once."""
+        given = (self.attention_in, self.attention_out, self.mlp_in, self.mlp_out)
+        return tuple(dict.fromkeys(path for path in given if path is not None))
 
 
 @dataclass(frozen=True)
@@ -100,7 +125,7 @@ class Experts:
         inside = path.startswith(self.path + ".") or (self.shared is not None and path.startswith(self.shared + "."))
         if path == self.path:
             return type(part).__name__ == self.kind
-        return inside and type(part).__name__ in FACTORS
+        return inside and type(part).__name__ in ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -111,11 +136,17 @@ class Layout:
         steps: the modules of a block that rules apply to, and its neurons, in the order they run.
         wiring: how they feed each other.
         experts: the mixture in the place of an MLP, if it has one: the step ``mixture``.
+        of_pattern: paths of modules that queries and keys alone go through, where a block has them, and that no step
+            linearises: without rule 2 the others cannot be applied.
+        replayed: whether that is all that the linear replay has to know of the block; if not, edges and profiles are
+            found by gradients alone.
     """
 
     steps: tuple[Step, ...]
     wiring: Wiring
     experts: Experts | None = None
+    of_pattern: tuple[str, ...] = ()
+    replayed: bool = True
 
     @property
     def down(self) -> str:
@@ -126,15 +157,16 @@ class Layout:
     def maps(self) -> frozenset[str]:
         """Paths in a block of every linear map that is read or replayed: each is one module, with its own weights."""
         wiring, shared = self.wiring, () if self.experts is None else self.experts.parts[3:]
-        used = (wiring.value, wiring.output, wiring.up, wiring.gate)
+        used = (wiring.value, wiring.output, wiring.up, wiring.gate, wiring.latent)
+        short = () if wiring.value_conv is None else (wiring.value_conv,)
         own = {self.down} if self.experts is None else set(shared)
-        return frozenset({*own, *(weight.path for weight in used if weight is not None)})
+        return frozenset({*own, *short, *(weight.path for weight in used if weight is not None)})
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Paths in a block of every module that is named."""
         inside = () if self.experts is None else self.experts.parts
-        return (*dict.fromkeys(step.path for step in self.steps), *sorted(self.maps), *inside)
+        return (*dict.fromkeys(step.path.removesuffix(".*") for step in self.steps), *sorted(self.maps), *inside)
 
     @property
     def gated(self) -> bool:
@@ -150,6 +182,57 @@ class Layout:
         inside = {path for path, _ in block.named_modules(remove_duplicate=False)}
         return next((path for path in self.parts if path not in inside), None)
 
+    def spelled(self, block: nn.Module) -> Layout:
+        """The layout with a step for each module of a list in a block, in the place of the list's."""
+        steps = list[Step]()
+        for step in self.steps:
+            path = step.path.removesuffix(".*")
+            names = (
+                [path]
+                if path == step.path
+                else [f"{path}.{name}" for name, _ in block.get_submodule(path).named_children()]
+            )
+            steps += [Step(step.kind, name) for name in names]
+        return replace(self, steps=tuple(steps))
+
+
+class Scales(NamedTuple):
+    """Constants that a family multiplies by, each as the option of its configuration that has it.
+
+    Attributes:
+        embedding: of what the embedding gives, before the first block.
+        branch: of what attention and MLP each write into the residual stream.
+        logits: of what the head gives. divided: the same, if the option divides.
+        deep: as `branch`, of an option that is divided by the root of the number of blocks.
+    """
+
+    embedding: str | None = None
+    branch: str | None = None
+    logits: str | None = None
+    divided: str | None = None
+    deep: str | None = None
+
+    def of(self, config: Any) -> tuple[float, float, float]:
+        """The constants of a model: of its embedding, its branches and its logits."""
+        given = (1.0 if name is None else float(getattr(config, name)) for name in self)
+        embedding, branch, logits, divided, deep = given
+        if self.deep is not None:
+            branch = deep / config.num_hidden_layers**0.5
+        return embedding, branch, logits / divided
+
+
+NO_SCALES = Scales()
+
+
+class Refused(NamedTuple):
+    """An option of a family that computes what no step describes: why, and what to do instead; but for the `harmless`
+    values."""
+
+    option: str
+    rule: str
+    step: str
+    harmless: tuple[Any, ...] = (None, False)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -161,6 +244,9 @@ class Family:
         final_norm: the norm before the head.
         layouts: the kinds of blocks; a block is of the first whose modules it has (`laid_out`).
         norm_offset: added to a norm's weight (Gemma: 1).
+        scales: constants that are no module.
+        constants: norms before the blocks whose outputs the linearisation holds, where they are.
+        refused: options that are not covered.
     """
 
     name: str
@@ -170,6 +256,9 @@ class Family:
     layouts: tuple[Layout, ...]
     head: str = "lm_head"
     norm_offset: float = 0.0
+    scales: Scales = NO_SCALES
+    constants: tuple[Step, ...] = ()
+    refused: tuple[Refused, ...] = ()
 
     def laid_out(self, module: nn.Module) -> tuple[Layout, ...]:
         """The layout of each of a model's blocks.
@@ -182,8 +271,29 @@ class Family:
             layout = next((one for one in self.layouts if one.missing(block) is None), None)
             if layout is None:
                 raise _lacks(module, self, f"{self.blocks}.{number}.{self.layouts[0].missing(block)}")
-            found.append(layout)
+            found.append(layout.spelled(block))
         return tuple(found)
+
+
+def inputs_of(part: Any) -> int:
+    """How many numbers a linear map takes."""
+    return int(getattr(part, "in_features", None) or part.weight.shape[0])
+
+
+def value_heads(block: nn.Module, layout: Layout, n_heads: int) -> int:
+    """Heads of values that a block has maps for, by their widths: configurations call them by many names.
+
+    Args:
+        n_heads: of queries.
+    """
+    if layout.wiring.value is None:
+        return 0
+    value: Any = block.get_submodule(layout.wiring.value.path)
+    if layout.wiring.value.part in ("values of heads", "tail"):
+        return n_heads
+    size = inputs_of(block.get_submodule(layout.wiring.output.path)) // n_heads
+    count = int(getattr(value, "out_features", None) or value.weight.shape[1]) // size
+    return count if layout.wiring.value.part == "all" else (count - n_heads) // 2
 
 
 def _blocks(module: nn.Module, path: str) -> list[nn.Module]:
@@ -199,8 +309,8 @@ def _lacks(module: nn.Module, family: Family, path: str) -> ModelError:
     )
 
 
-def _llama_like(name: str, *layouts: Layout, **more: Any) -> Family:
-    return Family(name, "model.embed_tokens", "model.layers", Step("rms_norm", "model.norm"), layouts, **more)
+def _llama_like(name: str, *layouts: Layout, final: str = "rms_norm", **more: Any) -> Family:
+    return Family(name, "model.embed_tokens", "model.layers", Step(final, "model.norm"), layouts, **more)
 
 
 ATTENTION = Step("attention", "self_attn")
@@ -234,25 +344,186 @@ AROUND = replace(
 )
 MIXTURE = replace(SEPARATE, gate=None, up=None)
 BEHIND = replace(AROUND, attention_in=None, mlp_in=None)
-FUSED_WIRING = replace(
+HALVES = {"gate": Weight("mlp.gate_up_proj", "first half"), "up": Weight("mlp.gate_up_proj", "last half")}
+FUSED_WIRING = replace(SEPARATE, value=Weight("self_attn.qkv_proj", "values"), **HALVES)
+
+PLAIN_UNGATED = replace(SEPARATE, gate=None)
+ABREAST = replace(SEPARATE, mlp_in="input_layernorm", parallel=True)
+
+CENTRED_BEFORE_ATTENTION = Step("layer_norm", "input_layernorm")
+CENTRED_AFTER_ATTENTION = Step("layer_norm", "post_attention_layernorm")
+CENTRED_QK_NORMS = (Step("layer_norm", "self_attn.q_norm"), Step("layer_norm", "self_attn.k_norm"))
+PHI_QK_NORMS = (Step("layer_norm", "self_attn.q_layernorm"), Step("layer_norm", "self_attn.k_layernorm"))
+STABLE_QK_NORMS = tuple(Step(kind, f"{path}.norms.*") for kind, path in PHI_QK_NORMS)
+UNGATED = (Step("activation", "mlp.act_fn"), Step("neurons", "mlp.down_proj"))
+LATENT_WIRING = replace(
     SEPARATE,
-    value=Weight("self_attn.qkv_proj", "values"),
-    gate=Weight("mlp.gate_up_proj", "first half"),
-    up=Weight("mlp.gate_up_proj", "last half"),
+    latent=Weight("self_attn.kv_a_proj_with_mqa", "latent"),
+    latent_norm="self_attn.kv_a_layernorm",
+    value=Weight("self_attn.kv_b_proj", "values of heads"),
 )
 
 PLAIN = Layout(PRE_NORM, SEPARATE)
-WITH_QK_NORMS = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+QK_NORMED = Layout((BEFORE_ATTENTION, *QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED), SEPARATE)
+POST_NORM = Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)
+GLM = Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), replace(SEPARATE, **HALVES))
+BEHIND_ATTENTION, BEHIND_MLP = "post_self_attn_layernorm", "post_mlp_layernorm"
+GLM4 = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        Step("rms_norm", BEHIND_ATTENTION),
+        AFTER_ATTENTION,
+        *FUSED,
+        Step("rms_norm", BEHIND_MLP),
+    ),
+    replace(GLM.wiring, attention_out=BEHIND_ATTENTION, mlp_out=BEHIND_MLP),
+)
+NEMOTRON = Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, CENTRED_AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)
+HUNYUAN = Layout(
+    (
+        BEFORE_ATTENTION,
+        Step("rms_norm", "self_attn.query_layernorm"),
+        Step("rms_norm", "self_attn.key_layernorm"),
+        ATTENTION,
+        AFTER_ATTENTION,
+        *GATED,
+    ),
+    SEPARATE,
+)
+OPENED = Layout(
+    (BEFORE_ATTENTION, *QK_NORMS, ATTENTION, Step("output_gate", "self_attn"), AFTER_ATTENTION, *GATED), SEPARATE
+)
+"""With a gate on what the attention has mixed."""
 
 
-def _mixture(experts: Experts, *before: Step) -> Layout:
+def _delta(value: Weight, output: str, norm: str) -> Layout:
+    """A gated delta net in the place of attention: linear in its values once queries, keys, decays and gates are given.
+
+    Args:
+        value: the map into its values. output: path of the one out of its heads. norm: of the norm before that.
+    """
+    return Layout(
+        (
+            BEFORE_ATTENTION,
+            Step("delta_values", "linear_attn"),
+            Step("delta", "linear_attn"),
+            Step("norm_gate", norm),
+            Step("rms_norm", norm),
+            AFTER_ATTENTION,
+            *GATED,
+        ),
+        replace(SEPARATE, value=value, output=Weight(output), value_conv="linear_attn.conv1d", heads_norm=norm),
+    )
+
+
+DELTA = _delta(Weight("linear_attn.in_proj_qkv", "tail"), "linear_attn.out_proj", "linear_attn.norm")
+SEPARATE_DELTA = _delta(Weight("linear_attn.v_proj"), "linear_attn.o_proj", "linear_attn.o_norm")
+LATENT_NORM = Step("rms_norm", "self_attn.kv_a_layernorm")
+LATENT = Layout((BEFORE_ATTENTION, LATENT_NORM, ATTENTION, AFTER_ATTENTION, *GATED), LATENT_WIRING)
+"""Multi-head latent attention: keys and values come of a latent that all heads share, queries of one map, or of two."""
+LATENT_QUERIES = replace(
+    LATENT, steps=(BEFORE_ATTENTION, Step("rms_norm", "self_attn.q_a_layernorm"), *LATENT.steps[1:])
+)
+
+OWN_EMBEDDINGS = (Step("activation", "act_fn"), Step("rms_norm", "post_per_layer_input_norm"))
+"""Of Gemma 4 E4B: behind its MLP a block adds a map of its stream, times embeddings of its own for the token. As a gate
+they are constants, by the attention's rule."""
+
+
+def _gemma4(value: str | None, own: tuple[Step, ...] = ()) -> Layout:
+    """A block of Gemma 4, whose values come from a map of their own, from the keys' or from an earlier block."""
+    wiring = replace(AROUND, scalar="layer_scalar", value=None)
+    if value is None:
+        return Layout((BEFORE_ATTENTION, QK_NORMS[0], *SANDWICH, *own), wiring, replayed=False)
+    wiring = replace(wiring, value=Weight(value), value_norm="self_attn.v_norm")
+    steps = (BEFORE_ATTENTION, *QK_NORMS, Step("rms_norm", "self_attn.v_norm"), *SANDWICH, *own)
+    return Layout(steps, wiring, replayed=not own)
+
+
+GPT2 = Layout(
+    (
+        Step("layer_norm", "ln_1"),
+        Step("attention", "attn"),
+        Step("layer_norm", "ln_2"),
+        Step("activation", "mlp.act"),
+        Step("neurons", "mlp.c_proj"),
+    ),
+    Wiring(
+        attention_in="ln_1",
+        attention_out=None,
+        mlp_in="ln_2",
+        mlp_out=None,
+        value=Weight("attn.c_attn", "values"),
+        output=Weight("attn.c_proj"),
+        gate=None,
+        up=Weight("mlp.c_fc"),
+    ),
+)
+NO_CROSS_ATTENTION = Refused("add_cross_attention", "no rule covers cross-attention", "use a decoder-only model")
+CAUSAL_ALONE = Refused(
+    "is_causal",
+    "its blocks do not pass on to their attention that it looks at later tokens, as its masks let it",
+    "use a causal model",
+    harmless=(None, True),
+)
+WITHOUT = "use a model without it"
+FALCON = Wiring(
+    attention_in="input_layernorm",
+    attention_out=None,
+    mlp_in="post_attention_layernorm",
+    mlp_out=None,
+    value=Weight("self_attention.query_key_value", "values per head"),
+    output=Weight("self_attention.dense"),
+    gate=None,
+    up=Weight("mlp.dense_h_to_4h"),
+)
+FALCON_ATTENTION = Step("attention", "self_attention")
+FALCON_MLP = (Step("activation", "mlp.act"), Step("neurons", "mlp.dense_4h_to_h"))
+FALCON_PARALLEL = replace(FALCON, mlp_in="input_layernorm", parallel=True, in_place=True)
+
+GRANITE_SCALES = Scales("embedding_multiplier", "residual_multiplier", divided="logits_scaling")
+
+
+def _mixture(experts: Experts, *before: Step, wiring: Wiring = MIXTURE, **more: Any) -> Layout:
     """A block with a mixture, norms in front of its branches, and steps in the attention."""
     steps = (BEFORE_ATTENTION, *before, ATTENTION, AFTER_ATTENTION, Step("mixture", experts.block))
-    return Layout(steps, MIXTURE, experts)
+    return Layout(steps, wiring, experts, **more)
+
+
+def _latent_mixture(experts: Experts) -> tuple[Layout, ...]:
+    """A block with latent attention and a mixture, and those with an MLP."""
+    wiring, queries = replace(LATENT_WIRING, gate=None, up=None), LATENT_QUERIES.steps[1]
+    two = _mixture(experts, queries, LATENT_NORM, wiring=wiring), _mixture(experts, LATENT_NORM, wiring=wiring)
+    return (two[0], LATENT_QUERIES, two[1], LATENT)
 
 
 QWEN2_EXPERTS = Experts("Qwen2MoeExperts", shared="mlp.shared_expert", shared_gate="mlp.shared_expert_gate")
 GLM4_EXPERTS = Experts("Glm4MoeExperts", shared="mlp.shared_experts")
+LLAMA4_EXPERTS = Experts(
+    "Llama4TextExperts",
+    block="feed_forward",
+    path="feed_forward.experts",
+    router="feed_forward.router",
+    routing="scores",
+    scaled="input",
+    transposed=True,
+    shared="feed_forward.shared_expert",
+)
+LLAMA4_MLP = Layout(
+    (
+        BEFORE_ATTENTION,
+        ATTENTION,
+        AFTER_ATTENTION,
+        Step("activation", "feed_forward.activation_fn"),
+        Step("gate", "feed_forward.activation_fn"),
+        Step("product", "feed_forward.down_proj"),
+        Step("neurons", "feed_forward.down_proj"),
+    ),
+    replace(SEPARATE, gate=Weight("feed_forward.gate_proj"), up=Weight("feed_forward.up_proj")),
+    of_pattern=("self_attn.qk_norm",),
+)
+LLAMA4 = _mixture(LLAMA4_EXPERTS, of_pattern=LLAMA4_MLP.of_pattern), LLAMA4_MLP
 GPT_OSS_EXPERTS = Experts("GptOssExperts", router="mlp.router", transposed=True, interleaved=True, gating="clamped")
 
 FAMILIES: dict[str, Family] = {
@@ -261,23 +532,26 @@ FAMILIES: dict[str, Family] = {
         _llama_like("llama", PLAIN),
         _llama_like("mistral", PLAIN),
         _llama_like("qwen2", PLAIN),
-        _llama_like("qwen3", WITH_QK_NORMS),
+        _llama_like("qwen3", QK_NORMED),
         _llama_like("gemma2", Layout((BEFORE_ATTENTION, *SANDWICH), AROUND), norm_offset=1.0),
         _llama_like("gemma3_text", Layout((BEFORE_ATTENTION, *QK_NORMS, *SANDWICH), AROUND), norm_offset=1.0),
-        _llama_like("olmo2", Layout((*QK_NORMS, ATTENTION, AFTER_ATTENTION, *GATED, AFTER_MLP), BEHIND)),
+        _llama_like("olmo2", POST_NORM),
         _llama_like("phi3", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *FUSED), FUSED_WIRING)),
         _llama_like("mixtral", _mixture(Experts("MixtralExperts"))),
         _llama_like("qwen2_moe", _mixture(QWEN2_EXPERTS), PLAIN),
-        _llama_like("qwen3_moe", _mixture(Experts("Qwen3MoeExperts"), *QK_NORMS), WITH_QK_NORMS),
+        _llama_like("qwen3_moe", _mixture(Experts("Qwen3MoeExperts"), *QK_NORMS), QK_NORMED),
         _llama_like("olmoe", _mixture(Experts("OlmoeExperts"), *QK_NORMS)),
         _llama_like("gpt_oss", _mixture(GPT_OSS_EXPERTS)),
         _llama_like(
             "glm4_moe",
             _mixture(GLM4_EXPERTS, *QK_NORMS),
             _mixture(GLM4_EXPERTS),
-            WITH_QK_NORMS,
+            QK_NORMED,
             PLAIN,
         ),
+        _llama_like("deepseek_v2", *_latent_mixture(Experts("DeepseekV2Experts", shared="mlp.shared_experts"))),
+        _llama_like("deepseek_v3", *_latent_mixture(Experts("DeepseekV3Experts", shared="mlp.shared_experts"))),
+        _llama_like("llama4_text", *LLAMA4),
         Family(
             "gpt_neox",
             "gpt_neox.embed_in",
@@ -301,6 +575,7 @@ FAMILIES: dict[str, Family] = {
                         output=Weight("attention.dense"),
                         gate=None,
                         up=Weight("mlp.dense_h_to_4h"),
+                        parallel="use_parallel_residual",
                     ),
                 ),
             ),
@@ -310,49 +585,375 @@ FAMILIES: dict[str, Family] = {
             "transformer.wte",
             "transformer.h",
             Step("layer_norm", "transformer.ln_f"),
+            (GPT2,),
+            refused=(
+                NO_CROSS_ATTENTION,
+                Refused(
+                    "reorder_and_upcast_attn",
+                    "its attention bypasses the attention interface, so the pattern cannot be frozen",
+                    "load it with that option off",
+                ),
+            ),
+        ),
+        Family(
+            "falcon",
+            "transformer.word_embeddings",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (
+                Layout(
+                    (Step("layer_norm", "ln_attn"), Step("layer_norm", "ln_mlp"), FALCON_ATTENTION, *FALCON_MLP),
+                    replace(FALCON_PARALLEL, attention_in="ln_attn", mlp_in="ln_mlp"),
+                ),
+                Layout(
+                    (
+                        Step("layer_norm", "input_layernorm"),
+                        FALCON_ATTENTION,
+                        Step("layer_norm", "post_attention_layernorm"),
+                        *FALCON_MLP,
+                    ),
+                    FALCON,
+                ),
+                Layout((Step("layer_norm", "input_layernorm"), FALCON_ATTENTION, *FALCON_MLP), FALCON_PARALLEL),
+            ),
+        ),
+        _llama_like(
+            "cohere2",
+            Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, *GATED), ABREAST),
+            final="layer_norm",
+            scales=Scales(logits="logit_scale"),
+        ),
+        _llama_like("glm", GLM),
+        _llama_like("glm4", GLM4),
+        _llama_like("ministral", PLAIN),
+        _llama_like("ministral3", PLAIN),
+        _llama_like(
+            "nemotron",
+            NEMOTRON,
+            norm_offset=1.0,
+            final="layer_norm",
+            refused=(CAUSAL_ALONE,),
+        ),
+        _llama_like("exaone4", POST_NORM),
+        _llama_like("seed_oss", PLAIN),
+        _llama_like("hunyuan_v1_dense", HUNYUAN),
+        _llama_like("ernie4_5", PLAIN),
+        _llama_like(
+            "gemma4_text",
+            *(
+                _gemma4(value, own)
+                for own in (OWN_EMBEDDINGS, ())
+                for value in ("self_attn.v_proj", "self_attn.k_proj", None)
+            ),
+            constants=(Step("rms_norm", "model.per_layer_projection_norm"),),
+            refused=(
+                Refused("enable_moe_block", "a block's experts run beside its MLP, which no rule covers", WITHOUT),
+                Refused("use_double_wide_mlp", "layers have different numbers of neurons", WITHOUT),
+            ),
+        ),
+        Family(
+            "gpt_bigcode",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
+            (replace(GPT2, wiring=replace(GPT2.wiring, value=Weight("attn.c_attn", "values per head"))),),
+            refused=(NO_CROSS_ATTENTION,),
+        ),
+        Family(
+            "gptj",
+            "transformer.wte",
+            "transformer.h",
+            Step("layer_norm", "transformer.ln_f"),
             (
                 Layout(
                     (
                         Step("layer_norm", "ln_1"),
                         Step("attention", "attn"),
-                        Step("layer_norm", "ln_2"),
                         Step("activation", "mlp.act"),
-                        Step("neurons", "mlp.c_proj"),
+                        Step("neurons", "mlp.fc_out"),
                     ),
                     Wiring(
                         attention_in="ln_1",
                         attention_out=None,
-                        mlp_in="ln_2",
+                        mlp_in="ln_1",
                         mlp_out=None,
-                        value=Weight("attn.c_attn", "values"),
-                        output=Weight("attn.c_proj"),
+                        value=Weight("attn.v_proj"),
+                        output=Weight("attn.out_proj"),
                         gate=None,
-                        up=Weight("mlp.c_fc"),
+                        up=Weight("mlp.fc_in"),
+                        parallel=True,
                     ),
                 ),
             ),
         ),
+        _llama_like("smollm3", PLAIN),
+        _llama_like(
+            "olmo",
+            Layout((CENTRED_BEFORE_ATTENTION, ATTENTION, CENTRED_AFTER_ATTENTION, *GATED), SEPARATE),
+            final="layer_norm",
+            refused=(
+                Refused(
+                    "clip_qkv",
+                    "clips the values that attention carries, for which there is no rule",
+                    "use a checkpoint without it, like the first OLMo 1B and 7B",
+                ),
+            ),
+        ),
+        _llama_like("olmo3", POST_NORM),
+        _llama_like("gemma", PLAIN, norm_offset=1.0),
+        _llama_like("granite", PLAIN, scales=GRANITE_SCALES),
+        _llama_like("helium", PLAIN),
+        _llama_like("arcee", Layout((BEFORE_ATTENTION, ATTENTION, AFTER_ATTENTION, *UNGATED), PLAIN_UNGATED)),
+        _llama_like(
+            "apertus",
+            Layout(
+                (
+                    Step("rms_norm", "attention_layernorm"),
+                    *QK_NORMS,
+                    ATTENTION,
+                    Step("rms_norm", "feedforward_layernorm"),
+                    *UNGATED,
+                ),
+                replace(PLAIN_UNGATED, attention_in="attention_layernorm", mlp_in="feedforward_layernorm"),
+            ),
+        ),
+        Family(
+            "starcoder2",
+            "model.embed_tokens",
+            "model.layers",
+            Step("layer_norm", "model.norm"),
+            (
+                Layout(
+                    (
+                        CENTRED_BEFORE_ATTENTION,
+                        ATTENTION,
+                        CENTRED_AFTER_ATTENTION,
+                        Step("activation", "mlp.act"),
+                        Step("neurons", "mlp.c_proj"),
+                    ),
+                    replace(SEPARATE, gate=None, up=Weight("mlp.c_fc")),
+                ),
+            ),
+        ),
+        _llama_like(
+            "stablelm",
+            *(
+                Layout((CENTRED_BEFORE_ATTENTION, *norms, ATTENTION, *after, *GATED), wiring)
+                for norms in (STABLE_QK_NORMS, ())
+                for after, wiring in (((CENTRED_AFTER_ATTENTION,), SEPARATE), ((), ABREAST))
+            ),
+            final="layer_norm",
+            refused=(CAUSAL_ALONE,),
+        ),
+        _llama_like(
+            "cohere",
+            *(
+                Layout((CENTRED_BEFORE_ATTENTION, *norms, ATTENTION, *GATED), ABREAST)
+                for norms in (CENTRED_QK_NORMS, ())
+            ),
+            final="layer_norm",
+            scales=Scales(logits="logit_scale"),
+        ),
+        Family(
+            "phi",
+            "model.embed_tokens",
+            "model.layers",
+            Step("layer_norm", "model.final_layernorm"),
+            tuple(
+                Layout(
+                    (
+                        CENTRED_BEFORE_ATTENTION,
+                        *norms,
+                        ATTENTION,
+                        Step("activation", "mlp.activation_fn"),
+                        Step("neurons", "mlp.fc2"),
+                    ),
+                    replace(ABREAST, output=Weight("self_attn.dense"), gate=None, up=Weight("mlp.fc1")),
+                )
+                for norms in (PHI_QK_NORMS, ())
+            ),
+        ),
+        _llama_like("youtu", LATENT_QUERIES, LATENT),
+        _llama_like("granite_swa", PLAIN, scales=GRANITE_SCALES),
+        _llama_like("minicpm3", LATENT_QUERIES, LATENT, scales=Scales(divided="logits_scaling", deep="scale_depth")),
+        _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
+        _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA),
     )
 }
 
-TEXT_PARTS = {"gemma3": "gemma3_text"}
-"""Types that take images beside text, and the family of their text part, which is loaded alone (multimodal.py)."""
+
+class TextPart(NamedTuple):
+    """What a model that takes more than text has beside its text part, which is loaded alone (multimodal.py).
+
+    Attributes:
+        beside: what its other weights' names begin with, behind ``model.`` where it has that.
+        takes: what it reads beside text.
+        heeds: those of `HEAD_OPTIONS` that the whole heeds too.
+        own_head: whether its text part is a language model with a head of its own, so that it is what the options of
+            its own configuration say.
+        inside: what the configuration of the model with the text part is called, where that is itself a part.
+    """
+
+    beside: tuple[str, ...]
+    takes: str = "images"
+    heeds: tuple[str, ...] = ()
+    own_head: bool = False
+    inside: str | None = None
+
+
+HEAD_OPTIONS: dict[str, Any] = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}
+"""What a language model does to its logits behind the head, and the value of each that does nothing. A whole model
+around it has a head without these, but for those that it `heeds`."""
+
+_TOWER = ("vision_tower", "multi_modal_projector")
+_LLAVA = TextPart((*_TOWER, "image_newline"))
+_IDEFICS = TextPart(("vision_model", "connector"))
+_QWEN = TextPart(("visual",))
+_OMNI = TextPart(
+    ("visual", "audio_tower", "talker", "token2wav", "code2wav"), "images and sound", inside="thinker_config"
+)
+_HEARS = TextPart(("audio_tower", "multi_modal_projector"), "sound")
+_GEMMA4 = ("vision_tower", "embed_vision", "audio_tower", "embed_audio")
+_SPEECH = ("acoustic_tokenizer_encoder", "semantic_tokenizer_encoder", "multi_modal_projector")
+_JANUS = ("vision_model", "aligner", "vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+_HIGH_RES = (*(f"high_res_vision_{part}" for part in ("model", "neck", "proj", "alpha")), "vision_model", "aligner")
+
+TEXT_PARTS: dict[str, TextPart] = {
+    "audioflamingo3": _HEARS,
+    "aya_vision": TextPart(_TOWER),
+    "cohere2_vision": TextPart(_TOWER),
+    "deepseek_vl": TextPart(("vision_model", "aligner")),
+    "deepseek_vl_hybrid": TextPart(_HIGH_RES),
+    "exaone4_5": _QWEN,
+    "fast_vlm": TextPart(_TOWER),
+    "fun_asr_nano": _HEARS,
+    "gemma3": TextPart(_TOWER),
+    "gemma4": TextPart(_GEMMA4, "images and sound", ("final_logit_softcapping",)),
+    "glm46v": _QWEN,
+    "glm4v": _QWEN,
+    "glm4v_moe": _QWEN,
+    "glm_ocr": _QWEN,
+    "glmasr": _HEARS,
+    "glmga": _QWEN,
+    "got_ocr2": TextPart(_TOWER),
+    "hyperclovax_vision_v2": TextPart(("vision_model", "projector", "vision_projector"), heeds=("logits_scaling",)),
+    "idefics2": _IDEFICS,
+    "idefics3": _IDEFICS,
+    "internvl": TextPart(_TOWER),
+    "janus": TextPart(_JANUS),
+    "kimi_k25": TextPart(("vision_tower", "mm_projector")),
+    "lighton_ocr": TextPart(("vision_encoder", "vision_projection")),
+    "llama4": TextPart(("vision_model", "multi_modal_projector"), own_head=True),
+    "llava": TextPart(_TOWER),
+    "llava_next": _LLAVA,
+    "llava_next_video": TextPart((*_LLAVA.beside, "vision_resampler")),
+    "llava_onevision": _LLAVA,
+    "mistral3": TextPart(_TOWER),
+    "moss_transcribe_diarize": _HEARS,
+    "musicflamingo": _HEARS,
+    "ovis2": TextPart(("vision_tower", "visual_embeddings_table")),
+    "perception_lm": TextPart(_TOWER),
+    "pp_chart2table": TextPart(_TOWER),
+    "qianfan_ocr": TextPart((*_TOWER, "vision_model", "mlp1")),
+    "qwen2_5_omni": _OMNI,
+    "qwen2_5_omni_thinker": TextPart(_OMNI.beside, _OMNI.takes),
+    "qwen2_5_vl": _QWEN,
+    "qwen2_audio": _HEARS,
+    "qwen2_vl": _QWEN,
+    "qwen3_asr": _HEARS,
+    "qwen3_omni_moe": _OMNI,
+    "qwen3_omni_moe_thinker": TextPart(_OMNI.beside, _OMNI.takes),
+    "qwen3_vl": _QWEN,
+    "smolvlm": _IDEFICS,
+    "vibevoice_asr": TextPart(_SPEECH, "sound"),
+    "video_llama_3": TextPart(("vision_model", "projector")),
+    "video_llava": TextPart(("video_tower", "image_tower", "multi_modal_projector")),
+    "vipllava": TextPart(_TOWER),
+    "voxtral": _HEARS,
+}
+"""Types that take more than text and whose text part, if it is of a known family, gives on text what the whole gives:
+each was compared with the whole in transformers (tests/model/test_multimodal.py)."""
+
+SAME_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
+    "glm4v_text": ("glm4", {}),
+    "glm4v_moe_text": ("glm4_moe", {}),
+    "glm_ocr_text": ("glm4", {"attention_bias": False}),
+    "qwen2_vl_text": ("qwen2", {}),
+    "qwen2_5_vl_text": ("qwen2", {}),
+    "qwen2_5_omni_text": ("qwen2", {}),
+    "qwen3_vl_text": ("qwen3", {}),
+    "qwen3_omni_moe_text": ("qwen3_moe", {}),
+}
+"""Types of text parts that on text are a family, and options of it that they have not: they turn positions by three
+numbers, which are one where there is no image."""
+IMAGE_ROPE = ("mrope_section", "mrope_interleaved")
+"""Options of rotary positions that have no effect where the three numbers are one."""
+
+_CROSS = "its text part reads images by cross-attention, which no rule covers"
+_BOTH = "reads its prompt in both directions: no token has a text before it alone"
+_ENCODER = "has an encoder beside its decoder, which reads it by cross-attention: no rule covers that"
+_STATES = "its text part mixes in convolutions or a state, whose value path no rule covers"
+_UNREAD: dict[str, str] = {
+    _CROSS: "blip evolla idefics mllama",
+    _BOTH: "paligemma",
+    _ENCODER: "florence2 pix2struct pp_formulanet t5gemma2 udop vision-encoder-decoder",
+    _STATES: "lfm2_vl minicpm_ocr minicpmv4_6 minicpmv4_7 nemo_speechlm nemotron_h_omni qwen3_5 qwen3_5_moe qwen4_exp",
+    "its language model runs with an adapter where there is sound or an image, and without it on text": (
+        "granite_speech granite_speech_plus phi4_multimodal"
+    ),
+    "gives no next token: it classifies images": "shieldgemma2",
+    "gives no next token: it moves a robot": "pi0",
+    "gives no next token: it fills in blocks of them": "diffusion_gemma",
+    "reads sound beside every token of text": "kyutai_speech_to_text",
+    "its text part is of a type that is no known family": (
+        "aria blip-2 chameleon cohere_compass cosmos3_edge deepseek_ocr2 emu3 ernie4_5_vl_moe fuyu gemma3n "
+        "gemma4_unified git glm5_next granite4_vision hunyuan_vl inkling_mm_model "
+        "instructblip instructblipvideo kosmos-2 kosmos-2.5 minimax_m3_vl mistral4 mistral_large4 molmo2 muse_glimmer "
+        "muse_spark paddleocr_vl step3p7 unlimited_ocr voxtral_realtime"
+    ),
+    "its text part keeps experts' weights the other way round, which is not read": "qwen3_vl_moe",
+    "has a generator beside its text part, whose weights have names that are not read": ("cosmos3_omni"),
+}
+UNREAD: dict[str, str] = {name: reason for reason, names in _UNREAD.items() for name in names.split()}
+"""Types that take more than text and are not loaded, and why: with `TEXT_PARTS` all that transformers has for text and
+images."""
+
+UNLIKE_ATTENTION = {
+    "linear_attention": "a recurrent state of a form that no rule covers",
+    "recurrent": "a recurrent state whose gates no rule covers",
+    "hybrid": "attention beside a recurrent state, which no rule covers",
+    "hybrid_sliding": "attention beside a recurrent state, which no rule covers",
+    "conv": "a convolution between two gates: no rule shares what three factors give",
+    "indexed_attention": "an attention to what an index picks, which no rule covers",
+    "compressed_sparse_attention": "an attention to compressed tokens, which no rule covers",
+    "heavily_compressed_attention": "an attention to compressed tokens, which no rule covers",
+    "mamba": "a state space, of which no rule says what is a constant",
+}
+"""Layers that are no attention to all earlier tokens, as configurations call their kinds, and what they have."""
 
 # Module classes that are linear, or that do nothing in evaluation mode.
 LINEAR = frozenset(
-    "Linear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt "
-    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding".split()
+    "Linear FalconLinear Conv1D Embedding Dropout Identity Linear4bit Linear8bitLt GemmaTextScaledWordEmbedding "
+    "Gemma2TextScaledWordEmbedding Gemma3TextScaledWordEmbedding Gemma4TextScaledWordEmbedding "
+    "MiniCPM3ScaledWordEmbedding".split()
 )
 NORM_CLASSES = {
     "rms_norm": frozenset(
         f"{name}RMSNorm"
         for name in (
-            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe"
+            "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Olmo2 Phi3 SmolLM3 Olmo3 Gemma Granite Helium Arcee Apertus Glm "
+            "Glm4 Ministral Ministral3 Exaone4 SeedOss HunYuanDenseV1 Ernie4_5 Gemma4 Youtu "
+            "GraniteSWA MiniCPM3 Qwen3_5 OlmoHybrid Mixtral Qwen2Moe Qwen3Moe Olmoe GptOss Glm4Moe DeepseekV2 "
+            "DeepseekV3 Llama4Text"
         ).split()
-    ),
-    "layer_norm": frozenset({"LayerNorm"}),
+    )
+    | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
+    "layer_norm": frozenset("LayerNorm OlmoLayerNorm CohereLayerNorm Cohere2LayerNorm NemotronLayerNorm1P".split()),
 }
 ROTARY = "RotaryEmbedding"
+GROUP = "neuron_tracer.families"
+"""Of entry points by which packages register families of their own."""
+_discovered = set[str]()
 
 
 def family_of(module: nn.Module, config: Any) -> Family:
@@ -363,15 +964,18 @@ def family_of(module: nn.Module, config: Any) -> Family:
     """
     kind = config.model_type
     if kind not in FAMILIES:
+        discover()
+    if kind not in FAMILIES:
         check_inputs(config)
         path, name = _first_uncovered(module)
         raise ModelError(
             f"model type {kind!r}",
-            f"no rule covers its module {path} ({name}); supported: {', '.join(FAMILIES)}",
-            "add a Family to tracer/model/families.py, and the rule of each new module to tracer/model/rules.py",
+            f"no rule covers its module {path} ({name}){_unlike_attention(config)}; supported: {_some_families()}",
+            "register one with tracer.register_family (docs/families.md), or add a Family to tracer/model/families.py, "
+            "and the rule of each new module to tracer/model/rules.py",
         )
-    _check_config(config)
     family = FAMILIES[kind]
+    _check_config(family, config)
     _check_parts(family, module)
     layouts = family.laid_out(module)
     _check_causal(family, layouts, module, config)
@@ -389,20 +993,58 @@ def family_of(module: nn.Module, config: Any) -> Family:
     return family
 
 
+def _some_families() -> str:
+    first = list(FAMILIES)[:4]
+    return f"{', '.join(first)} and {len(FAMILIES) - len(first)} others (docs/families.md)"
+
+
+def _unlike_attention(config: Any) -> str:
+    """Which layers of a model are no attention, and why their way from token to token is no constant so far."""
+    given = (getattr(config, name, None) for name in ("layers_block_type", "layer_types"))
+    kinds = next((list(one) for one in given if one), [])
+    found = []
+    for kind, why in UNLIKE_ATTENTION.items():
+        layers = [str(layer) for layer, one in enumerate(kinds) if one == kind]
+        if layers:
+            shown = ", ".join(layers[:4]) + (", ..." if len(layers) > 4 else "")
+            found.append(f"; its {len(layers)} layers of kind {kind!r} ({shown}) have {why}")
+    return "".join(found)
+
+
+def discover() -> None:
+    """Let every installed package that has families register them (see registry.py), each once in a process.
+
+    Raises:
+        ModelError: names the package that cannot.
+    """
+    for point in entry_points(group=GROUP):
+        if point.value in _discovered:
+            continue
+        try:
+            point.load()()
+        except Exception as error:  # whatever a package of someone else's does
+            dist = "" if point.dist is None else f" of the package {point.dist.name}"
+            step = f"it must be a function without arguments that calls tracer.register_family: mend it{dist}"
+            raise ModelError(f"entry point {GROUP} {point.name}{dist}", first_line(error), step) from error
+        _discovered.add(point.value)
+
+
 def check_inputs(config: Any) -> None:
     """Refuse a model that takes images or sound beside text.
 
     Raises:
-        ModelError: it does, by its configuration.
+        ModelError: it does, by its configuration; says what becomes of its type.
     """
-    parts = getattr(config, "sub_configs", None) or {}
-    if not any(name in parts for name in ("text_config", "vision_config", "audio_config")):
+    kind, parts = config.model_type, getattr(config, "sub_configs", None) or {}
+    if kind not in UNREAD and not any(name in parts for name in ("text_config", "vision_config", "audio_config")):
         return
-    known = ", ".join(TEXT_PARTS)
-    step = f"use a language model for text alone; of the types that have more, the text part of {known} is loaded"
-    if config.model_type in TEXT_PARTS:
+    rule = f"takes other inputs beside text, and {UNREAD[kind]}" if kind in UNREAD else "takes other inputs beside text"
+    step = "use a language model for text alone, or a model whose text part is loaded (docs/families.md lists them)"
+    if kind in TEXT_PARTS:
         step = "give its folder or Hugging Face id, from which its text part alone is loaded"
-    raise ModelError(f"model type {config.model_type!r}", "takes other inputs beside text, which no rule covers", step)
+    elif kind not in UNREAD:
+        rule += ", and is of a type that nobody has compared with its text part"
+    raise ModelError(f"model type {kind!r}", rule, step)
 
 
 def _check_parts(family: Family, module: nn.Module) -> None:
@@ -422,13 +1064,15 @@ def looks_ahead(config: Any) -> bool:
 def _check_covered(family: Family, layout: Layout | None, path: str, inside: str, part: nn.Module) -> None:
     """Refuse a leaf module that is not linear and is not one of its block's steps."""
     name = type(part).__name__
-    if name in LINEAR or ROTARY in name:
+    short = None if layout is None else layout.wiring.value_conv
+    if name in LINEAR or ROTARY in name or (short is not None and path.endswith("." + short)):
         return
-    if layout is not None and layout.experts is not None and layout.experts.covers(inside, part):
+    mixture = None if layout is None else layout.experts
+    if layout is not None and (inside in layout.of_pattern or (mixture and mixture.covers(inside, part))):
         return
-    steps = (family.final_norm,) if layout is None else layout.steps
+    steps = (family.final_norm, *family.constants) if layout is None else layout.steps
     kinds = [step.kind for step in steps if path.endswith("." + step.path) or path == step.path]
-    if any(name in NORM_CLASSES.get(kind, FACTORS if kind == "activation" else ()) for kind in kinds):
+    if any(name in NORM_CLASSES.get(kind, ACTIVATIONS if kind == "activation" else ()) for kind in kinds):
         return
     where = "FACTORS in tracer/model/rules.py" if "activation" in kinds else "tracer/model/rules.py, and a Step for it"
     raise ModelError(
@@ -438,16 +1082,12 @@ def _check_covered(family: Family, layout: Layout | None, path: str, inside: str
     )
 
 
-def _check_config(config: Any) -> None:
-    """Refuse the options of supported families whose computation no step describes."""
-    if getattr(config, "add_cross_attention", False):
-        raise ModelError("add_cross_attention=True", "no rule covers cross-attention", "use a decoder-only model")
-    if getattr(config, "reorder_and_upcast_attn", False):
-        raise ModelError(
-            "reorder_and_upcast_attn=True",
-            "its attention bypasses the attention interface, so the pattern cannot be frozen",
-            "load it with that option off",
-        )
+def _check_config(family: Family, config: Any) -> None:
+    """Refuse the options of a family whose computation no step describes."""
+    for option, rule, step, harmless in family.refused:
+        given = getattr(config, option, None)
+        if given not in harmless:
+            raise ModelError(f"{option}={given!r}", rule, step)
 
 
 def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, config: Any) -> None:
@@ -456,7 +1096,7 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
     if looks_ahead(config):
         return
     for number, (block, layout) in enumerate(zip(_blocks(module, family.blocks), layouts, strict=True)):
-        path = layout.path("attention")
+        path = next((step.path for step in layout.steps if step.kind == "attention"), "")
         if not getattr(block.get_submodule(path), "is_causal", True):
             raise ModelError(
                 f"module {family.blocks}.{number}.{path} with is_causal False",
@@ -468,5 +1108,5 @@ def _check_causal(family: Family, layouts: Sequence[Layout], module: nn.Module, 
 def _first_uncovered(module: nn.Module) -> tuple[str, str]:
     """Path and class of the first leaf module that is neither linear nor known: the likeliest to need a rule."""
     leaves = [(path, type(part).__name__) for path, part in module.named_modules() if not any(part.children())]
-    known = LINEAR | frozenset(FACTORS) | {"LayerNorm"}
+    known = LINEAR | ACTIVATIONS | {"LayerNorm"}
     return next((leaf for leaf in leaves if leaf[1] not in known and ROTARY not in leaf[1]), leaves[0])

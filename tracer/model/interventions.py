@@ -50,10 +50,14 @@ def walk(
         slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
+    for kind, path in plan.constants:
+        linearize.apply(kind, nn.get(path), rules)
+        linearize.apply("constant", nn.get(path), rules)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
+    sizes = None if constants is None else stream_sizes(nn, plan)
     for layer, block in enumerate(blocks):
-        found = SimpleNamespace(scales={}, up=None)
+        found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
         for kind, path in plan.layers[layer].steps:
             module = block.get(path)
             if constants is not None:
@@ -70,25 +74,80 @@ def walk(
                     found.output = site.output.detach().float()
             else:
                 linearize.apply(kind, module, rules)
-            if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
-                found.pattern = linearize.pattern(module, found.kernel).float()
-        if constants is not None:
+            if constants is not None and kind in ("attention", "delta"):  # runs once its inputs are set
+                mixed(found, kind, module, plan.layers[layer])
+            if kind == "neurons" and plan.layers[layer].in_place:
+                module.output = module.output.clone()
+        if constants is not None and sizes is not None:
+            resize(found.scales, plan.layers[layer], sizes[layer])
             constants.append(found)
     return visited
+
+
+def stream_sizes(nn: Any, plan: SimpleNamespace) -> list[float]:
+    """What the residual stream is multiplied by before each block, and behind the last, by numbers of earlier blocks.
+
+    The replay walks the stream without: what each part adds is divided by it, and what reads the stream multiplies. For
+    an attention both cancel; for an MLP and the final norm it is put into the norms' statistics.
+    """
+    sizes = [1.0]
+    for block, laid in zip(nn.get(plan.blocks), plan.layers, strict=True):
+        sizes.append(sizes[-1] * (1.0 if laid.scalar is None else float(getattr(block._module, laid.scalar))))
+    return sizes
+
+
+def resize(scales: dict[str, Tensor], laid: SimpleNamespace, size: float) -> None:
+    """Put what the stream is multiplied by into the statistics of the norms around a block's MLP (`stream_sizes`)."""
+    if size != 1.0:
+        scales[laid.mlp_in] = scales[laid.mlp_in] * size
+        scales[laid.mlp_out] = scales[laid.mlp_out] / size
+
+
+def mixed(found: SimpleNamespace, kind: str, module: Any, laid: SimpleNamespace) -> None:
+    """Add the pattern of what carries values from token to token, with the norms before it, to a block's constants."""
+    if kind == "delta":
+        found.pattern, width = linearize.delta_pattern(module)
+        found.value_factor = found.value_factor[..., -width:]
+        return
+    found.pattern = linearize.pattern(module, found.kernel).float()
+    for norm in (laid.value_norm, laid.latent_norm):
+        found.pattern = of_normed(found.pattern, found.scales.pop(norm, None))
+
+
+def of_normed(pattern: Tensor, scale: Tensor | None) -> Tensor:
+    """A pattern [prompt, head, query, key] times the statistic of a norm before it, of values [prompt, column, value
+    head] or of a latent [prompt, column]; None: there is none."""
+    if scale is None:
+        return pattern
+    by_head = scale[:, None]
+    if scale.ndim == 3:
+        by_head = scale.transpose(1, 2).repeat_interleave(pattern.shape[1] // scale.shape[2], 1)
+    return pattern * by_head[:, :, None].to(pattern.device)
 
 
 def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
     Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
-    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]. `walk` adds the
-    neurons (`observe_neurons`), the attention `pattern` [prompt, head, query, key], which comes of its `kernel`, and
-    the MLP's `output` [prompt, column, d_model].
+    attention's `output_gate` [prompt, column, head and coordinate], None without one, with it the norm of a delta net's
+    mixed values; the `value_factor` of its convolution's activation, alike; the activation's input `gate` and the other
+    factor `up` (None without one) [prompt, column, d_mlp]. `walk` adds the neurons (`observe_neurons`), the attention
+    `pattern` [prompt, head, query, key], which comes of its `kernel` and has the norms of values and of a latent in it,
+    and the MLP's `output` [prompt, column, d_model].
     """
     module = block.get(path)
     if kind == "attention":
         found.kernel = linearize.kernel(module)
-    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out):
+    elif kind == "output_gate":
+        found.output_gate = linearize.output_gate_call(module).output.detach().flatten(2)
+    elif kind == "delta_values":
+        found.value_factor = linearize.value_factor(module)
+    elif kind == "norm_gate":
+        found.output_gate = torch.nn.functional.silu(module.inputs[0][1].detach().float())
+    elif path == laid.heads_norm:
+        heads = found.output_gate * module.weight.float() * linearize.scale(kind, module).detach()[..., None]
+        found.output_gate = heads.reshape(len(found.pattern), found.pattern.shape[-1], -1)
+    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out, laid.value_norm, laid.latent_norm):
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":
         if laid.gate is not None and laid.gate == laid.up:
@@ -164,7 +223,7 @@ def final(nn: Any, plan: SimpleNamespace, rules: frozenset[str], scales: list[Te
     """What leaves the linearised final norm [prompt, column, d_model]; `scales` receives that norm's, per column."""
     kind, path = plan.final_norm
     if scales is not None:
-        scales.append(linearize.scale(kind, nn.get(path)).detach())
+        scales.append(linearize.scale(kind, nn.get(path)).detach() * stream_sizes(nn, plan)[-1])
     linearize.apply(kind, nn.get(path), rules)
     return nn.get(path).output
 
@@ -177,6 +236,7 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     out = nn.output.logits
     if plan.soft_cap is None or "activation" not in rules:
         return out
+    uncapped = uncapped if plan.logit_scale == 1 else uncapped * plan.logit_scale
     return linearize.soft_cap(out, uncapped, plan.soft_cap)
 
 
@@ -747,15 +807,22 @@ def to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def fingerprint(module: Any) -> str:
-    """A hash of the parameters' names, shapes and up to `SAMPLE` evenly spaced values of each, but for hidden ones."""
+    """A hash of the parameters' (and saved buffers') names, shapes and up to `SAMPLE` evenly spaced values of each, but
+    for hidden ones."""
     digest = hashlib.sha256()
-    for name, value in module.named_parameters():
+    for name, value in [*module.named_parameters(), *saved_buffers(module)]:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         if value.device.type != "meta":
             flat = value.detach().flatten()
             sample = flat[:: max(1, flat.numel() // SAMPLE)]
             digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
+
+
+def saved_buffers(module: Any) -> list[tuple[str, Tensor]]:
+    """The buffers that a checkpoint has beside the parameters."""
+    saved = module.state_dict(keep_vars=True)
+    return [(name, value) for name, value in module.named_buffers() if name in saved]
 
 
 def weights(module: Any) -> tuple[bool, bool, str]:

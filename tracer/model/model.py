@@ -25,9 +25,9 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
+from tracer.model import adapters, dequantised, folder, multimodal, quantised, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, Layout, family_of, looks_ahead
+from tracer.model.families import TEXT_PARTS, Family, Layout, family_of, inputs_of, looks_ahead, value_heads
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -147,17 +147,20 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
+        embedding, branch, logits = self.family.scales.of(self.config)
         return SimpleNamespace(
             embedding=self.family.embedding,
             blocks=self.family.blocks,
+            constants=[tuple(step) for step in self.family.constants if self._has(step.path)],
             final_norm=tuple(self.family.final_norm),
             head=self.family.head,
             norm_offset=self.family.norm_offset,
             layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
             d_model=self.d_model,
             n_heads=int(self.config.num_attention_heads),
-            value_width=self.value_width,
-            parallel=self.parallel,
+            embedding_scale=embedding,
+            branch_scale=branch,
+            logit_scale=logits,
             soft_cap=self.soft_cap,
             head_rows=self.shows_weights,
             transfer_dtype=self.backend.transfer_dtype,
@@ -165,7 +168,7 @@ class Model:
 
     def _planned(self, layer: int, layout: Layout) -> SimpleNamespace:
         """Where the parts of a block are."""
-        wiring = layout.wiring
+        wiring, block = layout.wiring, self.module.get_submodule(f"{self.family.blocks}.{layer}")
         return SimpleNamespace(
             steps=tuple(tuple(step) for step in layout.steps),
             gate=None if wiring.gate is None else wiring.gate.path,
@@ -175,12 +178,21 @@ class Model:
             gated=layout.gated,
             gate_part=None if wiring.gate is None else tuple(wiring.gate),
             up_part=None if wiring.up is None else tuple(wiring.up),
-            value=tuple(wiring.value),
+            value=None if wiring.value is None else tuple(wiring.value),
             output=tuple(wiring.output),
             attention_in=wiring.attention_in,
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
+            latent=None if wiring.latent is None else tuple(wiring.latent),
+            latent_norm=wiring.latent_norm,
+            value_conv=wiring.value_conv,
+            heads_norm=wiring.heads_norm,
+            parallel=self._parallel(layout),
+            value_norm=wiring.value_norm,
+            scalar=wiring.scalar,
+            in_place=wiring.in_place,
+            n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
 
     def _mixture(self, layer: int, layout: Layout) -> SimpleNamespace | None:
@@ -190,6 +202,11 @@ class Model:
             return None
         sizes = {"count": found.n_experts, "width": found.d_expert, "n_slots": found.n_used}
         return SimpleNamespace(**vars(layout.experts), **sizes, shared_width=found.d_shared, d_model=self.d_model)
+
+    def _parallel(self, layout: Layout) -> bool:
+        """Whether attention and MLP of a block both read its input."""
+        given = layout.wiring.parallel
+        return bool(getattr(self.config, given)) if isinstance(given, str) else given
 
     @cached_property
     def experts(self) -> tuple[LayerExperts | None, ...]:
@@ -203,6 +220,9 @@ class Model:
     def layouts(self) -> tuple[Layout, ...]:
         """Of each block."""
         return self.family.laid_out(self.module)
+
+    def _has(self, path: str) -> bool:
+        return any(name == path for name, _ in self.module.named_modules())
 
     @property
     def n_layers(self) -> int:
@@ -219,11 +239,7 @@ class Model:
         found = []
         for layer, mixture in enumerate(self.experts):
             down = self.part(layer, self.layouts[layer].down)
-            found.append(
-                int(getattr(down, "in_features", None) or down.weight.shape[0])
-                if mixture is None
-                else mixture.n_neurons
-            )
+            found.append(inputs_of(down) if mixture is None else mixture.n_neurons)
         return tuple(found)
 
     @property
@@ -248,25 +264,8 @@ class Model:
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP of a block both read the block's input."""
-        return bool(getattr(self.config, "use_parallel_residual", False))
-
-    @property
-    def head_size(self) -> int:
-        """Coordinates of one attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.d_model // self.config.num_attention_heads)
-
-    @property
-    def attention_width(self) -> int:
-        """Coordinates of all heads together."""
-        return self.head_size * int(self.config.num_attention_heads)
-
-    @property
-    def value_width(self) -> int:
-        """Coordinates of all value heads together."""
-        return self.head_size * int(
-            getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        )
+        """Whether attention and MLP of every block both read the block's input."""
+        return all(self._parallel(layout) for layout in self.layouts)
 
     @property
     def weights_readable(self) -> bool:
@@ -282,10 +281,14 @@ class Model:
         if "gate" in rules and not any(layout.gated for layout in self.layouts):
             rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
             raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
+        if {"norm"} <= set(rules) and "attention" not in rules and any(layout.of_pattern for layout in self.layouts):
+            rule = f"needs the rule 'attention' on a {self.family.name} model, whose queries' and keys' norm has none"
+            raise JobError("the rule 'norm'", rule, "add 'attention', or leave out 'norm'")
 
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
-        return rules in LINEARISED and self.weights_readable and (self.remote is None or not any(self.experts))
+        here = self.remote is None or not any(self.experts)
+        return rules in LINEARISED and self.weights_readable and self.replayed and here
 
     @property
     def shows_weights(self) -> bool:
@@ -294,7 +297,12 @@ class Model:
 
     def replays_there(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed where the model is, without gradients."""
-        return rules in LINEARISED and self.shows_weights
+        return rules in LINEARISED and self.shows_weights and self.replayed
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the linear replay knows all kinds of blocks that it has; see `Layout`."""
+        return all(layout.replayed for layout in self.layouts)
 
     @property
     def has_weights(self) -> bool:
@@ -497,8 +505,8 @@ def load(
     Args:
         name: ``demo``, a folder in Hugging Face format (always a path if it is a `Path`), a GGUF file or a folder with
             one and no other weights, a Hugging Face id, or a module already in memory (which needs `tokenizer`, is put
-            in evaluation mode and frozen, and otherwise kept as it is). The shipped demo's weights must be the
-            committed ones.
+            in evaluation mode and frozen, and otherwise kept as it is). Of a model that also takes images or sound the
+            text part is loaded; in memory it shares the weights. The shipped demo's weights must be the committed ones.
         device: ``cpu``, ``cuda``, ``cuda:1``..., or ``mps``, ``xpu`` where there is one; a GPU if there is one.
         dtype: ``float32``, the default (attributions are noisy in less), ``bfloat16``, ``float16``, ``float64``, by
             name or torch's own, or ``int8``, ``nf4``, ``fp4`` with bitsandbytes.
@@ -556,7 +564,7 @@ def _loaded(
     with _silence():
         module, (read, remarks) = _from_pretrained(source, **options)
         if found is not None:
-            module = adapters.merged(module, found)
+            module = adapters.merged(module, found, source.config["model_type"] if source.has_text_part else None)
     said = (*source.warnings, *remarks, *(() if found is None else found.made_for(label)))
     if found is not None and source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
@@ -571,9 +579,22 @@ def _loaded(
 def _in_memory(module: nn.Module, tokenizer: Any) -> Model:
     """A module that is loaded already, with the tokenizer that was given for it, or the one of that name."""
     given, said = _tokenizer(str(tokenizer), None) if isinstance(tokenizer, str | Path) else (tokenizer, ())
+    if hasattr(given, "tokenizer") and not hasattr(given, "convert_ids_to_tokens"):
+        rule = "is a processor, of images or sound too, and only text is traced"
+        raise ModelError(
+            f"tokenizer of the type {type(given).__name__}", rule, "give its tokenizer: processor.tokenizer"
+        )
     if given is not None and not (callable(given) and hasattr(given, "decode")):
         raise ModelError(f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name")
-    return _wrap(module, given, type(module).__name__, None, warnings=said)
+    name, kind = type(module).__name__, getattr(getattr(module, "config", None), "model_type", None)
+    if kind in TEXT_PARTS:
+        with _silence():
+            module = multimodal.text_part(module)
+        said += (
+            f"{name} ({kind}) also takes {TEXT_PARTS[kind].takes}: its text part is traced, so that prompts are "
+            "text alone",
+        )
+    return _wrap(module, given, name, None, warnings=said)
 
 
 def _adapter(
@@ -609,7 +630,8 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
     if source.gguf is not None:
         raise ModelError(source.shown, "is a GGUF file, which no server runs", "load it here, without remote")
     if source.has_text_part:
-        rule = "takes images beside text, and a server runs it whole, which no rule covers"
+        more = TEXT_PARTS[source.config["model_type"]].takes
+        rule = f"takes {more} beside text, and a server runs it whole, which no rule covers"
         raise ModelError(source.shown, rule, "load it here, where its text part alone is loaded")
     with folder.building(source.where), _silence():
         config = multimodal.configuration(source.where, revision)
@@ -731,14 +753,17 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
 
     revision = {} if source.adapter else {"revision": source.revision}
     with folder.building(source.where, options.get("device_map")):
+        config = configuration(source)
+        said = quantised.prepare(config, source.shown, options.get("dtype"))
         check_architecture(configuration(source), options.get("attn_implementation"))
+        if source.has_text_part or said:
+            options |= {"config": config}
         if source.has_text_part:
-            options |= {"config": configuration(source), "key_mapping": multimodal.KEYS}
-        read = tokens.read_tokenizer(source)
+            options |= {"key_mapping": multimodal.KEYS}
+        read, remarks = tokens.read_tokenizer(source)
         # Misshapen weights are reported rather than raised, so that the message can name one.
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         if source.gguf is not None:
-            config = configuration(source)
             weights = dequantised.weights(source.gguf, config, options["dtype"])
             kind: Any = type(dequantised.empty(configuration(source)))
             loaded: Any = kind.from_pretrained(None, config=config, state_dict=weights, **options)
@@ -748,7 +773,9 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
                 loaded = AutoModelForCausalLM.from_pretrained(alone, **options)
     module, report = loaded
     folder.check_fit(source, report)
-    return module, read
+    if said:
+        quantised.settle(module, source.shown, options["dtype"])
+    return module, (read, (*remarks, *said))
 
 
 def check_dequantised(source: folder.Source, dtype: str | torch.dtype | None) -> None:

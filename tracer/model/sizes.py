@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelError, quoted
-from tracer.model import folder
+from tracer.model import folder, quantised
 from tracer.model import model as loading
-from tracer.model.families import ROTARY, family_of
+from tracer.model.families import ROTARY, family_of, inputs_of, value_heads
 from tracer.model.model import DTYPES, QUANTIZED, Model
 
 # Tensors of a neuron's width that an activation saves for its own backward, beside its result.
@@ -123,6 +123,7 @@ class Shape:
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         with folder.building(source.where):
             config = loading.configuration(source)
+            quantised.prepare(config, source.shown, DTYPES.get(dtype, dtype))
             stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
             loading.check_architecture(config, attention)
             options |= {"dtype": DTYPES.get(dtype, torch.bfloat16), "trust_remote_code": False}
@@ -149,11 +150,11 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     sizes = [_bytes(block, bits) for block in blocks]
     inside = sum(_bytes(block, None) for block in blocks)
     outer = _bytes(module, None) - inside
-    layout = family.laid_out(module)[0]
-    down, heads = blocks[0].get_submodule(layout.down), int(config.num_attention_heads)
+    laid_out, heads = list(zip(blocks, family.laid_out(module), strict=True)), int(config.num_attention_heads)
+    layout = laid_out[0][1]
     act = type(blocks[0].get_submodule(layout.path("activation"))).__name__
     norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
-    around = [step for step in norms if not step.path.endswith(("q_norm", "k_norm"))]
+    around = [step for step in norms if step.path in layout.wiring.norms]
     d_model = int(config.hidden_size)
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
     return Shape(
@@ -161,10 +162,10 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         family=family.name,
         n_layers=len(blocks),
         d_model=d_model,
-        d_mlp=int(getattr(down, "in_features", None) or down.weight.shape[0]),
+        d_mlp=inputs_of(blocks[0].get_submodule(layout.down)),
         n_heads=heads,
-        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or d_model // heads),
+        n_kv_heads=max(value_heads(block, one, heads) for block, one in laid_out),
+        head_dim=max(inputs_of(block.get_submodule(one.wiring.output.path)) // heads for block, one in laid_out),
         vocab_size=int(config.vocab_size),
         context_length=int(config.max_position_embeddings),
         itemsize=module.dtype.itemsize,
@@ -180,8 +181,8 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         qk_norms=len(norms) > len(around),
         soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
         window=_window(config),
-        fused_values=layout.wiring.value.part != "all" and rotary,
-        replays=replays and bits is None,
+        fused_values=layout.wiring.value is not None and layout.wiring.value.part != "all" and rotary,
+        replays=replays and bits is None and all(one.replayed for _, one in laid_out),
     )
 
 

@@ -270,7 +270,9 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
                     ask.basis,
                     lambda at, value, where, now=edits: interventions.apply_edits(now, at, value, where),
                 )
-                saved = nnsight.save((*interventions.to_cpu(nn.output.logits[:, -1]), nn.output.past_key_values))
+                out = nn.output  # the cache is called so from transformers 5.24 on, in and out
+                cache = "cache" if "cache" in out else "past_key_values"
+                saved = nnsight.save((*interventions.to_cpu(out.logits[:, -1]), {cache: out[cache]}))
         chosen = draw(saved[0], ask.sampling, sources) if ask.sampling else saved[0].argmax(-1)
         found.append(torch.where(ended, found[-1], chosen) if found else chosen)
         ended |= torch.isin(found[-1], ends)
@@ -279,7 +281,7 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
             "input_ids": found[-1][:, None].to(mask.device),
             "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
             "position_ids": places[:, -1:] + 1,
-            "past_key_values": saved[1],
+            **saved[1],
         }
     return torch.stack(found, 1)
 
