@@ -38,6 +38,8 @@ TIERS = {
     "cli": "model",
     "cli/test_cli_runs.py": "process",
     "cli/test_options.py": "unit",
+    "comparison": "model",
+    "comparison/test_differences.py": "unit",
     "data": "unit",
     "data/test_tasks.py": "model",
     "demo": "model",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from tracer.circuit.circuit import Graph as Graph
     from tracer.circuit.exchange import export as export
     from tracer.circuit.exchange import import_graph as import_graph
+    from tracer.comparison.compare import Comparison as Comparison
+    from tracer.comparison.compare import compare as compare
     from tracer.errors import JobError as JobError
     from tracer.errors import ModelError as ModelError
     from tracer.errors import RemoteError as RemoteError
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Attribution": "attribution.result",
     "Circuit": "circuit.circuit",
+    "Comparison": "comparison.compare",
     "Concepts": "meaning.concepts",
     "EdgeCurves": "evaluation.edge_curves",
     "Evaluation": "evaluation.curves",
@@ -108,6 +111,7 @@ _HOME = {
     "Wiring": "model.families",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
+    "compare": "comparison.compare",
     "concepts": "meaning.concepts",
     "contrast": "meaning.contrast",
     "describe": "meaning.describe",
@@ -139,6 +143,7 @@ _HOME = {
 __all__ = [
     "Attribution",
     "Circuit",
+    "Comparison",
     "Concepts",
     "EdgeCurves",
     "Evaluation",
@@ -166,6 +171,7 @@ __all__ = [
     "Wiring",
     "always_on",
     "attribute",
+    "compare",
     "concepts",
     "contrast",
     "describe",

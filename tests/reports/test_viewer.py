@@ -205,7 +205,7 @@ def test_an_imported_graph_keeps_its_errors_groups_and_unknowns() -> None:
         n_layers=1,
         groups={"both": (0, 1)},
     )
-    made = report._payload(graph)
+    made = report.payload(graph)
     header, tables = read(viewer.page(made))
     assert tables["nodes"]["kind"].tolist() == [
         viewer.NEURON,

@@ -81,7 +81,7 @@ def graph_of(address: Any, prompt_id: int) -> OfRun:
         rows = {
             name: _rows(folder.read_committed(commit, name).cast(SCHEMAS[name]), prompt_id)
             for name in commit.files
-            if name != "means"
+            if name not in ("means", "values")
         }
         (prompt,) = rows["prompts"].to_pylist()
         if prompt["status"] != "ok":

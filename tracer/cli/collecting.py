@@ -19,7 +19,7 @@ from tracer.errors import JobError, quoted
 from tracer.experts import FORMS
 
 if TYPE_CHECKING:
-    from tracer.runs.jobs import Job
+    from tracer.runs.jobs import AnyJob
 
 JOBS = (".yaml", ".yml")
 """How the names of job files end."""
@@ -130,7 +130,7 @@ def exemplars(given: Input, out: Out, asked: Asked, loaded: Loaded, doing: Doing
     carry_out(chosen, out, doing.crew, doing.again, Path(given).name)
 
 
-def _changed(path: str, asked: Asked, keys: dict[str, Any], more: list[str]) -> Job:
+def _changed(path: str, asked: Asked, keys: dict[str, Any], more: list[str]) -> AnyJob:
     """A job file's job, with the options that were given."""
     from tracer.runs import jobs
 

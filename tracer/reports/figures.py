@@ -101,21 +101,21 @@ def three(found: Curves, labels: Sequence[str]) -> list[Line]:
 def draw_curves(axes: Any, lines: Sequence[Line], palette: Palette = PAPER, **labels: Any) -> None:
     """Curves on a logarithmic axis of sizes, their intervals shaded, 0 and 1 marked; `labels` as of ``axes.set``."""
     for label, sizes, curve, look in lines:
-        style = _style(look, palette)
-        axes.plot(sizes, curve.estimate, label=label, **style)
-        axes.fill_between(sizes, curve.low, curve.high, color=style["color"], alpha=0.13, linewidth=0)
+        drawn = style(look, palette)
+        axes.plot(sizes, curve.estimate, label=label, **drawn)
+        axes.fill_between(sizes, curve.low, curve.high, color=drawn["color"], alpha=0.13, linewidth=0)
     for level in (0.0, 1.0):
         axes.axhline(level, color=palette.faint, linewidth=0.8, zorder=0)
     axes.set(xscale="log", **labels)
 
 
-def _style(look: int, palette: Palette) -> dict[str, Any]:
+def style(look: int, palette: Palette) -> dict[str, Any]:
     """Colour, marker and dashes of a line; no two of the first 49 share marker and dashes, nor marker and filling."""
     last = len(_MARKERS) - 1
     turn, kind = (0, last) if look == CONTROL else divmod(look, last)
     dashes = _DASHES[kind if kind == last else (kind + turn) % last]
-    style = {"color": palette.colours[kind], "marker": _MARKERS[kind], "linestyle": dashes, "linewidth": 1.6}
-    return style | {"markersize": 5, "markerfacecolor": "none" if (kind + turn) % 2 else palette.colours[kind]}
+    drawn = {"color": palette.colours[kind], "marker": _MARKERS[kind], "linestyle": dashes, "linewidth": 1.6}
+    return drawn | {"markersize": 5, "markerfacecolor": "none" if (kind + turn) % 2 else palette.colours[kind]}
 
 
 def by_strength(lines: Sequence[Line]) -> list[str]:

@@ -130,7 +130,7 @@ def graph_page(graph: Graph, most: int = viewer.MOST_EDGES) -> str:
     if min(graph.nodes["position"].to_pylist(), default=0) < 0:
         step = f"see it with 'tracer show', or name one of the run's prompts: {option('prompt', 0)}"
         raise JobError("a free circuit", "has no positions, by which the page draws", step)
-    return viewer.page(_payload(graph))
+    return viewer.page(payload(graph))
 
 
 def write_page(content: str | bytes, path: str | Path) -> Path:
@@ -143,7 +143,7 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
         return wholefile.write(path, content)
 
 
-def _payload(graph: Graph) -> viewer.Payload:
+def payload(graph: Graph) -> viewer.Payload:
     """What the page draws."""
     circuit = graph if isinstance(graph, Circuit) else None
     return viewer.Payload(

@@ -346,6 +346,8 @@ class DatasetJob(_ModelOptions):
             is a sum of logits.
         pruning: which edges are kept, of a prompt's, and of the dataset's by their means.
         profiles: keep the attribution profile of each node, as in `tracer.trace`: the table ``profiles``.
+        values: keep the attribution of every neuron, summed over positions, of each prompt: the table ``values``, by
+            which `tracer compare` knows of nodes that a prompt does not keep; 4 bytes for each.
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
         supernodes: how that circuit's neurons are grouped by their profiles, which it needs; not if None.
@@ -361,7 +363,8 @@ class DatasetJob(_ModelOptions):
     """
 
     NEW: ClassVar[tuple[str, ...]] = (
-        *(*_ModelOptions.NEW, "always_on", "profiles", "supernodes", "tokens", "concepts", "steering", "share", "of"),
+        *(*_ModelOptions.NEW, "always_on", "profiles", "values", "supernodes", "tokens", "concepts", "steering"),
+        *("share", "of"),
     )
 
     kind: Literal["dataset"] = "dataset"
@@ -388,6 +391,7 @@ class DatasetJob(_ModelOptions):
     edges: bool = True
     pruning: PruningRules | None = None
     profiles: bool = False
+    values: bool = False
     circuit: Literal["none", "aligned", "free"] = "none"
     supernodes: Asked | None = None
     evaluate: Evaluate | None = None
@@ -780,17 +784,102 @@ def _allowed(method: str, baseline: str) -> bool:
     return True
 
 
+# ------------------------------------------------------------------------------------------------ revisions
+
+
+class CompareRules(Record):
+    """How the parts of a run over revisions are compared, as in `tracer.compare`.
+
+    Attributes:
+        positions: nodes are matched at their positions. groups: a file of supernodes that are followed.
+        permutations, seed: of the tests and intervals.
+    """
+
+    positions: bool = False
+    groups: Name | None = None
+    permutations: Annotated[int, Field(ge=99, le=2**31, strict=True)] = 10_000
+    seed: Natural = 0
+
+
+class RevisionsJob(Record):
+    """One dataset's job on several weights of one architecture, each a run of its own, and what differs between them.
+
+    Attributes:
+        revisions: of the job's model, such as ``step1000``, in their order. checkpoints: instead, models: folders, or
+            ids. adapters: instead, adapters (LoRA), which are compared with the model without.
+        trace: the dataset's job, as `DatasetJob`.
+        values: keep every neuron's attribution on every prompt, so that nodes are compared that only one keeps.
+        compare: how they are compared.
+    """
+
+    kind: Literal["revisions"] = "revisions"
+    revisions: Names = ()
+    checkpoints: Names = ()
+    adapters: Names = ()
+    trace: DatasetJob
+    values: bool = True
+    compare: CompareRules = CompareRules()
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> RevisionsJob:
+        given = {name: value for name in ("revisions", "checkpoints", "adapters") if (value := getattr(self, name))}
+        if len(given) != 1:
+            raise ValueError("a list of revisions, of checkpoints or of adapters is needed: give one of them")
+        ((name, value),) = given.items()
+        if len(set(value)) < len(value):
+            raise ValueError(f"{name} must name each once")
+        if len(value) < 2 and name != "adapters":
+            raise ValueError(f"{name} must name two or more, which are compared")
+        own = {"revisions": ("revision",), "checkpoints": ("model", "revision"), "adapters": ("adapter",)}[name]
+        for key in own:
+            if getattr(self.trace, key) != type(self.trace).model_fields[key].default:
+                raise ValueError(f"trace.{key} has no effect with {name}, which name it")
+        if self.trace.remote and name == "adapters":
+            raise ValueError("adapters cannot be merged into weights on a server: leave them out, or trace.remote")
+        return self
+
+    def parts(self) -> dict[str, DatasetJob]:
+        """The job of each part, by its name, which is that of its folder."""
+        if self.checkpoints:
+            changes: dict[str, dict[str, Any]] = {one: {"model": one} for one in self.checkpoints}
+        elif self.adapters:
+            changes = {"base": {}} | {one: {"adapter": one} for one in self.adapters}
+        else:
+            changes = {one: {"revision": one} for one in self.revisions}
+        same = {"values": self.values or self.trace.values}
+        names = _folder_names(list(changes))
+        each = zip(names, changes.values(), strict=True)
+        return {name: self.trace.model_copy(update=same | change) for name, change in each}
+
+    def numbers(self) -> dict[str, Any]:
+        """What decides the numbers of every part and of their comparison, but for which parts there are."""
+        whole = self.trace.numbers() | {"values": self.values or self.trace.values}
+        return {"trace": whole, "compare": self.compare.model_dump(mode="json")}
+
+
+def _folder_names(given: Sequence[str]) -> list[str]:
+    """Names of folders by which the parts are told apart: the last parts of paths, as many as it takes."""
+    split, names = [one.rstrip("/").split("/") for one in given], list[str]()
+    for count in range(1, max(map(len, split)) + 1):
+        names = [re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-count:])).strip(".") or "part" for parts in split]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}-{number}" for number, name in enumerate(names, 1)]
+
+
 Job = BenchmarkJob | DatasetJob | ExemplarsJob
+AnyJob = Job | RevisionsJob
 
 # ---------------------------------------------------------------------------------------------------- reading
 
-_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob] | type[ExemplarsJob]] = {
+_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob] | type[ExemplarsJob] | type[RevisionsJob]] = {
     "benchmark": BenchmarkJob,
     "dataset": DatasetJob,
     "exemplars": ExemplarsJob,
+    "revisions": RevisionsJob,
 }
 
-_EXAMPLES = "see jobs/dataset.yaml, jobs/sva.yaml, jobs/exemplars.yaml"
+_EXAMPLES = "see jobs/dataset.yaml, jobs/sva.yaml, jobs/exemplars.yaml, jobs/revisions.yaml"
 
 _SOURCE: dict[str, Any] = {**dict.fromkeys(Source.model_fields), "columns": dict.fromkeys(ROW_FIELDS)}
 _NESTED: dict[str, dict[str, Any]] = {
@@ -807,6 +896,11 @@ _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},
     "dataset": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
     "exemplars": {**dict.fromkeys(ExemplarsJob.model_fields), "input": _SOURCE},
+    "revisions": {
+        **dict.fromkeys(RevisionsJob.model_fields),
+        "trace": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
+        "compare": dict.fromkeys(CompareRules.model_fields),
+    },
 }
 """The keys of each kind of job; those that hold keys themselves with theirs."""
 
@@ -828,7 +922,7 @@ def _switch_sources(content: dict[str, Any], changes: Sequence[str]) -> None:
                     source.pop(key, None)
 
 
-def load_job(job: str | Path | Mapping[str, Any] | Job, overrides: Sequence[str] = ()) -> Job:
+def load_job(job: str | Path | Mapping[str, Any] | AnyJob, overrides: Sequence[str] = ()) -> AnyJob:
     """A job from a YAML file, a mapping or a record, with ``key=value`` overrides whose values are YAML as well.
 
     A key of a record within the job is dotted: ``input.limit=100``, ``input.columns.text=prompt``.

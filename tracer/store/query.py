@@ -34,6 +34,9 @@ SCHEMAS: dict[str, pa.Schema] = {
     "exemplars": schemas.EXEMPLARS,
     "densities": schemas.DENSITIES,
     "descriptions": schemas.DESCRIPTIONS,
+    "comparison": schemas.COMPARISON,
+    "compared": schemas.COMPARED,
+    "courses": schemas.COURSES,
 }
 """The tables that a query can name."""
 _SQL = {pa.float32(): "FLOAT", pa.int32(): "INTEGER"}

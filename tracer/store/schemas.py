@@ -306,11 +306,95 @@ STEERING_GROUPS = pa.schema(
 """What it did to another group's activations: `kept` is the mean over that group's nodes of value steered / value
 unsteered, weighted by the square of the latter: 1 as before, 0 gone; null where all of them are 0."""
 
+VALUES = pa.schema([("prompt_id", pa.int64()), ("layer", pa.int16()), ("attributions", _VALUES)])
+"""The attribution of every neuron of a layer on a prompt, kept or not, by its number and summed over positions."""
+
+COMPARISON = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("change", pa.string()),
+        ("attribution_first", pa.float64()),
+        ("attribution_last", pa.float64()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("p", pa.float64()),
+        ("q", pa.float64()),
+        ("n_first", pa.int64()),
+        ("n_last", pa.int64()),
+        ("activation_first", pa.float64()),
+        ("activation_last", pa.float64()),
+    ]
+)
+"""The first and the last side of a comparison, a row for each node that a prompt of either keeps, largest difference
+first; position -1 where positions are summed over. Attributions are means over the prompts compared; the difference is
+last minus first, with its 95 % interval over prompts, p-value and q (null where a side has one prompt, or the node was
+not tested). `n_first`, `n_last`: prompts that keep the node; activations are means where it is kept, null of none.
+`change`: ``appeared`` (in the circuit of the last side alone), ``vanished`` (of the first alone), ``sign`` (in both,
+with attributions of opposite signs), ``both`` or ``neither``."""
+COMPARED = pa.schema(
+    [
+        ("side", pa.int32()),
+        ("name", pa.string()),
+        ("model", pa.string()),
+        ("n_prompts", pa.int64()),
+        ("metric", pa.float64()),
+        ("metric_low", pa.float64()),
+        ("metric_high", pa.float64()),
+        ("n_nodes", pa.int64()),
+        ("faithfulness_size", pa.float64()),
+        ("faithfulness", pa.float64()),
+        ("faithfulness_low", pa.float64()),
+        ("faithfulness_high", pa.float64()),
+        ("appeared", pa.int64()),
+        ("vanished", pa.int64()),
+        ("changed_sign", pa.int64()),
+        ("overlap", pa.float64()),
+        ("weighted_overlap", pa.float64()),
+        ("overlap_last", pa.float64()),
+        ("weighted_overlap_last", pa.float64()),
+        ("pearson", pa.float64()),
+        ("spearman", pa.float64()),
+        ("pearson_all", pa.float64()),
+        ("spearman_all", pa.float64()),
+    ]
+)
+"""The sides of a comparison in their order: the mean metric over prompts with its interval, the size of the circuit,
+faithfulness at the largest size that was tested, and what the circuit has in common with that of the side before (null
+of the first): nodes that appeared, vanished, or changed the sign of their attribution; Jaccard's overlap of the two and
+that of signed attributions; correlations of attributions over the nodes of either circuit, and over all neurons where
+they are known. ``_last``: overlaps with the last side."""
+COURSES = pa.schema(
+    [
+        ("side", pa.int32()),
+        ("name", pa.string()),
+        ("group", pa.string()),
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("attribution", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("in_circuit", pa.bool_()),
+    ]
+)
+"""How the nodes of any side's circuit, and groups of them, fare over the sides: the mean attribution over prompts with
+its interval, and whether the side's circuit has the node (any of the group). A row is of a node, or of a group, whose
+layer, position and neuron are null."""
+
 TARGET, FOIL = -1, -2
 """The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
 
-SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES}
-"""The tables of single prompts; edges and profiles are there where they were asked for."""
+SCHEMAS: dict[str, pa.Schema] = {
+    "prompts": PROMPTS,
+    "nodes": NODES,
+    "edges": EDGES,
+    "profiles": PROFILES,
+    "values": VALUES,
+}
+"""The tables of single prompts; edges, profiles and values are there where they were asked for."""
 
 
 def stored_names(stored: Sequence[str]) -> dict[str, str | None]:

@@ -1,7 +1,7 @@
 // The circuit as typed arrays, with the adjacency of its edges.
 // Knows how the page packs its columns. Refuses to know drawing, selection and elements of the page.
 
-import { tokenText } from "./format.js";
+import { plainText, tokenText } from "./format.js";
 
 export const NEURON = 0;
 export const EMBEDDING = 1;
@@ -136,6 +136,13 @@ class Circuit {
   metricShare(row) {
     const { metric, cancels } = this.header;
     return metric === null || metric === 0 || cancels ? NaN : this.nodes.attribution[row] / metric;
+  }
+
+  /** Of a comparison: which graph has a node, in words. */
+  sideOf(row) {
+    const [first, last] = this.header.sides;
+    const only = [`only in ${first}`, `only in ${last}`, "in both", "in both, sign changed"];
+    return plainText(only[this.nodes.side[row] - 1]);
   }
 
   /** Edges by falling magnitude of `measure`, over all and per node; made once for each measure. */

@@ -63,7 +63,7 @@ def workloads(job: Any) -> tuple[Workload, ...]:
             rules=RULES if job.rules is None else frozenset(job.rules),
             top_k=job.top_k,
             mass=job.mass is not None,
-            whole=job.circuit != "none",
+            whole=job.circuit != "none" or job.values,
             attention=job.attention,
             batch=job.batch,
         ),

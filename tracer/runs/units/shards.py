@@ -268,7 +268,7 @@ class _Shard:
         self.model, self.job, self.task, self.options = model, job, task, chosen
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
-        asked = {"nodes": True, "edges": chosen["edges"], "profiles": chosen["profiles"]}
+        asked = {"nodes": True, "edges": chosen["edges"], "profiles": chosen["profiles"], "values": job.values}
         self._tables: dict[str, list[tuple[int, pa.Table]]] = {name: [] for name, wanted in asked.items() if wanted}
         self.notes: Counter[str] = Counter()
         # Worded here: threads know no surface. One sentence for all prompts, so that they can be counted.
@@ -481,12 +481,17 @@ class _Shard:
             [item.prompt for item in items],
             **self.options,
             memory=max(room, self.task.max_bytes or self.model.budget()),
-            whole=None if self.sums is None else nodes.append,  # all nodes, where they are asked for
+            whole=nodes.append if self._needs_all else None,
             progress=self._steps,
         ):
             circuits.append(circuit)
             self._pulse.alive()
-        return _Traced(said, circuits, None if self.sums is None else nodes)
+        return _Traced(said, circuits, nodes if self._needs_all else None)
+
+    @property
+    def _needs_all(self) -> bool:
+        """Whether the attributions of all nodes are asked for."""
+        return self.sums is not None or self.job.values
 
     def _answers(self, items: list[_Item]) -> list[Answer] | None:
         """What the model answers to each prompt; None where no filter asks."""
@@ -512,6 +517,8 @@ class _Shard:
             tables["edges"] = _numbered(circuit.links, item.id)
         if circuit.profiles is not None:
             tables["profiles"] = _numbered(circuit.profiles, item.id)
+        if nodes is not None and self.job.values:
+            tables["values"] = _values(nodes[:, int(self.job.skip_first) : len(circuit.token_ids)], item.id)
         row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.task.deaths.get(item.id, 0)}
         part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
         said = notes((item.encoded,), self.model)
@@ -636,6 +643,13 @@ def input_row(row: data.Row) -> dict[str, Any]:
         "counterfactual_messages": list(other) if spoken and other is not None else None,
         "answer": row.answer,
     }
+
+
+def _values(nodes: Tensor, prompt_id: int) -> pa.Table:
+    """A prompt's rows of `schemas.VALUES` from its attributions [layer, pos, neuron]."""
+    summed = nodes.double().sum(1).float().cpu().numpy()
+    columns = {"prompt_id": [prompt_id] * len(summed), "layer": range(len(summed)), "attributions": list(summed)}
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schemas.VALUES}, schemas.VALUES)
 
 
 def _numbered(table: pa.Table, prompt_id: int) -> pa.Table:
