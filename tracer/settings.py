@@ -101,7 +101,7 @@ class TargetDirection(Record):
     """
 
     vector: tuple[float, ...] = Field(min_length=1)
-    layer: int | None = Field(None, ge=0, le=LARGEST)
+    layer: int | None = Field(default=None, ge=0, le=LARGEST)
     label: str = "direction"
 
     @model_validator(mode="after")

@@ -146,7 +146,7 @@ def test_edges_into_a_direction_are_the_oracles(family: str, place: str) -> None
     check_edges(circuit, wanted.neurons[0], wanted.embeddings[0], float(wanted.values[0]), model)
 
 
-def into(model: tracer.Model, ids: tuple[int, ...], oracle: ref.Metric, basis: str = "activation") -> ref.Edges:
+def into(model: tracer.Model, ids: tuple[int, ...], oracle: ref.Inside, basis: str = "activation") -> ref.Edges:
     """Every source's direct weight into what is inside the model, all MLPs held."""
     leaf = ref.embed(model.module, torch.tensor([ids])).requires_grad_()
     with ref.linearized(model.module):
@@ -160,8 +160,7 @@ def into(model: tracer.Model, ids: tuple[int, ...], oracle: ref.Metric, basis: s
     if oracle.at[0] == "neuron" and basis == "activation":
         trace.inside[oracle.at] = trace.raw[oracle.at[1]]
     value = oracle.read(trace).sum()
-    more = {"allow_unused": True, "materialize_grads": True}
-    grads = torch.autograd.grad(value, [*trace.acts, leaf], **more)
+    grads = torch.autograd.grad(value, [*trace.acts, leaf], allow_unused=True, materialize_grads=True)
     weights = torch.stack([(act * grad)[0].detach() for act, grad in zip(trace.acts, grads[:-1], strict=True)])
     inputs = (leaf * grads[-1]).sum(-1)[0].detach()
     return ref.Edges((), value[None].detach(), weights[None], inputs[None], weights, (weights, inputs))

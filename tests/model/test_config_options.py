@@ -25,6 +25,7 @@ from tracer.errors import JobError, ModelError
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement, measured
 from tracer.model import passes
 from tracer.prompts import Batch, encode
+from tracer.settings import settings
 
 SIZES = """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
@@ -524,7 +525,7 @@ def test_rows_as_a_server_takes_them_keep_the_sides_apart(falls: bool) -> None:
     for to in (Replacement(others), Replacement((*others, rows[0]), mean=True)):
         asked = [AblatedRow(one, nodes, (0, 0, 2), other=0 if to.mean else row) for row, one in enumerate(encoded)]
         found = [
-            measured(model, some, to, "logit", "activation", 2**30, falls=falls)
+            measured(model, some, to, settings(metric="logit"), "activation", 2**30, falls=falls)
             for some in (asked, *([row] for row in asked))
         ]
         assert error(found[0], torch.cat(found[1:])) < 1e-5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -61,8 +61,8 @@ def test_a_piece_that_is_missing_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("field", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_halves_are_read_as_the_numbers_they_are(dtype: torch.dtype, field: str, tmp_path: Path) -> None:
-    known = t.tiny("llama")
-    t.save(t.tiny("llama").to(dtype), tmp_path)
+    known, halved = t.tiny("llama"), cast(Any, t.tiny("llama"))
+    t.save(halved.to(dtype), tmp_path)
     known.load_state_dict({name: value.to(dtype).float() for name, value in known.state_dict().items()})
     config = json.loads((tmp_path / "config.json").read_text())
     config[field] = config.pop("dtype")
@@ -145,10 +145,11 @@ def test_weights_of_eight_bits_are_read_as_the_floats_they_are(form: str, tmp_pa
 def test_a_circuit_of_weights_of_eight_bits_conserves(tmp_path: Path) -> None:
     known = in_eight_bits(t.tiny("llama"), tmp_path, "blocks")
     model = tracer.load(tmp_path)
-    asked = Question(metric="difference").prompts()
-    rows = torch.stack([known(input_ids=torch.tensor([list(one.token_ids or ())])).logits[0, -1] for one in asked])
-    wanted = torch.stack([row[one.target] - row[one.foil] for row, one in zip(rows, asked, strict=True)]).flatten()
-    result = tracer.attribute(model, asked, baseline="zero")
+    asked = Question(metric="difference")
+    rows = torch.stack([known(input_ids=torch.tensor([ids])).logits[0, -1] for ids in asked.ids()])
+    ends = zip(rows, asked.targets, asked.foils, strict=True)
+    wanted = torch.cat([row[list(target)] - row[list(foil)] for row, target, foil in ends])
+    result = tracer.attribute(model, asked.prompts(), baseline="zero")
     assert truth.close(result.metric, wanted, of=rows)
     assert truth.close(result.embeddings.sum(1), wanted, of=rows)
 

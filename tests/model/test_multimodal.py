@@ -269,7 +269,9 @@ def loaded(folder: Path, kind: str) -> Any:
         assert model.family.name == config.model_type
         return model.module
     options = {"key_mapping": multimodal.KEYS, "attn_implementation": "eager", "dtype": torch.float32}
-    module, report = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    options |= {"config": config, "output_loading_info": True}
+    read: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+    module, report = read
     assert report["missing_keys"] | report["mismatched_keys"] == set()
     assert [key for key in report["unexpected_keys"] if not multimodal.is_beside(kind, key)] == []
     return module
@@ -357,10 +359,11 @@ def test_the_thinker_of_a_model_that_speaks_is_read(kind: str, newer: bool, tmp_
 def test_a_traced_prompt_is_the_wholes_where_positions_are_of_three_numbers(tmp_path: Path) -> None:
     known = wholes.whole("qwen3_vl")
     model = tracer.load(save(known, tmp_path))
-    asked = Question(metric="difference").prompts()
-    rows = torch.stack([known(input_ids=torch.tensor([list(one.token_ids or ())])).logits[0, -1] for one in asked])
-    wanted = torch.stack([row[one.target] - row[one.foil] for row, one in zip(rows, asked, strict=True)]).flatten()
-    result = tracer.attribute(model, asked, baseline="zero")
+    asked = Question(metric="difference")
+    rows = torch.stack([known(input_ids=torch.tensor([ids])).logits[0, -1] for ids in asked.ids()])
+    ends = zip(rows, asked.targets, asked.foils, strict=True)
+    wanted = torch.cat([row[list(target)] - row[list(foil)] for row, target, foil in ends])
+    result = tracer.attribute(model, asked.prompts(), baseline="zero")
     assert truth.close(result.metric, wanted, of=rows)
     assert truth.close(result.embeddings.sum(1), wanted, of=rows)  # RelP conserves
 

@@ -108,7 +108,7 @@ def neurons(model: PreTrainedModel, basis: str = "activation") -> list[tuple[nn.
     if basis == "residual":
         return [(block, "output") for block in blocks(model)]
     if basis == "attention":
-        behind = [getattr(block, "post_attention_layernorm", None) for block in blocks(model)]
+        behind: list[Any] = [getattr(block, "post_attention_layernorm", None) for block in blocks(model)]
         sandwich = any(hasattr(block, "post_feedforward_layernorm") for block in blocks(model))
         return [
             (norm if sandwich else attention.module, "output")
@@ -415,7 +415,7 @@ def linearized(model: PreTrainedModel, rules: frozenset[str] | set[str] = ALL) -
                 forwards[part.fused] = _values_only(part.columns, part.fused.forward)
             forwards |= {linear: _values_only(columns, linear.forward) for linear, columns in part.cut}
     for own in own_embeddings(model) if "attention" in rules else ():
-        forwards[own] = _held(forwards.get(own, own.forward))
+        forwards[own] = _held(forwards.get(own) or own.forward)
     if "activation" in rules:
         forwards.update({act: _linear_activation(act) for act in own_activations(model)})
     if rules & {"activation", "product", "gate"}:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -53,6 +53,17 @@ class Edges:
     from_baseline: Float[Tensor, "target source"] | None = None
 
 
+class Inside(NamedTuple):
+    """What stands in the place of logits.
+
+    Attributes:
+        at: (position, anything) rows: where it is read. of: what it is, as `Metric.of` has it.
+    """
+
+    at: Int[Tensor, "logit 2"]
+    of: SimpleNamespace
+
+
 def workspace(model: Model, by_replay: bool) -> int:
     """Bytes that the search for edges may hold at a time beside the edges themselves: of residual streams, and for the
     replay more on a larger device."""
@@ -63,13 +74,12 @@ def direct_edges(
     model: Model,
     token_ids: tuple[int, ...],
     neurons: Int[Tensor, "neuron 3"],
-    logits: Int[Tensor, "logit 2"],
+    logits: Int[Tensor, "logit 2"] | Inside,
     *,
     basis: str = "activation",
     rules: frozenset[str] = RULES,
     engine: str = "auto",
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
-    of: SimpleNamespace | None = None,
 ) -> Edges:
     """All direct edges among neurons, embeddings and logits of one prompt: from earlier layers to later ones, and to no
     earlier token unless attention looks at later ones.
@@ -78,16 +88,16 @@ def direct_edges(
 
     Args:
         neurons: (layer, position, neuron) rows; `neuron` indexes the basis.
-        logits: (position, token) rows.
+        logits: (position, token) rows; or what stands in their place, into which edges are found by autograd.
         rules: of the linearisation; the replay needs all of them, with the half rule or the linear gate.
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
         baselines: of the neurons, and of the embeddings, where they are not all zero.
-        of: what stands in the place of logits, as `Metric.of` has it, at the positions of `logits`; found by autograd.
 
     Raises:
         JobError: a node outside the model or the prompt, or an unknown basis or engine.
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
+    logits, of = logits if isinstance(logits, Inside) else (logits, None)
     check_ends(model, token_ids, neurons, logits, basis, engine)
     model.check_rules(rules)
     by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)

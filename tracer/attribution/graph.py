@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracer.attribution.attribute import Reference, notes
-from tracer.attribution.edges import Edges, direct_edges
+from tracer.attribution.edges import Edges, Inside, direct_edges
 from tracer.attribution.profiles import Profiles, attribution_profiles, check_profiles
 from tracer.attribution.pruning import EdgeColumns, Pruned, Pruning, prune
 from tracer.attribution.request import SelectedNodes, inside_of
@@ -163,28 +163,28 @@ def edges_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Edge
     where they did."""
     if selected.edges is not None:
         return selected.edges
-    return direct_edges(model, *_ends(selected), **_how(model, selected, chosen))
+    return direct_edges(model, *_ends(selected, chosen), **_how(model, selected, chosen))
 
 
 def profiles_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Profiles:
     """The attribution profiles of a prompt's selected nodes; those that came with the nodes, where they did."""
     if selected.profiles is not None:
         return selected.profiles
-    found = attribution_profiles(model, *_ends(selected), **_how(model, selected, chosen))
+    found = attribution_profiles(model, *_ends(selected, chosen), **_how(model, selected, chosen))
     check_profiles(model, found, selected.activations, chosen)
     return found
 
 
-def _ends(selected: SelectedNodes) -> tuple[tuple[int, ...], Tensor, Tensor]:
-    """Tokens, nodes and logits, as `direct_edges` takes them."""
-    logits = torch.tensor([(place, token) for place, token, _ in selected.terms])
-    return selected.encoded.token_ids, selected.nodes, logits
+def _ends(selected: SelectedNodes, chosen: Settings) -> tuple[tuple[int, ...], Tensor, Tensor | Inside]:
+    """Tokens, nodes and logits or what stands in their place, as `direct_edges` takes them."""
+    at, of = torch.tensor([(place, token) for place, token, _ in selected.terms]), inside_of(chosen)
+    return selected.encoded.token_ids, selected.nodes, at if of is None else Inside(at, of)
 
 
 def _how(model: Model, selected: SelectedNodes, chosen: Settings) -> dict[str, Any]:
     """The linearisation and the baselines, as `direct_edges` takes them."""
-    known = {"baselines": _baselines(model, selected, chosen), "of": inside_of(chosen)}
-    return {"basis": chosen.basis, "rules": chosen.edge_rules, **known}
+    baselines = _baselines(model, selected, chosen)
+    return {"basis": chosen.basis, "rules": chosen.edge_rules, "baselines": baselines}
 
 
 def _edge_columns(direct: Edges, columns: dict[str, list[Any]], is_logit: Tensor, chosen: Settings) -> EdgeColumns:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution import backward, circuits, replay, total
-from tracer.attribution.edges import check_ends, engine_of, question, workspace
+from tracer.attribution.edges import Inside, check_ends, engine_of, question, workspace
 from tracer.attribution.result import check_finite
 from tracer.errors import ModelError
 from tracer.model import passes
@@ -49,13 +49,12 @@ def attribution_profiles(
     model: Model,
     token_ids: tuple[int, ...],
     neurons: Int[Tensor, "neuron 3"],
-    logits: Int[Tensor, "logit 2"],
+    logits: Int[Tensor, "logit 2"] | Inside,
     *,
     basis: str = "activation",
     rules: frozenset[str] = RULES,
     engine: str = "auto",
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
-    of: SimpleNamespace | None = None,
 ) -> Profiles:
     """The profiles of some neurons of one prompt; arguments as of `edges.direct_edges`.
 
@@ -64,6 +63,7 @@ def attribution_profiles(
         ModelError: the replay was asked for where it does not apply, or effects do not add up where they must.
         RemoteError: neither gradients nor weights are available.
     """
+    logits, of = logits if isinstance(logits, Inside) else (logits, None)
     check_ends(model, token_ids, neurons, logits, basis, engine)
     model.check_rules(rules)
     by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)

@@ -79,23 +79,9 @@ def trace(
     if not isinstance(prompt, Prompt):
         raise JobError(f"prompt={quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
     how: dict[str, Any] = {"baseline": baseline, "basis": basis, "rules": rules, "steps": steps, "metric": metric}
-    how |= {
-        "top_k": top_k,
-        "share": share,
-        "of": of,
-        "seed": seed,
-        "reference": reference,
-        "threshold": threshold,
-        "mass": mass,
-    }
-    how |= {
-        "skip_first": skip_first,
-        "exclude": exclude,
-        "pruning": pruning,
-        "profiles": profiles,
-        "progress": progress,
-    }
-    (circuit,) = trace_all(model, [prompt], nodes=nodes, method=method, edges=edges, **how)
+    how |= {"top_k": top_k, "share": share, "of": of, "seed": seed, "reference": reference, "threshold": threshold}
+    how |= {"mass": mass, "skip_first": skip_first, "exclude": exclude, "pruning": pruning, "profiles": profiles}
+    (circuit,) = trace_all(model, [prompt], nodes=nodes, method=method, edges=edges, progress=progress, **how)
     say(note for note in circuit.warnings if note not in model.warnings)  # `load` said those
     return circuit
 

@@ -252,12 +252,10 @@ def _node(
     if kind == "target":  # which the format has no kind for: it is where its page looks for logits
         same = {"feature": max(0, neuron), "layer": str(layer + 1), "feature_type": "logit", "is_target_logit": True}
         return node | same | {"jsNodeId": f"L_{max(0, neuron)}-{position}", "clerp": f"Target {row['token']}"}
-    feature_type = "mlp reconstruction error" if kind == "error" else FEATURE
-    feature = None if kind == "error" else cantor(layer, neuron)
     return node | {
-        "feature": feature,
+        "feature": None if kind == "error" else cantor(layer, neuron),
         "layer": str(layer),
-        "feature_type": feature_type,
+        "feature_type": "mlp reconstruction error" if kind == "error" else FEATURE,
         "jsNodeId": f"{layer}_{neuron}-0",
         "clerp": "" if kind == "error" else f"L{layer} N{neuron}",
     }

@@ -120,7 +120,6 @@ class Columns:
             return Row(error=f"{record.problem} ({where})")
         problems: list[str] = []
         values: dict[str, Any] = {}
-        labels: dict[str, str] = {}
         spoken = self.mapped or record.get(self.fields.get("messages", "messages")) is not None
         for name, column in self.fields.items():
             if name == "seed" and not spoken:  # of a text it is somebody's random one
@@ -129,13 +128,7 @@ class Columns:
                 values[name] = _field(name, record.get(column), written)
             except ValueError as error:
                 problems.append(str(error))
-        for name in self.labels:
-            try:
-                value = _plain(f"label {quoted(name)}", record.get(name))
-                if value is not None:
-                    labels[name] = _scalar(f"label {quoted(name)}", value)
-            except ValueError as error:
-                problems.append(str(error))
+        labels = self._labels(record, problems)
         if not problems:
             problems.extend((*_conflicts(values), *self._empty(values)))
         if hear is not None and not problems:
@@ -154,6 +147,18 @@ class Columns:
             seed=values.get("seed"),
             answer=values.get("answer"),
         )
+
+    def _labels(self, record: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
+        """The columns that are kept beside the prompt, as text; what is wrong with one joins the `problems`."""
+        labels = dict[str, str]()
+        for name in self.labels:
+            try:
+                value = _plain(f"label {quoted(name)}", record.get(name))
+                if value is not None:
+                    labels[name] = _scalar(f"label {quoted(name)}", value)
+            except ValueError as error:
+                problems.append(str(error))
+        return labels
 
     def _empty(self, values: Mapping[str, Any]) -> Iterable[str]:
         """Mapped fields that hold nothing: without them something else would be asked, and nobody told."""

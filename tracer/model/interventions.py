@@ -57,7 +57,7 @@ def walk(
     hold(nn, plan, rules)
     blocks = list(nn.get(plan.blocks))
     linearize.prepare(blocks, [part.steps for part in plan.layers])
-    sizes = None if constants is None else stream_sizes(nn, plan)
+    sizes = [] if constants is None else stream_sizes(nn, plan)
     for layer, (block, laid) in enumerate(zip(blocks, plan.layers, strict=True)):
         found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
         where = node_module(laid, basis)
@@ -80,9 +80,8 @@ def walk(
             visited.append(visit(experts.Dense(block), layer))
         if reads is not None and (reads.kind, reads.layer) == ("direction", layer):
             reads.state = experts.Dense(block).output
-        if constants is not None and sizes is not None:
-            resize(found.scales, laid, sizes[layer])
-            constants.append(found)
+        if constants is not None:
+            constants.append(resized(found, laid, sizes[layer]))
     return visited
 
 
@@ -105,11 +104,13 @@ def stream_sizes(nn: Any, plan: SimpleNamespace) -> list[float]:
     return sizes
 
 
-def resize(scales: dict[str, Tensor], laid: SimpleNamespace, size: float) -> None:
-    """Put what the stream is multiplied by into the statistics of the norms around a block's MLP (`stream_sizes`)."""
+def resized(found: SimpleNamespace, laid: SimpleNamespace, size: float) -> SimpleNamespace:
+    """A block's constants with what the stream is multiplied by in the statistics of the norms around its MLP
+    (`stream_sizes`)."""
     if size != 1.0:
-        scales[laid.mlp_in] = scales[laid.mlp_in] * size
-        scales[laid.mlp_out] = scales[laid.mlp_out] / size
+        found.scales[laid.mlp_in] = found.scales[laid.mlp_in] * size
+        found.scales[laid.mlp_out] = found.scales[laid.mlp_out] / size
+    return found
 
 
 def mixed(found: SimpleNamespace, kind: str, module: Any, laid: SimpleNamespace) -> None:
