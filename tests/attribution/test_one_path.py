@@ -35,7 +35,7 @@ CALLS: dict[str, tuple[Prompt, dict[str, Any], int]] = {
 def test_how_often_the_blocks_are_walked(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, how, wanted = CALLS[call]
     runs, walk = [], interventions.walk
-    monkeypatch.setattr(interventions, "walk", lambda *given: runs.append(1) or walk(*given))
+    monkeypatch.setattr(interventions, "walk", lambda *given, **more: runs.append(1) or walk(*given, **more))
     tracer.trace(load("llama"), prompt, nodes=10, **how)
     assert len(runs) == wanted
 

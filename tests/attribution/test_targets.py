@@ -54,7 +54,7 @@ def compared(model: tracer.Model, place: str, method: str, *, layer: int = LAYER
     wanted = ref.attribute(model.module, ids, mask, oracle, method, **more, **how)
     nodes = wanted.nodes.clone()
     if place == "neuron":  # it itself is no node of its own circuit, nor what comes after it
-        first = layer + (how.get("basis") == "attention" and not model.plan.parallel)
+        first = layer + (how.get("basis") == "attention" and not model.plan.layers[layer].parallel)
         nodes[:, first:] = 0
     if place == "direction":
         nodes[:, layer + 1 :] = 0

@@ -33,13 +33,16 @@ SIZES = """
     layer_norm_epsilon norm_epsilon pad_token_id bos_token_id eos_token_id
     ffn_hidden_size num_kv_heads norm_eps eod_token_id num_experts top_k_experts moe_intermediate_size
     vocab_size_per_layer_input
+    qk_head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim kv_lora_rank linear_conv_kernel_dim linear_key_head_dim
+    linear_value_head_dim linear_num_key_heads linear_num_value_heads
 """
 NO_EFFECT = """
     use_cache pretraining_tp attention_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout classifier_dropout
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout is_decoder
     original_max_position_embeddings _sliding_window_pattern max_window_layers residual_dropout embedding_dropout
     ignore_keys_at_rope_validation sliding_window_pattern _heterogeneity_spec attention_softmax_in_fp32
-    scale_attention_softmax_in_fp32
+    scale_attention_softmax_in_fp32 embedding_initializer_range linear_a_log_min linear_a_log_max linear_dt_min
+    linear_dt_max linear_dt_init_floor
 """
 """Training, other heads than the language model's, caches; or read through another option (by which it is tested)."""
 TESTED = """
@@ -49,7 +52,8 @@ TESTED = """
     no_rope_layer_interval use_bias use_qkv_bias qk_layernorm use_qk_norm embedding_multiplier residual_multiplier
     attention_multiplier logits_scaling logit_scale alibi bias multi_query new_decoder_architecture
     num_ln_in_parallel_attn parallel_attn activation attention_out_bias attention_k_eq_v rotary_dim
-    hidden_size_per_layer_input num_kv_shared_layers
+    hidden_size_per_layer_input num_kv_shared_layers q_lora_rank rope_interleave layer_rope_theta scale_emb scale_depth
+    dim_model_base linear_allow_neg_eigval
 """
 REFUSED = "add_cross_attention reorder_and_upcast_attn clip_qkv enable_moe_block use_double_wide_mlp"
 LOOKED_AT = frozenset(f"{SIZES} {NO_EFFECT} {TESTED} {REFUSED}".split())
@@ -270,6 +274,14 @@ CASES |= {
         {"activation_function": "relu", "tie_word_embeddings": False},
         {"is_causal": False},
     ],
+    "youtu": [{"rope_interleave": False}, {"q_lora_rank": None, "attention_bias": True}, {"tie_word_embeddings": True}],
+    "minicpm3": [
+        {"scale_emb": 3.0, "scale_depth": 0.7, "dim_model_base": 7},
+        {"q_lora_rank": 8, "attention_bias": True, "tie_word_embeddings": True},
+    ],
+    "granite_swa": [{"layer_rope_theta": [0, 100.0, 10000.0], "layer_types": [SLIDING, FULL, SLIDING]}],
+    "qwen3_5_hybrid": [{"attention_bias": True, "tie_word_embeddings": True}],
+    "olmo_hybrid": [{"linear_allow_neg_eigval": False, "tie_word_embeddings": True}],
     "gptj": [{"rotary_dim": 8, "activation_function": "relu"}, {"tie_word_embeddings": True}, {"is_causal": False}],
 }
 EVERY = [(family, over) for family, cases in CASES.items() for over in cases]
@@ -408,6 +420,14 @@ def test_an_option_that_transformers_reads_by_halves_is_refused(family: str) -> 
     """Gemma and Gemma 2 read it in their attention, not in their masks."""
     with refused(ModelError, "is_causal", repr(family)):
         made(family, {"use_bidirectional_attention": True})
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_hybrid", "olmo_hybrid"])
+def test_a_delta_net_with_another_activation_than_its_rule_knows_is_refused(family: str) -> None:
+    """It is the MLPs' as well, which have a rule for each; the convolution's has one for SiLU."""
+    with refused(ModelError, "hidden_act='gelu'", "SiLU"):
+        made(family, {"hidden_act": "gelu"})
+    assert made(family, {"hidden_act": "swish"}).family.name
 
 
 @pytest.mark.parametrize("family", ["stablelm", "nemotron"])

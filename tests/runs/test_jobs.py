@@ -478,7 +478,7 @@ def test_numbers_make_the_same_job(
 def test_numbers_are_everything_that_decides_them(path: Path) -> None:
     job = load_job(path)
     new = {"adapter", "gguf_file", "always_on", "concepts", "filter", "profiles", "steering", "supernodes", "tokens"}
-    new |= {"share", "of"}
+    new |= {"share", "of", "values"}
     without = WITHOUT_EFFECT | new  # left out where there are none
     without |= {"rules"} if isinstance(job, BenchmarkJob) else set()  # left out where it is the default
     assert set(type(job).model_fields) - set(job.numbers()) == without & set(type(job).model_fields)

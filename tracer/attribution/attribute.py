@@ -290,7 +290,7 @@ def check_inside(model: Model, chosen: Settings) -> None:
         return
     if of.neuron >= (most := model.n_neurons("activation")):
         raise JobError(name, f"the model has neurons 0..{most - 1} in a layer", "choose one of them")
-    if of.layer == 0 and (chosen.basis != "attention" or model.plan.parallel):
+    if of.layer == 0 and (chosen.basis != "attention" or model.plan.layers[0].parallel):
         rule = "is in the first layer: nothing of the basis is before it"
         raise JobError(name, rule, "choose one of a later layer")
 

@@ -59,7 +59,7 @@ def reach(plan: SimpleNamespace, ask: SimpleNamespace, n_layers: int) -> int:
     of = ask.metric.of
     if of is None or of.layer is None:
         return n_layers
-    before = of.kind == "neuron" and (ask.basis != "attention" or plan.parallel)
+    before = of.kind == "neuron" and (ask.basis != "attention" or plan.layers[of.layer].parallel)
     return of.layer + (not before)
 
 

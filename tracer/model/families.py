@@ -460,6 +460,10 @@ GPT2 = Layout(
         up=Weight("mlp.c_fc"),
     ),
 )
+WITHOUT = "use a model without it"
+SILU_ALONE = Refused(
+    "hidden_act", "the rule for a delta net's convolution is that of SiLU", WITHOUT, (None, "silu", "swish")
+)
 NO_CROSS_ATTENTION = Refused("add_cross_attention", "no rule covers cross-attention", "use a decoder-only model")
 CAUSAL_ALONE = Refused(
     "is_causal",
@@ -467,7 +471,6 @@ CAUSAL_ALONE = Refused(
     "use a causal model",
     harmless=(None, True),
 )
-WITHOUT = "use a model without it"
 FALCON = Wiring(
     attention_in="input_layernorm",
     attention_out=None,
@@ -776,8 +779,8 @@ FAMILIES: dict[str, Family] = {
         _llama_like("youtu", LATENT_QUERIES, LATENT),
         _llama_like("granite_swa", PLAIN, scales=GRANITE_SCALES),
         _llama_like("minicpm3", LATENT_QUERIES, LATENT, scales=Scales(divided="logits_scaling", deep="scale_depth")),
-        _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0),
-        _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA),
+        _llama_like("qwen3_5_text", OPENED, DELTA, norm_offset=1.0, refused=(SILU_ALONE,)),
+        _llama_like("olmo_hybrid", POST_NORM, SEPARATE_DELTA, refused=(SILU_ALONE,)),
     )
 }
 
