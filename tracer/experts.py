@@ -84,6 +84,10 @@ class Numbering:
         """The expert that a neuron belongs to; None where it belongs to none."""
         return self.split(layer, number).expert
 
+    def width(self, layer: int) -> int | None:
+        """Neurons of each expert of a layer; None where it has none."""
+        return one.d_expert if (one := self._at.get(layer)) else None
+
     def name(self, layer: int, number: int) -> str:
         """A neuron's name: ``L3 E17 N45``, or ``L3 N45`` where it belongs to no expert."""
         return str(self.split(layer, number))

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from tracer.errors import JobError, quoted
-from tracer.experts import DENSE, Experts, Numbering
-from tracer.records import LARGEST, Record
+from tracer.experts import DENSE, Experts, Neuron, Numbering
+from tracer.records import LARGEST, Count, Natural, Record
 
 Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "relp-ig", "exact", "delta", "random"]
 Baseline = Literal["zero", "mean", "counterfactual"]
@@ -72,12 +72,22 @@ class TargetNeuron(Record):
     """A neuron as what a circuit is of: the metric is its value, times its sign.
 
     Attributes:
-        layer, neuron: which. sign: 1, or -1 for what drives it below 0.
+        layer, neuron: which; `neuron` is its number in the layer, but of an `expert` without a `width`, as a person
+            writes one, that in the expert.
+        sign: 1, or -1 for what drives it below 0.
+        expert: that it belongs to, of a mixture. width: neurons of an expert, once the model is known (`numbered`).
     """
 
     layer: int = Field(ge=0, le=LARGEST)
     neuron: int = Field(ge=0, le=LARGEST)
     sign: Literal[1, -1] = 1
+    expert: Natural | None = None
+    width: Count | None = None
+
+    @model_serializer(mode="wrap")
+    def _said(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without an expert where it has none."""
+        return {name: value for name, value in handler(self).items() if value is not None}
 
     @property
     def kind(self) -> Literal["neuron", "direction"]:
@@ -86,8 +96,33 @@ class TargetNeuron(Record):
 
     @property
     def name(self) -> str:
-        """As people write it: ``L12 N345``, with ``-`` behind it for its negative side."""
-        return f"L{self.layer} N{self.neuron}{'-' if self.sign < 0 else ''}"
+        """As people write it: ``L12 N345``, of an expert ``L3 E17 N45``, with ``-`` behind it for its negative side."""
+        inside = self.neuron - (self.expert or 0) * (self.width or 0)
+        return f"{Neuron(self.layer, self.expert, inside)}{'-' if self.sign < 0 else ''}"
+
+    @property
+    def number(self) -> int:
+        """Its number in the layer.
+
+        Raises:
+            ValueError: only the model knows it: see `numbered`.
+        """
+        if self.expert is not None and self.width is None:
+            raise ValueError(f"the number of {self.name} is not known")
+        return self.neuron
+
+    def numbered(self, numbering: Numbering) -> TargetNeuron:
+        """The same by its number in its layer, with its expert.
+
+        Raises:
+            JobError: an expert, or a neuron of one, that the model does not have.
+        """
+        if self.width is not None:
+            return self
+        number = numbering.number(Neuron(self.layer, self.expert, self.neuron))
+        expert, width = numbering.expert(self.layer, number), numbering.width(self.layer)
+        parts = {"neuron": number, "expert": expert, "width": None if expert is None else width}
+        return self.model_copy(update=parts)
 
 
 class TargetDirection(Record):
@@ -191,6 +226,16 @@ class Settings(Record):
     def conserves(self) -> bool:
         """Whether relevance must be conserved on a bias-free model (method.md section 8, identity 2)."""
         return self.method == "relp" and self.rules in LINEARISED and self.metric in LINEAR_METRICS
+
+    def numbered(self, numbering: Numbering) -> Settings:
+        """With the neuron that they are `of` by its number in its layer.
+
+        Raises:
+            JobError: an expert, or a neuron of one, that the model does not have.
+        """
+        return (
+            self.model_copy(update={"of": self.of.numbered(numbering)}) if isinstance(self.of, TargetNeuron) else self
+        )
 
     @property
     def edge_rules(self) -> frozenset[str]:

@@ -360,7 +360,7 @@ def test_a_share_that_too_many_tokens_hold_is_refused(monkeypatch: pytest.Monkey
 
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
     ({}, {"of": "L9 N1"}, ("L9 N1", "layers 0..2")),
-    ({}, {"of": "L2 N48"}, ("L2 N48", "neurons 0..47")),
+    ({}, {"of": "L2 N48"}, ("L2 N48", "neurons 0 to 47")),
     ({}, {"of": "L0 N3"}, ("L0 N3", "first layer")),
     ({}, {"of": "neuron 7"}, ("neuron 7", "neither a neuron nor a direction")),
     ({"target": 5}, {"of": "L2 N7"}, ("a target has no effect", "of='L2 N7'")),

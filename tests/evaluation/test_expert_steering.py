@@ -18,7 +18,7 @@ from tracer import JobError, Model, Prompt
 from tracer.cli.app import app
 from tracer.errors import TracerWarning
 from tracer.evaluation.groups import controls, groups_of
-from tracer.evaluation.running import Running
+from tracer.attribution.running import Running
 from tracer.evaluation.steering import read_nodes
 from tracer.evaluation.sweep import sweep
 from tracer.prompts import encode

@@ -20,7 +20,7 @@ from tracer.circuit.supernodes_file import Supernodes, of_graph, write, write_to
 from tracer.data.tasks import capitals
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, RunError
-from tracer.evaluation.running import Running
+from tracer.attribution.running import Running
 from tracer.evaluation.steering import Action, drawn_alike, read_nodes, steer
 from tracer.evaluation.swap import swap, wilson
 from tracer.model.model import Model

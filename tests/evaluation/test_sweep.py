@@ -19,7 +19,7 @@ from helpers import hooked, load, refused
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RunError, TracerWarning
 from tracer.evaluation.groups import WHOLE, Group, controls, groups_of
-from tracer.evaluation.running import Running
+from tracer.attribution.running import Running
 from tracer.evaluation.steering import steer
 from tracer.evaluation.sweep import Sweep, sweep
 from tracer.model.model import Model

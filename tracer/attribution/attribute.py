@@ -19,6 +19,7 @@ from tracer.attribution import backward, circuits, exact, request
 from tracer.attribution.exact import FORWARD_ONLY, Progress
 from tracer.attribution.request import metric_of
 from tracer.attribution.result import Attribution, check_conservation, noises
+from tracer.attribution.running import Running
 from tracer.attribution.targets import Of, target
 from tracer.batching import batches
 from tracer.errors import JobError, first_line, option, quoted, say
@@ -28,7 +29,7 @@ from tracer.model.backend import Of as Form
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.settings import EDGE_BASES, OWN_METRICS, Settings, TargetDirection, settings
+from tracer.settings import EDGE_BASES, OWN_METRICS, Settings, TargetDirection, TargetNeuron, settings
 from tracer.shapes import MeanValues
 from tracer.system.forks import after_fork
 
@@ -120,9 +121,9 @@ def attribute(
         top_k: tokens that ``topk`` sums: the model's own at the position read.
         share: of the next token's probability, between 0 and 1: the metric is the mean logit of the fewest of the
             model's own tokens that hold it, each weighed by its probability, which is a constant.
-        of: instead of tokens, what is asked about inside the model: a neuron, ``"L12 N345"`` (with ``-`` behind it what
-            drives it below 0), or what
-            `tracer.direction` makes. The metric is its value where the logits would be read.
+        of: instead of tokens, what is asked about inside the model: a neuron, ``"L12 N345"``, of an expert that runs
+            there ``"L3 E17 N45"`` (with ``-`` behind it what drives it below 0), or what `tracer.direction` makes. The
+            metric is its value where the logits would be read.
         seed: of ``random``.
         reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
         memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
@@ -258,6 +259,7 @@ def prepared(
         raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
     encoded = [encode(prompt, model) for prompt in prompts]
     chosen = with_metric(chosen, encoded)
+    chosen = chosen.numbered(model.numbering())
     _check_pairs(chosen, encoded, reference)
     check_inside(model, chosen)
     model.check_rules(chosen.rules)
@@ -268,6 +270,7 @@ def prepared(
         and model.replays(frozenset(chosen.rules))
     ):
         passes.needs_gradients(model, f"method {chosen.method}")
+    check_target_runs(model, encoded, chosen)
     return chosen, with_share(model, encoded, chosen)
 
 
@@ -288,11 +291,27 @@ def check_inside(model: Model, chosen: Settings) -> None:
             rule = f"has {len(of.vector)} coordinates, the residual stream {model.d_model}"
             raise JobError(name, rule, "give a direction of this model")
         return
-    if of.neuron >= (most := model.n_neurons("activation")):
-        raise JobError(name, f"the model has neurons 0..{most - 1} in a layer", "choose one of them")
+    model.check_neuron(name, of.layer, of.number)
     if of.layer == 0 and (chosen.basis != "attention" or model.plan.parallel):
         rule = "is in the first layer: nothing of the basis is before it"
         raise JobError(name, rule, "choose one of a later layer")
+
+
+def check_target_runs(model: Model, encoded: Sequence[Encoded], chosen: Settings) -> None:
+    """Refuse a neuron of an expert as what a circuit is of where that does not run at each position that is read. One
+    more forward, of such a neuron.
+
+    Raises:
+        JobError: names the prompt, and the experts that did run.
+    """
+    of = chosen.of
+    if not isinstance(of, TargetNeuron) or of.expert is None:
+        return
+    for prompt in encoded:
+        there = Running.of(model, [prompt.token_ids])
+        for position in prompt.positions:
+            if not there.has(of.layer, position, of.number):
+                raise there.lacking(of.layer, position, of.number, prompt.text)
 
 
 MOST_LIKELY = 100

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tracer.attribution import backward, circuits, replay
 from tracer.attribution.result import check_finite
+from tracer.attribution.running import Running
 from tracer.errors import JobError, ModelError, option
 from tracer.metrics import Metric
 from tracer.model import passes
@@ -70,6 +71,7 @@ def direct_edges(
     engine: str = "auto",
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
     of: SimpleNamespace | None = None,
+    idle: bool = False,
 ) -> Edges:
     """All direct edges among neurons, embeddings and logits of one prompt: from earlier layers to later ones, and to no
     earlier token unless attention looks at later ones.
@@ -83,12 +85,16 @@ def direct_edges(
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
         baselines: of the neurons, and of the embeddings, where they are not all zero.
         of: what stands in the place of logits, as `Metric.of` has it, at the positions of `logits`; found by autograd.
+        idle: take neurons of experts that did not run at their position too, whose values and edges are 0.
 
     Raises:
-        JobError: a node outside the model or the prompt, or an unknown basis or engine.
+        JobError: a node outside the model or the prompt, one whose expert did not run there, or an unknown basis or
+            engine.
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
     check_ends(model, token_ids, neurons, logits, basis, engine)
+    if not idle:
+        check_running(model, token_ids, neurons, basis)
     model.check_rules(rules)
     by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
     ask = question(model, token_ids, neurons, logits, basis, baselines, of)
@@ -193,6 +199,7 @@ def check_ends(
             raise JobError(f"{name}={value!r}", f"must be one of {', '.join(known)}", "choose one")
     length = len(token_ids)
     bounds = torch.tensor([model.n_layers, length, model.n_neurons(basis)])
+    check_widths(model, neurons, basis)
     for what, rows, limit in (("node", neurons, bounds), ("logit", logits, torch.tensor([length, model.vocab_size]))):
         outside = ((rows < 0) | (rows >= limit)).any(-1)
         if bool(outside.any()):
@@ -201,3 +208,30 @@ def check_ends(
             raise JobError(
                 f"{what} {bad}", f"lies outside the model on this prompt ({inside})", "check where it came from"
             )
+
+
+def check_widths(model: Model, neurons: Tensor, basis: str) -> None:
+    """Refuse neurons that their own layer does not have, though a wider one does."""
+    if basis != "activation":
+        return
+    inside = neurons[((neurons[:, 0] >= 0) & (neurons[:, 0] < model.n_layers))]
+    width = torch.tensor(model.widths)[inside[:, 0]]
+    beyond = inside[(inside[:, 2] >= width) & (inside[:, 2] < model.d_mlp)]
+    for layer, position, neuron in beyond[:1].tolist():
+        model.check_neuron(f"node {(layer, position, neuron)}", layer, neuron)
+
+
+def check_running(model: Model, token_ids: tuple[int, ...], neurons: Tensor, basis: str) -> None:
+    """Refuse neurons of experts that did not run at their position. One more forward, where any belongs to an expert.
+
+    Raises:
+        JobError: names the experts that did run.
+    """
+    numbering = model.numbering(basis)
+    mine = [node for node in neurons.tolist() if numbering.expert(node[0], node[2]) is not None]
+    if not mine:
+        return
+    there = Running.of(model, [tuple(token_ids)], basis)
+    for layer, position, neuron in mine:
+        if not there.has(layer, position, neuron):
+            raise there.lacking(layer, position, neuron)

@@ -182,8 +182,9 @@ def _ends(selected: SelectedNodes) -> tuple[tuple[int, ...], Tensor, Tensor]:
 
 
 def _how(model: Model, selected: SelectedNodes, chosen: Settings) -> dict[str, Any]:
-    """The linearisation and the baselines, as `direct_edges` takes them."""
-    known = {"baselines": _baselines(model, selected, chosen), "of": inside_of(chosen)}
+    """The linearisation and the baselines, as `direct_edges` takes them; nodes that are the same on many prompts may be
+    idle on one."""
+    known = {"baselines": _baselines(model, selected, chosen), "of": inside_of(chosen), "idle": True}
     return {"basis": chosen.basis, "rules": chosen.edge_rules, **known}
 
 
@@ -308,7 +309,7 @@ def _node_columns(
     ids = [*(token_ids[pos] for pos in at), *([] if of is not None else tokens)]
     names = {token: decode(model, token) for token in set(ids)}
     if of is not None:
-        tokens = [of.neuron if isinstance(of, TargetNeuron) else -1] * n_terms
+        tokens = [of.number if isinstance(of, TargetNeuron) else -1] * n_terms
     columns: dict[str, list[Any]] = {
         "kind": ["neuron"] * n_kept + ["embedding"] * length + ["logit" if of is None else "target"] * n_terms,
         "layer": layer + [-1] * length + [model.n_layers] * n_terms,

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution import backward, circuits, replay, total
-from tracer.attribution.edges import check_ends, engine_of, question, workspace
+from tracer.attribution.edges import check_ends, check_running, engine_of, question, workspace
 from tracer.attribution.result import check_finite
 from tracer.errors import ModelError
 from tracer.model import passes
@@ -56,15 +56,19 @@ def attribution_profiles(
     engine: str = "auto",
     baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
     of: SimpleNamespace | None = None,
+    idle: bool = False,
 ) -> Profiles:
     """The profiles of some neurons of one prompt; arguments as of `edges.direct_edges`.
 
     Raises:
-        JobError: a node outside the model or the prompt, or an unknown basis or engine.
+        JobError: a node outside the model or the prompt, one whose expert did not run there, or an unknown basis or
+            engine.
         ModelError: the replay was asked for where it does not apply, or effects do not add up where they must.
         RemoteError: neither gradients nor weights are available.
     """
     check_ends(model, token_ids, neurons, logits, basis, engine)
+    if not idle:
+        check_running(model, token_ids, neurons, basis)
     model.check_rules(rules)
     by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
     ask = question(model, token_ids, neurons, logits, basis, baselines, of)

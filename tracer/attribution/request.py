@@ -259,7 +259,7 @@ def inside_of(chosen: Settings) -> SimpleNamespace | None:
     if of is None:
         return None
     if isinstance(of, TargetNeuron):
-        return SimpleNamespace(kind=of.kind, layer=of.layer, neuron=of.neuron, vector=None)
+        return SimpleNamespace(kind=of.kind, layer=of.layer, neuron=of.number, vector=None)
     return SimpleNamespace(kind=of.kind, layer=of.layer, neuron=None, vector=torch.tensor(of.vector))
 
 

@@ -21,7 +21,10 @@ from tracer.settings import TargetDirection, TargetNeuron, as_job_error
 Of = str | TargetNeuron | TargetDirection | None
 """What a circuit is of inside the model, as it is given."""
 
-_NEURON = re.compile(r"\s*(?:L(\d{1,9})\s+N(\d{1,18})|(\d{1,9})/(\d{1,18}))\s*([+-]?)\s*", re.IGNORECASE)
+_NEURON = re.compile(
+    r"\s*(?:L(\d{1,9})\s+(?:E(\d{1,9})\s+)?N(\d{1,18})|(\d{1,9})/(?:(\d{1,9})/)?(\d{1,18}))\s*([+-]?)\s*",
+    re.IGNORECASE,
+)
 _NUMBERS = re.compile(r"[\s,;]+")
 _LARGEST_FILE = 2**26
 
@@ -36,12 +39,18 @@ def target(given: Any) -> TargetNeuron | TargetDirection | None:
         return given
     named = _NEURON.fullmatch(given) if isinstance(given, str) else None
     if named is None:
-        step = "write a neuron as in 'L12 N345', with a - behind it for its negative side, or make a tracer.direction"
+        step = "write a neuron as in 'L12 N345' ('L3 E17 N45' of an expert), with a - behind it for its negative side, "
+        step += "or make a tracer.direction"
         raise JobError(f"{option('of')} {quoted(given)}", "is neither a neuron nor a direction", step)
-    layer, neuron = (int(one or other) for one, other in ((named[1], named[3]), (named[2], named[4])))
-    if neuron > LARGEST:
+    layer, expert, neuron = (named[part] or named[part + 3] for part in (1, 2, 3))
+    if int(neuron) > LARGEST:
         raise JobError(f"{option('of')} {quoted(given)}", "is no neuron of any model", "choose another")
-    return TargetNeuron(layer=layer, neuron=neuron, sign=-1 if named[5] == "-" else 1)
+    return TargetNeuron(
+        layer=int(layer),
+        expert=None if expert is None else int(expert),
+        neuron=int(neuron),
+        sign=-1 if named[7] == "-" else 1,
+    )
 
 
 def direction(

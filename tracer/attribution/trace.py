@@ -21,7 +21,7 @@ from tracer.attribution.graph import Making
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.reduce import from_attributions
 from tracer.attribution.request import Request, SelectedNodes, answered
-from tracer.attribution.selection import Selection, check_excluded, check_selection
+from tracer.attribution.selection import Selection, check_selection
 from tracer.attribution.targets import Of, target
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, option, quoted, say
@@ -170,7 +170,7 @@ def prepared_request(
         if getattr(request, what):
             check_permitted(model, chosen.edge_rules, what)
     for layer, neuron in request.selection.exclude:
-        check_excluded((model.n_layers, 1, model.n_neurons(chosen.basis)), layer, neuron)
+        model.check_neuron(f"exclude={quoted((layer, neuron))}", layer, neuron, chosen.basis)
     return replace(request, settings=chosen), encoded
 
 

@@ -456,7 +456,7 @@ def _with_targets(nodes: pa.Table, of: Any, name: str) -> pa.Table:
     except JobError as error:
         raise bad(name, "its tracer record is damaged at settings.of") from error
     assert made is not None
-    neuron = made.neuron if isinstance(made, TargetNeuron) else -1
+    neuron = made.number if isinstance(made, TargetNeuron) else -1
     rows = nodes.to_pylist()
     for row in rows:
         if row["kind"] == "logit":

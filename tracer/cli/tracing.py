@@ -147,7 +147,8 @@ class How:
         str | None,
         typer.Option(
             "--of",
-            help="Instead of a target, what drives a neuron: 'L12 N345', with a - behind it what drives it below 0.",
+            help="Instead of a target, what drives a neuron: 'L12 N345', of an expert 'L3 E17 N45', with a - behind it "
+            "what drives it below 0.",
         ),
     ] = None
     direction: Annotated[

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from tracer.attribution.running import Running
 from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph
 from tracer.circuit.supernodes_file import Supernodes
 from tracer.errors import JobError, quoted
-from tracer.evaluation.running import Running
 from tracer.evaluation.steering import is_index, written
 from tracer.experts import DENSE, Neuron, Numbering
 from tracer.records import is_list

@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.attribute import notes
+from tracer.attribution.running import Running
 from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
-from tracer.evaluation.running import Running
 from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sampled
 from tracer.experts import Neuron, parse, parse_within
 from tracer.model import passes

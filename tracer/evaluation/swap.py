@@ -16,6 +16,7 @@ from torch import Tensor
 from tracer.attribution.attribute import attributed, notes, prepared
 from tracer.attribution.reduce import nodes_of
 from tracer.attribution.request import Request
+from tracer.attribution.running import Running
 from tracer.attribution.selection import Selection
 from tracer.attribution.trace import answers as answers_of
 from tracer.attribution.trace import can_ask
@@ -23,7 +24,6 @@ from tracer.batching import batches
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import ablations
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
-from tracer.evaluation.running import Running
 from tracer.evaluation.statistics import Interval
 from tracer.evaluation.steering import drawn_alike, is_index
 from tracer.model.model import Model

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tracer.attribution.attribute import notes
 from tracer.attribution.exact import Progress
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Graph, Traced
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation.groups import Group, Groups, check_nodes, controls, groups_of
 from tracer.evaluation.responses import GroupResponse, Response, group_responses, responses
-from tracer.evaluation.running import Running
 from tracer.evaluation.steering import is_index
 from tracer.model import passes
 from tracer.model.model import Model

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from tracer.attribution.attribute import check_reach, with_metric, with_share, with_targets
 from tracer.attribution.exact import Progress
+from tracer.attribution.running import Running
 from tracer.batching import chunked
 from tracer.errors import JobError, option, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
-from tracer.evaluation.running import Running
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
 from tracer.settings import OWN_METRICS, Settings
@@ -158,6 +158,7 @@ class TestSet:
         Raises:
             JobError: prompts that do not fit, a reference without effect.
         """
+        asked = asked.numbered(model.numbering())
         check_ablation(ablation, reference is not None)
         n_shared = (fit or Fit()).check(prompts, asked)
         if asked.metric == "topk":

@@ -222,24 +222,12 @@ def _keys(model: Model, neurons: Iterable[Sequence[int]], basis: str) -> list[Ke
         if len(parts) not in (2, 3) or None in parts or parts[2:] not in ([], [1], [-1]):
             rule = "must be (layer, neuron) or (layer, neuron, polarity) with polarity 1 or -1"
             raise JobError(f"neuron {quoted(given)}", rule, "give whole numbers, as in (3, 120, 1)")
-        check_neuron(model, int(parts[0] or 0), int(parts[1] or 0), basis)
+        layer, neuron = int(parts[0] or 0), int(parts[1] or 0)
+        model.check_neuron(f"layer {layer}, neuron {neuron}", layer, neuron, basis)
         keys |= {Key(int(parts[0] or 0), int(parts[1] or 0), int(sign or 0)): None for sign in parts[2:] or (1, -1)}
     if not keys:
         raise JobError("neurons", "are none", "give at least one (layer, neuron)")
     return list(keys)
-
-
-def check_neuron(model: Model, layer: int, neuron: int, basis: str = "activation") -> None:
-    """Refuse a neuron that the model does not have.
-
-    Raises:
-        JobError: it is outside.
-    """
-    n_layers = model.n_layers
-    n_neurons = model.n_neurons(basis) if basis != "activation" or not 0 <= layer < n_layers else model.widths[layer]
-    if not 0 <= layer < n_layers or not 0 <= neuron < n_neurons:
-        rule = f"the model has layers 0 to {n_layers - 1} and neurons 0 to {n_neurons - 1} in each"
-        raise JobError(f"layer {layer}, neuron {neuron}", rule, "choose one of them")
 
 
 def _extremes(model: Model, neurons: Sequence[Sequence[int]], count: int, driven: bool, basis: str) -> dict[str, Any]:

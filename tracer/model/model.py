@@ -262,6 +262,24 @@ class Model:
         """How far neurons of a layer are numbered: d_mlp, or d_model in the basis ``output``."""
         return self.d_mlp if basis == "activation" else self.d_model
 
+    def check_neuron(self, named: str, layer: int, neuron: int, basis: str = "activation") -> None:
+        """Refuse a neuron that the model does not have; layers may differ in width.
+
+        Args:
+            named: as whoever asked for it wrote it.
+
+        Raises:
+            JobError: it is outside.
+        """
+        known = 0 <= layer < self.n_layers
+        size = self.widths[layer] if known and basis == "activation" else self.n_neurons(basis)
+        if known and 0 <= neuron < size:
+            return
+        alike = basis != "activation" or len({*self.widths}) == 1
+        where = "in each" if alike else f"in layer {layer}" if known else "in the largest"
+        rule = f"the model has layers 0 to {self.n_layers - 1} and neurons 0 to {size - 1} {where}"
+        raise JobError(named, rule, "choose one of them")
+
     @cached_property
     def running(self) -> int:
         """Neurons that run at a token, in the layer where most do: d_mlp but for a mixture."""

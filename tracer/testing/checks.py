@@ -16,7 +16,7 @@ from torch import Tensor
 from tracer.attribution.attribute import attribute
 from tracer.attribution.profiles import attribution_profiles
 from tracer.attribution.result import Attribution
-from tracer.errors import TracerError
+from tracer.errors import JobError, TracerError
 from tracer.metrics import Metric
 from tracer.model import passes
 from tracer.prompts import Batch, Prompt
@@ -201,7 +201,8 @@ def baselines_of_edges(case: Case) -> Found:
 
 
 def idle_experts(case: Case) -> Found:
-    """A neuron of an expert that did not run at a position has no value and no edge there."""
+    """A neuron of an expert that did not run at a position is refused there, and has no value and no edge where it is
+    let in."""
     idle = []
     for layer, mixture in enumerate(case.model.experts):
         if mixture is not None:
@@ -211,7 +212,14 @@ def idle_experts(case: Case) -> Found:
     if not idle:
         return Found(None, None, "every neuron runs at every position")
     nodes = torch.tensor([(layer, 0, neuron) for layer, neuron in idle])
-    found = case.edges("auto", nodes=torch.cat([nodes, case.nodes]))
+    taken = 0
+    for node in nodes:
+        with suppress(JobError):
+            case.edges("auto", nodes=node[None])
+            taken += 1
+    if taken:
+        return Found(float("inf"), 0.0, f"{taken} of {len(nodes)} nodes of experts that did not run were not refused")
+    found = case.edges("auto", nodes=torch.cat([nodes, case.nodes]), idle=True)
     mine = torch.arange(len(nodes))
     parts = found.weight[mine], found.weight[:, mine], found.incoming[mine], found.target_values[mine]
     return Found(max(float(part.abs().max()) for part in parts), 0.0)

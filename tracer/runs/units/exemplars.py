@@ -137,9 +137,7 @@ def _check(model: Model, job: ExemplarsJob, neurons: Sequence[tuple[int, int]], 
     if traced is not None and job.of is not None:
         model.check_traced(ModelRecord.model_validate(traced), job.of)
     for layer, neuron in neurons:
-        if layer >= model.n_layers or neuron >= model.n_neurons("activation"):
-            rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons('activation') - 1}"
-            raise JobError(option("neurons", f"{layer}/{neuron}"), rule, "name neurons of this model")
+        model.check_neuron(option("neurons", f"{layer}/{neuron}"), layer, neuron)
 
 
 class _Shard:

@@ -201,9 +201,7 @@ class ShardWork:
         self._options = options(job)
         model.check_rules(job.settings().rules)
         for layer, *_, neuron in job.exclude:
-            if layer >= model.n_layers or neuron >= model.n_neurons(job.basis):
-                rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
-                raise JobError(f"exclude {layer}/{neuron}", rule, "name neurons of this model")
+            model.check_neuron(f"exclude {layer}/{neuron}", layer, neuron, job.basis)
 
     def run(self, task: Task, began: Beat) -> Report:
         """Trace one shard and write its tables.

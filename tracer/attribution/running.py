@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from tracer.batching import chunked_alike
-from tracer.errors import JobError
+from tracer.errors import JobError, quoted
 from tracer.experts import Neuron
 from tracer.model import passes
 from tracer.model.model import LayerExperts, Model
@@ -78,13 +78,14 @@ class Running:
             return True
         return bool(self.ran[layer][position, neuron // one.d_expert])
 
-    def lacking(self, layer: int, position: int, neuron: int) -> JobError:
-        """The error of a neuron that is not there (see `has`): it names the experts that ran."""
+    def lacking(self, layer: int, position: int, neuron: int, text: str = "") -> JobError:
+        """The error of a neuron that is not there (see `has`): it names the experts that ran, and the prompt."""
         one = self.mixtures[layer]
         assert one is not None
         expert, inside = divmod(neuron, one.d_expert)
         ran = ", ".join(f"E{number}" for number in self.ran[layer][position].nonzero()[:, 0].tolist())
-        value = f"neuron {Neuron(layer, expert, inside)} at position {position}"
+        where = f"position {position}" + (f" of {quoted(text)}" if text else "")
+        value = f"neuron {Neuron(layer, expert, inside)} at {where}"
         rule = f"its expert did not run there, so that it has no value; {ran} did"
         return JobError(value, rule, "name a neuron of those, or another position")
 
