@@ -66,6 +66,17 @@ class Running:
         shared = torch.ones(one.d_shared, dtype=torch.bool)
         return every[torch.cat([ran.repeat_interleave(one.d_expert), shared])]
 
+    def nodes(self, length: int) -> Int[Tensor, "node 3"]:
+        """Every node of a prompt of so many tokens, as (layer, position, neuron)."""
+        found = [torch.zeros(0, 3, dtype=torch.long)]
+        for layer, one in enumerate(self.mixtures):
+            alike = None if one is not None else self.numbers(layer, 0)
+            for position in range(length):
+                inside = self.numbers(layer, position) if alike is None else alike
+                at = torch.tensor([[layer, position]]).expand(len(inside), -1)
+                found.append(torch.cat([at, inside[:, None]], -1))
+        return torch.cat(found)
+
     def others(self, layer: int, position: int | None, own: set[int]) -> Int[Tensor, " neuron"]:
         """The same but for some."""
         found = self.numbers(layer, position)

@@ -315,8 +315,8 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
     if max_new_tokens and model.looks_ahead:
         rule = "attention looks at later tokens, so that every new one would change all before"
         raise JobError(option("max_new_tokens", max_new_tokens), rule, f"use {option('max_new_tokens', 0)}")
-    if max_new_tokens and model.side(length) != model.side(length + max_new_tokens - 1):
-        border = next(border for border in model.borders if border >= length)
+    border = next((border for border in model.tables if length <= border < length + max_new_tokens - 1), None)
+    if max_new_tokens and border is not None:
         rule = f"the model reads texts of more than {border} tokens by other position tables, which changes all before"
         step = f"use {option('max_new_tokens', border - length + 1)} or less, or a longer prompt"
         raise JobError(option("max_new_tokens", max_new_tokens), rule, step)

@@ -118,6 +118,11 @@ class Experts:
 
     MAPS: ClassVar[tuple[str, ...]] = ("gate_proj", "up_proj", "down_proj")
 
+    @property
+    def read(self) -> tuple[str, ...]:
+        """Paths of the modules whose weights neurons are computed from."""
+        return (self.path, *self.parts[3:])
+
     def covers(self, path: str, part: nn.Module) -> bool:
         """Whether a module without parts is one of a mixture's own, which the algebra of experts has."""
         if path == self.router:

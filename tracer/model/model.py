@@ -371,13 +371,21 @@ class Model:
         return looks_ahead(self.config)
 
     @cached_property
-    def borders(self) -> tuple[int, ...]:
-        """Lengths above which the model turns positions by other tables (LongRoPE), rising. It looks at the longest
-        prompt of a batch, so prompts of both sides of a border must not share one."""
+    def tables(self) -> tuple[int, ...]:
+        """Lengths above which the model turns positions by other tables (LongRoPE), rising."""
         given = getattr(self.config, "rope_parameters", None) or {}
         each = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
         long = [part for part in each if part.get("rope_type") == "longrope"]
         return tuple(sorted({int(part["original_max_position_embeddings"]) for part in long}))
+
+    @cached_property
+    def borders(self) -> Sequence[int]:
+        """Lengths, rising, on both sides of which prompts must not share a batch: those of `tables`, since the longest
+        prompt of a batch decides; or every length from one on, where queries are then scaled by their column, padding
+        included (`attn_temperature_tuning`)."""
+        if getattr(self.config, "attn_temperature_tuning", False):
+            return range(max(1, int(self.config.floor_scale) - 1), self.context_length)
+        return self.tables
 
     def side(self, length: int) -> int:
         """Which prompts of this length may share a batch with: those of the same number (see `borders`)."""
@@ -915,11 +923,33 @@ def _wrap(
     for parameter, value in _real_parameters(module):
         if not bool(value.isfinite().all()):
             raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")
+    if "device" not in options:
+        _check_experts(module, family)
     wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer, **options)
     model = Model(name, revision, wrapped, family, tokenizer, adapter=adapter, gguf=gguf, warnings=warnings)
     say(warnings)
     log.info("loaded %s: %s, %d layers of %d neurons, %s", name, family.name, model.n_layers, model.d_mlp, module.dtype)
     return model
+
+
+def _check_experts(module: nn.Module, family: Family) -> None:
+    """Refuse a mixture of experts whose weights cannot be read: neurons of experts are computed beside the model's own
+    kernels, from the same weights (model/experts.py).
+
+    Raises:
+        ModelError: names a weight that is offloaded, or no float.
+    """
+    for number, layout in enumerate(family.laid_out(module)):
+        for path in () if layout.experts is None else layout.experts.read:
+            for name, value in module.get_submodule(f"{family.blocks}.{number}.{path}").named_parameters():
+                kind, where = str(value.dtype).removeprefix("torch."), f"{family.blocks}.{number}.{path}.{name}"
+                if value.device.type == "meta":
+                    rule = "is offloaded, and neurons of experts are computed from it outside its module"
+                    step = "use a device_map that holds all experts, a smaller dtype, or remote="
+                    raise ModelError(f"weight {where}", rule, step)
+                if not value.is_floating_point() or value.dtype.itemsize < torch.bfloat16.itemsize:
+                    rule = f"is {kind}, and neurons of experts are computed from it as floats"
+                    raise ModelError(f"weight {where}", rule, "use float32, bfloat16 or float16")
 
 
 def _real_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

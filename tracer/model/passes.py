@@ -55,7 +55,9 @@ def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
         ValueError: prompts that must not share a batch (`Model.borders`): their numbers would depend on one another.
     """
     if len({model.side(len(ids)) for ids in batch.token_ids}) > 1:
-        raise ValueError(f"prompts on both sides of {model.borders} tokens share a batch")
+        raise ValueError(
+            f"prompts of lengths that must not share one are in a batch: {sorted(map(len, batch.token_ids))}"
+        )
     return batch.inputs(model.device, kept)
 
 
