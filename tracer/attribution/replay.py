@@ -431,7 +431,7 @@ def out_of_gates(
     split, expert = laid.n_slots * laid.width, block.expert[position].to(grads.device)
     both = torch.stack([torch.zeros_like(grads) if of_gate is None else grads * of_gate, grads * of_up], 1)
     module = inside.get_submodule(laid.path)
-    routed = both[..., :split].unflatten(-1, (-1, laid.width)).transpose(1, 2).flatten(-2)
+    routed = experts.together(both[..., :split].unflatten(-1, (-1, laid.width)).transpose(1, 2).flatten(-2), laid)
     back = experts.by_expert(routed, expert, lambda rows, one: rows @ experts.weights_in(module, laid, one)[0].float())
     if block.reads is not None:
         back = back * block.reads[position].float().to(back.device)[..., None]

@@ -224,13 +224,20 @@ def by_expert(states: Tensor, expert: Tensor, through: Callable[[Tensor, int], T
 
 
 def weights_in(module: Any, laid: SimpleNamespace, expert: int) -> tuple[Tensor, Tensor | None]:
-    """An expert's map into its gates and ups together [2 * d_expert, d_model], gates first, and its bias."""
+    """An expert's map into its gates and ups together [2 * d_expert, d_model], and its bias, as they lie: what a
+    backward keeps is then no copy. `apart` and `together` order what comes out and goes in."""
     whole, bias = module.gate_up_proj[expert], getattr(module, "gate_up_proj_bias", None)
-    whole = whole.T if laid.transposed else whole
-    bias = None if bias is None else bias[expert]
-    if not laid.interleaved:
-        return whole, bias
-    return torch.cat([whole[::2], whole[1::2]]), None if bias is None else torch.cat([bias[::2], bias[1::2]])
+    return whole.T if laid.transposed else whole, None if bias is None else bias[expert]
+
+
+def apart(both: Tensor, laid: SimpleNamespace) -> Tensor:
+    """Gates and ups as they lie [..., 2 * d_expert], gates first."""
+    return torch.cat([both[..., ::2], both[..., 1::2]], -1) if laid.interleaved else both
+
+
+def together(both: Tensor, laid: SimpleNamespace) -> Tensor:
+    """Gates and ups, gates first [..., 2 * d_expert], as they lie."""
+    return both.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2) if laid.interleaved else both
 
 
 def weights_out(module: Any, laid: SimpleNamespace, expert: int) -> Tensor:
@@ -251,7 +258,7 @@ def rows_in(block: Any, laid: SimpleNamespace, number: Tensor, which: str) -> tu
         inside = number[mine] - expert * laid.width
         if expert < laid.count:
             whole, shift = weights_in(block.get_submodule(laid.path), laid, expert)
-            inside = inside + (laid.width if which == "up" else 0)
+            inside = apart(torch.arange(2 * laid.width), laid)[inside + (laid.width if which == "up" else 0)]
         else:
             part = block.get_submodule(f"{laid.shared}.{which}_proj")
             whole, shift = part.weight, part.bias
@@ -295,7 +302,7 @@ def entering(
 
     def through(rows: Tensor, one: int) -> Tensor:
         weight, bias = weights_in(module, laid, one)
-        return torch.nn.functional.linear(rows, weight, bias) if biased else rows @ weight.float().T
+        return apart(torch.nn.functional.linear(rows, weight, bias) if biased else rows @ weight.float().T, laid)
 
     routed = by_expert(seen, expert, through).unflatten(-1, (2, -1)).transpose(1, 2).flatten(-2)
     if laid.shared is None:
