@@ -15,10 +15,10 @@ import tracer
 from helpers import refused
 from mixtures import D_EXPERT, FAMILIES, N_EXPERTS, mixture
 from tracer import JobError, Model, Prompt
+from tracer.attribution.running import Running
 from tracer.cli.app import app
 from tracer.errors import TracerWarning
 from tracer.evaluation.groups import controls, groups_of
-from tracer.attribution.running import Running
 from tracer.evaluation.steering import read_nodes
 from tracer.evaluation.sweep import sweep
 from tracer.prompts import encode
@@ -99,7 +99,7 @@ def test_what_ran_is_what_the_router_says(model: Model) -> None:
         assert {n for n in range(N_EXPERTS * D_EXPERT) if there.has(LAYER, position, n)} == {*wanted}
     every = [there.numbers(LAYER, position) for position in range(ids(model).shape[1])]
     assert set(there.numbers(LAYER, None).tolist()) == set(torch.cat(every).tolist())
-    mask = there.mask
+    mask = there.mask(len(ids(model)[0]))
     assert mask is not None
     assert int(mask.sum()) == model.n_nodes() * ids(model).shape[1]
 

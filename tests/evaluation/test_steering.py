@@ -15,12 +15,12 @@ from torch import Tensor
 
 import tracer
 from helpers import Change, fresh, hooked, load, refused
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Circuit
 from tracer.circuit.supernodes_file import Supernodes, of_graph, write, write_to_run
 from tracer.data.tasks import capitals
 from tracer.data.tasks.pairs import Pair
 from tracer.errors import JobError, RunError
-from tracer.attribution.running import Running
 from tracer.evaluation.steering import Action, drawn_alike, read_nodes, steer
 from tracer.evaluation.swap import swap, wilson
 from tracer.model.model import Model

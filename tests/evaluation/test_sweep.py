@@ -16,10 +16,10 @@ from torch import Tensor
 
 import tracer
 from helpers import hooked, load, refused
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RunError, TracerWarning
 from tracer.evaluation.groups import WHOLE, Group, controls, groups_of
-from tracer.attribution.running import Running
 from tracer.evaluation.steering import steer
 from tracer.evaluation.sweep import Sweep, sweep
 from tracer.model.model import Model

@@ -102,6 +102,9 @@ def attribute(
 
     A prompt's result does not depend on the others in the call, nor on its padding (method.md section 8, 8).
 
+    Of a mixture of experts the arrays have every neuron by its number in its layer, 0 where its expert did not run:
+    they are many times what ran, which is all that `tracer.trace` keeps.
+
     Args:
         model: from `tracer.load`.
         prompts: the questions; without a target, the model's own top token is asked about.

@@ -100,14 +100,16 @@ class Running:
         rule = f"its expert did not run there, so that it has no value; {ran} did"
         return JobError(value, rule, "name a neuron of those, or another position")
 
-    @property
-    def mask(self) -> Bool[Tensor, "layer pos neuron"] | None:
-        """Whether there is a neuron, of all layers as wide as the widest; None of a model without experts."""
-        if not self.ran:
+    def mask(self, length: int) -> Bool[Tensor, "layer pos neuron"] | None:
+        """Whether there is a neuron, at the positions of prompts of so many tokens, of all layers as wide as the
+        widest; None where there is every one."""
+        if not self.ran and len({*self.widths}) == 1:
             return None
-        length = max(map(len, self.ran.values()))
         found = torch.zeros(len(self.widths), length, max(self.widths), dtype=torch.bool)
-        for layer in range(len(self.widths)):
+        for layer, one in enumerate(self.mixtures):
+            if one is None:
+                found[layer, :, : self.widths[layer]] = True
+                continue
             for position in range(length):
                 found[layer, position, self.numbers(layer, position)] = True
         return found

@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tracer.attribution.attribute import Reference, attribute
 from tracer.attribution.exact import Progress
 from tracer.attribution.result import Attribution
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
@@ -197,8 +198,9 @@ def estimate_quality(
     """Pearson's and Spearman's correlation of a circuit's attributions with exact single-node ablation.
 
     Every node is attributed again as the circuit was; nodes that its selection left out (`skip_first`, `exclude`) are
-    not sampled. An ablation other than the circuit's baseline asks another question of the same estimate: zero-baseline
-    attributions follow mean ablation badly where a neuron is always on, and this shows it.
+    not sampled, nor are neurons of experts that did not run. An ablation other than the circuit's baseline asks another
+    question of the same estimate: zero-baseline attributions follow mean ablation badly where a neuron is always on,
+    and this shows it.
 
     Args:
         prompt: the circuit's own; needed only for a counterfactual that the circuit was traced without.
@@ -222,7 +224,8 @@ def estimate_quality(
     found = _attributed(model, circuit, [_as_prompt(mine, circuit)], reference, memory, progress)
     if set(found.target_ids[0]) != set(circuit.target_ids):
         raise JobError(f"circuit of {quoted(circuit.text)}", "has other top tokens here", "trace it again")
-    picked, stratum = _sampled(found.nodes[0], circuit, n_each, seed)
+    there = Running.of(model, [circuit.token_ids], circuit.settings.basis).mask(len(circuit.token_ids))
+    picked, stratum = _sampled(found.nodes[0], there, circuit, n_each, seed)
     layer, position, neuron = picked.unbind(-1)
     exact = _alone(model, circuit, mine, picked, _replacement(model, mine, ablation, reference), memory, progress)
     sample = Sample(layer, position, neuron, found.nodes[0][layer, position, neuron], exact, stratum)
@@ -408,10 +411,15 @@ def _attributed(
 
 
 def _sampled(
-    nodes: Float[Tensor, "layer pos neuron"], circuit: Circuit, n_each: int, seed: int
+    nodes: Float[Tensor, "layer pos neuron"],
+    there: Bool[Tensor, "layer pos neuron"] | None,
+    circuit: Circuit,
+    n_each: int,
+    seed: int,
 ) -> tuple[Int[Tensor, "node 3"], Int[Tensor, " node"]]:
-    """A stratified sample of what the circuit could have held, as (layer, position, neuron), and each one's stratum."""
-    allowed = torch.ones_like(nodes, dtype=torch.bool)
+    """A stratified sample of what the circuit could have held, as (layer, position, neuron), and each one's stratum;
+    `there` says which nodes there are, all if None."""
+    allowed = torch.ones_like(nodes, dtype=torch.bool) if there is None else there
     if circuit.selection.get("skip_first"):
         allowed[:, 0] = False
     for layer, neuron in circuit.selection.get("exclude") or ():

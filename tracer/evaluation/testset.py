@@ -180,7 +180,7 @@ class TestSet:
     @cached_property
     def there(self) -> Bool[Tensor, "layer pos neuron"] | None:
         """Whether a node is there on any of the prompts; None where all are on every one (a model without experts)."""
-        return Running.of(self.model, [one.token_ids for one in self.prompts], self.basis).mask
+        return Running.of(self.model, [one.token_ids for one in self.prompts], self.basis).mask(self.shape[1])
 
     def measure(self, jobs: Sequence[Job], progress: Progress | None = None) -> Tensor:
         """The metric of each job [job]."""
