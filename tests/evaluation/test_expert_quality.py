@@ -40,5 +40,6 @@ def test_neurons_that_are_always_on_are_some_that_ran(family: str) -> None:
     each = [Running.of(model, [ids]) for ids in OTHERS]
     for one in found:
         assert one.neuron < model.widths[one.layer]
-        assert sum(any(there.has(one.layer, at, one.neuron) for at in range(4)) for there in each) >= round(3 * one.share)
+        ran = sum(any(there.has(one.layer, at, one.neuron) for at in range(4)) for there in each)
+        assert ran >= round(3 * one.share)
     assert max(one.neuron for one in found) < N_EXPERTS * D_EXPERT

@@ -419,4 +419,6 @@ def test_prompts_whose_queries_are_scaled_by_their_column_are_never_padded(tempe
     assert abs(float(padded) - float(together.metric[2])) > 1e-3
     with pytest.raises(ValueError, match="must not share"):
         passes.logits(model, Batch((tuple(rows[2]), tuple(rows[3]))))
-    assert tracer.steer(model, [(1, 1)], prompts[0], factor=0.0, max_new_tokens=6).steered.text
+    steered = tracer.steer(model, [(1, 1)], prompts[0], factor=0.0, max_new_tokens=6).steered
+    assert steered is not None
+    assert steered.text
