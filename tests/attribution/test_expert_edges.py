@@ -18,7 +18,7 @@ from tracer.attribution.running import Running
 from tracer.attribution.targets import target
 from tracer.errors import JobError
 from tracer.model.model import Model
-from tracer.settings import TargetNeuron
+from tracer.settings import LINEAR_GATE, TargetNeuron
 
 IDS = (1, 7, 9, 20, 33, 12)
 LAYER, LAST = 2, len(IDS) - 1
@@ -151,3 +151,20 @@ def test_what_no_expert_knows_is_asked_of_prompts_where_it_ran(model: Model) -> 
     assert [expert for expert in range(N_EXPERTS) if there.ran[LAYER][LAST, expert]] == on
     with pytest.raises(ValueError, match="not known"):
         _ = TargetNeuron(layer=2, expert=1, neuron=3).number
+
+
+def test_the_linear_gate_is_the_same_by_both_engines_and_conserves(model: Model) -> None:
+    on, _ = ran(model)
+    nodes = torch.tensor([node(on[0]), node(on[1], 3), node(ran(model, 1, 1)[0][0], 2, 1, 1)])
+    found = [direct_edges(model, IDS, nodes, LOGITS, rules=LINEAR_GATE, engine=one) for one in ("replay", "autograd")]
+    assert torch.allclose(found[0].weight, found[1].weight, rtol=1e-4, atol=1e-5)
+    other = direct_edges(model, IDS, nodes, LOGITS)
+    assert float((other.weight[:2] - found[0].weight[:2]).abs().max()) > 1e-2
+    both = [
+        attribution_profiles(model, IDS, nodes, LOGITS, rules=LINEAR_GATE, engine=e) for e in ("replay", "autograd")
+    ]
+    assert torch.allclose(both[0].inputs, both[1].inputs, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(both[0].outputs, both[1].outputs, rtol=1e-4, atol=1e-5)
+    if not model.has_biases:
+        assert torch.allclose(found[0].incoming, found[0].target_values, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(both[0].inputs.sum(-1), found[0].source_values, rtol=1e-4, atol=1e-5)
