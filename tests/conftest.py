@@ -73,17 +73,34 @@ TIERS = {
 """What the tests of a room, or of one of its files, need; a test may say otherwise of itself."""
 
 
-ALIKE = frozenset(
-    "ministral ministral3 seed_oss ernie4_5 hunyuan_v1_dense exaone4 glm gpt_bigcode smollm3 olmo3 helium arcee".split()
-)
-AT_LENGTH = ("attribution", "evaluation", "runs")
-"""Families whose blocks are wired as another's; and the rooms whose tests repeat so much on each family that on these
-they are slow."""
+UNLIKE = frozenset("apertus cohere falcon gemma4 granite nemotron qwen3_5_hybrid youtu".split())
+"""Of the families after `tiny.MAIN`, those whose blocks hold something that no other's do: an activation with weights,
+one norm for attention and MLP, scaled layers, multipliers, norms around 1, delta nets, latent attention."""
+SWEEP = 5
+"""On so many of the families after `tiny.MAIN` a test is tried on all; fewer were chosen for what they are."""
 
 
 def _tier(path: Path) -> str:
     file = path.relative_to(Path(__file__).parent)
     return TIERS.get(f"{file.parent}/{file.name}") or TIERS[str(file.parent)]
+
+
+def _repeats(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """What shows on one more family what others show. A test that is tried on all families keeps everything on those of
+    `tiny.MAIN`, its first parameters on each of `UNLIKE`, and nothing on others, all of which tests/testing checks."""
+    given = [(item, getattr(getattr(item, "callspec", None), "params", {}).get("family")) for item in items]
+    if not any(family for _, family in given):
+        return
+    import tiny  # with transformers: where only units are run nothing asks for it
+
+    swept: dict[str, dict[str, list[pytest.Item]]] = {}
+    for item, family in given:
+        if family in tiny.FAMILIES[len(tiny.MAIN) :] and not item.get_closest_marker("slow"):
+            swept.setdefault(item.nodeid.partition("[")[0], {}).setdefault(family, []).append(item)
+    for families in swept.values():
+        for family, those in families.items():
+            if len(families) >= SWEEP:
+                yield from those[family in UNLIKE :]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,9 +118,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in set(TIERS.values())):
             item.add_marker(_tier(item.path))
-        given = getattr(getattr(item, "callspec", None), "params", {})
-        if given.get("family") in ALIKE and item.path.parent.name in AT_LENGTH:
-            item.add_marker("slow")
+    for item in _repeats(items):
+        item.add_marker("slow")
+        item.add_marker("long")
 
 
 @pytest.fixture(scope="session", autouse=True)
