@@ -81,7 +81,12 @@ UNLIKE_BASES = frozenset({"residual", "attention"})
 SWEEP = 5
 """On so many of the families after `tiny.MAIN` a test is tried on all; fewer were chosen for what they are."""
 EACH = frozenset({"test_every_option_of_every_family_was_looked_at"})
-DEAR = frozenset({"test_a_nudged_source_changes_its_target_by_the_weight", "test_each_rule_changes_the_attributions"})
+DEAR = frozenset(
+    (
+        "test_a_batch_is_its_prompts_alone test_a_nudged_source_changes_its_target_by_the_weight "
+        "test_each_rule_changes_the_attributions"
+    ).split()
+)
 """Tests of what each family has of its own; and those that take seconds where `tests/testing` shows the same sooner."""
 
 
