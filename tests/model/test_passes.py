@@ -81,7 +81,11 @@ def test_linearised_forward_equals_the_models_own_to_the_bit(
         assert torch.equal(hidden, seen[0])
     uncapped = ref.scaled_logits(model.module, model.module.get_output_embeddings()(seen[0][:, -1:].detach()))
     cap = model.soft_cap
-    assert torch.equal(uncapped if cap is None else torch.tanh(uncapped / cap) * cap, before[:, -1:])
+    capped = uncapped if cap is None else torch.tanh(uncapped / cap) * cap
+    if hasattr(model.config, "dim_model_base"):  # what enters the head is divided, and rounded
+        assert error(capped / model.config.logits_scaling, before[:, -1:]) < 1e-2
+    else:
+        assert torch.equal(capped, before[:, -1:])
     assert torch.equal(passes.logits(model, BATCH), before.float())
     assert torch.equal(direct_logits(model, ROWS), before)
 

@@ -30,11 +30,6 @@ TARGETS = ((7,), (11,), (23,))
 FOILS = ((8,), (12,), (24,))
 
 
-def mainly(pairs: Sequence[tuple[str, str]]) -> list[Any]:
-    """Families and kernels for what repeats much: those of the families that came later are slow tests."""
-    return [pair if pair[0] in t.MAIN else pytest.param(*pair, marks=pytest.mark.slow) for pair in pairs]
-
-
 @functools.cache
 def load(family: str, attn: str = "eager", **over: Any) -> tracer.Model:
     """A tiny model as the product wraps it; shared, since nothing may change it."""

@@ -108,14 +108,20 @@ def neurons(model: PreTrainedModel, basis: str = "activation") -> list[tuple[nn.
     if basis == "residual":
         return [(block, "output") for block in blocks(model)]
     if basis == "attention":
-        behind = [getattr(block, "post_attention_layernorm", None) for block in blocks(model)]
-        sandwich = any(hasattr(block, "post_feedforward_layernorm") for block in blocks(model))
         return [
-            (norm if sandwich else attention.module, "output")
-            for norm, attention in zip(behind, attentions(model), strict=True)
+            (_behind(block, part.module), "output")
+            for block, part in zip(blocks(model), attentions(model), strict=True)
         ]
     side = {"activation": "input", "output": "output"}[basis]
     return [(mlp.down, side) for mlp in mlps(model)]
+
+
+def _behind(block: nn.Module, attention: nn.Module) -> nn.Module:
+    """What adds an attention's output to the stream: a norm behind it, where this block has one, or itself."""
+    own = "post_self_attn_layernorm"
+    name = own if hasattr(block, own) else "post_attention_layernorm"
+    sandwich = name == own or hasattr(block, "post_feedforward_layernorm")
+    return block.get_submodule(name) if sandwich else attention
 
 
 def blocks(model: PreTrainedModel) -> list[Any]:

@@ -15,8 +15,8 @@ from tracer.model import rules
 from tracer.testing import Check, FamilyReport, check_family
 from tracer.testing.configs import OPTIONS, configurations
 
-QUICK = ("llama", "gpt2", "gemma3_text", "falcon", "granite", "stablelm")
-"""The others take too long to be checked at every change; ``make slow`` checks all."""
+QUICK = ("llama", "gpt2", "gemma3_text", "falcon", "granite", "youtu", "qwen3_5_text", "gpt_oss", "qwen3_moe")
+"""Those that are the least like another are checked at every change; ``make slow`` checks all."""
 CASES = [
     pytest.param(family, name, marks=() if name in QUICK else pytest.mark.slow, id=name)
     for family in OPTIONS

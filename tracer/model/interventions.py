@@ -61,7 +61,8 @@ def walk(
     for layer, (block, laid) in enumerate(zip(blocks, plan.layers, strict=True)):
         found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
         where = node_module(laid, basis)
-        for kind, path in laid.steps:
+        last = last_inside(laid, where)
+        for number, (kind, path) in enumerate(laid.steps):
             module = block.get(path)
             if constants is not None:
                 observe(found, kind, path, block, laid)
@@ -74,8 +75,8 @@ def walk(
                 linearize.apply(kind, module, rules)
             if constants is not None and kind in ("attention", "delta"):  # runs once its inputs are set
                 mixed(found, kind, module, laid)
-            if path == where and path != laid.down:
-                visited.append(visit(experts.Dense(module), layer))
+            if number == last:
+                visited.append(visit(experts.Dense(block.get(where)), layer))
         if where is None:
             visited.append(visit(experts.Dense(block), layer))
         if reads is not None and (reads.kind, reads.layer) == ("direction", layer):
@@ -141,8 +142,16 @@ def node_module(laid: SimpleNamespace, basis: str) -> str | None:
     if basis == "residual":
         return None
     if basis == "attention":
-        return laid.attention_out or next(path for kind, path in laid.steps if kind == "attention")
+        return laid.attention_out or next(path for kind, path in laid.steps if kind in ("attention", "delta"))
     return laid.down
+
+
+def last_inside(laid: SimpleNamespace, where: str | None) -> int | None:
+    """Number of a block's last step in the module at `where`: its output comes behind all that is read in it. None
+    for the block itself, and for the neurons, which have a step of their own."""
+    if where in (None, laid.down):
+        return None
+    return max(number for number, (_, path) in enumerate(laid.steps) if f"{path}.".startswith(f"{where}."))
 
 
 def inside(metric: SimpleNamespace | None) -> SimpleNamespace | None:
