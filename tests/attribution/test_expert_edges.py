@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_a_node_outside_its_own_narrower_layer_is_refused() -> None:
 def test_links_among_nodes_that_run_on_some_prompts_are_zero_on_the_others(model: Model, engine: str) -> None:
     on, off = ran(model)
     nodes = [(layer, position, neuron) for layer, position, neuron in map(tuple, (node(on[0]), node(off[0])))]
-    rules = {} if engine == "replay" else {"rules": ("norm", "attention", "activation")}
+    rules: dict[str, Any] = {} if engine == "replay" else {"rules": ("norm", "attention", "activation")}
     (found,) = links_among(model, [tracer.Prompt(token_ids=IDS, target=11)], nodes, **rules)
     assert found.weight[2, 0] != 0
     assert not found.weight[1].any()
