@@ -42,7 +42,8 @@ VALUE_TIMES_GRADIENT = frozenset({"relp", "grad", "ig", "ig-activation", "relp-i
 """Methods whose attribution is the distance from the baseline times one gradient."""
 EDGE_BASES = frozenset({"activation", "output"})
 """Bases whose nodes write beside one another, so that there are direct edges between them: what a block leaves in the
-residual stream holds all that is before it, and what an attention writes is no node of the paths of method.md 4."""
+residual stream holds all that is before it, and what an attention writes is no node of the paths of method.md 4. Only
+these come of an MLP, so that the weights say which tokens a neuron promotes."""
 BASIS_NAMES: dict[str, str] = {
     "activation": "MLP activations",
     "output": "MLP outputs",

@@ -343,7 +343,7 @@ class Saved:
         typer.Option(
             "--tokens/--no-tokens",
             help="Read from the weights which tokens each neuron promotes: of all that are saved or, without --out, of "
-            "those in the table. Default: where the weights are here.",
+            "those in the table. Default: where the weights are here, and nodes are of MLPs.",
         ),
     ] = None
 
@@ -361,7 +361,10 @@ class Saved:
         from tracer.circuit.said import key_of
         from tracer.meaning import tokens
 
-        asked = (model.remote is None and tokens.is_readable(model)) if self.tokens is None else self.tokens
+        asked = self.tokens
+        if asked is None:
+            there = model.remote is None and tokens.has_tokens(circuit.settings.basis)
+            asked = there and tokens.is_readable(model)
         if not asked or (self.out is None and shown.style is Format.csv):
             return circuit
         rows = circuit.neurons.to_pylist()
@@ -397,7 +400,7 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     import tracer
     from tracer.attribution import trace as tracing
     from tracer.attribution.attribute import check_question
-    from tracer.meaning.tokens import check_readable
+    from tracer.meaning.tokens import check_basis, check_readable
 
     prompt = question.prompt()
     how.check()
@@ -406,6 +409,8 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     named = [parse(name) for name in kept.exclude or ()]
     settings, _ = tracing.checked([prompt], **asked)
     check_question(prompt, settings, others)
+    if saved.tokens:
+        check_basis(settings.basis)
     unrelated = kept.unrelated(settings, question)
     mine = _known(prompt, settings, kept, question)
     saved.check(mine | {"model": {"name": source.model}})

@@ -41,6 +41,7 @@ from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import decoded
 from tracer.records import Record, as_int, is_list
+from tracer.settings import BASIS_NAMES, EDGE_BASES
 from tracer.store.schemas import TOKENS
 
 AnyGraph = TypeVar("AnyGraph", bound=Graph)
@@ -98,15 +99,16 @@ def neuron_tokens(
         neurons: (layer, neuron, polarity) each, or (layer, neuron), which is both polarities, 1 first.
         k: tokens of each list.
         driven: also what drives them: `driven_by`, `gate` and `up`, which are twice the work again.
-        basis: ``output`` for coordinates of the MLPs' outputs in the place of neurons, which nothing drives.
+        basis: ``output`` for coordinates of the MLPs' outputs in the place of neurons, which nothing drives; no other.
 
     Returns:
         One each, in the order of `neurons`.
 
     Raises:
-        JobError: no neuron, one outside the model, or a `k` out of range.
+        JobError: no neuron, one outside the model, a `k` out of range, or another basis.
         ModelError, RemoteError: the weights cannot be read: quantised, offloaded, or hidden on a server.
     """
+    check_basis(basis)
     keys = _keys(model, neurons, basis)
     if (count := as_int(k)) is None or not 1 <= count <= MOST:
         raise JobError(option("k", k), f"must be a whole number of tokens from 1 to {MOST:,}", "use 10")
@@ -152,12 +154,13 @@ def with_tokens(
         neurons: of these alone, as in `neuron_tokens`; all of the graph's if None.
 
     Raises:
-        JobError: a graph of another model.
+        JobError: a graph of another model, or in a basis without neurons.
         ModelError, RemoteError: as `neuron_tokens`.
     """
     if not isinstance(graph, Traced):
         raise JobError("imported graph", "is of no model that is known", "trace the prompt")
     model.check_traced(graph.model, graph.text)
+    check_basis(graph.settings.basis)
     keys = list(keys_of(graph) if neurons is None else neurons)
     found = neuron_tokens(model, keys, k, driven=driven, basis=graph.settings.basis) if keys else []
     return graph.model_copy(update={"neuron_tokens": table_of(found)})
@@ -191,6 +194,22 @@ def n_tokens(model: Model) -> int:
     known = max(int(getattr(model.tokenizer, "vocab_size", 0) or 0), added)
     rows = min(passes.n_logits(model), int(model.module.get_input_embeddings().weight.shape[0]))
     return min(known, rows) or rows
+
+
+def has_tokens(basis: str) -> bool:
+    """Whether what is attributed to in a basis leaves an MLP, so that the weights say which tokens it promotes."""
+    return basis in EDGE_BASES
+
+
+def check_basis(basis: str) -> None:
+    """Refuse a basis whose coordinates promote nothing that is known.
+
+    Raises:
+        JobError: it is one of these, or none.
+    """
+    if not has_tokens(basis):
+        rule = f"is of the {BASIS_NAMES[basis]}: tokens are of neurons" if basis in BASIS_NAMES else "is no basis"
+        raise JobError(option("basis", basis), rule, f"leave tokens out, or use {' or '.join(sorted(EDGE_BASES))}")
 
 
 def check_readable(model: Model) -> None:

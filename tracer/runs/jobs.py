@@ -439,6 +439,8 @@ class DatasetJob(_ModelOptions):
             raise ValueError("pruning has no effect without edges")
         if self.profiles and self.basis not in EDGE_BASES:
             raise ValueError(f"basis {self.basis!r} has no attribution profiles: leave profiles out")
+        if self.tokens is not None and self.basis not in EDGE_BASES:
+            raise ValueError(f"basis {self.basis!r} has no neurons, of which tokens are read: leave tokens out")
         self.pruning_rules()
 
     def _check_supernodes(self) -> None:
