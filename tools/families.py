@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from tracer.model.about import ABOUT, OLDEST
-from tracer.model.families import FAMILIES, TEXT_PARTS, UNREAD, Family, Layout, family_of
+from tracer.model.families import FAMILIES, TEXT_PARTS, UNREAD, Family, Layout, family_of, is_biased
 from tracer.testing.configs import configurations
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,15 +33,9 @@ def built(name: str) -> list[tuple[Any, tuple[Layout, ...]]]:
     return found
 
 
-def biased(module: Any) -> bool:
-    """Whether anything in a model is added that carries no relevance."""
-    constants = ("dt_bias", "e_score_correction_bias")  # of a decay and of a choice, which are constants as they are
-    return any(path.endswith("bias") and not path.endswith(constants) for path, _ in module.named_parameters())
-
-
 def conserves(models: list[tuple[Any, tuple[Layout, ...]]]) -> str:
     """What of identities 2 to 4 holds."""
-    kinds = {biased(module) for module, _ in models}
+    kinds = {is_biased(module) for module, _ in models}
     if kinds == {True}:
         return "no: biases"
     return "yes" if kinds == {False} else "yes, but for biases where they are switched on"

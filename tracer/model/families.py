@@ -950,6 +950,8 @@ NORM_CLASSES = {
     | {"Qwen3_5RMSNormGated", "OlmoHybridRMSNormGated"},
     "layer_norm": frozenset("LayerNorm OlmoLayerNorm CohereLayerNorm Cohere2LayerNorm NemotronLayerNorm1P".split()),
 }
+OF_CONSTANTS = ("dt_bias", "e_score_correction_bias")
+"""How names of biases end that only constants of the linearisation depend on: a decay, and the choice of experts."""
 ROTARY = "RotaryEmbedding"
 GROUP = "neuron_tracer.families"
 """Of entry points by which packages register families of their own."""
@@ -1054,6 +1056,12 @@ def _check_parts(family: Family, module: nn.Module) -> None:
     for path in (family.embedding, family.blocks, f"{family.blocks}.0", family.final_norm.path, family.head):
         if path not in named:
             raise _lacks(module, family, path)
+
+
+def is_biased(module: nn.Module) -> bool:
+    """Whether any linear map or norm of a model has a bias, from which no relevance goes on to a neuron or a token."""
+    biases = [name for name, _ in module.named_parameters() if name.endswith("bias")]
+    return any(not name.endswith(OF_CONSTANTS) for name in biases)
 
 
 def looks_ahead(config: Any) -> bool:

@@ -28,7 +28,7 @@ from tracer.errors import JobError, ModelError, RemoteError, first_line, option,
 from tracer.experts import Experts, Numbering, by_shape
 from tracer.model import adapters, dequantised, folder, multimodal, quantised, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import TEXT_PARTS, Family, Layout, family_of, inputs_of, looks_ahead, value_heads
+from tracer.model.families import TEXT_PARTS, Family, Layout, family_of, inputs_of, is_biased, looks_ahead, value_heads
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -377,7 +377,7 @@ class Model:
     @property
     def has_biases(self) -> bool:
         """Whether any linear map or norm has a bias, so that relevance is not conserved."""
-        return any(name.endswith("bias") for name, _ in self.module.named_parameters())
+        return is_biased(self.module)
 
     @property
     def conserves(self) -> bool:

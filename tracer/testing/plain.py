@@ -29,12 +29,11 @@ ACTIVATIONS = {"silu", "gelu", "relu", "tanh", "clamp", "clip"}
 WHOLE = ("scaled_dot_product_attention", "layer_norm", "rms_norm")
 """Operations that hold a norm or a pattern inside."""
 PRODUCTS = {"mul", "__mul__", "__rmul__", "multiply"}
-DELTA_RULE = "torch_chunk_gated_delta_rule"
-"""What transformers calls the recurrence of a gated delta net."""
 SUMS = {"add", "__add__", "__radd__"}
 QUOTIENTS = {"div", "__truediv__", "true_divide"}
 DELTA_RULE = "chunk_gated_delta_rule"
-"""How functions end that carry a state from token to token, of queries, keys and values."""
+"""How the names of functions end that carry a state from token to token, of queries, keys and values; transformers has
+them in a model's file, or an attention holds the one that it runs."""
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "bmm", "mm", "einsum"}
 
 
@@ -339,9 +338,11 @@ class Plain:
                     _replace(stack, part, "forward", partial(_activation, mode, part.forward))
                 elif kind.__name__.endswith("NormGated"):
                     _replace(stack, part, "forward", partial(_gated, mode, part.forward))
-            for file in {sys.modules[type(part).__module__] for part in self.module.modules()}:
-                if (rule := vars(file).get(DELTA_RULE)) is not None:
-                    _replace(stack, file, DELTA_RULE, partial(_delta, mode, rule))
+            files = {sys.modules[type(part).__module__] for part in self.module.modules()}
+            for owner in (*files, *self.module.modules()):
+                for name, rule in [*vars(owner).items()]:
+                    if name.endswith(DELTA_RULE) and callable(rule):
+                        _replace(stack, owner, name, partial(_delta, mode, rule))
             yield
 
 
