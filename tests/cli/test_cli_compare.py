@@ -43,7 +43,7 @@ def test_scripts_get_json_and_csv(circuits: list[str]) -> None:
     assert [side["name"] for side in found["sides"]] == ["plural", "singular"]
     rows = said(*circuits, "--format", "csv").stdout.strip().splitlines()
     assert len(rows) == len(found["nodes"]) + 1
-    assert rows[0].startswith("layer,position,neuron,change,attribution_first")
+    assert rows[0].startswith("layer,position,neuron,expert,change,attribution_first")
 
 
 def test_two_prompts_on_one_model_have_the_changes_of_their_circuits(circuits: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ import tiny
 import tracer
 from helpers import refused
 from inline import InlinePool
+from mixtures import D_EXPERT, N_EXPERTS, mixture
 from tracer.circuit.supernodes_file import Group, Member, Supernodes
 from tracer.comparison import sides as sources
 from tracer.comparison.aligned import BOTH, FLIPPED, ONE, OTHER, aligned
@@ -24,6 +26,7 @@ from tracer.comparison.differences import Design
 from tracer.errors import JobError, RunError
 from tracer.prompts import Prompt
 from tracer.reports import comparison as reports
+from tracer.reports import tables
 
 LAYER, NEURON = 2, 17
 
@@ -446,3 +449,69 @@ def test_adapters_are_compared_with_the_model_without(folders: dict[str, Path], 
     assert said.by == "text"
     assert max(map(abs, said.nodes["difference"].to_pylist())) > 0.01
     assert said.names[0] != said.names[1]
+
+
+# ------------------------------------------------------------------------------------------------ mixtures
+
+
+@pytest.fixture(scope="module")
+def mixed() -> tuple[Comparison, dict[str, tracer.Model]]:
+    """Two mixtures of experts compared, with a group that names a neuron by its expert."""
+    models = {"one": mixture(seed=0), "two": mixture(seed=1)}
+    group = Supernodes.model_validate({"groups": [{"name": "pair", "nodes": [member(1, "E3 N5"), member(2, "7:2")]}]})
+    how: dict[str, Any] = {"names": list(models), "groups": group, "nodes": 20}
+    return tracer.compare(*models.values(), prompts(), **how), models
+
+
+def member(layer: int, neuron: str) -> dict[str, Any]:
+    return {"layer": layer, "position": -1, "neuron": neuron}
+
+
+def expert_of(row: dict[str, Any]) -> int | None:
+    """Layer 0 is dense; others have 8 experts of 12 neurons."""
+    return None if row["layer"] == 0 else row["neuron"] // D_EXPERT
+
+
+def test_neurons_of_experts_are_matched_and_named(mixed: tuple[Comparison, dict[str, tracer.Model]]) -> None:
+    found, models = mixed
+    means = {
+        end: summed(model, prompts()).mean(0) for end, model in zip(("first", "last"), models.values(), strict=True)
+    }
+    rows = found.nodes.to_pylist()
+    assert {row["expert"] for row in rows} >= {None, 0, N_EXPERTS - 1}
+    for row in rows:
+        assert row["expert"] == expert_of(row)
+        for end in ("first", "last"):
+            assert row[f"attribution_{end}"] == pytest.approx(means[end][row["layer"], row["neuron"]], abs=1e-4)
+    courses = found.courses.to_pylist()
+    assert all(row["expert"] == (None if row["group"] else expert_of(row)) for row in courses)
+    pair = [row["attribution"] for row in courses if row["group"] == "pair"]
+    wanted = [float(mean[1, 3 * D_EXPERT + 5] + mean[2, 7 * D_EXPERT + 2]) for mean in means.values()]
+    assert pair == pytest.approx(wanted, abs=1e-4)
+
+
+def test_experts_are_named_wherever_a_comparison_is_shown(mixed: tuple[Comparison, dict[str, tracer.Model]]) -> None:
+    found, models = mixed
+    row = next(row for row in found.nodes.to_pylist() if row["expert"] is not None and row["change"] != "neither")
+    short = f"E{row['expert']} N{row['neuron'] % D_EXPERT}"
+    assert short in {cell for line in reports.nodes_sheet(found).rows for cell in line}
+    assert short in reports.document(found)
+    assert json.loads(reports.as_json(found))["nodes"][0].keys() >= {"neuron", "expert"}
+    assert "neuron,expert," in reports.as_csv(found).splitlines()[0]
+    alone = tracer.compare(*models.values(), prompts(), nodes=20)
+    strongest = reports.followed(alone)
+    assert any(" E" in name for name in strongest)
+    for name, course in strongest.items():
+        assert name == mixture_name(course[0])
+    for each in (alone, tracer.compare(*models.values(), prompts(1), nodes=20)):  # without graphs, and with them
+        both = aligned(each).graph
+        assert both.nodes.filter(pc.field("kind") == "neuron")["expert"].null_count < both.n_nodes
+        drawn = tables.payload(both).nodes.experts
+        numbers = both.nodes.select(["layer", "neuron", "expert"]).to_pylist()
+        assert drawn
+        assert all((expert, at) == divmod(numbers[row]["neuron"], D_EXPERT) for row, (expert, at) in drawn.items())
+
+
+def mixture_name(row: dict[str, Any]) -> str:
+    expert = expert_of(row)
+    return f"L{row['layer']} " + (f"N{row['neuron']}" if expert is None else f"E{expert} N{row['neuron'] % D_EXPERT}")

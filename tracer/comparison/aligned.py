@@ -11,15 +11,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from pydantic import PrivateAttr
 
 from tracer.circuit.circuit import Graph, edges_table, nodes_table
 from tracer.comparison.compare import APPEARED, NEITHER, VANISHED, Comparison
+from tracer.experts import DENSE, Numbering
 
 ONE, OTHER, BOTH, FLIPPED = 1, 2, 3, 4
 """Which graph has a node or an edge: the first, the last, both, or both with attributions of opposite signs."""
 
 _ORDER = ("neuron", "embedding", "logit")
 _Key = tuple[str, int, int, int]
+
+
+class Union(Graph):
+    """Nodes and edges of two graphs of one architecture."""
+
+    _numbering: Numbering = PrivateAttr(default=DENSE)
+
+    @property
+    def numbering(self) -> Numbering:
+        """How the neurons of both are numbered."""
+        return self._numbering
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +83,8 @@ def aligned(found: Comparison) -> Aligned:
             "profiles": None,
         }
     )
-    graph = Graph.model_construct(**{name: getattr(union, name) for name in Graph.model_fields})
+    graph = Union.model_construct(**{name: getattr(union, name) for name in Graph.model_fields})
+    graph._numbering = found.numbering
     marks = (
         [_sides(*pair) for pair in zip(*values, strict=True)],
         [_sides(*pair) for pair in zip(*strengths, strict=True)],
@@ -96,7 +110,8 @@ def _nodes_alone(found: Comparison, end: str) -> Graph:
     absent = {"first": APPEARED, "last": VANISHED}[end]
     rows = [row for row in found.nodes.to_pylist() if row["change"] not in (NEITHER, absent)]
     width = max((row["position"] for row in found.nodes.to_pylist()), default=-1) + 1
-    columns: dict[str, Sequence[Any]] = {name: [row[name] for row in rows] for name in ("layer", "neuron", "position")}
+    names = ("layer", "neuron", "expert", "position")
+    columns: dict[str, Sequence[Any]] = {name: [row[name] for row in rows] for name in names}
     columns["activation"] = [row[f"activation_{end}"] for row in rows]
     columns["attribution"] = [row[f"attribution_{end}"] for row in rows]
     nothing = [None] * len(rows)

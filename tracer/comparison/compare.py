@@ -38,6 +38,7 @@ from tracer.comparison.matched import Pairing, circuit_of, counts_at, index_of, 
 from tracer.comparison.sides import Side
 from tracer.errors import JobError, option, quoted
 from tracer.evaluation.statistics import Interval, resampled_means
+from tracer.experts import DENSE, Numbering
 from tracer.model.model import Model
 from tracer.prompts import Prompt
 from tracer.store import one_prompt
@@ -66,7 +67,7 @@ class Comparison:
         n_tested: nodes that were tested. every: whether every neuron's attribution is known, not only kept ones'.
         positions: whether nodes are matched at their positions. design: of the tests.
         notes: what whoever reads it should know, a sentence each.
-        graphs: of the first and the last side, where there are any. n_layers: of the model.
+        graphs: of the first and the last side, where there are any. n_layers: of the model. numbering: of its neurons.
     """
 
     names: tuple[str, ...]
@@ -83,6 +84,7 @@ class Comparison:
     notes: tuple[str, ...]
     graphs: tuple[Graph | None, Graph | None]
     n_layers: int
+    numbering: Numbering = DENSE
 
     @property
     def found(self) -> int:
@@ -250,15 +252,18 @@ def compared(
     pairs = paired(first, last)
     found = _Found(sides, positions)
     table, n_tested = _nodes(first, last, pairs, positions, design)
+    numbering = next((side.numbering for side in sides if side.numbering), DENSE)
     every = all(side.knows_all(positions) for side in sides)
     notes += [note for one, other in itertools.pairwise(sides) for note in paired(one, other).notes]
     notes += pairs.notes if len(sides) > 2 else ()
     one, other = (_metrics(side, rows) for side, rows in ((first, pairs.one), (last, pairs.other)))
     return Comparison(
         names=tuple(side.name for side in sides),
-        nodes=table,
+        nodes=_with_experts(table, numbering),
         sides=_compared(found, design),
-        courses=_courses(found, _groups(groups, first.n_layers, positions), design),
+        courses=_with_experts(
+            _courses(found, _groups(groups, first.n_layers, positions, numbering), design), numbering
+        ),
         metric=interval(one, other, pairs.paired, design.seed) if _known(one, other) else _NO_INTERVAL,
         n_prompts=(len(pairs.one), len(pairs.other)),
         by=pairs.by,
@@ -269,6 +274,7 @@ def compared(
         notes=tuple(dict.fromkeys([*notes, *([] if every else [_only_kept(sides, positions)])])),
         graphs=(first.graph, last.graph),
         n_layers=first.n_layers,
+        numbering=numbering,
     )
 
 
@@ -309,8 +315,17 @@ def _nodes(first: Side, last: Side, pairs: Pairing, positions: bool, design: Des
     columns |= {name: _or_none(getattr(found, name)) for name in ("difference", "low", "high", "p", "q")}
     for end, (n_prompts, activation) in zip(("first", "last"), counted, strict=True):
         columns |= {f"n_{end}": n_prompts, f"activation_{end}": _or_none(activation)}
+    columns["expert"] = [None] * len(keys)
     rows = {name: [_plain(column[at]) for at in order] for name, column in columns.items()}
     return table_of(COMPARISON, rows), int(was_tested.sum())
+
+
+def _with_experts(table: pa.Table, numbering: Numbering) -> pa.Table:
+    """A table of nodes, and of groups that have no neuron, with the experts that they belong to."""
+    places = zip(table["layer"].to_pylist(), table["neuron"].to_pylist(), strict=True)
+    experts = [None if neuron is None else numbering.expert(layer, neuron) for layer, neuron in places]
+    at = table.schema.get_field_index("expert")
+    return table.set_column(at, table.schema.field(at), pa.array(experts, pa.int32()))
 
 
 def _narrowed(side: Side, rows: Array) -> Side:
@@ -446,6 +461,7 @@ def _courses(found: _Found, groups: Mapping[str, Array], design: Design) -> pa.T
         place = {name: [None] * len(names) + found.keys[:, at].tolist() for at, name in enumerate(_PLACE)}
         columns = {"side": [number] * (n + len(names)), "name": [side.name] * (n + len(names)), **place}
         columns |= {"group": names + [None] * n, "in_circuit": has + inside.tolist()}
+        columns["expert"] = [None] * (n + len(names))
         columns |= {"attribution": mean.tolist(), "low": _or_none(low), "high": _or_none(high)}
         parts.append(table_of(COURSES, columns))
     return pa.concat_tables(parts)
@@ -454,8 +470,12 @@ def _courses(found: _Found, groups: Mapping[str, Array], design: Design) -> pa.T
 _PLACE = ("layer", "position", "neuron")
 
 
-def _groups(given: Any, n_layers: int, positions: bool) -> dict[str, Array]:
-    """Groups of neurons by name, as keys."""
+def _groups(given: Any, n_layers: int, positions: bool, numbering: Numbering) -> dict[str, Array]:
+    """Groups of neurons by name, as keys.
+
+    Raises:
+        JobError: a group of neurons at any position where positions are matched, or an expert that there is not.
+    """
     if given is None:
         return {}
     held = getattr(given, "file", given)  # of what `tracer.supernodes` returns
@@ -466,7 +486,8 @@ def _groups(given: Any, n_layers: int, positions: bool) -> dict[str, Array]:
         if positions and any(node.position < 0 for node in members):
             rule = "has neurons at any position, and nodes are matched by position"
             raise JobError(f"group {quoted(group.name)}", rule, "group an aligned circuit, or match neurons anywhere")
-        keys = [(node.layer, node.position if positions else -1, node.neuron) for node in members]
+        places = [(node.layer, node.position if positions else -1) for node in members]
+        keys = [(*place, numbering.numbered(node.written)) for place, node in zip(places, members, strict=True)]
         if keys:
             found[group.name] = union([np.array(keys, np.int64)])
     return found

@@ -23,6 +23,7 @@ from tracer.circuit.circuit import Circuit, Graph, Traced, load_graph
 from tracer.circuit.from_run import circuit_of, settings_of
 from tracer.comparison.differences import Array
 from tracer.errors import JobError, RunError, quoted
+from tracer.experts import DENSE, Numbering
 from tracer.model.model import Model
 from tracer.prompts import Prompt
 from tracer.settings import ModelRecord, Settings
@@ -100,6 +101,11 @@ class Side:
     summed: bool = True
     graph: Graph | None = None
     faithfulness: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def numbering(self) -> Numbering:
+        """How its neurons are numbered; of an imported graph no expert is known."""
+        return DENSE if self.model is None or self.settings is None else self.model.numbering(self.settings.basis)
 
     def named(self, name: str) -> Side:
         """The same under another name."""
@@ -200,8 +206,8 @@ def _kept(files: Sequence[str], fs: Any, ids: Array) -> Kept:
         for part in parts:
             part["layer"], part["neuron"] = split_key(part.pop("key"))
             part["prompt"] = np.searchsorted(ids, part["prompt"])
-            for name, values in part.items():
-                found[name].append(values.astype(found[name][0].dtype))
+            for name, values in found.items():
+                values.append(part[name].astype(values[0].dtype))
     return Kept(**{name: np.concatenate(values) for name, values in found.items()})
 
 

@@ -22,6 +22,7 @@ from tracer.circuit.said import Said, sign
 from tracer.comparison.aligned import Aligned, aligned
 from tracer.comparison.compare import APPEARED, BOTH, NEITHER, SIGN, VANISHED
 from tracer.comparison.differences import RATE
+from tracer.experts import Numbering
 from tracer.reports import figures, page, tables, viewer
 from tracer.reports.figures import PAGE, PAPER, Palette
 from tracer.reports.page import Block, Page, Section
@@ -111,7 +112,7 @@ def sides_sheet(found: Comparison) -> Sheet:
 def nodes_sheet(found: Comparison, count: int = ROWS) -> Sheet:
     """The nodes of either circuit that differ most between the first and the last side; what a neuron does is that of
     the last side's, where its graph says so."""
-    said = Said() if found.graphs[1] is None else Said.of(found.graphs[1])
+    said = Said(numbering=found.numbering) if found.graphs[1] is None else Said.of(found.graphs[1])
     rows = [row for row in found.nodes.to_pylist() if row["change"] != NEITHER]
     placed, spoken = found.positions, bool(said)
     heads = [
@@ -130,7 +131,8 @@ def nodes_sheet(found: Comparison, count: int = ROWS) -> Sheet:
     for row in rows[:count]:
         numbers = (f"{row[f'attribution_{end}']:+.4f}" for end in ("first", "last"))
         known = said.label({**row, "activation": row["activation_last"]})
-        place = (str(row["layer"]), str(row["neuron"]), *([str(row["position"])] if placed else []))
+        neuron = found.numbering.short(row["layer"], row["neuron"])
+        place = (str(row["layer"]), neuron, *([str(row["position"])] if placed else []))
         shown = (f"{row['difference']:+.4f}", _ends(row["low"], row["high"], "+.3f"), _chance(row["q"]))
         kept = f"{row['n_first']:,} / {row['n_last']:,}"
         cells.append(
@@ -289,14 +291,14 @@ def followed(found: Comparison, count: int = FOLLOWED) -> dict[str, list[dict[st
     ends = {key: rows for key, rows in courses.items() if rows[0]["in_circuit"] or rows[-1]["in_circuit"]}
     chosen = groups or ends
     strongest = sorted(chosen, key=lambda key: -max(abs(row["attribution"]) for row in chosen[key]))[:count]
-    return {_course_name(key): chosen[key] for key in strongest}
+    return {_course_name(key, found.numbering): chosen[key] for key in strongest}
 
 
-def _course_name(key: tuple[Any, ...]) -> str:
+def _course_name(key: tuple[Any, ...], numbering: Numbering) -> str:
     group, layer, position, neuron = key
     if group is not None:
         return printable(group, 28)
-    return f"L{layer} N{neuron}" + (f" @{position}" if position >= 0 else "")
+    return numbering.name(layer, neuron) + (f" @{position}" if position >= 0 else "")
 
 
 # ------------------------------------------------------------------------------------------------ pages

@@ -15,7 +15,7 @@ READABLE = frozenset({"2", SCHEMA_VERSION})
 """Versions whose folders can still be read; only today's can be resumed."""
 _RENAMED = {"residual": "unexplained", "remainder": "bias_share"}
 """Columns of version 2, and what they are called now."""
-_ATTRIBUTED = {"attribution", "mean_attribution"}
+_ATTRIBUTED = {"attribution", "mean_attribution", "attribution_first"}
 """Tables of neurons that have one of these columns have a column ``expert`` too."""
 
 _IDS = pa.list_(pa.int32())
@@ -314,6 +314,7 @@ COMPARISON = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("change", pa.string()),
         ("attribution_first", pa.float64()),
         ("attribution_last", pa.float64()),
@@ -374,6 +375,7 @@ COURSES = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("attribution", pa.float64()),
         ("low", pa.float64()),
         ("high", pa.float64()),
@@ -382,7 +384,7 @@ COURSES = pa.schema(
 )
 """How the nodes of any side's circuit, and groups of them, fare over the sides: the mean attribution over prompts with
 its interval, and whether the side's circuit has the node (any of the group). A row is of a node, or of a group, whose
-layer, position and neuron are null."""
+layer, position, neuron and expert are null."""
 
 TARGET, FOIL = -1, -2
 """The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
