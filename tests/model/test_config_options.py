@@ -25,20 +25,23 @@ from tracer.errors import JobError, ModelError
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement, measured
 from tracer.model import passes
 from tracer.prompts import Batch, encode
+from tracer.settings import settings
 
 SIZES = """
     vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim
     max_position_embeddings n_positions n_embd n_layer n_head n_inner initializer_range rms_norm_eps layer_norm_eps
     layer_norm_epsilon norm_epsilon pad_token_id bos_token_id eos_token_id
     ffn_hidden_size num_kv_heads norm_eps eod_token_id num_experts top_k_experts moe_intermediate_size
-    vocab_size_per_layer_input
+    vocab_size_per_layer_input kv_lora_rank qk_head_dim qk_rope_head_dim qk_nope_head_dim v_head_dim
+    linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim
 """
 NO_EFFECT = """
     use_cache pretraining_tp attention_dropout resid_pdrop embd_pdrop attn_pdrop hidden_dropout classifier_dropout
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout is_decoder
     original_max_position_embeddings _sliding_window_pattern max_window_layers residual_dropout embedding_dropout
     ignore_keys_at_rope_validation sliding_window_pattern _heterogeneity_spec attention_softmax_in_fp32
-    scale_attention_softmax_in_fp32
+    scale_attention_softmax_in_fp32 embedding_initializer_range linear_dt_min linear_dt_max linear_dt_init_floor
+    linear_a_log_min linear_a_log_max
 """
 """Training, other heads than the language model's, caches; or read through another option (by which it is tested)."""
 TESTED = """
@@ -48,7 +51,8 @@ TESTED = """
     no_rope_layer_interval use_bias use_qkv_bias qk_layernorm use_qk_norm embedding_multiplier residual_multiplier
     attention_multiplier logits_scaling logit_scale alibi bias multi_query new_decoder_architecture
     num_ln_in_parallel_attn parallel_attn activation attention_out_bias attention_k_eq_v rotary_dim
-    hidden_size_per_layer_input num_kv_shared_layers
+    hidden_size_per_layer_input num_kv_shared_layers q_lora_rank rope_interleave linear_allow_neg_eigval
+    layer_rope_theta scale_emb scale_depth dim_model_base
 """
 REFUSED = "add_cross_attention reorder_and_upcast_attn clip_qkv enable_moe_block use_double_wide_mlp"
 LOOKED_AT = frozenset(f"{SIZES} {NO_EFFECT} {TESTED} {REFUSED}".split())
@@ -269,6 +273,35 @@ CASES |= {
         {"activation_function": "relu", "tie_word_embeddings": False},
         {"is_causal": False},
     ],
+    "youtu": [
+        {"q_lora_rank": 10, "attention_bias": True, "mlp_bias": True},
+        {"rope_interleave": False, "tie_word_embeddings": False},
+        {"rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}},
+        {"is_causal": False},
+    ],
+    "qwen3_5": [
+        {"attention_bias": True},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.5}},
+        {"tie_word_embeddings": True, "hidden_act": "gelu"},
+        {"is_causal": False},
+    ],
+    "qwen3_5_hybrid": [{"linear_conv_kernel_dim": 2, "linear_num_key_heads": 4}, {"attention_bias": True}],
+    "olmo_hybrid": [
+        {"linear_allow_neg_eigval": False},
+        {"linear_conv_kernel_dim": 2, "attention_bias": True},
+    ],
+    "granite_swa": [
+        {"layer_rope_theta": [0, 100.0, 10000.0]},
+        {"sliding_window": 2, "layer_types": [FULL, SLIDING, SLIDING]},
+        {"embedding_multiplier": 0.3, "residual_multiplier": 2.0, "attention_multiplier": 2.0},
+        {"attention_bias": True, "mlp_bias": True, "logits_scaling": 0.25},
+    ],
+    "minicpm3": [
+        {"scale_emb": 0.3, "dim_model_base": 64},
+        {"scale_depth": 3.0, "q_lora_rank": 10},
+        {"attention_bias": True, "tie_word_embeddings": False},
+        {"is_causal": False},
+    ],
     "gptj": [{"rotary_dim": 8, "activation_function": "relu"}, {"tie_word_embeddings": True}, {"is_causal": False}],
 }
 EVERY = [(family, over) for family, cases in CASES.items() for over in cases]
@@ -421,6 +454,8 @@ def test_a_mask_that_attention_is_not_told_of_is_refused(family: str) -> None:
     ("family", "over"),
     [
         ("olmo", {"clip_qkv": 8.0}),
+        ("gpt2", {"add_cross_attention": True}),
+        ("gpt2", {"reorder_and_upcast_attn": True}),
         ("gpt_bigcode", {"add_cross_attention": True, "multi_query": False}),
         ("gemma4", {"use_double_wide_mlp": True, "num_kv_shared_layers": 1}),
         ("gemma4", {"enable_moe_block": True, "num_experts": 2, "top_k_experts": 1, "moe_intermediate_size": 8}),
@@ -524,7 +559,7 @@ def test_rows_as_a_server_takes_them_keep_the_sides_apart(falls: bool) -> None:
     for to in (Replacement(others), Replacement((*others, rows[0]), mean=True)):
         asked = [AblatedRow(one, nodes, (0, 0, 2), other=0 if to.mean else row) for row, one in enumerate(encoded)]
         found = [
-            measured(model, some, to, "logit", "activation", 2**30, falls=falls)
+            measured(model, some, to, settings(metric="logit"), "activation", 2**30, falls=falls)
             for some in (asked, *([row] for row in asked))
         ]
         assert error(found[0], torch.cat(found[1:])) < 1e-5

@@ -174,7 +174,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "hunyuan_v1_dense": {"head_dim": 8},
     "ernie4_5": {"head_dim": 16},
-    "youtu": LATENT,
+    "youtu": {**LATENT, "pad_token_id": None},  # whose row of the embeddings transformers loads as zeros
     "qwen3_5": {"head_dim": 16, "layer_types": [FULL] * 8},
     "qwen3_5_hybrid": {"head_dim": 16, **DELTAS},
     "granite_swa": {**GRANITE, **TURNS, "layer_rope_theta": [10000.0, 0, 10000.0] * 3},
@@ -260,7 +260,7 @@ def tiny(
     """A random model in eval mode; `biases=False` zeroes every bias and GPT-2's position embedding."""
     model_type, settings = _config(family, n_layers)
     special = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-    config = AutoConfig.for_model(model_type, **{**settings, **special, **over})
+    config = AutoConfig.for_model(model_type, **{**special, **settings, **over})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn)

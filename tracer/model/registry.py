@@ -70,7 +70,6 @@ def register_family(
     for kind, name in classes:
         families.NORM_CLASSES[kind] |= {name}
     rules.FACTORS.update(factors)
-    rules.ACTIVATIONS.update(factors)
     families.LINEAR |= maps
     return FAMILIES.setdefault(family.name, family)
 
