@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from tracer.model.about import ABOUT, OLDEST
-from tracer.model.families import FAMILIES, TEXT_PARTS, UNREAD, Family, Layout, family_of, is_biased
+from tracer.model.families import FAMILIES, Family, Layout, family_of, is_biased
+from tracer.model.wholes import TEXT_PARTS, UNREAD
 from tracer.testing.configs import configurations
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 import reference as ref
+import tiny as t
 from helpers import error, load
 from tracer.model import rules
 from tracer.settings import ALL_RULES, RULES

@@ -32,9 +32,10 @@ from helpers import Question, refused
 from tracer import JobError, ModelError
 from tracer.cli.app import app
 from tracer.model import multimodal
-from tracer.model.families import FAMILIES, SAME_TEXT, TEXT_PARTS, UNREAD
+from tracer.model.families import FAMILIES
 from tracer.model.model import skeleton
 from tracer.model.sizes import Shape
+from tracer.model.wholes import SAME_TEXT, TEXT_PARTS, UNREAD
 from tracer.prompts import Message, rendered
 
 HOME = Path(__file__).parents[2]

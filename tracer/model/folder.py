@@ -25,7 +25,8 @@ import torch
 from tracer import demo
 from tracer.errors import ModelError, TracerError, first_line, option, quoted
 from tracer.model import dequantised, gguf, multimodal
-from tracer.model.families import TEXT_PARTS, discover, listed
+from tracer.model.families import discover, listed
+from tracer.model.wholes import TEXT_PARTS
 from tracer.system import jsontext, wholefile
 
 ADAPTER = "adapter_config.json"

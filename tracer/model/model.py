@@ -28,7 +28,8 @@ from tracer.errors import JobError, ModelError, RemoteError, first_line, option,
 from tracer.experts import Experts, Numbering, by_shape
 from tracer.model import adapters, dequantised, folder, multimodal, quantised, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import TEXT_PARTS, Family, Layout, family_of, inputs_of, is_biased, looks_ahead, value_heads
+from tracer.model.families import Family, Layout, family_of, inputs_of, is_biased, looks_ahead, value_heads
+from tracer.model.wholes import TEXT_PARTS
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tracer.errors import ModelError, first_line
 from tracer.model import state
-from tracer.model.families import FAMILIES, HEAD_OPTIONS, IMAGE_ROPE, SAME_TEXT, TEXT_PARTS, check_inputs, listed
+from tracer.model.families import FAMILIES, listed
+from tracer.model.wholes import HEAD_OPTIONS, IMAGE_ROPE, SAME_TEXT, TEXT_PARTS, check_inputs
 
 KEYS = {
     r"^thinker\.": "",
