@@ -232,7 +232,7 @@ def test_it_is_refused_on_a_server(complete: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["gemma3n", "paligemma", "mllama", "qwen3_5", "aria", "granite_speech", "cosmos3_omni"]
+    "kind", ["gemma3n", "paligemma", "mllama", "qwen3_5_moe", "aria", "granite_speech", "cosmos3_omni"]
 )
 def test_other_types_are_refused_with_the_reason(kind: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": kind}))

@@ -58,6 +58,12 @@ _TEXT: dict[str, Any] = {
     "bos_token_id": t.BOS,
     "eos_token_id": t.EOS,
 }
+_DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
 _ROPE: dict[str, dict[str, Any]] = {
     "glm4v_text": {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5},
     "glm4v_moe_text": {"mrope_section": [1, 1, 0], "partial_rotary_factor": 0.5},
@@ -66,6 +72,7 @@ _ROPE: dict[str, dict[str, Any]] = {
     "qwen2_vl_text": {"mrope_section": [1, 1, 2]},
     "qwen2_5_vl_text": {"mrope_section": [1, 1, 2]},
     "qwen2_5_omni_text": {"mrope_section": [1, 1, 2]},
+    "qwen3_5_text": {"mrope_section": [1, 1, 0], "mrope_interleaved": True, "partial_rotary_factor": 0.5},
     "qwen3_vl_text": {"mrope_section": [2, 1, 1], "mrope_interleaved": True},
 }
 _WITHOUT_TIMM = ("fast_vlm", "perception_lm")
@@ -82,6 +89,8 @@ def config(kind: str, text: str | None = None, *, tied: bool = False, **options:
         parts[name] = {key: size for key, size in sizes.items() if key in known} | {"model_type": chosen.model_type}
         if "kv_lora_rank" in parts[name]:  # every head has keys of its own
             parts[name]["num_key_value_heads"] = _TEXT["num_attention_heads"]
+        if "linear_num_key_heads" in known and name == "text_config":
+            parts[name] |= {"layer_types": ["linear_attention", "full_attention"], **_DELTA}
         if name == "text_config":
             if more := _ROPE.get(chosen.model_type):
                 parts[name]["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, **more}

@@ -99,13 +99,14 @@ def _of_family(given: Any) -> Any:
     if given.model_type not in SAME_TEXT:
         return copy.deepcopy(given)
     kind, options = SAME_TEXT[given.model_type]
-    # What the family's own configuration would else put there.
-    fields: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    fields |= {"head_dim": given.hidden_size // given.num_attention_heads} | given.to_dict() | options
+    fields: dict[str, Any] = {"head_dim": given.hidden_size // given.num_attention_heads} | given.to_dict() | options
     del fields["model_type"]
     rope = fields.get("rope_parameters") or {}
     fields["rope_parameters"] = {name: value for name, value in rope.items() if name not in IMAGE_ROPE}
-    return AutoConfig.for_model(kind, **fields)
+    text = AutoConfig.for_model(kind, **fields)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # the family's own would else be there
+        setattr(text, name, fields.get(name))
+    return text
 
 
 def renamed(name: str) -> str:

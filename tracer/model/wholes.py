@@ -38,6 +38,7 @@ around it has a head without these, but for those that it `heeds`."""
 _TOWER = ("vision_tower", "multi_modal_projector")
 _LLAVA = TextPart((*_TOWER, "image_newline"))
 _IDEFICS = TextPart(("vision_model", "connector"))
+_MINICPM = TextPart(("vision_tower", "merger"))
 _QWEN = TextPart(("visual",))
 _OMNI = TextPart(
     ("visual", "audio_tower", "talker", "token2wav", "code2wav"), "images and sound", inside="thinker_config"
@@ -78,6 +79,9 @@ TEXT_PARTS: dict[str, TextPart] = {
     "llava_next": _LLAVA,
     "llava_next_video": TextPart((*_LLAVA.beside, "vision_resampler")),
     "llava_onevision": _LLAVA,
+    "minicpm_ocr": _MINICPM,
+    "minicpmv4_6": _MINICPM,
+    "minicpmv4_7": _MINICPM,
     "mistral3": TextPart(_TOWER),
     "moss_transcribe_diarize": _HEARS,
     "musicflamingo": _HEARS,
@@ -90,6 +94,7 @@ TEXT_PARTS: dict[str, TextPart] = {
     "qwen2_5_vl": _QWEN,
     "qwen2_audio": _HEARS,
     "qwen2_vl": _QWEN,
+    "qwen3_5": _QWEN,
     "qwen3_asr": _HEARS,
     "qwen3_omni_moe": _OMNI,
     "qwen3_omni_moe_thinker": TextPart(_OMNI.beside, _OMNI.takes),
@@ -127,7 +132,7 @@ _UNREAD: dict[str, str] = {
     _CROSS: "blip evolla idefics mllama",
     _BOTH: "paligemma",
     _ENCODER: "florence2 pix2struct pp_formulanet t5gemma2 udop vision-encoder-decoder",
-    _STATES: "lfm2_vl minicpm_ocr minicpmv4_6 minicpmv4_7 nemo_speechlm nemotron_h_omni qwen3_5 qwen3_5_moe qwen4_exp",
+    _STATES: "lfm2_vl nemo_speechlm nemotron_h_omni qwen4_exp",
     "its language model runs with an adapter where there is sound or an image, and without it on text": (
         "granite_speech granite_speech_plus phi4_multimodal"
     ),
@@ -139,7 +144,7 @@ _UNREAD: dict[str, str] = {
         "aria blip-2 chameleon cohere_compass cosmos3_edge deepseek_ocr2 emu3 ernie4_5_vl_moe fuyu gemma3n "
         "gemma4_unified git glm5_next granite4_vision hunyuan_vl inkling_mm_model "
         "instructblip instructblipvideo kosmos-2 kosmos-2.5 minimax_m3_vl mistral4 mistral_large4 molmo2 muse_glimmer "
-        "muse_spark paddleocr_vl step3p7 unlimited_ocr voxtral_realtime"
+        "muse_spark paddleocr_vl qwen3_5_moe step3p7 unlimited_ocr voxtral_realtime"
     ),
     "its text part keeps experts' weights the other way round, which is not read": "qwen3_vl_moe",
     "has a generator beside its text part, whose weights have names that are not read": ("cosmos3_omni"),
