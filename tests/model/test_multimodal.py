@@ -270,7 +270,8 @@ def loaded(folder: Path, kind: str) -> Any:
         assert model.family.name == config.model_type
         return model.module
     options = {"key_mapping": multimodal.KEYS, "attn_implementation": "eager", "dtype": torch.float32}
-    module, report = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    found: Any = AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options)
+    module, report = found
     assert report["missing_keys"] | report["mismatched_keys"] == set()
     assert [key for key in report["unexpected_keys"] if not multimodal.is_beside(kind, key)] == []
     return module
@@ -360,7 +361,8 @@ def test_a_traced_prompt_is_the_wholes_where_positions_are_of_three_numbers(tmp_
     model = tracer.load(save(known, tmp_path))
     asked = Question(metric="difference").prompts()
     rows = torch.stack([known(input_ids=torch.tensor([list(one.token_ids or ())])).logits[0, -1] for one in asked])
-    wanted = torch.stack([row[one.target] - row[one.foil] for row, one in zip(rows, asked, strict=True)]).flatten()
+    differences = [row[one.target] - row[one.foil] for row, one in zip(rows, asked, strict=True)]  # type: ignore[index]
+    wanted = torch.stack(differences).flatten()
     result = tracer.attribute(model, asked, baseline="zero")
     assert truth.close(result.metric, wanted, of=rows)
     assert truth.close(result.embeddings.sum(1), wanted, of=rows)  # RelP conserves

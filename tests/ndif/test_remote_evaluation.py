@@ -329,5 +329,5 @@ def test_requests_hold_enough_rows_for_their_reference(monkeypatch: pytest.Monke
     monkeypatch.setattr(ablations, "_request", request)
     two = 2 * 5 * model.bytes_per_token(gradient=False, length=5)
     to = Replacement(tuple((1, 2, 3, 4, 5 + i) for i in range(40)), mean=True)
-    assert len(ablations.measured(model, rows, to, "logit", "activation", two)) == 320
+    assert len(ablations.measured(model, rows, to, settings(metric="logit"), "activation", two)) == 320
     assert sizes == [(20, [2] * 20, 2)] * 8

@@ -25,7 +25,7 @@ from tracer.store import one_prompt
 from tracer.store.one_prompt import check_writable, read_run, write_run
 from tracer.store.parquet import fingerprint
 from tracer.store.run_folder import RunFolder
-from tracer.store.schemas import EDGES, NODES, PROFILES, PROMPTS, SCHEMA_VERSION, SCHEMAS
+from tracer.store.schemas import EDGES, NODES, PROFILES, PROMPTS, SCHEMA_VERSION, SCHEMAS, VALUES
 
 Table = list[dict[str, Any]]
 
@@ -400,7 +400,8 @@ def test_the_fingerprint_depends_on_content_and_not_on_order() -> None:
 
 
 def test_schemas_are_complete() -> None:
-    assert {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES} == SCHEMAS
+    wanted = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES, "values": VALUES}
+    assert wanted == SCHEMAS
 
 
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -80,7 +80,8 @@ _WITHOUT_TIMM = ("fast_vlm", "perception_lm")
 
 def config(kind: str, text: str | None = None, *, tied: bool = False, **options: Any) -> Any:
     """A small configuration. `text`: the type of the text part, if not the usual; `options`: of the text part."""
-    made, parts = CONFIG_MAPPING[kind], {}
+    parts: dict[str, Any] = {}
+    made: Any = CONFIG_MAPPING[kind]
     for name in made.sub_configs:
         if (part := getattr(made(), name)) is None:
             continue
