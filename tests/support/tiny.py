@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from reference import ONE_ABOVE
+from tracer.testing import configs
 from truth import placed
 
 FAMILIES: tuple[str, ...] = (
@@ -214,7 +215,8 @@ def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     if family in ("gpt2", "gpt_bigcode", "gptj"):
         sizes = {"n_embd": 32, "n_inner": 48, "n_layer": n_layers, "n_head": 4, "n_positions": 64}
         return family, {"vocab_size": VOCAB, **sizes, **({"rotary_dim": 4} if family == "gptj" else {})}
-    raise ValueError(f"unknown family {family!r}")
+    options = {**configs.SIZES, **configs.OPTIONS[family][""], "num_hidden_layers": n_layers}  # mixtures of experts
+    return family, {name: one[:n_layers] if name == "layer_types" else one for name, one in options.items()}
 
 
 def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:

@@ -115,7 +115,12 @@ class Mixture:
     @property
     def output(self) -> Tensor:
         given = self.envoy.output
-        return (given[0] if isinstance(given, tuple) else given).view(self.shape)
+        value = given[0] if isinstance(given, tuple) else given
+        if value.shape != self.shape:  # tokens in a row: what is read here is what goes on
+            flat, value = value, value.view(self.shape)
+            self.rest = tuple(given[1:]) if isinstance(given, tuple) else ()
+            self.put(value.view_as(flat))
+        return value
 
     @output.setter
     def output(self, value: Tensor) -> None:
