@@ -21,11 +21,11 @@ import s3
 import tracer
 from helpers import refused
 from tracer import RunError
-from tracer.store import one_prompt
+from tracer.store import one_prompt, schemas
 from tracer.store.one_prompt import check_writable, read_run, write_run
 from tracer.store.parquet import fingerprint
 from tracer.store.run_folder import RunFolder
-from tracer.store.schemas import EDGES, NODES, PROFILES, PROMPTS, SCHEMA_VERSION, SCHEMAS, VALUES
+from tracer.store.schemas import EDGES, NODES, PROFILES, PROMPTS, SCHEMA_VERSION, SCHEMAS
 
 Table = list[dict[str, Any]]
 
@@ -400,7 +400,7 @@ def test_the_fingerprint_depends_on_content_and_not_on_order() -> None:
 
 
 def test_schemas_are_complete() -> None:
-    wanted = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES, "values": VALUES}
+    wanted = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES, "values": schemas.VALUES}
     assert wanted == SCHEMAS
 
 
