@@ -695,9 +695,11 @@ class _Driver:
         """How much work each combination of a benchmark is."""
         if not isinstance(self.job, BenchmarkJob):
             return []
-        widths = {"activation": model.d_mlp, "output": model.d_model}
-        each = self.job.combinations()
-        return [combination_work(self.job, one, model.n_layers, widths[one.basis]) for one in each]
+        found = []
+        for one in self.job.combinations():
+            width = model.d_mlp if one.basis == "activation" else model.d_model
+            found.append(combination_work(self.job, one, model.n_layers, width))
+        return found
 
     def _write_record(self, more: Mapping[str, Any]) -> None:
         self.record |= more

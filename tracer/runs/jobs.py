@@ -718,7 +718,7 @@ class BenchmarkJob(_ModelOptions):
     train: Count = 300
     test: Annotated[int, Field(ge=2, strict=True)] = 40
     methods: Annotated[tuple[Method, ...], BeforeValidator(as_list)]
-    bases: Annotated[tuple[Basis, ...], BeforeValidator(as_list)] = get_args(Basis)
+    bases: Annotated[tuple[Basis, ...], BeforeValidator(as_list)] = ("activation", "output")
     baselines: Annotated[tuple[Baseline, ...], BeforeValidator(as_list)] = ("counterfactual",)
     rules: Annotated[tuple[str, ...], BeforeValidator(_variants)] = EVERY_RULE
     ablation: Ablation = "mean"

@@ -28,6 +28,7 @@ from tracer.runs.pages import made, meaning
 from tracer.runs.pages.graphs import GRAPHS
 from tracer.runs.pages.meaning import Meaning
 from tracer.runs.status import Reason
+from tracer.settings import BASIS_NAMES
 from tracer.store.aggregation import in_most_circuits
 from tracer.text import printable
 
@@ -458,7 +459,7 @@ def _settings(found: Found) -> Sheet:
         ("prompts", printable(json.dumps(job.input.model_dump(mode="json", exclude_defaults=True)), 1000)),
         ("method", f"{job.method}{sheet.options_text(job.settings())}"),
         ("baseline", job.baseline),
-        ("basis", "MLP activations" if job.basis == "activation" else "MLP outputs"),
+        ("basis", BASIS_NAMES[job.basis]),
         ("metric", job.metric),
         ("nodes of a prompt", printable(json.dumps(kept), 1000) if kept else "the default"),
         ("edges", "traced" if job.edges else "not traced"),
