@@ -1,8 +1,10 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # quick: the tests without model, server or process, in under a minute.
-# check: ruff, pyright, import contracts, README tree.   bench: ratios measured side by side.   slow: the long tests.
+# check: ruff, pyright, import contracts, README tree and families.   bench: ratios measured side by side.   slow: the long tests.
 # shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
 # attacks: everything that was done to it from outside, and a table of the harm: all zeros.
+# fresh, oldest: the quick tests and the check of all families on the newest and the oldest versions that pyproject.toml
+# allows, each in an environment of its own under .fresh/, and what moved against constraints.txt.
 # real: the studies of jobs/real on Gemma 3 270M, or on MODEL=FOLDER_OR_ID; FULL=1 the whole grid, SET=key=value a change.
 # test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
@@ -15,7 +17,7 @@ SLOW ?= slow
 SHIFTS ?= 0:1 4:1 8:2 16:1 32:2
 PARITY := tests/model tests/attribution tests/evaluation tests/runs tests/ndif tests/test_reference.py
 
-.PHONY: demo quick test shifted check slow attacks bench real test-ndif clean
+.PHONY: demo quick test shifted check slow attacks bench real fresh oldest test-ndif clean
 
 demo: $(TRACES)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
@@ -42,6 +44,7 @@ check: $(READY)
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/readme_tree.py
+	$(BIN)/python tools/families.py
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py
@@ -55,6 +58,12 @@ bench: $(READY)
 real: $(TRACES)
 	$(BIN)/python tools/real/studies.py $(if $(MODEL),--model '$(MODEL)') $(if $(FULL),--full) \
 		$(foreach change,$(SET),--set '$(change)')
+
+fresh: $(READY)
+	$(BIN)/python tools/fresh.py newest
+
+oldest: $(READY)
+	$(BIN)/python tools/fresh.py oldest
 
 # Without the type checker of other tests: it wraps the functions that travel, and a server does not have it.
 test-ndif: $(READY)
@@ -80,4 +89,4 @@ $(READY): $(TRACES)
 	touch $@
 
 clean:
-	rm -rf .venv .ndif runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .fresh .ndif runs .pytest_cache .ruff_cache .hypothesis

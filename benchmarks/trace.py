@@ -226,7 +226,7 @@ class Bench:
 
 def matrix_rate(model: tracer.Model, span: float = 0.2) -> float:
     """Billions of operations a second of float32 products like the edges': 512 rows into attention's width."""
-    rows, width, heads = 512, model.d_model, model.attention_width
+    rows, width, heads = 512, model.d_model, Shape.of_model(model).attention_width
     left, right = torch.randn(rows, width, device=model.device), torch.randn(heads, width, device=model.device)
     times, started = list[float](), time.perf_counter()
     while time.perf_counter() - started < span:

@@ -38,6 +38,8 @@ TIERS = {
     "cli": "model",
     "cli/test_cli_runs.py": "process",
     "cli/test_options.py": "unit",
+    "comparison": "model",
+    "comparison/test_differences.py": "unit",
     "data": "unit",
     "data/test_tasks.py": "model",
     "demo": "model",
@@ -51,6 +53,7 @@ TIERS = {
     "runs": "process",
     "runs/test_benchmark.py": "model",
     "runs/test_dataset_circuit.py": "model",
+    "runs/test_expert_runs.py": "model",
     "runs/test_filter.py": "model",
     "runs/test_jobs.py": "unit",
     "runs/test_pages.py": "model",
@@ -65,13 +68,63 @@ TIERS = {
     "store/test_folder.py": "process",
     "store/test_places.py": "process",
     "system": "unit",
+    "testing": "model",
 }
 """What the tests of a room, or of one of its files, need; a test may say otherwise of itself."""
+
+
+UNLIKE = frozenset("apertus cohere falcon gemma4 granite nemotron qwen3_5_hybrid youtu".split())
+"""Of the families after `tiny.MAIN`, those whose blocks hold something that no other's do: an activation with weights,
+one norm for attention and MLP, scaled layers, multipliers, norms around 1, delta nets, latent attention."""
+UNLIKE_BASES = frozenset({"residual", "attention"})
+"""Bases whose nodes are no neurons, so that what an MLP is made of makes no difference to them."""
+SWEEP = 5
+"""On so many of the families after `tiny.MAIN` a test is tried on all; fewer were chosen for what they are."""
+EACH = frozenset({"test_every_option_of_every_family_was_looked_at"})
+DEAR = frozenset(
+    (
+        "test_a_batch_is_its_prompts_alone test_a_nudged_source_changes_its_target_by_the_weight "
+        "test_each_rule_changes_the_attributions"
+    ).split()
+)
+"""Tests of what each family has of its own; and those that take seconds where `tests/testing` shows the same sooner."""
 
 
 def _tier(path: Path) -> str:
     file = path.relative_to(Path(__file__).parent)
     return TIERS.get(f"{file.parent}/{file.name}") or TIERS[str(file.parent)]
+
+
+def _given(item: pytest.Item) -> dict[str, Any]:
+    return getattr(getattr(item, "callspec", None), "params", {})
+
+
+def _repeats(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """What shows on one more family what others show. A test that is tried on all families keeps everything on those of
+    `tiny.MAIN`, but one family for each of `UNLIKE_BASES`, its first parameters on each of `UNLIKE`, and nothing on
+    others, all of which tests/testing checks."""
+    if not any("family" in _given(item) for item in items):
+        return
+    import tiny  # with transformers: where only units are run nothing asks for it
+
+    later, seen = frozenset(tiny.FAMILIES) - frozenset(tiny.MAIN), set()
+    swept: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if "family" in _given(item) and not item.get_closest_marker("slow"):
+            swept.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for test, those in swept.items():
+        name = test.rpartition("::")[2]
+        if name in EACH or len({_given(item)["family"] for item in those} & later) < SWEEP:
+            continue
+        for item in those:
+            family, others = _given(item)["family"], {**_given(item), "family": None, "attn": None}
+            if family in later:
+                kept = (test, family) if family in UNLIKE and name not in DEAR else None
+            else:
+                kept = (test, *map(str, others.values())) if others.get("basis") in UNLIKE_BASES else item.nodeid
+            if kept is None or kept in seen:
+                yield item
+            seen.add(kept)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -89,6 +142,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in set(TIERS.values())):
             item.add_marker(_tier(item.path))
+    for item in _repeats(items):
+        item.add_marker("slow")
+        item.add_marker("long")
 
 
 @pytest.fixture(scope="session", autouse=True)

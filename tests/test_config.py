@@ -20,18 +20,28 @@ from tracer.settings import (
     METHODS,
     METRICS,
     PATH_METHODS,
+    RULED_METHODS,
     RULES,
     VARIANTS,
     Settings,
+    TargetDirection,
+    TargetNeuron,
     rules_name,
     rules_of,
     settings,
 )
 
+NEURON = TargetNeuron(layer=1, neuron=2)
+WITH: dict[str, dict[str, Any]] = {
+    "share": {"share": 0.5},
+    "neuron": {"of": NEURON},
+    "direction": {"of": TargetDirection(vector=(1.0, 0.5), layer=1)},
+}
+"""What a metric needs beside its name."""
 WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"method": "attnlrp"}, ("method='attnlrp'", *METHODS)),
     ({"baseline": "median"}, ("baseline='median'", *BASELINES)),
-    ({"basis": "residual"}, ("basis='residual'", *BASES)),
+    ({"basis": "stream"}, ("basis='stream'", *BASES)),
     ({"metric": "loss"}, ("metric='loss'", *METRICS)),
     ({"rules": ["norm", "softmax"]}, ("rules", "softmax", *sorted(ALL_RULES))),
     ({"rules": ["product", "gate"]}, ("'product' and 'gate'", "act(gate) * up")),
@@ -44,12 +54,12 @@ WRONG: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"layers": 3}, ("layers=3",)),
 ]
 WITHOUT_EFFECT: list[tuple[dict[str, Any], str]] = [
-    *[({"method": method, "rules": ["norm"]}, "rules") for method in METHODS if method != "relp"],
+    *[({"method": method, "rules": ["norm"]}, "rules") for method in METHODS if method not in RULED_METHODS],
     *[({"method": method, "steps": 3}, "steps") for method in METHODS if method not in PATH_METHODS],
     ({"method": "random", "baseline": "mean"}, "baseline"),
     ({"method": "random", "baseline": "counterfactual"}, "baseline"),
     ({"method": "conductance", "baseline": "mean"}, "mean"),
-    *[({"metric": metric, "top_k": 3}, "top_k") for metric in METRICS if metric != "topk"],
+    *[({"metric": metric, "top_k": 3, **WITH.get(metric, {})}, "top_k") for metric in METRICS if metric != "topk"],
     *[({"method": method, "seed": 3}, "seed") for method in METHODS if method != "random"],
 ]
 
@@ -71,7 +81,7 @@ def test_a_setting_without_effect_is_refused(values: dict[str, Any], name: str) 
 def test_all_rules_are_on_for_relp_alone() -> None:
     assert settings().rules == RULES
     for method in METHODS:
-        assert settings(method=method).rules == (RULES if method == "relp" else frozenset())
+        assert settings(method=method).rules == (RULES if method in RULED_METHODS else frozenset())
     assert settings(rules=[]).rules == frozenset()
     assert settings(rules=("norm",)).rules == {"norm"}
 
@@ -80,7 +90,7 @@ def test_every_combination_with_an_effect_is_accepted() -> None:
     for method, baseline, basis, metric in itertools.product(METHODS, BASELINES, BASES, METRICS):
         if (method == "random" and baseline != "zero") or (method == "conductance" and baseline == "mean"):
             continue
-        chosen = settings(method=method, baseline=baseline, basis=basis, metric=metric)
+        chosen = settings(method=method, baseline=baseline, basis=basis, metric=metric, **WITH.get(metric, {}))
         assert (chosen.method, chosen.baseline, chosen.basis, chosen.metric) == (method, baseline, basis, metric)
 
 
@@ -94,11 +104,12 @@ def test_settings_are_frozen_and_equal_by_value() -> None:
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_conservation_holds_for_relp_with_all_rules_and_a_linear_metric(metric: str) -> None:
-    assert settings(metric=metric).conserves == (metric in LINEAR_METRICS)
-    assert not settings(metric=metric, method="grad").conserves
-    assert settings(metric=metric, rules=LINEAR_GATE).conserves == (metric in LINEAR_METRICS)
+    asked: dict[str, Any] = {"metric": metric, **WITH.get(metric, {})}
+    assert settings(**asked).conserves == (metric in LINEAR_METRICS)
+    assert not settings(**asked, method="grad").conserves
+    assert settings(**asked, rules=LINEAR_GATE).conserves == (metric in LINEAR_METRICS)
     for rules in (RULES, LINEAR_GATE):
-        assert not any(settings(metric=metric, rules=rules - {rule}).conserves for rule in rules)
+        assert not any(settings(**asked, rules=rules - {rule}).conserves for rule in rules)
 
 
 def test_a_set_of_rules_has_one_name_from_which_it_is_made_again() -> None:
@@ -119,3 +130,11 @@ def test_settings_survive_json() -> None:
     for method in METHODS:
         chosen = settings(method=method)
         assert Settings.model_validate_json(chosen.model_dump_json()) == chosen
+    for metric, more in WITH.items():
+        chosen = settings(metric=metric, **more)
+        assert Settings.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+def test_settings_of_circuits_that_are_of_tokens_are_written_as_before() -> None:
+    assert set(settings().record()) == {"method", "baseline", "basis", "metric", "rules", "steps", "top_k", "seed"}
+    assert settings(of=NEURON).record()["of"] == {"layer": 1, "neuron": 2, "sign": 1}

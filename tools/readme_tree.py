@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
-LONGEST = 25
+LONGEST = 28
 
 
 def first_clause(module: Path) -> str:

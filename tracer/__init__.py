@@ -22,13 +22,17 @@ logging.getLogger("tracer").addHandler(logging.NullHandler())  # silent unless t
 
 if TYPE_CHECKING:
     from tracer.attribution.attribute import attribute as attribute
+    from tracer.attribution.of_logits import direction_of as direction_of
     from tracer.attribution.pruning import Pruning as Pruning
     from tracer.attribution.result import Attribution as Attribution
+    from tracer.attribution.targets import direction as direction
     from tracer.attribution.trace import trace as trace
     from tracer.circuit.circuit import Circuit as Circuit
     from tracer.circuit.circuit import Graph as Graph
     from tracer.circuit.exchange import export as export
     from tracer.circuit.exchange import import_graph as import_graph
+    from tracer.comparison.compare import Comparison as Comparison
+    from tracer.comparison.compare import compare as compare
     from tracer.errors import JobError as JobError
     from tracer.errors import ModelError as ModelError
     from tracer.errors import RemoteError as RemoteError
@@ -61,7 +65,13 @@ if TYPE_CHECKING:
     from tracer.meaning.tokens import neuron_tokens as neuron_tokens
     from tracer.meaning.tokens import promoted as promoted
     from tracer.meaning.tokens import with_tokens as with_tokens
+    from tracer.model.families import Family as Family
+    from tracer.model.families import Layout as Layout
+    from tracer.model.families import Step as Step
+    from tracer.model.families import Weight as Weight
+    from tracer.model.families import Wiring as Wiring
     from tracer.model.model import Model as Model
+    from tracer.model.registry import register_family as register_family
     from tracer.ndif.probe import load as load
     from tracer.ndif.server import Limits as Limits
     from tracer.prompts import Prompt as Prompt
@@ -73,12 +83,15 @@ if TYPE_CHECKING:
 _HOME = {
     "Attribution": "attribution.result",
     "Circuit": "circuit.circuit",
+    "Comparison": "comparison.compare",
     "Concepts": "meaning.concepts",
     "EdgeCurves": "evaluation.edge_curves",
     "Evaluation": "evaluation.curves",
+    "Family": "model.families",
     "Graph": "circuit.circuit",
     "JobError": "errors",
     "Knockouts": "evaluation.knockouts",
+    "Layout": "model.families",
     "Limits": "ndif.server",
     "Model": "model.model",
     "ModelError": "errors",
@@ -88,16 +101,22 @@ _HOME = {
     "RemoteError": "errors",
     "Run": "runs.driver",
     "RunError": "errors",
+    "Step": "model.families",
     "TracerError": "errors",
     "TracerWarning": "errors",
     "Steering": "evaluation.steering",
     "Swap": "evaluation.swap",
     "Sweep": "evaluation.sweep",
+    "Weight": "model.families",
+    "Wiring": "model.families",
     "always_on": "evaluation.quality",
     "attribute": "attribution.attribute",
+    "compare": "comparison.compare",
     "concepts": "meaning.concepts",
     "contrast": "meaning.contrast",
     "describe": "meaning.describe",
+    "direction": "attribution.targets",
+    "direction_of": "attribution.of_logits",
     "edge_curves": "evaluation.edge_curves",
     "estimate_quality": "evaluation.quality",
     "evaluate": "evaluation.faithfulness",
@@ -110,6 +129,7 @@ _HOME = {
     "neuron_tokens": "meaning.tokens",
     "plan": "runs.plan.local",
     "promoted": "meaning.tokens",
+    "register_family": "model.registry",
     "rollout": "evaluation.answers",
     "run": "runs.driver",
     "steer": "evaluation.steering",
@@ -123,12 +143,15 @@ _HOME = {
 __all__ = [
     "Attribution",
     "Circuit",
+    "Comparison",
     "Concepts",
     "EdgeCurves",
     "Evaluation",
+    "Family",
     "Graph",
     "JobError",
     "Knockouts",
+    "Layout",
     "Limits",
     "Model",
     "ModelError",
@@ -139,15 +162,21 @@ __all__ = [
     "Run",
     "RunError",
     "Steering",
+    "Step",
     "Swap",
     "Sweep",
     "TracerError",
     "TracerWarning",
+    "Weight",
+    "Wiring",
     "always_on",
     "attribute",
+    "compare",
     "concepts",
     "contrast",
     "describe",
+    "direction",
+    "direction_of",
     "edge_curves",
     "estimate_quality",
     "evaluate",
@@ -160,6 +189,7 @@ __all__ = [
     "neuron_tokens",
     "plan",
     "promoted",
+    "register_family",
     "rollout",
     "run",
     "steer",

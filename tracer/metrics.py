@@ -1,14 +1,15 @@
 """One number per prompt from the logits, as arithmetic on plain tensors.
 
 Every metric of method.md section 2 is a weighted sum of entries of a function of the logits: the identity,
-the log-softmax, or the logits minus their vocabulary mean. Knows no model and no tokenizer.
+the log-softmax, or the logits minus their vocabulary mean; or, where a circuit is of something inside the model, of
+values that are read there. Knows no model and no tokenizer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from types import SimpleNamespace
 
 import torch
 from jaxtyping import Float, Int
@@ -22,10 +23,13 @@ class Metric:
     """A batch's metric: ``metric[p] = sum of weight * f(logits)[row, column, token]`` over entries of row p.
 
     Attributes:
-        kind: ``logit``, ``difference``, ``topk`` (f: identity), ``logprob`` (log-softmax) or ``centred``.
+        kind: ``logit``, ``difference``, ``topk``, ``share`` (f: identity), ``logprob`` (log-softmax) or ``centred``;
+            ``neuron`` or ``direction``, whose entries are values inside the model and no tokens.
         row, column, token: index of each entry; `column` counts from the end, -1 being the last.
         weight: of each entry.
         n_prompts: rows of the batch.
+        of: plain values that say what is read inside the model: its `kind`, the `layer` (None: behind the final norm),
+            and the `neuron` or the `vector` [d_model]; None where logits are read.
     """
 
     kind: str
@@ -34,6 +38,7 @@ class Metric:
     token: Int[Tensor, " entry"]
     weight: Float[Tensor, " entry"]
     n_prompts: int
+    of: SimpleNamespace | None = None
 
     @property
     def kept(self) -> int:
@@ -43,11 +48,6 @@ class Metric:
     def read(self, logits: Logits) -> PerPrompt:
         """The metric of each prompt, float32, differentiable in `logits` (the last `kept` columns or more)."""
         return read(logits, self.kind, self.row, self.column, self.token, self.weight, self.n_prompts)
-
-    @property
-    def reader(self) -> Callable[[Tensor], Tensor]:
-        """`read` as a trace calls it: a function, which travels to a server, of plain values."""
-        return partial(read, **vars(self))
 
     def repeat(self, prompt: int, times: int) -> Metric:
         """The metric of one prompt for a batch that holds it `times` times."""
@@ -60,13 +60,22 @@ class Metric:
             self.token[mine].repeat(times),
             self.weight[mine].repeat(times),
             times,
+            self.of,
         )
 
 
 def read(
-    logits: Tensor, kind: str, row: Tensor, column: Tensor, token: Tensor, weight: Tensor, n_prompts: int
+    logits: Tensor,
+    kind: str,
+    row: Tensor,
+    column: Tensor,
+    token: Tensor,
+    weight: Tensor,
+    n_prompts: int,
+    of: SimpleNamespace | None = None,
 ) -> Tensor:
-    """`Metric.read` of a metric's fields; see `Metric.reader`."""
+    """`Metric.read` of a metric's fields."""
+    assert of is None  # which no logit says
     row, column, token, weight = (part.to(logits.device) for part in (row, column, token, weight))
     if kind in ("logprob", "centred"):
         at = logits[row, column].float()
@@ -74,8 +83,13 @@ def read(
         picked = picked - at.mean(-1) if kind == "centred" else picked
     else:
         picked = logits[row, column, token].float()
+    return summed(picked, row, weight, n_prompts)
+
+
+def summed(picked: Tensor, row: Tensor, weight: Tensor, n_prompts: int) -> Tensor:
+    """The weighted sum of each prompt's entries [prompt], of their values [entry]."""
     total = torch.zeros(n_prompts, dtype=picked.dtype, device=picked.device)
-    return total.index_add(0, row, picked * weight)
+    return total.index_add(0, row.to(picked.device), picked * weight.to(picked.device))
 
 
 def entries(

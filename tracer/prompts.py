@@ -78,6 +78,9 @@ class Prompt:
         bos: begin the text, and a counterfactual text, with the beginning-of-sequence token, also where the tokenizer
             does not put it there.
         positions: where the logits are read, as token indices (negative from the end); the last if None.
+        answer: instead of `target`, an answer of any number of tokens, text such as ``" New York"`` or ids: it is read
+            behind the prompt, and the metric is the sum over its tokens of each one's log-probability (or logit) after
+            the prompt and the answer's tokens before it.
         id: the user's own name for it.
     """
 
@@ -92,10 +95,11 @@ class Prompt:
     messages: Sequence[Message | Mapping[str, str]] | None = None
     seed: str | None = None
     system: str | None = None
+    answer: str | Ids | None = None
 
     def __post_init__(self) -> None:
         self._read_messages()
-        for name in ("target", "foil", "counterfactual", "token_ids", "positions"):
+        for name in ("target", "foil", "counterfactual", "token_ids", "positions", "answer"):
             # Arrays and tensors become lists here: they have no truth value and no plain equality.
             object.__setattr__(self, name, as_python(getattr(self, name)))
         for name in ("text", "id"):
@@ -103,8 +107,11 @@ class Prompt:
                 raise JobError(f"{name} {quoted(given)}", f"is {type(given).__name__}, not text", "put it in quotes")
         if self.id is not None:
             _check_characters(self.id, "id")
-        for name, value in (("token_ids", self.token_ids), ("counterfactual", self.counterfactual)):
-            text = (isinstance(value, str) or _is_messages(value)) and name == "counterfactual"
+        for name in ("token_ids", "counterfactual", "answer"):
+            value = getattr(self, name)
+            text = (isinstance(value, str) and name != "token_ids") or (
+                _is_messages(value) and name == "counterfactual"
+            )
             if value is not None and not text and not is_list(value):
                 raise JobError(
                     f"{name} {quoted(value)}", "is not a sequence of token ids", "give a list such as [1, 5, 7]"
@@ -116,6 +123,10 @@ class Prompt:
             raise JobError(
                 f"prompt {quoted(self.shown)}", f"both {given[0]} and {given[1]} were given", "give one of them"
             )
+        self._check_bos()
+        self._check_asked()
+
+    def _check_bos(self) -> None:
         if not isinstance(self.bos, bool):
             raise JobError(f"bos {quoted(self.bos)}", "must be true or false", "leave it out, or use true")
         if self.bos and self.messages is not None:
@@ -124,8 +135,15 @@ class Prompt:
         if self.bos and self.text is None:
             rule = "has no effect on token ids, which are used as they are"
             raise JobError(option("bos", True), rule, "leave it out, and begin the ids with that token")
+
+    def _check_asked(self) -> None:
         if self.foil is not None and self.target is None:
-            raise JobError(f"foil {quoted(self.foil)}", "a foil needs a target to differ from", "give a target")
+            step = "leave it out: another answer would be another text" if self.answer is not None else "give a target"
+            raise JobError(f"foil {quoted(self.foil)}", "a foil needs a target to differ from", step)
+        for name in ("target", "positions"):
+            if self.answer is not None and getattr(self, name) is not None:
+                rule = f"is given beside {option('answer')}, whose own tokens say what is asked about, and where"
+                raise JobError(f"{name} {quoted(getattr(self, name))}", rule, "leave one of them out")
 
     def _read_messages(self) -> None:
         """Messages of any kind as `Message`s, with the system's first."""
@@ -191,6 +209,7 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
         fields = asdict(one) if isinstance(one, Message) else one
         given = {key: kept for key, kept in fields.items() if kept is not None}
         role, content = given.get("role"), given.get("content")
+        _check_parts(content)
         if set(given) != {"role", "content"} or not isinstance(content, str):
             raise JobError(f"message {quoted(given)}", "must have a role and a content that is text, and no more", step)
         if role not in ROLES:
@@ -209,6 +228,19 @@ def _messages(value: Any, what: str, system: str | None) -> tuple[Message, ...]:
     return tuple(found)
 
 
+def _check_parts(content: Any) -> None:
+    """Refuse what is said in parts, as models that also take images or sound are asked."""
+    if not is_list(content) or not all(isinstance(one, Mapping) and "type" in one for one in content):
+        return
+    kinds = list(dict.fromkeys(str(one["type"]) for one in content))
+    if kinds == ["text"]:
+        rule, step = "is in parts, not one text", "give the text itself as content"
+    else:
+        rule = f"has parts of the types {', '.join(kinds)}, and only text is traced"
+        step = "ask about a text alone: no image or sound can be part of a prompt"
+    raise JobError(f"content {quoted(content)}", rule, step)
+
+
 def _last_of_user(messages: Any) -> Message:
     return messages[-1]  # which `_messages` has checked
 
@@ -219,6 +251,9 @@ class Encoded:
 
     Attributes:
         warnings: what whoever reads a result should know of how it was read, a sentence each.
+        answer: whether the targets are an answer's tokens, each asked about at its own of the `positions`; the tokens
+            end with the answer's last but one.
+        weights: of each target in the metric ``share``, which settles them.
     """
 
     token_ids: tuple[int, ...]
@@ -229,6 +264,8 @@ class Encoded:
     text: str
     id: str | None
     warnings: tuple[str, ...] = ()
+    answer: bool = False
+    weights: tuple[float, ...] = ()
 
 
 def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
@@ -254,9 +291,44 @@ def encode(prompt: Prompt, vocabulary: Vocabulary) -> Encoded:
                 f"is {len(paired)} tokens, the prompt {len(ids)}; they must be equally long",
                 "choose words that are the same number of tokens",
             )
-    positions = _positions(prompt.positions, len(ids))
     text = text if text is not None else "".join(decode(vocabulary, token) for token in ids)
-    return Encoded(ids, targets, foils, paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)))
+    if prompt.answer is None:
+        positions = _positions(prompt.positions, len(ids))
+        return Encoded(ids, targets, foils, paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)))
+    targets = _answer(prompt, vocabulary, notes)
+    positions = tuple(range(len(ids) - 1, len(ids) + len(targets) - 1))
+    ids, paired = ids + targets[:-1], None if paired is None else paired + targets[:-1]
+    _check_length(ids, text, vocabulary, "prompt with its answer")
+    return Encoded(ids, targets, (), paired, positions, text, prompt.id, tuple(dict.fromkeys(notes)), True)
+
+
+def _answer(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[int, ...]:
+    """The tokens of the answer behind its prompt.
+
+    Args:
+        notes: is told where the tokenizer would split the prompt and its answer otherwise, were they one text.
+    """
+    value: Any = prompt.answer
+    name = f"answer {quoted(value)}"
+    if len(value) == 0:
+        raise JobError(name, "is empty", "give at least one token")
+    if not isinstance(value, str):
+        return tuple(_in_vocabulary(token, vocabulary, "answer") for token in value)
+    _check_characters(value, "answer")
+    _, ids = _readings(value, vocabulary, "answer")
+    if not ids:
+        raise JobError(name, "becomes no token", "give at least one word")
+    _check_tokenizer(ids, vocabulary, name)
+    if prompt.text is not None:
+        alone, both = (
+            tokenize(text, vocabulary.tokenizer, vocabulary.context_length, special=False, what="prompt")
+            for text in (prompt.text, prompt.text + value)
+        )
+        if both != alone + ids:
+            joined = "".join(decode(vocabulary, token) for token in both[len(alone) :])
+            rule = f"in one text with its prompt the tokenizer would read the answer otherwise ({quoted(joined)})"
+            notes.append(f"{rule}: it is read as {quoted([decode(vocabulary, one) for one in ids])}")
+    return ids
 
 
 def _asked(prompt: Prompt, vocabulary: Vocabulary, notes: list[str]) -> tuple[str | None, tuple[int, ...]]:
@@ -289,15 +361,16 @@ def rendered(messages: Any, seed: str | None, tokenizer: Any, notes: list[str] |
 
     With a seed it is what ``apply_chat_template(..., continue_final_message=True)`` gives of the messages and the seed
     as the assistant's, spaces at the seed's ends kept; of a template that cannot do that, the open answer and the seed.
-    A template that asks which day it is gets `TEMPLATE_DATE`.
+    A template that asks which day it is gets `TEMPLATE_DATE`; one that looks for parts in what is said, as those for
+    images do, gets a text as a part.
 
     Args:
         messages: as `Prompt` has checked them.
         notes: is told of that date.
 
     Raises:
-        JobError: there is no template, it fails on the messages, or they hold one of the tokenizer's special tokens,
-            which would end a message where its writer did not.
+        JobError: there is no template, it fails on the messages or leaves out what the user says, or they hold one of
+            the tokenizer's special tokens, which would end a message where its writer did not.
     """
     template, value = getattr(tokenizer, "chat_template", None), f"messages {quoted(_last_of_user(messages).content)}"
     if not template:
@@ -305,23 +378,33 @@ def rendered(messages: Any, seed: str | None, tokenizer: Any, notes: list[str] |
         raise JobError(value, rule, "ask a text instead, or a model that is tuned for chats")
     for said in (*messages, *([] if seed is None else [Message("assistant", seed)])):
         _check_not_special(said, tokenizer)
-    given = [asdict(one) for one in messages]
     told: dict[str, Any] = {"date_string": TEMPLATE_DATE} if "strftime_now" in str(template) else {}
     if told and notes is not None:
         notes.append(f"the model's chat template writes a date, which is {TEMPLATE_DATE} here, whatever day it is")
+    bare = None if seed is None else seed.strip()  # many templates drop the spaces around an answer
+    given, answer = [asdict(one) for one in messages], {"role": "assistant", "content": bare}
     opened = _applied(tokenizer, given, value, add_generation_prompt=True, **told)
-    if seed is None:
+    if messages[-1].content.strip() not in opened:  # as a template does that takes images too, and looks for parts
+        *given, answer = _in_parts([*given, answer])
+        opened = _applied(tokenizer, given, value, add_generation_prompt=True, **told)
+        if messages[-1].content.strip() not in opened:
+            rule = "the model's chat template leaves out or changes what the user says"
+            raise JobError(value, rule, "say it otherwise, or ask a text instead")
+    if seed is None or bare is None:
         return opened
-    bare = seed.strip()  # many templates drop the spaces around an answer
-    answered = [*given, {"role": "assistant", "content": bare}]
     try:
-        text = _applied(tokenizer, answered, value, continue_final_message=True, **told)
+        text = _applied(tokenizer, [*given, answer], value, continue_final_message=True, **told)
     except JobError:  # it takes no answer that is begun
         return opened + seed
     return text.removesuffix(bare) + seed if text.endswith(bare) else opened + seed
 
 
-def _applied(tokenizer: Any, messages: list[dict[str, str]], value: str, **how: Any) -> str:
+def _in_parts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages whose content is one part, a text."""
+    return [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+
+
+def _applied(tokenizer: Any, messages: list[dict[str, Any]], value: str, **how: Any) -> str:
     """What the tokenizer's template makes of messages."""
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, **how)

@@ -24,7 +24,7 @@ CASES = [
 ]
 
 
-GATED = tuple(family for family in tiny.FAMILIES if family not in ("gpt2", "gpt_neox"))
+GATED = tuple(family for family in tiny.FAMILIES if family not in tiny.UNGATED)
 
 
 def loaded(family: str, attn: str = "eager", **over: Any) -> Model:

@@ -35,7 +35,7 @@ CALLS: dict[str, tuple[Prompt, dict[str, Any], int]] = {
 def test_how_often_the_blocks_are_walked(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt, how, wanted = CALLS[call]
     runs, walk = [], interventions.walk
-    monkeypatch.setattr(interventions, "walk", lambda *given: runs.append(1) or walk(*given))
+    monkeypatch.setattr(interventions, "walk", lambda *given, **more: runs.append(1) or walk(*given, **more))
     tracer.trace(load("llama"), prompt, nodes=10, **how)
     assert len(runs) == wanted
 
@@ -112,7 +112,7 @@ def test_the_strongest_of_a_padded_batch_are_those_of_all_sorted(rules: Selectio
         signed = (2 * signed).round()
     if seed % 3 == 0:
         signed[:, :, :, ::2] = 0
-    found = strongest(lambda layer: signed[:, layer], range(4), first, metric, rules.plain())
+    found = strongest(lambda layer: signed[:, layer], [None] * 4, first, metric, rules.plain())
     for row, column in enumerate(first):
         wanted = by_sorting(signed[row], column, float(metric[row]), rules)
         assert found.nodes[row].tolist() == wanted

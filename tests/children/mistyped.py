@@ -10,7 +10,7 @@ import numpy as np
 from tracer.errors import JobError
 from tracer.prompts import Prompt, encode
 
-tokenizer = SimpleNamespace(decode=lambda *_, **__: "x")
+tokenizer = SimpleNamespace(decode=lambda *_, **__: "x", encode=lambda *_, **__: [1])
 words: Any = SimpleNamespace(vocab_size=101, context_length=12, tokenizer=tokenizer)
 WRONG: list[dict[str, Any]] = [
     {"token_ids": [1, 2.5]},

@@ -118,7 +118,7 @@ def test_what_was_computed_is_saved_even_if_its_folder_was_taken_meanwhile(
         (["--steps", "0", "--method", "ig"], "--steps 0"),
         (["--edge-share", "5"], "from 0 to 1"),
         (["--nodes", "0"], "at least one"),
-        (["--exclude", "x"], "LAYER/NEURON"),
+        (["--exclude", "x"], "LAYER:NEURON"),
         (["--out", "/proc/nowhere/run"], "cannot be written"),
     ],
 )
@@ -230,7 +230,7 @@ BAD = {
     "mean without a reference": (["The keys", "--baseline", "mean"], "reference"),
     "reference that is not there": (["The keys", "--baseline", "mean", "--reference", "nowhere.txt"], "cannot be read"),
     "excluded neuron outside": (["The keys", "--exclude", "99/1"], "layers"),
-    "excluded neuron misspelt": (["The keys", "--exclude", "3-1-2"], "LAYER/NEURON"),
+    "excluded neuron misspelt": (["The keys", "--exclude", "3-1-2"], "LAYER:NEURON"),
     "mass above one": (["The keys", "--mass", "2"], "at most 1"),
     "pruning without edges": (["The keys", "--no-edges", "--top-edges", "5"], "no effect"),
     "edges into a log-probability": (["The keys", "--metric", "logprob", "--edges"], "single logits"),

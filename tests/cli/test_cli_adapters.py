@@ -19,7 +19,7 @@ import tracer
 from helpers import refused
 from tracer.cli.app import app
 from tracer.errors import JobError, TracerWarning
-from tracer.runs.jobs import load_job
+from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.plan.local import plan
 from tracer.store.run_folder import RunFolder
 
@@ -133,6 +133,7 @@ def job(place: Path, **keys: Any) -> dict[str, Any]:
 def test_a_run_merges_its_jobs_adapter_and_keeps_what_was_said(place: Path, tmp_path: Path) -> None:
     base, lora, both = (str(place / name) for name in ("base", "lora", "both"))
     asked = load_job(job(place, model=base, adapter=lora))
+    assert isinstance(asked, DatasetJob)
     assert asked.loading() == {"adapter": lora}
     assert asked.numbers()["adapter"] == lora
     assert plan(asked).shape == plan(load_job(job(place, model=base))).shape  # merged, it is no larger

@@ -15,7 +15,7 @@ from helpers import refused
 from inline import InlinePool
 from tracer.cli.app import app
 from tracer.errors import JobError, RunError
-from tracer.runs.jobs import load_job
+from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.plan.local import plan
 from tracer.store.run_folder import RunFolder
 
@@ -79,6 +79,7 @@ def test_a_job_names_a_file_in_its_identity_only_if_it_names_one(place: Path) ->
     job = {"kind": "dataset", "model": str(place), "input": {"task": "sva", "structure": "simple", "count": 4}}
     plain, named = load_job(job), load_job(job | {"gguf_file": "a.gguf"})
     assert "gguf_file" not in plain.numbers()
+    assert isinstance(named, DatasetJob)
     assert named.numbers()["gguf_file"] == named.loading()["gguf_file"] == "a.gguf"
     with refused(JobError, "gguf_file", "no server"):
         load_job(job | {"gguf_file": "a.gguf", "remote": True})

@@ -286,6 +286,25 @@ def test_a_few_steps_of_training_write_a_model_that_loads(tmp_path: Path):
     assert measure.last_logits(model, tokenizer, ["The parents"]).shape == (1, len(tokenizer))
 
 
+def test_checkpoints_are_models_and_the_training_does_not_depend_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(train, "BATCH", 16)
+    monkeypatch.setattr(train, "accuracies", lambda *_: {})
+    how = {"steps": 3, "seed": 5, "console": Console(quiet=True)}
+    train.run(tmp_path / "plain", **how)
+    train.run(tmp_path / "kept", save_every=1, **how)
+    assert sorted(path.name for path in (tmp_path / "kept").glob("step-*")) == ["step-1", "step-2", "step-3"]
+    assert demo.verify(tmp_path / "kept" / "step-1")
+    weights = [
+        measure.load(tmp_path / name)[0].state_dict() for name in ("plain", "kept", "kept/step-3", "kept/step-1")
+    ]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name])
+        assert torch.equal(value, weights[2][name])
+    assert any(not torch.equal(value, weights[3][name]) for name, value in weights[0].items())
+
+
 def _trained(monkeypatch: pytest.MonkeyPatch, seed: int) -> LlamaForCausalLM:
     monkeypatch.setattr(train, "BATCH", 16)
     model = train.new_model(seed)

@@ -12,6 +12,7 @@ from tracer.evaluation.ablations import EMPTY, AblatedRow, Ranking, Replacement,
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
+from tracer.settings import settings
 
 TARGET = 7
 
@@ -76,10 +77,11 @@ def test_sets_by_index_are_dense_masks(family: str, basis: str, kind: str) -> No
         else:
             new = torch.zeros(shape) if kind == "zero" else values[number]
         dense += [new] * (2 * len(sets))
-    got = measured(model, rows, to, "logit", basis, 2**30)
+    got = measured(model, rows, to, settings(metric="logit"), basis, 2**30)
     wanted = torch.stack([alone(model, row, new, basis) for row, new in zip(rows, dense, strict=True)])
     assert error(got, wanted) < 1e-5
-    few = measured(model, rows, to, "logit", basis, 5 * 6 * model.bytes_per_token(gradient=False, length=6))
+    little = 5 * 6 * model.bytes_per_token(gradient=False, length=6)
+    few = measured(model, rows, to, settings(metric="logit"), basis, little)
     assert error(few, wanted) < 1e-5
 
 
@@ -88,9 +90,8 @@ def test_a_metric_of_rows_of_the_head_is_that_of_all_logits(metric: str) -> None
     """Beside the forward that makes every logit, with a soft-cap."""
     model = load("gemma3")
     asked = prompts(model, (5, 3), 3)
-    got = measured(
-        model, [AblatedRow(one, EMPTY, (0, 0, 0)) for one in asked], Replacement(), metric, "activation", 2**30
-    )
+    rows = [AblatedRow(one, EMPTY, (0, 0, 0)) for one in asked]
+    got = measured(model, rows, Replacement(), settings(metric=metric), "activation", 2**30)
     logits = torch.stack([passes.logits(model, Batch((one.token_ids,)))[0, -1] for one in asked])
     whole = {"logit": logits, "logprob": logits.log_softmax(-1), "centred": logits - logits.mean(-1, keepdim=True)}
     assert error(got, whole[metric][:, TARGET]) < 1e-5

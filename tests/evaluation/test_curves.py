@@ -167,10 +167,10 @@ def test_a_reference_is_what_nodes_are_ablated_to() -> None:
 
 def test_the_metric_is_settled_by_the_prompts() -> None:
     plain = [Prompt(one.text, target=one.target, counterfactual=one.counterfactual) for one in pairs()]
-    assert bench().metric == "difference"
-    assert TestSet.of(demo(), encoded(plain), "mean", settings(), 0).metric == "logit"
+    assert bench().metric.metric == "difference"
+    assert TestSet.of(demo(), encoded(plain), "mean", settings(), 0).metric.metric == "logit"
     asked = TestSet.of(demo(), encoded(plain), "mean", settings(metric="logprob"), 0).with_known_ends()
-    assert asked.metric == "logprob"
+    assert asked.metric.metric == "logprob"
     assert bool((ends(asked)[0] < 0).all())
 
 

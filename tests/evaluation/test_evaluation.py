@@ -80,7 +80,7 @@ def test_generation_under_edits_equals_hooks(factor: float) -> None:
     found = passes.generated(
         model, Batch(tuple(map(tuple, ids))), [], everywhere=[passes.Edit(1, mask, factor, 0.0)], max_new_tokens=5
     )
-    down = model.part(1, model.family.down)
+    down = model.part(1, model.layouts[1].down)
     handle = down.register_forward_pre_hook(lambda part, args: (torch.where(mask, args[0] * factor, args[0]),))
     try:
         for row, one in enumerate(ids):
@@ -102,7 +102,7 @@ def plain_evaluation(
         ids = torch.tensor([list(prompt.token_ids or model.tokenizer.encode(prompt.text))])
         handles = []
         for layer in range(model.n_layers):
-            down = model.part(layer, model.family.down)
+            down = model.part(layer, model.layouts[layer].down)
             to = ablated_to[row, layer]
             hook = lambda part, args, at=layer, to=to: (torch.where(stays[at], args[0], to),)  # noqa: E731
             handles.append(down.register_forward_pre_hook(hook))

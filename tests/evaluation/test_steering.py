@@ -15,6 +15,7 @@ from torch import Tensor
 
 import tracer
 from helpers import Change, fresh, hooked, load, refused
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Circuit
 from tracer.circuit.supernodes_file import Supernodes, of_graph, write, write_to_run
 from tracer.data.tasks import capitals
@@ -179,7 +180,7 @@ def test_the_control_is_seeded_and_has_as_many_neurons_in_each_layer_at_each_pos
     assert one.control is not None
     assert one.control.low < one.control.mean < one.control.high
     places = [(row["layer"], row["position"], row["neuron"]) for row in circuit().neurons.to_pylist()]
-    drawn = drawn_alike(places, 384, torch.Generator().manual_seed(0))
+    drawn = drawn_alike(places, Running((384,) * 4, (None,) * 4, {}), torch.Generator().manual_seed(0))
     assert len(set(drawn)) == len(places)
     assert Counter(node[:2] for node in drawn) == Counter(node[:2] for node in places)
     assert set(drawn) != set(places)
@@ -379,7 +380,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ([(0, 5, 1)], {"factor": 0}, "5 tokens"),
     ([(0, -1, 1)], {"factor": 0}, "5 tokens"),
     ([(0, True)], {"factor": 0}, "whole numbers"),
-    (PAIRS, {"factor": 0, "basis": "mlp"}, "activation or output"),
+    (PAIRS, {"factor": 0, "basis": "mlp"}, "activation, output, residual, attention"),
     (PAIRS, {"factor": 0, "top": 4}, "3 nodes"),
     (PAIRS, {"factor": 0, "top": 0}, "3 nodes"),
     (PAIRS, {"factor": 0, "positions": [5]}, "position 5"),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import tracer
 from helpers import hooked, load, refused
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, RunError, TracerWarning
 from tracer.evaluation.groups import WHOLE, Group, controls, groups_of
@@ -81,7 +82,7 @@ def test_every_number_equals_plain_hooks(name: str, basis: str, everywhere: bool
         everywhere=everywhere,
     )
     made = [one.everywhere() if everywhere else one for one in groups_of(groups)]
-    drawn = {one.name: controls(one, model.n_neurons(basis), 1, 3) for one in made}
+    drawn = {one.name: controls(one, Running.of(model, [], basis), 1, 3) for one in made}
     encoded = [encode(prompt, model).token_ids for prompt in PROMPTS]
     untouched = [plain(model, ids, Group("", ()), 1.0, basis) for ids in encoded]
     rows, kept = got.tokens.to_pylist(), got.groups.to_pylist()
@@ -198,10 +199,15 @@ def test_it_is_steer_on_each_group() -> None:
             assert row["greedy_after"] == wanted.after
 
 
+def dense(width: int) -> Running:
+    """Of a model without experts."""
+    return Running((width,) * 3, (None,) * 3, {})
+
+
 def test_random_groups_are_of_the_same_size_and_hold_no_member() -> None:
     places = [(0, 1, 3), (0, 1, 4), (0, 2, 9), (1, None, 3), (1, None, 4), (2, 4, 1)]
     (group,) = groups_of({"x": places})
-    made = controls(group, 48, 20, 1)
+    made = controls(group, dense(48), 20, 1)
     assert len(made) == 20
     members = {(layer, neuron) for layer, _, neuron in group.places}
     for one in made:
@@ -209,11 +215,12 @@ def test_random_groups_are_of_the_same_size_and_hold_no_member() -> None:
         assert Counter(place[:2] for place in one.places) == Counter(place[:2] for place in group.places)
         assert not {(layer, neuron) for layer, _, neuron in one.places} & members
     assert len({one.places for one in made}) == 20
-    assert made == controls(group, 48, 20, 1)
-    assert made[:5] == controls(group, 48, 5, 1)
-    assert made != controls(group, 48, 20, 2)
-    assert controls(group, 4, 3, 0) == []  # two of four are members, at one position two more are wanted: there are
-    seen = {one.places[-1][2] for one in controls(group, 48, 400, 0)}
+    assert made == controls(group, dense(48), 20, 1)
+    assert made[:5] == controls(group, dense(48), 5, 1)
+    assert made != controls(group, dense(48), 20, 2)
+    (most,) = groups_of({"x": [(0, 1, 0), (0, 1, 1), (0, 1, 2)]})
+    assert controls(most, dense(4), 3, 0) == []  # three of four are members, and three others are wanted
+    seen = {one.places[-1][2] for one in controls(group, dense(48), 400, 0)}
     assert seen == set(range(48)) - {1}
 
 
@@ -319,7 +326,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (GROUPS, {"tokens": "several words"}, "one is needed"),
     (GROUPS, {"tokens": [101]}, "vocabulary"),
     (GROUPS, {"random": -1}, "0 or more"),
-    (GROUPS, {"basis": "mlp"}, "activation or output"),
+    (GROUPS, {"basis": "mlp"}, "activation, output, residual, attention"),
     (GROUPS, {"prompts": []}, "at least one prompt"),
     (GROUPS, {"prompts": [Prompt(token_ids=(1, 2, 3, 4, 5), positions=2)]}, "nowhere else"),
     (GROUPS, {"prompts": [PROMPTS[0], Prompt(token_ids=(1, 20))]}, "a node at position 4"),

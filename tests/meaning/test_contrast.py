@@ -31,7 +31,7 @@ POSITIONS = ("last", "mean", "max")
 def by_hooks(model: tracer.Model, ids: tuple[int, ...], basis: str) -> Tensor:
     """Values of one prompt's neurons [layer, pos, neuron], in plain PyTorch."""
     kept: list[Tensor] = []
-    downs = [one for name, one in model.module.named_modules() if name.endswith(model.plan.down)]
+    downs = [one for name, one in model.module.named_modules() if name.endswith(model.layouts[0].down)]
     handles = [
         down.register_forward_hook(lambda _, given, out: kept.append(given[0] if basis == "activation" else out))
         for down in downs

@@ -449,8 +449,8 @@ def test_one_prompts_circuit_names_neurons_too(tmp_path: Path) -> None:
     [
         ({"neurons": []}, ("neurons", "give one of them")),
         ({"neurons": ["3"]}, ("LAYER/NEURON",)),
-        ({"neurons": ["9/1"]}, ("neurons: 9/1", "layers 0..3")),
-        ({"neurons": ["1/99999"]}, ("neurons: 1/99999", "name neurons of this model")),
+        ({"neurons": ["9/1"]}, ("neurons: 9/1", "layers 0 to 3")),
+        ({"neurons": ["1/99999"]}, ("neurons: 1/99999", "choose one of them")),
         ({"window": 4096}, ("window: 4096", "at most 128 tokens")),
         ({"top": 3}, ("top only has an effect with of",)),
         ({"active_share": 0.5, "active_above": 1.0}, ("active_share has no effect",)),

@@ -18,7 +18,8 @@ from inline import InlinePool
 from tracer.circuit.from_run import read_graph
 from tracer.circuit.said import Said
 from tracer.cli.app import app
-from tracer.errors import JobError
+from tracer.errors import JobError, RunError
+from tracer.meaning import strongest as of_runs
 from tracer.reports import sheet
 from tracer.runs.jobs import load_job
 from tracer.store.parquet import encoded
@@ -116,6 +117,32 @@ def test_the_key_decides_nothing_else_and_is_checked() -> None:
     assert not load_job(plain).ends_with_model  # type: ignore[union-attr]
     with refused(JobError, "tokens"):
         load_job(JOB | {"tokens": 0})
+
+
+@pytest.mark.parametrize("basis", ["residual", "attention"])
+def test_bases_without_neurons_have_no_tokens(basis: str, tmp_path: Path) -> None:
+    model = tracer.load("demo")
+    place, words = str(tmp_path / "run"), ["trace", "The keys near the car", "--target", " are", "--basis", basis]
+    done = CliRunner().invoke(app, [*words, "--nodes", "9", "--out", place])
+    assert done.exit_code == 0, done.output
+    assert "promotes" not in done.output
+    circuit = tracer.Circuit.load(place)
+    assert circuit.neuron_tokens is None
+    for ask in (
+        lambda: tracer.with_tokens(model, circuit),
+        lambda: tracer.neuron_tokens(model, [(0, 1)], basis=basis),
+        lambda: load_job(JOB | {"basis": basis}),
+    ):
+        with refused(JobError, basis, "leave tokens out"):
+            ask()
+    done = CliRunner().invoke(app, [*words, "--tokens"])
+    assert done.exit_code == 2
+    assert f"--basis {basis}" in done.output
+    done = CliRunner().invoke(app, ["neuron", "0", "1", "--run", place])
+    assert done.exit_code == 2
+    assert "no neurons" in done.output
+    with refused(RunError, basis, "no neurons"):
+        of_runs.strongest(place, 3)
 
 
 def test_what_a_run_knows_of_a_neuron_stands_beside(run: Path) -> None:

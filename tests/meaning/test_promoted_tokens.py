@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import reference as ref
 import tiny as t
 import tracer
 from helpers import load, refused
@@ -30,11 +31,44 @@ BEFORE = dict.fromkeys(t.FAMILIES, "post_attention_layernorm") | {
     "gemma2": "pre_feedforward_layernorm",
     "gemma3": "pre_feedforward_layernorm",
     "olmo2": None,
+    "olmo3": None,
     "gpt2": "ln_2",
+    "apertus": "feedforward_layernorm",
+    "cohere": "input_layernorm",
+    "phi": "input_layernorm",
+    "falcon": "input_layernorm",
+    "cohere2": "input_layernorm",
+    "exaone4": None,
+    "gemma4": "pre_feedforward_layernorm",
+    "gpt_bigcode": "ln_2",
+    "gptj": "ln_1",
 }
-AFTER = {"gemma2", "gemma3", "olmo2"}
-DOWN = {"gpt2": "mlp.c_proj", "gpt_neox": "mlp.dense_4h_to_h"}
-UP = {"gpt2": "mlp.c_fc", "gpt_neox": "mlp.dense_h_to_4h", "phi3": "mlp.gate_up_proj"}
+AFTER = dict.fromkeys(("gemma2", "gemma3", "olmo2", "olmo3", "exaone4", "gemma4"), "post_feedforward_layernorm") | {
+    "glm4": "post_mlp_layernorm",
+}
+CENTRED = frozenset(
+    "gpt2 gpt_neox olmo starcoder2 stablelm cohere phi falcon cohere2 nemotron gpt_bigcode gptj".split()
+)
+FUSED = ("phi3", "glm", "glm4")
+DOWN = {
+    "gpt2": "mlp.c_proj",
+    "gpt_neox": "mlp.dense_4h_to_h",
+    "starcoder2": "mlp.c_proj",
+    "phi": "mlp.fc2",
+    "falcon": "mlp.dense_4h_to_h",
+    "gpt_bigcode": "mlp.c_proj",
+    "gptj": "mlp.fc_out",
+}
+UP = {
+    **dict.fromkeys(FUSED, "mlp.gate_up_proj"),
+    "falcon": "mlp.dense_h_to_4h",
+    "gpt_bigcode": "mlp.c_fc",
+    "gptj": "mlp.fc_in",
+    "gpt2": "mlp.c_fc",
+    "gpt_neox": "mlp.dense_h_to_4h",
+    "starcoder2": "mlp.c_fc",
+    "phi": "mlp.fc1",
+}
 
 
 def unit(norm: nn.Module, rows: Tensor, centred: bool) -> Tensor:
@@ -48,7 +82,7 @@ def unit(norm: nn.Module, rows: Tensor, centred: bool) -> Tensor:
 
 def effects(family: str, model: tracer.Model) -> Tensor:
     """How a unit of each of `NEURONS` moves every logit [neuron, token], before the soft-cap."""
-    module, centred = model.module, family in ("gpt2", "gpt_neox")
+    module, centred = model.module, family in CENTRED
     rows = []
     for layer, neuron in NEURONS:
         down = model.part(layer, DOWN.get(family, "mlp.down_proj"))
@@ -56,12 +90,12 @@ def effects(family: str, model: tracer.Model) -> Tensor:
         one[0, neuron] = 1.0
         row = down(one) - down(0 * one)
         if family in AFTER:
-            row = unit(model.part(layer, "post_feedforward_layernorm"), row, False)
+            row = unit(model.part(layer, AFTER[family]), row, False)
         rows.append(row)
     final = module.get_submodule(model.family.final_norm.path)
     head = module.get_output_embeddings()
-    hidden = unit(final, torch.cat(rows), centred)
-    return head(hidden) - head(0 * hidden)
+    hidden = unit(final, getattr(model.config, "residual_multiplier", 1.0) * torch.cat(rows), centred)
+    return ref.scaled_logits(module, head(hidden) - head(0 * hidden))
 
 
 @contextmanager
@@ -80,6 +114,7 @@ def driven(family: str, model: tracer.Model) -> tuple[Tensor, Tensor, Tensor]:
     values, gates, ups = [], [], []
     for layer, neuron in NEURONS:
         entered = model.module.get_input_embeddings()(torch.arange(t.VOCAB))
+        entered = getattr(model.config, "embedding_multiplier", 1.0) * entered
         path = BEFORE[family]
         block = model.part(layer, "mlp")
         with (
@@ -87,13 +122,13 @@ def driven(family: str, model: tracer.Model) -> tuple[Tensor, Tensor, Tensor]:
             caught(model.part(layer, UP.get(family, "mlp.up_proj"))) as up,
         ):
             gate = []
-            if family not in ("gpt2", "gpt_neox", "phi3"):
+            if family not in {*t.UNGATED, *FUSED}:
                 with caught(model.part(layer, "mlp.gate_proj")) as gate:
                     block(entered if path is None else model.part(layer, path)(entered))
             else:
                 block(entered if path is None else model.part(layer, path)(entered))
         values.append(inside[0][:, neuron])
-        fused = up[1].chunk(2, -1) if family == "phi3" else (gate[1] if gate else up[1], up[1])
+        fused = up[1].chunk(2, -1) if family in FUSED else (gate[1] if gate else up[1], up[1])
         gates.append(fused[0][:, neuron])
         ups.append(fused[1][:, neuron])
     return torch.stack(values), torch.stack(gates), torch.stack(ups)
@@ -126,7 +161,7 @@ def test_tokens_are_those_of_the_modules_themselves(family: str) -> None:
         assert (one.polarity * numbers(one.driven_by) > 0).all()
         up = [token.token_id for token in one.up]
         assert close(numbers(one.up), ups[row, up], of=ups)
-        if family in ("gpt2", "gpt_neox"):
+        if family in t.UNGATED:
             assert one.gate == ()
             assert {token.gate for token in one.driven_by} <= {None}
         else:

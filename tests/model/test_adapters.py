@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny as t
 import tracer
+import wholes
 from helpers import Question, direct_logits, refused
 from tracer import ModelError
 from tracer.errors import TracerWarning, surface
@@ -228,3 +229,49 @@ def test_a_record_from_before_adapters_is_read_and_stays_as_it_was() -> None:
     assert "adapter" not in old
     assert ModelRecord.model_validate(old) == record
     assert ModelRecord.model_validate(old | {"adapter": "a/b"}).model_dump()["adapter"] == "a/b"
+
+
+def of_whole(folder: Path, model: Any, **how: Any) -> Any:
+    """A random LoRA of a model that takes images, saved by peft; the model with it beside its weights."""
+    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": ["q_proj", "v_proj", "down_proj"]} | how
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole: Any = peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
+    draw = torch.Generator().manual_seed(5)
+    for name, value in whole.named_parameters():
+        if "lora_" in name:
+            value.data.copy_(0.3 * torch.randn(value.shape, generator=draw))
+    whole.save_pretrained(str(folder))
+    edit(folder, base_model_name_or_path="")
+    return whole
+
+
+OF_WHOLES = [
+    ("gemma3", {}),  # whose tower has a q_proj too
+    ("qwen2_vl", {"target_modules": r".*language_model.*\.(q_proj|up_proj)"}),
+    ("llava", {"modules_to_save": ["lm_head"]}),
+    ("idefics3", {"alpha_pattern": {"model.text_model.layers.0.self_attn.q_proj": 40}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "how"), OF_WHOLES, ids=[kind for kind, _ in OF_WHOLES])
+def test_an_adapter_of_a_whole_model_is_merged_into_its_text_part(kind: str, how: Any, tmp_path: Path) -> None:
+    known = wholes.whole(kind)
+    known.save_pretrained(tmp_path / "base")
+    t.tokenizer().save_pretrained(tmp_path / "base")
+    apart = of_whole(tmp_path / "lora", known, **how)
+    model = tracer.load(tmp_path / "base", adapter=tmp_path / "lora")
+    ids = torch.tensor([[1, 5, 40, 41, 42]])
+    with torch.no_grad():
+        wanted = apart(input_ids=ids).logits
+    assert close(model.module(input_ids=ids).logits, wanted)
+    assert not close(tracer.load(tmp_path / "base").module(input_ids=ids).logits, wanted)
+
+
+def test_an_adapter_of_the_tower_alone_is_refused(tmp_path: Path) -> None:
+    known = wholes.whole("gemma3")
+    known.save_pretrained(tmp_path / "base")
+    t.tokenizer().save_pretrained(tmp_path / "base")
+    of_whole(tmp_path / "lora", known, target_modules=r".*vision_tower.*q_proj")
+    with refused(ModelError, "changes nothing of the text part of 'gemma3'"):
+        tracer.load(tmp_path / "base", adapter=tmp_path / "lora")

@@ -13,8 +13,8 @@ from tracer.model import head as heads
 from tracer.model.rules import soft_cap
 
 VOCAB, WIDTH = 57, 8
-HEADS = {"plain": (False, None, False), "bias": (True, None, False), "capped": (True, 1.5, False),
-         "capped by a rule": (False, 1.5, True)}  # fmt: skip
+HEADS = {"plain": (False, None, False, 1.0), "bias": (True, None, False, 1.0), "capped": (True, 1.5, False, 1.0),
+         "capped by a rule": (False, 1.5, True, 1.0), "scaled": (True, 1.5, True, 0.3)}  # fmt: skip
 
 
 @pytest.fixture(params=[1, 10, 64, 2**24], ids=lambda piece: f"pieces of {piece}")
@@ -24,17 +24,17 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def made(kind: str) -> tuple[SimpleNamespace, Tensor]:
     """A head and some hidden states [prompt, column, d_model]."""
-    bias, cap, linear = HEADS[kind]
+    bias, cap, linear, scale = HEADS[kind]
     draw = torch.Generator().manual_seed(3)
     weight = torch.randn(VOCAB, WIDTH, generator=draw)
     unit = SimpleNamespace(weight=weight, bias=torch.randn(VOCAB, generator=draw) if bias else None)
-    unit.cap, unit.linear = cap, linear
+    unit.cap, unit.linear, unit.scale = cap, linear, scale
     return unit, torch.randn(3, 4, WIDTH, generator=draw)
 
 
 def whole(unit: SimpleNamespace, hidden: Tensor) -> Tensor:
     """All logits, differentiable as the head's rules say."""
-    raw = hidden @ unit.weight.T + (0 if unit.bias is None else unit.bias)
+    raw = unit.scale * (hidden @ unit.weight.T + (0 if unit.bias is None else unit.bias))
     if unit.cap is None:
         return raw
     value = unit.cap * torch.tanh(raw / unit.cap)
@@ -50,7 +50,7 @@ def test_a_tokens_logit_is_that_of_the_whole_head(kind: str) -> None:
     for one, other in zip(*(torch.autograd.grad(value.sum(), [rows]) for value in (got, wanted)), strict=True):
         torch.testing.assert_close(one, other)
     value, shrunk = heads.targets(unit, rows, tokens)
-    raw = whole(SimpleNamespace(**{**vars(unit), "cap": None}), rows).gather(1, tokens[:, None])[:, 0]
+    raw = whole(SimpleNamespace(**{**vars(unit), "cap": None, "scale": 1.0}), rows).gather(1, tokens[:, None])[:, 0]
     torch.testing.assert_close(value, raw * shrunk)
 
 

@@ -79,9 +79,13 @@ def test_linearised_forward_equals_the_models_own_to_the_bit(
     for hidden in seen:
         assert hidden.dtype == DTYPES[dtype]
         assert torch.equal(hidden, seen[0])
-    uncapped = model.module.get_output_embeddings()(seen[0][:, -1:].detach())
+    uncapped = ref.scaled_logits(model.module, model.module.get_output_embeddings()(seen[0][:, -1:].detach()))
     cap = model.soft_cap
-    assert torch.equal(uncapped if cap is None else torch.tanh(uncapped / cap) * cap, before[:, -1:])
+    capped = uncapped if cap is None else torch.tanh(uncapped / cap) * cap
+    if hasattr(model.config, "dim_model_base"):  # what enters the head is divided, and rounded
+        assert error(capped / model.config.logits_scaling, before[:, -1:]) < 1e-2
+    else:
+        assert torch.equal(capped, before[:, -1:])
     assert torch.equal(passes.logits(model, BATCH), before.float())
     assert torch.equal(direct_logits(model, ROWS), before)
 
@@ -163,8 +167,9 @@ def test_nothing_is_changed_after_an_error_inside_a_pass(
 def test_no_attribution_to_later_positions(family: str, method: str) -> None:
     prompt = tracer.Prompt(token_ids=(1, 20, 30, 40, 50), target=7, positions=2)
     got = tracer.attribute(load(family, n_layers=2), [prompt], method)
-    assert got.nodes[:, :, 3:].abs().sum() == 0
-    assert got.embeddings[:, 3:].abs().sum() == 0
+    rounding = 1e-6 if family in t.DELTA_NETS else 0.0  # a delta net computes tokens in chunks
+    assert got.nodes[:, :, 3:].abs().max() <= rounding
+    assert got.embeddings[:, 3:].abs().max() <= rounding
     assert got.nodes[:, :, :3].abs().sum() > 0
 
 
@@ -176,7 +181,7 @@ def test_values_are_what_hooks_see(family: str, basis: str) -> None:
     hooks = [
         mlp.down.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         if basis == "activation"
-        else mlp.down.register_forward_hook(lambda _, args, out: seen.append(out))
+        else mlp.down.register_forward_hook(lambda _, args, out: seen.append(out.clone()))  # a block may add to it
         for mlp in ref.mlps(model.module)
     ]
     direct_logits(model, ROWS)

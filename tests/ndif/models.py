@@ -9,6 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import tiny as t
 
-FAMILIES = ("gemma2", "gpt2")  # as in loopback.py
+FAMILIES = ("gemma2", "gpt2", "qwen3_moe")  # as in loopback.py
 for family in FAMILIES:
     t.save(t.tiny(family, n_layers=2), Path(sys.argv[1]) / family)

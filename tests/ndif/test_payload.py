@@ -100,5 +100,5 @@ def test_what_is_changed_in_a_module_travels_as_it_is_now(server: Loopback, monk
     assert torch.equal(after, 2 * before)
 
 
-def doubled(plan: Any, layers: Any) -> torch.Tensor:
+def doubled(dtype: Any, layers: Any, slots: Any, n_neurons: int) -> torch.Tensor:
     return 2 * torch.stack([layer.float().cpu() for layer in layers], dim=1)

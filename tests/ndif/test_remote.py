@@ -424,7 +424,14 @@ def test_a_sandbox_is_detected_and_refused_by_permission(server: Loopback) -> No
         direct_edges(there, (1, 44), torch.tensor([[0, 0, 1]]), torch.tensor([[1, 7]]))
 
 
-@pytest.mark.parametrize("name", ["demo", *FAMILIES])
+def test_a_sandbox_that_hides_experts_weights_is_refused(server: Loopback) -> None:
+    server.mode(sandboxed=True)
+    for weights in (None, "local"):
+        with refused(RemoteError, "neurons of experts", "not readable", "load it here"):
+            server.load("qwen3_moe", weights=weights, attention="eager")
+
+
+@pytest.mark.parametrize("name", ["demo", *(name for name in FAMILIES if name != "qwen3_moe")])
 def test_a_sandbox_gives_the_same_numbers_where_the_weights_are_here(server: Loopback, name: str) -> None:
     _, here = server.pair(name)
     server.mode(sandboxed=True)
@@ -785,10 +792,10 @@ def test_requests_and_results_have_bounds(server: Loopback) -> None:
     small = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, result=190_000))
     with refused(RemoteError, "a result of", "is more than"):
         tracer.attribute(small, [tracer.Prompt(token_ids=list(range(10, 26)), target=7)])
-    tiny = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, request=20_000))
+    tiny = server.load("demo", ndif.Limits(wait=30.0, patience=5.0, busy=5.0, request=30_000))
     with refused(RemoteError, "a request of", "are sent at a time"):
-        wide = torch.randn(1, 30, tiny.d_model)
-        passes.values(tiny, Batch((tuple(range(10, 40)),)), embedding=wide)
+        wide = torch.randn(1, 60, tiny.d_model)
+        passes.values(tiny, Batch((tuple(range(10, 70)),)), embedding=wide)
 
 
 def test_a_result_that_is_code_is_not_run(server: Loopback) -> None:

@@ -312,7 +312,7 @@ def test_a_mean_over_prompts_is_the_one_worked_out_here() -> None:
         for batch in (Batch(tuple(ids[:3])), Batch(tuple(ids[3:])))
     ]
     for basis in ("activation", "output"):
-        ask = SimpleNamespace(others=behind, mean=True, longest=4, basis=basis)
+        ask = SimpleNamespace(others=behind, mean=True, longest=4, basis=basis, n_neurons=model.n_neurons(basis))
         (got,) = on_server.replacements(model.nn, model.plan, ask)
         assert close(got, mean_values(model, ids, 4, basis))
 
@@ -329,5 +329,5 @@ def test_requests_hold_enough_rows_for_their_reference(monkeypatch: pytest.Monke
     monkeypatch.setattr(ablations, "_request", request)
     two = 2 * 5 * model.bytes_per_token(gradient=False, length=5)
     to = Replacement(tuple((1, 2, 3, 4, 5 + i) for i in range(40)), mean=True)
-    assert len(ablations.measured(model, rows, to, "logit", "activation", two)) == 320
+    assert len(ablations.measured(model, rows, to, settings(metric="logit"), "activation", two)) == 320
     assert sizes == [(20, [2] * 20, 2)] * 8

@@ -147,7 +147,7 @@ def test_correlations_and_always_on_neurons_are_those_measured() -> None:
             assert numbers(row[1:6]) == pytest.approx(wanted, abs=5.1e-4)
     assert constant, "the demo model has one"
     for row, neuron in zip(tables["always-on"], constant, strict=True):
-        assert row[0] == f"layer {neuron.layer} neuron {neuron.neuron}"
+        assert row[0] == f"L{neuron.layer} N{neuron.neuron}"
         wanted = [neuron.attribution, neuron.exact, neuron.share, neuron.n_nodes]
         assert numbers(row[1:]) == pytest.approx(wanted, abs=5.1e-3)
     held = {(one.layer, one.neuron) for one in constant}

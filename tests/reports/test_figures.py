@@ -54,10 +54,10 @@ def test_lines_and_bands_are_the_numbers() -> None:
 def test_more_lines_than_there_are_looks_differ_in_marker_and_dashes() -> None:
     axes = figures.new(4.0, 3.0).subplots()
     figures.draw_curves(
-        axes, [figures.Line(str(look), SIZES, curve(1), look) for look in (*range(49), figures.CONTROL)]
+        axes, [figures.Line(str(look), SIZES, curve(1), look) for look in (*range(64), figures.CONTROL)]
     )
-    drawn = axes.get_lines()[:50]
-    assert len({(line.get_marker(), str(line._unscaled_dash_pattern)) for line in drawn}) == 50
+    drawn = axes.get_lines()[:65]
+    assert len({(line.get_marker(), str(line._unscaled_dash_pattern)) for line in drawn}) == 65
 
 
 def test_panels_share_a_legend_in_which_the_strongest_stands_first() -> None:

@@ -205,7 +205,7 @@ def test_an_imported_graph_keeps_its_errors_groups_and_unknowns() -> None:
         n_layers=1,
         groups={"both": (0, 1)},
     )
-    made = report._payload(graph)
+    made = report.payload(graph)
     header, tables = read(viewer.page(made))
     assert tables["nodes"]["kind"].tolist() == [
         viewer.NEURON,
@@ -228,8 +228,8 @@ def test_every_column_starts_at_a_multiple_of_its_item_size() -> None:
 
 def test_an_empty_circuit_makes_a_page() -> None:
     made = payload(3, 0)
-    fields = [field.name for field in dataclasses.fields(made.nodes) if field.name not in ("names", "says")]
-    none = {name: getattr(made.nodes, name)[:0] for name in fields}
+    fields = {field.name: getattr(made.nodes, field.name) for field in dataclasses.fields(made.nodes)}
+    none = {name: value[:0] for name, value in fields.items() if isinstance(value, np.ndarray | list)}
     _, tables = read(viewer.page(changed(made, "nodes", **none)))
     assert len(tables["nodes"]["kind"]) == len(tables["edges"]["source"]) == 0
 

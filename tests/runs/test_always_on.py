@@ -67,7 +67,7 @@ def test_a_run_without_them_is_the_run_that_excludes_them(folder: Path, tmp_path
     assert tables(tmp_path / "left") == tables(tmp_path / "named")
     what = "unrelated prompts" if unrelated else "prompts of the run"
     (note,) = [text for text in said if "always-on" in text]
-    assert note.startswith(f"1 always-on neurons on 12 {what}, left out: 1/5")
+    assert note.startswith(f"1 always-on neurons on 12 {what}, left out: L1 N5")
 
 
 def test_by_default_they_are_named_alone(folder: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_by_default_they_are_named_alone(folder: Path, tmp_path: Path) -> None:
     record = ran(folder, tmp_path / "named", said, always_on={})
     ran(folder, tmp_path / "plain")
     assert tables(tmp_path / "named") == tables(tmp_path / "plain")
-    assert any("not left out: 1/5" in text for text in said)
+    assert any("not left out: L1 N5" in text for text in said)
     model = tracer.load(folder / "model")
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     prompts = [Prompt(token_ids=row["token_ids"], target=row["target_ids"]) for row in rows]
@@ -146,7 +146,7 @@ def test_a_trace_without_them_is_the_trace_that_excludes_them(folder: Path, tmp_
     more = ["--without-always-on", str(tmp_path / "unrelated.txt"), "--exclude", "0/3"]
     told = CliRunner().invoke(app, [*asked, *more, "--out", str(tmp_path / "left")])
     assert told.exit_code == 0, told.output
-    assert "1 always-on neurons are left out, found on 8 unrelated prompts: layer 1 neuron 5" in told.stderr
+    assert "1 always-on neurons are left out, found on 8 unrelated prompts: L1 N5" in told.stderr
     named = CliRunner().invoke(app, [*asked, "--exclude", "0/3", "--exclude", "1/5", "--out", str(tmp_path / "named")])
     assert named.exit_code == 0, named.output
     left, wanted = (tracer.Circuit.load(tmp_path / name) for name in ("left", "named"))

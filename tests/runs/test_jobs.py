@@ -14,7 +14,7 @@ from helpers import refused
 from tracer.attribution.pruning import Pruning
 from tracer.errors import JobError
 from tracer.runs.jobs import ROW_FIELDS, WITHOUT_EFFECT, BenchmarkJob, Combination, DatasetJob, Source, load_job
-from tracer.settings import LINEAR_GATE, METRICS, RULES, SUMS_OF_LOGITS, settings
+from tracer.settings import LINEAR_GATE, METRICS, RULES, SUMS_OF_TARGETS, settings
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SVA, DATASET = JOBS / "sva.yaml", JOBS / "dataset.yaml"
@@ -374,13 +374,17 @@ def test_a_job_becomes_arguments() -> None:
     assert dataset(pruning=rules | {"drop_dangling": True}).pruning_rules() == Pruning(**rules, drop_dangling=True)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+ALONE = tuple(metric for metric in METRICS if metric not in ("share", "neuron", "direction"))
+"""Metrics that need nothing beside their name."""
+
+
+@pytest.mark.parametrize("metric", ALONE)
 def test_edges_are_traced_where_they_can_be(metric: str) -> None:
     job = dataset(metric=metric)
-    assert job.edges is (metric in SUMS_OF_LOGITS | {"auto"})
+    assert job.edges is (metric in SUMS_OF_TARGETS | {"auto"})
     assert dataset(metric=metric, edges=False).edges is False
     # What a default became is no choice of the user's: another metric may still be set.
-    for other in METRICS:
+    for other in ALONE:
         assert load_job(job, [f"metric={other}"]) == dataset(metric=other)
 
 
@@ -474,6 +478,7 @@ def test_numbers_make_the_same_job(
 def test_numbers_are_everything_that_decides_them(path: Path) -> None:
     job = load_job(path)
     new = {"adapter", "gguf_file", "always_on", "concepts", "filter", "profiles", "steering", "supernodes", "tokens"}
+    new |= {"share", "of", "values"}
     without = WITHOUT_EFFECT | new  # left out where there are none
     without |= {"rules"} if isinstance(job, BenchmarkJob) else set()  # left out where it is the default
     assert set(type(job).model_fields) - set(job.numbers()) == without & set(type(job).model_fields)

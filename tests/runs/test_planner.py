@@ -36,6 +36,8 @@ LARGE = Shape(
     n_layers=32,
     d_model=4096,
     d_mlp=14336,
+    numbered=14336,
+    routed=0,
     n_heads=32,
     n_kv_heads=8,
     head_dim=128,
@@ -108,7 +110,23 @@ def test_an_architecture_without_rules_is_refused_by_its_name(tmp_path: object) 
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "phi3", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        "mistral",
+        "qwen3",
+        "gemma2",
+        "phi3",
+        "gpt_neox",
+        "gpt2",
+        "arcee",
+        "apertus",
+        "stablelm",
+        "cohere",
+        "phi",
+    ],
+)
 def test_what_a_backward_saves_is_counted_tensor_by_tensor(family: str, attention: str) -> None:
     if family == "gemma2" and attention == "sdpa":
         pytest.skip("gemma2 has no sdpa")

@@ -732,3 +732,50 @@ def test_a_page_that_is_damaged_says_so(browser: Any, tmp_path: Path) -> None:
     assert place.is_displayed()
     assert place.text.startswith("This page cannot be shown whole:")
     browser.get_log("browser")
+
+
+def mixed() -> viewer.Payload:
+    """The small page with neurons of experts: each neuron's number by 64, in every layer but the first."""
+    rows = np.flatnonzero((SMALL.nodes.kind == viewer.NEURON) & (SMALL.nodes.layer > 0)).tolist()
+    own = {row: divmod(int(SMALL.nodes.neuron[row]), 64) for row in rows}
+    return dataclasses.replace(SMALL, nodes=dataclasses.replace(SMALL.nodes, experts=own))
+
+
+def test_neurons_of_experts_are_named_found_filtered_and_loaded(
+    open_page: Callable[[viewer.Payload], Page], tmp_path: Path
+) -> None:
+    made = mixed()
+    page, nodes = open_page(made), made.nodes
+    row, (expert, inside) = next(iter(nodes.experts.items()))
+    layer = int(nodes.layer[row])
+    page.select(row)
+    assert page.text("#chosen .name") == f"L{layer} E{expert} N{inside}"
+    for query in (f"L{layer} E{expert} N{inside}", f"{layer}/{expert}/{inside}", f"{layer}/{int(nodes.neuron[row])}"):
+        page.js("const box = document.getElementById('search'); box.value = arguments[0];"
+                "box.dispatchEvent(new Event('input', { bubbles: true }))", query)  # fmt: skip
+        assert str(row) in [one.get_attribute("data-row") for one in page.all("#results button")]
+        assert len(page.all("#results button")) == 1
+    page.js("const box = document.getElementById('search'); box.value = arguments[0];"
+            "box.dispatchEvent(new Event('input', { bubbles: true }))", f"E{expert}")  # fmt: skip
+    found = {int(one.get_attribute("data-row")) for one in page.all("#results button")}
+    assert found == {at for at, (other, _) in nodes.experts.items() if other == expert}
+    names = [one.get_attribute("value") for one in page.all("#expert option")]
+    assert names == ["", *dict.fromkeys(f"L{a} E{b}" for a, b in sorted((int(nodes.layer[at]), e) for at, (e, _) in nodes.experts.items()))]  # fmt: skip # noqa: E501
+    page.js("tracerPage.select(-1)")
+    page.js("const one = document.getElementById('expert'); one.value = arguments[0];"
+            "one.dispatchEvent(new Event('change', { bubbles: true }))", f"L{layer} E{expert}")  # fmt: skip
+    page.frames()
+    own = [at for at, (other, _) in nodes.experts.items() if (int(nodes.layer[at]), other) == (layer, expert)]
+    always = int((nodes.kind != viewer.NEURON).sum())
+    assert f"{len(own) + always} of {len(nodes.kind)} nodes" in page.text("#node-threshold-value")
+    member = {"layer": layer, "position": int(nodes.position[row]), "neuron": f"E{expert} N{inside}"}
+    file = tmp_path / "groups.json"
+    file.write_text(json.dumps({"format": "tracer-supernodes", "version": 1, "circuit": None, "pinned": [],
+                                "groups": [{"name": "by hand", "nodes": [member]}]}))  # fmt: skip
+    page.find("#groups-file").send_keys(str(file))
+    page.frames()
+    assert page.text("#message") == "Loaded 1 groups and 0 pins."
+
+
+def test_a_page_without_experts_has_no_choice_of_them(small: Page) -> None:
+    assert not small.find("#expert-line").is_displayed()

@@ -36,6 +36,11 @@ SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.function_scope
 FLOATS = st.sampled_from([0.1, -0.1, 0.3, 7e-3, -1e6, 1 / 3, 0.0, 3e-20]) | st.floats(-1e3, 1e3, width=32)
 
 
+def expert(layer: int, neuron: int) -> int | None:
+    """Layer 1 is a mixture of three experts of two neurons, and further neurons that are shared."""
+    return neuron // 2 if layer == 1 and neuron < 6 else None
+
+
 def f32(value: float) -> float:
     return float(np.float32(value))
 
@@ -53,6 +58,7 @@ def prompts(draw: st.DrawFn) -> Prompt:
             "kind": kind,
             "layer": layer,
             "neuron": index,
+            "expert": expert(layer, index) if kind == "neuron" else None,
             "position": draw(st.integers(0, 2)),
             "token": draw(st.sampled_from(["a", "ö", "", " the"])),
             "activation": f32(draw(FLOATS)) if kind == "neuron" else None,
@@ -119,6 +125,7 @@ def neuron_oracle(many: Sequence[Prompt]) -> list[Row]:
         {
             "layer": layer,
             "neuron": neuron,
+            "expert": expert(layer, neuron),
             "n_prompts": len(by_prompt),
             "n_occurrences": len(all_rows),
             "mean_attribution": fold([row["attribution"] for row in all_rows]) / len(all_rows),
@@ -144,7 +151,7 @@ def top_oracle(many: Sequence[Prompt], count: int) -> list[Row]:
                 mine.setdefault((row["layer"], row["neuron"]), []).append(row)
         for key, rows in mine.items():
             strongest = max(rows, key=lambda row: abs(row["attribution"]))  # the first of equal ones
-            found = {name: strongest[name] for name in ("layer", "neuron", "position", "token", "activation")}
+            found = {name: strongest[name] for name in ("layer", "neuron", "expert", "position", "token", "activation")}
             total = f32(fold([row["attribution"] for row in rows]))
             seen.setdefault(key, []).append(found | {"prompt_id": number, "attribution": total})
     return [
@@ -207,6 +214,18 @@ def test_top_prompts_are_what_plain_python_finds(tmp_path: Path, shards: list[li
     found = top_prompts(write(tmp_path, shards)[0], FS, count)
     assert found.schema == TOP_PROMPTS
     assert found.to_pylist() == top_oracle(flat(shards), count)
+
+
+def test_nodes_of_before_there_were_experts_are_summed_and_looked_up_as_of_none(tmp_path: Path) -> None:
+    nodes, edges = write(tmp_path, example())
+    for path in nodes:
+        pq.write_table(pq.read_table(path).drop_columns("expert"), path)
+    found = neurons(nodes, FS)
+    assert (found.schema, found["expert"].null_count) == (NEURONS, found.num_rows)
+    assert top_prompts(nodes, FS)["expert"].null_count == top_prompts(nodes, FS).num_rows
+    compaction.compact(nodes, edges, FS, Storage(str(tmp_path)))
+    assert compaction.lookup(Storage(str(tmp_path)), 0, 0).schema == NODES
+    assert query({"nodes": nodes}, FS, "SELECT count(expert) AS n FROM nodes").to_pylist() == [{"n": 0}]
 
 
 @SLOW
@@ -279,7 +298,7 @@ def test_the_old_columns_are_those_of_arrows_group_by(tmp_path: Path) -> None:
         "mean_activation": groups["activation"].mean(),
     }
     found = neurons(files, FS).to_pandas().set_index(["layer", "neuron"])
-    assert list(found.columns[:7]) == list(wanted)
+    assert list(found.columns[:8]) == ["expert", *wanted]
     for name, column in wanted.items():
         np.testing.assert_allclose(found[name], column, rtol=1e-12, atol=1e-14)
 

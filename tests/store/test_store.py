@@ -21,7 +21,7 @@ import s3
 import tracer
 from helpers import refused
 from tracer import RunError
-from tracer.store import one_prompt
+from tracer.store import one_prompt, schemas
 from tracer.store.one_prompt import check_writable, read_run, write_run
 from tracer.store.parquet import fingerprint
 from tracer.store.run_folder import RunFolder
@@ -37,9 +37,9 @@ def columns(text: str) -> list[tuple[str, pa.DataType]]:
 
 def test_node_and_edge_schemas_are_the_designs() -> None:
     nodes = columns(
-        "prompt_id int64, node_id int32, kind string, layer int16, position int32, neuron int32, token string, "
-        "activation float32, attribution float32, gradient float32, explained float32, influence float32, "
-        "bias_share float32"
+        "prompt_id int64, node_id int32, kind string, layer int16, position int32, neuron int32, expert int32, "
+        "token string, activation float32, attribution float32, gradient float32, explained float32, "
+        "influence float32, bias_share float32"
     )
     edges = columns("prompt_id int64, source int32, target int32, weight float32, share float32, attribution float32")
     assert list(zip(NODES.names, NODES.types, strict=True)) == nodes
@@ -400,7 +400,8 @@ def test_the_fingerprint_depends_on_content_and_not_on_order() -> None:
 
 
 def test_schemas_are_complete() -> None:
-    assert {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES} == SCHEMAS
+    wanted = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES, "values": schemas.VALUES}
+    assert wanted == SCHEMAS
 
 
 FORBIDDEN = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

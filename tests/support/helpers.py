@@ -197,7 +197,7 @@ def hooked(model: tracer.Model, change: Change, basis: str = "activation") -> It
     """Every layer's neurons changed by plain hooks."""
     handles = []
     for layer in range(model.n_layers):
-        down = model.part(layer, model.family.down)
+        down = model.part(layer, model.layouts[layer].down)
         if basis == "activation":
             handles.append(down.register_forward_pre_hook(lambda part, args, at=layer: (change(at, args[0]),)))
         else:

@@ -17,7 +17,11 @@ import tracer
 from tracer import demo
 from tracer.ndif import server as ndif
 
-FAMILIES = ("gemma2", "gpt2")  # soft-caps and sandwich norms; biases, LayerNorm, no gate
+FAMILIES = (
+    "gemma2",
+    "gpt2",
+    "qwen3_moe",
+)  # soft-caps, sandwich norms; biases, LayerNorm, no gate; experts beside an MLP
 LIMITS = ndif.Limits(wait=30.0, patience=5.0, busy=5.0, lost=0.6, quiet=0.0)
 
 

@@ -63,6 +63,7 @@ def tables(address: Any, varying: Sequence[str] = VARYING) -> dict[str, pa.Table
                 parts.setdefault(name, []).append(folder.read_table(file))
     found = {name: pa.concat_tables(some) for name, some in parts.items()}
     keys = {"prompts": ["prompt_id"], "nodes": ["prompt_id", "node_id"], "edges": ["prompt_id", "source", "target"]}
+    keys |= {"values": ["prompt_id", "layer"]}
     found = {name: table.sort_by([(key, "ascending") for key in keys[name]]) for name, table in found.items()}
     n_prompts, _ = folder.count_input()
     assert found["prompts"]["prompt_id"].to_pylist() == list(range(n_prompts)), "a prompt is lost or doubled"

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from reference import ONE_ABOVE
+from tracer.testing import configs
 from truth import placed
 
 FAMILIES: tuple[str, ...] = (
@@ -25,11 +27,52 @@ FAMILIES: tuple[str, ...] = (
     "phi3",
     "gpt_neox",
     "gpt2",
+    "smollm3",
+    "olmo",
+    "olmo3",
+    "gemma",
+    "granite",
+    "helium",
+    "arcee",
+    "apertus",
+    "starcoder2",
+    "stablelm",
+    "cohere",
+    "phi",
+    "falcon",
+    "cohere2",
+    "glm",
+    "glm4",
+    "ministral",
+    "ministral3",
+    "nemotron",
+    "exaone4",
+    "seed_oss",
+    "gemma4",
+    "hunyuan_v1_dense",
+    "ernie4_5",
+    "gpt_bigcode",
+    "gptj",
+    "youtu",
+    "qwen3_5",
+    "qwen3_5_hybrid",
+    "olmo_hybrid",
+    "granite_swa",
+    "minicpm3",
 )
-BIAS_FREE: tuple[str, ...] = ("llama", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "phi3")
+BIASED = frozenset(
+    "qwen2 gpt_neox gpt2 starcoder2 stablelm phi falcon glm glm4 nemotron seed_oss gpt_bigcode gptj".split()
+)
+MAIN = FAMILIES[:10]
+"""Those that everything is tried on in the quick tests."""
+BIAS_FREE: tuple[str, ...] = tuple(family for family in FAMILIES if family not in BIASED)
 """Families without any bias: linear, norm or position embedding."""
-SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family != "gemma2")
+SDPA: tuple[str, ...] = tuple(family for family in FAMILIES if family not in ("gemma2", "gptj", "granite_swa"))
 """Families that support scaled-dot-product attention."""
+DELTA_NETS = frozenset({"qwen3_5_hybrid", "olmo_hybrid"})
+"""Families with gated delta nets in the place of most attentions."""
+UNGATED = frozenset("gpt_neox gpt2 arcee apertus starcoder2 phi falcon nemotron gpt_bigcode gptj".split())
+"""Families whose MLPs have no gate."""
 
 VOCAB, UNK, BOS, EOS, PAD, FIRST = 101, 0, 1, 2, 3, 4
 _WORDS = (
@@ -63,11 +106,99 @@ def _gemma(n_layers: int, **extra: Any) -> dict[str, Any]:
     }
 
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+TURNS = {"sliding_window": 4, "layer_types": [SLIDING, FULL] * 4}
+MINISTRAL3_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 16.0,
+    "original_max_position_embeddings": 4,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.5,
+}
+
+DELTAS = {
+    "layer_types": ["linear_attention", FULL, "linear_attention"] * 3,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
+"""Gated delta nets around one layer of attention; two heads of values share a head of keys."""
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 7,
+}
+"""Multi-head latent attention; heads of values are of another size than those of queries."""
+
+GRANITE = {
+    "embedding_multiplier": 1.7,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.5,
+    "attention_multiplier": 0.4,
+}
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{family: {} for family in ("llama", "qwen2", "olmo2", "olmo", "arcee", "starcoder2", "stablelm", "phi")},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "olmo3": TURNS,
+    "gemma": {"head_dim": 16},
+    "granite": GRANITE,
+    "helium": {"head_dim": 8},
+    "apertus": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "cohere": {"logit_scale": 0.3},
+    "falcon": {"ffn_hidden_size": 48, "bias": True},
+    "cohere2": {**TURNS, "logit_scale": 0.25},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 16},
+    "ministral": {**TURNS, "head_dim": 16},
+    "ministral3": {"head_dim": 8, "rope_parameters": MINISTRAL3_ROPE},
+    "nemotron": {"partial_rotary_factor": 0.5},
+    "exaone4": TURNS,
+    "seed_oss": {"head_dim": 16},
+    "gemma4": {  # full attention has wider heads, fewer of them for values, and no map for values alone
+        "head_dim": 8,
+        "global_head_dim": 16,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "sliding_window": 4,
+        "layer_types": [FULL, SLIDING, FULL, FULL],
+        "final_logit_softcapping": 2.0,
+        "hidden_size_per_layer_input": 0,
+    },
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "ernie4_5": {"head_dim": 16},
+    "youtu": {**LATENT, "pad_token_id": None},  # whose row of the embeddings transformers loads as zeros
+    "qwen3_5": {"head_dim": 16, "layer_types": [FULL] * 8},
+    "qwen3_5_hybrid": {"head_dim": 16, **DELTAS},
+    "granite_swa": {**GRANITE, **TURNS, "layer_rope_theta": [10000.0, 0, 10000.0] * 3},
+    "minicpm3": {**LATENT, "q_lora_rank": None, "scale_emb": 1.7, "scale_depth": 1.1, "dim_model_base": 20},
+    "olmo_hybrid": {**DELTAS, "linear_allow_neg_eigval": True},
+}
+"""What a family's configuration has beside its sizes; of layers' types, the first."""
+
+
+TYPES = {"gemma4": "gemma4_text", "qwen3_5": "qwen3_5_text", "qwen3_5_hybrid": "qwen3_5_text"}
+"""Model types that are called otherwise than their family."""
+
+
 def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     """The model type and the configuration of a family."""
     shape = _shape(n_layers)
-    if family in ("llama", "qwen2", "olmo2"):
-        return family, shape
+    if family in OPTIONS:
+        options = {**shape, **OPTIONS[family]}
+        kind = TYPES.get(family, family)
+        return kind, {
+            name: value[:n_layers] if name in ("layer_types", "layer_rope_theta") else value
+            for name, value in options.items()
+        }
     if family == "mistral":
         return family, {**shape, "sliding_window": 5}
     if family == "qwen3":
@@ -81,10 +212,11 @@ def _config(family: str, n_layers: int) -> tuple[str, dict[str, Any]]:
     if family == "gpt_neox":
         shape.pop("num_key_value_heads")
         return family, {**shape, "rotary_pct": 0.5, "use_parallel_residual": True}
-    if family == "gpt2":
+    if family in ("gpt2", "gpt_bigcode", "gptj"):
         sizes = {"n_embd": 32, "n_inner": 48, "n_layer": n_layers, "n_head": 4, "n_positions": 64}
-        return family, {"vocab_size": VOCAB, **sizes}
-    raise ValueError(f"unknown family {family!r}")
+        return family, {"vocab_size": VOCAB, **sizes, **({"rotary_dim": 4} if family == "gptj" else {})}
+    options = {**configs.SIZES, **configs.OPTIONS[family][""], "num_hidden_layers": n_layers}  # mixtures of experts
+    return family, {name: one[:n_layers] if name == "layer_types" else one for name, one in options.items()}
 
 
 def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:
@@ -100,7 +232,7 @@ def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:
             if name == "bias":
                 value = 0.3 * noise * biases
             elif parameter.ndim == 1:
-                value = 0.3 * noise + (0.0 if kind.startswith("Gemma") else 1.0)
+                value = 0.3 * noise + (0.0 if kind in ONE_ABOVE else 1.0)
             elif module is embeddings:
                 small = tied or kind.startswith("Gemma")
                 value = noise * (1.5 * parameter.shape[1] ** -0.5 if small else 1.0)
@@ -112,6 +244,9 @@ def _randomise(model: PreTrainedModel, seed: int, biases: bool) -> None:
             if not (tied and module is head):
                 parameter.data.copy_(value)
             parameter.requires_grad_(False)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "layer_scalar":
+                buffer.copy_(0.6 + 0.3 * torch.rand(buffer.shape, generator=draw))
 
 
 def tiny(
@@ -127,7 +262,7 @@ def tiny(
     """A random model in eval mode; `biases=False` zeroes every bias and GPT-2's position embedding."""
     model_type, settings = _config(family, n_layers)
     special = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS}
-    config = AutoConfig.for_model(model_type, **{**settings, **special, **over})
+    config = AutoConfig.for_model(model_type, **{**special, **settings, **over})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn)

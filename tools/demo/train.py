@@ -1,4 +1,4 @@
-"""Trains the demo model: `python tools/demo/train.py`.
+"""Trains the demo model: `python tools/demo/train.py`; with `--save-every` it keeps checkpoints, to compare.
 
 Knows the recipe (architecture, schedule, loss) and how to write the folder. Refuses to know the
 sentences, which are `data`'s, and to judge the result, which is `measure`'s. The same seed, steps and
@@ -142,7 +142,7 @@ def _fix_first_layers(model: LlamaForCausalLM) -> None:
 
 
 def train(model: LlamaForCausalLM, cities: FixedCities, batches: Batches, steps: int) -> Iterator[float]:
-    """Train in place, yielding each step's loss."""
+    """Train in place, yielding each step's loss when the step is done."""
     optimizer = _optimizer(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
     model.train()
@@ -164,8 +164,8 @@ def train(model: LlamaForCausalLM, cities: FixedCities, batches: Batches, steps:
 def write(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
     """Write the model folder, its checksum and its accuracies; return the accuracies."""
     folder.mkdir(parents=True, exist_ok=True)
-    ids = vocabulary.vocabulary()
-    model.generation_config = GenerationConfig(
+    ids, training = vocabulary.vocabulary(), model.training
+    model.eval().generation_config = GenerationConfig(
         bos_token_id=ids[vocabulary.BOS],
         eos_token_id=ids[vocabulary.EOS],
         pad_token_id=ids[vocabulary.PAD],
@@ -179,11 +179,17 @@ def write(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerF
     demo.write_checksum(folder)
     table = accuracies(model, tokenizer)
     (folder / ACCURACIES).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    model.train(training)
     return table
 
 
-def run(folder: Path, *, steps: int, seed: int, console: Console) -> dict[str, float]:
-    """Train a model from nothing and write it."""
+def run(folder: Path, *, steps: int, seed: int, console: Console, save_every: int | None = None) -> dict[str, float]:
+    """Train a model from nothing and write it.
+
+    Args:
+        save_every: also write the model after every so many steps, beneath the folder: ``step-100``. The training does
+            not depend on it.
+    """
     tokenizer = vocabulary.build(CONTEXT)
     model = new_model(seed)
     columns = (
@@ -196,8 +202,10 @@ def run(folder: Path, *, steps: int, seed: int, console: Console) -> dict[str, f
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("training", total=steps, loss=math.nan)
         cities = FixedCities(model, seed)
-        for loss in train(model, cities, Batches(tokenizer, seed), steps):
+        for step, loss in enumerate(train(model, cities, Batches(tokenizer, seed), steps), start=1):
             progress.update(task, advance=1, loss=loss)
+            if save_every is not None and step % save_every == 0:
+                write(folder / f"step-{step}", model, tokenizer)
     return write(folder, model, tokenizer)
 
 
@@ -208,11 +216,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every", type=int, metavar="STEPS", help="keep a checkpoint OUT/step-N this often")
     arguments = parser.parse_args()
+    if arguments.save_every is not None and (arguments.save_every < 1 or arguments.out == demo.path()):
+        parser.error("--save-every needs a number of steps, and --out: no checkpoint goes into the package")
     torch.set_num_threads(arguments.threads)
     torch.use_deterministic_algorithms(True)
     console = Console()
-    table = run(arguments.out, steps=arguments.steps, seed=arguments.seed, console=console)
+    how = {"steps": arguments.steps, "seed": arguments.seed, "save_every": arguments.save_every}
+    table = run(arguments.out, **how, console=console)
     console.print(accuracy_table(table))
     console.print(f"wrote {arguments.out}")
 

@@ -42,6 +42,7 @@ from tracer.reports import swaps
 from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units.dataset_circuit import mean_of
 from tracer.runs.units.tested import test_prompts
+from tracer.settings import settings
 from tracer.store.run_folder import RunFolder
 from tracer.system import wholefile
 
@@ -106,7 +107,8 @@ def own_circuits(model: Any, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
             rows += [_row(one, nodes[:size], number, stays) for size in SIZES]
         rows += [_row(one, some, number, stays=True) for some in drawn]
     to = Replacement(tuple(one.counterfactual_ids or () for one in encoded))
-    found = ablations.measured(model, rows, to, "difference", "activation", model.budget()).view(len(prompts), -1)
+    metric = settings(metric="difference")
+    found = ablations.measured(model, rows, to, metric, "activation", model.budget()).view(len(prompts), -1)
     empty, full, rest = found[:, 0], found[:, 1], found[:, 2:]
     names = ("faithfulness", "completeness", "random")
     curves = {name: _curve(part, empty, full) for name, part in zip(names, rest.chunk(3, 1), strict=True)}

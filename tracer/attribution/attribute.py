@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,14 +19,17 @@ from tracer.attribution import backward, circuits, exact, request
 from tracer.attribution.exact import FORWARD_ONLY, Progress
 from tracer.attribution.request import metric_of
 from tracer.attribution.result import Attribution, check_conservation, noises
+from tracer.attribution.running import Running
+from tracer.attribution.targets import Of, target
 from tracer.batching import batches
-from tracer.errors import JobError, first_line, quoted, say
+from tracer.errors import JobError, first_line, option, quoted, say
 from tracer.model import passes
-from tracer.model.backend import Maybe, Of
+from tracer.model.backend import Maybe
+from tracer.model.backend import Of as Form
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.settings import Settings, settings
+from tracer.settings import EDGE_BASES, OWN_METRICS, Settings, TargetDirection, TargetNeuron, settings
 from tracer.shapes import MeanValues
 from tracer.system.forks import after_fork
 
@@ -86,6 +90,8 @@ def attribute(
     *,
     metric: str = "auto",
     top_k: int = 5,
+    share: float | None = None,
+    of: Of = None,
     seed: int = 0,
     reference: Sequence[Prompt] | Reference | None = None,
     memory: int | None = None,
@@ -96,21 +102,31 @@ def attribute(
 
     A prompt's result does not depend on the others in the call, nor on its padding (method.md section 8, 8).
 
+    Of a mixture of experts the arrays have every neuron by its number in its layer, 0 where its expert did not run:
+    they are many times what ran, which is all that `tracer.trace` keeps.
+
     Args:
         model: from `tracer.load`.
         prompts: the questions; without a target, the model's own top token is asked about.
-        method: ``relp``, ``grad``, ``ig``, ``conductance``, ``ig-activation``, ``exact`` (every node ablated, the
-            oracle), or the controls ``delta`` and ``random``.
+        method: ``relp``, ``grad``, ``ig``, ``conductance``, ``ig-activation``, ``relp-ig`` (``ig`` with the linearised
+            model's gradient at every step), ``exact`` (every node ablated, the oracle), or the controls ``delta`` and
+            ``random``.
         baseline: ``zero``, ``mean`` (per position over `reference`) or ``counterfactual``; if None, ``counterfactual``
             where every prompt has one, ``zero`` where none has.
-        basis: ``activation`` (d_mlp nodes per layer and position) or ``output`` (d_model).
+        basis: ``activation`` (d_mlp nodes per layer and position), or with d_model: ``output`` (of the MLP),
+            ``residual`` (what a block leaves in the residual stream), ``attention`` (what its attention adds to it).
         rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, and ``product`` (the half rule)
             or ``gate`` (the linear gate); all with ``product`` if None. Also a name: ``all``, ``no-half``,
             ``linear-gate``.
         steps: of the path methods.
-        metric: ``logit``, ``difference``, ``topk``, ``logprob``, ``centred``; ``auto`` takes the difference where a
-            foil is given, else the target's logit.
+        metric: ``logit``, ``difference``, ``topk``, ``share``, ``logprob``, ``centred``; ``auto`` takes the difference
+            where a foil is given, the log-probability of an answer, else the target's logit.
         top_k: tokens that ``topk`` sums: the model's own at the position read.
+        share: of the next token's probability, between 0 and 1: the metric is the mean logit of the fewest of the
+            model's own tokens that hold it, each weighed by its probability, which is a constant.
+        of: instead of tokens, what is asked about inside the model: a neuron, ``"L12 N345"``, of an expert that runs
+            there ``"L3 E17 N45"`` (with ``-`` behind it what drives it below 0), or what `tracer.direction` makes. The
+            metric is its value where the logits would be read.
         seed: of ``random``.
         reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
         memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
@@ -135,6 +151,8 @@ def attribute(
         steps=steps,
         metric=metric,
         top_k=top_k,
+        share=share,
+        of=target(of),
         seed=seed,
     )
     chosen, encoded = prepared(model, prompts, chosen, reference)
@@ -244,11 +262,102 @@ def prepared(
         raise JobError(f"prompts={quoted(prompts)}", "must be a list of tracer.Prompt", "write [tracer.Prompt(...)]")
     encoded = [encode(prompt, model) for prompt in prompts]
     chosen = with_metric(chosen, encoded)
+    chosen = chosen.numbered(model.numbering())
     _check_pairs(chosen, encoded, reference)
+    check_inside(model, chosen)
     model.check_rules(chosen.rules)
-    if chosen.method not in FORWARD_ONLY and not model.replays(frozenset(chosen.rules)):
+    if chosen.method not in FORWARD_ONLY and not (
+        chosen.method == "relp"
+        and chosen.of is None
+        and chosen.basis in EDGE_BASES
+        and model.replays(frozenset(chosen.rules))
+    ):
         passes.needs_gradients(model, f"method {chosen.method}")
-    return chosen, encoded
+    check_target_runs(model, encoded, chosen)
+    return chosen, with_share(model, encoded, chosen)
+
+
+def check_inside(model: Model, chosen: Settings) -> None:
+    """Refuse a neuron or a direction that the model does not have, or before which there is nothing.
+
+    Raises:
+        JobError: that.
+    """
+    of = chosen.of
+    if of is None:
+        return
+    name = option("of", of.name)
+    if of.layer is not None and of.layer >= model.n_layers:
+        raise JobError(name, f"the model has layers 0..{model.n_layers - 1}", "choose one of them")
+    if isinstance(of, TargetDirection):
+        if len(of.vector) != model.d_model:
+            rule = f"has {len(of.vector)} coordinates, the residual stream {model.d_model}"
+            raise JobError(name, rule, "give a direction of this model")
+        return
+    model.check_neuron(name, of.layer, of.number)
+    if of.layer == 0 and (chosen.basis != "attention" or model.plan.layers[0].parallel):
+        rule = "is in the first layer: nothing of the basis is before it"
+        raise JobError(name, rule, "choose one of a later layer")
+
+
+def check_target_runs(model: Model, encoded: Sequence[Encoded], chosen: Settings) -> None:
+    """Refuse a neuron of an expert as what a circuit is of where that does not run at each position that is read. One
+    more forward, of such a neuron.
+
+    Raises:
+        JobError: names the prompt, and the experts that did run.
+    """
+    of = chosen.of
+    if not isinstance(of, TargetNeuron) or of.expert is None:
+        return
+    for prompt in encoded:
+        there = Running.of(model, [prompt.token_ids])
+        for position in prompt.positions:
+            if not there.has(of.layer, position, of.number):
+                raise there.lacking(of.layer, position, of.number, prompt.text)
+
+
+MOST_LIKELY = 100
+"""Tokens that the metric ``share`` takes at most: each is a node of its own, and a share that more tokens hold is of no
+answer in particular."""
+
+
+def with_share(model: Model, encoded: Sequence[Encoded], chosen: Settings, memory: int | None = None) -> list[Encoded]:
+    """Prompts whose targets are the fewest tokens that hold a share of the next token's probability, each weighed by
+    its own part of theirs, where the metric is of these and they are not known. One more forward.
+
+    Raises:
+        JobError: several positions, or more than `MOST_LIKELY` tokens.
+    """
+    if chosen.metric != "share" or all(prompt.weights for prompt in encoded):
+        return list(encoded)
+    for prompt in encoded:
+        if len(prompt.positions) > 1:
+            rule = "the model's likeliest tokens differ between positions"
+            raise JobError(f"positions {list(prompt.positions)}", rule, "give one")
+
+    def batch(part: range) -> list[Encoded]:
+        some = [encoded[i] for i in part]
+        columns = [prompt.positions[0] - len(prompt.token_ids) for prompt in some]
+        logits = passes.logits(model, Batch(tuple(prompt.token_ids for prompt in some)), -min(columns))
+        rows = (row[column] for row, column in zip(logits, columns, strict=True))
+        return [_likeliest(prompt, row, chosen) for prompt, row in zip(some, rows, strict=True)]
+
+    parts = list(split(model, [len(prompt.token_ids) for prompt in encoded], memory))
+    return [prompt for some in model.each(batch, parts) for prompt in some]
+
+
+def _likeliest(prompt: Encoded, logits: Tensor, chosen: Settings) -> Encoded:
+    """A prompt with the fewest of the likeliest tokens that hold the share, of their logits [vocab]."""
+    chances, tokens = logits.double().softmax(-1).sort(descending=True, stable=True)
+    held = chances.cumsum(-1)
+    count = int((held < (chosen.share or 0.0)).sum()) + 1
+    if count > MOST_LIKELY:
+        most = float(held[MOST_LIKELY - 1])
+        rule = f"the likeliest {MOST_LIKELY} tokens behind {quoted(prompt.text)} hold {most:.3g}"
+        raise JobError(option("share", chosen.share), rule, "give a smaller share, or ask for a target")
+    weights = chances[:count] / chances[:count].sum()
+    return replace(prompt, target_ids=tuple(tokens[:count].tolist()), weights=tuple(weights.tolist()))
 
 
 def check_question(prompt: Prompt, chosen: Settings, reference: Sequence[Prompt] | Reference | None) -> None:
@@ -259,12 +368,13 @@ def check_question(prompt: Prompt, chosen: Settings, reference: Sequence[Prompt]
     """
     known = Encoded(  # which tokens they are is not known yet, and does not matter
         token_ids=(),
-        target_ids=() if prompt.target is None else (0,),
+        target_ids=() if prompt.target is None and prompt.answer is None else (0,),
         foil_ids=() if prompt.foil is None else (1,),
         counterfactual_ids=None if prompt.counterfactual is None else (0,),
         positions=(),
         text=str(prompt.shown) if prompt.token_ids is None else "of token ids",
         id=prompt.id,
+        answer=prompt.answer is not None,
     )
     _check_pairs(with_metric(chosen, [known]), [known], reference)
 
@@ -273,29 +383,46 @@ def with_metric(chosen: Settings, prompts: Sequence[Encoded]) -> Settings:
     """Resolve ``auto`` and refuse targets, foils and metrics that do not go together."""
     if not prompts:
         raise JobError("prompts []", "there is nothing to attribute", "give at least one prompt")
-    kinds = {"difference" if prompt.foil_ids else "logit" for prompt in prompts}
+    own = chosen.of.kind if chosen.of is not None else "share" if chosen.share is not None else None
+    kinds = {own or expected(prompt) for prompt in prompts}
     if chosen.metric == "auto":
+        if len(kinds) > 1 and "logprob" in kinds:
+            rule = "some prompts have an answer of several tokens, whose metric is 'logprob', and some have none"
+            raise JobError("metric='auto'", rule, "choose a metric, or give all an answer")
         if len(kinds) > 1:
             raise JobError(
                 "metric='auto'",
                 "some prompts have a foil and some have none",
                 "choose a metric, or give all a foil",
             )
-        return chosen.model_copy(update={"metric": kinds.pop()})
+        chosen = chosen.model_copy(update={"metric": kinds.pop()})
     for prompt in prompts:
         if chosen.metric == "difference" and not prompt.foil_ids:
             raise JobError(f"prompt {quoted(prompt.text)}", "the metric 'difference' needs a foil", "give it a foil")
         if chosen.metric != "difference" and prompt.foil_ids:
             raise JobError(
                 f"prompt {quoted(prompt.text)}",
-                f"a foil has no effect with metric {chosen.metric!r}",
+                f"a foil has no effect with {_asked_by(chosen)}",
                 "leave out the foil",
             )
-        if chosen.metric == "topk" and prompt.target_ids:
-            raise JobError(
-                f"prompt {quoted(prompt.text)}", "a target has no effect with metric 'topk'", "leave out the target"
-            )
+        if chosen.metric in OWN_METRICS and prompt.target_ids:
+            what = "an answer" if prompt.answer else "a target"
+            rule = f"{what} has no effect with {_asked_by(chosen)}"
+            raise JobError(f"prompt {quoted(prompt.text)}", rule, f"leave out the {what.partition(' ')[2]}")
     return chosen
+
+
+def expected(prompt: Encoded | Prompt) -> str:
+    """The metric that a prompt's targets, foils and answer ask for where no other is chosen."""
+    foils = prompt.foil if isinstance(prompt, Prompt) else prompt.foil_ids
+    return "logprob" if prompt.answer else "difference" if foils else "logit"
+
+
+def _asked_by(chosen: Settings) -> str:
+    """What a metric was chosen by."""
+    if chosen.of is not None:
+        return option("of", chosen.of.name)
+    return option("share", chosen.share) if chosen.share is not None else f"metric {chosen.metric!r}"
 
 
 def _check_pairs(chosen: Settings, prompts: Sequence[Encoded], reference: Sequence[Prompt] | Reference | None) -> None:
@@ -399,23 +526,23 @@ def _found(
     ask.dtype = model.plan.transfer_dtype if ask.factors else torch.float32
     found = passes.session(model, circuits.everything, ask, _form(model, ask))
     rows = ask.metric.row
-    return found, [request.settled(prompt, found["tokens"][rows == row]) for row, prompt in enumerate(prompts)]
+    return found, [request.settled(prompt, found["tokens"][rows == row], chosen) for row, prompt in enumerate(prompts)]
 
 
 def _form(model: Model, ask: Any) -> dict[str, Any]:
     """What `circuits.everything` must send."""
     rows, width = len(ask.token_ids), max(len(ids) for ids in ask.token_ids)
     shape = (rows, model.n_layers, width, model.n_neurons(ask.basis))
-    every, sent = Of(shape), Of(shape, ask.dtype)
+    every, sent = Form(shape), Form(shape, ask.dtype)
     return {
         "nodes": None if ask.factors else every,
         "values": sent,
         "gradients": sent if ask.factors else Maybe(sent),
         "baselines": Maybe(sent),
-        "embeddings": Of((rows, width)),
-        "metric": Of((rows,)),
-        "start": Maybe(Of((rows,))),
-        "tokens": Of((len(ask.metric.row),), torch.int64, passes.n_logits(model)),
+        "embeddings": Form((rows, width)),
+        "metric": Form((rows,)),
+        "start": Maybe(Form((rows,))),
+        "tokens": Form((len(ask.metric.row),), torch.int64, passes.n_logits(model)),
     }
 
 
@@ -484,11 +611,11 @@ def _result(
 def with_targets(model: Model, batch: Batch, prompts: Sequence[Encoded], chosen: Settings) -> list[Encoded]:
     """Give prompts without a target the model's own top token(s), fixed for all passes."""
     request.opened(model, prompts, chosen)  # refuses what has no such tokens
-    if all(prompt.target_ids for prompt in prompts):
+    if chosen.of is not None or all(prompt.target_ids for prompt in prompts):
         return list(prompts)
     columns = [min(prompt.positions) - len(prompt.token_ids) for prompt in prompts]
     likeliest = passes.top_tokens(model, batch, columns, request.wanted(chosen))
-    return [request.settled(prompt, tokens) for prompt, tokens in zip(prompts, likeliest, strict=True)]
+    return [request.settled(prompt, tokens, chosen) for prompt, tokens in zip(prompts, likeliest, strict=True)]
 
 
 def _baseline(

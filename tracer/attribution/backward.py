@@ -36,8 +36,9 @@ def beside_weights(model: Model, sent: dict[str, Any]) -> SimpleNamespace:
             return {name: placed(one, device) for name, one in value.items()}
         return value if value is None or device.type == "meta" else value.to(device)
 
-    inside = [next(model.part(layer, model.family.down).parameters()).device for layer in range(model.n_layers)]
-    blocks = [SimpleNamespace(**placed(block, at)) for block, at in zip(sent["blocks"], inside, strict=True)]
+    inside = [next(model.part(at, laid.down).parameters()).device for at, laid in enumerate(model.plan.layers)]
+    none = dict.fromkeys(("slots", "expert", "writes", "reads"))  # no mixture is computed here
+    blocks = [SimpleNamespace(**none | placed(block, at)) for block, at in zip(sent["blocks"], inside, strict=True)]
     head = model.module.get_submodule(model.family.head).weight.device
     places = {"embedding": inside[0], "final_scale": head, "read": head}
     return SimpleNamespace(blocks=blocks, **{name: placed(sent[name], device) for name, device in places.items()})
@@ -47,15 +48,18 @@ def _form(model: Model, batch: Batch, nodes: Tensor | None, basis: str) -> dict[
     """What `circuits.constants` must send."""
     rows, columns = (len(batch.token_ids),) if nodes is None else (), batch.width
     scale, output, blocks = Of((*rows, columns)), Of((*rows, columns, model.d_model)), []
-    plan = model.plan
-    norms = {plan.attention_in, plan.attention_out, plan.mlp_in, plan.mlp_out} - {None}
-    scales = dict.fromkeys(norms, Of((*rows, columns)))
-    for layer in range(model.n_layers):
+    for layer, laid in enumerate(model.plan.layers):
+        norms = {laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out} - {None}
+        scales = dict.fromkeys(norms, Of((*rows, columns)))
         count = None if nodes is None else int((nodes[:, 0] == layer).sum())
         every = Of((*rows, columns, model.d_mlp))
         factor = every if count is None else Of((count,) if basis == "activation" else (count, model.d_mlp))
         block = {"scales": scales, "pattern": Of((*rows, None, columns, columns)), "output": output, "gate": factor}
-        block |= {"up": None if model.plan.gate is None else factor}
+        block |= {"up": None if laid.gate is None else factor}
+        wide = Of((*rows, columns, None))
+        gated = any(kind == "output_gate" for kind, _ in laid.steps)
+        block |= {"output_gate": wide if gated or laid.heads_norm else None}
+        block |= {"value_factor": wide if laid.value_conv else None}
         blocks.append(block | {"values": every if count is None else Of((count,))})
     read = Of((len(batch.token_ids), columns, model.d_model))
     return {"embedding": output, "final_scale": scale, "read": read, "blocks": blocks}
@@ -100,14 +104,14 @@ def _down(
     the residual stream behind the last block [pos, d_model]."""
     by_layer = []
     for layer, block in reversed(list(enumerate(blocks))):
-        state, path = state.to(block.pattern.device), plan.mlp_out
-        written = replay.through_norm(module, plan, layer, path, block.scales.get(path), state, True)
-        to_neurons = written @ replay.matrix(module, plan, layer, (plan.down, "all")).float()
+        laid, state = plan.layers[layer], state.to(block.pattern.device)
+        written = replay.out_of_mlp(module, plan, layer, block.scales.get(laid.mlp_out), state, True)
+        to_neurons = written @ replay.matrix(module, plan, layer, (laid.down, "all")).float()
         by_layer.append((to_neurons if basis == "activation" else written).cpu())
-        read, path = _through_mlp(module, plan, layer, block, to_neurons, rules), plan.mlp_in
+        read, path = _through_mlp(module, plan, layer, block, to_neurons, rules), laid.mlp_in
         read = replay.through_norm(module, plan, layer, path, block.scales.get(path), read, True)
-        state = state + read + _attended(module, plan, layer, block, state if plan.parallel else state + read)
-    return torch.stack(by_layer[::-1]), state.cpu()
+        state = state + read + _attended(module, plan, layer, block, state if laid.parallel else state + read)
+    return torch.stack(by_layer[::-1]), plan.embedding_scale * state.cpu()
 
 
 def _through_mlp(
@@ -116,15 +120,16 @@ def _through_mlp(
     """From the neurons' gradient to that of the MLP's input, by rules 3 and 4, or by the linear gate."""
     up = None if block.up is None else block.up.float()
     of_gate, of_up = replay.coefficients(module, plan, layer, block.gate.float(), up, "gate" in rules)
-    read = (of_up * grad) @ replay.matrix(module, plan, layer, plan.up_part).float()
+    read = (of_up * grad) @ replay.matrix(module, plan, layer, plan.layers[layer].up_part).float()
     if of_gate is None:
         return read
-    return (of_gate * grad) @ replay.matrix(module, plan, layer, plan.gate_part).float() + read
+    return (of_gate * grad) @ replay.matrix(module, plan, layer, plan.layers[layer].gate_part).float() + read
 
 
 def _attended(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, state: Tensor) -> Tensor:
     """What flows back through a block's attention [pos, d_model]."""
     value, output = replay.attention(module, plan, layer)
-    grouped = replay.mixing(plan, block).unflatten(0, (-1, output.shape[1] // value.shape[0]))
-    heads = (state @ output).unflatten(-1, (*grouped.shape[:2], -1))
-    return torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1) @ value
+    mixed = replay.mixing(module, plan, layer, block)
+    grouped = mixed.pattern.unflatten(0, (-1, output.shape[1] // value.shape[0]))
+    heads = replay.gated(state @ output, mixed).unflatten(-1, (*grouped.shape[:2], -1))
+    return replay.entered(torch.einsum("gsqk,qgsd->kgd", grouped, heads).flatten(1), mixed, back=True) @ value

@@ -19,10 +19,19 @@ from tracer.attribution import replay, total
 from tracer.attribution.methods import attributions
 from tracer.attribution.selection import strongest
 from tracer.metrics import logit_summary
-from tracer.model import head, interventions, traces
+from tracer.model import experts, head, interventions, traces
 
+KEPT = {"kernel", "slots", "expert", "writes", "reads", "place"}
+"""What of a block's constants is not sent: of experts, whose weights have to be readable where the model is."""
 SAID = ("logits", "chances", "ranks", "top", "top_chances")
 """The parts of `head.summary` and `logit_summary` in an answer."""
+
+
+def unsaid(values: Tensor) -> dict[str, Tensor]:
+    """Those of targets inside the model, of their values: no token's, so that they have neither probability nor
+    rank."""
+    none = torch.zeros(len(values))
+    return {"logits": values.float().cpu(), "chances": none.double(), "ranks": none.long()}
 
 
 def circuits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[dict[str, Any]]:
@@ -42,11 +51,12 @@ def everything(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     `ask` also says in which `dtype` values go; whether values and gradients go as `factors`, whose product is left to
     whoever asked, at full precision; and whether other methods' `gradients` are wanted.
     """
-    found, where = attributions(nn, plan, ask), ask.device
+    found, device = attributions(nn, plan, ask), ask.device
     layers = range(len(found.values))
 
     def stacked(of: Any) -> Tensor:
-        return torch.stack([of(layer).to(where) for layer in layers], 1)
+        each = [experts.numbered(of(layer), found.slots[layer], ask.n_neurons).to(device) for layer in layers]
+        return torch.stack(each, 1)
 
     def sent(of: Any) -> Tensor:
         return stacked(lambda layer: of[layer].to(ask.dtype))
@@ -59,9 +69,9 @@ def everything(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
         "values": sent(found.values),
         "gradients": sent(found.gradients) if ask.factors or (ask.gradients and found.gradients) else None,
         "baselines": None if found.baseline is None or ask.means is not None else stacked(other),
-        "embeddings": found.embeddings.to(where),
-        "metric": found.metric.to(where),
-        "start": None if found.start is None else found.start.to(where),
+        "embeddings": found.embeddings.to(device),
+        "metric": found.metric.to(device),
+        "start": None if found.start is None else found.start.to(device),
         "tokens": found.tokens,
     }
 
@@ -70,9 +80,9 @@ def reduced(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleN
     """What circuits keep of a batch's attributions, without edges."""
     width, metric, said = found.values[0].shape[1], found.metric.cpu(), summaries(nn, plan, ask, found)
     first = [width - len(ids) for ids in ask.token_ids]
-    kept = strongest(found.attribution, range(len(found.values)), first, metric, ask.selection)
-    counts, rows = [len(nodes) for nodes in kept.nodes], list(zip(kept.nodes, first, strict=True))
-    places = torch.cat([nodes + torch.tensor([0, column, 0]) for nodes, column in rows])
+    kept = strongest(found.attribution, found.slots, first, metric, ask.selection)
+    counts, rows = [len(nodes) for nodes in kept.places], list(zip(kept.places, first, strict=True))
+    places = torch.cat([at + torch.tensor([0, column, 0]) for at, column in rows])
     places = torch.cat([torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[:, None], places], 1)
 
     def of_nodes(of: Callable[[int], Tensor] | None) -> Sequence[Tensor | None]:
@@ -96,30 +106,50 @@ def reduced(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleN
             "start": starts[row],
             "tokens": found.tokens[ask.metric.row == row],
             **said[row],
-            "whole": whole(found, row, column) if ask.whole else None,
+            "whole": whole(found, row, column, ask.n_neurons) if ask.whole else None,
         }
         for row, column in enumerate(first)
     ]
 
 
-def whole(found: SimpleNamespace, row: int, column: int) -> Tensor:
+def whole(found: SimpleNamespace, row: int, column: int, n_neurons: int) -> Tensor:
     """One prompt's attributions of all nodes [layer, pos, neuron], for whoever sums them over prompts."""
-    return torch.stack([found.attribution(layer)[row, column:].cpu() for layer in range(len(found.values))])
+    each = []
+    for layer, where in enumerate(found.slots):
+        every = experts.numbered(found.attribution(layer)[row : row + 1], of_row(where, row), n_neurons)
+        each.append(every[0, column:].cpu())
+    return torch.stack(each)
+
+
+def of_row(where: SimpleNamespace | None, row: int) -> SimpleNamespace | None:
+    """Where one prompt's neurons are."""
+    return where and SimpleNamespace(**vars(where) | {"expert": where.expert[row : row + 1]})
 
 
 def gathered(of: Callable[[int], Tensor], places: Tensor) -> Tensor:
-    """Values of nodes at (prompt, layer, column, neuron), of each layer's [prompt, column, neuron], on the CPU."""
+    """Values of nodes at (prompt, layer, column, place), of each layer's [prompt, column, place], on the CPU; 0 at -1,
+    where an expert did not run."""
     values = torch.zeros(len(places))
     for layer in places[:, 1].unique().tolist():
         mine = (places[:, 1] == layer).nonzero()[:, 0]
-        row, _, column, neuron = places[mine].unbind(-1)
-        values[mine] = of(layer)[row, column, neuron].float().cpu()
+        row, _, column, place = places[mine].unbind(-1)
+        found = of(layer)[row, column, place.clamp_min(0)].float().cpu()
+        values[mine] = torch.where(place < 0, 0.0, found)
     return values
 
 
 def summaries(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
     """Of each prompt's logits: those of the metric's terms, their probabilities and ranks; and the likeliest tokens
-    where the metric is read last, with theirs."""
+    where the metric is read last, with theirs. Of a metric of something inside the model its terms' values."""
+    metric = ask.metric
+    said = of_logits(nn, plan, ask, found)
+    if metric.of is None:
+        return said
+    return [one | unsaid(found.inside[(metric.row == row).to(found.inside.device)]) for row, one in enumerate(said)]
+
+
+def of_logits(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace) -> list[dict[str, Any]]:
+    """`summaries` as if the metric were of logits."""
     metric = ask.metric
     at = torch.stack([metric.row, metric.column, found.tokens], -1)
     mine = [at[metric.row == row, 1:] for row in range(metric.n_prompts)]
@@ -160,7 +190,7 @@ def constants(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str,
         "final_scale": sent(frozen.final_scale),
         "read": sent(found.read),
         "blocks": [
-            {name: sent(value) for name, value in vars(block).items() if name != "kernel"} for block in frozen.blocks
+            {name: sent(value) for name, value in vars(block).items() if name not in KEPT} for block in frozen.blocks
         ],
     }
 
@@ -180,14 +210,41 @@ def by_replay(
     nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, found: SimpleNamespace, answers: Sequence[dict[str, Any]]
 ) -> list[tuple[Any, ...]]:
     """The edges among what is selected, from the constants that the attribution's own pass brought."""
-    width, frozen = max(len(ids) for ids in ask.token_ids), []
+    width, frozen, kept = max(len(ids) for ids in ask.token_ids), [], answers
+    answers = [with_targets(ask, row, answer) for row, answer in enumerate(kept)]
     for row, (answer, ids) in enumerate(zip(answers, ask.token_ids, strict=True)):
         frozen.append(replay.frozen(found, row, width - len(ids), answer["nodes"].long(), ask.basis))
     prompts = walks(nn, plan, ask, found, answers, frozen)
     for block in found.blocks:  # all nodes' numbers end here
         block.gate = block.up = block.values = None
     found.values = found.gradients = found.attribution = found.baseline = None
-    return replay.linked(nn._module, plan, prompts, ask.max_bytes)
+    linked = replay.linked(nn._module, plan, prompts, ask.max_bytes)
+    if ask.metric.of is None:
+        return linked
+    return [as_targets(parts, len(answer["nodes"])) for parts, answer in zip(linked, kept, strict=True)]
+
+
+def with_targets(ask: SimpleNamespace, row: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """A prompt's nodes, and behind them those that its metric is of."""
+    if ask.metric.of is None:
+        return answer
+    column = ask.metric.column[ask.metric.row == row] + len(ask.token_ids[row])
+    layer, neuron = (torch.full_like(column, number) for number in (ask.metric.of.layer, ask.metric.of.neuron))
+    nodes, base = torch.stack([layer, column, neuron], -1), answer["baselines"]
+    padded = None if base is None else torch.cat([base, torch.zeros(len(nodes))])
+    return {**answer, "nodes": torch.cat([answer["nodes"].long(), nodes]), "baselines": padded}
+
+
+def as_targets(parts: tuple[Any, ...], n_nodes: int) -> tuple[Any, ...]:
+    """Edges among nodes of which all behind the first `n_nodes` are targets alone, and no sources."""
+    weight, incoming, values, moved = parts
+    sources = [*range(n_nodes), *range(len(weight), weight.shape[1])]
+    return weight[:, sources], incoming, values, None if moved is None else moved[:, sources]
+
+
+def profiles_of(of: SimpleNamespace | None, replayed: bool) -> Callable[..., list[tuple[Any, ...]]]:
+    """The function that finds profiles: what is inside the model is reached by autograd alone."""
+    return profiles_by_replay if replayed and of is None else profiles_by_autograd
 
 
 def profiles_by_replay(
@@ -205,7 +262,7 @@ def profiles_by_autograd(
     """The same from backward passes through the linearised model: where its weights cannot be read, or rules are off.
     One more forward."""
     columns, ends, away, shift = batched(ask, found, answers)
-    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis)
+    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis, metric=ask.metric)
     sides = traces.total_effects(nn, plan, ask.inputs, columns, ends, how, ask.max_bytes, away)
     return [(inputs[:, by:], outputs) for by, (inputs, outputs) in zip(shift, sides, strict=True)]
 
@@ -236,7 +293,7 @@ def walks(
     """Prompts as `replay.linked` takes them, each with its `replay.frozen` constants."""
     unit, bases, prompts = head.of(nn, plan), baselines(found, answers), []
     for row, (answer, ids, constant) in enumerate(zip(answers, ask.token_ids, frozen, strict=True)):
-        mine = ask.metric.row == row
+        mine = (ask.metric.row == row) & (ask.metric.of is None)
         column, token = ask.metric.column[mine], found.tokens[mine]
         logits, shrunk = head.targets(unit, found.read[row, column.to(found.read.device)], token)
         prompt = SimpleNamespace(
@@ -260,7 +317,7 @@ def by_autograd(
     read, or rules are off. One more forward."""
     width = max(len(ids) for ids in ask.token_ids)
     columns, ends, away, shift = batched(ask, found, answers)
-    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis)
+    how = SimpleNamespace(rules=ask.edge_rules, basis=ask.basis, metric=ask.metric)
     linked = traces.direct_weights(nn, plan, ask.inputs, columns, ends, how, ask.max_bytes, away)
     found_edges = []
     for by, (values, weight, embedded, incoming, moved) in zip(shift, linked, strict=True):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from tracer.attribution import backward, circuits, replay
 from tracer.attribution.result import check_finite
+from tracer.attribution.running import Running
 from tracer.errors import JobError, ModelError, option
 from tracer.metrics import Metric
 from tracer.model import passes
 from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.prompts import Batch
-from tracer.settings import BASES, LINEARISED, RULES
+from tracer.settings import EDGE_BASES, LINEARISED, RULES
 
 WHAT = {"edges": "the search for edges", "profiles": "attribution profiles"}
 """What needs the linearisation, by the option that asks for it."""
@@ -53,6 +54,17 @@ class Edges:
     from_baseline: Float[Tensor, "target source"] | None = None
 
 
+class Inside(NamedTuple):
+    """What stands in the place of logits.
+
+    Attributes:
+        at: (position, anything) rows: where it is read. of: what it is, as `Metric.of` has it.
+    """
+
+    at: Int[Tensor, "logit 2"]
+    of: SimpleNamespace
+
+
 def workspace(model: Model, by_replay: bool) -> int:
     """Bytes that the search for edges may hold at a time beside the edges themselves: of residual streams, and for the
     replay more on a larger device."""
@@ -63,7 +75,7 @@ def direct_edges(
     model: Model,
     token_ids: tuple[int, ...],
     neurons: Int[Tensor, "neuron 3"],
-    logits: Int[Tensor, "logit 2"],
+    logits: Int[Tensor, "logit 2"] | Inside,
     *,
     basis: str = "activation",
     rules: frozenset[str] = RULES,
@@ -77,19 +89,40 @@ def direct_edges(
 
     Args:
         neurons: (layer, position, neuron) rows; `neuron` indexes the basis.
-        logits: (position, token) rows.
+        logits: (position, token) rows; or what stands in their place, into which edges are found by autograd.
         rules: of the linearisation; the replay needs all of them, with the half rule or the linear gate.
         engine: ``replay``, ``autograd``, or ``auto``: the replay wherever it applies.
         baselines: of the neurons, and of the embeddings, where they are not all zero.
 
     Raises:
-        JobError: a node outside the model or the prompt, or an unknown basis or engine.
+        JobError: a node outside the model or the prompt, one whose expert did not run there, or an unknown basis or
+            engine.
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
+    at = logits.at if isinstance(logits, Inside) else logits
+    check_ends(model, token_ids, neurons, at, basis, engine)
+    check_running(model, token_ids, neurons, basis)
+    return edges_of(model, token_ids, neurons, logits, basis=basis, rules=rules, engine=engine, baselines=baselines)
+
+
+def edges_of(
+    model: Model,
+    token_ids: tuple[int, ...],
+    neurons: Int[Tensor, "neuron 3"],
+    logits: Int[Tensor, "logit 2"] | Inside,
+    *,
+    basis: str = "activation",
+    rules: frozenset[str] = RULES,
+    engine: str = "auto",
+    baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
+) -> Edges:
+    """`direct_edges` of nodes that may be the same on many prompts: of one whose expert did not run on this prompt the
+    value is 0, and so are its edges."""
+    logits, of = logits if isinstance(logits, Inside) else (logits, None)
     check_ends(model, token_ids, neurons, logits, basis, engine)
     model.check_rules(rules)
-    by_replay, there = engine_of(model, rules, engine)
-    ask = question(model, token_ids, neurons, logits, basis, baselines)
+    by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
+    ask = question(model, token_ids, neurons, logits, basis, baselines, of)
     ask.constants, ask.edge_rules = by_replay, rules
     ask.link = circuits.by_replay if by_replay else circuits.by_autograd
     ask.max_bytes = workspace(model, by_replay)
@@ -116,7 +149,9 @@ def engine_of(model: Model, rules: frozenset[str], engine: str) -> tuple[bool, b
     there, here = model.replays_there(rules), model.replays(rules)
     if engine == "replay" and not (there or here):
         raise ModelError(
-            "engine='replay'", "needs all four rules and float weights in memory", "use engine='auto' or 'autograd'"
+            "engine='replay'",
+            "needs all four rules, float weights in memory, and blocks that it knows (docs/families.md)",
+            "use engine='auto' or 'autograd'",
         )
     return engine != "autograd" and (there or here), there
 
@@ -128,10 +163,11 @@ def question(
     logits: Tensor,
     basis: str,
     baselines: tuple[Tensor, Tensor] | None,
+    of: SimpleNamespace | None = None,
 ) -> SimpleNamespace:
     """What `circuits.edges_of` is asked of some nodes and logits, but for the engine."""
     row, column = torch.zeros(len(logits), dtype=torch.long), logits[:, 0] - len(token_ids)
-    metric = Metric("logit", row, column, logits[:, 1], torch.ones(len(logits)), 1)
+    metric = Metric("logit", row, column, logits[:, 1], torch.ones(len(logits)), 1, of)
     return SimpleNamespace(
         **passes.asking(model, Batch((tuple(token_ids),)), metric),
         token_ids=(tuple(token_ids),),
@@ -182,12 +218,13 @@ def check_ends(
     model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor, basis: str, engine: str
 ) -> None:
     """Refuse indices that would raise later, or silently read another node."""
-    allowed = {"basis": (basis, BASES), "engine": (engine, ("auto", "replay", "autograd"))}
+    allowed = {"basis": (basis, sorted(EDGE_BASES)), "engine": (engine, ("auto", "replay", "autograd"))}
     for name, (value, known) in allowed.items():
         if value not in known:
             raise JobError(f"{name}={value!r}", f"must be one of {', '.join(known)}", "choose one")
     length = len(token_ids)
     bounds = torch.tensor([model.n_layers, length, model.n_neurons(basis)])
+    check_widths(model, neurons, basis)
     for what, rows, limit in (("node", neurons, bounds), ("logit", logits, torch.tensor([length, model.vocab_size]))):
         outside = ((rows < 0) | (rows >= limit)).any(-1)
         if bool(outside.any()):
@@ -196,3 +233,30 @@ def check_ends(
             raise JobError(
                 f"{what} {bad}", f"lies outside the model on this prompt ({inside})", "check where it came from"
             )
+
+
+def check_widths(model: Model, neurons: Tensor, basis: str) -> None:
+    """Refuse neurons that their own layer does not have, though a wider one does."""
+    if basis != "activation":
+        return
+    inside = neurons[((neurons[:, 0] >= 0) & (neurons[:, 0] < model.n_layers))]
+    width = torch.tensor(model.widths)[inside[:, 0]]
+    beyond = inside[(inside[:, 2] >= width) & (inside[:, 2] < model.d_mlp)]
+    for layer, position, neuron in beyond[:1].tolist():
+        model.check_neuron(f"node {(layer, position, neuron)}", layer, neuron)
+
+
+def check_running(model: Model, token_ids: tuple[int, ...], neurons: Tensor, basis: str) -> None:
+    """Refuse neurons of experts that did not run at their position. One more forward, where any belongs to an expert.
+
+    Raises:
+        JobError: names the experts that did run.
+    """
+    numbering = model.numbering(basis)
+    mine = [node for node in neurons.tolist() if numbering.expert(node[0], node[2]) is not None]
+    if not mine:
+        return
+    there = Running.of(model, [tuple(token_ids)], basis)
+    for layer, position, neuron in mine:
+        if not there.has(layer, position, neuron):
+            raise there.lacking(layer, position, neuron)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tracer.attribution.running import Running
 from tracer.batching import chunked
 from tracer.metrics import Metric
 from tracer.model import passes
@@ -53,14 +54,14 @@ def by_ablation(
     start = torch.zeros_like(embedding) if paired is None else passes.values(model, paired, basis=basis)[1]
     to = torch.zeros_like(values) if baseline is None else baseline
     nodes, embeddings, scores = torch.zeros_like(values), torch.zeros(embedding.shape[:2]), []
-    total = sum(len(ids) for ids in batch.token_ids) * model.n_layers * values.shape[-1]
+    total = sum(len(ids) for ids in batch.token_ids) * model.n_nodes(basis)
     more = counter(progress, total)
     for row, ids in enumerate(batch.token_ids):
         first, alone = batch.width - len(ids), metric.repeat(row, 1)
-        mine = to[row, :, first:]
-        places = torch.cartesian_prod(*map(torch.arange, mine.shape))
+        places = Running.of(model, [ids], basis).nodes(len(ids))
+        at = (row, places[:, 0], places[:, 1] + first, places[:, 2])
         how = {"basis": basis, "max_bytes": max_bytes, "more": more}
-        nodes[row, :, first:] = single_effects(model, ids, alone, places, mine.flatten(), **how).view_as(mine)
+        nodes[at] = single_effects(model, ids, alone, places, to[at], **how)
         embeddings[row, first:], score = _ablate_embeddings(model, ids, alone, start[row, first:], max_bytes)
         scores.append(score)
     found = {"nodes": nodes, "values": values, "gradients": None, "baselines": baseline, "embeddings": embeddings}

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from tracer.attribution.attribute import Reference, notes
-from tracer.attribution.edges import Edges, direct_edges
-from tracer.attribution.profiles import Profiles, attribution_profiles, check_profiles
+from tracer.attribution.edges import Edges, Inside, edges_of
+from tracer.attribution.profiles import Profiles, check_profiles, profiles_of
 from tracer.attribution.pruning import EdgeColumns, Pruned, Pruning, prune
-from tracer.attribution.request import SelectedNodes
+from tracer.attribution.request import SelectedNodes, inside_of
 from tracer.attribution.selection import Selection
-from tracer.circuit.circuit import Circuit, Prediction, edges_table, nodes_table, profiles_table
+from tracer.circuit.circuit import ENDS, Circuit, Prediction, edges_table, nodes_table, profiles_table
 from tracer.errors import JobError, option, quoted
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, decode
-from tracer.settings import SUMS_OF_LOGITS, VALUE_TIMES_GRADIENT, ModelRecord, Settings
+from tracer.settings import SUMS_OF_TARGETS, VALUE_TIMES_GRADIENT, ModelRecord, Settings, TargetNeuron
 from tracer.system.forks import cached_property
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class Making:
             "target_ids": encoded.target_ids,
             "foil_ids": encoded.foil_ids,
             "positions": encoded.positions,
+            "answer": encoded.answer,
+            "weights": encoded.weights,
             "counterfactual_ids": encoded.counterfactual_ids,
             "user_id": encoded.id,
             "metric": selected.metric,
@@ -138,11 +140,11 @@ class Making:
     def _tables(self, selected: SelectedNodes) -> tuple[pa.Table, pa.Table | None, int, Tensor]:
         """The nodes, the edges (None without), how many edges there were before pruning, and which of the selected
         nodes are left."""
-        columns, weights = _node_columns(self.model, selected, self.chosen)
+        columns, weights = _node_columns(self.model, self.record, selected, self.chosen)
         if self.pruning is None:
             return nodes_table(columns), None, 0, torch.arange(len(selected.nodes))
         kinds = columns["kind"]
-        is_neuron, is_logit = (torch.tensor([kind == name for kind in kinds]) for name in ("neuron", "logit"))
+        is_neuron, is_logit = (torch.tensor([kind in some for kind in kinds]) for some in (("neuron",), ENDS))
         direct = edges_among(self.model, selected, self.chosen)
         whole = _edge_columns(direct, columns, is_logit, self.chosen)
         activation = _column(columns["activation"])
@@ -161,27 +163,28 @@ def edges_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Edge
     where they did."""
     if selected.edges is not None:
         return selected.edges
-    return direct_edges(model, *_ends(selected), **_how(model, selected, chosen))
+    return edges_of(model, *_ends(selected, chosen), **_how(model, selected, chosen))
 
 
 def profiles_among(model: Model, selected: SelectedNodes, chosen: Settings) -> Profiles:
     """The attribution profiles of a prompt's selected nodes; those that came with the nodes, where they did."""
     if selected.profiles is not None:
         return selected.profiles
-    found = attribution_profiles(model, *_ends(selected), **_how(model, selected, chosen))
+    found = profiles_of(model, *_ends(selected, chosen), **_how(model, selected, chosen))
     check_profiles(model, found, selected.activations, chosen)
     return found
 
 
-def _ends(selected: SelectedNodes) -> tuple[tuple[int, ...], Tensor, Tensor]:
-    """Tokens, nodes and logits, as `direct_edges` takes them."""
-    logits = torch.tensor([(place, token) for place, token, _ in selected.terms])
-    return selected.encoded.token_ids, selected.nodes, logits
+def _ends(selected: SelectedNodes, chosen: Settings) -> tuple[tuple[int, ...], Tensor, Tensor | Inside]:
+    """Tokens, nodes and logits or what stands in their place, as `direct_edges` takes them."""
+    at, of = torch.tensor([(place, token) for place, token, _ in selected.terms]), inside_of(chosen)
+    return selected.encoded.token_ids, selected.nodes, at if of is None else Inside(at, of)
 
 
 def _how(model: Model, selected: SelectedNodes, chosen: Settings) -> dict[str, Any]:
-    """The linearisation and the baselines, as `direct_edges` takes them."""
-    return {"basis": chosen.basis, "rules": chosen.edge_rules, "baselines": _baselines(model, selected, chosen)}
+    """The linearisation and the baselines, as `edges_of` takes them."""
+    baselines = _baselines(model, selected, chosen)
+    return {"basis": chosen.basis, "rules": chosen.edge_rules, "baselines": baselines}
 
 
 def _edge_columns(direct: Edges, columns: dict[str, list[Any]], is_logit: Tensor, chosen: Settings) -> EdgeColumns:
@@ -291,23 +294,28 @@ def _baselines(model: Model, selected: SelectedNodes, chosen: Settings) -> tuple
     return nodes, passes.embedding(model, Batch((paired,)))[0].float()
 
 
-def _node_columns(model: Model, selected: SelectedNodes, chosen: Settings) -> tuple[dict[str, list[Any]], list[float]]:
-    """The kept neurons, then every embedding, then the target logits, as columns of the nodes table; and the weight
-    of each logit in the metric."""
+def _node_columns(
+    model: Model, made: ModelRecord, selected: SelectedNodes, chosen: Settings
+) -> tuple[dict[str, list[Any]], list[float]]:
+    """The kept neurons, then every embedding, then the target logits, or what stands in their place, as columns of the
+    nodes table; and the weight of each in the metric."""
     layer, position, neuron = (part.tolist() for part in selected.nodes.unbind(-1))
     token_ids, n_kept = selected.encoded.token_ids, len(selected.nodes)
     places, tokens, weights = (list(part) for part in zip(*selected.terms, strict=True))
-    length, n_terms = len(token_ids), len(selected.terms)
+    length, n_terms, of = len(token_ids), len(selected.terms), chosen.of
     at = [*position, *range(length)]
     size = len(at) + n_terms
-    ids = [*(token_ids[pos] for pos in at), *tokens]
+    ids = [*(token_ids[pos] for pos in at), *([] if of is not None else tokens)]
     names = {token: decode(model, token) for token in set(ids)}
+    if of is not None:
+        tokens = [of.number if isinstance(of, TargetNeuron) else -1] * n_terms
     columns: dict[str, list[Any]] = {
-        "kind": ["neuron"] * n_kept + ["embedding"] * length + ["logit"] * n_terms,
+        "kind": ["neuron"] * n_kept + ["embedding"] * length + ["logit" if of is None else "target"] * n_terms,
         "layer": layer + [-1] * length + [model.n_layers] * n_terms,
         "position": at + places,
         "neuron": [*neuron, *token_ids, *tokens],
-        "token": [names[token] for token in ids],
+        "expert": made.numbering(chosen.basis).experts_of(layer, neuron) + [None] * (length + n_terms),
+        "token": [names[token] for token in ids] + ([] if of is None else [of.name] * n_terms),
         "activation": selected.activations.tolist() + [None] * length + selected.logits.tolist(),
         "attribution": selected.attributions.tolist()
         + selected.embeddings.tolist()
@@ -324,7 +332,7 @@ def _node_columns(model: Model, selected: SelectedNodes, chosen: Settings) -> tu
 
 def _of_logits(parts: Tensor, chosen: Settings) -> list[float | None]:
     """What each logit adds to the metric, or its weight in it; null where the metric is not a sum of logits."""
-    return parts.tolist() if chosen.metric in SUMS_OF_LOGITS else [None] * len(parts)
+    return parts.tolist() if chosen.metric in SUMS_OF_TARGETS else [None] * len(parts)
 
 
 def _mass(total: float, table: pa.Table) -> float:
@@ -338,7 +346,7 @@ def _mass(total: float, table: pa.Table) -> float:
 
 
 def _by_logit_node(table: pa.Table, selected: SelectedNodes, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Values of the metric's terms in the order of the logit nodes."""
+    """Values of the metric's terms in the order of the logit nodes; none where there are none."""
     known = {(place, token): value for (place, token, _), value in zip(selected.terms, values, strict=True)}
     columns = (table[name].to_pylist() for name in ("kind", "position", "neuron"))
     return tuple(known[place, token] for kind, place, token in zip(*columns, strict=True) if kind == "logit")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracer.attribution.result import noises
-from tracer.model import traces
+from tracer.model import experts, traces
 
 Layers = Sequence[Tensor]
 """Of each layer [prompt, column, neuron]."""
@@ -39,7 +39,28 @@ def attributions(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Simple
         were `read` from; `embedding` and the counterfactual's `paired` one [prompt, column, d_model]; `blocks` and
         `final_scale`, the constants.
     """
-    return ask.find(nn, plan, ask)
+    found = ask.find(nn, plan, ask)
+    first = reach(plan, ask, len(found.values))
+    if first < len(found.values):
+        attribution = found.attribution
+        found.attribution = lambda layer: (
+            attribution(layer) if layer < first else torch.zeros_like(found.values[layer], dtype=torch.float32)
+        )
+        if found.gradients is not None:
+            found.gradients = [
+                one if layer < first else torch.zeros_like(one) for layer, one in enumerate(found.gradients)
+            ]
+    return found
+
+
+def reach(plan: SimpleNamespace, ask: SimpleNamespace, n_layers: int) -> int:
+    """The first layer whose nodes come too late for what the metric is read from, which neither they nor, of a neuron,
+    it itself can move."""
+    of = ask.metric.of
+    if of is None or of.layer is None:
+        return n_layers
+    before = of.kind == "neuron" and (ask.basis != "attention" or plan.layers[of.layer].parallel)
+    return of.layer + (not before)
 
 
 def reported(ask: SimpleNamespace, done: int, total: int) -> None:
@@ -48,18 +69,23 @@ def reported(ask: SimpleNamespace, done: int, total: int) -> None:
         ask.report(done, total)
 
 
-def baseline_of(ask: SimpleNamespace, paired: SimpleNamespace | None, values: Layers) -> Callable[[int], Tensor] | None:
-    """What nodes are compared with: the counterfactual's values or the means of their positions; None for zero."""
+def baseline_of(
+    ask: SimpleNamespace, paired: SimpleNamespace | None, found: SimpleNamespace
+) -> Callable[[int], Tensor] | None:
+    """What nodes are compared with: the counterfactual's values (0 of an expert that did not run there) or the means of
+    their positions; None for zero."""
+    values, slots = found.values, found.slots  # `found` in its own function is a circle
     if paired is not None:
-        return lambda layer: paired.values[layer].float()
+        return lambda layer: experts.moved(paired.values[layer].float(), paired.slots[layer], slots[layer])
     if ask.means is None:
         return None
 
     def mean(layer: int) -> Tensor:
-        padded = torch.zeros_like(values[layer], dtype=torch.float32)
+        width = values[layer].shape[-1]
+        padded = torch.zeros(*values[layer].shape[:2], ask.means[layer].shape[-1], device=values[layer].device)
         for row, ids in zip(padded, ask.token_ids, strict=True):
             row[row.shape[0] - len(ids) :] = ask.means[layer][: len(ids)].to(row.device)
-        return padded
+        return experts.placed(padded, slots[layer], width)
 
     return mean
 
@@ -75,8 +101,8 @@ def by_gradient(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleN
     found = traces.gradients(nn, plan, ask.inputs, ask.metric, ask.rules, ask.basis, constants=ask.constants)
     paired = None if ask.paired is None else traces.values(nn, plan, ask.paired, ask.basis)
     reported(ask, 1, 1)
-    found.baseline = baseline_of(ask, paired, found.values)
-    values, slopes, baseline = found.values, found.gradients, found.baseline  # `found` in its own function is a circle
+    found.baseline = baseline_of(ask, paired, found)
+    values, slopes, baseline = found.values, found.gradients, found.baseline
     found.attribution = lambda layer: away(values[layer], baseline, layer) * slopes[layer].float()
     found.embeddings = (found.embedding.float() * found.embedding_gradient.float()).sum(-1)
     found.start, found.paired = None, None if paired is None else paired.embedding
@@ -93,7 +119,7 @@ def control(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleNames
         found = traces.gradients(nn, plan, ask.inputs, ask.metric, ask.edge_rules, ask.basis, constants=ask.constants)
     paired = None if ask.paired is None else traces.values(nn, plan, ask.paired, ask.basis)
     reported(ask, 1, 1)
-    found.baseline = baseline_of(ask, paired, found.values)
+    found.baseline = baseline_of(ask, paired, found)
     found.start, found.paired = None, None if paired is None else paired.embedding
     values, baseline = found.values, found.baseline
     if ask.method == "delta":
@@ -101,15 +127,17 @@ def control(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleNames
         found.attribution = lambda layer: away(values[layer], baseline, layer).abs()
         found.embeddings = (found.embedding.float() - start).abs().sum(-1)
         return found
-    shape = values[0].shape[0], len(values), *values[0].shape[1:]
+    widest = max(one.shape[-1] for one in values)
+    shape = values[0].shape[0], len(values), values[0].shape[1], widest
     noise, found.embeddings = noises(ask.token_ids, shape, ask.seed)
-    found.attribution = lambda layer: noise[:, layer].to(values[layer].device)
+    found.attribution = lambda layer: noise[:, layer, :, : values[layer].shape[-1]].to(values[layer].device)
     return found
 
 
 def along(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleNamespace:
-    """The path methods. The path leads from embeddings of zero, or the counterfactual's, to the prompt's in equal
-    steps; of ``ig-activation`` each layer's neurons have one of their own."""
+    """The path methods; ``relp-ig`` is ``ig`` with the linearised model's gradient at every step. The path leads from
+    embeddings of zero, or the counterfactual's, to the prompt's in equal steps; of ``ig-activation`` each layer's
+    neurons have one of their own."""
     found = traces.values(nn, plan, ask.inputs, ask.basis, None, ask.metric, ask.constants)
     ask.metric.token = found.tokens  # fixed for all passes
     end, start, before = found.embedding.float(), torch.zeros_like(found.embedding, dtype=torch.float32), None
@@ -118,13 +146,13 @@ def along(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleNamespa
         start = before.embedding.float()
     elif ask.method != "ig-activation":
         before = traces.values(nn, plan, ask.inputs, ask.basis, start)
-    found.baseline = baseline_of(ask, before if ask.means is None else None, found.values)
+    found.baseline = baseline_of(ask, before if ask.means is None else None, found)
     found.paired = start if ask.paired is not None else None
     if before is None or ask.method == "ig-activation":
         means, to_embedding, score = along_activations(nn, plan, ask, found, end - start)
         totals = None
     else:
-        means, totals, to_embedding, score = along_path(nn, plan, ask, (start, end), before.values)
+        means, totals, to_embedding, score = along_path(nn, plan, ask, (start, end), (before, found))
     found.gradients, found.metric = means, score
     values, baseline = found.values, found.baseline
     found.attribution = lambda layer: (
@@ -136,27 +164,38 @@ def along(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> SimpleNamespa
 
 
 def along_path(
-    nn: Any, plan: SimpleNamespace, ask: SimpleNamespace, ends: tuple[Tensor, Tensor], previous: Layers
+    nn: Any,
+    plan: SimpleNamespace,
+    ask: SimpleNamespace,
+    ends: tuple[Tensor, Tensor],
+    passes: tuple[SimpleNamespace, SimpleNamespace],
 ) -> tuple[Layers, Layers | None, Tensor, Tensor]:
-    """ig and conductance: each layer's mean gradient over the path and, for conductance, its steps' gradients times
-    what its values move; the mean gradient to the embedding; and the metric at the path's end.
+    """ig, relp-ig and conductance: each layer's mean gradient over the path and, for conductance, its steps' gradients
+    times what its values move; the mean gradient to the embedding; and the metric at the path's end.
+
+    Experts that run along the path and not at its end have no neurons there, and are left out.
 
     Args:
-        ends: of the path, embeddings. previous: each layer's values at its beginning.
+        ends: of the path, embeddings. passes: at both, whose values have `slots`.
     """
-    start, end = ends
-    means = [torch.zeros_like(one, dtype=torch.float32) for one in previous]
+    (start, end), (before, found) = ends, passes
+
+    def at_end(values: Layers, slots: Sequence[SimpleNamespace | None]) -> Layers:
+        return [experts.moved(one.float(), *two) for one, *two in zip(values, slots, found.slots, strict=True)]
+
+    previous = at_end(before.values, before.slots)
+    means = [torch.zeros_like(one, dtype=torch.float32) for one in found.values]
     totals = [torch.zeros_like(one) for one in means] if ask.method == "conductance" else None
     to_embedding, score = torch.zeros_like(end), torch.empty(0)
     for step in range(1, ask.steps + 1):
         at = start + (end - start) * (step / ask.steps) if step < ask.steps else end
         reached = traces.gradients(nn, plan, ask.inputs, ask.metric, ask.rules, ask.basis, at)
-        for layer, slope in enumerate(reached.gradients):
-            means[layer] += slope.float() / ask.steps
+        values, slopes = (at_end(one, reached.slots) for one in (reached.values, reached.gradients))
+        for layer, slope in enumerate(slopes):
+            means[layer] += slope / ask.steps
             if totals is not None:
-                moved = reached.values[layer].float() - previous[layer].float()
-                totals[layer] += reached.gradients[layer].float() * moved
-        previous, score = reached.values, reached.metric
+                totals[layer] += slope * (values[layer] - previous[layer])
+        previous, score = values, reached.metric
         to_embedding += reached.embedding_gradient.float() / ask.steps
         reported(ask, step, ask.steps)
     return means, totals, to_embedding, score
@@ -171,6 +210,9 @@ def along_activations(
     means, to_embedding, score = [], torch.zeros_like(back), torch.empty(0)
     steps, total = range(ask.steps), (len(found.values) + 1) * ask.steps
     for layer, value in enumerate(found.values):
+        if layer >= reach(plan, ask, len(found.values)):
+            means.append(torch.zeros_like(value, dtype=torch.float32))
+            continue
         whole, far = value.float(), away(value, found.baseline, layer)
         mean = torch.zeros_like(whole)
         for step in steps:
@@ -194,6 +236,7 @@ METHODS: dict[str, Callable[[Any, SimpleNamespace, SimpleNamespace], SimpleNames
     "ig": along,
     "conductance": along,
     "ig-activation": along,
+    "relp-ig": along,
     "delta": control,
     "random": control,
 }

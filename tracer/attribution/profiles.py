@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution import backward, circuits, replay, total
-from tracer.attribution.edges import check_ends, engine_of, question, workspace
+from tracer.attribution.edges import Inside, check_ends, check_running, engine_of, question, workspace
 from tracer.attribution.result import check_finite
 from tracer.errors import ModelError
 from tracer.model import passes
@@ -49,7 +49,7 @@ def attribution_profiles(
     model: Model,
     token_ids: tuple[int, ...],
     neurons: Int[Tensor, "neuron 3"],
-    logits: Int[Tensor, "logit 2"],
+    logits: Int[Tensor, "logit 2"] | Inside,
     *,
     basis: str = "activation",
     rules: frozenset[str] = RULES,
@@ -59,14 +59,35 @@ def attribution_profiles(
     """The profiles of some neurons of one prompt; arguments as of `edges.direct_edges`.
 
     Raises:
-        JobError: a node outside the model or the prompt, or an unknown basis or engine.
+        JobError: a node outside the model or the prompt, one whose expert did not run there, or an unknown basis or
+            engine.
         ModelError: the replay was asked for where it does not apply, or effects do not add up where they must.
         RemoteError: neither gradients nor weights are available.
     """
+    at = logits.at if isinstance(logits, Inside) else logits
+    check_ends(model, token_ids, neurons, at, basis, engine)
+    check_running(model, token_ids, neurons, basis)
+    return profiles_of(model, token_ids, neurons, logits, basis=basis, rules=rules, engine=engine, baselines=baselines)
+
+
+def profiles_of(
+    model: Model,
+    token_ids: tuple[int, ...],
+    neurons: Int[Tensor, "neuron 3"],
+    logits: Int[Tensor, "logit 2"] | Inside,
+    *,
+    basis: str = "activation",
+    rules: frozenset[str] = RULES,
+    engine: str = "auto",
+    baselines: tuple[Float[Tensor, " neuron"], Float[Tensor, "pos d_model"]] | None = None,
+) -> Profiles:
+    """`attribution_profiles` of nodes that may be the same on many prompts: those of one whose expert did not run on
+    this prompt are 0."""
+    logits, of = logits if isinstance(logits, Inside) else (logits, None)
     check_ends(model, token_ids, neurons, logits, basis, engine)
     model.check_rules(rules)
-    by_replay, there = engine_of(model, rules, engine)
-    ask = question(model, token_ids, neurons, logits, basis, baselines)
+    by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
+    ask = question(model, token_ids, neurons, logits, basis, baselines, of)
     ask.constants, ask.edge_rules, ask.max_bytes = by_replay, rules, workspace(model, by_replay)
     ask.link = circuits.profiles_by_replay if by_replay else circuits.profiles_by_autograd
     if by_replay and not there:

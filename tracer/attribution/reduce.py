@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.attribution.circuits import SAID
-from tracer.attribution.request import TOP, Request, SelectedNodes, read
+from tracer.attribution.circuits import SAID, unsaid
+from tracer.attribution.request import TOP, Request, SelectedNodes, metric_of, read, terms_of
 from tracer.attribution.result import Attribution
 from tracer.attribution.selection import Selection, strongest
-from tracer.metrics import entries, logit_summary
+from tracer.metrics import logit_summary
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded
@@ -33,7 +33,7 @@ def from_attributions(
 def nodes_of(result: Attribution, row: int, selection: Selection) -> SimpleNamespace:
     """One prompt's strongest nodes; see `selection.strongest`."""
     nodes, metric = result.nodes[row, :, : result.lengths[row]], result.metric[row : row + 1]
-    return strongest(lambda layer: nodes[layer][None], range(len(nodes)), [0], metric, selection.plain())
+    return strongest(lambda layer: nodes[layer][None], [None] * len(nodes), [0], metric, selection.plain())
 
 
 def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, request: Request) -> SelectedNodes:
@@ -62,9 +62,13 @@ def _selected(model: Model, encoded: Encoded, result: Attribution, row: int, req
 
 def _said(model: Model, encoded: Encoded, request: Request) -> dict[str, Tensor]:
     """What a circuit keeps of the logits. One forward."""
-    length, kind = len(encoded.token_ids), request.settings.metric
-    terms = entries(encoded.positions, encoded.target_ids, encoded.foil_ids, kind)
+    length, terms = len(encoded.token_ids), terms_of(encoded, request.settings)
     at = torch.tensor([(place - length, token) for place, token, _ in terms])
     logits = passes.logits(model, Batch((encoded.token_ids,)), length - min(encoded.positions))[0]
-    said = logit_summary(logits, at, max(encoded.positions) - length, TOP)
-    return dict(zip(SAID, said, strict=True))
+    said: dict[str, Tensor] = dict(
+        zip(SAID, logit_summary(logits, at, max(encoded.positions) - length, TOP), strict=True)
+    )
+    if request.settings.of is not None:  # whose values are no logits
+        batch, alone = Batch((encoded.token_ids,)), metric_of([encoded], request.settings)
+        said |= unsaid(passes.terms(model, batch, alone))
+    return said

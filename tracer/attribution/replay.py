@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.model.rules import FACTORS
+from tracer.model import experts
+from tracer.model import rules as linearize
 
 CPU_ROWS, GPU_ROWS = 512, 2**15
 """Positions of all sources that are multiplied at a time: on a CPU, what its cache holds."""
@@ -56,18 +57,21 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
 
     Returns:
         `embedding` [pos, d_model], `final_scale` [pos], and for each of `blocks` its `scales` by path [pos], `pattern`
-        [head, query, key], `output` [pos, d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis
-        ``activation``) or, of gate and up, [node, d_mlp] (basis ``output``).
+        [head, query, key], `output_gate` and `value_factor` [pos, head and coordinate] or None, `output` [pos,
+        d_model], and of its nodes `gate`, `up` and `values`, either [node] (basis ``activation``) or, of gate and up,
+        [node, d_mlp] (basis ``output``).
     """
     blocks = []
     for layer, block in enumerate(found.blocks):
         position, neuron = nodes[nodes[:, 0] == layer, 1:].to(block.output.device).unbind(-1)
-        column = position + first
+        column, where = position + first, block.slots
+        place = neuron if basis != "activation" else experts.places(where, row, column, neuron)
+        there = place >= 0
 
-        def picked(every: Tensor | None, column: Tensor = column, neuron: Tensor = neuron) -> Tensor | None:
+        def picked(every: Tensor | None, at: tuple[Any, ...] = (row, column, place.clamp_min(0))) -> Tensor | None:
             if every is None:
                 return None
-            return (every[row, column, neuron] if basis == "activation" else every[row, column]).float()
+            return (every[at] if basis == "activation" else every[at[:2]]).float()
 
         inside = block.values if basis == "activation" else block.output
         blocks.append(
@@ -75,13 +79,31 @@ def frozen(found: SimpleNamespace, row: int, first: int, nodes: Tensor, basis: s
                 scales={path: scale[row, first:] for path, scale in block.scales.items()},
                 pattern=block.pattern[row, :, first:, first:],
                 output=block.output[row, first:],
+                **carrying(block, row, first),
                 gate=picked(block.gate),
                 up=picked(block.up),
-                values=inside[row, column, neuron].float(),
+                values=torch.where(there, inside[row, column, place.clamp_min(0)].float(), 0.0),
+                **of_prompt(block, row, first),
+                place=place,
             )
         )
     embedding = found.embedding[row, first:].detach().float()
     return SimpleNamespace(embedding=embedding, blocks=blocks, final_scale=found.final_scale[row, first:])
+
+
+def of_prompt(block: SimpleNamespace, row: int, first: int) -> dict[str, Any]:
+    """What a mixture has beside an MLP, of one prompt without its padding: the `expert` of each slot and what its
+    output and input are multiplied by (`writes`, `reads`) [pos, slot]; all None of a block without experts."""
+    if block.slots is None:
+        return {"expert": None, "writes": None, "reads": None}
+    parts = {"expert": block.slots.expert, "writes": block.writes, "reads": block.reads}
+    return {name: None if part is None else part[row, first:] for name, part in parts.items()}
+
+
+def carrying(block: SimpleNamespace, row: int, first: int) -> dict[str, Tensor | None]:
+    """Of one prompt, what an attention multiplies values by, one by one, beside its pattern."""
+    found = {"output_gate": block.output_gate, "value_factor": block.value_factor}
+    return {name: None if value is None else value[row, first:] for name, value in found.items()}
 
 
 def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
@@ -91,9 +113,11 @@ def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
             scales={path: scale[row, first:] for path, scale in block.scales.items()},
             pattern=block.pattern[row, :, first:, first:],
             output=block.output[row, first:],
+            **carrying(block, row, first),
             gate=block.gate[row, first:],
             up=None if block.up is None else block.up[row, first:],
             values=block.values[row, first:],
+            **of_prompt(block, row, first),
         )
         for block in found.blocks
     ]
@@ -106,7 +130,12 @@ def unpadded(found: SimpleNamespace, row: int, first: int) -> SimpleNamespace:
 
 def part(module: Any, plan: SimpleNamespace, layer: int, path: str) -> Any:
     """A module of a block."""
-    return module.get_submodule(f"{plan.blocks}.{layer}.{path}")
+    return module.get_submodule(f"{plan.blocks}.{layer}.{path}".rstrip("."))
+
+
+def activation(module: Any, plan: SimpleNamespace, layer: int) -> Any:
+    """The activation module of a block."""
+    return part(module, plan, layer, next(path for kind, path in plan.layers[layer].steps if kind == "activation"))
 
 
 def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor:
@@ -114,15 +143,26 @@ def matrix(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]
     path, which = weight
     inside = part(module, plan, layer, path)
     whole = inside.weight.T if type(inside).__name__ == "Conv1D" else inside.weight
-    if which == "first half":
-        return whole[: len(whole) // 2]
-    if which == "last half":
-        return whole[len(whole) // 2 :]
+    half = len(whole) // 2
+    if which in ("first half", "last half"):
+        return whole[:half] if which == "first half" else whole[half:]
+    return whole if which == "all" else of_values(module, plan, layer, whole, which)
+
+
+def of_values(module: Any, plan: SimpleNamespace, layer: int, whole: Tensor, which: str) -> Tensor:
+    """The rows of a map that lead to values, or to the latent that they come of."""
+    laid = plan.layers[layer]
+    if which == "latent":
+        return whole[: matrix(module, plan, layer, laid.value).shape[1]]
+    width = matrix(module, plan, layer, laid.output).shape[1]
+    if which == "tail":
+        return whole[-width:]
+    if which == "values of heads":
+        return whole.view(plan.n_heads, -1, whole.shape[1])[:, -(width // plan.n_heads) :].flatten(0, 1)
+    head = len(whole) // (plan.n_heads + 2 * laid.n_values)
     if which == "values":
-        return whole[-plan.value_width :]
-    if which == "values per head":
-        return whole.view(plan.n_heads, 3, -1, whole.shape[1])[:, 2].reshape(-1, whole.shape[1])
-    return whole
+        return whole[-laid.n_values * head :]
+    return whole.view(laid.n_values, -1, head, whole.shape[1])[:, -1].reshape(-1, whole.shape[1])
 
 
 def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
@@ -131,9 +171,9 @@ def gain(module: Any, plan: SimpleNamespace, path: str) -> Tensor:
     return torch.ones(()) if weight is None else weight.detach().float() + plan.norm_offset
 
 
-def kind_of(plan: SimpleNamespace, path: str) -> str:
+def kind_of(plan: SimpleNamespace, layer: int, path: str) -> str:
     """Of a norm of a block."""
-    return next(kind for kind, at in plan.steps if at == path)
+    return next(kind for kind, at in plan.layers[layer].steps if at == path)
 
 
 def through_norm(
@@ -149,7 +189,7 @@ def through_norm(
     if path is None or scale is None:
         return state
     factor = scale[:, None] * gain(module, plan, f"{plan.blocks}.{layer}.{path}").to(state.device)
-    return scaled(kind_of(plan, path), factor, state, transposed)
+    return scaled(kind_of(plan, layer, path), factor, state, transposed)
 
 
 def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor:
@@ -162,28 +202,79 @@ def scaled(kind: str, factor: Tensor, state: Tensor, transposed: bool) -> Tensor
     return (state - state.mean(-1, keepdim=True)) * factor
 
 
+def out_of_mlp(
+    module: Any, plan: SimpleNamespace, layer: int, scale: Tensor | None, state: Tensor, transposed: bool = False
+) -> Tensor:
+    """What an MLP gives [row, d_model] as it enters the residual stream: through the norm behind it, if there is one,
+    and times the constant of the family's branches."""
+    through = through_norm(module, plan, layer, plan.layers[layer].mlp_out, scale, state, transposed)
+    return through if plan.branch_scale == 1 else plan.branch_scale * through
+
+
 def attention(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor, Tensor]:
-    """The maps of a block's attention, its norms' gains folded in, float32: into the values [value, d_model], and out
-    of the mixed heads [d_model, head and coordinate]."""
-    value, output = matrix(module, plan, layer, plan.value).float(), matrix(module, plan, layer, plan.output).float()
-    if plan.attention_in is not None:
-        value = value * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_in}").to(value.device)
-        if kind_of(plan, plan.attention_in) == "layer_norm":
-            value = value - value.mean(1, keepdim=True)
-    if plan.attention_out is not None:
-        if kind_of(plan, plan.attention_out) == "layer_norm":
+    """The maps of a block's attention, its norms' gains and the constant of the family's branches folded in, float32:
+    into the values [value, d_model], and out of the mixed heads [d_model, head and coordinate]."""
+    laid = plan.layers[layer]
+    value, output = matrix(module, plan, layer, laid.value).float(), matrix(module, plan, layer, laid.output).float()
+    if laid.latent is not None:
+        value = behind_norm(module, plan, layer, laid.latent_norm, value)
+        value = value @ matrix(module, plan, layer, laid.latent).float().to(value.device)
+    value = behind_norm(module, plan, layer, laid.attention_in, value)
+    if laid.attention_out is not None:
+        if kind_of(plan, layer, laid.attention_out) == "layer_norm":
             output = output - output.mean(0, keepdim=True)
-        output = output * gain(module, plan, f"{plan.blocks}.{layer}.{plan.attention_out}").to(output.device)[:, None]
-    return value, output
+        output = output * gain(module, plan, f"{plan.blocks}.{layer}.{laid.attention_out}").to(output.device)[:, None]
+    return value, output if plan.branch_scale == 1 else plan.branch_scale * output
 
 
-def mixing(plan: SimpleNamespace, block: SimpleNamespace) -> Tensor:
-    """How a block's attention carries from position to position [head, query, key]: its pattern between its norms'
-    statistics."""
-    pattern = block.pattern
-    if plan.attention_in is not None:
-        pattern = pattern * block.scales[plan.attention_in]
-    return pattern if plan.attention_out is None else pattern * block.scales[plan.attention_out][:, None]
+def behind_norm(module: Any, plan: SimpleNamespace, layer: int, path: str | None, weight: Tensor) -> Tensor:
+    """A map [out, in] of what leaves a norm of a block, as one of what enters it, but for the norm's statistic."""
+    if path is None:
+        return weight
+    weight = weight * gain(module, plan, f"{plan.blocks}.{layer}.{path}").to(weight.device)
+    centred = kind_of(plan, layer, path) == "layer_norm"
+    return weight - weight.mean(1, keepdim=True) if centred else weight
+
+
+def mixing(module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace) -> SimpleNamespace:
+    """How a block's attention carries from position to position: its `pattern` [head, query, key] between its norms'
+    statistics; the `gate` on what it mixed [query, head and coordinate], None without one; and what is between the map
+    into the values and the pattern (`entered`), None where nothing is."""
+    pattern, laid, entry = block.pattern, plan.layers[layer], None
+    scale = block.scales.get(laid.attention_in, torch.ones(pattern.shape[-1], device=pattern.device))
+    if laid.value_conv is None:
+        pattern = pattern * scale
+    else:
+        taps = part(module, plan, layer, laid.value_conv).weight[-block.value_factor.shape[-1] :, 0].float()
+        entry = SimpleNamespace(scale=scale, taps=taps, factor=block.value_factor)
+    if laid.attention_out is not None:
+        pattern = pattern * block.scales[laid.attention_out][:, None]
+    gate = None if block.output_gate is None else block.output_gate.float()
+    return SimpleNamespace(pattern=pattern, gate=gate, entry=entry)
+
+
+def entered(values: Tensor, mixed: SimpleNamespace, first: int = 0, back: bool = False) -> Tensor:
+    """Values at all positions from the `first` on [..., pos, head and coordinate] through the norm's statistic, the
+    short convolution and its activation; or `back`, what reads those as what reads the values."""
+    if mixed.entry is None:
+        return values
+    at, taps = slice(first, first + values.shape[-2]), mixed.entry.taps.to(values.device)
+    factor, scale = mixed.entry.factor[at].to(values.device), mixed.entry.scale[at, None].to(values.device)
+    values, found = values * (factor if back else scale), torch.zeros_like(values)
+    for by, tap in enumerate(taps.flip(1).T):  # how far a tap looks back
+        pad = (0, 0, -by, by) if back else (0, 0, by, -by)
+        if by < values.shape[-2]:
+            found += tap * torch.nn.functional.pad(values, pad)
+    return found * (scale if back else factor)
+
+
+def gated(heads: Tensor, mixed: SimpleNamespace, at: Any = slice(None), axis: int = 0) -> Tensor:
+    """What an attention mixed [..., head and coordinate], at some queries, which `axis` counts, through the gate on its
+    output."""
+    if mixed.gate is None:
+        return heads
+    gate = mixed.gate[at].to(heads.device)
+    return heads * gate.view(len(gate), *[1] * (heads.ndim - 2 - axis), -1)
 
 
 # One prompt: its sources and targets.
@@ -215,7 +306,7 @@ def ends(
 ) -> tuple[SimpleNamespace, SimpleNamespace, Tensor]:
     """Sources and targets as layers, positions and vectors, and the targets' values. Behind the neurons and embeddings,
     the sources are how far embeddings are from their baseline, where they are (`differing`)."""
-    neurons, embedding, bases = prompt.neurons, prompt.frozen.embedding, prompt.baselines
+    neurons, bases, embedding = prompt.neurons, prompt.baselines, plan.embedding_scale * prompt.frozen.embedding
     device, length = embedding.device, len(embedding)
     values = torch.zeros(len(neurons), device=device)
     written, read = torch.zeros(2, len(neurons), plan.d_model, device=device)
@@ -227,7 +318,7 @@ def ends(
             written[mine], read[mine] = (end.to(device) for end in both)
     differing, away = torch.zeros(0, dtype=torch.long), torch.zeros(0, plan.d_model, device=device)
     if bases is not None:
-        away = embedding - bases[1].to(device)
+        away = embedding - plan.embedding_scale * bases[1].to(device)
         differing = away.any(-1).nonzero()[:, 0].cpu()
         away = away[differing]
     rows, logits = logit_rows(module, plan, prompt)
@@ -258,8 +349,12 @@ def vectors(
 ) -> tuple[Tensor, Tensor]:
     """What a unit of each node of a layer writes into the residual stream, and what it reads of it, linearised by rules
     1, 3 and 4 or, in the place of 4, with a linear gate [node, d_model]."""
-    down = matrix(module, plan, layer, (plan.down, "all"))
-    position, neuron = nodes[:, 1].to(down.device), nodes[:, 2].to(down.device)
+    laid = plan.layers[layer]
+    if laid.experts is not None:
+        writes, reads = of_mixture(module, plan, layer, block, nodes, prompt)
+        return around(module, plan, layer, block, nodes, writes, reads)
+    down = matrix(module, plan, layer, (laid.down, "all"))
+    neuron = nodes[:, 2].to(down.device)
     if prompt.basis == "activation":
         writes, through = down[:, neuron].T.float(), None
     else:
@@ -272,11 +367,114 @@ def vectors(
             return coefficient[:, None] * rows[neuron.to(rows.device)].float()
         return (coefficient * through) @ rows.float()
 
-    reads = into(plan.up_part, of_up) if of_gate is None else into(plan.gate_part, of_gate) + into(plan.up_part, of_up)
+    reads = into(laid.up_part, of_up) if of_gate is None else into(laid.gate_part, of_gate) + into(laid.up_part, of_up)
+    return around(module, plan, layer, block, nodes, writes, reads)
+
+
+def of_mixture(
+    module: Any, plan: SimpleNamespace, layer: int, block: SimpleNamespace, nodes: Tensor, prompt: SimpleNamespace
+) -> tuple[Tensor, Tensor]:
+    """The same of nodes of a mixture, without its norms: the weight that the router gave an expert multiplies what its
+    neurons write, or what they read; of one that did not run both are 0."""
+    laid, inside = plan.layers[layer].experts, part(module, plan, layer, "")
+    position, number, device = nodes[:, 1], nodes[:, 2], block.output.device
+    of_gate, of_up = coefficients(module, plan, layer, block.gate, block.up, prompt.linear_gate)
+    if prompt.basis != "activation":
+        one = torch.nn.functional.one_hot(number, plan.d_model).float().to(device)
+        grads = into_experts(inside, laid, block, position, one)
+        return one, out_of_gates(inside, laid, block, position, of_gate, of_up, grads)
+    slot = torch.where(block.place < 0, 0, (block.place // laid.width).clamp_max(laid.n_slots))
+    there, rows = (block.place >= 0).float()[:, None], torch.arange(len(position))
+    factor = block.writes[position.to(device)][rows, slot].float()[:, None] * there
+    reads = experts.rows_in(inside, laid, number, "up")[0].to(device) * of_up[:, None]
+    if of_gate is not None:
+        reads = reads + experts.rows_in(inside, laid, number, "gate")[0].to(device) * of_gate[:, None]
+    if block.reads is not None:
+        of_slot = torch.nn.functional.pad(block.reads[position.to(device)].float(), (0, 1), value=1.0)
+        reads = reads * of_slot[rows, slot][:, None]
+    return experts.rows_out(inside, laid, number).to(device) * factor, reads * there
+
+
+def places(plan: SimpleNamespace, layer: int, block: SimpleNamespace, position: Tensor, number: Tensor) -> Tensor:
+    """Where neurons of these numbers are at these positions of a prompt; -1 where their expert did not run."""
+    laid = plan.layers[layer].experts
+    if laid is None:
+        return number
+    slots = experts.slots(block.expert[None], laid)
+    return experts.places(slots, 0, position.to(block.expert.device), number).to(number.device)
+
+
+def into_experts(inside: Any, laid: SimpleNamespace, block: SimpleNamespace, position: Tensor, state: Tensor) -> Tensor:
+    """From what reads a mixture's output at some positions [row, d_model] to what reads its neurons there [row,
+    place]."""
+    expert, writes = block.expert[position].to(state.device), block.writes[position].float().to(state.device)
+    module = inside.get_submodule(laid.path)
+    back = experts.by_expert(state, expert, lambda rows, one: rows @ experts.weights_out(module, laid, one).float())
+    found = (back * writes[:, :-1, None]).flatten(1)
+    if laid.shared is None:
+        return found
+    down = inside.get_submodule(f"{laid.shared}.down_proj").weight
+    return torch.cat([found, state @ down.float() * writes[:, -1:]], 1)
+
+
+def out_of_gates(
+    inside: Any,
+    laid: SimpleNamespace,
+    block: SimpleNamespace,
+    position: Tensor,
+    of_gate: Tensor | None,
+    of_up: Tensor,
+    grads: Tensor,
+) -> Tensor:
+    """From what reads a mixture's neurons at some positions [row, place] to what reads its input there [row,
+    d_model]. `of_gate`, `of_up`: see `coefficients` [row, place]."""
+    split, expert = laid.n_slots * laid.width, block.expert[position].to(grads.device)
+    both = torch.stack([torch.zeros_like(grads) if of_gate is None else grads * of_gate, grads * of_up], 1)
+    module = inside.get_submodule(laid.path)
+    routed = experts.together(both[..., :split].unflatten(-1, (-1, laid.width)).transpose(1, 2).flatten(-2), laid)
+    back = experts.by_expert(routed, expert, lambda rows, one: rows @ experts.weights_in(module, laid, one)[0].float())
+    if block.reads is not None:
+        back = back * block.reads[position].float().to(back.device)[..., None]
+    found = back.sum(1)
+    if laid.shared is None:
+        return found
+    maps = [inside.get_submodule(f"{laid.shared}.{name}_proj").weight.float() for name in ("gate", "up")]
+    return found + both[:, 0, split:] @ maps[0] + both[:, 1, split:] @ maps[1]
+
+
+def through_gates(
+    inside: Any,
+    laid: SimpleNamespace,
+    block: SimpleNamespace,
+    position: Tensor,
+    of_gate: Tensor | None,
+    of_up: Tensor,
+    state: Tensor,
+) -> Tensor:
+    """From a mixture's input at some positions [row, d_model] to its neurons there [row, place], without biases: the
+    transpose of `out_of_gates`."""
+    expert = block.expert[position].to(state.device)
+    reads = None if block.reads is None else block.reads[position].float().to(state.device)
+    both = experts.entering(inside, laid, state, expert, reads, biased=False)
+    found = both[:, 1] * of_up
+    return found if of_gate is None else found + both[:, 0] * of_gate
+
+
+def around(
+    module: Any,
+    plan: SimpleNamespace,
+    layer: int,
+    block: SimpleNamespace,
+    nodes: Tensor,
+    writes: Tensor,
+    reads: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """What nodes of a layer write and read, through the norms around their MLP."""
+    laid, position = plan.layers[layer], nodes[:, 1]
     scales = {path: scale[position.to(scale.device)] for path, scale in block.scales.items()}
     return (
-        through_norm(module, plan, layer, plan.mlp_out, scales.get(plan.mlp_out), writes, False),
-        through_norm(module, plan, layer, plan.mlp_in, scales.get(plan.mlp_in), reads, True),
+        out_of_mlp(module, plan, layer, scales.get(laid.mlp_out), writes),
+        through_norm(module, plan, layer, laid.mlp_in, scales.get(laid.mlp_in), reads, True),
     )
 
 
@@ -286,11 +484,14 @@ def coefficients(
     """What neurons multiply what they read by the maps of gate and up by, of these inputs of the activation and values
     of the other factor: rules 3 and 4 or, in the place of 4, a linear gate. None where the gate's map carries
     nothing."""
-    act = part(module, plan, layer, next(path for kind, path in plan.steps if kind == "activation"))
-    factor = FACTORS[type(act).__name__](gate)
+    laid = plan.layers[layer]
+    if laid.experts is not None:
+        how = experts.gating(part(module, plan, layer, ""), laid.experts)
+    else:
+        how = SimpleNamespace(kind="product", act=activation(module, plan, layer))
     if up is None:
-        return None, factor
-    return (None, gate * factor) if linear_gate else (0.5 * up * factor, 0.5 * gate * factor)
+        return None, linearize.factor(how.act, gate)
+    return linearize.coefficients(how, gate, up, linear_gate)
 
 
 def logit_rows(module: Any, plan: SimpleNamespace, prompt: SimpleNamespace) -> tuple[Tensor, Tensor]:
@@ -345,15 +546,15 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
         run.state = torch.zeros(len(run.rows), len(positions), plan.d_model, device=run.walk.found.device)
         run.moving = run.active = int(run.everything)
         if run.everything:
-            run.state[0] = run.walk.prompt.frozen.embedding[: len(positions)]
+            run.state[0] = plan.embedding_scale * run.walk.prompt.frozen.embedding[: len(positions)]
         enter(run, -1)
     for layer in range(max((run.walk.top for run in going), default=0)):
-        maps, mixed = attention(module, plan, layer), dict[int, Tensor]()
+        maps, mixed = attention(module, plan, layer), dict[int, SimpleNamespace]()
         for run in going:
             if layer < run.walk.top:
                 key = id(run.walk)
                 if key not in mixed:
-                    mixed[key] = mixing(plan, run.walk.prompt.frozen.blocks[layer])
+                    mixed[key] = mixing(module, plan, layer, run.walk.prompt.frozen.blocks[layer])
                 climb(module, plan, layer, run, mixed[key], maps)
     for run in going:
         let_read(run, len(run.walk.prompt.frozen.blocks))
@@ -361,16 +562,22 @@ def sweep(module: Any, plan: SimpleNamespace, going: Sequence[SimpleNamespace]) 
 
 
 def climb(
-    module: Any, plan: SimpleNamespace, layer: int, run: SimpleNamespace, mixed: Tensor, maps: tuple[Tensor, Tensor]
+    module: Any,
+    plan: SimpleNamespace,
+    layer: int,
+    run: SimpleNamespace,
+    mixed: SimpleNamespace,
+    maps: tuple[Tensor, Tensor],
 ) -> None:
     """Take a run through one block; its targets read what its attention leaves or, where attention and MLP are
     parallel, what it finds."""
     run.state = run.state.to(maps[0].device)
-    if plan.parallel:
+    parallel = plan.layers[layer].parallel
+    if parallel:
         let_read(run, layer)
     if run.active:
         attend(run, mixed, maps, last=layer == run.walk.top - 1)
-    if not plan.parallel:
+    if not parallel:
         let_read(run, layer)
     if run.everything:
         run.state[0] += written(module, plan, layer, run.walk.prompt)[list(run.at)]
@@ -380,10 +587,21 @@ def climb(
 def written(module: Any, plan: SimpleNamespace, layer: int, prompt: SimpleNamespace) -> Tensor:
     """What all nodes of a layer write into the residual stream together, kept or not [pos, d_model]: in the basis
     ``activation`` without the down projection's bias, which belongs to no neuron."""
-    block, path = prompt.frozen.blocks[layer], plan.mlp_out
-    bias = getattr(part(module, plan, layer, plan.down), "bias", None)
-    output = block.output if prompt.basis == "output" or bias is None else block.output - bias.detach().float()
-    return through_norm(module, plan, layer, path, block.scales.get(path), output, False)
+    block, laid = prompt.frozen.blocks[layer], plan.layers[layer]
+    output = block.output
+    if prompt.basis != "output":
+        own = getattr(part(module, plan, layer, laid.down), "bias", None)
+        bias = own if laid.experts is None else of_experts(part(module, plan, layer, laid.experts.path), block)
+        output = output if bias is None else output - bias.detach().float()
+    return out_of_mlp(module, plan, layer, block.scales.get(laid.mlp_out), output)
+
+
+def of_experts(module: Any, block: SimpleNamespace) -> Tensor | None:
+    """What the experts that ran write whatever their neurons are [pos, d_model], if they have such biases."""
+    bias = getattr(module, "down_proj_bias", None)
+    if bias is None:
+        return None
+    return (bias[block.expert].float() * block.writes[:, :-1, None].float()).sum(1)
 
 
 def enter(run: SimpleNamespace, layer: int) -> None:
@@ -402,21 +620,24 @@ def enter(run: SimpleNamespace, layer: int) -> None:
         run.state[into] = run.walk.sources.vector[rows[here]].to(run.state.device)
 
 
-def attend(run: SimpleNamespace, mixed: Tensor, maps: tuple[Tensor, Tensor], last: bool) -> None:
+def attend(run: SimpleNamespace, mixed: SimpleNamespace, maps: tuple[Tensor, Tensor], last: bool) -> None:
     """Add what flows through a block's attention, in the last of them at positions that targets read alone. Sources
     that have just entered are at one position each."""
     (value, output), before = maps, run.state
     width, shared = before.shape[1], output.shape[1] // value.shape[0]
-    pattern = mixed[:, run.first : run.first + width, run.first : run.first + width]
+    pattern = mixed.pattern[:, run.first : run.first + width, run.first : run.first + width]
     if last:
         into = [run.at[position] for position in run.walk.wanted if position in run.at]
         run.at = {position: i for i, position in enumerate(p for p in run.walk.wanted if p in run.at)}
         run.state, pattern = before[:, into], pattern[:, into]
     grouped = pattern.unflatten(0, (-1, shared))
-    if run.moving:
-        inside = (before[: run.moving] @ value.T).unflatten(-1, (len(grouped), -1))
-        flow = torch.einsum("gsqk,nkgd->nqgsd", grouped, inside).flatten(2)
-        run.state[: run.moving].flatten(0, 1).addmm_(flow.flatten(0, 1), output.T)
+    moving = run.moving if mixed.gate is None else run.active  # what a gate opens is not one map a head
+    if moving:
+        inside = entered(before[:moving] @ value.T, mixed, run.first).unflatten(-1, (len(grouped), -1))
+        flow = gated(torch.einsum("gsqk,nkgd->nqgsd", grouped, inside).flatten(2), mixed, list(run.at), 1)
+        run.state[:moving].flatten(0, 1).addmm_(flow.flatten(0, 1), output.T)
+        if moving == run.active:
+            return
     if run.active > run.moving:
         rows = torch.arange(run.moving, run.active)
         at = run.walk.sources.position[run.rows[run.moving : run.active]] - run.first

@@ -28,7 +28,7 @@ from tracer.model import passes
 from tracer.model.backend import Maybe, Of
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded
-from tracer.settings import Settings
+from tracer.settings import Settings, TargetNeuron
 from tracer.shapes import MeanValues
 
 TOP = 5
@@ -145,7 +145,7 @@ def ask(model: Model, encoded: Sequence[Encoded], request: Request, progress: Pr
             rule = f"was to select up to {most} nodes, each once, and sent {len(nodes)}"
             raise RemoteError(f"model {quoted(model.name)} on a server", rule, "tell its operator")
     return [
-        read(model, settled(prompt, answer["tokens"]), answer, request.settings)
+        read(model, settled(prompt, answer["tokens"], request.settings), answer, request.settings)
         for prompt, answer in zip(encoded, answers, strict=True)
     ]
 
@@ -168,6 +168,8 @@ def question(
         paired = passes.inputs(model, Batch(tuple(prompt.counterfactual_ids or () for prompt in encoded)))
     linearised = edges or profiles
     by_replay = linearised and model.replays_there(chosen.edge_rules)
+    if metric.of is not None and (metric.of.kind != "neuron" or chosen.basis != "activation"):
+        by_replay = False  # which knows what logits read, and nodes of the basis
     if chosen.method not in FORWARD_ONLY or linearised:
         passes.needs_gradients(model, f"method {chosen.method}")
     return SimpleNamespace(
@@ -178,13 +180,14 @@ def question(
         method=chosen.method,
         rules=frozenset(chosen.rules),
         basis=chosen.basis,
+        n_neurons=model.n_neurons(chosen.basis),
         steps=chosen.steps,
         seed=chosen.seed,
         means=means,
         edge_rules=chosen.edge_rules if linearised else None,
         constants=by_replay,
         link=None if not edges else circuits.by_replay if by_replay else circuits.by_autograd,
-        profile=None if not profiles else circuits.profiles_by_replay if by_replay else circuits.profiles_by_autograd,
+        profile=None if not profiles else circuits.profiles_of(metric.of, by_replay),
         max_bytes=workspace(model, by_replay),
         report=progress,
     )
@@ -196,6 +199,8 @@ def opened(model: Model, encoded: Sequence[Encoded], chosen: Settings) -> list[E
     Raises:
         JobError: more tokens than there are, or one prompt's would differ between positions.
     """
+    if chosen.of is not None:
+        return list(encoded)
     count = wanted(chosen)
     if count > model.vocab_size:
         raise JobError(f"top_k={count}", f"the vocabulary has {model.vocab_size} tokens", "use fewer")
@@ -215,9 +220,26 @@ def wanted(chosen: Settings) -> int:
     return chosen.top_k if chosen.metric == "topk" else 1
 
 
-def settled(prompt: Encoded, tokens: Tensor) -> Encoded:
-    """A prompt with its targets, from the tokens of its metric's terms."""
-    return prompt if prompt.target_ids else replace(prompt, target_ids=tuple(tokens.tolist()))
+def settled(prompt: Encoded, tokens: Tensor, chosen: Settings) -> Encoded:
+    """A prompt with its targets, from the tokens of its metric's terms; without any where what is asked about is inside
+    the model."""
+    if prompt.target_ids or chosen.of is not None:
+        return prompt
+    return replace(prompt, target_ids=tuple(tokens.tolist()))
+
+
+def terms_of(prompt: Encoded, chosen: Settings) -> list[tuple[int, int, float]]:
+    """The (position, token, weight) of each entry of a prompt's metric, its targets known; the token is 0 where what is
+    read is inside the model."""
+    if chosen.of is not None:
+        weight = (chosen.of.sign if isinstance(chosen.of, TargetNeuron) else 1) / len(prompt.positions)
+        return [(position, 0, weight) for position in prompt.positions]
+    if prompt.answer:
+        return [(position, token, 1.0) for position, token in zip(prompt.positions, prompt.target_ids, strict=True)]
+    if chosen.metric == "share":
+        (position,) = prompt.positions
+        return [(position, token, weight) for token, weight in zip(prompt.target_ids, prompt.weights, strict=True)]
+    return entries(prompt.positions, prompt.target_ids, prompt.foil_ids, chosen.metric)
 
 
 def metric_of(prompts: Sequence[Encoded], chosen: Settings) -> Metric:
@@ -225,10 +247,20 @@ def metric_of(prompts: Sequence[Encoded], chosen: Settings) -> Metric:
     terms = [
         (row, pos - len(prompt.token_ids), token, weight)
         for row, prompt in enumerate(prompts)
-        for pos, token, weight in entries(prompt.positions, prompt.target_ids, prompt.foil_ids, chosen.metric)
+        for pos, token, weight in terms_of(prompt, chosen)
     ]
     row, column, token, weight = (torch.tensor(part) for part in zip(*terms, strict=True))
-    return Metric(chosen.metric, row, column, token, weight.float(), len(prompts))
+    return Metric(chosen.metric, row, column, token, weight.float(), len(prompts), inside_of(chosen))
+
+
+def inside_of(chosen: Settings) -> SimpleNamespace | None:
+    """What is asked about inside the model, as `Metric.of` has it."""
+    of = chosen.of
+    if of is None:
+        return None
+    if isinstance(of, TargetNeuron):
+        return SimpleNamespace(kind=of.kind, layer=of.layer, neuron=of.number, vector=None)
+    return SimpleNamespace(kind=of.kind, layer=of.layer, neuron=None, vector=torch.tensor(of.vector))
 
 
 def _form(model: Model, ask: SimpleNamespace, row: int) -> dict[str, Any]:
@@ -276,8 +308,8 @@ def read(model: Model, encoded: Encoded, answer: dict[str, Any], chosen: Setting
         encoded=encoded,
         nodes=answer["nodes"].long(),
         unexplained=float(torch.tensor(answer["metric"]) - answer["embeddings"].sum()),
-        n_total=model.n_layers * model.n_neurons(chosen.basis) * len(encoded.token_ids),
-        terms=entries(encoded.positions, encoded.target_ids, encoded.foil_ids, chosen.metric),
+        n_total=model.n_nodes(chosen.basis) * len(encoded.token_ids),
+        terms=terms_of(encoded, chosen),
         top=(answer["top"], answer["top_chances"]),
         edges=edges,
         baselines=base if base is not None and base.any() else None,

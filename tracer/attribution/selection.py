@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.errors import JobError, quoted
+from tracer.model import experts
 
 DEFAULT_NODES = 200
 
@@ -92,33 +93,38 @@ def select(
     selection = Selection.of(nodes, threshold, mass, skip_first, exclude)
     for layer, neuron in selection.exclude:
         check_excluded(attributions.shape, layer, neuron)
-    layers = range(attributions.shape[0])
-    found = strongest(lambda layer: attributions[layer][None], layers, [0], torch.tensor([metric]), selection.plain())
+    slots = [None] * attributions.shape[0]
+    found = strongest(lambda layer: attributions[layer][None], slots, [0], torch.tensor([metric]), selection.plain())
     return found.nodes[0]
 
 
 def strongest(
-    attribution: Callable[[int], Tensor], layers: range, first: Sequence[int], metric: Tensor, rules: SimpleNamespace
+    attribution: Callable[[int], Tensor],
+    slots: Sequence[SimpleNamespace | None],
+    first: Sequence[int],
+    metric: Tensor,
+    rules: SimpleNamespace,
 ) -> SimpleNamespace:
     """`select` for each prompt of a batch, where its attributions are: layer by layer, so that a layer's nodes alone
     are looked at at a time, and those of them alone are sorted that may be among the strongest. It may travel to a
     server.
 
     Args:
-        attribution: of a layer [prompt, column, neuron]. first: of each prompt, the column where it begins.
-        metric: of each prompt. rules: the fields of a `Selection`.
+        attribution: of a layer [prompt, column, place]. slots: of each layer, see `experts.slots`; None where a place
+            is a neuron. first: of each prompt, the column where it begins. metric: of each prompt.
+        rules: the fields of a `Selection`.
 
     Returns:
-        For each prompt its `nodes`, rows of (layer, position, neuron), and their `attributions`, on the CPU; the
-        `largest` |attribution| of all nodes and their `total` [prompt], float64.
+        For each prompt its `nodes`, rows of (layer, position, neuron), the same with their `places`, and their
+        `attributions`, on the CPU; the `largest` |attribution| of all nodes and their `total` [prompt], float64.
     """
     share = metric.double().abs() * (0.0 if rules.threshold is None else rules.threshold)
     found = SimpleNamespace(count=0)
     if rules.given is not None:
-        return among(attribution, layers, first, rules, found)
+        return among(attribution, slots, first, rules, found)
     limit = 4096 if rules.limit is None and rules.mass is not None else rules.limit
     while True:
-        values, places = pool(attribution, layers, first, share, limit, rules, found)
+        values, places = pool(attribution, slots, first, share, limit, rules, found)
         orders = [value.abs().sort(descending=True, stable=True) for value in values]
         most = [len(value) if limit is None else limit for value in values]
         if rules.mass is not None:
@@ -128,27 +134,52 @@ def strongest(
         limit *= 8  # how many hold that mass is seen as more are looked at
     most = [min(number, rules.limit or number) for number in most]
     taken = [one.indices[:number] for one, number in zip(orders, most, strict=True)]
-    found.nodes = [place[order] for place, order in zip(places, taken, strict=True)]
+    found.places = [place[order] for place, order in zip(places, taken, strict=True)]
+    found.nodes = [by_number(one, slots, row, first[row]) for row, one in enumerate(found.places)]
     found.attributions = [value[order] for value, order in zip(values, taken, strict=True)]
     return found
 
 
+def by_number(places: Tensor, slots: Sequence[SimpleNamespace | None], row: int, first: int) -> Tensor:
+    """Nodes of one prompt as rows of (layer, position, neuron), of their (layer, position, place)."""
+    nodes = places.clone()
+    for layer, where in enumerate(slots):
+        mine = (places[:, 0] == layer).nonzero()[:, 0] if where is not None else places[:0, 0]
+        if len(mine):
+            _, position, place = places[mine].unbind(-1)
+            nodes[mine, 2] = experts.numbers(of_tokens(where, row, position + first)).gather(-1, place[:, None])[:, 0]
+    return nodes
+
+
+def of_tokens(where: SimpleNamespace | None, row: Any, column: Tensor) -> Any:
+    """Where neurons are at some tokens [token, slot], on the CPU."""
+    return where and SimpleNamespace(**vars(where) | {"expert": where.expert[row, column].cpu()})
+
+
 def among(
-    attribution: Callable[[int], Tensor], layers: range, first: Sequence[int], rules: SimpleNamespace, found: Any
+    attribution: Callable[[int], Tensor],
+    slots: Sequence[SimpleNamespace | None],
+    first: Sequence[int],
+    rules: SimpleNamespace,
+    found: Any,
 ) -> SimpleNamespace:
-    """What `strongest` returns where the nodes are given."""
+    """What `strongest` returns where the nodes are given; one whose expert did not run has no attribution."""
     found.largest, found.total, found.kept = torch.zeros(3, len(first), dtype=torch.float64)
     given, found.nodes = torch.tensor(rules.given).view(-1, 3), []
-    for layer in layers:
+    for layer, where in enumerate(slots):
         signed = attribution(layer)
-        allowed(signed, layer, first, rules, found)
+        allowed(signed, layer, first, rules, found, where)
         if not found.nodes:
             found.nodes = [everywhere(given, int(rules.skip_first), signed.shape[1] - column) for column in first]
             found.attributions = [torch.zeros(len(nodes)) for nodes in found.nodes]
+            found.places = [nodes.clone() for nodes in found.nodes]
         for row, column in enumerate(first):
             mine = found.nodes[row][:, 0] == layer
             _, position, neuron = found.nodes[row][mine].unbind(-1)
-            found.attributions[row][mine] = signed[row, position + column, neuron].float().cpu()
+            at = experts.places(where, row, position + column, neuron).cpu()
+            found.places[row][mine, 2] = at
+            values = signed[row, position + column, at.clamp_min(0)].float().cpu()
+            found.attributions[row][mine] = torch.where(at < 0, 0.0, values)
     return found
 
 
@@ -169,7 +200,7 @@ def held(strengths: Tensor, total: Tensor, mass: float) -> int:
 
 def pool(
     attribution: Callable[[int], Tensor],
-    layers: range,
+    slots: Sequence[SimpleNamespace | None],
     first: Sequence[int],
     share: Tensor,
     limit: int | None,
@@ -185,11 +216,12 @@ def pool(
     kept: list[tuple[Tensor, ...]] = []
     found.largest, found.total, found.kept = torch.zeros(3, len(first), dtype=torch.float64)
     least = share.float()[:, None].clamp_min(2.0**-149)
-    for layer in layers:
+    found.count = 0
+    for layer, where in enumerate(slots):
         signed = attribution(layer)
         shape, least = signed.shape, least.to(signed.device)
-        found.count = signed[0].numel() * len(layers)
-        strength = allowed(signed, layer, first, rules, found)
+        found.count += signed[0].numel()
+        strength = allowed(signed, layer, first, rules, found, where)
         inside = strength >= least
         if limit is not None and limit < strength.shape[1] and int(inside.sum(-1).max()) > 2 * limit:
             least = torch.maximum(least, strength.topk(limit).values[:, -1:])
@@ -204,7 +236,14 @@ def pool(
     return [signed[at] for at in mine], places
 
 
-def allowed(signed: Tensor, layer: int, first: Sequence[int], rules: SimpleNamespace, found: SimpleNamespace) -> Tensor:
+def allowed(
+    signed: Tensor,
+    layer: int,
+    first: Sequence[int],
+    rules: SimpleNamespace,
+    found: SimpleNamespace,
+    where: SimpleNamespace | None,
+) -> Tensor:
     """A layer's |attributions| [prompt, column and neuron], 0 where none may be taken; `found` gets their sums, of all
     of them and of those that may."""
     strength = signed.abs()
@@ -214,9 +253,12 @@ def allowed(signed: Tensor, layer: int, first: Sequence[int], rules: SimpleNames
     found.largest = torch.maximum(found.largest, strength.flatten(1).amax(-1).double().cpu())
     if rules.skip_first:
         strength[range(len(first)), list(first)] = 0
-    for at, neuron in rules.exclude:
-        if at == layer:
-            strength[..., neuron] = 0
+    given = [neuron for at, neuron in rules.exclude if at == layer]
+    excluded = torch.tensor(given, dtype=torch.long, device=strength.device)
+    if where is not None:
+        strength[torch.isin(experts.numbers(where).to(strength.device), excluded)] = 0
+    elif len(excluded):
+        strength[..., excluded] = 0
     strength = strength.flatten(1)
     if rules.mass is not None:
         found.kept += strength.sum(-1, dtype=torch.float64).cpu()

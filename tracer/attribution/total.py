@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tracer.attribution import replay
+from tracer.model import experts
 
 
 def profiled(
@@ -39,7 +40,7 @@ def profiled(
         rise(module, plan, going, max_bytes)
     for going in together((run for walk in walks for run in sunk(module, plan, walk, max_bytes)), plan, max_bytes):
         sink(module, plan, going, max_bytes)
-    return [(walk.inputs.cpu(), (walk.outputs * away(walk.prompt)[:, None]).cpu()) for walk in walks]
+    return [(walk.inputs.cpu(), (walk.outputs * away(plan, walk.prompt)[:, None]).cpu()) for walk in walks]
 
 
 def begun(prompt: SimpleNamespace) -> SimpleNamespace:
@@ -61,14 +62,16 @@ def begun(prompt: SimpleNamespace) -> SimpleNamespace:
     )
 
 
-def away(prompt: SimpleNamespace) -> Tensor:
+def away(plan: SimpleNamespace, prompt: SimpleNamespace) -> Tensor:
     """How far the nodes are from their baselines [node]."""
     values = torch.zeros(len(prompt.neurons), device=prompt.frozen.embedding.device)
     for layer, block in enumerate(prompt.frozen.blocks):
         mine = (prompt.neurons[:, 0] == layer).nonzero()[:, 0]
         inside = block.values if prompt.basis == "activation" else block.output
         position, neuron = prompt.neurons[mine, 1:].unbind(-1)
-        values[mine] = inside[position, neuron].to(values.device).float()
+        place = neuron if prompt.basis != "activation" else replay.places(plan, layer, block, position, neuron)
+        found = inside[position, place.clamp_min(0)].to(values.device).float()
+        values[mine] = torch.where(place.to(values.device) < 0, 0.0, found)
     return values if prompt.baselines is None else values - prompt.baselines[0].to(values.device)
 
 
@@ -79,8 +82,7 @@ def risen(plan: SimpleNamespace, walk: SimpleNamespace, max_bytes: int) -> Itera
     """A prompt's sources in runs that fit: the embeddings that differ from their baselines, each a stream over the
     positions that it reaches."""
     vectors, bases = walk.prompt.frozen.embedding.float(), walk.prompt.baselines
-    if bases is not None:
-        vectors = vectors - bases[1].to(vectors.device)
+    vectors = plan.embedding_scale * (vectors if bases is None else vectors - bases[1].to(vectors.device))
     sources = vectors.any(-1).nonzero()[:, 0].cpu()
     sources = sources[sources < walk.reach]
     while len(sources):
@@ -183,6 +185,13 @@ def factors(module: Any, plan: SimpleNamespace, group: SimpleNamespace, layer: i
     return replay.coefficients(module, plan, layer, gate, up, group.walks[0].prompt.linear_gate)
 
 
+def mixed(group: SimpleNamespace, layer: int) -> SimpleNamespace:
+    """What a mixture has beside an MLP, at all positions of all the prompts: see `replay.of_prompt`."""
+    blocks = [walk.prompt.frozen.blocks[layer] for walk in group.walks]
+    parts = {name: [getattr(block, name) for block in blocks] for name in ("expert", "writes", "reads")}
+    return SimpleNamespace(**{name: None if one[0] is None else torch.cat(one) for name, one in parts.items()})
+
+
 def readings(group: SimpleNamespace, layer: int) -> tuple[Tensor, Tensor, list[tuple[SimpleNamespace, Tensor, Tensor]]]:
     """Which rows the nodes of a layer read, and at which neuron, in the order of rows; and for each run how these
     readings are of its nodes and streams."""
@@ -222,6 +231,7 @@ def pieces(group: SimpleNamespace, rows: Tensor, width: int) -> Iterator[tuple[s
 
 
 def flowed(
+    module: Any,
     plan: SimpleNamespace,
     layer: int,
     source: SimpleNamespace,
@@ -242,15 +252,23 @@ def flowed(
             continue
         begins, key = source.position[mine].unique(return_inverse=True)
         ends, query = target.position[into].unique(return_inverse=True)
-        mixed = replay.mixing(plan, run.walk.prompt.frozen.blocks[layer]).to(values.device)
+        mixed = replay.mixing(module, plan, layer, run.walk.prompt.frozen.blocks[layer])
+        pattern = mixed.pattern.to(values.device)
+        if mixed.entry is not None:  # a convolution moves values between positions: all are needed
+            begins = ends = torch.arange(run.walk.length)
+            key, query = source.position[mine], target.position[into]
         dense = values.new_zeros(len(begins), len(run.ends), values.shape[1])
         dense[key, source.stream[mine]] = values[mine]
         if back:
-            grouped = mixed[:, begins][:, :, ends].unflatten(0, (-1, shared))
-            flow = torch.einsum("gsqk,qngsd->kngd", grouped, dense.unflatten(-1, (*grouped.shape[:2], -1))).flatten(2)
+            grouped = pattern[:, begins][:, :, ends].unflatten(0, (-1, shared))
+            heads = replay.gated(dense, mixed, begins).unflatten(-1, (*grouped.shape[:2], -1))
+            flow = torch.einsum("gsqk,qngsd->nkgd", grouped, heads).flatten(2)
+            flow = replay.entered(flow, mixed, back=True).transpose(0, 1)
         else:
-            grouped = mixed[:, ends][:, :, begins].unflatten(0, (-1, shared))
-            flow = torch.einsum("gsqk,kngd->qngsd", grouped, dense.unflatten(-1, (len(grouped), -1))).flatten(2)
+            grouped = pattern[:, ends][:, :, begins].unflatten(0, (-1, shared))
+            inside = replay.entered(dense.transpose(0, 1), mixed).unflatten(-1, (len(grouped), -1))
+            flow = torch.einsum("gsqk,nkgd->qngsd", grouped, inside).flatten(2)
+            flow = replay.gated(flow, mixed, ends)
         parts.append(flow[query, target.stream[into]])
     return torch.cat(parts)
 
@@ -267,12 +285,12 @@ def rise(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
             return
         value, output = replay.attention(module, plan, layer)
         state, shared = group.state.to(value.device), output.shape[1] // value.shape[0]
-        flow = flowed(plan, layer, group, left, state @ value.T, shared, back=False) @ output.T
+        flow = flowed(module, plan, layer, group, left, state @ value.T, shared, back=False) @ output.T
         left.state = state if left is group else state[left.of]
-        if not plan.parallel:
+        if not plan.layers[layer].parallel:
             left.state += flow
         through_mlp(module, plan, layer, left, layer == last)
-        if plan.parallel:
+        if plan.layers[layer].parallel:
             left.state += flow
         group = left
 
@@ -292,33 +310,102 @@ def still_read(group: SimpleNamespace, layer: int) -> Tensor:
 def through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: SimpleNamespace, last: bool) -> None:
     """Add what a block's MLP writes, but in the `last` block, and let the nodes of its layer read."""
     rows, neurons, found = readings(group, layer)
-    inside, of_gate, of_up = group.walks[0].prompt.basis == "activation", *factors(module, plan, group, layer)
-    gate, up, down = matrices(module, plan, layer)
-    scales = [joined(group, layer, path) for path in (plan.mlp_in, plan.mlp_out)]
+    inside, mlp = group.walks[0].prompt.basis == "activation", mlp_of(module, plan, group, layer)
+    laid = plan.layers[layer]
+    scales = [joined(group, layer, path) for path in (laid.mlp_in, laid.mlp_out)]
     values = torch.zeros(len(rows), device=group.state.device)
-    for part, mine in pieces(group, rows, len(up)):
+    for part, mine in pieces(group, rows, mlp.width):
         at, state = group.at[part], group.state[part]
         before, behind = (None if scale is None else scale[at] for scale in scales)
-        read = replay.through_norm(module, plan, layer, plan.mlp_in, before, state, False)
-        neuron = (read @ up.T).mul_(of_up[at])
-        if gate is not None and of_gate is not None:
-            neuron += (read @ gate.T).mul_(of_gate[at])
-        where = rows[mine] - part.start, neurons[mine]
+        read = replay.through_norm(module, plan, layer, laid.mlp_in, before, state, False)
+        neuron, row = mlp.up(read, at), rows[mine] - part.start
         if inside:
-            values[mine] = neuron[where]
+            values[mine] = mlp.read(neuron, at, row, neurons[mine])
             if last:
                 continue
-        written = neuron @ down.T
+        written = mlp.down(neuron, at)
         if not inside:
-            values[mine] = written[where]
-        state += replay.through_norm(module, plan, layer, plan.mlp_out, behind, written, False)
+            values[mine] = written[row, neurons[mine]]
+        state += replay.out_of_mlp(module, plan, layer, behind, written)
     keep(found, values, "inputs")
+
+
+def mlp_of(module: Any, plan: SimpleNamespace, group: SimpleNamespace, layer: int) -> Any:
+    """A block's linearised MLP or mixture, at all positions of all the prompts."""
+    kind = _Mlp if plan.layers[layer].experts is None else _Mixture
+    return kind(module, plan, group, layer)
+
+
+class _Mlp:
+    """From rows of states through an MLP whose activations are constants, and back. `at` are the rows' positions among
+    those of all the prompts."""
+
+    def __init__(self, module: Any, plan: SimpleNamespace, group: SimpleNamespace, layer: int) -> None:
+        self.of_gate, self.of_up = factors(module, plan, group, layer)
+        self.gate, self.maps_up, self.maps_down = matrices(module, plan, layer)
+        self.width = len(self.maps_up)
+
+    def up(self, state: Tensor, at: Tensor) -> Tensor:
+        """Neurons [row, neuron]."""
+        neuron = (state @ self.maps_up.T).mul_(self.of_up[at])
+        if self.gate is not None and self.of_gate is not None:
+            neuron += (state @ self.gate.T).mul_(self.of_gate[at])
+        return neuron
+
+    def down(self, neuron: Tensor, _at: Tensor) -> Tensor:
+        """What they write [row, d_model]."""
+        return neuron @ self.maps_down.T
+
+    def back(self, written: Tensor, _at: Tensor) -> Tensor:
+        """The transpose of `down`."""
+        return written @ self.maps_down
+
+    def out(self, neuron: Tensor, at: Tensor) -> Tensor:
+        """The transpose of `up`."""
+        read = (neuron * self.of_up[at]) @ self.maps_up
+        if self.gate is not None and self.of_gate is not None:
+            read += neuron.mul_(self.of_gate[at]) @ self.gate
+        return read
+
+    def read(self, neuron: Tensor, _at: Tensor, row: Tensor, number: Tensor) -> Tensor:
+        """Some rows' neurons of these numbers."""
+        return neuron[row, number]
+
+
+class _Mixture:
+    """The same of a mixture: each row through the experts that ran at its position."""
+
+    def __init__(self, module: Any, plan: SimpleNamespace, group: SimpleNamespace, layer: int) -> None:
+        self.of_gate, self.of_up = factors(module, plan, group, layer)
+        self.inside, self.block = replay.part(module, plan, layer, ""), mixed(group, layer)
+        self.plan, self.layer, self.laid = plan, layer, plan.layers[layer].experts
+        self.width = self.of_up.shape[-1]
+
+    def factors(self, at: Tensor) -> tuple[Tensor | None, Tensor]:
+        return None if self.of_gate is None else self.of_gate[at], self.of_up[at]
+
+    def up(self, state: Tensor, at: Tensor) -> Tensor:
+        return replay.through_gates(self.inside, self.laid, self.block, at, *self.factors(at), state)
+
+    def down(self, neuron: Tensor, at: Tensor) -> Tensor:
+        return experts.leaving(self.inside, self.laid, neuron, self.block.expert[at], self.block.writes[at], False)
+
+    def back(self, written: Tensor, at: Tensor) -> Tensor:
+        return replay.into_experts(self.inside, self.laid, self.block, at, written)
+
+    def out(self, neuron: Tensor, at: Tensor) -> Tensor:
+        return replay.out_of_gates(self.inside, self.laid, self.block, at, *self.factors(at), neuron)
+
+    def read(self, neuron: Tensor, at: Tensor, row: Tensor, number: Tensor) -> Tensor:
+        place = replay.places(self.plan, self.layer, self.block, at[row], number)
+        return torch.where(place.to(neuron.device) < 0, 0.0, neuron[row, place.clamp_min(0)])
 
 
 def matrices(module: Any, plan: SimpleNamespace, layer: int) -> tuple[Tensor | None, Tensor, Tensor]:
     """A block's maps into its neurons, by the gate (None where it has none) and up, and out of them, float32."""
-    gate = None if plan.gate_part is None else replay.matrix(module, plan, layer, plan.gate_part).float()
-    up, down = replay.matrix(module, plan, layer, plan.up_part), replay.matrix(module, plan, layer, (plan.down, "all"))
+    laid = plan.layers[layer]
+    gate = None if laid.gate_part is None else replay.matrix(module, plan, layer, laid.gate_part).float()
+    up, down = replay.matrix(module, plan, layer, laid.up_part), replay.matrix(module, plan, layer, (laid.down, "all"))
     return gate, up.float(), down.float()
 
 
@@ -337,9 +424,9 @@ def sink(module: Any, plan: SimpleNamespace, runs: Sequence[SimpleNamespace], ma
         state = back_through_mlp(module, plan, layer, live, layer == bottom)
         if layer == bottom:
             return
-        heads = (live.state if plan.parallel else state) @ output
+        heads = (live.state if plan.layers[layer].parallel else state) @ output
         shared = output.shape[1] // value.shape[0]
-        flow = flowed(plan, layer, live, group, heads, shared, back=True) @ value
+        flow = flowed(module, plan, layer, live, group, heads, shared, back=True) @ value
         flow[slice(None) if live is group else live.of] += state
         live, group.state = group, flow
 
@@ -348,21 +435,19 @@ def back_through_mlp(module: Any, plan: SimpleNamespace, layer: int, group: Simp
     """What reads a block's output and its MLP's input [row, d_model], and what reads the nodes of its layer; in the
     `last` block only the latter."""
     rows, neurons, found = readings(group, layer)
-    inside, of_gate, of_up = group.walks[0].prompt.basis == "activation", *factors(module, plan, group, layer)
-    gate, up, down = matrices(module, plan, layer)
-    scales = [joined(group, layer, path) for path in (plan.mlp_in, plan.mlp_out)]
+    inside, mlp = group.walks[0].prompt.basis == "activation", mlp_of(module, plan, group, layer)
+    laid = plan.layers[layer]
+    scales = [joined(group, layer, path) for path in (laid.mlp_in, laid.mlp_out)]
     values, through = torch.zeros(len(rows), device=group.state.device), group.state.clone()
-    for part, mine in pieces(group, rows, len(up)):
-        at = group.at[part]
+    for part, mine in pieces(group, rows, mlp.width):
+        at, row = group.at[part], rows[mine] - part.start
         before, behind = (None if scale is None else scale[at] for scale in scales)
-        written = replay.through_norm(module, plan, layer, plan.mlp_out, behind, group.state[part], True)
-        neuron = written @ down
-        values[mine] = (neuron if inside else written)[rows[mine] - part.start, neurons[mine]]
+        written = replay.out_of_mlp(module, plan, layer, behind, group.state[part], True)
+        neuron = mlp.back(written, at)
+        values[mine] = mlp.read(neuron, at, row, neurons[mine]) if inside else written[row, neurons[mine]]
         if last:
             continue
-        read = (neuron * of_up[at]) @ up
-        if gate is not None and of_gate is not None:
-            read += neuron.mul_(of_gate[at]) @ gate
-        through[part] += replay.through_norm(module, plan, layer, plan.mlp_in, before, read, True)
+        read = mlp.out(neuron, at)
+        through[part] += replay.through_norm(module, plan, layer, laid.mlp_in, before, read, True)
     keep(found, values, "outputs")
     return through

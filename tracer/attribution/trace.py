@@ -21,13 +21,14 @@ from tracer.attribution.graph import Making
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.reduce import from_attributions
 from tracer.attribution.request import Request, SelectedNodes, answered
-from tracer.attribution.selection import Selection, check_excluded, check_selection
+from tracer.attribution.selection import Selection, check_selection
+from tracer.attribution.targets import Of, target
 from tracer.circuit.circuit import Circuit
-from tracer.errors import JobError, quoted, say
+from tracer.errors import JobError, option, quoted, say
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt
-from tracer.settings import SUMS_OF_LOGITS, Settings, settings
+from tracer.settings import BASES, EDGE_BASES, SUMS_OF_TARGETS, Settings, settings
 
 
 @undisturbed()
@@ -44,6 +45,8 @@ def trace(
     steps: int = 10,
     metric: str = "auto",
     top_k: int = 5,
+    share: float | None = None,
+    of: Of = None,
     seed: int = 0,
     reference: Sequence[Prompt] | Reference | None = None,
     threshold: float | None = None,
@@ -57,8 +60,8 @@ def trace(
     """One prompt's circuit: its strongest nodes and the direct edges between them, with the metric and the checks.
 
     Args:
-        model, prompt: as in `attribute`, and so are method, baseline, basis, rules, steps, metric, top_k, seed,
-            reference and progress.
+        model, prompt: as in `attribute`, and so are method, baseline, basis, rules, steps, metric, top_k, share,
+            of, seed, reference and progress.
         nodes, threshold, mass, skip_first, exclude: which nodes to keep; see `selection.select`.
             Without any rule the 200 strongest.
         edges: trace the direct edges among them; by default where the metric is a sum of logits, which edges can
@@ -76,15 +79,9 @@ def trace(
     if not isinstance(prompt, Prompt):
         raise JobError(f"prompt={quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
     how: dict[str, Any] = {"baseline": baseline, "basis": basis, "rules": rules, "steps": steps, "metric": metric}
-    how |= {"top_k": top_k, "seed": seed, "reference": reference, "threshold": threshold, "mass": mass}
-    how |= {
-        "skip_first": skip_first,
-        "exclude": exclude,
-        "pruning": pruning,
-        "profiles": profiles,
-        "progress": progress,
-    }
-    (circuit,) = trace_all(model, [prompt], nodes=nodes, method=method, edges=edges, **how)
+    how |= {"top_k": top_k, "share": share, "of": of, "seed": seed, "reference": reference, "threshold": threshold}
+    how |= {"mass": mass, "skip_first": skip_first, "exclude": exclude, "pruning": pruning, "profiles": profiles}
+    (circuit,) = trace_all(model, [prompt], nodes=nodes, method=method, edges=edges, progress=progress, **how)
     say(note for note in circuit.warnings if note not in model.warnings)  # `load` said those
     return circuit
 
@@ -101,6 +98,8 @@ class Options(TypedDict, total=False):
     steps: int
     metric: str
     top_k: int
+    share: float | None
+    of: Of
     seed: int
     reference: Sequence[Prompt] | Reference | None
     threshold: float | None
@@ -157,7 +156,7 @@ def prepared_request(
         if getattr(request, what):
             check_permitted(model, chosen.edge_rules, what)
     for layer, neuron in request.selection.exclude:
-        check_excluded((model.n_layers, 1, model.n_neurons(chosen.basis)), layer, neuron)
+        model.check_neuron(f"exclude={quoted((layer, neuron))}", layer, neuron, chosen.basis)
     return replace(request, settings=chosen), encoded
 
 
@@ -207,11 +206,24 @@ def checked(
         JobError: what `trace` refuses and no model decides.
     """
     check_selection(nodes, threshold, mass)
-    how.pop("profiles", None)  # they go with everything
-    metric = how.get("metric", "auto")
-    if edges and metric not in SUMS_OF_LOGITS | {"auto"}:
-        raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", "use edges=False")
-    edges = metric in SUMS_OF_LOGITS | {"auto"} if edges is None else edges
+    profiles = how.pop("profiles", False)
+    metric, basis = how.get("metric", "auto"), how.get("basis", "activation")
+    how["of"] = target(how.get("of"))
+    if metric == "auto" and how["of"] is None and any(prompt.answer for prompt in prompts):
+        metric = "logprob"
+    may = metric in SUMS_OF_TARGETS | {"auto"} and (basis in EDGE_BASES or basis not in BASES)
+    if edges and not may and metric in SUMS_OF_TARGETS | {"auto"}:
+        rule = "has no direct edges, which run between what MLPs hold or write"
+        raise JobError(option("basis", basis), rule, f"use {option('edges', False)}, or another basis")
+    if edges and not may:
+        step = f"use {option('edges', False)}"
+        if any(prompt.answer for prompt in prompts):
+            step += f", or {option('metric', 'logit')} for the sum of an answer's logits"
+        raise JobError(f"edges with metric {metric!r}", "edges lead into single logits", step)
+    edges = may if edges is None else edges
+    if profiles and basis in BASES and basis not in EDGE_BASES:
+        rule = "has no attribution profiles, which are of what MLPs hold or write"
+        raise JobError(option("basis", basis), rule, f"leave out {option('profiles')}")
     if pruning is not None and not edges:
         raise JobError("pruning", "has no effect without edges", "leave one of them out")
     return settings(baseline=settled(baseline, prompts, how.get("method", "relp")), **how), edges

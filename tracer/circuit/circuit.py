@@ -24,8 +24,9 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from tracer.circuit import identities
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, RunError, option, quoted
+from tracer.experts import DENSE, Numbering
 from tracer.records import Record
-from tracer.settings import ModelRecord, Settings
+from tracer.settings import OWN_METRICS, ModelRecord, Settings
 from tracer.store import one_prompt
 from tracer.store.parquet import fingerprint
 from tracer.store.schemas import DESCRIPTIONS, EDGES, NODES, PROFILES, PROMPTS, TOKENS
@@ -38,8 +39,10 @@ NEAR_ZERO = 0.05
 PACKAGES = ("neuron-tracer", "torch", "transformers", "nnsight", "pyarrow", "numpy")
 
 
-KINDS = frozenset({"neuron", "embedding", "logit", "error", "attention", "other"})
-"""Of nodes; a circuit of ours has the first three."""
+KINDS = frozenset({"neuron", "embedding", "logit", "target", "error", "attention", "other"})
+"""Of nodes; a circuit of ours has the first four."""
+ENDS = frozenset({"logit", "target"})
+"""Of nodes that a circuit is of: the logits of a metric, or what is asked about inside the model."""
 
 BESIDE = {"tokens.parquet": ("neuron_tokens", TOKENS), "descriptions.parquet": ("descriptions", DESCRIPTIONS)}
 """Tables that may lie in a run folder, the field of a graph each is, and its schema."""
@@ -72,6 +75,9 @@ class Route(Record):
     attribution: float | None
 
 
+_LATER = ("answer", "weights")
+"""Fields of circuits that say nothing in records where they are empty, so that fingerprints stay what they were."""
+
 _Way = tuple[float, float, tuple[int, ...]]
 """How much comes by a way, the product of its shares, and its nodes."""
 
@@ -91,11 +97,14 @@ class Graph(Record):
 
     Attributes:
         nodes: Arrow table in `schemas.NODES`: neurons strongest first, then embeddings by position, then logits.
-            For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
+            `neuron` is the number in the layer, of which `expert` holds a part (tracer/experts.py); null where none
+            does. For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
             is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
             `influence` the part of the logits' |weight| that flows through it within this graph;
             `gradient` the metric's gradient at a node, by which its distance from its baseline was multiplied (a
-            logit's is its weight in the metric); null where it is not kept.
+            logit's is its weight in the metric); null where it is not kept. A circuit that is of something inside the
+            model has, in the place of logits, nodes of kind ``target``, whose `token` names it and whose `neuron` is
+            the neuron's, or -1 of a direction.
             `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
             edges. An imported graph may have nodes of kind ``error``, ``attention`` (a feature of attention) and
             ``other`` (biases); where its file gives no index or token id, `neuron` is negative, and a logit without a
@@ -139,6 +148,11 @@ class Graph(Record):
         if any(len(end) and not 0 <= end.min() <= end.max() < self.nodes.num_rows for end in ends):
             raise ValueError("an edge has an unknown end")
         return self
+
+    @property
+    def numbering(self) -> Numbering:
+        """How its neurons are numbered; in an imported graph no expert is known."""
+        return DENSE
 
     @property
     def neurons(self) -> pa.Table:
@@ -206,7 +220,7 @@ class Graph(Record):
         into: dict[int, list[_Step]] = {}
         for step in self._steps():
             into.setdefault(step.target, []).append(step)
-        if not any(node in into for node, kind in enumerate(kinds) if kind == "logit") and self.n_edges:
+        if not any(node in into for node, kind in enumerate(kinds) if kind in ENDS) and self.n_edges:
             raise JobError("graph", "no edge into a logit has a share, so paths cannot be compared", "use its weights")
         best: dict[int, list[_Way]] = {}
         for node in sorted(range(len(kinds)), key=heights.__getitem__):
@@ -221,7 +235,7 @@ class Graph(Record):
         routes = [
             Route(nodes=nodes, share=share, attribution=None if by is None else strength * by)
             for node, (kind, by) in enumerate(zip(kinds, scale, strict=True))
-            if kind == "logit"
+            if kind in ENDS
             for strength, share, nodes in best[node]
         ]
         return heapq.nlargest(
@@ -251,6 +265,7 @@ class Graph(Record):
         for row in self.nodes.drop_columns("prompt_id").to_pylist():
             node = row.pop("node_id")
             row["label"] = self.labels.get(node) or (row["kind"] == "neuron" and said.label(row)) or None
+            row["name"] = said.plain(row) if row["expert"] is not None else None
             graph.add_node(node, **{name: value for name, value in row.items() if value is not None})
         for row in self._links().drop_columns("prompt_id").to_pylist():
             ends = row.pop("source"), row.pop("target")
@@ -272,6 +287,11 @@ class Graph(Record):
             step = f"run it with edges (the default), or name one of the run's prompts: {option('prompt', 0)}"
             return JobError("a dataset's circuit", f"has no edges{need}", step)
         return JobError("circuit", f"was traced without edges{need}", step)
+
+    @property
+    def ends(self) -> list[dict[str, Any]]:
+        """The nodes that the circuit is of, as dictionaries."""
+        return [row for row in self.nodes.to_pylist() if row["kind"] in ENDS]
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """The nodes of one kind (``neuron``, ``embedding``, ``logit``) as dictionaries."""
@@ -329,6 +349,11 @@ class Traced(Graph):
     model: ModelRecord
     profiles: pa.Table | None = None
 
+    @property
+    def numbering(self) -> Numbering:
+        """How the neurons of its model are numbered in its basis."""
+        return self.model.numbering(self.settings.basis)
+
     @model_validator(mode="after")
     def _profiled(self) -> Traced:
         """Profiles are those of the neuron nodes, in their order, as long as the prompt and its logits."""
@@ -336,7 +361,7 @@ class Traced(Graph):
             return self
         if self.profiles["node_id"].to_pylist() != self.neurons["node_id"].to_pylist():
             raise ValueError("profiles are not those of the neuron nodes")
-        for name, size in (("input", len(self.tokens)), ("output", len(self.rows("logit")))):
+        for name, size in (("input", len(self.tokens)), ("output", len(self.ends))):
             if {len(values) for values in self.profiles[name]} - {size}:
                 raise ValueError(f"a profile's {name} is of another length than the prompt")
         return self
@@ -350,7 +375,8 @@ class Circuit(Traced):
 
     Attributes:
         token_ids: of the prompt.
-        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
+        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt. answer,
+            weights: as of `Encoded`. What is asked inside the model is in the `settings`.
         reference: hash of the prompts behind the baseline ``mean``.
         metric: of the prompt. `unexplained`: metric minus the summed embedding attributions. `start_metric`: the metric
             at the start of a path method's path, which is part of it.
@@ -371,6 +397,8 @@ class Circuit(Traced):
     target_ids: tuple[int, ...]
     foil_ids: tuple[int, ...]
     positions: tuple[int, ...]
+    answer: bool = False
+    weights: tuple[float, ...] = ()
     counterfactual_ids: tuple[int, ...] | None = None
     reference: str | None = None
     metric: float
@@ -442,7 +470,7 @@ class Circuit(Traced):
     @property
     def unlikely(self) -> list[tuple[dict[str, Any], float, int]]:
         """Targets not among the model's ten likeliest next tokens: their logit nodes, probabilities and ranks."""
-        if self.settings.metric == "topk":
+        if self.settings.metric in OWN_METRICS:
             return []
         asked = zip(self.rows("logit"), self.probabilities, self.ranks, strict=False)  # older circuits have no ranks
         return [(row, p, rank) for row, p, rank in asked if rank > LIKELY and row["neuron"] in self.target_ids]
@@ -457,12 +485,13 @@ class Circuit(Traced):
     def fingerprint(self) -> str:
         """A hash of what decides the circuit's numbers: prompt, settings, selection and weights."""
         asked = {"token_ids", "target_ids", "foil_ids", "positions", "counterfactual_ids", "reference", "selection"}
-        job = self.model_dump(mode="json", include=asked)
+        job = self.model_dump(mode="json", include=asked | {name for name in _LATER if getattr(self, name)})
         settings = self.settings.record()
         return fingerprint({**job, "settings": settings, "model": self.model.model_dump(mode="json")})
 
     def _record(self) -> dict[str, Any]:
-        content = self.model_dump(mode="json", exclude={"nodes", "links", "profiles", "settings"})
+        unsaid = {name for name in _LATER if not getattr(self, name)}
+        content = self.model_dump(mode="json", exclude={"nodes", "links", "profiles", "settings"} | unsaid)
         content["settings"] = self.settings.record()
         return {"kind": "trace", "fingerprint": self.fingerprint, **provenance(), "circuit": content}
 
@@ -568,9 +597,9 @@ def profiles_table(node_ids: Sequence[int], inputs: Sequence[Any], outputs: Sequ
 
 
 def nodes_table(columns: dict[str, Any]) -> pa.Table:
-    """A table in `schemas.NODES` for one prompt from its columns, numbered in their order."""
+    """A table in `schemas.NODES` for one prompt from its columns, numbered in their order; `expert` may be left out."""
     size = len(columns["kind"])
-    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), **columns}
+    numbered = {"prompt_id": [0] * size, "node_id": list(range(size)), "expert": [None] * size, **columns}
     return pa.table({field.name: pa.array(numbered[field.name], field.type) for field in NODES})
 
 

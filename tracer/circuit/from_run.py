@@ -81,7 +81,7 @@ def graph_of(address: Any, prompt_id: int) -> OfRun:
         rows = {
             name: _rows(folder.read_committed(commit, name).cast(SCHEMAS[name]), prompt_id)
             for name in commit.files
-            if name != "means"
+            if name not in ("means", "values")
         }
         (prompt,) = rows["prompts"].to_pylist()
         if prompt["status"] != "ok":
@@ -180,7 +180,7 @@ def _with_links(folder: RunFolder) -> tuple[dict[str, list[Any]], pa.Table]:
 def _columns(rows: dict[str, list[Any]], tokens: tuple[str, ...]) -> dict[str, list[Any]]:
     """A dataset's nodes as columns of the nodes table."""
     empty = [None] * len(rows["layer"])
-    same = ("kind", "layer", "position", "neuron", "explained", "influence", "bias_share")
+    same = ("kind", "layer", "position", "neuron", "expert", "explained", "influence", "bias_share")
     roles = {TARGET: "target", FOIL: "foil"}
     return {
         **dict.fromkeys(NODES.names[2:], empty),
@@ -196,7 +196,8 @@ def _columns(rows: dict[str, list[Any]], tokens: tuple[str, ...]) -> dict[str, l
 
 def settings_of(record: dict[str, Any]) -> Settings:
     """How a dataset run attributed its prompts; the metric may be ``auto``, which each prompt settled."""
-    return settings(**{name: record["job"][name] for name in _SETTINGS})
+    job = record["job"]
+    return settings(**{name: job[name] for name in _SETTINGS}, share=job.get("share"), of=job.get("of"))
 
 
 def most_frequent(lengths: Counter[int]) -> int:

@@ -43,6 +43,13 @@ def _of_nodes(circuit: Circuit) -> Iterator[str]:
     nodes, kinds = circuit.nodes, np.array(circuit.nodes["kind"].to_pylist())
     if not all(_finite(nodes[name]) for name in ("activation", "attribution", "gradient")):
         yield "an activation, an attribution or a gradient is not finite"
+    numbering = circuit.numbering
+    named = [
+        numbering.expert(layer, neuron) if kind == "neuron" else None
+        for kind, layer, neuron in zip(*(nodes[name].to_pylist() for name in ("kind", "layer", "neuron")), strict=True)
+    ]
+    if nodes["expert"].to_pylist() != named:
+        yield "a node's expert is not the one that its neuron belongs to"
     attribution = nodes["attribution"].to_numpy()
     parts = attribution[kinds == "embedding"].astype(np.float64)
     if len(parts) == len(circuit.tokens):
@@ -80,7 +87,7 @@ def _of_profiles(circuit: Circuit, profiles: pa.Table) -> Iterator[str]:
     sides = [profiles[name].combine_chunks().flatten() for name in ("input", "output")]
     if any(side.null_count or not np.isfinite(side.to_numpy()).all() for side in sides):
         yield "a profile is not finite"
-    weights = np.array([row["gradient"] for row in circuit.rows("logit")], np.float64)
+    weights = np.array([row["gradient"] for row in circuit.ends], np.float64)
     if circuit.settings.method == "relp" and np.isfinite(weights).all():
         output = sides[1].to_numpy().reshape(-1, len(weights)).astype(np.float64)
         attribution = circuit.neurons["attribution"].to_numpy()

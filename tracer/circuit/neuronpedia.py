@@ -26,10 +26,11 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tracer.circuit import identities
-from tracer.circuit.circuit import BESIDE, Circuit, Graph, Traced, edges_table, height, nodes_table
+from tracer.circuit.circuit import BESIDE, ENDS, Circuit, Graph, Traced, edges_table, height, nodes_table
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, first_line, option, quoted
+from tracer.settings import TargetNeuron, settings
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 UPLOADS = re.compile(r"[A-Za-z0-9_-]+")
@@ -42,6 +43,7 @@ _OLD = (
     "its file is of an older tracer, whose hash was of nodes and edges alone: that its prompt and settings are as they "
     "were is not known"
 )
+_BESIDES = ("attribution", "gradient", "explained", "influence", "bias_share")
 _ROUNDED = 1e-3  # by which a running total of shares may pass 1
 
 
@@ -68,7 +70,7 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
         return _as_it_came(graph, names)
     rows = graph.nodes.to_pylist()
     ids = [_node_id(row) for row in rows]
-    cumulative = _cumulative([None if row["kind"] == "logit" else row["influence"] for row in rows])
+    cumulative = _cumulative([None if row["kind"] in ENDS else row["influence"] for row in rows])
     probabilities = iter(graph.probabilities if isinstance(graph, Circuit) else ())
     targets = set(graph.target_ids) if isinstance(graph, Circuit) else set()
     said = Said.of(graph)
@@ -212,8 +214,9 @@ def _is_ours(content: Mapping[str, Any]) -> bool:
 def _node_id(row: Mapping[str, Any]) -> str:
     if row["kind"] == "embedding":
         return f"E_{row['neuron']}_{row['position']}"
-    layer = row["layer"] + 1 if row["kind"] == "logit" else row["layer"]  # circuit-tracer leaves one free
-    return f"{layer}_{row['neuron']}_{row['position']}"
+    layer = row["layer"] + 1 if row["kind"] in ENDS else row["layer"]  # circuit-tracer leaves one free
+    neuron = max(0, row["neuron"]) if row["kind"] == "target" else row["neuron"]  # a direction has no number
+    return f"{layer}_{neuron}_{row['position']}"
 
 
 def _node(
@@ -231,7 +234,7 @@ def _node(
         "is_target_logit": False,
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "tracer": {name: row[name] for name in ("attribution", "gradient", "explained", "influence", "bias_share")},
+        "tracer": {name: row[name] for name in _BESIDES} | _expert(row),
     }
     if kind == "embedding":
         return node | {"feature": position, "layer": "E", "feature_type": kind, "jsNodeId": f"E_{neuron}-{position}"}
@@ -247,15 +250,21 @@ def _node(
             "token_prob": probability or 0.0,
             "is_target_logit": neuron in targets,
         }
-    feature_type = "mlp reconstruction error" if kind == "error" else FEATURE
-    feature = None if kind == "error" else cantor(layer, neuron)
+    if kind == "target":  # which the format has no kind for: it is where its page looks for logits
+        same = {"feature": max(0, neuron), "layer": str(layer + 1), "feature_type": "logit", "is_target_logit": True}
+        return node | same | {"jsNodeId": f"L_{max(0, neuron)}-{position}", "clerp": f"Target {row['token']}"}
     return node | {
-        "feature": feature,
+        "feature": None if kind == "error" else cantor(layer, neuron),
         "layer": str(layer),
-        "feature_type": feature_type,
+        "feature_type": "mlp reconstruction error" if kind == "error" else FEATURE,
         "jsNodeId": f"{layer}_{neuron}-0",
         "clerp": "" if kind == "error" else f"L{layer} N{neuron}",
     }
+
+
+def _expert(row: Mapping[str, Any]) -> dict[str, int]:
+    """The expert that a neuron belongs to; nothing where it belongs to none."""
+    return {} if row["expert"] is None else {"expert": row["expert"]}
 
 
 def _metadata(graph: Graph) -> dict[str, Any]:
@@ -339,6 +348,9 @@ def _nodes_of(
         "layer": [place.layer for place in found],
         "position": [place.position for place in found],
         "neuron": [place.neuron for place in found],
+        "expert": [
+            record.get("expert") if place.kind == "neuron" else None for record, place in zip(ours, found, strict=True)
+        ],
         "token": [token_of(node, place, tokens) for node, place in zip(nodes, found, strict=True)],
         "activation": [_float32(node.get("activation")) for node in nodes],
         "attribution": [_float32(record.get("attribution")) for record in ours],
@@ -422,6 +434,8 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
     """Our own file as the circuit it was."""
     known = {key: value for key, value in record.items() if key not in _DIGESTS}
     known |= {key: _table(known[key], schema, name) for key, schema in BESIDE.values() if key in known}
+    if isinstance(known.get("settings"), dict) and known["settings"].get("of") is not None:
+        fields = fields | {"nodes": _with_targets(fields["nodes"], known["settings"]["of"], name)}
     try:
         circuit = Circuit.model_validate({**known, **fields})
     except ValidationError as error:
@@ -432,6 +446,21 @@ def _as_circuit(fields: dict[str, Any], record: Mapping[str, Any], name: str) ->
     if "sha256" not in record:
         return circuit.model_copy(update={"warnings": tuple(dict.fromkeys((*circuit.warnings, _OLD)))})
     return circuit
+
+
+def _with_targets(nodes: pa.Table, of: Any, name: str) -> pa.Table:
+    """Nodes whose logits are what a circuit is of inside the model, for which the format has no kind."""
+    try:
+        made = settings(of=of).of
+    except JobError as error:
+        raise bad(name, "its tracer record is damaged at settings.of") from error
+    assert made is not None
+    neuron = made.number if isinstance(made, TargetNeuron) else -1
+    rows = nodes.to_pylist()
+    for row in rows:
+        if row["kind"] == "logit":
+            row |= {"kind": "target", "neuron": neuron, "token": made.name}
+    return pa.Table.from_pylist(rows, schema=nodes.schema)
 
 
 def _table(rows: Any, schema: pa.Schema, name: str) -> pa.Table:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
+from tracer.experts import DENSE, Numbering
+
 if TYPE_CHECKING:
     from tracer.circuit.circuit import Graph
 
@@ -82,10 +84,16 @@ class Said:
     """What is known of neurons, by neuron.
 
     Attributes:
-        tokens: rows of `schemas.TOKENS`. described: descriptions.
+        tokens: rows of `schemas.TOKENS`. described: descriptions. numbering: by which neurons are named.
     """
 
-    def __init__(self, tokens: pa.Table | None = None, descriptions: pa.Table | None = None) -> None:
+    def __init__(
+        self,
+        tokens: pa.Table | None = None,
+        descriptions: pa.Table | None = None,
+        numbering: Numbering = DENSE,
+    ) -> None:
+        self.numbering = numbering
         rows = [] if tokens is None else tokens.to_pylist()
         self.tokens = {Key(row["layer"], row["neuron"], row["polarity"]): row for row in rows}
         self.described = {} if descriptions is None else by_neuron(descriptions)
@@ -93,7 +101,7 @@ class Said:
     @classmethod
     def of(cls, graph: Graph) -> Said:
         """What a graph holds."""
-        return cls(graph.neuron_tokens, graph.descriptions)
+        return cls(graph.neuron_tokens, graph.descriptions, graph.numbering)
 
     def __bool__(self) -> bool:
         return bool(self.tokens or self.described)
@@ -107,13 +115,17 @@ class Said:
             return known[0][1] if known else ""
         return "; ".join(f"{sign(key.polarity)} {text}" for key, text in known)
 
+    def plain(self, row: Mapping[str, Any]) -> str:
+        """A neuron's name alone: ``L3 N1414``, or of an expert ``L3 E17 N45``."""
+        return self.numbering.name(row["layer"], row["neuron"])
+
     def name(self, row: Mapping[str, Any]) -> str:
         """A neuron's name with what it does: ``L3 N1414+ says Texas, Houston``; without its sign and what it does where
         that is not known."""
-        keys, plain, label = key_of(row), f"L{row['layer']} N{row['neuron']}", self.label(row)
+        keys, plain, label = key_of(row), self.plain(row), self.label(row)
         if not label:
             return plain
-        name = plain if len(keys) > 1 else str(keys[0])
+        name = plain if len(keys) > 1 else plain + sign(keys[0].polarity)
         described = any(key in self.described for key in keys)
         return f"{name}: {label}" if described or len(keys) > 1 else f"{name} says {label}"
 

@@ -9,15 +9,17 @@ about (meaning/supernodes.py).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_serializer, model_validator
 
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.said import polarities
 from tracer.errors import JobError, RunError, option, quoted, writing
+from tracer.experts import Neuron, parse_within
 from tracer.records import Record
 from tracer.settings import as_job_error
 from tracer.store.run_folder import SUPERNODES, RunFolder
@@ -34,19 +36,44 @@ class Member(Record):
     """One node, or one neuron wherever it is.
 
     Attributes:
-        layer: of the model; -1 for an embedding, the number of layers for a logit. neuron: for those the token id.
+        layer: of the model; -1 for an embedding, the number of layers for a logit. neuron: for those the token id; else
+            its number in the layer, or in the expert (``"neuron": "E17 N45"`` in the file).
         position: of the prompt; -1 for all.
-        polarity: the sign of its value, 1 or -1; either if None.
+        polarity: the sign of its value, 1 or -1; either if None. expert: that it belongs to, where it is named by it.
     """
 
     layer: int = Field(ge=-1, lt=2**15, strict=True)
     position: int = Field(ge=-1, lt=2**31, strict=True)
     neuron: int = Field(ge=-(2**31), lt=2**31, strict=True)
     polarity: Literal[1, -1] | None = None
+    expert: Annotated[int, Field(ge=0, lt=2**31, strict=True)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """A neuron that is written by its expert, as its number and the expert's."""
+        if not (isinstance(given, dict) and isinstance(given.get("neuron"), str)):
+            return given
+        try:
+            _, expert, neuron = parse_within(0, given["neuron"])
+        except JobError as error:
+            raise ValueError(f"{error.rule}; {error.next_step}") from None
+        return given | {"neuron": neuron} | ({} if expert is None else {"expert": expert})
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Without an expert where none is named, as files of before."""
+        kept = handler(self)
+        return kept if self.expert is not None else {name: kept[name] for name in kept if name != "expert"}
+
+    @property
+    def written(self) -> int | Neuron:
+        """Its neuron by its number in the layer, or as it is named."""
+        return self.neuron if self.expert is None else Neuron(self.layer, self.expert, self.neuron)
 
     def __str__(self) -> str:
         sign = {1: " +", -1: " -", None: ""}[self.polarity]
-        return f"L{self.layer} N{self.neuron}{sign} {_place(self.position)}"
+        return f"{Neuron(self.layer, self.expert, self.neuron)}{sign} {_place(self.position)}"
 
 
 class Group(Record):
@@ -268,7 +295,7 @@ class _Numbers:
     """The node ids of a graph by the members that name them; each is named once."""
 
     def __init__(self, graph: Graph, partial: bool) -> None:
-        self._partial = partial
+        self._partial, self._numbering = partial, graph.numbering
         self._at: dict[tuple[int, int, int], int] = {}
         self._anywhere: dict[tuple[int, int], list[int]] = {}
         self._polarity: dict[int, int | None] = {}
@@ -298,9 +325,13 @@ class _Numbers:
         return None in (polarity, self._polarity[node]) or polarity == self._polarity[node]
 
     def _places(self, member: Member) -> list[int]:
+        try:
+            neuron = self._numbering.numbered(member.written)
+        except JobError as error:
+            raise RunError(f"node {member}", error.rule, error.next_step) from error
         if member.position == ANYWHERE:
-            return self._anywhere.get((member.layer, member.neuron), [])
-        node = self._at.get((member.layer, member.position, member.neuron))
+            return self._anywhere.get((member.layer, neuron), [])
+        node = self._at.get((member.layer, member.position, neuron))
         return [] if node is None else [node]
 
 

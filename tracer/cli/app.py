@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tracer.cli import collecting, runs, terminal
+from tracer.cli.comparing import compare
 from tracer.cli.concepts import concepts, contrast
 from tracer.cli.describing import describe
 from tracer.cli.evaluating import evaluate
@@ -113,6 +114,7 @@ def _listed(title: str, rows: Iterable[tuple[str, ...]]) -> Table:
 
 VERBS = (
     *(trace, show, view, export, import_, group, evaluate, steer, sweep, swap, neuron, describe, concepts, contrast),
+    compare,
     *(doctor, *runs.VERBS, *collecting.VERBS, report_, submit),
 )
 for verb in VERBS:

@@ -16,9 +16,10 @@ from tracer.cli.loading import Adapter, Device, GgufFile
 from tracer.cli.options import MOST, Bos, flat
 from tracer.cli.runs import Again, Change, Crew, Out, Part, Served, carry_out, changes
 from tracer.errors import JobError, quoted
+from tracer.experts import FORMS
 
 if TYPE_CHECKING:
-    from tracer.runs.jobs import Job
+    from tracer.runs.jobs import AnyJob
 
 JOBS = (".yaml", ".yml")
 """How the names of job files end."""
@@ -67,7 +68,7 @@ class Asked:
     )
     top: Annotated[int | None, typer.Option(help="With --of: so many neurons. Default: 100.", min=1, max=4096)] = None
     neurons: Annotated[
-        list[str] | None, typer.Option("--neurons", help="LAYER/NEURON, instead of --of. Repeatable; or with commas.")
+        list[str] | None, typer.Option("--neurons", help=f"{FORMS}, instead of --of. Repeatable; or with commas.")
     ] = None
     column: Annotated[str | None, typer.Option(help="The column that holds the text. Default: text.")] = None
     exemplars: Annotated[
@@ -81,8 +82,14 @@ class Asked:
         """As keys of a job."""
         plain = ("of", "top", "exemplars", "window")
         given = {name: value for name in plain if (value := getattr(self, name)) is not None}
-        named = [one for text in self.neurons or () for one in text.replace(",", " ").split()]
+        named = [one for text in self.neurons or () for one in _separate(text)]
         return given | ({"neurons": named} if named else {})
+
+
+def _separate(text: str) -> list[str]:
+    """The neurons of an option: separated by commas or, where they have no spaces in them, by spaces."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return [one for part in parts for one in ([part] if "N" in part.upper() else part.split())]
 
 
 @dataclass(frozen=True)
@@ -118,12 +125,12 @@ def exemplars(given: Input, out: Out, asked: Asked, loaded: Loaded, doing: Doing
         columns = {} if asked.column is None else {"columns": {"text": asked.column}}
         chosen = jobs.load_job({"kind": "exemplars", "input": {"path": given, **columns}, **keys}, more)
     else:
-        step = "name them with --neurons LAYER/NEURON, or a run with --of"
+        step = "name them with --neurons LAYER:NEURON, or a run with --of"
         raise JobError("tracer exemplars", "neither --neurons nor --of says which neurons are meant", step)
     carry_out(chosen, out, doing.crew, doing.again, Path(given).name)
 
 
-def _changed(path: str, asked: Asked, keys: dict[str, Any], more: list[str]) -> Job:
+def _changed(path: str, asked: Asked, keys: dict[str, Any], more: list[str]) -> AnyJob:
     """A job file's job, with the options that were given."""
     from tracer.runs import jobs
 

@@ -35,7 +35,9 @@ class Asked(Where):
 @flat
 def neuron(
     layer: Annotated[int, typer.Argument(help="Its layer, from 0.", min=0)],
-    number: Annotated[int, typer.Argument(help="Its number in the layer, from 0.", metavar="NEURON", min=0)],
+    number: Annotated[
+        str, typer.Argument(help="Its number in the layer, from 0; of an expert EXPERT:NEURON.", metavar="NEURON")
+    ],
     where: Asked,
     top: Annotated[int, typer.Option(help="Tokens of each list.", min=1, max=1000)] = 10,
     run: Annotated[
@@ -45,21 +47,27 @@ def neuron(
 ) -> None:
     """What a neuron says: the tokens it promotes and suppresses, and those that drive it, from the weights alone.
 
-    Example: tracer neuron 1 324 --model demo
+    Example: tracer neuron 1 324 --model demo; of an expert: tracer neuron 1 17:45 --model MODEL
     """
+    from tracer.experts import parse_within
     from tracer.meaning import known, tokens
     from tracer.reports import neurons
 
+    named = parse_within(layer, number)
     traced = None if run is None else known.model_of(run)
-    about = None if run is None else known.read(run, layer, number)
+    if traced is not None:
+        traced.numbering().number(named)  # refused before the model is loaded
     terminal.quiet()
     model: Any = where.load(traced)
     if traced is not None:
         model.check_traced(traced, str(run))
-    found = tokens.neuron_tokens(model, [(layer, number)], top)
+    numbering = model.numbering()
+    pair = numbering.pair(named)
+    about = None if run is None else known.read(run, *pair)
+    found = tokens.neuron_tokens(model, [pair], top)
     if style is Format.json:
         terminal.data(neurons.neuron_json(found, about))
     elif style is Format.csv:
         terminal.data(neurons.neuron_csv(found).rstrip())
     else:
-        terminal.tables().print(neurons.neuron_table(found, about))
+        terminal.tables().print(neurons.neuron_table(found, about, numbering))

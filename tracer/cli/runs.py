@@ -20,7 +20,7 @@ from tracer.text import printable
 
 if TYPE_CHECKING:
     from tracer.runs.driver import Run
-    from tracer.runs.jobs import Job
+    from tracer.runs.jobs import AnyJob
     from tracer.runs.status import Status
     from tracer.store.run_folder import RunFolder
 
@@ -125,7 +125,8 @@ class Again:
 @terminal.report_errors
 @flat
 def run(job: JobFile, out: Out, crew: Crew, part: Part, served: Served, change: Change = None, *, again: Again) -> None:
-    """Run a job over many prompts: a dataset's circuits, the agreement benchmark, exemplars. Repeated, it resumes.
+    """Run a job over many prompts: a dataset's circuits, the same on several weights, the agreement benchmark,
+    exemplars. Repeated, it resumes.
 
     Example: tracer run jobs/dataset.yaml --out runs/dataset        with --ray local, or --ray auto on a cluster
     """
@@ -138,7 +139,7 @@ def run(job: JobFile, out: Out, crew: Crew, part: Part, served: Served, change: 
     carry_out(chosen, out, crew, again, job)
 
 
-def carry_out(chosen: Job, out: str, crew: Crew, again: Again, name: str) -> None:
+def carry_out(chosen: AnyJob, out: str, crew: Crew, again: Again, name: str) -> None:
     """Run a job into a folder with its progress shown, and print what it found.
 
     Args:
@@ -165,6 +166,7 @@ def _tell(result: Run, out: str) -> None:
     """Print what a run found, and what failed."""
     from tracer.runs import finish, jobs, report
     from tracer.runs.units import benchmark_report
+    from tracer.settings import numbering_in
 
     if isinstance(result.job, jobs.BenchmarkJob):
         folder = result.folder
@@ -177,14 +179,18 @@ def _tell(result: Run, out: str) -> None:
             result.status.total_seconds,
         )
         terminal.tables().print(benchmark_report.benchmark_table(outcomes))
+    elif isinstance(result.job, jobs.RevisionsJob):
+        _tell_differences(result.folder)
     elif isinstance(result.job, jobs.ExemplarsJob):
         from tracer.runs.pages import exemplars
 
-        rows = exemplars.rows_of(result.table("densities"), result.table("exemplars"))
+        both = result.table("densities"), result.table("exemplars")
+        rows = exemplars.rows_of(*both, numbering_in(result.folder.record() or {}))
         terminal.tables().print(report.exemplars_table(rows, exemplars.HEADS))
         terminal.line(exemplars.first_token(result.job))
     else:
-        terminal.tables().print(report.neurons_table(result.table("neurons")))
+        numbering = numbering_in(result.folder.record() or {}, result.job.basis)
+        terminal.tables().print(report.neurons_table(result.table("neurons"), numbering))
         if said := report.tested(result.folder.place):
             terminal.line(said)
     terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
@@ -196,6 +202,17 @@ def _tell(result: Run, out: str) -> None:
         for reason in result.reasons:
             terminal.line(f"  {reason}")
         terminal.line(f"all of them: tracer query {out} 'select prompt_id, user_id, error from failed'")
+
+
+def _tell_differences(folder: RunFolder) -> None:
+    """Print what differs between the parts of a run over revisions."""
+    from tracer.reports import comparison
+    from tracer.runs.pages.compared import comparison_of
+
+    found = comparison_of(folder)
+    terminal.tables().print(comparison.table(found))
+    for line in comparison.lines(found):
+        terminal.line(line)
 
 
 @terminal.report_errors
@@ -231,7 +248,7 @@ def query(
 ) -> None:
     """Ask a run's tables in SQL, with DuckDB, which the extra 'query' installs: prompts, nodes, edges, neurons,
     edges_mean, top_prompts, failed, circuit, circuit_nodes, circuit_edges, tokens, concepts, steering; of exemplars,
-    exemplars and densities.
+    exemplars and densities; of a run over revisions comparison, compared and courses.
 
     Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
     """

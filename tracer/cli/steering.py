@@ -14,6 +14,7 @@ from tracer.cli import terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
 from tracer.cli.options import MOST, Bos, Chat, flat, numbers
 from tracer.errors import JobError, quoted
+from tracer.experts import FORMS
 
 if TYPE_CHECKING:
     from tracer.prompts import Prompt
@@ -35,6 +36,38 @@ class Tokens:
         from tracer.prompts import Prompt
 
         return Prompt(text, target=self.target or None, foil=self.foil or None, bos=self.bos)
+
+
+@dataclass(frozen=True)
+class Which:
+    """The nodes that are acted on."""
+
+    nodes: Annotated[
+        str | None,
+        typer.Option(
+            help="A run folder (of one prompt, or a dataset's with its circuit), or a CSV or JSON-lines file of layer, "
+            "neuron, position; with --group also a supernodes.json. Default: the prompt's own."
+        ),
+    ] = None
+    group: Annotated[str | None, typer.Option(help="Only this supernode of --nodes, by its name.")] = None
+    neuron: Annotated[
+        list[str] | None,
+        typer.Option(help=f"In place of --nodes a neuron at every position, as {FORMS}. Repeatable."),
+    ] = None
+
+    def chosen(self) -> Any:
+        """As `tracer.steer` takes them; None for the prompt's own.
+
+        Raises:
+            JobError: a group of nothing, or two answers. As `read_nodes`.
+        """
+        from tracer.evaluation import steering
+
+        if self.group is not None and self.nodes is None:
+            raise JobError(f"--group {quoted(self.group)}", "is of a run or a groups file", "name it with --nodes")
+        if self.neuron and self.nodes is not None:
+            raise JobError(f"--neuron {self.neuron[0]}", "and --nodes both say what is steered", "give one of them")
+        return self.neuron or (None if self.nodes is None else steering.read_nodes(self.nodes, self.group))
 
 
 @dataclass(frozen=True)
@@ -100,15 +133,8 @@ class Steered(Where):
 @flat
 def steer(
     text: Annotated[str, typer.Argument(help="The prompt.")],
-    nodes: Annotated[
-        str | None,
-        typer.Option(
-            help="A run folder (of one prompt, or a dataset's with its circuit), or a CSV or JSON-lines file of layer, "
-            "neuron, position; with --group also a supernodes.json. Default: the prompt's own."
-        ),
-    ] = None,
-    group: Annotated[str | None, typer.Option(help="Only this supernode of --nodes, by its name.")] = None,
     *,
+    which: Which,
     tokens: Tokens,
     action: Action,
     chat: Chat,
@@ -125,9 +151,7 @@ def steer(
     from tracer.reports import tables
 
     prompt, how = chat.asked(tokens.prompt(text)), action.arguments()
-    if group is not None and nodes is None:
-        raise JobError(f"--group {quoted(group)}", "is of a run or a groups file", "name it with --nodes")
-    chosen = None if nodes is None else steering.read_nodes(nodes, group)
+    chosen = which.chosen()
     steering.planned(chosen, **how)
     texts.sampled(drawn.temperature, drawn.top_p, drawn.n, drawn.sample_seed, drawn.max_new_tokens)
     terminal.quiet()

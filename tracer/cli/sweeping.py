@@ -147,7 +147,7 @@ def _groups(folder: str, graph: Graph, given: Path | None) -> dict[str, Any]:
     if file is None:
         return {group.name: group.places for group in groups.groups_of(graph)}
     supernodes_file.check_circuit(file, graph)
-    return groups.nodes_of(file) | ({groups.WHOLE: groups.whole_of(graph)} if graph.n_nodes else {})
+    return groups.nodes_of(file, graph.numbering) | ({groups.WHOLE: groups.whole_of(graph)} if graph.n_nodes else {})
 
 
 def _read(path: Path, bos: bool) -> list[Prompt]:

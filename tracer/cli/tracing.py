@@ -17,7 +17,8 @@ from tracer.cli import terminal
 from tracer.cli.graphs import show_graph
 from tracer.cli.loading import Adapter, Device, GgufFile, There
 from tracer.cli.options import MOST, Bos, Chat, Format, Overwrite, Shown, flat, lines, numbers
-from tracer.errors import JobError, RunError, quoted
+from tracer.errors import JobError, RunError, option, quoted
+from tracer.experts import FORMS, parse
 
 if TYPE_CHECKING:
     from tracer.attribution.pruning import Pruning
@@ -38,6 +39,13 @@ class Question:
         ),
     ] = None
     foil: Annotated[list[str] | None, typer.Option(help="Wrong token; the metric becomes the logit difference.")] = None
+    answer: Annotated[
+        str | None,
+        typer.Option(
+            help='Answer of any number of tokens, with its space: " New York". It is read behind the prompt; the '
+            "metric is its log-probability (with --metric logit the sum of its logits, which has edges)."
+        ),
+    ] = None
     counterfactual: Annotated[
         str | None, typer.Option(help="Paired prompt of equal length: the baseline, unless --baseline says another.")
     ] = None
@@ -62,6 +70,8 @@ class Question:
 
         if self.rollout is not None and self.target:
             raise JobError("--rollout and --target", "both say what is asked about", "give one of them")
+        if self.rollout is not None and self.answer is not None:
+            raise JobError("--rollout and --answer", "both say what is asked about", "give one of them")
         prompt = Prompt(
             text=self.text,
             token_ids=numbers(self.token_ids, "--token-ids"),
@@ -69,6 +79,7 @@ class Question:
             foil=self.foil or None,
             counterfactual=self.counterfactual,
             positions=numbers(self.positions, "--positions"),
+            answer=self.answer,
             bos=self.bos,
         )
         return self.chat.asked(prompt)
@@ -104,9 +115,9 @@ class Source:
 class How:
     """How nodes are attributed."""
 
-    method: Annotated[str, typer.Option(help="relp, grad, ig, conductance, ig-activation, exact, delta, random.")] = (
-        "relp"
-    )
+    method: Annotated[
+        str, typer.Option(help="relp, grad, ig, conductance, ig-activation, relp-ig, exact, delta, random.")
+    ] = "relp"
     baseline: Annotated[
         str | None,
         typer.Option(help="zero, mean, counterfactual. Default: the counterfactual if there is one, else zero."),
@@ -114,10 +125,45 @@ class How:
     reference: Annotated[
         Path | None, typer.Option(help="Text file, a prompt a line: the mean baseline is taken over it.")
     ] = None
-    basis: Annotated[str, typer.Option(help="activation (neurons) or output (of the MLP).")] = "activation"
+    basis: Annotated[
+        str,
+        typer.Option(
+            help="activation (neurons), output (of the MLP), residual (the stream behind each block), attention (its "
+            "outputs). The last two have nodes and no edges."
+        ),
+    ] = "activation"
     metric: Annotated[str, typer.Option(help="auto, logit, difference, logprob, centred.")] = "auto"
     top: Annotated[
         int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.", max=MOST)
+    ] = None
+    share: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of a target, ask about the fewest of the model's own next tokens that hold this share of "
+            "probability, each weighed by it: .9."
+        ),
+    ] = None
+    of: Annotated[
+        str | None,
+        typer.Option(
+            "--of",
+            help="Instead of a target, what drives a neuron: 'L12 N345', of an expert 'L3 E17 N45', with a - behind it "
+            "what drives it below 0.",
+        ),
+    ] = None
+    direction: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a target, a direction of the residual stream: a .safetensors, .json, .csv or .txt file of "
+            "d_model numbers."
+        ),
+    ] = None
+    direction_layer: Annotated[
+        int | None,
+        typer.Option(help="With --direction: read behind this block. Default: behind the final norm.", min=0, max=MOST),
+    ] = None
+    direction_name: Annotated[
+        str | None, typer.Option(help="With --direction: which tensor of a .safetensors file.")
     ] = None
     rules: Annotated[
         str | None,
@@ -129,26 +175,48 @@ class How:
     without_rule: Annotated[
         list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
     ] = None
-    steps: Annotated[int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation.", max=MOST)] = 10
+    steps: Annotated[
+        int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation, relp-ig.", max=MOST)
+    ] = 10
     seed: Annotated[int, typer.Option(help="Of the method random.", max=MOST)] = 0
 
     def check(self) -> None:
-        """Refuse a metric beside the sum of the top logits, which is one."""
-        if self.top is not None and self.metric != "auto":
-            raise JobError(f"--metric {self.metric}", "has no effect with --top", "leave one of them out")
+        """Refuse a metric beside what is one, and what has no effect without a direction."""
+        given = [f"--{name}" for name in ("top", "share", "of", "direction") if getattr(self, name) is not None]
+        if self.metric != "auto":
+            given = [f"--metric {self.metric}", *given]
+        if len(given) > 1 and given != ["--metric share", "--share"]:
+            raise JobError(given[0], f"has no effect with {given[1]}", "leave one of them out")
+        for name in ("direction_layer", "direction_name"):
+            if getattr(self, name) is not None and self.direction is None:
+                raise JobError(option(name, getattr(self, name)), "has no effect without --direction", "leave it out")
+
+    def _of(self) -> Any:
+        """What is asked about inside the model."""
+        from tracer.attribution.targets import direction, target
+
+        if self.direction is None:
+            return target(self.of)
+        return direction(self.direction, self.direction_layer, name=self.direction_name)
 
     def arguments(self) -> dict[str, Any]:
         """As `tracer.trace` takes it, but for the reference."""
         metric, top_k = (self.metric, 5) if self.top is None else ("topk", self.top)
         given = {name: getattr(self, name) for name in ("method", "baseline", "basis", "steps", "seed")}
-        return given | {"rules": self._rules(), "metric": metric, "top_k": top_k}
+        return given | {
+            "rules": self._rules(),
+            "metric": metric,
+            "top_k": top_k,
+            "share": self.share,
+            "of": self._of(),
+        }
 
     def _rules(self) -> frozenset[str] | None:
-        from tracer.settings import RULES, rules_of
+        from tracer.settings import RULED_METHODS, RULES, rules_of
 
         off = self.without_rule
         if self.rules is not None:
-            if off or self.method != "relp":
+            if off or self.method not in RULED_METHODS:
                 what = f"with --without-rule {off[0]}" if off else f"with method {self.method!r}"
                 raise JobError(f"--rules {self.rules}", f"has no effect {what}", "leave one of them out")
             try:
@@ -160,7 +228,7 @@ class How:
             return None
         if unknown := sorted(set(off) - RULES):
             raise JobError(f"--without-rule {unknown[0]}", f"must be one of {', '.join(sorted(RULES))}", "choose one")
-        if self.method != "relp":
+        if self.method not in RULED_METHODS:
             raise JobError(f"--without-rule {off[0]}", f"has no effect with method {self.method!r}", "leave it out")
         return RULES - frozenset(off)
 
@@ -219,7 +287,7 @@ class Kept:
         None
     )
     skip_first: Annotated[bool, typer.Option("--skip-first", help="Leave out position 0 (BOS).")] = False
-    exclude: Annotated[list[str] | None, typer.Option(help="A neuron never taken, as LAYER/NEURON. Repeatable.")] = None
+    exclude: Annotated[list[str] | None, typer.Option(help=f"A neuron never taken, as {FORMS}. Repeatable.")] = None
     without_always_on: Annotated[
         Path | None,
         typer.Option(
@@ -276,7 +344,7 @@ class Saved:
         typer.Option(
             "--tokens/--no-tokens",
             help="Read from the weights which tokens each neuron promotes: of all that are saved or, without --out, of "
-            "those in the table. Default: where the weights are here.",
+            "those in the table. Default: where the weights are here, and nodes are of MLPs.",
         ),
     ] = None
 
@@ -294,7 +362,10 @@ class Saved:
         from tracer.circuit.said import key_of
         from tracer.meaning import tokens
 
-        asked = (model.remote is None and tokens.is_readable(model)) if self.tokens is None else self.tokens
+        asked = self.tokens
+        if asked is None:
+            there = model.remote is None and tokens.has_tokens(circuit.settings.basis)
+            asked = there and tokens.is_readable(model)
         if not asked or (self.out is None and shown.style is Format.csv):
             return circuit
         rows = circuit.neurons.to_pylist()
@@ -330,15 +401,17 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
     import tracer
     from tracer.attribution import trace as tracing
     from tracer.attribution.attribute import check_question
-    from tracer.meaning.tokens import check_readable
+    from tracer.meaning.tokens import check_basis, check_readable
 
     prompt = question.prompt()
     how.check()
     others = lines(how.reference, question.bos, chat=question.chat)
     asked = how.arguments() | kept.arguments()
-    left_out = [_neuron(name) for name in kept.exclude or ()]
+    named = [parse(name) for name in kept.exclude or ()]
     settings, _ = tracing.checked([prompt], **asked)
     check_question(prompt, settings, others)
+    if saved.tokens:
+        check_basis(settings.basis)
     unrelated = kept.unrelated(settings, question)
     mine = _known(prompt, settings, kept, question)
     saved.check(mine | {"model": {"name": source.model}})
@@ -349,6 +422,7 @@ def trace(question: Question, source: Source, how: How, kept: Kept, saved: Saved
         saved.check(mine | {"model": {"fingerprint": model.fingerprint}})
     if saved.tokens:
         check_readable(model)
+    left_out = [model.numbering(settings.basis).pair(neuron) for neuron in named]
     with terminal.ProgressBar(f"{how.method} on {source.model}") as bar:
         how_to: dict[str, Any] = {**asked, "skip_first": kept.skip_first, "reference": others, "progress": bar}
         circuit = tracer.trace(model, prompt, **how_to, exclude=left_out)
@@ -375,7 +449,8 @@ def _without_always_on(
         exclude = {*left_out, *((one.layer, one.neuron) for one in found)}
         circuit = tracer.trace(model, prompt, **how, exclude=exclude)
     said = f"{len(found)} always-on neurons are left out, found on {len(unrelated)} unrelated prompts"
-    names = "; ".join(f"layer {one.layer} neuron {one.neuron}" for one in found[:5]) + ("; ..." if found[5:] else "")
+    names = "; ".join(circuit.numbering.name(one.layer, one.neuron) for one in found[:5])
+    names += "; ..." if found[5:] else ""
     evidence = [{name: value for name, value in vars(one).items() if name != "n_nodes"} for one in found]
     kept = {"always_on": {"prompts": len(unrelated), "neurons": evidence}}
     warnings = (*circuit.warnings, f"{said}: {names}" if found else said)
@@ -408,10 +483,3 @@ def _can_be(there: dict[str, Any], mine: dict[str, Any]) -> bool:
         was.get(part, {}).get(name) == value for part in mine if part != "prompt" for name, value in mine[part].items()
     )
     return parts and mine["prompt"] in (None, was.get("text"), was.get("token_ids"))
-
-
-def _neuron(value: str) -> tuple[int, int]:
-    layer, slash, neuron = value.partition("/")
-    if not (slash and all(part.isdecimal() and len(part) < 10 for part in (layer, neuron))):
-        raise JobError(f"--exclude {quoted(value)}", "must be LAYER/NEURON", "write it as in '3/120'")
-    return int(layer), int(neuron)

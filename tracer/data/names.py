@@ -44,7 +44,7 @@ PAIRS = {
 }
 """The columns of Marks et al.'s pairs, by field."""
 
-_EXACT = frozenset({"id", "seed", "messages", "counterfactual_messages"})
+_EXACT = frozenset({"id", "seed", "messages", "counterfactual_messages", "answer"})
 """Fields that no other name is taken for."""
 _NEAR = 0.83  # of difflib's ratio: one letter more, less or other in a short word
 _FIELD = {name: field for field, names in FOREIGN.items() for name in names}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tracer.data import names as known
-from tracer.data.source import ROW_FIELDS
+from tracer.data.source import MAPPED_ONLY, ROW_FIELDS
 from tracer.errors import JobError, quoted
 from tracer.records import is_list
 from tracer.text import is_text
@@ -35,7 +35,7 @@ _EITHER = (
 )
 """Fields that say the same, as text, as ids and as messages; a row gives one of them."""
 
-_NEEDED = (*_EITHER[1:3], ("positions",))
+_NEEDED = (*_EITHER[1:3], ("positions",), ("answer",))
 """Fields whose absence has a meaning of its own: where they are mapped, an empty one is a mistake."""
 _LONGEST = 1 << 22
 """Characters, bytes or items of a value: a million tokens, which no attribution can be computed for."""
@@ -53,7 +53,7 @@ class Row:
         user_id: the user's own name for it.
         text, token_ids, messages: the prompt; one of them, unless there is an `error`.
         seed: how the answer to `messages` begins.
-        target, foil: tokens, each as text or as an id.
+        target, foil: tokens, each as text or as an id. answer: a text of any number of tokens.
         counterfactual: the paired prompt, as text, as token ids or as messages.
         positions: token indices where the logits are read.
         labels: the columns kept beside it, as text; a null has no entry.
@@ -71,6 +71,7 @@ class Row:
     error: str | None = None
     messages: tuple[dict[str, str], ...] | None = None
     seed: str | None = None
+    answer: str | None = None
 
 
 def row_error(row: Row | Mapping[str, Any]) -> JobError:
@@ -119,7 +120,6 @@ class Columns:
             return Row(error=f"{record.problem} ({where})")
         problems: list[str] = []
         values: dict[str, Any] = {}
-        labels: dict[str, str] = {}
         spoken = self.mapped or record.get(self.fields.get("messages", "messages")) is not None
         for name, column in self.fields.items():
             if name == "seed" and not spoken:  # of a text it is somebody's random one
@@ -128,13 +128,7 @@ class Columns:
                 values[name] = _field(name, record.get(column), written)
             except ValueError as error:
                 problems.append(str(error))
-        for name in self.labels:
-            try:
-                value = _plain(f"label {quoted(name)}", record.get(name))
-                if value is not None:
-                    labels[name] = _scalar(f"label {quoted(name)}", value)
-            except ValueError as error:
-                problems.append(str(error))
+        labels = self._labels(record, problems)
         if not problems:
             problems.extend((*_conflicts(values), *self._empty(values)))
         if hear is not None and not problems:
@@ -151,7 +145,20 @@ class Columns:
             error=f"{problems[0]} ({where})" if problems else None,
             messages=values.get("messages"),
             seed=values.get("seed"),
+            answer=values.get("answer"),
         )
+
+    def _labels(self, record: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
+        """The columns that are kept beside the prompt, as text; what is wrong with one joins the `problems`."""
+        labels = dict[str, str]()
+        for name in self.labels:
+            try:
+                value = _plain(f"label {quoted(name)}", record.get(name))
+                if value is not None:
+                    labels[name] = _scalar(f"label {quoted(name)}", value)
+            except ValueError as error:
+                problems.append(str(error))
+        return labels
 
     def _empty(self, values: Mapping[str, Any]) -> Iterable[str]:
         """Mapped fields that hold nothing: without them something else would be asked, and nobody told."""
@@ -208,7 +215,7 @@ def columns(
             raise JobError(f"column {quoted(name)}", f"is not in {where}", next_step)
     if not given and not {*_EITHER[0]} & {*there} and {*known.PAIRS.values()} <= {*there}:
         given, kept = known.PAIRS, tuple(dict.fromkeys([*kept, *({"case"} & {*there})]))
-    fields = dict(given) if given else {name: name for name in ROW_FIELDS if may_grow or name in there}
+    fields = dict(given) if given else {name: name for name in _SAME_NAME if may_grow or name in there}
     if not given and not may_grow and "messages" not in there:
         fields.pop("seed", None)
     if not {*_EITHER[0]} & (set(fields) if given else set(there)):
@@ -374,6 +381,8 @@ def _conflicts(values: Mapping[str, Any]) -> Iterable[str]:
         yield "neither text nor token_ids is given"
     if "messages" not in given and (alone := sorted({"seed", "counterfactual_messages"} & given)):
         yield f"{alone[0]} has no effect without messages"
+    if "answer" in given and (both := sorted({"target", "target_ids", "foil", "foil_ids", "positions"} & given)):
+        yield f"answer and {both[0]} are both given; the answer's own tokens are what is asked about"
 
 
 def _either(values: Mapping[str, Any], name: str) -> Any:
@@ -381,6 +390,9 @@ def _either(values: Mapping[str, Any], name: str) -> Any:
     forms = (values.get(one) for one in (name, f"{name}_ids", f"{name}_messages"))
     return next((value for value in forms if value is not None), None)
 
+
+_SAME_NAME = [name for name in ROW_FIELDS if name not in MAPPED_ONLY]
+"""Fields that a column of the same name is."""
 
 _CALLED = {"text": "prompt", "target": "target", "foil": "foil", "counterfactual": "paired prompt"}
 
@@ -399,4 +411,5 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "messages": _messages,
     "seed": _text,
     "counterfactual_messages": _messages,
+    "answer": _text,
 }

@@ -42,7 +42,11 @@ RowField = Literal[
     "messages",
     "seed",
     "counterfactual_messages",
+    "answer",
 ]
+
+MAPPED_ONLY = frozenset({"answer"})
+"""Fields that a column is only where it is mapped: columns of that name mostly hold a target."""
 
 ROW_FIELDS: tuple[str, ...] = get_args(RowField)
 """What a row of a dataset may give of its prompt."""

@@ -26,7 +26,7 @@ from tracer.model import passes
 from tracer.model.backend import Of
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded
-from tracer.settings import settings
+from tracer.settings import Settings
 
 FORWARDS = 8
 """Forwards of one request, where there is work for as many: a small one takes less than its way to the server."""
@@ -103,7 +103,8 @@ class Replacement:
         if not self.others or model.remote is not None:
             return self
         behind = _behind(model, self.others, _step(model, max(map(len, self.others)), memory))
-        ask = SimpleNamespace(others=behind, mean=self.mean, longest=length, basis=basis)
+        n_neurons = model.n_neurons(basis)
+        ask = SimpleNamespace(others=behind, mean=self.mean, longest=length, basis=basis, n_neurons=n_neurons)
         return replace(self, values=passes.session(model, on_server.replacements, ask, Of((None,) * 4)))
 
 
@@ -122,7 +123,7 @@ def measured(
     model: Model,
     rows: Sequence[AblatedRow],
     to: Replacement,
-    metric: str | None,
+    metric: Settings | None,
     basis: str,
     memory: int,
     *,
@@ -135,7 +136,7 @@ def measured(
     of reference prompts, where there is work for as many.
 
     Args:
-        metric: as in `Settings`, settled; None for the greedy next token.
+        metric: the settings of the metric, settled; None for the greedy next token.
         memory: bytes one forward may use, and a request's replacement values for each of its forwards.
         falls: return how far the metric falls from that of the unablated prompt in the same forward: a difference of
             rows that went through the same kernels.
@@ -172,7 +173,7 @@ def measured(
 
 
 def _request(
-    model: Model, groups: list[list[AblatedRow]], to: Replacement, metric: str | None, basis: str, few: int
+    model: Model, groups: list[list[AblatedRow]], to: Replacement, metric: Settings | None, basis: str, few: int
 ) -> list[Tensor]:
     """One request: a forward for each group of rows, and the reference prompts in forwards of at most `few`."""
     rows = [row for group in groups for row in group]
@@ -187,7 +188,7 @@ def _request(
     def forward(group: list[AblatedRow]) -> SimpleNamespace:
         prompts = [row.prompt for row in group]
         batch = Batch(tuple(prompt.token_ids for prompt in prompts))
-        asked = None if metric is None else metric_of(prompts, settings(metric=metric))
+        asked = None if metric is None else metric_of(prompts, metric)
         sets = [(known[row.ranking], row) for row in group]
         told = [(place.number, *(place.levels[cut] for cut in row.cuts), row.stays) for place, row in sets]
         return SimpleNamespace(
@@ -203,6 +204,7 @@ def _request(
         to=to.values,
         longest=max(len(row.prompt.token_ids) for row in rows),
         basis=basis,
+        n_neurons=model.n_neurons(basis),
     )
     return passes.session(model, on_server.ablated, ask, [Of((len(group),), finite=True) for group in groups])
 

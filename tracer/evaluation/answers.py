@@ -19,6 +19,7 @@ from tracer.evaluation.ablations import AblatedRow, Replacement
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, Vocabulary, decode, encode
+from tracer.settings import settings
 from tracer.text import kept_of
 
 
@@ -151,7 +152,8 @@ def greedy(model: Model, encoded: Sequence[Encoded], memory: int | None = None) 
 
 def _read(model: Model, encoded: Sequence[Encoded], metric: str | None, memory: int | None) -> Tensor:
     rows = [AblatedRow(one, ablations.EMPTY, (0, 0, 0)) for one in encoded]
-    return ablations.measured(model, rows, Replacement(), metric, "activation", memory or model.budget())
+    asked = None if metric is None else settings(metric=metric)
+    return ablations.measured(model, rows, Replacement(), asked, "activation", memory or model.budget())
 
 
 def check_filter(prompt: Prompt, keep: str, encoded: Encoded | None = None) -> None:

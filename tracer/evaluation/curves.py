@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tracer.attribution.exact import Progress
@@ -195,7 +195,7 @@ def curves(
     total = _n_ranked(test, ranks)
     areas = sorted({max(1, round(share * total)) for share in statistics.MIB_SIZES})
     kept = sorted({*(size for size in sizes if size <= total), *areas})
-    found = measure(test, ranks, control(ranks, seed), kept, total, seed, areas=areas, progress=progress)
+    found = measure(test, ranks, control(ranks, seed, test.there), kept, total, seed, areas=areas, progress=progress)
     if too_large := [f"{size:,}" for size in sizes if size > total]:
         what = "neurons" if _is_free(ranks) else "nodes"
         left = f"sizes {', '.join(too_large)} are left out: there are {total:,} {what} on these prompts"
@@ -217,11 +217,29 @@ def ordered(attributions: Float[Tensor, "layer pos neuron"], ranking: str) -> Ra
     return ranks.view_as(attributions)
 
 
-def shuffled(ranks: Ranks, seed: int) -> Ranks:
-    """The same ranks at random places of their layers: at every size as many nodes in each layer as the circuit."""
+def shuffled(ranks: Ranks, seed: int, there: Bool[Tensor, "layer place neuron"] | None = None) -> Ranks:
+    """The same ranks at random places of their layers: at every size as many nodes in each layer as the circuit.
+
+    Args:
+        there: which nodes change places, where a mixture does not have all (`TestSet.there`).
+    """
     generator = torch.Generator().manual_seed(seed)
-    layers = [layer.flatten()[torch.randperm(layer.numel(), generator=generator)].view_as(layer) for layer in ranks]
+    layers = []
+    for number, layer in enumerate(ranks):
+        flat = layer.flatten().clone()
+        some = slice(None) if there is None else there[number].flatten()
+        flat[some] = flat[some][torch.randperm(len(flat[some]), generator=generator)]
+        layers.append(flat.view_as(layer))
     return torch.stack(layers)
+
+
+def count_nodes(ranks: Ranks, there: Bool[Tensor, "layer pos neuron"] | None) -> int:
+    """How many nodes a ranking is of, of those that are there; neurons, where it is of such."""
+    return placed(ranks).numel() if there is None else int(_as_placed(there, ranks).sum())
+
+
+def _as_placed(there: Bool[Tensor, "layer pos neuron"], ranks: Ranks) -> Bool[Tensor, "layer place neuron"]:
+    return there.any(1, keepdim=True) if _is_free(ranks) else there
 
 
 def _areas(over: statistics.Resamples, shares: Sequence[float]) -> list[Interval]:
@@ -240,16 +258,18 @@ def _n_ranked(test: TestSet, ranks: Ranks) -> int:
     mine = placed(ranks).flatten()
     if not torch.equal(mine.sort().values, torch.arange(len(mine), dtype=mine.dtype)):
         raise JobError("ranking", "must give every place from 0 once", "make it with curves.ordered")
-    return len(mine)
+    return count_nodes(ranks, test.there)
 
 
 def _is_free(ranks: Ranks) -> bool:
     return bool((ranks == ranks[:, :1]).all())
 
 
-def control(ranks: Ranks, seed: int) -> Ranks:
-    """Random nodes, as many in each layer at every size; random neurons at all positions if the ranking is of such."""
-    return shuffled(placed(ranks), seed).expand_as(ranks)
+def control(ranks: Ranks, seed: int, there: Bool[Tensor, "layer pos neuron"] | None = None) -> Ranks:
+    """Random nodes, as many in each layer at every size; random neurons at all positions if the ranking is of such;
+    `there` as of `shuffled`."""
+    some = None if there is None else _as_placed(there, ranks)
+    return shuffled(placed(ranks), seed, some).expand_as(ranks)
 
 
 def placed(ranks: Ranks) -> Int[Tensor, "layer place neuron"]:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from tracer.attribution.exact import Progress
-from tracer.circuit.circuit import Circuit, Graph
+from tracer.circuit.circuit import ENDS, Circuit, Graph
 from tracer.errors import JobError, quoted
-from tracer.evaluation.curves import Curves, Evaluation, columns, control, measure, placed
+from tracer.evaluation.curves import Curves, Evaluation, columns, control, count_nodes, measure
 from tracer.evaluation.faithfulness import How, ready
 from tracer.evaluation.testset import NEVER, Ranks, TestSet
 from tracer.model.model import Model
@@ -148,7 +148,7 @@ def on_paths(graph: Graph, edges: Sequence[tuple[int, int]]) -> tuple[int, ...]:
         forward.setdefault(source, []).append(target)
         back.setdefault(target, []).append(source)
     down = _reached(forward, [node for node, kind in enumerate(kinds) if kind == "embedding"])
-    up = _reached(back, [node for node, kind in enumerate(kinds) if kind == "logit"])
+    up = _reached(back, [node for node, kind in enumerate(kinds) if kind in ENDS])
     return tuple(node for node in sorted(down & up) if kinds[node] == "neuron")
 
 
@@ -188,7 +188,8 @@ def _curves(
 ) -> Evaluation:
     """The curves of the first so many of the nodes in an order."""
     ranks = _ranks(test, graph, order)
-    return measure(test, ranks, control(ranks, seed), sizes, placed(ranks).numel(), seed, progress=progress)
+    others, total = control(ranks, seed, test.there), count_nodes(ranks, test.there)
+    return measure(test, ranks, others, sizes, total, seed, progress=progress)
 
 
 def _ranks(test: TestSet, graph: Graph, order: Sequence[int]) -> Ranks:

@@ -24,6 +24,7 @@ from tracer.evaluation.testset import NEVER, Fit, Job, Ranks, TestSet, check_abl
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
+from tracer.settings import OWN_METRICS, Settings
 
 GRID = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 """Sizes by default: those below the circuit's own, and that."""
@@ -81,7 +82,8 @@ def evaluate(
     said = (*notes(test.prompts, model), *plan.notes, *said, *alone)
     say(said)
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
-    found = measure(test, ranks, shuffled(ranks, seed), plan.sizes, ranks.numel(), seed, progress=progress)
+    total = ranks.numel() if test.there is None else int(test.there.sum())
+    found = measure(test, ranks, shuffled(ranks, seed, test.there), plan.sizes, total, seed, progress=progress)
     return replace(found, warnings=said)
 
 
@@ -170,6 +172,22 @@ def own_prompt(circuit: Circuit) -> Encoded:
         circuit.positions,
         circuit.text,
         circuit.user_id,
+        answer=circuit.answer,
+        weights=circuit.weights,
+    )
+
+
+def as_prompt(one: Encoded, settings: Settings) -> Prompt:
+    """What a circuit of these settings was asked, as a prompt; without a target where the metric finds its own."""
+    first = one.positions[0] + 1 if one.answer else len(one.token_ids)
+    asked = None if settings.metric in OWN_METRICS else one.target_ids
+    return Prompt(
+        token_ids=one.token_ids[:first],
+        target=None if one.answer else asked,
+        foil=None if asked is None else one.foil_ids or None,
+        counterfactual=None if one.counterfactual_ids is None else one.counterfactual_ids[:first],
+        positions=None if one.answer else one.positions,
+        answer=asked if one.answer else None,
     )
 
 
@@ -221,7 +239,7 @@ def test_set(
 def asked_alike(prompts: Sequence[Encoded], metric: str) -> tuple[list[Encoded], tuple[str, ...]]:
     """Test prompts without what a circuit's metric does not ask for, and a sentence where something was left out."""
     foils = metric != "difference" and any(one.foil_ids for one in prompts)
-    targets = metric == "topk" and any(one.target_ids for one in prompts)
+    targets = metric in OWN_METRICS and any(one.target_ids for one in prompts)
     unused = " and ".join(name for name, there in (("targets", targets), ("foils", foils)) if there)
     if not unused:
         return list(prompts), ()

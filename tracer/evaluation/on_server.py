@@ -19,13 +19,14 @@ def ablated(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> list[Tensor
 
 def replacements(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     """What nodes are set to [other, layer, position, neuron]: the values of each reference prompt, zero after its end,
-    or their mean per position.
+    or their mean per position. Of a mixture by number, 0 where an expert did not run.
 
     One forward for each batch of them; batches are padded on the left.
     """
     found, total, count = [], torch.zeros(()), torch.zeros(ask.longest)
     for inputs, lengths in ask.others:
-        values = interventions.stack(torch.float32, traces.values(nn, plan, inputs, ask.basis).values)
+        seen = traces.values(nn, plan, inputs, ask.basis)
+        values = interventions.stack(torch.float32, seen.values, seen.slots, ask.n_neurons)
         for row, length in zip(values, lengths, strict=True):
             reach = min(length, ask.longest)
             mine = row[:, row.shape[1] - length :][:, :reach]

@@ -13,17 +13,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tracer.attribution.attribute import Reference, attribute
 from tracer.attribution.exact import Progress
 from tracer.attribution.result import Attribution
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
-from tracer.evaluation.faithfulness import own_prompt
+from tracer.evaluation.faithfulness import as_prompt, own_prompt
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
@@ -197,8 +198,9 @@ def estimate_quality(
     """Pearson's and Spearman's correlation of a circuit's attributions with exact single-node ablation.
 
     Every node is attributed again as the circuit was; nodes that its selection left out (`skip_first`, `exclude`) are
-    not sampled. An ablation other than the circuit's baseline asks another question of the same estimate: zero-baseline
-    attributions follow mean ablation badly where a neuron is always on, and this shows it.
+    not sampled, nor are neurons of experts that did not run. An ablation other than the circuit's baseline asks another
+    question of the same estimate: zero-baseline attributions follow mean ablation badly where a neuron is always on,
+    and this shows it.
 
     Args:
         prompt: the circuit's own; needed only for a counterfactual that the circuit was traced without.
@@ -222,7 +224,8 @@ def estimate_quality(
     found = _attributed(model, circuit, [_as_prompt(mine, circuit)], reference, memory, progress)
     if set(found.target_ids[0]) != set(circuit.target_ids):
         raise JobError(f"circuit of {quoted(circuit.text)}", "has other top tokens here", "trace it again")
-    picked, stratum = _sampled(found.nodes[0], circuit, n_each, seed)
+    there = Running.of(model, [circuit.token_ids], circuit.settings.basis).mask(len(circuit.token_ids))
+    picked, stratum = _sampled(found.nodes[0], there, circuit, n_each, seed)
     layer, position, neuron = picked.unbind(-1)
     exact = _alone(model, circuit, mine, picked, _replacement(model, mine, ablation, reference), memory, progress)
     sample = Sample(layer, position, neuron, found.nodes[0][layer, position, neuron], exact, stratum)
@@ -373,15 +376,9 @@ def _own_prompt(model: Model, circuit: Circuit, prompt: Prompt | None) -> Encode
 
 def _as_prompt(one: Encoded, circuit: Circuit) -> Prompt:
     """Back to a prompt: without a target it gets the circuit's question, unless the metric finds its own tokens."""
-    own = circuit.settings.metric == "topk"
-    foils = one.foil_ids if one.target_ids else circuit.foil_ids
-    return Prompt(
-        token_ids=one.token_ids,
-        target=None if own else one.target_ids or circuit.target_ids,
-        foil=None if own else foils or None,
-        counterfactual=one.counterfactual_ids,
-        positions=one.positions,
-    )
+    if not one.target_ids:
+        one = replace(one, target_ids=circuit.target_ids, foil_ids=circuit.foil_ids)
+    return as_prompt(one, circuit.settings)
 
 
 def _attributed(
@@ -404,6 +401,8 @@ def _attributed(
         chosen.steps,
         metric=chosen.metric,
         top_k=chosen.top_k,
+        share=chosen.share,
+        of=chosen.of,
         seed=chosen.seed,
         reference=reference if chosen.baseline == "mean" else None,
         memory=memory,
@@ -412,10 +411,15 @@ def _attributed(
 
 
 def _sampled(
-    nodes: Float[Tensor, "layer pos neuron"], circuit: Circuit, n_each: int, seed: int
+    nodes: Float[Tensor, "layer pos neuron"],
+    there: Bool[Tensor, "layer pos neuron"] | None,
+    circuit: Circuit,
+    n_each: int,
+    seed: int,
 ) -> tuple[Int[Tensor, "node 3"], Int[Tensor, " node"]]:
-    """A stratified sample of what the circuit could have held, as (layer, position, neuron), and each one's stratum."""
-    allowed = torch.ones_like(nodes, dtype=torch.bool)
+    """A stratified sample of what the circuit could have held, as (layer, position, neuron), and each one's stratum;
+    `there` says which nodes there are, all if None."""
+    allowed = torch.ones_like(nodes, dtype=torch.bool) if there is None else there
     if circuit.selection.get("skip_first"):
         allowed[:, 0] = False
     for layer, neuron in circuit.selection.get("exclude") or ():
@@ -465,13 +469,13 @@ def _falls(
         alone, by_layer = Ranking.of(nodes), nodes[:, 0].argsort(stable=True)
         order.append(by_layer + len(rows))
         rows += [AblatedRow(one, alone, (0, place, place + 1)) for place in by_layer.tolist()]
-    found = ablations.measured(model, rows, to, chosen.metric, chosen.basis, budget, falls=True, progress=progress)
+    found = ablations.measured(model, rows, to, chosen, chosen.basis, budget, falls=True, progress=progress)
     return torch.empty_like(found).index_copy_(0, torch.cat(order), found)
 
 
 def _judged(circuit: Circuit, sample: Sample, metric: float, ablation: str, seed: int) -> Quality:
     """The correlations over the sample and each stratum."""
-    rounding = _ROUNDING * max(abs(row["activation"]) for row in circuit.rows("logit"))
+    rounding = _ROUNDING * max(abs(row["activation"]) for row in circuit.ends)
     everything = torch.ones(len(sample), dtype=torch.bool)
     return Quality(
         whole=_correlated(sample, everything, rounding, seed),

@@ -245,6 +245,23 @@ def resample(
     return Resamples(estimate[0], torch.cat(parts))
 
 
+def resampled_means(values: Float[Tensor, "prompt column"], *, n_resamples: int = 2000, seed: int = 0) -> Resamples:
+    """The mean over prompts of each column and of its resamples: `resample` of `mean`, of the same draws, for many
+    columns: as one product, whose last bits are its own. One prompt has no resamples.
+
+    Raises:
+        JobError: no prompt, or a value that is not finite.
+    """
+    _check_rows(values, 1, "values")
+    rows = values.detach().cpu().double()
+    if len(rows) == 1:
+        return Resamples(rows[0], rows[:0])
+    drawn = np.random.default_rng(seed).integers(len(rows), size=(n_resamples, len(rows)))
+    places = drawn + len(rows) * np.arange(n_resamples)[:, None]
+    counts = np.bincount(places.ravel(), minlength=n_resamples * len(rows)).reshape(n_resamples, len(rows))
+    return Resamples(rows.mean(0), torch.from_numpy(counts).double() @ rows / len(rows))
+
+
 def _divided(found: Tensor | Ratio, sample: Tensor | Ratio) -> Tensor:
     if not isinstance(found, Ratio) or not isinstance(sample, Ratio):
         assert isinstance(found, Tensor), "a statistic is a Ratio on the sample and its resamples, or on neither"

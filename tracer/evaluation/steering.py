@@ -20,15 +20,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tracer.attribution.attribute import notes
+from tracer.attribution.running import Running
 from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sampled
+from tracer.experts import Neuron, parse, parse_within
 from tracer.model import passes
 from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
+from tracer.records import is_list
 from tracer.settings import BASES
 from tracer.store.storage import is_remote
 from tracer.system import jsontext, wholefile
@@ -36,10 +39,12 @@ from tracer.system import jsontext, wholefile
 TOP = 5
 """How many of the unsteered model's own top tokens are reported next to those asked about."""
 
-Nodes = Graph | Sequence[Sequence[SupportsIndex]]
-"""A circuit or imported graph, (layer, position, neuron) triples, or (layer, neuron) pairs."""
+Nodes = Graph | Sequence[Sequence[SupportsIndex | str | Neuron] | str]
+"""A circuit or imported graph, (layer, position, neuron) triples, or (layer, neuron) pairs. A neuron of an expert may
+also be ``"E17 N45"``, and a pair a text: ``"L3 E17 N45"`` or ``"3:17:45"``."""
 
-_Place = tuple[int, int | None, int]  # layer, position (None: every one), neuron
+_Written = tuple[int, int | None, int | Neuron]  # layer, position (None: every one), neuron
+_Place = tuple[int, int | None, int]
 
 
 @dataclass(frozen=True)
@@ -182,9 +187,9 @@ def steer(
     action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
     drawn = sampled(temperature, top_p, n, sample_seed, max_new_tokens)
     encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
-    places = _moved(_places(nodes, top), model, encoded, everywhere, positions)
-    _check_places(places, model, encoded, basis)
-    run, draws = _Run(model, encoded, action, basis, judge), _draws(places, model.n_neurons(basis), random, seed)
+    there = Running.of(model, [encoded.token_ids], basis)
+    places = _acted_on(model, encoded, nodes, there, basis, (top, everywhere, positions))
+    run, draws = _Run(model, encoded, action, basis, judge), _draws(places, there, random, seed)
     logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
         text=encoded.text,
@@ -228,14 +233,14 @@ def planned(
 
 def read_nodes(
     path: str | Path, group: str | None = None
-) -> Graph | list[tuple[int, int, int]] | list[tuple[int, int]]:
+) -> Graph | list[tuple[int, int, int | Neuron]] | list[tuple[int, int | Neuron]]:
     """Nodes to steer from a file or a run folder.
 
     Args:
         path: a run folder, of one prompt or with a dataset's circuit; or JSON lines, or CSV with a header, with
-            ``layer``, ``neuron`` and, in every row or in none, ``position``. Other fields are left alone, but where
-            there is a ``kind`` only
-            rows of the kind ``neuron`` count. With `group` also a file of groups (supernodes.json).
+            ``layer``, ``neuron`` and, in every row or in none, ``position``. Where there is an ``expert`` the neuron is
+            that one's (by its number in it, or in the layer), and where there is a ``kind`` only rows of the kind
+            ``neuron`` count; other fields are left alone. With `group` also a file of groups (supernodes.json).
         group: only the nodes of this group: of the run folder's supernodes, or of the file's.
 
     Returns:
@@ -260,7 +265,7 @@ def read_nodes(
         raise JobError(name, f"holds groups of nodes: {names}", f"choose one with {option('group')}")
     rows = _json_rows(text, name) if text.lstrip()[:1] == "{" else _csv_rows(text, name)
     found = [
-        (place, *(_whole(row.get(column), column, place) for column in ("layer", "neuron")), row.get("position"))
+        (place, *_neuron_of(row, place), row.get("position"))
         for place, row in rows
         if row.get("kind", "neuron") == "neuron"
     ]
@@ -310,8 +315,8 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
     if max_new_tokens and model.looks_ahead:
         rule = "attention looks at later tokens, so that every new one would change all before"
         raise JobError(option("max_new_tokens", max_new_tokens), rule, f"use {option('max_new_tokens', 0)}")
-    if max_new_tokens and model.side(length) != model.side(length + max_new_tokens - 1):
-        border = next(border for border in model.borders if border >= length)
+    border = next((border for border in model.tables if length <= border < length + max_new_tokens - 1), None)
+    if max_new_tokens and border is not None:
         rule = f"the model reads texts of more than {border} tokens by other position tables, which changes all before"
         step = f"use {option('max_new_tokens', border - length + 1)} or less, or a longer prompt"
         raise JobError(option("max_new_tokens", max_new_tokens), rule, step)
@@ -322,7 +327,7 @@ def _encoded(model: Model, prompt: Prompt, max_new_tokens: int, random: int) -> 
 def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
     """What the nodes' numbers count; and a circuit must be the model's own."""
     if basis not in (None, *BASES):
-        raise JobError(f"basis={quoted(basis)}", "must be activation or output", "choose one")
+        raise JobError(f"basis={quoted(basis)}", f"must be one of {', '.join(BASES)}", "choose one")
     if not isinstance(nodes, Traced):
         return basis or "activation"
     model.check_traced(nodes.model, nodes.text)
@@ -331,7 +336,28 @@ def _basis(model: Model, nodes: Nodes, basis: str | None) -> str:
     return nodes.settings.basis
 
 
-def _places(nodes: Nodes, top: int | None) -> list[_Place]:
+def _acted_on(
+    model: Model,
+    encoded: Encoded,
+    nodes: Nodes,
+    there: Running,
+    basis: str,
+    how: tuple[int | None, bool, Sequence[SupportsIndex] | None],
+) -> list[_Place]:
+    """The places that are acted on; `how`: of `steer` the top, everywhere and positions.
+
+    Raises:
+        JobError: a neuron that the model, or the prompt, does not have.
+    """
+    top, everywhere, positions = how
+    numbering = model.numbering(basis)
+    numbered = dict.fromkeys((layer, at, numbering.numbered(neuron)) for layer, at, neuron in _places(nodes, top))
+    places = _moved(list(numbered), model, encoded, everywhere, positions)
+    _check_places(places, model, encoded)
+    return _running(places, there, basis, strict=not isinstance(nodes, Graph))
+
+
+def _places(nodes: Nodes, top: int | None) -> list[_Written]:
     """The nodes as (layer, position or None, neuron), the first `top` of them; a free circuit's have no position."""
     if isinstance(nodes, Graph):
         found = [
@@ -353,10 +379,14 @@ def _places(nodes: Nodes, top: int | None) -> list[_Place]:
     return list(dict.fromkeys(found[:top]))
 
 
-def _place(node: Any) -> _Place:
-    if isinstance(node, Sequence) and len(node) in (2, 3) and all(is_index(part) for part in node):
-        numbers = [operator.index(part) for part in node]
-        return numbers[0], numbers[1] if len(numbers) == 3 else None, numbers[-1]
+def _place(node: Any) -> _Written:
+    if isinstance(node, str):
+        named = parse(node)
+        return named.layer, None, named.neuron if named.expert is None else named
+    if is_list(node) and len(node) in (2, 3) and all(is_index(part) for part in node[:-1]):
+        numbers = [operator.index(part) for part in node[:-1]]
+        if (neuron := written(numbers[0], node[-1])) is not None:
+            return numbers[0], numbers[1] if len(numbers) == 2 else None, neuron
     rule = "is neither (layer, position, neuron) nor (layer, neuron)"
     raise JobError(f"node {quoted(node)}", rule, "give whole numbers, such as (1, 5, 13)")
 
@@ -374,33 +404,53 @@ def _moved(
     return list(dict.fromkeys((layer, position, neuron) for layer, _, neuron in places for position in at))
 
 
-def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded, basis: str) -> None:
-    length, width = len(encoded.token_ids), model.n_neurons(basis)
-    for layer, position, neuron in places:
+def _check_places(places: Sequence[_Place], model: Model, encoded: Encoded) -> None:
+    length = len(encoded.token_ids)
+    for layer, position, _ in places:
         if not 0 <= layer < model.n_layers:
             rule, step = f"the model has {model.n_layers} layers", f"use 0 to {model.n_layers - 1}"
             raise JobError(f"layer {layer}", rule, step)
-        if not 0 <= neuron < width:
-            raise JobError(f"neuron {neuron}", f"a layer has {width} in the basis {basis}", f"use 0 to {width - 1}")
         if position is not None and not 0 <= position < length:
             rule = f"the prompt {quoted(encoded.text)} has {length} tokens"
             step = f"give a longer prompt, {option('positions')}, or {option('everywhere', True)}"
             raise JobError(f"position {position}", rule, step)
 
 
-def _draws(places: Sequence[_Place], width: int, random: int, seed: int) -> list[list[_Place]]:
+def _running(places: list[_Place], there: Running, basis: str, strict: bool) -> list[_Place]:
+    """The places at which there is such a neuron. That a circuit's own is not there, on another prompt, is said; of one
+    that is named it is an error."""
+    kept = []
+    for place in places:
+        layer, position, neuron = place
+        if not 0 <= neuron < (width := there.widths[layer]):
+            raise JobError(f"neuron {neuron}", f"a layer has {width} in the basis {basis}", f"use 0 to {width - 1}")
+        if position is None or there.has(layer, position, neuron):
+            kept.append(place)
+        elif strict:
+            raise there.lacking(layer, position, neuron)
+    if not kept:
+        layer, position, neuron = places[0]
+        raise there.lacking(layer, position or 0, neuron)
+    if less := len(places) - len(kept):
+        say([f"{less} of the {len(places)} nodes are of experts that do not run there on this prompt: left out"])
+    return kept
+
+
+def _draws(places: Sequence[_Place], there: Running, random: int, seed: int) -> list[list[_Place]]:
     """The random sets of a control."""
     generator = torch.Generator().manual_seed(seed)
-    return [drawn_alike(places, width, generator) for _ in range(random)]
+    return [drawn_alike(places, there, generator) for _ in range(random)]
 
 
-def drawn_alike(places: Sequence[_Place], width: int, generator: torch.Generator) -> list[_Place]:
-    """As many random neurons in each layer at each position."""
+def drawn_alike(places: Sequence[_Place], there: Running, generator: torch.Generator) -> list[_Place]:
+    """As many random neurons in each layer at each position, among those that are there."""
     counts = Counter((layer, position) for layer, position, _ in places)
+    pools = {place: there.numbers(*place) for place in counts}
     return [
         (layer, position, neuron)
         for (layer, position), count in counts.items()
-        for neuron in torch.randperm(width, generator=generator)[:count].tolist()
+        for pool in [pools[layer, position]]
+        for neuron in pool[torch.randperm(len(pool), generator=generator)[:count]].tolist()
     ]
 
 
@@ -560,16 +610,16 @@ def _group_of_run(address: str | Path, group: str) -> Graph:
     return supernodes_file.only(file, group, graph)
 
 
-def _group_of_file(path: Path, group: str) -> list[tuple[int, int, int]] | list[tuple[int, int]]:
+def _group_of_file(path: Path, group: str) -> list[tuple[int, int, int | Neuron]] | list[tuple[int, int | Neuron]]:
     """The neurons of one group of a file, with their positions, or without where it names none."""
     nodes = [node for node in supernodes_file.read(path).group(group).nodes if node.layer >= 0]
     free = [node.position == supernodes_file.ANYWHERE for node in nodes]
     if all(free):
-        return list(dict.fromkeys((node.layer, node.neuron) for node in nodes))
+        return list(dict.fromkeys((node.layer, node.written) for node in nodes))
     if any(free):
         rule = "some of its nodes have a position and some have none"
         raise JobError(f"{option('group')} {quoted(group)}", rule, "give all one, or none")
-    return [(node.layer, node.position, node.neuron) for node in nodes]
+    return [(node.layer, node.position, node.written) for node in nodes]
 
 
 def _json_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -603,6 +653,14 @@ def _csv_rows(text: str, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{name}, line {number}", row
 
 
+def _neuron_of(row: dict[str, Any], place: str) -> tuple[int, int | Neuron]:
+    """Layer and neuron of a row of a file."""
+    layer, neuron = (_whole(row.get(column), column, place) for column in ("layer", "neuron"))
+    if row.get("expert") in (None, ""):
+        return layer, neuron
+    return layer, Neuron(layer, _whole(row["expert"], "expert", place), neuron)
+
+
 def _whole(value: Any, column: str, place: str) -> int:
     try:
         number = int(value) if isinstance(value, str) else value
@@ -611,6 +669,20 @@ def _whole(value: Any, column: str, place: str) -> int:
     if not is_index(number):
         raise JobError(f"{place}", f"its {column} is {quoted(value)}, not a whole number", "give whole numbers")
     return operator.index(number)
+
+
+def written(layer: int, neuron: Any) -> int | Neuron | None:
+    """A neuron as part of a node: a number, or a text that may name its expert; None for anything else.
+
+    Raises:
+        JobError: a text that is no neuron.
+    """
+    if isinstance(neuron, str):
+        named = parse_within(layer, neuron)
+        return named.neuron if named.expert is None else named
+    if isinstance(neuron, Neuron):
+        return neuron
+    return operator.index(neuron) if is_index(neuron) else None
 
 
 def is_index(value: Any) -> TypeGuard[int]:

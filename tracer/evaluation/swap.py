@@ -16,6 +16,7 @@ from torch import Tensor
 from tracer.attribution.attribute import attributed, notes, prepared
 from tracer.attribution.reduce import nodes_of
 from tracer.attribution.request import Request
+from tracer.attribution.running import Running
 from tracer.attribution.selection import Selection
 from tracer.attribution.trace import answers as answers_of
 from tracer.attribution.trace import can_ask
@@ -120,7 +121,7 @@ def swap(
     encoded = [_paired(prompt, model) for prompt in prompts]
     say(notes(encoded, model))
     lengths = [len(one.token_ids) for one in encoded]
-    _check_ks(ks, model.n_layers * min(lengths) * model.n_neurons())
+    _check_ks(ks, model.n_nodes() * min(lengths))
     generator = torch.Generator().manual_seed(seed)
     budget = model.budget() if memory is None else memory
     each = model.bytes_per_token(length=max(lengths))
@@ -166,10 +167,12 @@ def _swapped(
     paired = [_exchanged(one) for one in encoded]
     ours, theirs = (_ranked(model, side, int(ks[-1]), how, memory) for side in (encoded, paired))
     swaps, zeros, sizes = list[AblatedRow](), list[AblatedRow](), list[Tensor]()
+    each = [Running.of(model, [one.token_ids for one in both]) for both in zip(encoded, paired, strict=True)]
     for k in ks:
         unions = [torch.cat([mine[:k], other[:k]]).unique(dim=0) for mine, other in zip(ours, theirs, strict=True)]
         controls = [
-            drawn_alike([(*node,) for node in nodes.tolist()], model.n_neurons(), generator) for nodes in unions
+            drawn_alike([(*node,) for node in nodes.tolist()], there, generator)
+            for nodes, there in zip(unions, each, strict=True)
         ]
         for sets in (unions, [torch.tensor(places).view(-1, 3) for places in controls]):
             swaps += [

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tracer.attribution.attribute import notes
 from tracer.attribution.exact import Progress
+from tracer.attribution.running import Running
 from tracer.circuit.circuit import Graph, Traced
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation.groups import Group, Groups, check_nodes, controls, groups_of
@@ -166,12 +167,13 @@ def sweep(
     if not prompts:
         raise JobError("prompts=[]", "there is nothing to steer", "give at least one prompt")
     check_factors(factors)
-    chosen = groups_of(groups, only)
     kind = _basis(model, groups, basis)
+    chosen = groups_of(groups, only, model.numbering(kind))
     encoded = [asked(prompt, model) for prompt in prompts]
     say(notes(encoded, model))
     ids = asked_tokens(model, tokens)
-    plan = planned(model, chosen, tuple(map(float, factors)), ids, (everywhere, kind), (random, seed))
+    asked_of, where = [one.token_ids for one in encoded], (everywhere, kind)
+    plan = planned(model, chosen, asked_of, tuple(map(float, factors)), ids, where, (random, seed))
     for one in encoded:
         check_length(plan, one)
     found = []
@@ -229,6 +231,7 @@ def asked_tokens(vocabulary: Vocabulary, tokens: Target) -> tuple[int, ...]:
 def planned(
     model: Model,
     groups: Sequence[Group],
+    prompts: Sequence[tuple[int, ...]],
     factors: Sequence[float],
     ids: tuple[int, ...],
     where: tuple[bool, str],
@@ -238,6 +241,7 @@ def planned(
     gets none, which is said.
 
     Args:
+        prompts: their tokens: of a mixture random neurons are those of experts that run on them.
         ids: of the tokens asked about. where: whether at every position, and the basis. drawn: how many random groups,
             and their seed.
 
@@ -248,10 +252,10 @@ def planned(
     for name, value in (("random", random), ("seed", seed)):
         if not is_index(value) or value < 0:
             raise JobError(option(name, value), "must be a whole number, 0 or more", "use 0")
-    width = model.n_neurons(basis)
-    check_nodes(groups, model.n_layers, width)
+    there = Running.of(model, prompts, basis)
+    check_nodes(groups, there.widths)
     made = tuple(group.everywhere() for group in groups) if everywhere else tuple(groups)
-    others = [tuple(controls(group, width, random, seed)) for group in made]
+    others = [tuple(controls(group, there, random, seed)) for group in made]
     full = [quoted(group.name) for group, found in zip(made, others, strict=True) if random and not found]
     if full:
         say([f"no random control for {', '.join(full)}: too few other neurons in a layer"])
@@ -274,7 +278,7 @@ def check_length(plan: Plan, prompt: Encoded) -> None:
 def _basis(model: Model, groups: Groups, basis: str | None) -> str:
     """What the nodes' numbers count; and a circuit must be the model's own."""
     if basis not in (None, *BASES):
-        raise JobError(f"basis={quoted(basis)}", "must be activation or output", "choose one")
+        raise JobError(f"basis={quoted(basis)}", f"must be one of {', '.join(BASES)}", "choose one")
     if not isinstance(groups, Graph) or not isinstance(groups, Traced):
         return basis or "activation"
     model.check_traced(groups.model, groups.text)

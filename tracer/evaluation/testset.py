@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from tracer.attribution.attribute import check_reach, with_metric, with_targets
+from tracer.attribution.attribute import check_reach, with_metric, with_share, with_targets
 from tracer.attribution.exact import Progress
+from tracer.attribution.running import Running
 from tracer.batching import chunked
 from tracer.errors import JobError, option, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.settings import Settings
+from tracer.settings import OWN_METRICS, Settings
 from tracer.shapes import PerPrompt
 
 ABLATIONS = ("zero", "mean", "counterfactual", "resample")
@@ -84,7 +86,7 @@ class Fit:
         if len(encoded) < self.least:
             rule = "intervals need at least 2" if self.least > 1 else "there is nothing to test on"
             raise JobError(f"{len(encoded)} test prompts", rule, "give more test prompts")
-        if missing := [one for one in encoded if not one.target_ids and asked.metric != "topk"]:
+        if missing := [one for one in encoded if not one.target_ids and asked.metric not in OWN_METRICS]:
             raise JobError(
                 f"prompt {quoted(missing[0].text)}", "has no target to measure", "give every test prompt one"
             )
@@ -115,7 +117,7 @@ class TestSet:
     Attributes:
         to: what the nodes are ablated to; of each prompt the one of its place in `drawn`.
         memory: bytes one batch may use.
-        ablation: the name of what `to` is.
+        metric: the settings that it is of. ablation: the name of what `to` is.
         known: the metric of each prompt of the full model, and of the empty one, with every node ablated, if measured.
         n_shared: of the prompts, how many circuits were found on as well.
     """
@@ -124,7 +126,7 @@ class TestSet:
 
     model: Model
     prompts: tuple[Encoded, ...]
-    metric: str
+    metric: Settings
     to: Replacement
     drawn: tuple[int, ...]
     basis: str
@@ -150,27 +152,35 @@ class TestSet:
             ablation, reference: as in `faithfulness.evaluate`. seed: of the prompts that ``resample`` draws.
             asked: of these the basis and the metric count; ``auto`` is the difference where the prompts have foils,
                 else the target's logit. ``topk`` sums a prompt's targets, or the `top_k` tokens that the whole model
-                puts first on it.
+                puts first on it; ``share`` is of those that hold the share of its probability.
             memory: bytes one batch may use; the model's own default if None.
 
         Raises:
             JobError: prompts that do not fit, a reference without effect.
         """
+        asked = asked.numbered(model.numbering())
         check_ablation(ablation, reference is not None)
         n_shared = (fit or Fit()).check(prompts, asked)
         if asked.metric == "topk":
             prompts = _with_top_tokens(model, prompts, asked, memory)
+        elif asked.metric == "share":
+            prompts = with_share(model, prompts, asked, memory)
         else:
             asked = with_metric(asked, prompts)
         budget = memory or model.budget()
         to, drawn = _replacement(model, prompts, ablation, reference, seed)
         to = to.here(model, len(prompts[0].token_ids), asked.basis, budget)
-        return TestSet(model, tuple(prompts), asked.metric, to, drawn, asked.basis, budget, ablation, n_shared=n_shared)
+        return TestSet(model, tuple(prompts), asked, to, drawn, asked.basis, budget, ablation, n_shared=n_shared)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Nodes of a prompt: (layers, positions, neurons)."""
         return self.model.n_layers, len(self.prompts[0].token_ids), self.model.n_neurons(self.basis)
+
+    @cached_property
+    def there(self) -> Bool[Tensor, "layer pos neuron"] | None:
+        """Whether a node is there on any of the prompts; None where all are on every one (a model without experts)."""
+        return Running.of(self.model, [one.token_ids for one in self.prompts], self.basis).mask(self.shape[1])
 
     def measure(self, jobs: Sequence[Job], progress: Progress | None = None) -> Tensor:
         """The metric of each job [job]."""

@@ -163,7 +163,7 @@ class Found(NamedTuple):
             return {}, {}
         members = {node for node, item in node_items(self.graph, self.items).items() if item in set(places.tolist())}
         nodes, drives, effects = self.graph.nodes.to_pylist(), dict[str, float](), dict[str, float]()
-        targets = [row["token"] for row in self.graph.rows("logit")]
+        targets = [row["token"] for row in self.graph.ends]
         for row in table.filter(pa.array([node in members for node in table["node_id"].to_pylist()])).to_pylist():
             node, into = nodes[row["node_id"]], np.array(row["input"])
             size = float(np.abs(into).sum()) or 1.0

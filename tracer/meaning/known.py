@@ -47,9 +47,9 @@ def read(address: Any, layer: int, neuron: int) -> Known:
     """What a run folder knows of a neuron.
 
     Raises:
-        RunError: there is no run, or a table of it is damaged.
+        RunError: there is no run, one without MLP activations, or a table of it is damaged.
     """
-    one_prompt.read_record(address)
+    check_of_neurons(address, one_prompt.read_record(address))
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, schema in _TABLES.items():
         table = one_prompt.read_beside(address, f"{name}.parquet", schema)
@@ -57,6 +57,18 @@ def read(address: Any, layer: int, neuron: int) -> Known:
     texts = texts_of(RunFolder(address), {row["prompt_id"] for row in rows["top_prompts"]})
     rows["top_prompts"] = [row | {"text": texts.get(row["prompt_id"])} for row in rows["top_prompts"]]
     return Known(**rows)
+
+
+def check_of_neurons(address: Any, record: Mapping[str, Any]) -> None:
+    """Refuse a run whose nodes are no MLP activations.
+
+    Raises:
+        RunError: it is in another basis.
+    """
+    made: Any = record.get("job") or (record.get("circuit") or {}).get("settings") or {}
+    if (basis := made.get("basis", "activation")) != "activation":
+        rule = f"is in the basis {basis!r}, which has no neurons"
+        raise RunError(f"run {quoted(str(address), 300)}", rule, "give a run in the basis 'activation'")
 
 
 def model_of(address: Any) -> ModelRecord:

@@ -14,16 +14,17 @@ import pyarrow as pa
 
 from tracer.circuit.circuit import load_graph
 from tracer.errors import RunError, quoted
-from tracer.meaning.known import texts_of
+from tracer.meaning.known import check_of_neurons, texts_of
 from tracer.settings import ModelRecord
 from tracer.store.one_prompt import read_record
 from tracer.store.run_folder import RunFolder
 
 
 class Strongest(NamedTuple):
-    """(Layer, neuron)s, the strongest first, and the model that the run was on, if it says which."""
+    """(Layer, neuron)s, the strongest first, or a job's own, which may be (layer, expert, neuron); and the model that
+    the run was on, if it says which."""
 
-    neurons: tuple[tuple[int, int], ...]
+    neurons: tuple[tuple[int, ...], ...]
     model: ModelRecord | None
 
 
@@ -39,16 +40,16 @@ def strongest(address: Any, count: int) -> Strongest:
     record, folder = read_record(address), RunFolder(address)
     name, kind = f"run {quoted(str(folder.place), 300)}", record["kind"]
     if kind == "dataset":
-        basis, rows = record["job"]["basis"], _of_dataset(folder)
+        check_of_neurons(address, record)
+        rows = _of_dataset(folder)
         model = None if record.get("model") is None else ModelRecord.model_validate(record["model"])
     elif kind in ("trace", "graph"):
+        check_of_neurons(address, record)
         graph = load_graph(address)
-        basis, model = getattr(getattr(graph, "settings", None), "basis", "activation"), getattr(graph, "model", None)
+        model = getattr(graph, "model", None)
         rows = ((row["layer"], row["neuron"], row["attribution"]) for row in graph.rows("neuron"))
     else:
         raise RunError(name, f"is a run of kind {kind}, which keeps no circuit", "give the run of a dataset or prompt")
-    if basis != "activation":
-        raise RunError(name, f"is in the basis {basis!r}", "exemplars are of MLP activations: run it in that basis")
     if not (ranked := _ranked(rows)):
         raise RunError(name, "holds no neuron with an attribution", "give another, or name neurons")
     return Strongest(tuple(ranked[:count]), model)

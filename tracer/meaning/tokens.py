@@ -41,6 +41,7 @@ from tracer.model.model import Model
 from tracer.model.state import undisturbed
 from tracer.prompts import decoded
 from tracer.records import Record, as_int, is_list
+from tracer.settings import BASIS_NAMES, EDGE_BASES
 from tracer.store.schemas import TOKENS
 
 AnyGraph = TypeVar("AnyGraph", bound=Graph)
@@ -98,15 +99,16 @@ def neuron_tokens(
         neurons: (layer, neuron, polarity) each, or (layer, neuron), which is both polarities, 1 first.
         k: tokens of each list.
         driven: also what drives them: `driven_by`, `gate` and `up`, which are twice the work again.
-        basis: ``output`` for coordinates of the MLPs' outputs in the place of neurons, which nothing drives.
+        basis: ``output`` for coordinates of the MLPs' outputs in the place of neurons, which nothing drives; no other.
 
     Returns:
         One each, in the order of `neurons`.
 
     Raises:
-        JobError: no neuron, one outside the model, or a `k` out of range.
+        JobError: no neuron, one outside the model, a `k` out of range, or another basis.
         ModelError, RemoteError: the weights cannot be read: quantised, offloaded, or hidden on a server.
     """
+    check_basis(basis)
     keys = _keys(model, neurons, basis)
     if (count := as_int(k)) is None or not 1 <= count <= MOST:
         raise JobError(option("k", k), f"must be a whole number of tokens from 1 to {MOST:,}", "use 10")
@@ -152,12 +154,13 @@ def with_tokens(
         neurons: of these alone, as in `neuron_tokens`; all of the graph's if None.
 
     Raises:
-        JobError: a graph of another model.
+        JobError: a graph of another model, or in a basis without neurons.
         ModelError, RemoteError: as `neuron_tokens`.
     """
     if not isinstance(graph, Traced):
         raise JobError("imported graph", "is of no model that is known", "trace the prompt")
     model.check_traced(graph.model, graph.text)
+    check_basis(graph.settings.basis)
     keys = list(keys_of(graph) if neurons is None else neurons)
     found = neuron_tokens(model, keys, k, driven=driven, basis=graph.settings.basis) if keys else []
     return graph.model_copy(update={"neuron_tokens": table_of(found)})
@@ -193,6 +196,22 @@ def n_tokens(model: Model) -> int:
     return min(known, rows) or rows
 
 
+def has_tokens(basis: str) -> bool:
+    """Whether what is attributed to in a basis leaves an MLP, so that the weights say which tokens it promotes."""
+    return basis in EDGE_BASES
+
+
+def check_basis(basis: str) -> None:
+    """Refuse a basis whose coordinates promote nothing that is known.
+
+    Raises:
+        JobError: it is one of these, or none.
+    """
+    if not has_tokens(basis):
+        rule = f"is of the {BASIS_NAMES[basis]}: tokens are of neurons" if basis in BASIS_NAMES else "is no basis"
+        raise JobError(option("basis", basis), rule, f"leave tokens out, or use {' or '.join(sorted(EDGE_BASES))}")
+
+
 def check_readable(model: Model) -> None:
     """Refuse a model whose weights cannot be read.
 
@@ -222,23 +241,12 @@ def _keys(model: Model, neurons: Iterable[Sequence[int]], basis: str) -> list[Ke
         if len(parts) not in (2, 3) or None in parts or parts[2:] not in ([], [1], [-1]):
             rule = "must be (layer, neuron) or (layer, neuron, polarity) with polarity 1 or -1"
             raise JobError(f"neuron {quoted(given)}", rule, "give whole numbers, as in (3, 120, 1)")
-        check_neuron(model, int(parts[0] or 0), int(parts[1] or 0), basis)
+        layer, neuron = int(parts[0] or 0), int(parts[1] or 0)
+        model.check_neuron(f"layer {layer}, neuron {neuron}", layer, neuron, basis)
         keys |= {Key(int(parts[0] or 0), int(parts[1] or 0), int(sign or 0)): None for sign in parts[2:] or (1, -1)}
     if not keys:
         raise JobError("neurons", "are none", "give at least one (layer, neuron)")
     return list(keys)
-
-
-def check_neuron(model: Model, layer: int, neuron: int, basis: str = "activation") -> None:
-    """Refuse a neuron that the model does not have.
-
-    Raises:
-        JobError: it is outside.
-    """
-    n_layers, n_neurons = model.n_layers, model.n_neurons(basis)
-    if not 0 <= layer < n_layers or not 0 <= neuron < n_neurons:
-        rule = f"the model has layers 0 to {n_layers - 1} and neurons 0 to {n_neurons - 1} in each"
-        raise JobError(f"layer {layer}, neuron {neuron}", rule, "choose one of them")
 
 
 def _extremes(model: Model, neurons: Sequence[Sequence[int]], count: int, driven: bool, basis: str) -> dict[str, Any]:
@@ -258,7 +266,7 @@ def _extremes(model: Model, neurons: Sequence[Sequence[int]], count: int, driven
     both = Of(shape, torch.int64, ask.n_tokens), Of(shape, finite=True)
     form: dict[str, Any] = {"effect": both}
     if driven:
-        gated = model.plan.gate_part is not None
+        gated = weights.has_gates(model.plan)
         form |= {"value": both, "up": both, "gate": both if gated else None, "beside": Of((2, *shape), finite=True)}
     return passes.session(model, weights.extremes, ask, form)
 

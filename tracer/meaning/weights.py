@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tracer.attribution import replay
-from tracer.model.rules import FACTORS
+from tracer.model import experts
+from tracer.model import rules as linearize
 
 
 def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
@@ -43,15 +44,17 @@ def extremes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, 
 
 def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, Tensor]:
     """See `extremes`. A write direction passes the norm behind the MLP, if there is one, and the final norm, both of
-    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap."""
+    statistic 1: their gains and, of a LayerNorm, the centring; no bias. Then the head, before a soft-cap. Constants of
+    the family are in it."""
     head, written = module.get_submodule(plan.head).weight, []
     for layer, neuron in layers_of(ask.neurons):
         rows = writes(module, plan, layer, neuron, ask.basis)
         one = torch.ones(len(rows), device=rows.device)
-        rows = replay.through_norm(module, plan, layer, plan.mlp_out, one, rows, False)
+        rows = replay.out_of_mlp(module, plan, layer, one, rows)
         written.append(rows.to(head.device))
     kind, path = plan.final_norm
-    read = replay.scaled(kind, replay.gain(module, plan, path).to(head.device), torch.cat(written), False)
+    gain = plan.logit_scale * replay.gain(module, plan, path).to(head.device)
+    read = replay.scaled(kind, gain, torch.cat(written), False)
     best = None
     for first, last in pieces(ask, plan.d_model):
         best = better(best, first, read @ head[first:last].float().T, ask.count)
@@ -60,10 +63,14 @@ def effects(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[T
 
 
 def writes(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, basis: str) -> Tensor:
-    """What a unit of each neuron writes out of its MLP [neuron, d_model]."""
+    """What a unit of each neuron writes out of its MLP [neuron, d_model]; one of an expert where the router gives that
+    the weight 1."""
     if basis == "output":
         return torch.nn.functional.one_hot(neuron, plan.d_model).float()
-    down = replay.matrix(module, plan, layer, (plan.down, "all"))
+    if plan.layers[layer].experts is not None:
+        block = module.get_submodule(f"{plan.blocks}.{layer}")
+        return experts.rows_out(block, plan.layers[layer].experts, neuron)
+    down = replay.matrix(module, plan, layer, (plan.layers[layer].down, "all"))
     return down[:, neuron.to(down.device)].T.float()
 
 
@@ -73,17 +80,16 @@ def writes(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, basis
 def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str, Any]:
     """See `extremes`. A token's embedding, as it enters the first block, passes the norm before the MLP, with its own
     statistic, and the maps into the neurons, biases included: the neuron's value if nothing else were there."""
-    table = module.get_submodule(plan.embedding)
-    up = into(module, plan, plan.up_part, ask.neurons, table.weight.device)
-    gate = None if plan.gate_part is None else into(module, plan, plan.gate_part, ask.neurons, table.weight.device)
-    act = replay.part(module, plan, 0, next(path for kind, path in plan.steps if kind == "activation"))
-    factor, best = FACTORS[type(act).__name__], dict[str, Any]()
+    table, best = module.get_submodule(plan.embedding), dict[str, Any]()
+    up = into(module, plan, "up", ask.neurons, table.weight.device)
+    gate = into(module, plan, "gate", ask.neurons, table.weight.device) if has_gates(plan) else None
     beside: list[Tensor | None] = [None, None]
     for first, last in pieces(ask, 2 * plan.d_model):
-        entered = normed(module, plan, table(torch.arange(first, last, device=table.weight.device)).float())
+        entered = plan.embedding_scale * table(torch.arange(first, last, device=table.weight.device)).float()
+        entered = normed(module, plan, entered)
         ups = torch.addmm(up[1][:, None], up[0], entered.T)
         gates = ups if gate is None else torch.addmm(gate[1][:, None], gate[0], entered.T)
-        value = gates * factor(gates) if gate is None else gates * factor(gates) * ups
+        value = valued(module, plan, ask.neurons, gates, ups)
         before, parts = best.get("value"), (gates, ups)
         best["value"] = better(before, first, value, ask.count)
         beside = [carried(old, before, best["value"], first, new) for old, new in zip(beside, parts, strict=True)]
@@ -93,20 +99,41 @@ def drives(module: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> dict[str
     return found | {"beside": torch.stack([one for one in beside if one is not None]).cpu()}
 
 
+def has_gates(plan: SimpleNamespace) -> bool:
+    """Whether neurons have a gate; those of experts do."""
+    return any(laid.gate_part is not None or laid.experts is not None for laid in plan.layers)
+
+
+def valued(module: Any, plan: SimpleNamespace, neurons: Tensor, gates: Tensor, ups: Tensor) -> Tensor:
+    """What gates and ups [neuron, token] make of the neurons: each layer in its own way."""
+    layers, found = layers_of(neurons), []
+    sizes = [len(mine) for _, mine in layers]
+    for (layer, _), gate, up in zip(layers, gates.split(sizes), ups.split(sizes), strict=True):
+        laid = plan.layers[layer]
+        if laid.experts is not None:
+            how = experts.gating(module.get_submodule(f"{plan.blocks}.{layer}"), laid.experts)
+            found.append(linearize.gated(how, gate, up, frozenset()))
+            continue
+        value = gate * linearize.factor(replay.activation(module, plan, layer), gate)
+        found.append(value if laid.gate_part is None else value * up)
+    return torch.cat(found)
+
+
 def into(
-    module: Any, plan: SimpleNamespace, weight: Sequence[str], neurons: Tensor, device: torch.device
+    module: Any, plan: SimpleNamespace, which: str, neurons: Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The rows of a map into some neurons, behind the norm's statistic, and their constants: the norm's gain and bias,
-    and the map's own bias, are in them [neuron, d_model], [neuron]."""
+    and the map's own bias, are in them [neuron, d_model], [neuron].
+
+    Args:
+        which: the map, ``gate`` or ``up``.
+    """
     rows, constants = [], []
     for layer, neuron in layers_of(neurons):
-        whole = replay.matrix(module, plan, layer, weight)
-        mine = whole[neuron.to(whole.device)].float()
-        own, constant = bias(module, plan, layer, weight), torch.zeros(len(mine), device=mine.device)
-        if own is not None:
-            constant = constant + own[neuron.to(own.device)].float()
-        if plan.mlp_in is not None:
-            path = f"{plan.blocks}.{layer}.{plan.mlp_in}"
+        laid = plan.layers[layer]
+        mine, constant = maps(module, plan, layer, neuron, which)
+        if laid.mlp_in is not None:
+            path = f"{plan.blocks}.{layer}.{laid.mlp_in}"
             shift = getattr(module.get_submodule(path), "bias", None)
             if shift is not None:
                 constant = constant + mine @ shift.float().to(mine.device)
@@ -114,6 +141,18 @@ def into(
         rows.append(mine.to(device))
         constants.append(constant.to(device))
     return torch.cat(rows), torch.cat(constants)
+
+
+def maps(module: Any, plan: SimpleNamespace, layer: int, neuron: Tensor, which: str) -> tuple[Tensor, Tensor]:
+    """The rows of a map into some neurons of a layer [neuron, d_model], and their biases [neuron]."""
+    laid = plan.layers[layer]
+    if laid.experts is not None:
+        return experts.rows_in(module.get_submodule(f"{plan.blocks}.{layer}"), laid.experts, neuron, which)
+    weight = getattr(laid, f"{which}_part")
+    whole = replay.matrix(module, plan, layer, weight)
+    mine, own = whole[neuron.to(whole.device)].float(), bias(module, plan, layer, weight)
+    constant = torch.zeros(len(mine), device=mine.device)
+    return mine, constant if own is None else constant + own[neuron.to(own.device)].float()
 
 
 def bias(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) -> Tensor | None:
@@ -129,13 +168,13 @@ def bias(module: Any, plan: SimpleNamespace, layer: int, weight: Sequence[str]) 
 def normed(module: Any, plan: SimpleNamespace, entered: Tensor) -> Tensor:
     """Embeddings [token, d_model] through the statistic of the norm before the MLP, its weights left out; all layers'
     norms have one epsilon, which is the configuration's."""
-    if plan.mlp_in is None:
+    path = plan.layers[0].mlp_in
+    if path is None:
         return entered
-    norm = replay.part(module, plan, 0, plan.mlp_in)
-    eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
-    if replay.kind_of(plan, plan.mlp_in) == "layer_norm":
+    norm = replay.part(module, plan, 0, path)
+    if replay.kind_of(plan, 0, path) == "layer_norm":
         entered = entered - entered.mean(-1, keepdim=True)
-    return entered * (entered.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return entered * (entered.square().mean(-1, keepdim=True) + linearize.epsilon(norm)).rsqrt()
 
 
 # Pieces of the vocabulary.

@@ -4,6 +4,6 @@ Knows nnsight (with `ndif`, the only room that does), which modules a family has
 Refuses to know what a pass is for: methods, selection, circuits, files.
 
 Door: `model.Model` and `load`, `passes`; `backend` for whoever runs models elsewhere, `sizes.Shape` for planners,
-`state.undisturbed` for whoever computes, `folder.out_of_memory`, and `families`, `head`, `interventions`, `rules` and
-`traces` for functions that travel to a server.
+`state.undisturbed` for whoever computes, `registry.register_family`, `folder.out_of_memory`, and `experts`, `families`,
+`head`, `interventions`, `rules` and `traces` for functions that travel to a server.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tracer.errors import ModelError, first_line, option, quoted
-from tracer.model import folder
+from tracer.model import folder, multimodal
 from tracer.system import jsontext, wholefile
 
 NOT_WEIGHTS = frozenset(
     "PROMPT_TUNING MULTITASK_PROMPT_TUNING P_TUNING PREFIX_TUNING ADAPTION_PROMPT CPT CARTRIDGE XLORA POLY".split()
 )
 """Kinds that add tokens, or parts that depend on the prompt, rather than change weights."""
+_PREFIX = "base_model.model."
+"""What peft puts before the names of a model's weights."""
 _PROBE = 8
 """Tokens on which merged and unmerged are compared."""
 
@@ -92,8 +94,12 @@ def find(name: str | Path, revision: str | None = None) -> Adapter:
     return Adapter(given, path, config)
 
 
-def merged(module: nn.Module, adapter: Adapter) -> nn.Module:
+def merged(module: nn.Module, adapter: Adapter, kind: str | None = None) -> nn.Module:
     """The module with the adapter in its weights.
+
+    Args:
+        kind: the type of the whole model where the module is only its text part; then what the adapter changes beside
+            that part is left out.
 
     Raises:
         ModelError: the adapter is of another model or of an unknown kind, or the merged model is not what the two
@@ -108,7 +114,7 @@ def merged(module: nn.Module, adapter: Adapter) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what peft warns of is an error here
-            return _merged(module, adapter)
+            return _merged(module, adapter, kind)
     except ModelError:
         raise
     except Exception as error:
@@ -118,7 +124,7 @@ def merged(module: nn.Module, adapter: Adapter) -> nn.Module:
         raise ModelError(adapter.shown, rule, "give the base model that it was made on") from error
 
 
-def _merged(module: nn.Module, adapter: Adapter) -> nn.Module:
+def _merged(module: nn.Module, adapter: Adapter, kind: str | None) -> nn.Module:
     from peft import PeftConfig, get_peft_model
     from peft import __version__ as version
     from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
@@ -133,8 +139,10 @@ def _merged(module: nn.Module, adapter: Adapter) -> nn.Module:
             adapter.shown, "replicates layers, so that neurons have no layer of their own", "merge it first"
         )
     config.inference_mode = True
-    whole: Any = get_peft_model(module, config)  # type: ignore[arg-type]
     weights = load_file(adapter.folder / folder.ADAPTER_WEIGHTS)
+    if kind is not None:
+        weights = _of_text_part(config, weights, module, adapter.shown, kind)
+    whole: Any = get_peft_model(module, config)  # type: ignore[arg-type]
     wanted = set(get_peft_model_state_dict(whole, save_embedding_layers=False))
     for left, what in ((weights.keys() - wanted, "without a place in it"), (wanted - weights.keys(), "missing")):
         if left:
@@ -150,6 +158,39 @@ def _merged(module: nn.Module, adapter: Adapter) -> nn.Module:
         rule = f"merged into the weights it gives other logits than beside them (by {gap:.2g} of the largest)"
         raise ModelError(adapter.shown, rule, "it is of a kind that cannot be merged: use another, or the base model")
     return module
+
+
+def _of_text_part(
+    config: Any, weights: Mapping[str, Tensor], module: nn.Module, shown: str, kind: str
+) -> dict[str, Tensor]:
+    """The weights of an adapter of a whole model that are its text part's, by their names there.
+
+    Args:
+        config: peft's, which is changed: it names the modules that those weights are of.
+    """
+    bare = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
+    kept = {multimodal.renamed(name): value for name, value in bare.items() if not multimodal.is_beside(kind, name)}
+    if not kept:
+        raise ModelError(shown, f"changes nothing of the text part of {kind!r}", "leave it out")
+    parts = {path for path, _ in module.named_modules()}
+    saved = tuple(getattr(config, "modules_to_save", None) or ())
+    changed = {_owner(name, parts) for name in kept}
+    config.target_modules = {path for path in changed if path.rpartition(".")[2] not in saved}
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    for field in ("rank_pattern", "alpha_pattern"):
+        given = {multimodal.renamed(name): value for name, value in (getattr(config, field, None) or {}).items()}
+        if odd := [name for name in given if "language_model" in name or "text_model" in name]:
+            rule = f"has a {field} for {quoted(odd[0])}, which is not a name of the text part"
+            raise ModelError(shown, rule, "merge it into the whole model with peft, and give that")
+        setattr(config, field, given)
+    return {_PREFIX + name: value for name, value in kept.items()}
+
+
+def _owner(name: str, parts: Container[str]) -> str:
+    """The module that a weight of an adapter belongs to."""
+    while name and name not in parts:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def _logits(module: Any) -> Tensor:

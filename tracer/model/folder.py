@@ -24,9 +24,9 @@ import torch
 
 from tracer import demo
 from tracer.errors import ModelError, TracerError, first_line, option, quoted
-from tracer.model import dequantised, gguf
-from tracer.model.families import FAMILIES, TEXT_PARTS
-from tracer.model.multimodal import BESIDE
+from tracer.model import dequantised, gguf, multimodal
+from tracer.model.families import discover, listed
+from tracer.model.wholes import TEXT_PARTS
 from tracer.system import jsontext, wholefile
 
 ADAPTER = "adapter_config.json"
@@ -140,8 +140,8 @@ def _of_files(given: str, revision: str | None) -> Source:
     _check_layers(shown(given), config)
     said = tuple(_left_out(given, config))
     if (kind := config.get("model_type")) in TEXT_PARTS:
-        rest = "its vision part is left out, so that prompts are text alone"
-        said += (f"{shown(given)} also takes images: its text part ({TEXT_PARTS[kind]}) is loaded, {rest}",)
+        rest = "its text part is loaded alone, so that prompts are text alone"
+        said += (f"{shown(given)} ({kind}) also takes {TEXT_PARTS[kind].takes}: {rest}",)
     if code:
         used = f"model and tokenizer are what transformers has for the type {config.get('model_type')!r}"
         said += (f"{shown(given)} names code of its own ({', '.join(code)}), which is not run: {used}",)
@@ -204,7 +204,7 @@ def check_fit(source: Source, report: Mapping[str, Any]) -> None:
         )
     extra = sorted(key for key in report["unexpected_keys"] if not _COMPUTED.search(key))
     if source.has_text_part:
-        extra = [key for key in extra if not BESIDE.search(key)]
+        extra = [key for key in extra if not multimodal.is_beside(source.config["model_type"], key)]
     if extra:
         raise ModelError(
             name,
@@ -358,15 +358,17 @@ def _check_type(name: str, config: Mapping[str, Any], code: list[str]) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str | None):
         raise ModelError(name, f"its config.json has model_type={quoted(kind)}, which is not text", "correct it")
+    if kind is not None and kind not in CONFIG_MAPPING:
+        discover()  # a package that has families has their configurations
     if kind is None or kind in CONFIG_MAPPING:
         return
     if code:
         rule = (
             f"its model type {kind!r} is defined by code that comes with it ({', '.join(code[:3])}), which is never run"
         )
-        raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
+        raise ModelError(name, rule, f"use a model of a type that has rules: {listed()}")
     rule = f"its model type {kind!r} is not known to transformers {version}"
-    raise ModelError(name, rule, f"use a model of a type that has rules: {', '.join(FAMILIES)}")
+    raise ModelError(name, rule, f"use a model of a type that has rules: {listed()}")
 
 
 def _check_layers(name: str, config: Mapping[str, Any]) -> None:

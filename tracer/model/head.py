@@ -21,15 +21,16 @@ PIECE = 2**24
 
 
 def of(nn: Any, plan: SimpleNamespace, rules: frozenset[str] = frozenset()) -> SimpleNamespace:
-    """The head of a model: its `weight` [vocab, d_model] and `bias` (or None), the logits' soft-`cap` (or None), and
-    whether that is `linear`: an activation that a rule replaces."""
+    """The head of a model: its `weight` [vocab, d_model] and `bias` (or None), the constant `scale` of its logits,
+    their soft-`cap` (or None), and whether that is `linear`: an activation that a rule replaces."""
     part = nn.get(plan.head)._module
-    bias = getattr(part, "bias", None)
-    return SimpleNamespace(weight=part.weight, bias=bias, cap=plan.soft_cap, linear="activation" in rules)
+    bias, scale = getattr(part, "bias", None), plan.logit_scale
+    return SimpleNamespace(weight=part.weight, bias=bias, scale=scale, cap=plan.soft_cap, linear="activation" in rules)
 
 
 def capped(head: SimpleNamespace, raw: Tensor) -> Tensor:
-    """Logits behind the soft-cap, if there is one."""
+    """Logits of what the head gives: times their constant, and behind the soft-cap, if there is one."""
+    raw = raw if head.scale == 1 else raw * head.scale
     if head.cap is None:
         return raw
     value = head.cap * torch.tanh(raw / head.cap)
@@ -44,10 +45,10 @@ def of_tokens(head: SimpleNamespace, hidden: Tensor, tokens: Tensor) -> Tensor:
 
 
 def targets(head: SimpleNamespace, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """As `of_tokens`, and by how much the soft-cap shrinks each of them [row]: 1 where there is none."""
-    raw = of_tokens(SimpleNamespace(**{**vars(head), "cap": None}), hidden, tokens)
+    """As `of_tokens`, and what the logits' constant and soft-cap multiply each of them by [row]."""
+    raw = of_tokens(SimpleNamespace(**{**vars(head), "scale": 1.0, "cap": None}), hidden, tokens)
     value = capped(head, raw)
-    return value, torch.where(raw == 0, 1.0, value / torch.where(raw == 0, 1.0, raw))
+    return value, torch.where(raw == 0, head.scale, value / torch.where(raw == 0, 1.0, raw))
 
 
 def pieces(head: SimpleNamespace, hidden: Tensor, width: int = 1) -> Iterator[tuple[int, Tensor]]:
@@ -56,13 +57,12 @@ def pieces(head: SimpleNamespace, hidden: Tensor, width: int = 1) -> Iterator[tu
     Args:
         width: how many numbers are held for each row and token.
     """
-    hidden = hidden.detach().to(head.weight.device)
+    hidden, plain = hidden.detach().to(head.weight.device), SimpleNamespace(**{**vars(head), "linear": False})
     size = max(1, PIECE // max(1, len(hidden) * width))
     for first in range(0, len(head.weight), size):
         raw = (hidden @ head.weight[first : first + size].T).float()
         bias = None if head.bias is None else head.bias[first : first + size].float()
-        value = raw if bias is None else raw + bias
-        yield first, value if head.cap is None else head.cap * torch.tanh(value / head.cap)
+        yield first, capped(plain, raw if bias is None else raw + bias)
 
 
 def summed(head: SimpleNamespace, hidden: Tensor, kind: str) -> Tensor:
@@ -87,13 +87,14 @@ def summed(head: SimpleNamespace, hidden: Tensor, kind: str) -> Tensor:
 
 
 def _slope(head: SimpleNamespace, value: Tensor) -> Tensor | float:
-    """The derivative of the soft-cap, or the factor that a rule puts in its place, from its values."""
+    """The derivative of logits to what the head gives, from their values: the constant times the soft-cap's, or times
+    the factor that a rule puts in the place of that."""
     if head.cap is None:
-        return 1.0
+        return head.scale
     tanh = value / head.cap
     if not head.linear:
-        return 1 - tanh.square()
-    return torch.where(tanh == 0, 1.0, tanh / torch.where(tanh == 0, 1.0, torch.atanh(tanh)))
+        return head.scale * (1 - tanh.square())
+    return head.scale * torch.where(tanh == 0, 1.0, tanh / torch.where(tanh == 0, 1.0, torch.atanh(tanh)))
 
 
 def weighed(head: SimpleNamespace, rows: Tensor, tokens: Tensor, metric: SimpleNamespace) -> Tensor:

@@ -17,9 +17,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tracer.metrics import read as read_logits
-from tracer.model import head
+from tracer.metrics import summed
+from tracer.model import experts, head
 from tracer.model import rules as linearize
 
+Edit = Callable[[int, Tensor, SimpleNamespace | None], Tensor]
 SAMPLE = 4096
 """Values of each parameter that a fingerprint covers."""
 
@@ -39,55 +41,194 @@ def walk(
     rules: frozenset[str],
     visit: Callable[[Any, int], Any],
     constants: list[SimpleNamespace] | None = None,
+    reads: SimpleNamespace | None = None,
+    basis: str = "activation",
+    slots: list[SimpleNamespace | None] | None = None,
 ) -> list[Any]:
-    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's down projection.
+    """Walk the blocks, linearise their modules, and return what `visit` makes of each layer's nodes of a `basis`:
+    `experts.Mixture`, or `experts.Dense` of the module whose input or output they are (`node_module`).
 
     Args:
         constants: receives those of each block's linearisation; see `observe`.
+        reads: receives what the metric is read from; see `inside`.
+        slots: receives where each layer's neurons are, None of a layer without experts; see `experts.slots`.
     """
     visited = []
+    hold(nn, plan, rules)
     blocks = list(nn.get(plan.blocks))
-    linearize.prepare(blocks, plan.steps)
-    for layer, block in enumerate(blocks):
-        found = SimpleNamespace(scales={}, up=None)
-        for kind, path in plan.steps:
+    linearize.prepare(blocks, [part.steps for part in plan.layers])
+    sizes = [] if constants is None else stream_sizes(nn, plan)
+    for layer, (block, laid) in enumerate(zip(blocks, plan.layers, strict=True)):
+        found = SimpleNamespace(scales={}, up=None, output_gate=None, value_factor=None)
+        last = last_inside(laid, where := node_module(laid, basis))
+        for number, (kind, path) in enumerate(laid.steps):
             module = block.get(path)
             if constants is not None:
-                observe(found, kind, path, block, plan)
-            if kind == "neurons":
-                visited.append(visit(module, layer))
+                observe(found, kind, path, block, laid)
+            if kind in ("neurons", "mixture"):
+                site = experts.Dense(module) if laid.experts is None else experts.Mixture(block, laid.experts, rules)
+                at_neurons(found, site, layer, constants, reads, slots)
+                visited += [visit(site, layer)] if path == where else []
+                behind_neurons(found, site, laid, constants)
             else:
                 linearize.apply(kind, module, rules)
-            if constants is not None and kind == "attention":  # the kernel runs once its inputs are set
-                found.pattern = linearize.pattern(module, found.kernel).float()
-            elif constants is not None and kind == "neurons":
-                found.output = module.output.detach().float()
+            if constants is not None and kind in ("attention", "delta"):  # runs once its inputs are set
+                mixed(found, kind, module, laid)
+            if number == last:
+                visited.append(visit(experts.Dense(block.get(where)), layer))
+        if where is None:
+            visited.append(visit(experts.Dense(block), layer))
+        if reads is not None and (reads.kind, reads.layer) == ("direction", layer):
+            reads.state = experts.Dense(block).output()
         if constants is not None:
-            constants.append(found)
+            constants.append(resized(found, laid, sizes[layer]))
     return visited
 
 
-def observe(found: SimpleNamespace, kind: str, path: str, block: Any, plan: SimpleNamespace) -> None:
+def hold(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> None:
+    """Linearise what runs before the blocks, and hold what it gives constant."""
+    for kind, path in plan.constants:
+        linearize.apply(kind, nn.get(path), rules)
+        linearize.apply("constant", nn.get(path), rules)
+
+
+def stream_sizes(nn: Any, plan: SimpleNamespace) -> list[float]:
+    """What the residual stream is multiplied by before each block, and behind the last, by numbers of earlier blocks.
+
+    The replay walks the stream without: what each part adds is divided by it, and what reads the stream multiplies. For
+    an attention both cancel; for an MLP and the final norm it is put into the norms' statistics.
+    """
+    sizes = [1.0]
+    for block, laid in zip(nn.get(plan.blocks), plan.layers, strict=True):
+        sizes.append(sizes[-1] * (1.0 if laid.scalar is None else float(getattr(block._module, laid.scalar))))
+    return sizes
+
+
+def resized(found: SimpleNamespace, laid: SimpleNamespace, size: float) -> SimpleNamespace:
+    """A block's constants with what the stream is multiplied by in the statistics of the norms around its MLP
+    (`stream_sizes`)."""
+    if size != 1.0:
+        found.scales[laid.mlp_in] = found.scales[laid.mlp_in] * size
+        found.scales[laid.mlp_out] = found.scales[laid.mlp_out] / size
+    return found
+
+
+def mixed(found: SimpleNamespace, kind: str, module: Any, laid: SimpleNamespace) -> None:
+    """Add the pattern of what carries values from token to token, with the norms before it, to a block's constants."""
+    if kind == "delta":
+        found.pattern, width = linearize.delta_pattern(module)
+        found.value_factor = found.value_factor[..., -width:]
+        return
+    found.pattern = linearize.pattern(module, found.kernel).float()
+    for norm in (laid.value_norm, laid.latent_norm):
+        found.pattern = of_normed(found.pattern, found.scales.pop(norm, None))
+
+
+def of_normed(pattern: Tensor, scale: Tensor | None) -> Tensor:
+    """A pattern [prompt, head, query, key] times the statistic of a norm before it, of values [prompt, column, value
+    head] or of a latent [prompt, column]; None: there is none."""
+    if scale is None:
+        return pattern
+    by_head = scale[:, None]
+    if scale.ndim == 3:
+        by_head = scale.transpose(1, 2).repeat_interleave(pattern.shape[1] // scale.shape[2], 1)
+    return pattern * by_head[:, :, None].to(pattern.device)
+
+
+def node_module(laid: SimpleNamespace, basis: str) -> str | None:
+    """Path in a block of the module that has a basis's nodes: the down projection; of the basis ``attention`` the
+    attention or the norm behind it, whose output is what is added to the residual stream; None for the block itself, of
+    the basis ``residual``."""
+    if basis == "residual":
+        return None
+    if basis == "attention":
+        return laid.attention_out or next(path for kind, path in laid.steps if kind in ("attention", "delta"))
+    return laid.down
+
+
+def last_inside(laid: SimpleNamespace, where: str | None) -> int | None:
+    """Number of a block's last step in the module at `where`: its output comes behind all that is read in it. None
+    for the block itself, and for the neurons, which have a step of their own."""
+    if where in (None, laid.down):
+        return None
+    return max(number for number, (_, path) in enumerate(laid.steps) if f"{path}.".startswith(f"{where}."))
+
+
+def inside(metric: SimpleNamespace | None) -> SimpleNamespace | None:
+    """Where a metric is read that is not one of logits: its `kind` and `layer`; `walk` puts the `state` there that is
+    read [prompt, column, coordinate], `score` the `values` of its terms. None for a metric of logits."""
+    if metric is None or metric.of is None:
+        return None
+    return SimpleNamespace(kind=metric.of.kind, layer=metric.of.layer, state=None, slots=None, values=None)
+
+
+def at_neurons(
+    found: SimpleNamespace,
+    site: Any,
+    layer: int,
+    constants: Any,
+    reads: SimpleNamespace | None,
+    slots: list[SimpleNamespace | None] | None,
+) -> None:
+    """What is read of a layer's neurons before anything is done to them: for the constants of its block, for a metric
+    that is one of them, and where they are."""
+    if constants is not None:
+        observe_neurons(found, site)
+    if reads is not None and (reads.kind, reads.layer) == ("neuron", layer):
+        reads.state, reads.slots = site.read(), site.slots
+    if slots is not None:
+        slots.append(site.slots)
+
+
+def behind_neurons(found: SimpleNamespace, site: Any, laid: SimpleNamespace, constants: Any) -> None:
+    """What is read behind them, and passed on as a copy where the block adds to it in place."""
+    if constants is not None:
+        found.output = site.output().detach().float()
+    if laid.in_place:
+        site.set_output(site.output().clone())
+
+
+def observe(found: SimpleNamespace, kind: str, path: str, block: Any, laid: SimpleNamespace) -> None:
     """Add the constants of one module's linearisation to its block's, read in the order that modules run.
 
     Those are: norms' `scales` by path [prompt, column], but for queries' and keys', which the pattern has in it; the
-    activation's input `gate` and the other factor `up` (None without one) [prompt, column, d_mlp]; and the `values` of
-    the down projection's input. `walk` adds the attention `pattern` [prompt, head, query, key], which comes of its
-    `kernel`, and the MLP's `output` [prompt, column, d_model].
+    attention's `output_gate` [prompt, column, head and coordinate], None without one, with it the norm of a delta net's
+    mixed values; the `value_factor` of its convolution's activation, alike; the activation's input `gate` and the other
+    factor `up` (None without one) [prompt, column, d_mlp]. `walk` adds the neurons (`observe_neurons`), the attention
+    `pattern` [prompt, head, query, key], which comes of its `kernel` and has the norms of values and of a latent in it,
+    and the MLP's `output` [prompt, column, d_model].
     """
     module = block.get(path)
     if kind == "attention":
         found.kernel = linearize.kernel(module)
-    elif path in (plan.attention_in, plan.attention_out, plan.mlp_in, plan.mlp_out):
+    elif kind == "output_gate":
+        found.output_gate = linearize.output_gate_call(module).output.detach().flatten(2)
+    elif kind == "delta_values":
+        found.value_factor = linearize.value_factor(module)
+    elif kind == "norm_gate":
+        found.output_gate = torch.nn.functional.silu(module.inputs[0][1].detach().float())
+    elif path == laid.heads_norm:
+        heads = found.output_gate * module.weight.float() * linearize.scale(kind, module).detach()[..., None]
+        found.output_gate = heads.reshape(len(found.pattern), found.pattern.shape[-1], -1)
+    elif path in (laid.attention_in, laid.attention_out, laid.mlp_in, laid.mlp_out, laid.value_norm, laid.latent_norm):
         found.scales[path] = linearize.scale(kind, module).detach()
     elif kind == "activation":
-        if plan.gate is not None and plan.gate == plan.up:
-            found.up = block.get(plan.up).output.detach().chunk(2, dim=-1)[1]
+        if laid.gate is not None and laid.gate == laid.up:
+            found.up = block.get(laid.up).output.detach().chunk(2, dim=-1)[1]
         found.gate = module.input.detach()
-    elif kind == "product" and plan.gate != plan.up:
-        found.up = block.get(plan.up).output.detach()
-    elif kind == "neurons":
-        found.values = module.input.detach()
+    elif kind == "product" and laid.gate != laid.up:
+        found.up = block.get(laid.up).output.detach()
+
+
+def observe_neurons(found: SimpleNamespace, site: Any) -> None:
+    """The same of neurons: their `values`, and where they are (`slots`); of a mixture also their `gate` and `up`
+    [prompt, column, place], and what each slot's input and output are multiplied by (`reads`, None for 1, and
+    `writes`, the shared experts' last) [prompt, column, slot]."""
+    found.values, found.slots = site.read().detach(), site.slots
+    if site.slots is not None:
+        parts = site.gate, site.up, site.reads, site.writes
+        split = [None if part is None else part.detach().unflatten(0, site.shape[:-1]) for part in parts]
+        found.gate, found.up, found.reads, found.writes = split
 
 
 def stop(tracer: Any, plan: SimpleNamespace, stops: list[BaseException]) -> None:
@@ -116,29 +257,37 @@ def through_blocks(
     plan: SimpleNamespace,
     rules: frozenset[str],
     basis: str,
-    edit: Callable[[int, Tensor], Tensor] | None = None,
+    edit: Edit | None = None,
     constants: list[SimpleNamespace] | None = None,
+    reads: SimpleNamespace | None = None,
+    slots: list[SimpleNamespace | None] | None = None,
 ) -> list[Tensor]:
-    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants` as in `walk`."""
-    return walk(nn, plan, rules, lambda down, layer: neurons(down, layer, basis, edit), constants)
+    """Walk the blocks, set what `edit` changes, and return each layer's neurons; `constants`, `reads` and `slots` as in
+    `walk`, but that the nodes of other bases have no slots."""
+    found = walk(nn, plan, rules, lambda site, layer: neurons(site, layer, basis, edit), constants, reads, basis, slots)
+    if slots is not None and basis != "activation":
+        slots[:] = [None] * len(slots)
+    return found
 
 
-def neurons(down: Any, layer: int, basis: str, edit: Callable[[int, Tensor], Tensor] | None) -> Tensor:
-    """The neurons of one layer, after `edit` if given."""
+def neurons(site: Any, layer: int, basis: str, edit: Edit | None) -> Tensor:
+    """The nodes of one layer, after `edit` if given: of the layer, its nodes, and where they are."""
     if basis == "activation":
         if edit is not None:
-            down.input = edit(layer, down.input)
-        return down.input
+            changed = edit(layer, site.read(), site.slots)
+            if changed is not site.read():
+                site.set(changed)
+        return site.read()
     if edit is not None:
-        down.output = edit(layer, down.output)
-    return down.output
+        site.set_output(edit(layer, site.output(), None))
+    return site.output()
 
 
 def final(nn: Any, plan: SimpleNamespace, rules: frozenset[str], scales: list[Tensor] | None = None) -> Tensor:
     """What leaves the linearised final norm [prompt, column, d_model]; `scales` receives that norm's, per column."""
     kind, path = plan.final_norm
     if scales is not None:
-        scales.append(linearize.scale(kind, nn.get(path)).detach())
+        scales.append(linearize.scale(kind, nn.get(path)).detach() * stream_sizes(nn, plan)[-1])
     linearize.apply(kind, nn.get(path), rules)
     return nn.get(path).output
 
@@ -151,19 +300,30 @@ def logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str]) -> Tensor:
     out = nn.output.logits
     if plan.soft_cap is None or "activation" not in rules:
         return out
+    uncapped = uncapped if plan.logit_scale == 1 else uncapped * plan.logit_scale
     return linearize.soft_cap(out, uncapped, plan.soft_cap)
 
 
 def score(
-    nn: Any, plan: SimpleNamespace, rules: frozenset[str], metric: SimpleNamespace, scales: list[Tensor] | None = None
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    metric: SimpleNamespace,
+    scales: list[Tensor] | None = None,
+    reads: SimpleNamespace | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The metric [prompt], the tokens of its terms [term], and what they were read from: the hidden states behind the
     final norm [prompt, column, d_model] or, where rows of the head cannot be read, the logits of the last columns.
 
     Args:
         metric: the fields of a `Metric`. A token of -n is the model's own n-th likeliest at that place.
-        scales: receives the final norm's, per column.
+        scales: receives the final norm's, per column. reads: what was read inside the model, for a metric of that.
     """
+    if reads is not None:
+        state = final(nn, plan, rules, scales)
+        source = state if plan.head_rows else nn.output.logits
+        reads.values = inside_values(metric, reads, state)
+        return summed(reads.values, metric.row, metric.weight, metric.n_prompts), metric.token, source
     if not plan.head_rows:
         source = logits(nn, plan, rules)
         tokens = metric.token
@@ -184,9 +344,23 @@ def score(
     return head.weighed(unit, rows, tokens, metric), tokens, source
 
 
-def asked(nn: Any, plan: SimpleNamespace, metric: SimpleNamespace | None) -> Tensor:
+def inside_values(metric: SimpleNamespace, reads: SimpleNamespace, behind: Tensor) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, float32; `behind` is the state behind
+    the final norm."""
+    state = behind if reads.state is None else reads.state
+    rows = state[metric.row.to(state.device), metric.column.to(state.device)].float()
+    if metric.of.kind == "neuron":
+        at = torch.full_like(metric.row, metric.of.neuron)
+        place = experts.places(reads.slots, metric.row, metric.column, at).to(rows.device)
+        return torch.where(place < 0, 0.0, rows.gather(-1, place.clamp_min(0)[:, None])[:, 0])
+    return (rows * metric.of.vector.to(rows.device)).sum(-1)
+
+
+def asked(
+    nn: Any, plan: SimpleNamespace, metric: SimpleNamespace | None, reads: SimpleNamespace | None = None
+) -> Tensor:
     """The metric [prompt] or, without one, the likeliest next token."""
-    return greedy(nn, plan) if metric is None else score(nn, plan, frozenset(), metric)[0]
+    return greedy(nn, plan) if metric is None else score(nn, plan, frozenset(), metric, None, reads)[0]
 
 
 def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
@@ -196,8 +370,19 @@ def greedy(nn: Any, plan: SimpleNamespace) -> Tensor:
     return head.likeliest(head.of(nn, plan), final(nn, plan, frozenset())[:, -1], 1)[:, 0]
 
 
-def target_logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str], logits_at: Sequence[Tensor]) -> list[Tensor]:
-    """Each prompt's logits at rows of (column, token); columns count from the end."""
+def target_logits(
+    nn: Any,
+    plan: SimpleNamespace,
+    rules: frozenset[str],
+    logits_at: Sequence[Tensor],
+    metric: SimpleNamespace | None = None,
+    reads: SimpleNamespace | None = None,
+) -> list[Tensor]:
+    """Each prompt's logits at rows of (column, token), columns counted from the end; or the values of a `metric` of
+    something inside the model, which `reads` has."""
+    if metric is not None and reads is not None:
+        values = inside_values(metric, reads, final(nn, plan, rules))
+        return list(values.split(torch.bincount(metric.row, minlength=metric.n_prompts).tolist()))
     if not plan.head_rows:
         out = logits(nn, plan, rules)
         return [out[row, at[:, 0], at[:, 1]] for row, at in enumerate(logits_at)]
@@ -205,31 +390,53 @@ def target_logits(nn: Any, plan: SimpleNamespace, rules: frozenset[str], logits_
     return [head.of_tokens(unit, source[row, at[:, 0]], at[:, 1]) for row, at in enumerate(logits_at)]
 
 
-def detach_mlp(down: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+def detach_mlp(site: Any, basis: str) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
     """Detach one MLP's output, so that no path runs through it. Returns its neurons, the same as a leaf and that leaf's
     output (both None in the basis ``output``), and the detached output, a leaf too.
 
     Leaves are as wide as the residual stream: gradients to all layers' neurons would be several times larger.
     """
     if basis == "output":
-        before, inner, inside = down.output, None, None
+        before, inner, inside = site.output(), None, None
     else:
-        before = down.input
+        before = site.read()
         inner = before.detach().clone().requires_grad_(True)
-        down.input = inner
-        inside = down.output
-    leaf = down.output.detach().clone().requires_grad_(True)
-    down.output = leaf
+        site.set(inner)
+        inside = site.output()
+    leaf = site.output().detach().clone().requires_grad_(True)
+    site.set_output(leaf)
     return before, inner, inside, leaf
 
 
-def pick(down: Any, neurons: Tensor) -> Tensor:
-    """The values of some neurons of one layer, at every column [prompt, column, neuron]; what is not asked for is not
-    read."""
+def pick(site: Any, neurons: Tensor) -> Tensor:
+    """The values of some neurons of one layer, at every column [prompt, column, neuron], 0 where an expert did not run;
+    what is not asked for is not read."""
     if not len(neurons):
         return torch.zeros(0)
-    value = down.input
-    return value.detach()[..., neurons.to(value.device)].float().cpu()
+    value = site.read().detach()
+    if site.slots is None:
+        return value[..., neurons.to(value.device)].float().cpu()
+    row, column, number = torch.meshgrid(*(torch.arange(size) for size in value.shape[:2]), neurons, indexing="ij")
+    at = experts.places(site.slots, row, column, number)
+    return torch.where(at < 0, 0.0, value.gather(-1, at.clamp_min(0)).float()).cpu()
+
+
+def at_places(
+    nodes: Sequence[Tensor], slots: Sequence[SimpleNamespace | None]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Nodes, of each prompt rows of (layer, column, neuron), with neurons' places for their numbers; and which of them
+    are there [node], None where all are: of those that are not, the place is any."""
+    found, there = [], []
+    for row, rows in enumerate(nodes):
+        placed, ran = rows.clone(), torch.ones(len(rows), dtype=torch.bool)
+        for layer, where in enumerate(slots):
+            mine = (rows[:, 0] == layer).nonzero()[:, 0] if where is not None else rows[:0, 0]
+            if len(mine):
+                at = experts.places(where, row, rows[mine, 1], rows[mine, 2]).cpu()
+                placed[mine, 2], ran[mine] = at.clamp_min(0), at >= 0
+        found.append(placed)
+        there.append(None if bool(ran.all()) else ran)
+    return found, there
 
 
 def gather_nodes(layers: Sequence[Tensor], row: int, nodes: Tensor) -> Tensor:
@@ -288,6 +495,26 @@ def direct_weights(
     return answers
 
 
+def only_there(
+    ran: Tensor | None, values: Tensor, parts: tuple[Tensor, Tensor, Tensor, Tensor | None]
+) -> tuple[Any, ...]:
+    """What `direct_weights` gives of a prompt behind its targets' values, 0 where a node is not there."""
+    weight, embedding, incoming, moved = parts
+    if ran is None:
+        return values, weight, embedding, incoming, moved
+    target = torch.cat([ran, torch.ones(len(values) - len(ran), dtype=torch.bool)])
+    weight = weight * target[:, None] * ran
+    if moved is not None:
+        source = torch.cat([ran, torch.ones(moved.shape[1] - len(ran), dtype=torch.bool)])
+        moved = moved * target[:, None] * source
+    return values * target, weight, embedding * target[:, None], incoming * target, moved
+
+
+def rows_there(ran: Tensor | None, values: Tensor) -> Tensor:
+    """Rows of nodes [node, ...], 0 where a node is not there."""
+    return values if ran is None else values * ran[:, None]
+
+
 def weights_into(
     cuts: Sequence[tuple[Tensor, Tensor | None, Tensor | None, Tensor]],
     entered: Tensor,
@@ -304,8 +531,7 @@ def weights_into(
             that are meant.
     """
     leaves, given = [parts[3] for parts in cuts], [None] * len(nodes) if baselines is None else baselines[0]
-    more = {"is_grads_batched": True, "allow_unused": True, "materialize_grads": True, "retain_graph": True}
-    grads = torch.autograd.grad(summed, [*leaves, entered], unit, **more)
+    grads = slopes(summed, [*leaves, entered], unit)
     parts: list[list[list[Tensor]]] = [[[], []] for _ in nodes]
     total = torch.zeros(len(unit), len(nodes))
     for layer, ((_, inner, inside, leaf), grad) in enumerate(zip(cuts, grads, strict=False)):
@@ -333,6 +559,16 @@ def weights_into(
     return [
         (torch.cat(weights, -1), embedded[:, row], total[:, row], *([torch.cat(moved, -1)] if moved else []))
         for row, (weights, moved) in enumerate(parts)
+    ]
+
+
+def slopes(values: Tensor, inputs: Sequence[Tensor], unit: Tensor) -> list[Tensor]:
+    """The gradients to each input of some of the values, those of the rows of `unit` [row, *input]; zero to an input
+    that has no part in them."""
+    how = {"is_grads_batched": True, "allow_unused": True, "retain_graph": True}
+    found = torch.autograd.grad(values, inputs, unit, **how)
+    return [
+        one.new_zeros(len(unit), *one.shape) if grad is None else grad for one, grad in zip(inputs, found, strict=True)
     ]
 
 
@@ -387,12 +623,12 @@ def effects_on_logits(
     """For each prompt, the total effect of each of its nodes on each of its logits [node, logit]: how far the node is
     from its baseline times the logit's gradient. Arguments as of `effects_on_nodes`; `ends` are the logits."""
     found = [torch.zeros(len(rows), len(logits)) for rows, logits in zip(nodes, ends, strict=True)]
-    summed, size = added_up(ends), sum(values.numel() for values in layers)
-    for unit in torch.eye(len(summed), dtype=summed.dtype, device=summed.device).split(
+    both, size = added_up(ends), sum(values.numel() for values in layers)
+    for unit in torch.eye(len(both), dtype=both.dtype, device=both.device).split(
         max(1, min(64, max_bytes // (4 * size)))
     ):
         first = int(unit[0].argmax())
-        grads = torch.autograd.grad(summed, layers, unit, is_grads_batched=True, retain_graph=True)
+        grads = slopes(both, layers, unit)
         for row, (rows, into) in enumerate(zip(nodes, found, strict=True)):
             here = into[:, first : first + len(unit)]
             for layer, grad in enumerate(grads):
@@ -407,25 +643,33 @@ def effects_on_logits(
 
 def first_output(nn: Any, plan: SimpleNamespace) -> Tensor:
     """What leaves the first block [prompt, column, d_model]."""
-    out = next(iter(nn.get(plan.blocks))).output
-    return out[0] if isinstance(out, tuple) else out
+    return experts.Dense(next(iter(nn.get(plan.blocks)))).output()
 
 
 def apply_edits(
-    edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]], layer: int, value: Tensor
+    edits: Sequence[tuple[int, Tensor, Tensor | float, Tensor | float]],
+    layer: int,
+    value: Tensor,
+    where: SimpleNamespace | None,
 ) -> Tensor:
     """A layer's neurons after every edit (layer, mask, scale, shift) of that layer, in order."""
+    width = value.shape[-1]
     for at, mask, *parts in edits:
         if at == layer:
             scale, shift = (
-                part.to(value.device, value.dtype) if isinstance(part, torch.Tensor) else part for part in parts
+                experts.placed(part, where, width).to(value.device, value.dtype)
+                if isinstance(part, torch.Tensor) and part.dim()
+                else part
+                for part in parts
             )
-            value = torch.where(mask.to(value.device), value * scale + shift, value)
+            value = torch.where(experts.placed(mask, where, width).to(value.device), value * scale + shift, value)
     return value
 
 
-def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Tensor:
-    """A layer's neurons with single ones multiplied.
+def scale_nodes(
+    value: Tensor, layer: int, entries: Tensor, scale: Tensor, where: SimpleNamespace | None = None
+) -> Tensor:
+    """A layer's neurons with single ones multiplied, where they are there.
 
     Args:
         entries: rows of (layer, row, column or -1 for every one, neuron), none twice. scale: of each.
@@ -433,6 +677,8 @@ def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Te
     here = entries[:, 0] == layer
     if not bool(here.any()):
         return value
+    if where is not None:
+        return scale_placed(value, entries[here].long(), scale[here], where)
     changed = value.clone()
     wide = torch.promote_types(value.dtype, torch.float32)
     by = scale[here].to(wide).to(value.device)
@@ -445,14 +691,37 @@ def scale_nodes(value: Tensor, layer: int, entries: Tensor, scale: Tensor) -> Te
     return changed
 
 
-def values_at(value: Tensor, layer: int, members: Tensor) -> Tensor:
-    """A layer's values [row, member] at those members, rows of (layer, column, neuron), that are of the layer."""
+def scale_placed(value: Tensor, entries: Tensor, scale: Tensor, where: SimpleNamespace) -> Tensor:
+    """`scale_nodes` of a mixture: all `entries` are of its layer."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    columns = torch.arange(value.shape[1])
+    by = torch.ones(value.shape, dtype=wide, device=value.device)
+    for (_, row, column, number), factor in zip(entries.tolist(), scale.tolist(), strict=True):
+        at = columns if column < 0 else columns[column : column + 1]
+        place = experts.places(where, row, at, torch.full_like(at, number))
+        ran = place >= 0
+        by[row, at.to(ran.device)[ran], place[ran]] = factor
+    return torch.where(by == 1, value, (value.to(wide) * by).to(value.dtype))
+
+
+def values_at(value: Tensor, layer: int, members: Tensor, where: SimpleNamespace | None = None) -> Tensor:
+    """A layer's values [row, member] at those members, rows of (layer, column, neuron), that are of the layer; 0 where
+    one is not there."""
     _, column, neuron = members[members[:, 0] == layer].long().to(value.device).unbind(-1)
-    return value[:, column, neuron]
+    if where is None:
+        return value[:, column, neuron]
+    row = torch.arange(len(value), device=value.device)[:, None]
+    at = experts.places(where, row, column, neuron.expand(len(value), -1))
+    return torch.where(at < 0, 0, value[row, column, at.clamp_min(0)])
 
 
 def ablate_sets(
-    value: Tensor, layer: int, rows: Tensor, rankings: tuple[int, int, Tensor, Sequence[Tensor]], to: Tensor | None
+    value: Tensor,
+    layer: int,
+    rows: Tensor,
+    rankings: tuple[int, int, Tensor, Sequence[Tensor]],
+    to: Tensor | None,
+    where: SimpleNamespace | None = None,
 ) -> Tensor:
     """A layer's neurons with a set of nodes of each row replaced, or all but that set. Padding stays as it is.
 
@@ -465,6 +734,10 @@ def ablate_sets(
         rankings: see `ordered`.
         to: replacements [other, layer, position, neuron], as long as their rows' prompts or longer; None for zero.
     """
+    if where is not None:
+        return ablate_placed(value, layer, rows, rankings, to, where)
+    if to is not None and to.shape[-1] > value.shape[-1]:  # other layers have more neurons
+        to = to[..., : value.shape[-1]].contiguous()
     inside, begins = ordered(layer, value.shape[-1], rankings)
     mine, first, source = begins[rows[0]], rows[6], rows[5]
     ends = torch.cat([mine[:, :1], mine.gather(1, rows[1:4].T), mine[:, -1:]], 1)
@@ -484,6 +757,43 @@ def ablate_sets(
     values = value.new_zeros(()) if to is None else to.reshape(-1)[new].to(value.device, value.dtype)
     changed.view(-1)[gone.to(value.device)] = values
     return changed
+
+
+def ablate_placed(
+    value: Tensor,
+    layer: int,
+    rows: Tensor,
+    rankings: tuple[int, int, Tensor, Sequence[Tensor]],
+    to: Tensor | None,
+    where: SimpleNamespace,
+) -> Tensor:
+    """`ablate_sets` of a mixture, whose neurons are elsewhere in each row: the level of each is looked up."""
+    _, n_listed, listed, dense = rankings
+    number, changed = experts.numbers(where).cpu(), value.clone()
+    rank, _, position, neuron, level = listed[listed[:, 1] == layer].long().unbind(-1)
+    size = where.count * where.width + where.shared
+    for row in range(len(value)):
+        ranking, first, second, third, stays, source, begin = rows[:, row].tolist()
+        mine, at = number[row, begin:], torch.arange(value.shape[1] - begin)[:, None]
+        if ranking < n_listed:
+            key, order = (position * size + neuron)[rank == ranking].sort()
+            levels = looked_up(key, level[rank == ranking][order], at * size + mine)
+        else:
+            levels = dense[ranking - n_listed][layer][at, mine].long()
+        chosen = (levels < first) | ((levels >= second) & (levels < third))
+        gone = (~chosen if stays else chosen).to(value.device)
+        new = 0.0 if to is None else to[source, layer][at, mine].to(value.device, value.dtype)
+        changed[row, begin:] = torch.where(gone, new, value[row, begin:])
+    return changed
+
+
+def looked_up(keys: Tensor, values: Tensor, wanted: Tensor) -> Tensor:
+    """The value of each wanted key, of rising `keys`; of those that are not among them one above all."""
+    none = torch.full_like(wanted, torch.iinfo(torch.int64).max)
+    if not len(keys):
+        return none
+    found = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    return torch.where(keys[found] == wanted, values[found], none)
 
 
 def replaced_rows(value: Tensor, layer: int, which: Tensor, source: Tensor, first: Tensor, to: Tensor | None) -> Tensor:
@@ -514,7 +824,7 @@ def ordered(layer: int, n_neurons: int, rankings: tuple[int, int, Tensor, Sequen
     key, inside = number * most + level, position * n_neurons + neuron
     found, counts = [inside[key.argsort(stable=True)]], [torch.bincount(key, minlength=n_listed * most)]
     for levels in dense:
-        mine = levels[layer].flatten()
+        mine = levels[layer][:, :n_neurons].flatten()
         found.append(mine.sort(stable=True)[1])
         counts.append(torch.bincount(mine, minlength=most))
     begins = torch.nn.functional.pad(torch.cat(counts).cumsum(0), (1, 0))
@@ -533,28 +843,52 @@ def replace_layer(value: Tensor, other: Tensor, here: bool) -> Tensor:
     return other.to(value.device, value.dtype) if here else value
 
 
-def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor) -> Tensor:
-    """`value` with the neurons at (row, column, neuron), or the embeddings at (row, column), set to `to`."""
+def set_values(value: Tensor, where: tuple[Tensor, ...], to: Tensor, slots: SimpleNamespace | None = None) -> Tensor:
+    """`value` with the neurons at (row, column, neuron), or the embeddings at (row, column), set to `to`; those that
+    are not there are left out."""
     index = tuple(part.to(value.device) for part in where)
+    if slots is not None:
+        at = experts.places(slots, *index)
+        index, to = tuple(part[at >= 0] for part in (*index[:2], at)), to[(at >= 0).to(to.device)]
     return value.clone().index_put(index, to.to(value.device, value.dtype))
 
 
-def pooled(values: Tensor, mask: Tensor, how: str) -> Tensor:
+def pooled(values: Tensor, mask: Tensor, how: str, where: SimpleNamespace | None, n_neurons: int) -> Tensor:
     """Neurons [prompt, column, neuron] as how far above and below 0 they are [prompt, 2, neuron]: at the ``last``
     position, or the ``mean`` or ``max`` of that over the columns where `mask` [prompt, column] is 1."""
     values = values.detach()
     both = torch.stack([values.clamp_min(0), (-values).clamp_min(0)], dim=1)
+    mask = mask.to(both.device)
     if how == "last":
-        return both[:, :, -1]
-    both = both * mask[:, None, :, None].to(both.device, both.dtype)
+        found = both[:, :, -1:]
+        where = where and SimpleNamespace(**vars(where) | {"expert": where.expert[:, -1:]})
+        return over_columns(found, where, n_neurons, "amax")
+    both = both * mask[:, None, :, None].to(both.dtype)
     if how == "max":
-        return both.amax(2)
-    return (both.float().sum(2) / mask.sum(1)[:, None, None].to(both.device)).to(both.dtype)
+        return over_columns(both, where, n_neurons, "amax")
+    total = over_columns(both.float(), where, n_neurons, "sum")
+    return (total / mask.sum(1)[:, None, None]).to(both.dtype)
 
 
-def stack(dtype: torch.dtype, layers: Any) -> Tensor:
-    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in a dtype."""
-    return torch.stack([layer.to(dtype) for layer in to_cpu(*layers)], dim=1)
+def over_columns(both: Tensor, where: SimpleNamespace | None, n_neurons: int, how: str) -> Tensor:
+    """Values of both sides [prompt, 2, column, place], none below 0, summed or their largest, over columns [prompt, 2,
+    neuron]."""
+    if where is None:
+        found = both.amax(2) if how == "amax" else both.sum(2)
+        return torch.nn.functional.pad(found, (0, n_neurons - found.shape[-1]))
+    at = experts.numbers(where).to(both.device).flatten(1)[:, None].expand(-1, 2, -1)
+    return both.new_zeros(*both.shape[:2], n_neurons).scatter_reduce(-1, at, both.flatten(2), how)
+
+
+def stack(
+    dtype: torch.dtype, layers: Any, slots: Sequence[SimpleNamespace | None] | None = None, n_neurons: int = 0
+) -> Tensor:
+    """Layers of [prompt, column, neuron], on any devices, as one tensor on the CPU, in a dtype; by number
+    (`n_neurons` in the largest layer) where `slots` says that they have places."""
+    found = [layer.to(dtype) for layer in to_cpu(*layers)]
+    if slots is not None:
+        found = [experts.numbered(layer, where, n_neurons) for layer, where in zip(found, slots, strict=True)]
+    return torch.stack(found, dim=1)
 
 
 class Guard(TorchFunctionMode):
@@ -580,15 +914,22 @@ def to_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def fingerprint(module: Any) -> str:
-    """A hash of the parameters' names, shapes and up to `SAMPLE` evenly spaced values of each, but for hidden ones."""
+    """A hash of the parameters' (and saved buffers') names, shapes and up to `SAMPLE` evenly spaced values of each, but
+    for hidden ones."""
     digest = hashlib.sha256()
-    for name, value in module.named_parameters():
+    for name, value in [*module.named_parameters(), *saved_buffers(module)]:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         if value.device.type != "meta":
             flat = value.detach().flatten()
             sample = flat[:: max(1, flat.numel() // SAMPLE)]
             digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
+
+
+def saved_buffers(module: Any) -> list[tuple[str, Tensor]]:
+    """The buffers that a checkpoint has beside the parameters."""
+    saved = module.state_dict(keep_vars=True)
+    return [(name, value) for name, value in module.named_buffers() if name in saved]
 
 
 def weights(module: Any) -> tuple[bool, bool, str]:

@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from nnsight import TransformersModel
@@ -25,9 +25,11 @@ from torch import nn
 
 from tracer.batching import side
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
-from tracer.model import adapters, dequantised, folder, multimodal, state, tokens
+from tracer.experts import Experts, Numbering, by_shape
+from tracer.model import adapters, dequantised, folder, multimodal, quantised, state, tokens
 from tracer.model.backend import Answer, Backend, Local, Part, readable
-from tracer.model.families import Family, family_of, looks_ahead
+from tracer.model.families import Family, Layout, family_of, inputs_of, is_biased, looks_ahead, value_heads
+from tracer.model.wholes import TEXT_PARTS
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
 from tracer.system.forks import after_fork, cached_property
 
@@ -147,33 +149,82 @@ class Model:
     @cached_property
     def plan(self) -> SimpleNamespace:
         """Where the parts are, as plain values for model/interventions.py."""
-        family, wiring = self.family, self.family.wiring
+        embedding, branch, logits = self.family.scales.of(self.config)
         return SimpleNamespace(
-            embedding=family.embedding,
-            blocks=family.blocks,
-            final_norm=tuple(family.final_norm),
-            head=family.head,
-            steps=tuple(tuple(step) for step in family.steps),
+            embedding=self.family.embedding,
+            blocks=self.family.blocks,
+            constants=[tuple(step) for step in self.family.constants if self._has(step.path)],
+            final_norm=tuple(self.family.final_norm),
+            head=self.family.head,
+            norm_offset=self.family.norm_offset,
+            layers=[self._planned(layer, layout) for layer, layout in enumerate(self.layouts)],
+            d_model=self.d_model,
+            n_heads=int(self.config.num_attention_heads),
+            embedding_scale=embedding,
+            branch_scale=branch,
+            logit_scale=logits,
+            soft_cap=self.soft_cap,
+            head_rows=self.shows_weights,
+            transfer_dtype=self.backend.transfer_dtype,
+        )
+
+    def _planned(self, layer: int, layout: Layout) -> SimpleNamespace:
+        """Where the parts of a block are."""
+        wiring, block = layout.wiring, self.module.get_submodule(f"{self.family.blocks}.{layer}")
+        return SimpleNamespace(
+            steps=tuple(tuple(step) for step in layout.steps),
             gate=None if wiring.gate is None else wiring.gate.path,
-            up=wiring.up.path,
-            down=family.down,
+            up=None if wiring.up is None else wiring.up.path,
+            down=layout.down,
+            experts=self._mixture(layer, layout),
+            gated=layout.gated,
             gate_part=None if wiring.gate is None else tuple(wiring.gate),
-            up_part=tuple(wiring.up),
-            value=tuple(wiring.value),
+            up_part=None if wiring.up is None else tuple(wiring.up),
+            value=None if wiring.value is None else tuple(wiring.value),
             output=tuple(wiring.output),
             attention_in=wiring.attention_in,
             attention_out=wiring.attention_out,
             mlp_in=wiring.mlp_in,
             mlp_out=wiring.mlp_out,
-            norm_offset=wiring.norm_offset,
-            d_model=self.d_model,
-            n_heads=int(self.config.num_attention_heads),
-            value_width=self.value_width,
-            parallel=self.parallel,
-            soft_cap=self.soft_cap,
-            head_rows=self.shows_weights,
-            transfer_dtype=self.backend.transfer_dtype,
+            latent=None if wiring.latent is None else tuple(wiring.latent),
+            latent_norm=wiring.latent_norm,
+            value_conv=wiring.value_conv,
+            heads_norm=wiring.heads_norm,
+            parallel=self._parallel(layout),
+            value_norm=wiring.value_norm,
+            scalar=wiring.scalar,
+            in_place=wiring.in_place,
+            n_values=value_heads(block, layout, int(self.config.num_attention_heads)),
         )
+
+    def _mixture(self, layer: int, layout: Layout) -> SimpleNamespace | None:
+        """Where the parts of a block's mixture are, and how large."""
+        found = self.experts[layer]
+        if found is None:
+            return None
+        sizes = {"count": found.n_experts, "width": found.d_expert, "n_slots": found.n_used}
+        return SimpleNamespace(**vars(layout.experts), **sizes, shared_width=found.d_shared, d_model=self.d_model)
+
+    def _parallel(self, layout: Layout) -> bool:
+        """Whether attention and MLP of a block both read its input."""
+        given = layout.wiring.parallel
+        return bool(getattr(self.config, given)) if isinstance(given, str) else given
+
+    @cached_property
+    def experts(self) -> tuple[LayerExperts | None, ...]:
+        """Of each block its mixture, None of one with an MLP."""
+        return tuple(
+            None if laid.experts is None else experts_in(self.module.get_submodule(self.family.blocks)[layer], laid)
+            for layer, laid in enumerate(self.layouts)
+        )
+
+    @cached_property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Of each block."""
+        return self.family.laid_out(self.module)
+
+    def _has(self, path: str) -> bool:
+        return any(name == path for name, _ in self.module.named_modules())
 
     @property
     def n_layers(self) -> int:
@@ -184,14 +235,69 @@ class Model:
         return int(self.config.hidden_size)
 
     @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Neurons of each layer: the input width of the down projection or, of a mixture, the neurons of all experts,
+        shared ones last."""
+        blocks = self.module.get_submodule(self.family.blocks)
+        each = zip(blocks, self.layouts, self.experts, strict=True)
+        return tuple(
+            width_of(block, layout) if mixture is None else mixture.n_neurons for block, layout, mixture in each
+        )
+
+    @property
     def d_mlp(self) -> int:
-        """Neurons of a layer: the input width of the down projection."""
-        down = self.part(0, self.family.down)
-        return int(getattr(down, "in_features", None) or down.weight.shape[0])
+        """Neurons of the largest layer."""
+        return max(self.widths)
+
+    @cached_property
+    def mixtures(self) -> tuple[Experts, ...]:
+        """Its mixtures of experts, those of one shape together; none of a dense model."""
+        mixed = ((layer, one) for layer, one in enumerate(self.experts) if one is not None)
+        return tuple(by_shape((layer, one.n_experts, one.d_expert, one.d_shared) for layer, one in mixed))
+
+    def numbering(self, basis: str = "activation") -> Numbering:
+        """How its neurons are numbered; in the basis ``output`` no expert has any."""
+        return Numbering(self.mixtures if basis == "activation" else ())
 
     def n_neurons(self, basis: str = "activation") -> int:
-        """Nodes of a layer at one position: d_mlp, or d_model in the basis ``output``."""
+        """How far neurons of a layer are numbered: d_mlp, or d_model in the basis ``output``."""
         return self.d_mlp if basis == "activation" else self.d_model
+
+    def check_neuron(self, named: str, layer: int, neuron: int, basis: str = "activation") -> None:
+        """Refuse a neuron that the model does not have; layers may differ in width.
+
+        Args:
+            named: as whoever asked for it wrote it.
+
+        Raises:
+            JobError: it is outside.
+        """
+        known = 0 <= layer < self.n_layers
+        size = self.widths[layer] if known and basis == "activation" else self.n_neurons(basis)
+        if known and 0 <= neuron < size:
+            return
+        alike = basis != "activation" or len({*self.widths}) == 1
+        where = "in each" if alike else f"in layer {layer}" if known else "in the largest"
+        rule = f"the model has layers 0 to {self.n_layers - 1} and neurons 0 to {size - 1} {where}"
+        raise JobError(named, rule, "choose one of them")
+
+    @cached_property
+    def running(self) -> int:
+        """Neurons that run at a token, in the layer where most do: d_mlp but for a mixture."""
+        pairs = zip(self.widths, self.experts, strict=True)
+        return max(width if mixture is None else mixture.n_running for width, mixture in pairs)
+
+    @cached_property
+    def routed(self) -> int:
+        """Experts that a token goes to, at most; 0 without any."""
+        return max((mixture.n_used for mixture in self.experts if mixture is not None), default=0)
+
+    def n_nodes(self, basis: str = "activation") -> int:
+        """Nodes at one position, of all layers: neurons of experts that do not run there are none."""
+        if basis != "activation":
+            return self.n_layers * self.d_model
+        pairs = zip(self.widths, self.experts, strict=True)
+        return sum(width if mixture is None else mixture.n_running for width, mixture in pairs)
 
     def part(self, layer: int, path: str) -> Any:
         """A module of a block, by its path in it."""
@@ -199,25 +305,8 @@ class Model:
 
     @property
     def parallel(self) -> bool:
-        """Whether attention and MLP of a block both read the block's input."""
-        return bool(getattr(self.config, "use_parallel_residual", False))
-
-    @property
-    def head_size(self) -> int:
-        """Coordinates of one attention head."""
-        return int(getattr(self.config, "head_dim", None) or self.d_model // self.config.num_attention_heads)
-
-    @property
-    def attention_width(self) -> int:
-        """Coordinates of all heads together."""
-        return self.head_size * int(self.config.num_attention_heads)
-
-    @property
-    def value_width(self) -> int:
-        """Coordinates of all value heads together."""
-        return self.head_size * int(
-            getattr(self.config, "num_key_value_heads", None) or self.config.num_attention_heads
-        )
+        """Whether attention and MLP of every block both read the block's input."""
+        return all(self._parallel(layout) for layout in self.layouts)
 
     @property
     def weights_readable(self) -> bool:
@@ -230,13 +319,17 @@ class Model:
         Raises:
             JobError: the linear gate, of MLPs without a gate: its numbers would be those of all rules.
         """
-        if "gate" in rules and self.family.wiring.gate is None:
+        if "gate" in rules and not any(layout.gated for layout in self.layouts):
             rule = f"has no effect on a {self.family.name} model: its MLPs have no gate, and no half rule to replace"
             raise JobError("the rule 'gate' (linear-gate)", rule, "leave it out, or use a model with gated MLPs")
+        if {"norm"} <= set(rules) and "attention" not in rules and any(layout.of_pattern for layout in self.layouts):
+            rule = f"needs the rule 'attention' on a {self.family.name} model, whose queries' and keys' norm has none"
+            raise JobError("the rule 'norm'", rule, "add 'attention', or leave out 'norm'")
 
     def replays(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed here, without gradients."""
-        return rules in LINEARISED and self.weights_readable
+        here = self.remote is None or not any(self.experts)
+        return rules in LINEARISED and self.weights_readable and self.replayed and here
 
     @property
     def shows_weights(self) -> bool:
@@ -245,7 +338,12 @@ class Model:
 
     def replays_there(self, rules: frozenset[str]) -> bool:
         """Whether its linearisation under these rules can be computed where the model is, without gradients."""
-        return rules in LINEARISED and self.shows_weights
+        return rules in LINEARISED and self.shows_weights and self.replayed
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the linear replay knows all kinds of blocks that it has; see `Layout`."""
+        return all(layout.replayed for layout in self.layouts)
 
     @property
     def has_weights(self) -> bool:
@@ -274,13 +372,21 @@ class Model:
         return looks_ahead(self.config)
 
     @cached_property
-    def borders(self) -> tuple[int, ...]:
-        """Lengths above which the model turns positions by other tables (LongRoPE), rising. It looks at the longest
-        prompt of a batch, so prompts of both sides of a border must not share one."""
+    def tables(self) -> tuple[int, ...]:
+        """Lengths above which the model turns positions by other tables (LongRoPE), rising."""
         given = getattr(self.config, "rope_parameters", None) or {}
         each = [given] if "rope_type" in given else [part for part in given.values() if isinstance(part, dict)]
         long = [part for part in each if part.get("rope_type") == "longrope"]
         return tuple(sorted({int(part["original_max_position_embeddings"]) for part in long}))
+
+    @cached_property
+    def borders(self) -> Sequence[int]:
+        """Lengths, rising, on both sides of which prompts must not share a batch: those of `tables`, since the longest
+        prompt of a batch decides; or every length from one on, where queries are then scaled by their column, padding
+        included (`attn_temperature_tuning`)."""
+        if getattr(self.config, "attn_temperature_tuning", False):
+            return range(max(1, int(self.config.floor_scale) - 1), self.context_length)
+        return self.tables
 
     def side(self, length: int) -> int:
         """Which prompts of this length may share a batch with: those of the same number (see `borders`)."""
@@ -298,7 +404,7 @@ class Model:
     @property
     def has_biases(self) -> bool:
         """Whether any linear map or norm has a bias, so that relevance is not conserved."""
-        return any(name.endswith("bias") for name, _ in self.module.named_parameters())
+        return is_biased(self.module)
 
     @property
     def conserves(self) -> bool:
@@ -336,6 +442,7 @@ class Model:
             d_mlp=self.d_mlp,
             n_heads=int(self.config.num_attention_heads),
             parallel=self.parallel,
+            experts=self.mixtures,
         )
 
     def check_traced(self, traced: ModelRecord, text: str) -> None:
@@ -374,15 +481,51 @@ class Model:
         and kernels allocate workspace as well.
         """
         heads = int(getattr(self.config, "num_attention_heads", 1))
-        return bytes_per_token(
-            n_layers=self.n_layers,
-            d_model=self.d_model,
-            d_mlp=self.d_mlp,
-            patterns=heads * min(self.context_length, length),
-            vocab_size=self.vocab_size,
-            itemsize=self.dtype.itemsize,
-            gradient=gradient,
+        sizes = Sizes(
+            self.n_layers,
+            self.d_model,
+            self.running,
+            self.d_mlp,
+            self.routed,
+            self.vocab_size,
+            self.dtype.itemsize,
         )
+        return bytes_per_token(sizes, heads * min(self.context_length, length), gradient)
+
+
+class LayerExperts(NamedTuple):
+    """The mixture of a block: how many experts there are, neurons of each, neurons of shared experts, and how many
+    experts a token goes to."""
+
+    n_experts: int
+    d_expert: int
+    d_shared: int
+    n_used: int
+
+    @property
+    def n_neurons(self) -> int:
+        """Of all experts."""
+        return self.n_experts * self.d_expert + self.d_shared
+
+    @property
+    def n_running(self) -> int:
+        """Neurons that run at a token."""
+        return self.n_used * self.d_expert + self.d_shared
+
+
+def width_of(block: nn.Module, layout: Layout) -> int:
+    """Neurons of a block's MLP: the input width of the down projection."""
+    return inputs_of(block.get_submodule(layout.down))
+
+
+def experts_in(block: nn.Module, layout: Layout) -> LayerExperts:
+    """The sizes of a block's mixture."""
+    laid = layout.experts
+    assert laid is not None
+    down: Any = block.get_submodule(laid.path).down_proj
+    shared = 0 if laid.shared is None else int(block.get_submodule(f"{laid.shared}.down_proj").in_features)  # type: ignore[arg-type]
+    used = int(block.get_submodule(laid.router).top_k)  # type: ignore[arg-type]
+    return LayerExperts(int(down.shape[0]), int(down.shape[1 if laid.transposed else 2]), shared, used)
 
 
 def _shape_of(record: ModelRecord) -> dict[str, Any]:
@@ -390,13 +533,29 @@ def _shape_of(record: ModelRecord) -> dict[str, Any]:
     return record.model_dump(exclude={"name", "revision", "adapter", "gguf", "fingerprint", "dtype"})
 
 
-def bytes_per_token(
-    *, n_layers: int, d_model: int, d_mlp: int, patterns: int, vocab_size: int, itemsize: int, gradient: bool
-) -> int:
+class Sizes(NamedTuple):
+    """Of a model, as `Model.bytes_per_token` counts by them.
+
+    Attributes:
+        d_mlp: neurons that run at a token, in the layer where most do. numbered: that a layer has numbers for.
+        routed: experts that a token goes to.
+    """
+
+    n_layers: int
+    d_model: int
+    d_mlp: int
+    numbered: int
+    routed: int
+    vocab_size: int
+    itemsize: int
+
+
+def bytes_per_token(of: Sizes, patterns: int, gradient: bool) -> int:
     """`Model.bytes_per_token` where only a model's sizes are known; `patterns`: attention weights of a token."""
-    inside = 6 * d_mlp + 16 * d_model + 2 * patterns
-    kept = inside * n_layers if gradient else 2 * inside + d_mlp * n_layers
-    return kept * itemsize + 8 * d_mlp * n_layers + 8 * vocab_size
+    inside = 6 * of.d_mlp + 16 * of.d_model + 2 * patterns
+    kept = inside * of.n_layers if gradient else 2 * inside + of.d_mlp * of.n_layers
+    kept += 4 * of.routed * of.d_model
+    return kept * of.itemsize + 8 * of.numbered * of.n_layers + 8 * of.vocab_size
 
 
 @state.undisturbed()
@@ -418,8 +577,8 @@ def load(
     Args:
         name: ``demo``, a folder in Hugging Face format (always a path if it is a `Path`), a GGUF file or a folder with
             one and no other weights, a Hugging Face id, or a module already in memory (which needs `tokenizer`, is put
-            in evaluation mode and frozen, and otherwise kept as it is). The shipped demo's weights must be the
-            committed ones.
+            in evaluation mode and frozen, and otherwise kept as it is). Of a model that also takes images or sound the
+            text part is loaded; in memory it shares the weights. The shipped demo's weights must be the committed ones.
         device: ``cpu``, ``cuda``, ``cuda:1``..., or ``mps``, ``xpu`` where there is one; a GPU if there is one.
         dtype: ``float32``, the default (attributions are noisy in less), ``bfloat16``, ``float16``, ``float64``, by
             name or torch's own, or ``int8``, ``nf4``, ``fp4`` with bitsandbytes.
@@ -477,7 +636,7 @@ def _loaded(
     with _silence():
         module, (read, remarks) = _from_pretrained(source, **options)
         if found is not None:
-            module = adapters.merged(module, found)
+            module = adapters.merged(module, found, source.config["model_type"] if source.has_text_part else None)
     said = (*source.warnings, *remarks, *(() if found is None else found.made_for(label)))
     if found is not None and source.adapter:
         said += (f"the adapter beside the weights of {source.shown} is merged into them",)
@@ -492,9 +651,22 @@ def _loaded(
 def _in_memory(module: nn.Module, tokenizer: Any) -> Model:
     """A module that is loaded already, with the tokenizer that was given for it, or the one of that name."""
     given, said = _tokenizer(str(tokenizer), None) if isinstance(tokenizer, str | Path) else (tokenizer, ())
+    if hasattr(given, "tokenizer") and not hasattr(given, "convert_ids_to_tokens"):
+        rule = "is a processor, of images or sound too, and only text is traced"
+        raise ModelError(
+            f"tokenizer of the type {type(given).__name__}", rule, "give its tokenizer: processor.tokenizer"
+        )
     if given is not None and not (callable(given) and hasattr(given, "decode")):
         raise ModelError(f"tokenizer={quoted(given)}", "is not a tokenizer", "give one from AutoTokenizer, or a name")
-    return _wrap(module, given, type(module).__name__, None, warnings=said)
+    name, kind = type(module).__name__, getattr(getattr(module, "config", None), "model_type", None)
+    if kind in TEXT_PARTS:
+        with _silence():
+            module = multimodal.text_part(module)
+        said += (
+            f"{name} ({kind}) also takes {TEXT_PARTS[kind].takes}: its text part is traced, so that prompts are "
+            "text alone",
+        )
+    return _wrap(module, given, name, None, warnings=said)
 
 
 def _adapter(
@@ -530,7 +702,8 @@ def skeleton(name: str | Path, *, revision: str | None = None, attention: str | 
     if source.gguf is not None:
         raise ModelError(source.shown, "is a GGUF file, which no server runs", "load it here, without remote")
     if source.has_text_part:
-        rule = "takes images beside text, and a server runs it whole, which no rule covers"
+        more = TEXT_PARTS[source.config["model_type"]].takes
+        rule = f"takes {more} beside text, and a server runs it whole, which no rule covers"
         raise ModelError(source.shown, rule, "load it here, where its text part alone is loaded")
     with folder.building(source.where), _silence():
         config = multimodal.configuration(source.where, revision)
@@ -652,14 +825,17 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
 
     revision = {} if source.adapter else {"revision": source.revision}
     with folder.building(source.where, options.get("device_map")):
+        config = configuration(source)
+        said = quantised.prepare(config, source.shown, options.get("dtype"))
         check_architecture(configuration(source), options.get("attn_implementation"))
+        if source.has_text_part or said:
+            options |= {"config": config}
         if source.has_text_part:
-            options |= {"config": configuration(source), "key_mapping": multimodal.KEYS}
-        read = tokens.read_tokenizer(source)
+            options |= {"key_mapping": multimodal.KEYS}
+        read, remarks = tokens.read_tokenizer(source)
         # Misshapen weights are reported rather than raised, so that the message can name one.
         options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
         if source.gguf is not None:
-            config = configuration(source)
             weights = dequantised.weights(source.gguf, config, options["dtype"])
             kind: Any = type(dequantised.empty(configuration(source)))
             loaded: Any = kind.from_pretrained(None, config=config, state_dict=weights, **options)
@@ -669,7 +845,9 @@ def _from_pretrained(source: folder.Source, **options: Any) -> tuple[nn.Module, 
                 loaded = AutoModelForCausalLM.from_pretrained(alone, **options)
     module, report = loaded
     folder.check_fit(source, report)
-    return module, read
+    if said:
+        quantised.settle(module, source.shown, options["dtype"])
+    return module, (read, (*remarks, *said))
 
 
 def check_dequantised(source: folder.Source, dtype: str | torch.dtype | None) -> None:
@@ -746,11 +924,33 @@ def _wrap(
     for parameter, value in _real_parameters(module):
         if not bool(value.isfinite().all()):
             raise ModelError(f"weight {parameter}", "holds NaN or infinity", "use an intact checkpoint")
+    if "device" not in options:
+        _check_experts(module, family)
     wrapped = TransformersModel(module, task="text-generation", tokenizer=tokenizer, **options)
     model = Model(name, revision, wrapped, family, tokenizer, adapter=adapter, gguf=gguf, warnings=warnings)
     say(warnings)
     log.info("loaded %s: %s, %d layers of %d neurons, %s", name, family.name, model.n_layers, model.d_mlp, module.dtype)
     return model
+
+
+def _check_experts(module: nn.Module, family: Family) -> None:
+    """Refuse a mixture of experts whose weights cannot be read: neurons of experts are computed beside the model's own
+    kernels, from the same weights (model/experts.py).
+
+    Raises:
+        ModelError: names a weight that is offloaded, or no float.
+    """
+    for number, layout in enumerate(family.laid_out(module)):
+        for path in () if layout.experts is None else layout.experts.read:
+            for name, value in module.get_submodule(f"{family.blocks}.{number}.{path}").named_parameters():
+                kind, where = str(value.dtype).removeprefix("torch."), f"{family.blocks}.{number}.{path}.{name}"
+                if value.device.type == "meta":
+                    rule = "is offloaded, and neurons of experts are computed from it outside its module"
+                    step = "use a device_map that holds all experts, a smaller dtype, or remote="
+                    raise ModelError(f"weight {where}", rule, step)
+                if not value.is_floating_point() or value.dtype.itemsize < torch.bfloat16.itemsize:
+                    rule = f"is {kind}, and neurons of experts are computed from it as floats"
+                    raise ModelError(f"weight {where}", rule, "use float32, bfloat16 or float16")
 
 
 def _real_parameters(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

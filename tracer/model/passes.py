@@ -55,7 +55,9 @@ def inputs(model: Model, batch: Batch, kept: int = 1) -> dict[str, Any]:
         ValueError: prompts that must not share a batch (`Model.borders`): their numbers would depend on one another.
     """
     if len({model.side(len(ids)) for ids in batch.token_ids}) > 1:
-        raise ValueError(f"prompts on both sides of {model.borders} tokens share a batch")
+        raise ValueError(
+            f"prompts of lengths that must not share one are in a batch: {sorted(map(len, batch.token_ids))}"
+        )
     return batch.inputs(model.device, kept)
 
 
@@ -101,6 +103,7 @@ def gradients(
         basis=basis,
         embedding=embedding,
         dtype=model.plan.transfer_dtype,
+        n_neurons=model.n_neurons(basis),
     )
     parts = session(model, traces.stacked, ask, (nodes, nodes, embedded, embedded, _each(batch)))
     return Gradients(parts[0].float(), parts[1].float(), *parts[2:])
@@ -111,7 +114,9 @@ def values(
 ) -> tuple[PaddedNodes, Embedded]:
     """Values of every neuron, and the embedding's output. One forward, without the head."""
     dtype, form = model.plan.transfer_dtype, (_nodes(model, batch, basis), _embedded(model, batch))
-    ask = SimpleNamespace(**asking(model, batch, None), basis=basis, embedding=embedding, dtype=dtype)
+    ask = SimpleNamespace(
+        **asking(model, batch, None), basis=basis, embedding=embedding, dtype=dtype, n_neurons=model.n_neurons(basis)
+    )
     parts = session(model, traces.stacked, ask, form)
     return parts[0].float(), parts[1]
 
@@ -124,8 +129,17 @@ def pooled(model: Model, batch: Batch, how: str, *, basis: str = "activation") -
         how: at the ``last`` position, or the ``mean`` or ``max`` over all.
     """
     shape = len(batch.token_ids), model.n_layers, 2, model.n_neurons(basis)
-    ask = SimpleNamespace(inputs=inputs(model, batch), basis=basis, how=how, dtype=model.plan.transfer_dtype)
+    n_neurons, dtype = model.n_neurons(basis), model.plan.transfer_dtype
+    ask = SimpleNamespace(inputs=inputs(model, batch), basis=basis, how=how, dtype=dtype, n_neurons=n_neurons)
     return session(model, traces.pooled, ask, Of(shape, model.plan.transfer_dtype)).float()
+
+
+def routed(model: Model, batch: Batch) -> tuple[Tensor, ...]:
+    """Which experts each token goes to, of every layer that has some [prompt, column, slot]. One forward, without the
+    head; nothing else leaves the device."""
+    mixtures = [one for one in model.experts if one is not None]
+    form = tuple(Of((len(batch.token_ids), batch.width, one.n_used), torch.int64) for one in mixtures)
+    return session(model, traces.routed, SimpleNamespace(inputs=inputs(model, batch)), form)
 
 
 def chosen(model: Model, batch: Batch, neurons: Sequence[tuple[int, int]]) -> Tensor:
@@ -159,18 +173,8 @@ def ablated(
         where: (row, column, neuron) index tensors, one entry per neuron that is set.
         to: the value of each.
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
-    with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
-            interventions.through_blocks(
-                nn,
-                plan,
-                rules,
-                basis,
-                lambda at, value: interventions.set_values(value, where, to) if at == layer else value,
-            )
-            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
-    return saved[0]
+    ask = SimpleNamespace(**asking(model, batch, metric), layer=layer, where=where, to=to, basis=basis)
+    return session(model, traces.set_nodes, ask, _each(batch))
 
 
 def embedding(model: Model, batch: Batch) -> Embedded:
@@ -187,18 +191,25 @@ def embeddings_ablated(
         where: (row, column) index tensors, one entry per token that is set.
         to: the vector of each [token, d_model].
     """
-    nn, plan, rules, read = model.nn, model.plan, NO_RULES, metric.reader
-    with model.ready(), torch.no_grad():
-        with nn.trace(**inputs(model, batch, metric.kept), backend=model.backend.trace((_each(batch),))):
-            nn.get(plan.embedding).output = interventions.set_values(nn.get(plan.embedding).output, where, to)
-            saved = nnsight.save(interventions.to_cpu(read(interventions.logits(nn, plan, rules))))
-    return saved[0]
+    ask = SimpleNamespace(**asking(model, batch, metric), layer=None, where=where, to=to, basis="activation")
+    return session(model, traces.set_nodes, ask, _each(batch))
 
 
 def from_embedding(model: Model, batch: Batch, metric: Metric, embedding: Embedded) -> PerPrompt:
     """The metric with the embedding's output replaced. One forward."""
     ask = SimpleNamespace(**asking(model, batch, metric), embedding=embedding)
     return session(model, traces.metric_from, ask, _each(batch))
+
+
+def read(model: Model, batch: Batch) -> Embedded:
+    """What leaves the final norm. The forward ends there."""
+    return session(model, traces.read, SimpleNamespace(inputs=inputs(model, batch)), _embedded(model, batch))
+
+
+def terms(model: Model, batch: Batch, metric: Metric) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, float32. One forward."""
+    ask = SimpleNamespace(**asking(model, batch, metric))
+    return session(model, traces.terms, ask, Of((len(metric.row),)))
 
 
 @dataclass(frozen=True)
@@ -235,7 +246,7 @@ def intervened(
     with model.ready(), torch.no_grad():
         with nn.trace(**inputs(model, batch, kept), backend=model.backend.trace((_logits(model, batch, kept),))):
             interventions.through_blocks(
-                nn, plan, rules, basis, lambda at, value: interventions.apply_edits(parts, at, value)
+                nn, plan, rules, basis, lambda at, value, where: interventions.apply_edits(parts, at, value, where)
             )
             saved = nnsight.save(interventions.to_cpu(nn.output.logits))
     return saved[0]
@@ -355,8 +366,8 @@ def probe(
             moved = output.float() + (sizes * direction[None]).to(output.device) * unit
             nn.get(plan.embedding).output = moved.to(output.dtype)
             out = interventions.first_output(nn, plan)
-            read = (out.float() * projection.to(out.device)).sum((1, 2))
-            measured = interventions.to_cpu(read, nn.output.logits[:, -1])
+            projected = (out.float() * projection.to(out.device)).sum((1, 2))
+            measured = interventions.to_cpu(projected, nn.output.logits[:, -1])
             saved = nnsight.save((*measured, float(unit), str(output.dtype), interventions.weights(nn._module)))
     return saved
 

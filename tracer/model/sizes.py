@@ -6,6 +6,7 @@ on it (runs/plan/memory.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,22 @@ import torch
 from torch import nn
 
 from tracer.errors import ModelError, quoted
-from tracer.model import folder
+from tracer.model import folder, quantised
 from tracer.model import model as loading
-from tracer.model.families import ROTARY, family_of
+from tracer.model.families import ROTARY, Layout, family_of, inputs_of, value_heads
 from tracer.model.model import DTYPES, QUANTIZED, Model
 
 # Tensors of a neuron's width that an activation saves for its own backward, beside its result.
-_SAVED_BY_ACTIVATION = {"NewGELUActivation": 4, "ReLU": 0}
+_SAVED_BY_ACTIVATION = {
+    "NewGELUActivation": 4,
+    "AccurateGELUActivation": 4,
+    "FastGELUActivation": 7,
+    "QuickGELUActivation": 2,
+    "XIELUActivation": 4,
+    "ReLU": 0,
+    "LinearActivation": 0,
+    "clamped": 4,
+}
 _BITS = {"int8": 8, "nf4": 4, "fp4": 4}
 
 
@@ -29,6 +39,8 @@ class Shape:
 
     Attributes:
         name, family: of the model.
+        d_mlp: neurons that run at a token, in the layer where most do. numbered: that a layer has numbers for: more, in
+            a mixture. routed: experts that a token goes to, 0 without any.
         value_width: coordinates of all value heads together. attention_width: of all heads.
         itemsize: of an activation. weight_bytes: of all weights. block_bytes: of the largest block.
         outer_bytes: of embedding, head and final norm. checkpoint_bytes: read beside the weights while these are
@@ -46,6 +58,8 @@ class Shape:
     n_layers: int
     d_model: int
     d_mlp: int
+    numbered: int
+    routed: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -84,17 +98,16 @@ class Shape:
         """Nodes of a layer at one position."""
         return self.d_mlp if basis == "activation" else self.d_model
 
+    def n_numbered(self, basis: str) -> int:
+        """Numbers that nodes of a layer have: of experts that did not run too."""
+        return self.numbered if basis == "activation" else self.d_model
+
     def bytes_per_token(self, gradient: bool = True, length: int = 1024) -> int:
         """As `Model.bytes_per_token`, by which batches are split."""
-        return loading.bytes_per_token(
-            n_layers=self.n_layers,
-            d_model=self.d_model,
-            d_mlp=self.d_mlp,
-            patterns=self.n_heads * min(self.context_length, length),
-            vocab_size=self.vocab_size,
-            itemsize=self.itemsize,
-            gradient=gradient,
+        sizes = loading.Sizes(
+            self.n_layers, self.d_model, self.d_mlp, self.numbered, self.routed, self.vocab_size, self.itemsize
         )
+        return loading.bytes_per_token(sizes, self.n_heads * min(self.context_length, length), gradient)
 
     @classmethod
     def of(
@@ -123,6 +136,7 @@ class Shape:
         options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
         with folder.building(source.where):
             config = loading.configuration(source)
+            quantised.prepare(config, source.shown, DTYPES.get(dtype, dtype))
             stored = getattr(config, "dtype", None) or torch.float32  # building on the config changes it
             loading.check_architecture(config, attention)
             options |= {"dtype": DTYPES.get(dtype, torch.bfloat16), "trust_remote_code": False}
@@ -149,21 +163,24 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
     sizes = [_bytes(block, bits) for block in blocks]
     inside = sum(_bytes(block, None) for block in blocks)
     outer = _bytes(module, None) - inside
-    down, heads = blocks[0].get_submodule(family.down), int(config.num_attention_heads)
-    act = type(blocks[0].get_submodule(family.path("activation"))).__name__
-    norms = [step for step in family.steps if step.kind in ("rms_norm", "layer_norm")]
-    around = [step for step in norms if not step.path.endswith(("q_norm", "k_norm"))]
-    d_model = int(config.hidden_size)
+    laid_out, heads = list(zip(blocks, family.laid_out(module), strict=True)), int(config.num_attention_heads)
+    each = [_mlp(block, laid) for block, laid in laid_out]
+    widest = max(each, key=lambda one: one.running)
+    layout = widest.layout
+    norms = [step for step in layout.steps if step.kind in ("rms_norm", "layer_norm")]
+    around = [step for step in norms if step.path in layout.wiring.norms]
+    before, d_model = blocks[0].get_submodule(around[0].path), int(config.hidden_size)
+    written_out = around[0].kind == "layer_norm" and hasattr(before, "variance_epsilon")  # centres twice
     rotary = any(ROTARY in type(part).__name__ for part in module.modules())
     return Shape(
         name=name,
         family=family.name,
         n_layers=len(blocks),
         d_model=d_model,
-        d_mlp=int(getattr(down, "in_features", None) or down.weight.shape[0]),
+        **_widths(each, widest),
         n_heads=heads,
-        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
-        head_dim=int(getattr(config, "head_dim", None) or d_model // heads),
+        n_kv_heads=max(value_heads(block, one, heads) for block, one in laid_out),
+        head_dim=max(inputs_of(block.get_submodule(one.wiring.output.path)) // heads for block, one in laid_out),
         vocab_size=int(config.vocab_size),
         context_length=int(config.max_position_embeddings),
         itemsize=module.dtype.itemsize,
@@ -172,16 +189,42 @@ def _shape(module: Any, name: str, bits: int | None, checkpoint: int, replays: b
         outer_bytes=outer,
         checkpoint_bytes=checkpoint,
         attention="eager" if config._attn_implementation == "eager" else "sdpa",
-        gated=family.wiring.gate is not None,
-        saved_by_activation=_SAVED_BY_ACTIVATION.get(act, 1),
         norms=len(around),
-        norm_itemsize=4 if around[0].kind == "rms_norm" else module.dtype.itemsize,
+        norm_itemsize=(module.dtype.itemsize if isinstance(before, nn.LayerNorm) else 4) * (2 if written_out else 1),
         qk_norms=len(norms) > len(around),
         soft_cap=bool(getattr(config, "attn_logit_softcapping", None)),
         window=_window(config),
-        fused_values=family.wiring.value.part != "all" and rotary,
-        replays=replays and bits is None,
+        fused_values=layout.wiring.value is not None and layout.wiring.value.part != "all" and rotary,
+        replays=replays and bits is None and all(one.replayed for _, one in laid_out),
     )
+
+
+@dataclass(frozen=True)
+class _Mlp:
+    """The MLP of one block, or its mixture: what `Shape` says of it."""
+
+    layout: Layout
+    running: int
+    numbered: int
+    routed: int
+    gated: bool
+    saved_by_activation: int
+
+
+def _widths(each: Sequence[_Mlp], widest: _Mlp) -> dict[str, Any]:
+    """What `Shape` says of all blocks' MLPs."""
+    numbered, routed = max(one.numbered for one in each), max(one.routed for one in each)
+    found = {"d_mlp": widest.running, "numbered": numbered, "routed": routed}
+    return found | {"gated": widest.gated, "saved_by_activation": widest.saved_by_activation}
+
+
+def _mlp(block: nn.Module, layout: Layout) -> _Mlp:
+    if layout.experts is not None:
+        one = loading.experts_in(block, layout)
+        saved = _SAVED_BY_ACTIVATION.get(layout.experts.gating, 1)
+        return _Mlp(layout, one.n_running, one.n_neurons, one.n_used, True, saved)
+    width, act = loading.width_of(block, layout), type(block.get_submodule(layout.path("activation"))).__name__
+    return _Mlp(layout, width, width, 0, layout.wiring.gate is not None, _SAVED_BY_ACTIVATION.get(act, 1))
 
 
 def _bits(config: Any, dtype: str) -> int | None:

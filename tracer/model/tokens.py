@@ -14,10 +14,12 @@ from tokenizers import Tokenizer
 
 from tracer.errors import ModelError
 from tracer.model import folder, gguf
+from tracer.system import jsontext, wholefile
 
 _WHOLE = ("tokenizer.json", "tokenizer.model", "tekken.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 _PARTS = ("vocab.json", "merges.txt")
 """Files that are a tokenizer: any of the first, or both of these."""
+_TEMPLATE = "chat_template.json"
 _PROBE = (
     "The keys near the cabinet weren't 2023, 650841823 or 3.14\n\n  They'RE\tHERE, aren't they?\r\n"
     "stra\u00dfe caf\u00e9 cafe\u0301 \ufb01ne \uff21 \u65e5\u672c\u8a9e \U0001f600 def f(x):\n    return x[0]  # !!  "
@@ -43,10 +45,12 @@ def read_tokenizer(source: folder.Source) -> tuple[Any, tuple[str, ...]]:
         known = ", ".join((_WHOLE[0], _WHOLE[1], " and ".join(_PARTS)))
         raise ModelError(source.shown, f"holds no tokenizer ({known})", "put the files of its tokenizer there")
     made = AutoTokenizer.from_pretrained(where, **options)
+    _give_template(made, source)
     own = folder.path_of(source, _WHOLE[0])
     if own is None or not made.is_fast or _agrees(made, wanted := _split(Tokenizer.from_file(own))):
         return made, ()
     plain = PreTrainedTokenizerFast.from_pretrained(where, **options)
+    _give_template(plain, source)
     if not _agrees(plain, wanted):
         rule = f"its tokenizer.json splits text otherwise than the tokenizer that transformers makes ({_name(made)})"
         raise ModelError(source.shown, rule, "save the tokenizer that it was trained with into it")
@@ -54,6 +58,16 @@ def read_tokenizer(source: folder.Source) -> tuple[Any, tuple[str, ...]]:
         f"texts are split as the tokenizer.json of {source.shown} says; transformers' {_name(made)} does it otherwise"
     )
     return plain, (said,)
+
+
+def _give_template(tokenizer: Any, source: folder.Source) -> None:
+    """Give a tokenizer the chat template that older models for images have beside it, for their processor."""
+    if not source.has_text_part or getattr(tokenizer, "chat_template", None):
+        return
+    if path := folder.path_of(source, _TEMPLATE):
+        content = jsontext.parse(wholefile.read(path))
+        if isinstance(content, dict) and isinstance(content.get("chat_template"), str):
+            tokenizer.chat_template = content["chat_template"]
 
 
 def _of_gguf(header: gguf.Header) -> Any:

@@ -38,18 +38,21 @@ def gradients(
         constants: keep those of the linearisation.
 
     Returns:
-        `values` of all neurons and the metric's `gradients` to them, for each layer [prompt, column, neuron]; the
+        `values` of all neurons and the metric's `gradients` to them, for each layer [prompt, column, neuron], and where
+        they are in it (`slots`, None of a layer without experts); the
         `embedding`'s output (or its replacement) and its `embedding_gradient` [prompt, column, d_model]; the `metric`
-        [prompt], the `tokens` of its terms and what they were `read` from; `blocks` and `final_scale`, the constants.
+        [prompt], the `tokens` of its terms and what they were `read` from, or their values `inside` the model; `blocks`
+        and `final_scale`, the constants.
     """
     kept, scales = ([], []) if constants else (None, None)
-    stops: list[BaseException] = []
+    reads, stops, slots = interventions.inside(metric), list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, True)
-            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept)
-            score, tokens, source = interventions.score(nn, plan, rules, metric, scales)
-            grads = torch.autograd.grad(score.sum(), [entered, *neurons])
+            neurons = interventions.through_blocks(nn, plan, rules, basis, None, kept, reads, slots)
+            score, tokens, source = interventions.score(nn, plan, rules, metric, scales, reads)
+            later = reads is not None  # nodes behind what is read, which have no part in it
+            grads = torch.autograd.grad(score.sum(), [entered, *neurons], allow_unused=later, materialize_grads=later)
             saved = nnsight.save(
                 ([value.detach() for value in neurons], grads, entered.detach(), score, tokens, source)
             )
@@ -64,6 +67,8 @@ def gradients(
         metric=score.detach(),
         tokens=tokens,
         read=source.detach(),
+        slots=slots,
+        inside=None if reads is None else reads.values.detach(),
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -80,14 +85,14 @@ def values(
 ) -> SimpleNamespace:
     """A forward, as `gradients` but for what needs a backward; without a metric it ends behind the last block."""
     kept, scales = ([], []) if constants else (None, None)
-    stops: list[BaseException] = []
+    reads, stops, slots = interventions.inside(metric), list[BaseException](), list[Any]()
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, embedding, False)
-            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept)
+            neurons = interventions.through_blocks(nn, plan, NO_RULES, basis, None, kept, reads, slots)
             found = (None, None, None)
             if metric is not None:
-                found = interventions.score(nn, plan, NO_RULES, metric, scales)
+                found = interventions.score(nn, plan, NO_RULES, metric, scales, reads)
             saved = nnsight.save((neurons, entered, *found))
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
@@ -98,6 +103,8 @@ def values(
         metric=score,
         tokens=tokens,
         read=source,
+        slots=slots,
+        inside=None if reads is None else reads.values,
         blocks=kept,
         final_scale=scales[0] if scales else None,
     )
@@ -129,15 +136,32 @@ def constants(nn: Any, plan: SimpleNamespace, inputs: dict[str, Any]) -> SimpleN
     return SimpleNamespace(embedding=saved[0], blocks=kept, final_scale=scales[0], read=saved[1])
 
 
+def read(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """What leaves the final norm [prompt, column, d_model], on the CPU. The forward ends there."""
+    stops: list[BaseException] = []
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            saved = nnsight.save(interventions.to_cpu(interventions.final(nn, plan, NO_RULES)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
+
+
+def terms(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """The values [term] that a metric of something inside the model is read from, on the CPU."""
+    return interventions.to_cpu(values(nn, plan, ask.inputs, "activation", None, ask.metric).inside)[0]
+
+
 def stacked(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
     """Values of all neurons and the metric's gradients to them [prompt, layer, column, neuron], the embedding's output
     (or its replacement) and the gradient to it [prompt, column, d_model], the metric [prompt]; without a `metric`, the
     values and the embedding's output alone. They leave the device."""
     if ask.metric is None:
         found = values(nn, plan, ask.inputs, ask.basis, ask.embedding)
-        return (interventions.stack(ask.dtype, found.values), *interventions.to_cpu(found.embedding))
+        values_of = interventions.stack(ask.dtype, found.values, found.slots, ask.n_neurons)
+        return (values_of, *interventions.to_cpu(found.embedding))
     found = gradients(nn, plan, ask.inputs, ask.metric, ask.rules, ask.basis, ask.embedding)
-    both = interventions.stack(ask.dtype, found.values), interventions.stack(ask.dtype, found.gradients)
+    both = [interventions.stack(ask.dtype, one, found.slots, ask.n_neurons) for one in (found.values, found.gradients)]
     return (*both, *interventions.to_cpu(found.embedding, found.embedding_gradient, found.metric))
 
 
@@ -146,7 +170,15 @@ def pooled(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     see `interventions.pooled`. `ask` has the batch's `inputs`, the `basis`, `how`, and the `dtype`."""
     found = values(nn, plan, ask.inputs, ask.basis)
     mask = ask.inputs["attention_mask"]
-    return interventions.stack(ask.dtype, [interventions.pooled(one, mask, ask.how) for one in found.values])
+    pairs = zip(found.values, found.slots, strict=True)
+    pooled_each = [interventions.pooled(one, mask, ask.how, where, ask.n_neurons) for one, where in pairs]
+    return interventions.stack(ask.dtype, pooled_each)
+
+
+def routed(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor, ...]:
+    """Which experts each token goes to, of every layer that has some [prompt, column, slot], on the CPU."""
+    slots = values(nn, plan, ask.inputs, "activation").slots
+    return tuple(where.expert.cpu() for where in slots if where is not None)
 
 
 def chosen(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
@@ -158,7 +190,7 @@ def chosen(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
     with torch.no_grad():
         with nn.trace(**ask.inputs) as tracer:
             found = interventions.walk(
-                nn, plan, NO_RULES, lambda down, layer: interventions.pick(down, ask.neurons[layer])
+                nn, plan, NO_RULES, lambda site, layer: interventions.pick(site, ask.neurons[layer])
             )
             saved = nnsight.save(interventions.to_cpu(torch.cat([some for some in found if some.numel()], dim=-1)))
             interventions.stop(tracer, plan, stops)
@@ -177,14 +209,20 @@ def replaced(
 ) -> Tensor:
     """The metric's plain gradients to one layer's neurons, set to `neurons` [prompt, column, neuron]. The backward ends
     at that layer."""
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             leaf = neurons.detach().clone().requires_grad_(True)
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.replace_layer(value, leaf, at == layer)
+                nn,
+                plan,
+                NO_RULES,
+                basis,
+                lambda at, value, _: interventions.replace_layer(value, leaf, at == layer),
+                None,
+                reads,
             )
-            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric, None, reads)
             (grad,) = torch.autograd.grad(score.sum(), [leaf])
             saved = nnsight.save(grad)
             interventions.stop(tracer, plan, stops)
@@ -196,15 +234,43 @@ def from_embedding(
     nn: Any, plan: SimpleNamespace, inputs: dict[str, Any], metric: SimpleNamespace, embedding: Tensor
 ) -> Tensor:
     """The metric [prompt] with the embedding's output replaced."""
-    stops: list[BaseException] = []
+    reads, stops = interventions.inside(metric), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**inputs) as tracer:
             interventions.embed_leaf(nn, plan, embedding, False)
-            score, _, _ = interventions.score(nn, plan, NO_RULES, metric)
+            if reads is not None:
+                interventions.through_blocks(nn, plan, NO_RULES, "activation", None, None, reads)
+            score, _, _ = interventions.score(nn, plan, NO_RULES, metric, None, reads)
             saved = nnsight.save(score)
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved
+
+
+def set_nodes(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
+    """The metric [prompt] after setting single neurons of one `layer` or, where that is None, the embedding's output at
+    single tokens, on the CPU: `where` and `to` as `interventions.set_values` takes them."""
+    reads, stops = interventions.inside(ask.metric), list[BaseException]()
+    with torch.no_grad():
+        with nn.trace(**ask.inputs) as tracer:
+            if ask.layer is None:
+                entered = nn.get(plan.embedding).output
+                nn.get(plan.embedding).output = interventions.set_values(entered, ask.where, ask.to)
+            interventions.through_blocks(
+                nn,
+                plan,
+                NO_RULES,
+                ask.basis,
+                lambda at, value, slots: (
+                    interventions.set_values(value, ask.where, ask.to, slots) if at == ask.layer else value
+                ),
+                None,
+                reads,
+            )
+            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, ask.metric, reads)))
+            interventions.stop(tracer, plan, stops)
+    interventions.release(stops)
+    return saved[0]
 
 
 def metric_from(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
@@ -225,13 +291,19 @@ def ablated(
     `one` has the batch's `inputs`, its `rows`, and the fields of the `metric`; without one the greedy next token is
     read. Where rows of the head can be read, the forward ends before it.
     """
-    rows, stops = torch.tensor(one.rows), list[BaseException]()
+    rows, reads, stops = torch.tensor(one.rows), interventions.inside(one.metric), list[BaseException]()
     with torch.no_grad():
         with nn.trace(**one.inputs) as tracer:
             interventions.through_blocks(
-                nn, plan, NO_RULES, basis, lambda at, value: interventions.ablate_sets(value, at, rows, rankings, to)
+                nn,
+                plan,
+                NO_RULES,
+                basis,
+                lambda at, value, where: interventions.ablate_sets(value, at, rows, rankings, to, where),
+                None,
+                reads,
             )
-            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric)))
+            saved = nnsight.save(interventions.to_cpu(interventions.asked(nn, plan, one.metric, reads)))
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved[0]
@@ -258,9 +330,11 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
                     plan,
                     NO_RULES,
                     ask.basis,
-                    lambda at, value, now=edits: interventions.apply_edits(now, at, value),
+                    lambda at, value, where, now=edits: interventions.apply_edits(now, at, value, where),
                 )
-                saved = nnsight.save((*interventions.to_cpu(nn.output.logits[:, -1]), nn.output.past_key_values))
+                out = nn.output  # the cache is called so from transformers 5.24 on, in and out
+                cache = "cache" if "cache" in out else "past_key_values"
+                saved = nnsight.save((*interventions.to_cpu(out.logits[:, -1]), {cache: out[cache]}))
         chosen = draw(saved[0], ask.sampling, sources) if ask.sampling else saved[0].argmax(-1)
         found.append(torch.where(ended, found[-1], chosen) if found else chosen)
         ended |= torch.isin(found[-1], ends)
@@ -269,7 +343,7 @@ def continued(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> Tensor:
             "input_ids": found[-1][:, None].to(mask.device),
             "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
             "position_ids": places[:, -1:] + 1,
-            "past_key_values": saved[1],
+            **saved[1],
         }
     return torch.stack(found, 1)
 
@@ -310,16 +384,18 @@ def swept(nn: Any, plan: SimpleNamespace, ask: SimpleNamespace) -> tuple[Tensor,
                 nn,
                 plan,
                 NO_RULES,
-                lambda down, layer: interventions.values_at(
+                lambda site, layer: interventions.values_at(
                     interventions.neurons(
-                        down,
+                        site,
                         layer,
                         ask.basis,
-                        lambda at, value: interventions.scale_nodes(value, at, ask.entries, ask.scale),
+                        lambda at, value, where: interventions.scale_nodes(value, at, ask.entries, ask.scale, where),
                     ),
                     layer,
                     ask.members,
+                    site.slots if ask.basis == "activation" else None,
                 ),
+                basis=ask.basis,
             )
             saved = nnsight.save(([part.float().cpu() for part in read], nn.output.logits[:, -1].float()))
     members, logits = saved
@@ -346,18 +422,31 @@ def direct_weights(
     Args:
         nodes: rows of (layer, column, neuron), sources and targets. logits_at: rows of (column, token), targets;
             columns count from the end.
-        how: `rules` of the linearisation, and the `basis`. max_bytes, baselines: as there.
+        how: `rules` of the linearisation, the `basis`, and the `metric`'s fields, for targets inside the model.
+        max_bytes, baselines: as there.
     """
-    stops: list[BaseException] = []
+    reads, stops, slots = interventions.inside(how.metric), list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            cuts = interventions.walk(nn, plan, how.rules, lambda down, _: interventions.detach_mlp(down, how.basis))
-            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
-            targets = interventions.target_values([parts[0] for parts in cuts], nodes, ends)
-            weights = interventions.direct_weights(cuts, entered, targets, nodes, max_bytes, baselines)
+            cuts = interventions.walk(
+                nn,
+                plan,
+                how.rules,
+                lambda site, _: interventions.detach_mlp(site, how.basis),
+                None,
+                reads,
+                slots=slots,
+            )
+            placed, there = interventions.at_places(nodes, slots if how.basis == "activation" else [])
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at, how.metric, reads)
+            targets = interventions.target_values([parts[0] for parts in cuts], placed, ends)
+            weights = interventions.direct_weights(cuts, entered, targets, placed, max_bytes, baselines)
             saved = nnsight.save(
-                [(*interventions.to_cpu(values), *rest) for values, rest in zip(targets, weights, strict=True)]
+                [
+                    interventions.only_there(ran, interventions.to_cpu(values)[0], rest)
+                    for ran, values, rest in zip(there, targets, weights, strict=True)
+                ]
             )
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
@@ -376,15 +465,17 @@ def total_effects(
 ) -> list[tuple[Tensor, Tensor]]:
     """For each prompt what `interventions.effects_on_nodes` and `effects_on_logits` give; arguments as of
     `direct_weights`."""
-    stops: list[BaseException] = []
+    reads, stops, slots = interventions.inside(how.metric), list[BaseException](), list[Any]()
     with torch.inference_mode(False), torch.enable_grad():
         with nn.trace(**inputs) as tracer:
             entered = interventions.embed_leaf(nn, plan, None, True)
-            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis)
-            ends = interventions.target_logits(nn, plan, how.rules, logits_at)
-            before = interventions.effects_on_nodes(neurons, entered, nodes, max_bytes, baselines)
-            behind = interventions.effects_on_logits(neurons, ends, nodes, max_bytes, baselines)
-            saved = nnsight.save(list(zip(before, behind, strict=True)))
+            neurons = interventions.through_blocks(nn, plan, how.rules, how.basis, None, None, reads, slots)
+            placed, there = interventions.at_places(nodes, slots)
+            ends = interventions.target_logits(nn, plan, how.rules, logits_at, how.metric, reads)
+            before = interventions.effects_on_nodes(neurons, entered, placed, max_bytes, baselines)
+            behind = interventions.effects_on_logits(neurons, ends, placed, max_bytes, baselines)
+            sides = zip(there, before, behind, strict=True)
+            saved = nnsight.save([tuple(interventions.rows_there(ran, part) for part in two) for ran, *two in sides])
             interventions.stop(tracer, plan, stops)
     interventions.release(stops)
     return saved

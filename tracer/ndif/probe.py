@@ -264,7 +264,8 @@ class _Measured:
     """The probe's numbers of one model.
 
     Raises:
-        RemoteError: an intervention without effect, or a gradient that is not the finite difference.
+        RemoteError: an intervention without effect, a gradient that is not the finite difference, or a mixture of
+            experts whose weights are hidden there.
     """
 
     def __init__(self, model: Model, server: Server) -> None:
@@ -277,6 +278,10 @@ class _Measured:
         read, self.logits, unit, dtype, self.weights = passes.probe(
             model, self.ids, (0.0, *steps), direction, projection
         )
+        if model.mixtures and not all(self.weights[:2]):
+            rule = f"computes neurons of experts from weights that are not readable on {server.host}"
+            step = "load it here, without remote, or ask its operator for the tag 'trusted'"
+            raise RemoteError(f"model {quoted(model.name)}", rule, step)
         self.dtype = DTYPES.get(dtype.removeprefix("torch."), torch.float32)
         self.difference, self.effect = self._difference(read, unit)
         self.derivative, self.reason = self._gradient(direction, projection)

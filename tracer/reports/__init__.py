@@ -4,6 +4,7 @@ Knows rich, matplotlib, jinja and the page's JavaScript. Refuses to compute anyt
 run does not hold.
 
 Door: `tables`, `neurons`, `swaps`, `supernodes` and `concepts` (terminal), `sweeps` (terminal, heat map and page),
+`comparison` (terminal, files and pages),
 `document` (one circuit as HTML), `page` (any report as HTML) with the words of `verdict`, `figures`, `viewer`; `sheet`
 has the rows that all show. `tables.view` is `tracer.view`.
 """

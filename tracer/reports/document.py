@@ -17,13 +17,14 @@ from tracer.circuit.circuit import Circuit, versions
 from tracer.errors import JobError
 from tracer.evaluation.curves import Evaluation
 from tracer.evaluation.edge_curves import EdgeCurves
+from tracer.evaluation.faithfulness import as_prompt, own_prompt
 from tracer.evaluation.quality import STRATA, AlwaysOn, Correlation, Quality
 from tracer.evaluation.statistics import Size
 from tracer.reports import figures, sheet, tables
 from tracer.reports.page import render
 from tracer.reports.sheet import ABLATIONS, PAGE, Sheet, decimal, ends, quoted_token, unit
 from tracer.reports.verdict import RULE, Verdict, judged, percent, point
-from tracer.settings import RULES
+from tracer.settings import BASIS_NAMES, RULED_METHODS, RULES, TargetNeuron
 from tracer.text import printable as shown
 
 NODES, EDGES, PATHS = 30, 20, 5
@@ -38,6 +39,7 @@ _METHODS = {
     "ig": "integrated gradients over the embeddings",
     "conductance": "conductance along a path of embeddings",
     "ig-activation": "integrated gradients over each layer's neurons",
+    "relp-ig": "RelP's gradient, averaged along a path of embeddings",
     "exact": "each node ablated alone, no estimate",
     "delta": "size of the change of activation, a control",
     "random": "noise, a control",
@@ -48,6 +50,9 @@ _QUESTIONS = {
     "topk": "how strongly does it favour its own most likely tokens, {target}?",
     "logprob": "how probable does it find {target}?",
     "centred": "how far above the average token of its vocabulary does it put {target}?",
+    "share": "how strongly does it favour the tokens that hold {share} of its probability, {target}?",
+    "neuron": "how strong is the neuron {target}?",
+    "direction": "how far does its state go along the {target}?",
 }
 
 
@@ -120,7 +125,12 @@ def _question(circuit: Circuit) -> str:
     tokens = {
         "target": " or ".join(name[one] for one in circuit.target_ids),
         "foil": " or ".join(name[one] for one in circuit.foil_ids),
+        "share": circuit.settings.share,
     }
+    if circuit.settings.of is not None:
+        tokens["target"] = shown(circuit.settings.of.name)
+    if circuit.answer:
+        tokens["target"] = quoted_token("".join(row["token"] for row in circuit.rows("logit")))
     asked = _QUESTIONS[circuit.settings.metric].format(**tokens)
     if circuit.positions == (len(circuit.tokens) - 1,):
         return f"After these words, {asked}"
@@ -198,7 +208,7 @@ def _settings(circuit: Circuit) -> Sheet:
         "model says": sheet.predictions_text(circuit, quoted_token) or "-",
         "method": _method(circuit),
         "baseline": f"{chosen.baseline}: attributions are relative to {_against(circuit)}",
-        "basis": "MLP activations (input of the down projection)" if chosen.basis == "activation" else "MLP outputs",
+        "basis": BASIS_NAMES[chosen.basis] + " (input of the down projection)" * (chosen.basis == "activation"),
         "selection": _selection(circuit),
     }
     if circuit.links is not None:
@@ -307,7 +317,7 @@ def _always_on(circuit: Circuit, found: Sequence[AlwaysOn] | None) -> Sheet | No
     heads = ("<neuron", f"attribution ({of})", f"exact effect ({of})", "strong on", "nodes of this circuit")
     rows = tuple(
         (
-            f"layer {one.layer} neuron {one.neuron}",
+            circuit.numbering.name(one.layer, one.neuron),
             f"{one.attribution:.4f}",
             f"{one.exact:.4f}",
             f"{one.share:.0%} of prompts",
@@ -351,15 +361,19 @@ def _made(circuit: Circuit, date: datetime.date) -> Sheet:
 def _python(circuit: Circuit) -> str:
     """Python that traces the same circuit."""
     chosen, kept = circuit.settings, circuit.selection
-    own = chosen.metric == "topk"
-    asked: dict[str, Any] = {"token_ids": circuit.token_ids}
-    asked |= {"target": None if own else circuit.target_ids, "foil": None if own else circuit.foil_ids or None}
-    asked |= {"counterfactual": circuit.counterfactual_ids, "positions": circuit.positions}
-    how = {name: value for name, value in chosen.model_dump().items() if name != "rules"}
-    how |= {"rules": sorted(chosen.rules)} if chosen.method == "relp" and chosen.rules != RULES else {}
+    prompt = as_prompt(own_prompt(circuit), chosen)
+    names = ("token_ids", "target", "foil", "counterfactual", "positions", "answer")
+    asked: dict[str, Any] = {name: getattr(prompt, name) for name in names}
+    how = {name: value for name, value in chosen.model_dump().items() if name not in ("rules", "of")}
+    if chosen.of is not None:
+        how["of"] = chosen.of.name if isinstance(chosen.of, TargetNeuron) else ...
+        del how["metric"]  # which it is
+    how |= {"rules": sorted(chosen.rules)} if chosen.method in RULED_METHODS and chosen.rules != RULES else {}
     how |= {name: kept[name] for name in ("nodes", "threshold", "mass", "skip_first", "exclude") if kept.get(name)}
     pruning = {name: value for name, value in (kept.get("pruning") or {}).items() if value}
     words = [f"    {name}={value!r}," for name, value in how.items()]
+    if how.get("of") is ...:
+        words[words.index("    of=Ellipsis,")] = f"    of=...,  # the {shown(sheet.metric_text(circuit))}"
     words += [f"    pruning=tracer.Pruning({_arguments(pruning)}),"] if pruning else []
     words += ["    edges=False,"] if circuit.links is None else []
     words += ["    reference=[...],  # the prompts behind the mean"] if chosen.baseline == "mean" else []

@@ -27,7 +27,7 @@ VIEW = (-0.4, 1.6)
 CONTROL = -1
 """The look of a random control: the last one."""
 
-_MARKERS = "osDvPX*^"
+_MARKERS = "osDvPX*p^"
 _DASHES: tuple[Any, ...] = (
     "-",
     (0, (6, 2)),
@@ -36,10 +36,11 @@ _DASHES: tuple[Any, ...] = (
     (0, (6, 2, 1.2, 2, 1.2, 2)),
     (0, (11, 3)),
     (0, (3, 1.6)),
+    (0, (11, 2, 3, 2)),
     (0, (1, 3.2)),
 )
 _INK, _FAINT = "#010203", "#040506"  # drawn in these, then replaced by the page's own colours
-_NAMES = ("blue", "orange", "green", "purple", "gold", "teal", "pink", "grey")
+_NAMES = ("blue", "orange", "green", "purple", "gold", "teal", "pink", "brown", "grey")
 _PAGE = {f"#1122{i:02d}": f"var(--{name})" for i, name in enumerate(_NAMES, start=1)}
 
 
@@ -52,7 +53,9 @@ class Palette(NamedTuple):
 
 
 PAPER = Palette(
-    ("#2166ac", "#b2552c", "#1b7837", "#762a83", "#b8860b", "#2a8c82", "#c51b7d", "#777777"), "#bbbbbb", "#000000"
+    ("#2166ac", "#b2552c", "#1b7837", "#762a83", "#b8860b", "#2a8c82", "#c51b7d", "#7f4f24", "#777777"),
+    "#bbbbbb",
+    "#000000",
 )
 """Of a file on white."""
 LOOKS = len(PAPER.colours) - 1
@@ -101,21 +104,22 @@ def three(found: Curves, labels: Sequence[str]) -> list[Line]:
 def draw_curves(axes: Any, lines: Sequence[Line], palette: Palette = PAPER, **labels: Any) -> None:
     """Curves on a logarithmic axis of sizes, their intervals shaded, 0 and 1 marked; `labels` as of ``axes.set``."""
     for label, sizes, curve, look in lines:
-        style = _style(look, palette)
-        axes.plot(sizes, curve.estimate, label=label, **style)
-        axes.fill_between(sizes, curve.low, curve.high, color=style["color"], alpha=0.13, linewidth=0)
+        drawn = style(look, palette)
+        axes.plot(sizes, curve.estimate, label=label, **drawn)
+        axes.fill_between(sizes, curve.low, curve.high, color=drawn["color"], alpha=0.13, linewidth=0)
     for level in (0.0, 1.0):
         axes.axhline(level, color=palette.faint, linewidth=0.8, zorder=0)
     axes.set(xscale="log", **labels)
 
 
-def _style(look: int, palette: Palette) -> dict[str, Any]:
-    """Colour, marker and dashes of a line; no two of the first 49 share marker and dashes, nor marker and filling."""
+def style(look: int, palette: Palette) -> dict[str, Any]:
+    """Colour, marker and dashes of a line; no two of the first 64 share marker and dashes, nor of the first 16
+    marker and filling."""
     last = len(_MARKERS) - 1
     turn, kind = (0, last) if look == CONTROL else divmod(look, last)
     dashes = _DASHES[kind if kind == last else (kind + turn) % last]
-    style = {"color": palette.colours[kind], "marker": _MARKERS[kind], "linestyle": dashes, "linewidth": 1.6}
-    return style | {"markersize": 5, "markerfacecolor": "none" if (kind + turn) % 2 else palette.colours[kind]}
+    drawn = {"color": palette.colours[kind], "marker": _MARKERS[kind], "linestyle": dashes, "linewidth": 1.6}
+    return drawn | {"markersize": 5, "markerfacecolor": "none" if (kind + turn) % 2 else palette.colours[kind]}
 
 
 def by_strength(lines: Sequence[Line]) -> list[str]:

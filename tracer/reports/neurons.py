@@ -16,6 +16,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 
 from tracer.circuit.said import sign
+from tracer.experts import DENSE, Numbering
 from tracer.reports import sheet
 from tracer.reports.sheet import Sheet
 from tracer.reports.tables import sheet_table
@@ -34,7 +35,7 @@ ABOUT = (
 LISTS = ("promoted", "suppressed", "driven_by", "gate", "up")
 
 
-def tokens_sheet(one: NeuronTokens) -> Sheet:
+def tokens_sheet(one: NeuronTokens, numbering: Numbering = DENSE) -> Sheet:
     """A neuron's tokens: promoted, suppressed, and those whose embeddings drive it with their gate and up."""
     gated = bool(one.gate)
     heads = ["<promotes", "logit", "<suppresses", "logit"]
@@ -48,10 +49,10 @@ def tokens_sheet(one: NeuronTokens) -> Sheet:
             row += ["" if token is None or token.gate is None else _number(token.gate)] if gated else []
             row += ["" if token is None or token.up is None else _number(token.up)]
         rows.append(row)
-    return Sheet.of(f"tokens-{one.layer}-{one.neuron}-{one.polarity:+d}", name(one), heads, rows)
+    return Sheet.of(f"tokens-{one.layer}-{one.neuron}-{one.polarity:+d}", name(one, numbering), heads, rows)
 
 
-def drives_sheet(one: NeuronTokens) -> Sheet:
+def drives_sheet(one: NeuronTokens, numbering: Numbering = DENSE) -> Sheet:
     """The tokens whose embeddings move gate and up most, before the activation."""
     heads = ["<opens the gate", "gate"] if one.gate else []
     heads += ["<moves up" if one.gate else "<moves it", "up"]
@@ -59,7 +60,9 @@ def drives_sheet(one: NeuronTokens) -> Sheet:
         [*(_pair(one.gate, rank) if one.gate else []), *_pair(one.up, rank)]
         for rank in range(max(len(one.gate), len(one.up)))
     ]
-    return Sheet.of(f"drives-{one.layer}-{one.neuron}-{one.polarity:+d}", f"{name(one)}: before it", heads, rows)
+    return Sheet.of(
+        f"drives-{one.layer}-{one.neuron}-{one.polarity:+d}", f"{name(one, numbering)}: before it", heads, rows
+    )
 
 
 def known_sheets(known: Known) -> list[Sheet]:
@@ -100,10 +103,12 @@ def known_sheets(known: Known) -> list[Sheet]:
     return found
 
 
-def neuron_table(found: Sequence[NeuronTokens], known: Known | None = None) -> RenderableType:
+def neuron_table(
+    found: Sequence[NeuronTokens], known: Known | None = None, numbering: Numbering = DENSE
+) -> RenderableType:
     """A neuron for a terminal."""
-    sheets = [tokens_sheet(one) for one in found]
-    sheets += [drives_sheet(one) for one in found if one.up]
+    sheets = [tokens_sheet(one, numbering) for one in found]
+    sheets += [drives_sheet(one, numbering) for one in found if one.up]
     sheets += [] if known is None else known_sheets(known)
     return Group(*(Padding(sheet_table(one), (0, 0, 1, 0)) for one in sheets), ABOUT)
 
@@ -134,9 +139,9 @@ def neuron_csv(found: Sequence[NeuronTokens]) -> str:
     return csv_text(rows, names)
 
 
-def name(one: NeuronTokens) -> str:
+def name(one: NeuronTokens, numbering: Numbering = DENSE) -> str:
     """A neuron with its polarity: ``L3 N1414 +``."""
-    return f"L{one.layer} N{one.neuron} {sign(one.polarity)}"
+    return f"{numbering.name(one.layer, one.neuron)} {sign(one.polarity)}"
 
 
 def _pair(tokens: Sequence[Token], rank: int) -> list[str]:

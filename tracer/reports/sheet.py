@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from tracer.circuit.circuit import Circuit, Graph, height
 from tracer.circuit.said import Said
-from tracer.settings import PATH_METHODS, RULES, Settings, rules_name
+from tracer.experts import Numbering
+from tracer.settings import PATH_METHODS, RULED_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
 
 if TYPE_CHECKING:
@@ -27,9 +28,14 @@ METRIC_NAMES = {
     "logit": "logit of",
     "difference": "logit difference",
     "topk": "sum of the top logits",
+    "share": "mean logit, weighed by probability, of",
     "logprob": "log-probability of",
     "centred": "logit above the vocabulary mean of",
+    "neuron": "value of",
+    "direction": "product with the",
 }
+UNITS = {"logprob": "nats", "neuron": "units of the neuron", "direction": "units of the direction"}
+"""Of metrics that are not in logits."""
 ABLATIONS = {
     "zero": "zero",
     "mean": "the mean over reference prompts",
@@ -106,7 +112,7 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
     columns += [Column("note", left=True, only=PAGE)] if known else []
     cells = []
     for rank, (row, bar) in enumerate(zip(rows, bars([row["attribution"] for row in rows]), strict=True), start=1):
-        cell: list[str | Bar] = [str(value) for value in (rank, row["layer"], row["neuron"])]
+        cell: list[str | Bar] = [str(rank), str(row["layer"]), said.numbering.short(row["layer"], row["neuron"])]
         cell += ["+" if row["activation"] >= 0 else "-", str(row["position"]), token(row["token"])]
         cell += [f"{row['activation']:+.4f}", f"{row['attribution']:+.4f}", bar, _share(row, circuit)]
         cell += [number(row["explained"], ".2f")] if circuit.links is not None else []
@@ -130,7 +136,7 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
     ]
     cells = [
         (
-            *(str(value) for value in (rank, row["layer"], row["neuron"])),
+            *(str(rank), str(row["layer"]), said.numbering.short(row["layer"], row["neuron"])),
             "any" if row["position"] < 0 else str(row["position"]),
             token(row["token"]),
             number(row["attribution"], "+.4f"),
@@ -143,15 +149,15 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
 
 def edges(graph: Graph, count: int) -> Sheet:
     """The strongest edges."""
-    places = graph.nodes.to_pylist()
+    places, numbering = graph.nodes.to_pylist(), graph.numbering
     rows = graph.links.slice(0, count).to_pylist() if graph.links is not None else []
     columns = ["<source", Column("", left=True, only=TERMINAL), "<target", "weight", "share of target"]
     columns += [Column("attribution", unit=unit(graph) if isinstance(graph, Circuit) else ""), BAR]
     cells = [
         (
-            node_text(places[row["source"]], graph.labels.get(row["source"], "")),
+            node_text(places[row["source"]], numbering, graph.labels.get(row["source"], "")),
             "->",
-            node_text(places[row["target"]], graph.labels.get(row["target"], "")),
+            node_text(places[row["target"]], numbering, graph.labels.get(row["target"], "")),
             f"{row['weight']:+.4f}",
             number(row["share"], "+.1%"),
             number(row["attribution"], "+.4f"),
@@ -168,9 +174,9 @@ def paths(circuit: Circuit, count: int) -> Sheet:
     Raises:
         JobError: as `Circuit.paths`.
     """
-    places = circuit.nodes.to_pylist()
+    named = [node_text(node, circuit.numbering) for node in circuit.nodes.to_pylist()]
     rows = [
-        (number(path.attribution, "+.4f"), f"{path.share:+.2%}", " -> ".join(node_text(places[i]) for i in path.nodes))
+        (number(path.attribution, "+.4f"), f"{path.share:+.2%}", " -> ".join(named[i] for i in path.nodes))
         for path in circuit.paths(count)
     ]
     columns = [Column("attribution", unit=unit(circuit)), "share", "<from embedding to logit"]
@@ -293,19 +299,22 @@ def quoted_token(text: str) -> str:
     return f"“{token(text)}”"
 
 
-def node_text(node: dict[str, Any], label: str = "") -> str:
+def node_text(node: dict[str, Any], numbering: Numbering, label: str = "") -> str:
     """A node in a word: what it is, at its position; an imported graph's own label in brackets."""
     at = f"@{node['position']}" if node["position"] >= 0 else "at any position"
+    if node["kind"] == "target":
+        return f"target {printable(node['token'], LONG)} {at}"
     if node["kind"] in ("embedding", "logit"):
         return f"{node['kind']} {token(node['token']) or '(no label)'} {at}"
-    return f"{node_name(node)} {at} {token(node['token'])}" + (f" ({printable(label, 60)})" if label else "")
+    return f"{node_name(node, numbering)} {at} {token(node['token'])}" + (f" ({printable(label, 60)})" if label else "")
 
 
-def node_name(node: dict[str, Any]) -> str:
+def node_name(node: dict[str, Any], numbering: Numbering) -> str:
     """What a node inside the model is, without where."""
-    letter = {"neuron": "N", "attention": "A"}.get(node["kind"])
-    if letter is not None:
-        return f"L{node['layer']} {letter}{node['neuron']}"
+    if node["kind"] == "neuron":
+        return numbering.name(node["layer"], node["neuron"])
+    if node["kind"] == "attention":
+        return f"L{node['layer']} A{node['neuron']}"
     what = "attention error" if height(node["kind"], 0, node["neuron"]) == (0, 0) else node["kind"]
     return f"{what} L{node['layer']}"
 
@@ -314,7 +323,13 @@ def node_name(node: dict[str, Any]) -> str:
 
 
 def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
-    """What the metric is, in words, with its tokens."""
+    """What the metric is, in words, with its tokens, or with what it is of inside the model."""
+    of = circuit.settings.of
+    if of is not None:
+        return f"{'negative ' * (of.name[-1] == '-')}{METRIC_NAMES[of.kind]} {printable(of.name.rstrip('-'), LONG)}"
+    if circuit.answer:
+        words = "".join(row["token"] for row in sorted(circuit.rows("logit"), key=lambda row: row["position"]))
+        return f"summed {METRIC_NAMES[circuit.settings.metric]} the answer {named(words)}"
     name = {row["neuron"]: named(row["token"]) for row in circuit.rows("logit")}
     targets, foils = (", ".join(name[one] for one in ids) for ids in (circuit.target_ids, circuit.foil_ids))
     text = f"{METRIC_NAMES[circuit.settings.metric]} {targets}"
@@ -322,7 +337,10 @@ def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
 
 
 def chances_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
-    """How likely the model finds what was asked, and how many tokens it finds likelier."""
+    """How likely the model finds what was asked, and how many tokens it finds likelier; of what is inside the model its
+    value."""
+    if circuit.settings.of is not None:
+        return "  ".join(f"{printable(row['token'], LONG)} = {row['activation']:+.4f}" for row in circuit.ends)
     rows, ranks = circuit.rows("logit"), circuit.ranks or (None,) * len(circuit.probabilities)
     several = len(circuit.positions) > 1
     return "  ".join(
@@ -350,7 +368,7 @@ SETTLES = "stays within .1 of 1"
 
 def options_text(chosen: Settings) -> str:
     """What was chosen of a method's own options, if anything; begins with a comma."""
-    rules = chosen.method == "relp" and chosen.rules != RULES
+    rules = chosen.method in RULED_METHODS and chosen.rules != RULES
     text = f", rules {rules_name(chosen.rules)}" if rules else ""
     text += f", {chosen.steps} steps" if chosen.method in PATH_METHODS else ""
     return text + (f", seed {chosen.seed}" if chosen.method == "random" else "")
@@ -406,7 +424,7 @@ def is_alone(found: Evaluation) -> bool:
 
 def unit(circuit: Circuit) -> str:
     """Of the metric and of attributions."""
-    return "nats" if circuit.settings.metric == "logprob" else "logits"
+    return UNITS.get(circuit.settings.metric, "logits")
 
 
 def _paired_path(circuit: Circuit) -> bool:

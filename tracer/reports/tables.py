@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from tracer.circuit.circuit import ATTENTION_ERROR, Circuit, Graph, Traced
+from tracer.circuit.circuit import ATTENTION_ERROR, ENDS, Circuit, Graph, Traced
 from tracer.circuit.said import Said, key_of
 from tracer.errors import JobError, option, say, writing
 from tracer.reports import figures, sheet, viewer
@@ -130,7 +130,7 @@ def graph_page(graph: Graph, most: int = viewer.MOST_EDGES) -> str:
     if min(graph.nodes["position"].to_pylist(), default=0) < 0:
         step = f"see it with 'tracer show', or name one of the run's prompts: {option('prompt', 0)}"
         raise JobError("a free circuit", "has no positions, by which the page draws", step)
-    return viewer.page(_payload(graph))
+    return viewer.page(payload(graph))
 
 
 def write_page(content: str | bytes, path: str | Path) -> Path:
@@ -143,7 +143,7 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
         return wholefile.write(path, content)
 
 
-def _payload(graph: Graph) -> viewer.Payload:
+def payload(graph: Graph) -> viewer.Payload:
     """What the page draws."""
     circuit = graph if isinstance(graph, Circuit) else None
     return viewer.Payload(
@@ -182,8 +182,13 @@ def _about(graph: Graph) -> dict[str, Any]:
 
 def _nodes(graph: Graph) -> viewer.Nodes:
     nodes = graph.nodes.to_pydict()
-    kinds = {"embedding": viewer.EMBEDDING, "logit": viewer.LOGIT, "error": viewer.ERROR, "other": viewer.ERROR}
-    named = ("embedding", "logit")
+    kinds = {
+        "embedding": viewer.EMBEDDING,
+        **dict.fromkeys(ENDS, viewer.LOGIT),
+        "error": viewer.ERROR,
+        "other": viewer.ERROR,
+    }
+    named = ("embedding", *ENDS)
     return viewer.Nodes(
         kind=np.array([kinds.get(kind, viewer.NEURON) for kind in nodes["kind"]], np.uint8),
         layer=np.array(nodes["layer"], np.int16),
@@ -196,6 +201,7 @@ def _nodes(graph: Graph) -> viewer.Nodes:
         influence=_floats(nodes["influence"]),
         names=dict(_names(graph)),
         says=dict(_says(graph)),
+        experts=_experts(graph),
     )
 
 
@@ -223,11 +229,14 @@ def _metric_text(graph: Graph) -> str:
 
 def _names(graph: Graph) -> Iterator[tuple[int, str]]:
     """What the page calls nodes that are no neurons of an MLP, or that their file has a name for."""
-    for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()):
+    numbering = graph.numbering
+    for row, node in enumerate(graph.nodes.select(["kind", "layer", "neuron", "token"]).to_pylist()):
+        if node["kind"] == "target":
+            yield row, f"target {node['token']}"
         label = graph.labels.get(row, "")
         of_attention = node["kind"] == "error" and node["neuron"] == ATTENTION_ERROR
         if label or node["kind"] in ("attention", "other") or of_attention:
-            yield row, sheet.node_name(node) + (f": {label}" if label else "")
+            yield row, sheet.node_name(node, numbering) + (f": {label}" if label else "")
 
 
 def _says(graph: Graph) -> Iterator[tuple[int, viewer.Says]]:
@@ -238,6 +247,15 @@ def _says(graph: Graph) -> Iterator[tuple[int, viewer.Says]]:
     for at, row in enumerate(rows):
         if row["kind"] == "neuron" and (label := said.label(row)):
             yield at, viewer.Says(label, tuple(_token_lists(said, row)))
+
+
+def _experts(graph: Graph) -> dict[int, tuple[int, int]]:
+    """The expert, and the number in it, of its neurons that belong to one, by row of the nodes."""
+    if not (numbering := graph.numbering):
+        return {}
+    rows = graph.nodes.select(["kind", "layer", "neuron"]).to_pylist()
+    split = {at: numbering.split(row["layer"], row["neuron"]) for at, row in enumerate(rows) if row["kind"] == "neuron"}
+    return {at: (one.expert, one.neuron) for at, one in split.items() if one.expert is not None}
 
 
 def _token_lists(said: Said, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, float], ...]]]:

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -39,10 +39,11 @@ from tracer.runs.identity import (
     made_by,
     neurons_of,
 )
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
+from tracer.runs.jobs import AnyJob, BenchmarkJob, DatasetJob, ExemplarsJob, Job, RevisionsJob, load_job
 from tracer.runs.plan import local
 from tracer.runs.repair import repaired
 from tracer.runs.report import always_on_note
+from tracer.runs.revisions import run_parts
 from tracer.runs.split import apart, check_overlap
 from tracer.runs.status import Reason, RunState, Status, Tally, reasons, seconds_before
 from tracer.runs.units.concepts import check_ahead
@@ -51,7 +52,7 @@ from tracer.runs.units.shards import NO_ROOM, askable, input_row
 from tracer.runs.workers.messages import Part, Pool, Setup, Started, Task
 from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import Place, RetryLimits, Runner
-from tracer.settings import ModelRecord
+from tracer.settings import ModelRecord, numbering_in
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
 from tracer.store.schemas import SCHEMAS
 from tracer.text import kept_of
@@ -78,7 +79,7 @@ class Run:
         seconds: this call took, by the clock.
     """
 
-    job: Job
+    job: AnyJob
     address: str
     status: Status
     resumed: int
@@ -92,12 +93,16 @@ class Run:
     @property
     def reasons(self) -> list[Reason]:
         """Why prompts failed, the three most frequent reasons."""
+        if isinstance(self.job, RevisionsJob):
+            each = [RunFolder(self.folder.part(name)) for name in self.job.parts()]
+            return [reason for part in each for reason in reasons(part, part.commits())][:_SHOWN]
         return reasons(self.folder, self.folder.commits()) if self.job.kind != "benchmark" else []
 
     def table(self, name: str) -> pa.Table:
         """A table as a whole: ``prompts``, ``nodes``, ``edges``, ``profiles``, or ``neurons``, ``edges_mean``,
         ``top_prompts``, ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``, ``tokens``, ``concepts``,
-        ``steering``; of exemplars ``exemplars`` and ``densities``.
+        ``steering``; of exemplars ``exemplars`` and ``densities``; of a run over revisions ``comparison``, ``compared``
+        and ``courses``.
 
         Raises:
             RunError: the run has no such table.
@@ -132,7 +137,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def run(
-    job: str | Path | Mapping[str, Any] | Job,
+    job: str | Path | Mapping[str, Any] | AnyJob,
     out: str | Path,
     *,
     set: Sequence[str] = (),
@@ -151,7 +156,8 @@ def run(
     factory: str = _WORKER,
 ) -> Run:
     """Run a job into a folder; a folder that holds part of the same job is resumed, one that holds the same job with
-    fewer prompts (a smaller `limit`) is extended.
+    fewer prompts (a smaller `limit`) is extended. A job over revisions runs each of them as a part of its own, and ends
+    with what differs between them.
 
     Every prompt of the input gets exactly one row, ``ok``, ``failed`` or ``quarantined``; the tables are the same,
     bit for bit, however many workers there were, wherever, and however often the run was stopped. Only what takes a
@@ -184,8 +190,9 @@ def run(
         JobError: the job or its data. ModelError: the model. RunError: the folder, the workers, too many failures, or
             with `strict` any. Stopped: SIGINT or SIGTERM came.
     """
-    chosen, started = load_job(job, set), time.perf_counter()
-    check_asked(chosen, workers, gpus_per_worker)
+    chosen = load_job(job, set)
+    for part in chosen.parts().values() if isinstance(chosen, RevisionsJob) else [chosen]:
+        check_asked(part, workers, gpus_per_worker)
     asked = _Asked(
         ray=ray,
         workers=workers,
@@ -200,10 +207,9 @@ def run(
         pool=pool,
         factory=factory,
     )
-    done = _driven(chosen, RunFolder(out), asked)
-    result = Run(done.job, str(out), done.status("done"), done.resumed, time.perf_counter() - started)
-    _check_failures(result, strict)
-    return result
+    if isinstance(chosen, RevisionsJob):
+        return _run_parts(chosen, str(out), asked, strict)
+    return _run_one(chosen, str(out), asked, strict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +238,29 @@ class _Asked:
         """The plan of a job on this machine; None where it cannot be known, and for workers of a test."""
         real = self.pool is None and self.factory == _WORKER
         return local.plan_local_run(job, self.workers, self.gpus_per_worker, self.here) if real else None
+
+
+def _run_one(job: Job, out: str, asked: _Asked, strict: bool) -> Run:
+    """A run of one job that is at its end."""
+    started = time.perf_counter()
+    done = _driven(job, RunFolder(out), asked)
+    result = Run(done.job, out, done.status("done"), done.resumed, time.perf_counter() - started)
+    _check_failures(result, strict)
+    return result
+
+
+def _run_parts(job: RevisionsJob, out: str, asked: _Asked, strict: bool) -> Run:
+    """A run over revisions that is at its end."""
+    started, resumed = time.perf_counter(), 0
+
+    def one(part: DatasetJob, address: str, watch: Watch) -> Status:
+        nonlocal resumed
+        done = _run_one(part, address, replace(asked, watch=watch), strict)
+        resumed += done.resumed
+        return done.status
+
+    status = run_parts(job, out, one, overwrite=asked.overwrite, repair=asked.repair, watch=asked.watch)
+    return Run(job, out, status, resumed, time.perf_counter() - started)
 
 
 def _driven(job: Job, folder: RunFolder, asked: _Asked) -> _Driver:
@@ -341,7 +370,8 @@ class _Driver:
         # A record that is damaged, of a run that has nothing done, is nothing to keep.
         there = None if self.folder.is_empty() else self._there(overwrite or (repair and not self.folder.has_commits()))
         more = there is not None and not overwrite and self.folder.has_commits() and grows(there, self.job, others)
-        if there is not None and not overwrite and not more and self.folder.has_commits():
+        has_parts = there is not None and there["kind"] == "revisions"
+        if there is not None and not overwrite and not more and (has_parts or self.folder.has_commits()):
             check_same(self.folder, there, self.job, content)
         mine = there is not None and there.get("fingerprint") == fingerprint_of(self.job, content)
         if more and there is not None:
@@ -610,7 +640,11 @@ class _Driver:
                 self._write_record({"always_on": report.outcome})
             if "always_on" not in self.record:  # the run was stopped
                 return
-        self.note(always_on_note(self.record["always_on"], self.job.always_on.leave_out))
+        self.note(
+            always_on_note(
+                self.record["always_on"], self.job.always_on.leave_out, numbering_in(self.record, self.job.basis)
+            )
+        )
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -661,9 +695,11 @@ class _Driver:
         """How much work each combination of a benchmark is."""
         if not isinstance(self.job, BenchmarkJob):
             return []
-        widths = {"activation": model.d_mlp, "output": model.d_model}
-        each = self.job.combinations()
-        return [combination_work(self.job, one, model.n_layers, widths[one.basis]) for one in each]
+        found = []
+        for one in self.job.combinations():
+            width = model.d_mlp if one.basis == "activation" else model.d_model
+            found.append(combination_work(self.job, one, model.n_layers, width))
+        return found
 
     def _write_record(self, more: Mapping[str, Any]) -> None:
         self.record |= more

@@ -26,6 +26,7 @@ from tracer.runs.units.benchmark_report import BenchmarkResult
 from tracer.runs.units.concepts import write_concepts
 from tracer.runs.units.dataset_circuit import circuit_of_units
 from tracer.runs.units.exemplars import wanted_of
+from tracer.settings import numbering_in
 from tracer.store import aggregation, edge_means, schemas
 from tracer.store.parquet import writer
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
@@ -97,7 +98,7 @@ def _finish_exemplars(
 ) -> None:
     """Units' parts added up, one at a time in memory; then exemplars are chosen."""
     _write_failed(folder, commits)
-    neurons = sorted((layer, neuron) for layer, neuron in record["neurons"])
+    neurons = sorted(set(map(numbering_in(record).of_parts, record["neurons"])))
     wanted, totals, candidates = wanted_of(job), Totals.none(len(neurons)), schemas.CANDIDATES.empty_table()
     for commit in commits:
         totals.merge(Totals.of(folder.read_committed(commit, "counts")))

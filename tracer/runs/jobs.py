@@ -17,17 +17,22 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, Vali
 
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
+from tracer.attribution.targets import direction, target
 from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
 from tracer.errors import JobError, option, quoted
+from tracer.experts import Numbering, parse
 from tracer.meaning.supernodes import Asked
 from tracer.records import LARGEST, Count, Name, Names, Natural, Record, as_list, is_list
 from tracer.runs.yamlfile import check_keys, override, parsed
 from tracer.settings import (
     DEFAULT_STEPS,
     DEFAULT_TOP_K,
+    EDGE_BASES,
     IN_FLIGHT,
+    OWN_METRICS,
     PATH_METHODS,
-    SUMS_OF_LOGITS,
+    RULED_METHODS,
+    SUMS_OF_TARGETS,
     VARIANTS,
     Baseline,
     Basis,
@@ -35,7 +40,10 @@ from tracer.settings import (
     MetricKind,
     Rule,
     Settings,
+    TargetDirection,
+    TargetNeuron,
     as_job_error,
+    numbering_in,
     rules_name,
     rules_of,
     settings,
@@ -89,17 +97,28 @@ def _variants(value: Any) -> Any:
 
 
 def _neuron(value: Any) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]+/[0-9]+", value):
-        return tuple(int(part) for part in value.split("/"))
-    if is_list(value) and len(value) == 2:
+    if is_list(value) and len(value) in (2, 3):
         return value
-    raise ValueError("must be neurons as LAYER/NEURON, e.g. [3/120]")
+    try:
+        return tuple(part for part in parse(value) if part is not None)
+    except JobError:
+        raise ValueError("must be neurons as LAYER/NEURON or LAYER/EXPERT/NEURON, e.g. [3/120, 3/17/45]") from None
 
 
 # Whole numbers are strict: "5", 5.0 and true are mistakes. Other numbers may be text, as YAML reads 1e-3.
 Real = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_not_a_switch)]
 Sizes = Annotated[tuple[Count, ...], BeforeValidator(as_list)]
-Neuron = Annotated[tuple[Natural, Natural], BeforeValidator(_neuron)]
+Neuron = Annotated[tuple[Natural, Natural] | tuple[Natural, Natural, Natural], BeforeValidator(_neuron)]
+"""(Layer, neuron), or (layer, expert, neuron) until the model is known."""
+
+
+def _of(value: Any) -> Any:
+    """What a job is of inside the model: a neuron as text, or the file of a direction, which is read."""
+    if isinstance(value, str):
+        return target(value)
+    if isinstance(value, dict) and "file" in value and set(value) <= {"file", "layer", "name", "label"}:
+        return direction(**{"given": value["file"]} | {name: one for name, one in value.items() if name != "file"})
+    return value
 
 
 def _check_sizes(sizes: tuple[int, ...]) -> None:
@@ -318,7 +337,9 @@ class DatasetJob(_ModelOptions):
         model, revision, adapter, gguf_file, dtype, device, device_map, attention: as in `tracer.load`.
         input: where the prompts come from. limit: only the first so many.
         shard_size: prompts in one unit of work.
-        method, baseline, basis, rules, steps, metric, top_k, seed: as in `tracer.attribute`.
+        method, baseline, basis, rules, steps, metric, top_k, share, seed: as in `tracer.attribute`.
+        of: what the circuits are of inside the model: a neuron as text, ``L12 N345``, or a direction as its `file`, the
+            `layer` behind which it is read (behind the final norm without one) and the `name` of a file's tensor.
         reference: prompts of the baseline ``mean``, which needs them.
         nodes, threshold, mass, skip_first, exclude: which nodes of a prompt are kept, as in `tracer.trace`.
         always_on: neurons that look strong on most prompts and do nothing are looked for; not if None.
@@ -326,6 +347,8 @@ class DatasetJob(_ModelOptions):
             is a sum of logits.
         pruning: which edges are kept, of a prompt's, and of the dataset's by their means.
         profiles: keep the attribution profile of each node, as in `tracer.trace`: the table ``profiles``.
+        values: keep the attribution of every neuron, summed over positions, of each prompt: the table ``values``, by
+            which `tracer compare` knows of nodes that a prompt does not keep; 4 bytes for each.
         circuit: of the whole dataset, from its mean attribution: ``aligned`` (nodes at their positions), ``free``
             (neurons, whatever the position), or ``none``.
         supernodes: how that circuit's neurons are grouped by their profiles, which it needs; not if None.
@@ -341,7 +364,8 @@ class DatasetJob(_ModelOptions):
     """
 
     NEW: ClassVar[tuple[str, ...]] = (
-        *(*_ModelOptions.NEW, "always_on", "profiles", "supernodes", "tokens", "concepts", "steering"),
+        *(*_ModelOptions.NEW, "always_on", "profiles", "values", "supernodes", "tokens", "concepts", "steering"),
+        *("share", "of"),
     )
 
     kind: Literal["dataset"] = "dataset"
@@ -355,6 +379,8 @@ class DatasetJob(_ModelOptions):
     steps: Count = DEFAULT_STEPS
     metric: MetricKind = "auto"
     top_k: Count = DEFAULT_TOP_K
+    share: Real | None = None
+    of: Annotated[TargetNeuron | TargetDirection | None, BeforeValidator(_of)] = None
     seed: Natural = 0
     reference: Source | None = None
     nodes: Count | None = None
@@ -366,6 +392,7 @@ class DatasetJob(_ModelOptions):
     edges: bool = True
     pruning: PruningRules | None = None
     profiles: bool = False
+    values: bool = False
     circuit: Literal["none", "aligned", "free"] = "none"
     supernodes: Asked | None = None
     evaluate: Evaluate | None = None
@@ -402,13 +429,19 @@ class DatasetJob(_ModelOptions):
         return self
 
     def _check_edges(self) -> None:
-        if self.metric not in SUMS_OF_LOGITS | {"auto"}:
+        if self.metric not in SUMS_OF_TARGETS | {"auto"} or self.basis not in EDGE_BASES:
             if self.edges and "edges" in self.model_fields_set:
+                if self.basis not in EDGE_BASES:
+                    raise ValueError(f"basis {self.basis!r} has no direct edges: use edges: false")
                 raise ValueError(f"edges lead into single logits: with metric {self.metric!r} use edges: false")
             # Bypasses the frozen record and `model_fields_set`, so that --set may still choose another metric.
             object.__setattr__(self, "edges", False)
         if self.pruning is not None and not self.edges:
             raise ValueError("pruning has no effect without edges")
+        if self.profiles and self.basis not in EDGE_BASES:
+            raise ValueError(f"basis {self.basis!r} has no attribution profiles: leave profiles out")
+        if self.tokens is not None and self.basis not in EDGE_BASES:
+            raise ValueError(f"basis {self.basis!r} has no neurons, of which tokens are read: leave tokens out")
         self.pruning_rules()
 
     def _check_supernodes(self) -> None:
@@ -440,8 +473,8 @@ class DatasetJob(_ModelOptions):
         steered = None if self.steering is None else self.steering.prompts
         for source in (self.input, test, steered if isinstance(steered, Source) else None):
             keep = None if source is None else source.filter
-            if keep is not None and self.metric == "topk":
-                raise ValueError("filter needs the prompts' targets, which metric 'topk' does not use")
+            if keep is not None and self.asks in OWN_METRICS:
+                raise ValueError(f"filter needs the prompts' targets, which metric {self.asks!r} does not use")
             if keep == "preferred" and self.metric not in ("auto", "difference"):
                 raise ValueError(f"filter 'preferred' needs foils, which metric {self.metric!r} does not use")
 
@@ -466,8 +499,15 @@ class DatasetJob(_ModelOptions):
             steps=self.steps,
             metric=self.metric,
             top_k=self.top_k,
+            share=self.share,
+            of=self.of,
             seed=self.seed,
         )
+
+    @property
+    def asks(self) -> str:
+        """The metric that prompts are asked: what `of` and `share` stand for; ``auto`` where each prompt says it."""
+        return self.of.kind if self.of is not None else "share" if self.share is not None else self.metric
 
     def numbers(self) -> dict[str, Any]:
         found = super().numbers()
@@ -476,11 +516,23 @@ class DatasetJob(_ModelOptions):
         return found
 
     def leaving_out(self, record: Mapping[str, Any]) -> DatasetJob:
-        """The job with the neurons in `exclude` that its run's record says are always on, where they are left out."""
+        """The job with the neurons in `exclude` that its run's record says are always on, where they are left out; once
+        the record says of which model they are, those that are named by their experts by their numbers."""
+        job = self.numbered(numbering_in(record, self.basis)) if record.get("model") else self
         if self.always_on is None or not self.always_on.leave_out:
-            return self
+            return job
         found = ((one["layer"], one["neuron"]) for one in record.get("always_on", {}).get("neurons", ()))
-        return self.model_copy(update={"exclude": (*self.exclude, *(one for one in found if one not in self.exclude))})
+        return job.model_copy(update={"exclude": (*job.exclude, *(one for one in found if one not in job.exclude))})
+
+    def numbered(self, numbering: Numbering) -> DatasetJob:
+        """The job with every neuron in `exclude` as (layer, neuron).
+
+        Raises:
+            JobError: an expert, or a neuron of one, that the model does not have.
+        """
+        if not any(len(one) == 3 for one in self.exclude):
+            return self
+        return self.model_copy(update={"exclude": tuple(dict.fromkeys(map(numbering.of_parts, self.exclude)))})
 
     def selection(self) -> dict[str, Any]:
         """The arguments of `tracer.trace` that say which nodes are kept."""
@@ -666,7 +718,7 @@ class BenchmarkJob(_ModelOptions):
     train: Count = 300
     test: Annotated[int, Field(ge=2, strict=True)] = 40
     methods: Annotated[tuple[Method, ...], BeforeValidator(as_list)]
-    bases: Annotated[tuple[Basis, ...], BeforeValidator(as_list)] = get_args(Basis)
+    bases: Annotated[tuple[Basis, ...], BeforeValidator(as_list)] = ("activation", "output")
     baselines: Annotated[tuple[Baseline, ...], BeforeValidator(as_list)] = ("counterfactual",)
     rules: Annotated[tuple[str, ...], BeforeValidator(_variants)] = EVERY_RULE
     ablation: Ablation = "mean"
@@ -692,7 +744,7 @@ class BenchmarkJob(_ModelOptions):
         _check_sizes(self.sizes)
         if self.steps != DEFAULT_STEPS and not PATH_METHODS & set(self.methods):
             raise ValueError(f"steps only have an effect with {', '.join(sorted(PATH_METHODS))}")
-        if self.rules != EVERY_RULE and "relp" not in self.methods:
+        if self.rules != EVERY_RULE and not RULED_METHODS & set(self.methods):
             raise ValueError("rules only have an effect with method relp, which is not among the methods")
         for method in self.methods:
             if not self.baselines_of(method):
@@ -722,7 +774,7 @@ class BenchmarkJob(_ModelOptions):
             for structure in self.sets
             for basis in self.bases
             for method in self.methods
-            for rules in (self.rules if method == "relp" else EVERY_RULE)
+            for rules in (self.rules if method in RULED_METHODS else EVERY_RULE)
             for baseline in self.baselines_of(method)
         ]
 
@@ -735,17 +787,102 @@ def _allowed(method: str, baseline: str) -> bool:
     return True
 
 
+# ------------------------------------------------------------------------------------------------ revisions
+
+
+class CompareRules(Record):
+    """How the parts of a run over revisions are compared, as in `tracer.compare`.
+
+    Attributes:
+        positions: nodes are matched at their positions. groups: a file of supernodes that are followed.
+        permutations, seed: of the tests and intervals.
+    """
+
+    positions: bool = False
+    groups: Name | None = None
+    permutations: Annotated[int, Field(ge=99, le=2**31, strict=True)] = 10_000
+    seed: Natural = 0
+
+
+class RevisionsJob(Record):
+    """One dataset's job on several weights of one architecture, each a run of its own, and what differs between them.
+
+    Attributes:
+        revisions: of the job's model, such as ``step1000``, in their order. checkpoints: instead, models: folders, or
+            ids. adapters: instead, adapters (LoRA), which are compared with the model without.
+        trace: the dataset's job, as `DatasetJob`.
+        values: keep every neuron's attribution on every prompt, so that nodes are compared that only one keeps.
+        compare: how they are compared.
+    """
+
+    kind: Literal["revisions"] = "revisions"
+    revisions: Names = ()
+    checkpoints: Names = ()
+    adapters: Names = ()
+    trace: DatasetJob
+    values: bool = True
+    compare: CompareRules = CompareRules()
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> RevisionsJob:
+        given = {name: value for name in ("revisions", "checkpoints", "adapters") if (value := getattr(self, name))}
+        if len(given) != 1:
+            raise ValueError("a list of revisions, of checkpoints or of adapters is needed: give one of them")
+        ((name, value),) = given.items()
+        if len(set(value)) < len(value):
+            raise ValueError(f"{name} must name each once")
+        if len(value) < 2 and name != "adapters":
+            raise ValueError(f"{name} must name two or more, which are compared")
+        own = {"revisions": ("revision",), "checkpoints": ("model", "revision"), "adapters": ("adapter",)}[name]
+        for key in own:
+            if getattr(self.trace, key) != type(self.trace).model_fields[key].default:
+                raise ValueError(f"trace.{key} has no effect with {name}, which name it")
+        if self.trace.remote and name == "adapters":
+            raise ValueError("adapters cannot be merged into weights on a server: leave them out, or trace.remote")
+        return self
+
+    def parts(self) -> dict[str, DatasetJob]:
+        """The job of each part, by its name, which is that of its folder."""
+        if self.checkpoints:
+            changes: dict[str, dict[str, Any]] = {one: {"model": one} for one in self.checkpoints}
+        elif self.adapters:
+            changes = {"base": {}} | {one: {"adapter": one} for one in self.adapters}
+        else:
+            changes = {one: {"revision": one} for one in self.revisions}
+        same = {"values": self.values or self.trace.values}
+        names = _folder_names(list(changes))
+        each = zip(names, changes.values(), strict=True)
+        return {name: self.trace.model_copy(update=same | change) for name, change in each}
+
+    def numbers(self) -> dict[str, Any]:
+        """What decides the numbers of every part and of their comparison, but for which parts there are."""
+        whole = self.trace.numbers() | {"values": self.values or self.trace.values}
+        return {"trace": whole, "compare": self.compare.model_dump(mode="json")}
+
+
+def _folder_names(given: Sequence[str]) -> list[str]:
+    """Names of folders by which the parts are told apart: the last parts of paths, as many as it takes."""
+    split, names = [one.rstrip("/").split("/") for one in given], list[str]()
+    for count in range(1, max(map(len, split)) + 1):
+        names = [re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts[-count:])).strip(".") or "part" for parts in split]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}-{number}" for number, name in enumerate(names, 1)]
+
+
 Job = BenchmarkJob | DatasetJob | ExemplarsJob
+AnyJob = Job | RevisionsJob
 
 # ---------------------------------------------------------------------------------------------------- reading
 
-_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob] | type[ExemplarsJob]] = {
+_KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob] | type[ExemplarsJob] | type[RevisionsJob]] = {
     "benchmark": BenchmarkJob,
     "dataset": DatasetJob,
     "exemplars": ExemplarsJob,
+    "revisions": RevisionsJob,
 }
 
-_EXAMPLES = "see jobs/dataset.yaml, jobs/sva.yaml, jobs/exemplars.yaml"
+_EXAMPLES = "see jobs/dataset.yaml, jobs/sva.yaml, jobs/exemplars.yaml, jobs/revisions.yaml"
 
 _SOURCE: dict[str, Any] = {**dict.fromkeys(Source.model_fields), "columns": dict.fromkeys(ROW_FIELDS)}
 _NESTED: dict[str, dict[str, Any]] = {
@@ -762,6 +899,11 @@ _KEYS: dict[str, dict[str, Any]] = {
     "benchmark": {**dict.fromkeys(BenchmarkJob.model_fields), "input": dict.fromkeys(PairFiles.model_fields)},
     "dataset": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
     "exemplars": {**dict.fromkeys(ExemplarsJob.model_fields), "input": _SOURCE},
+    "revisions": {
+        **dict.fromkeys(RevisionsJob.model_fields),
+        "trace": {**dict.fromkeys(DatasetJob.model_fields), **_NESTED},
+        "compare": dict.fromkeys(CompareRules.model_fields),
+    },
 }
 """The keys of each kind of job; those that hold keys themselves with theirs."""
 
@@ -783,7 +925,7 @@ def _switch_sources(content: dict[str, Any], changes: Sequence[str]) -> None:
                     source.pop(key, None)
 
 
-def load_job(job: str | Path | Mapping[str, Any] | Job, overrides: Sequence[str] = ()) -> Job:
+def load_job(job: str | Path | Mapping[str, Any] | AnyJob, overrides: Sequence[str] = ()) -> AnyJob:
     """A job from a YAML file, a mapping or a record, with ``key=value`` overrides whose values are YAML as well.
 
     A key of a record within the job is dotted: ``input.limit=100``, ``input.columns.text=prompt``.

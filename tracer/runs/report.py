@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from tracer.experts import Numbering
 from tracer.reports import figures
 from tracer.reports.tables import cell
 from tracer.runs.status import Condition, Status
@@ -53,9 +54,9 @@ def rate(per_second: float, what: str) -> str:
     return f"{duration(1 / per_second)} each"
 
 
-def always_on_note(found: Mapping[str, Any], left_out: bool) -> str:
+def always_on_note(found: Mapping[str, Any], left_out: bool, numbering: Numbering) -> str:
     """Which neurons are always on, and whether the run leaves them out."""
-    names = ", ".join(f"{one['layer']}/{one['neuron']}" for one in found["neurons"][:10])
+    names = ", ".join(numbering.name(one["layer"], one["neuron"]) for one in found["neurons"][:10])
     more = ", ..." if len(found["neurons"]) > 10 else ""
     told = "left out" if left_out else "not left out"
     return f"{len(found['neurons']):,} always-on neurons on {found['prompts']:,} {found['of']}" + (
@@ -177,7 +178,7 @@ def left_out(status: Status) -> str:
     return kept_of(status.statuses.get("ok", 0), status.left_out | {"failed": status.failed})
 
 
-def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:
+def neurons_table(neurons: Any, numbering: Numbering, rows: int = 15) -> RenderableType:
     """The neurons that most prompts' circuits share (an Arrow table of aggregation.NEURONS)."""
     table = Table(title="Neurons in most circuits", title_justify="left", box=None, padding=(0, 2, 0, 0))
     heads = ("layer", "neuron", "prompts", "mean attribution per prompt", "mean |attribution|", "mean activation")
@@ -186,7 +187,7 @@ def neurons_table(neurons: Any, rows: int = 15) -> RenderableType:
     for row in in_most_circuits(neurons, rows).to_pylist():
         table.add_row(
             str(row["layer"]),
-            str(row["neuron"]),
+            numbering.short(row["layer"], row["neuron"]),
             f"{row['n_prompts']:,}",
             f"{row['prompt_mean_attribution']:+.4f}",
             f"{row['prompt_mean_abs']:.4f}",

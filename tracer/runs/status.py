@@ -207,6 +207,8 @@ def condition(address: Any, contents: bool = True) -> Condition:
         raise RunError(
             f"folder {quoted(str(folder.place), 300)}", "holds no run (no run.json)", "give the folder of a run"
         )
+    if record.get("kind") == "revisions":
+        return _of_revisions(folder, record, contents)
     if record.get("kind") not in MANY:
         raise RunError(
             f"run {quoted(str(folder.place), 300)}", "is the run of one prompt", "print it with 'tracer show'"
@@ -235,3 +237,44 @@ def condition(address: Any, contents: bool = True) -> Condition:
     age, held = time.time() - written.updated, folder.place.is_held()
     why = tuple(reasons(folder, intact)) if contents and record["kind"] != "benchmark" else ()
     return Condition(status=now, problems=tuple(problems), age=age, held=held, reasons=why, record=record)
+
+
+def _of_revisions(folder: RunFolder, record: dict[str, Any], contents: bool) -> Condition:
+    """The condition of a run over revisions: of all its parts together."""
+    there = [name for name in record["parts"] if RunFolder(folder.part(name)).record() is not None]
+    parts = [condition(folder.part(name), contents) for name in there]
+    problems = [f"{name}: {problem}" for name, part in zip(there, parts, strict=True) for problem in part.problems]
+    problems += folder.check_outputs() if contents else []
+    try:
+        written = Status.model_validate(folder.place.read_json("progress.json"))
+    except (RunError, ValidationError):
+        now = time.time()
+        written = Status(kind="revisions", state="stopped", started=now, updated=now)
+    whole = joined([part.status for part in parts], len(record["parts"]), written.state)
+    own = ("started", "updated", "seconds", "total_seconds", "message", "at", "rate")
+    status = whole.model_copy(update={name: getattr(written, name) for name in own})
+    return Condition(
+        status=status,
+        problems=tuple(problems),
+        age=time.time() - written.updated,
+        held=folder.place.is_held(),
+        reasons=tuple(reason for part in parts for reason in part.reasons)[:3],
+        record=record | {"model": (parts[0].record.get("model") if parts else None)},
+    )
+
+
+def joined(parts: list[Status], n_parts: int, state: RunState) -> Status:
+    """One status of all parts; those that have not begun are taken to be as large as the last."""
+    if not parts:
+        now = time.time()
+        return Status(kind="revisions", state=state, started=now, updated=now)
+    last, left = parts[-1], n_parts - len(parts)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in ("statuses", "errors", "rows")}
+    for part in parts:
+        for name, total in counts.items():
+            total.update(getattr(part, name))
+    sums = {name: sum(getattr(part, name) for part in parts) for name in ("n_units", "committed", "n_prompts")}
+    sums = {name: value + left * getattr(last, name) * (name != "committed") for name, value in sums.items()}
+    at = (f"part {len(parts)} of {n_parts}", *last.at) if state == "running" else ()
+    kept = {name: dict(total) for name, total in counts.items()} | sums
+    return last.model_copy(update={"kind": "revisions", "state": state, "at": at, "left": None, **kept})

@@ -58,13 +58,14 @@ class Worker:
 
         from tracer.ndif.probe import load
         from tracer.ndif.server import Limits
-        from tracer.runs.jobs import BenchmarkJob, ExemplarsJob, load_job
+        from tracer.runs.jobs import BenchmarkJob, ExemplarsJob, RevisionsJob, load_job
         from tracer.store.run_folder import RunFolder
 
         self._beat: Callable[[str], None] | None = None
         limit_malloc_retention()
         torch.set_num_threads(setup.threads)
         job = load_job(setup.job)
+        assert not isinstance(job, RevisionsJob), "a worker is given a part"
         options = job.loading()
         here = not job.remote or job.weights == "local"
         if here and not setup.gpus and not {"device", "device_map"} & options.keys():

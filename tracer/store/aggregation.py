@@ -25,6 +25,7 @@ from tracer.store.columns import (
     changes,
     coalesce,
     neuron_rows,
+    or_null,
     ordered,
     split_key,
 )
@@ -33,6 +34,7 @@ NEURONS = pa.schema(
     [
         ("layer", pa.int16()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("n_prompts", pa.int64()),
         ("n_occurrences", pa.int64()),
         ("mean_attribution", pa.float64()),
@@ -48,6 +50,7 @@ TOP_PROMPTS = pa.schema(
     [
         ("layer", pa.int16()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("rank", pa.int16()),
         ("prompt_id", pa.int64()),
         ("attribution", pa.float32()),
@@ -77,7 +80,7 @@ def neurons(files: Sequence[str], fs: FileSystem) -> pa.Table:
         RunError: a file is missing or damaged, or prompts are out of order.
     """
     whole, real = np.int64, np.float64
-    sums = Sums(n_prompts=whole, n=whole, first=real, sum=real, abs=real, max=real, activation=real)
+    sums = Sums(n_prompts=whole, n=whole, expert=whole, first=real, sum=real, abs=real, max=real, activation=real)
     sums.columns |= {name: np.empty(0) for name in ("shifted", "squared", "prompt_abs")}
     with closing(neuron_rows(files, fs, ["attribution", "activation"])) as parts:
         for rows in coalesce(parts, sums.min_rows):
@@ -85,7 +88,8 @@ def neurons(files: Sequence[str], fs: FileSystem) -> pa.Table:
     layer, neuron = split_key(sums.keys)
     of, n, n_prompts = sums.columns, sums.columns["n"], sums.columns["n_prompts"]
     variance = (of["squared"] - of["shifted"] * (of["shifted"] / n)) / n
-    columns = [layer, neuron, n_prompts, n, of["sum"] / n, of["abs"] / n, np.sqrt(np.maximum(variance, 0)), of["max"]]
+    columns = [layer, neuron, or_null(of["expert"]), n_prompts, n, of["sum"] / n, of["abs"] / n]
+    columns += [np.sqrt(np.maximum(variance, 0)), of["max"]]
     columns += [of["activation"] / n, of["sum"] / n_prompts, of["prompt_abs"] / n_prompts]
     return as_table(NEURONS, columns)
 
@@ -103,6 +107,7 @@ def _add_neurons(sums: Sums, rows: Columns) -> None:
     start, start_prompt = changes(key), changes(key, prompt)
     group, new = sums.indices_for(key[start])
     sums.columns["first"][group[new]] = value[start][new]
+    sums.columns["expert"][group[new]] = rows["expert"][order][start][new]
     slot = group[np.cumsum(start) - 1]
     # Of differences to the first value: squares of the values themselves would lose a small spread in a large mean.
     shifted = value - sums.columns["first"][slot]
@@ -140,7 +145,8 @@ def top_prompts(files: Sequence[str], fs: FileSystem, count: int = 10) -> pa.Tab
         raise ValueError(f"count is {count}, between 1 and 32767 is needed")
     strings = StringTable()
     names = ["attribution", "position", "activation"]
-    types = {"key": np.int64, "prompt": np.int64, "attribution": np.float32, "position": np.int32}
+    types = {"key": np.int64, "expert": np.int32, "prompt": np.int64}
+    types |= {"attribution": np.float32, "position": np.int32}
     types |= {"activation": np.float32, "token": np.int32}
     best: Columns = {name: np.empty(0, kind) for name, kind in types.items()}
     rank = np.empty(0, np.int64)
@@ -156,7 +162,7 @@ def top_prompts(files: Sequence[str], fs: FileSystem, count: int = 10) -> pa.Tab
             for name in types:
                 best[name] = best[name][kept]
     layer, neuron = split_key(best["key"])
-    columns = [layer, neuron, rank, best["prompt"], best["attribution"], best["position"]]
+    columns = [layer, neuron, or_null(best["expert"]), rank, best["prompt"], best["attribution"], best["position"]]
     return as_table(TOP_PROMPTS, [*columns, strings.strings(best["token"]), best["activation"]])
 
 

@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 Kind = TypeVar("Kind")
 Rows = Generator[Kind, None, None]
 
-KINDS = ("embedding", "neuron", "error", "logit")
+KINDS = ("embedding", "neuron", "error", "logit", "target")
 """Kinds of nodes; in tables of this package's making a kind's number is its place here."""
 NEURON = KINDS.index("neuron")
 CHUNK = 2**20
@@ -155,7 +155,7 @@ def filled(table: pa.Table, names: Sequence[str]) -> Columns:
 def neuron_rows(
     files: Sequence[str], fs: FileSystem, names: Sequence[str], strings: StringTable | None = None
 ) -> Rows[Columns]:
-    """The neurons' rows of nodes files, a file at a time: ``prompt``, ``key`` and `names`.
+    """The neurons' rows of nodes files, a file at a time: ``prompt``, ``key``, ``expert`` (-1: none) and `names`.
 
     Args:
         files, fs: the nodes files in shard order, and where they are.
@@ -166,14 +166,16 @@ def neuron_rows(
         RunError: as `read`, or a neuron without a value, or prompts out of order.
     """
     order, tokens = InOrder(), [] if strings is None else ["token"]
-    with closing(read(files, fs, "nodes", ["prompt_id", "kind", "layer", "neuron", *names, *tokens])) as tables:
+    given = ["prompt_id", "kind", "layer", "neuron", "expert", *names, *tokens]
+    with closing(read(files, fs, "nodes", given)) as tables:
         for table in tables:
             order.check(filled(table, ["prompt_id"])["prompt_id"])
             mask = kinds(table["kind"]) == NEURON
-            rows = table.drop_columns(["kind", *tokens]).filter(pa.array(mask))
+            rows = table.drop_columns(["kind", "expert", *tokens]).filter(pa.array(mask))
             columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
             columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
             columns["key"] = neuron_key(layer, neuron)
+            columns["expert"] = table["expert"].fill_null(-1).to_numpy()[mask]
             if strings is not None:
                 columns["token"] = strings.numbers(table["token"])[mask]
             yield columns
@@ -315,6 +317,11 @@ class Sums:
         self.keys = self.keys[:size].copy()
         for name in self.columns:
             self.columns[name] = self.columns[name][:size].copy()
+
+
+def or_null(numbers: Array) -> pa.Array:
+    """A column in which -1 stands for null."""
+    return pa.array(numbers, pa.int32(), mask=numbers < 0)
 
 
 def as_table(schema: pa.Schema, columns: Sequence[Array | pa.Array]) -> pa.Table:

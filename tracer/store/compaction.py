@@ -132,7 +132,8 @@ def lookup(folder: Storage, layer: int, neuron: int, table: str = "nodes") -> pa
     try:
         with opened(path, folder.fs) as file:
             rows = rows_of(file, groups=[number for number, low, high in _ranges(file, key) if low <= neuron <= high])
-    except (OSError, pa.ArrowException) as error:
+        rows = rows.cast(schema)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise RunError(f"file {quoted(path, 300)}", "is missing or damaged", "compact the run again") from error
     return rows.filter(pc.field(key) == neuron)
 

@@ -34,8 +34,13 @@ SCHEMAS: dict[str, pa.Schema] = {
     "exemplars": schemas.EXEMPLARS,
     "densities": schemas.DENSITIES,
     "descriptions": schemas.DESCRIPTIONS,
+    "comparison": schemas.COMPARISON,
+    "compared": schemas.COMPARED,
+    "courses": schemas.COURSES,
 }
 """The tables that a query can name."""
+_SQL = {pa.float32(): "FLOAT", pa.int32(): "INTEGER"}
+"""Types of columns that older folders lack."""
 _FORMAT = ds.ParquetFileFormat(page_checksum_verification=True)
 
 
@@ -117,7 +122,10 @@ def _show(connection: Any, name: str, files: list[str], fs: FileSystem, schema: 
     else:
         source = f'"{name} as stored"'
         connection.register(f"{name} as stored", ds.dataset(files, stored, format=_FORMAT, filesystem=fs))
-    shown = ", ".join(f'"{old}" AS "{new}"' if old else f'NULL::FLOAT AS "{new}"' for new, old in columns.items())
+    kinds = {name: _SQL[schema.field(name).type] for name, old in columns.items() if not old}
+    shown = ", ".join(
+        f'"{old}" AS "{new}"' if old else f'NULL::{kinds[new]} AS "{new}"' for new, old in columns.items()
+    )
     connection.execute(f'CREATE VIEW "{name}" AS SELECT {shown} FROM {source}')
 
 

@@ -49,9 +49,22 @@ class _Many(_Record):
     extended_from: _Whole = 0
 
 
+class _Revisions(_Record):
+    """Of a run over revisions, whose parts are runs of their own."""
+
+    job: dict[str, Any]
+    numbers: dict[str, Any]
+    parts: list[str]
+
+
 MANY = ("dataset", "benchmark", "exemplars")
 """Kinds of runs that a job makes, in units."""
-_KINDS: dict[Any, type[_Record]] = {**dict.fromkeys(MANY, _Many), "trace": _Record, "graph": _Record}
+_KINDS: dict[Any, type[_Record]] = {
+    **dict.fromkeys(MANY, _Many),
+    "revisions": _Revisions,
+    "trace": _Record,
+    "graph": _Record,
+}
 
 
 def check_record(record: Mapping[str, Any]) -> None:
@@ -79,7 +92,7 @@ def damaged_record(rule: str, kind: str | None = None) -> RunError:
     """A run.json that cannot be used."""
     many = f"repeat the run command with {option('repair', True)}, which makes it again from what is committed"
     one = f"make it again with {option('overwrite', True)}"
-    step = {**dict.fromkeys(MANY, many), "trace": one, "graph": one}.get(kind or "")
+    step = {**dict.fromkeys((*MANY, "revisions"), many), "trace": one, "graph": one}.get(kind or "")
     return RunError("file 'run.json'", f"is damaged: {rule}", step or f"{many}; of a run of one prompt {one}")
 
 

@@ -38,7 +38,9 @@ from tracer.store.record import check_record, damaged_record, is_as_written, sig
 from tracer.store.schemas import INPUT, READABLE, SCHEMA_VERSION
 from tracer.store.storage import LEASE_FILE, LOCK, Storage
 
-TABLES = ("prompts", "nodes", "edges", "profiles", "means", "candidates", "counts")
+TABLES = ("prompts", "nodes", "edges", "profiles", "values", "means", "candidates", "counts")
+PARTS = "revisions"
+"""The folder of a run over revisions that holds each one's own run folder."""
 SUPERNODES = "supernodes.json"
 """An output that is there to be edited: the end of a run does not vouch for its content."""
 OUTPUTS = (
@@ -48,6 +50,8 @@ OUTPUTS = (
     *("steering.parquet", "steering_groups.parquet", "steering.png"),
     *("evaluation.json", "evaluation.csv", "evaluation.png", "quality.json"),
     *("results.json", "curves.csv", "table.csv", "mean.csv", "report.html"),
+    *(f"{name}.{kind}" for name in ("comparison", "compared", "courses") for kind in ("parquet", "csv")),
+    *("courses.png", "graphs.html"),
 )
 """Files that are made of all committed units at the end."""
 KEPT = ("descriptions.parquet", "descriptions.json")
@@ -66,6 +70,7 @@ _OTHER = re.compile(
     r"|graphs/(circuit|prompt-[0-9]+)\.html|plots/(claim|(mean\.|[A-Za-z0-9_-]+-)(activation|output))\.png"
     r"|compact/((nodes|edges)/layer_-?[0-9]+\.parquet|compact\.json)"
 )
+_PART = re.compile(rf"{PARTS}/[A-Za-z0-9._-]+/(.+)", re.ASCII)
 _UNIT = re.compile(r"0|[1-9][0-9]{0,17}", re.ASCII)
 _TEMPORARY = re.compile(r"((?:.*/)?)\.([^/]+)\.[0-9a-f]{8}")
 _PROBE = ".probe"
@@ -157,6 +162,11 @@ class RunFolder:
         self.place = Storage(address)
         self._planned: _Plan | None = None
 
+    def part(self, name: str) -> str:
+        """The address of one of the run folders of a run over revisions."""
+        base, mark, query = self.place.address.partition("?")
+        return f"{base.rstrip('/')}/{PARTS}/{name}{mark}{query}"
+
     # ------------------------------------------------------------------------------------- the record
 
     def record(self, resume: bool = False) -> dict[str, Any] | None:
@@ -201,9 +211,16 @@ class RunFolder:
 
     def is_empty(self) -> bool:
         """Whether nothing is here but what a driver leaves behind that ends before its run is planned."""
-        if self.place.exists("run.json") or any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits")):
+        if self.place.exists("run.json") or self._has_done():
             return False
         return all(is_ours(name) or name.startswith(".") for name, _ in self.place.files(recursive=True))
+
+    def _has_done(self) -> bool:
+        """Whether a commit is here, or in a part."""
+        if any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits")):
+            return True
+        inside = (_PART.fullmatch(name) for name, _ in self.place.files(PARTS, recursive=True))
+        return any(one is not None and one[1].startswith("_commits/") and is_ours(one[1]) for one in inside)
 
     def check(self, repair: bool = False) -> None:
         """Refuse, before anything is computed, a folder that holds something else or cannot be written.
@@ -219,7 +236,7 @@ class RunFolder:
         if local is not None and local.exists() and not local.is_dir():
             raise RunError(f"path {quoted(str(local), 300)}", "is a file, not a folder", "choose another")
         if not self.place.exists("run.json") and not self.is_empty():
-            lost = any(_OTHER.fullmatch(name) for name, _ in self.place.files("_commits"))
+            lost = self._has_done()
             if not (lost and repair):
                 rule = "holds files that are not a run"
                 step = f"choose another, or give {option('repair', True)}, which makes a lost run.json again"
@@ -232,11 +249,14 @@ class RunFolder:
             self.place.remove(_PROBE)
 
     def clear(self, keep: Iterable[str] = ()) -> None:
-        """Remove a run: everything of ours, and nothing else. While there is a commit there is its run.json.
+        """Remove a run: everything of ours, its parts' too, and nothing else. While there is a commit there is its
+        run.json.
 
         Args:
             keep: table files of the run that takes its place.
         """
+        for name in sorted({file.name.split("/")[1] for file in self.place.files(PARTS, recursive=True)}):
+            RunFolder(self.part(name)).clear()
         self.delete_outputs()
         for file in self.place.files("_commits"):
             if is_ours(file.name):
@@ -637,6 +657,8 @@ def is_ours(name: str) -> bool:
     """Whether a run writes a file of this name, or an interrupted write leaves one."""
     half = _TEMPORARY.fullmatch(name)
     name = half[1] + half[2] if half else name
+    if part := _PART.fullmatch(name):
+        return is_ours(part[1])
     return name in _SINGLE or any(kind.fullmatch(name) for kind in (_TABLE, _OTHER))
 
 

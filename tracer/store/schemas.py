@@ -15,6 +15,8 @@ READABLE = frozenset({"2", SCHEMA_VERSION})
 """Versions whose folders can still be read; only today's can be resumed."""
 _RENAMED = {"residual": "unexplained", "remainder": "bias_share"}
 """Columns of version 2, and what they are called now."""
+_ATTRIBUTED = {"attribution", "mean_attribution", "attribution_first"}
+"""Tables of neurons that have one of these columns have a column ``expert`` too."""
 
 _IDS = pa.list_(pa.int32())
 _TEXTS = pa.list_(pa.string())
@@ -40,10 +42,11 @@ INPUT = pa.schema(
         ("messages", _MESSAGES),
         ("seed", pa.string()),
         ("counterfactual_messages", _MESSAGES),
+        ("answer", pa.string()),
     ]
 )
 """The prompts as given: texts, ids and messages, whichever there were; `error` is what is wrong with a row as data. The
-last three are not in older folders: read there as nothing."""
+last four are not in older folders: read there as nothing."""
 
 PROMPTS = pa.schema(
     [
@@ -76,6 +79,7 @@ NODES = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("token", pa.string()),
         ("activation", pa.float32()),
         ("attribution", pa.float32()),
@@ -85,6 +89,8 @@ NODES = pa.schema(
         ("bias_share", pa.float32()),
     ]
 )
+"""`neuron` is the number in the layer, also of a neuron of an expert (tracer/experts.py); `expert` is null where there
+is none: in a dense layer, of shared experts, of other kinds of nodes, and in folders of before there was the column."""
 EDGES = pa.schema(
     [
         ("prompt_id", pa.int64()),
@@ -113,6 +119,7 @@ CIRCUIT = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("mean_attribution", pa.float64()),
         ("n_prompts", pa.int64()),
     ]
@@ -126,6 +133,7 @@ CIRCUIT_NODES = pa.schema(
         ("layer", pa.int16()),
         ("position", pa.int32()),
         ("neuron", pa.int32()),
+        ("expert", pa.int32()),
         ("mean_activation", pa.float64()),
         ("mean_attribution", pa.float64()),
         ("explained", pa.float32()),
@@ -298,18 +306,110 @@ STEERING_GROUPS = pa.schema(
 """What it did to another group's activations: `kept` is the mean over that group's nodes of value steered / value
 unsteered, weighted by the square of the latter: 1 as before, 0 gone; null where all of them are 0."""
 
+VALUES = pa.schema([("prompt_id", pa.int64()), ("layer", pa.int16()), ("attributions", _VALUES)])
+"""The attribution of every neuron of a layer on a prompt, kept or not, by its number and summed over positions."""
+
+COMPARISON = pa.schema(
+    [
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("expert", pa.int32()),
+        ("change", pa.string()),
+        ("attribution_first", pa.float64()),
+        ("attribution_last", pa.float64()),
+        ("difference", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("p", pa.float64()),
+        ("q", pa.float64()),
+        ("n_first", pa.int64()),
+        ("n_last", pa.int64()),
+        ("activation_first", pa.float64()),
+        ("activation_last", pa.float64()),
+    ]
+)
+"""The first and the last side of a comparison, a row for each node that a prompt of either keeps, largest difference
+first; position -1 where positions are summed over. Attributions are means over the prompts compared; the difference is
+last minus first, with its 95 % interval over prompts, p-value and q (null where a side has one prompt, or the node was
+not tested). `n_first`, `n_last`: prompts that keep the node; activations are means where it is kept, null of none.
+`change`: ``appeared`` (in the circuit of the last side alone), ``vanished`` (of the first alone), ``sign`` (in both,
+with attributions of opposite signs), ``both`` or ``neither``."""
+COMPARED = pa.schema(
+    [
+        ("side", pa.int32()),
+        ("name", pa.string()),
+        ("model", pa.string()),
+        ("n_prompts", pa.int64()),
+        ("metric", pa.float64()),
+        ("metric_low", pa.float64()),
+        ("metric_high", pa.float64()),
+        ("n_nodes", pa.int64()),
+        ("faithfulness_size", pa.float64()),
+        ("faithfulness", pa.float64()),
+        ("faithfulness_low", pa.float64()),
+        ("faithfulness_high", pa.float64()),
+        ("appeared", pa.int64()),
+        ("vanished", pa.int64()),
+        ("changed_sign", pa.int64()),
+        ("overlap", pa.float64()),
+        ("weighted_overlap", pa.float64()),
+        ("overlap_last", pa.float64()),
+        ("weighted_overlap_last", pa.float64()),
+        ("pearson", pa.float64()),
+        ("spearman", pa.float64()),
+        ("pearson_all", pa.float64()),
+        ("spearman_all", pa.float64()),
+    ]
+)
+"""The sides of a comparison in their order: the mean metric over prompts with its interval, the size of the circuit,
+faithfulness at the largest size that was tested, and what the circuit has in common with that of the side before (null
+of the first): nodes that appeared, vanished, or changed the sign of their attribution; Jaccard's overlap of the two and
+that of signed attributions; correlations of attributions over the nodes of either circuit, and over all neurons where
+they are known. ``_last``: overlaps with the last side."""
+COURSES = pa.schema(
+    [
+        ("side", pa.int32()),
+        ("name", pa.string()),
+        ("group", pa.string()),
+        ("layer", pa.int16()),
+        ("position", pa.int32()),
+        ("neuron", pa.int32()),
+        ("expert", pa.int32()),
+        ("attribution", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("in_circuit", pa.bool_()),
+    ]
+)
+"""How the nodes of any side's circuit, and groups of them, fare over the sides: the mean attribution over prompts with
+its interval, and whether the side's circuit has the node (any of the group). A row is of a node, or of a group, whose
+layer, position, neuron and expert are null."""
+
 TARGET, FOIL = -1, -2
 """The ``neuron`` of the metric's two logit nodes there, which are other tokens for other prompts."""
 
-SCHEMAS: dict[str, pa.Schema] = {"prompts": PROMPTS, "nodes": NODES, "edges": EDGES, "profiles": PROFILES}
-"""The tables of single prompts; edges and profiles are there where they were asked for."""
+SCHEMAS: dict[str, pa.Schema] = {
+    "prompts": PROMPTS,
+    "nodes": NODES,
+    "edges": EDGES,
+    "profiles": PROFILES,
+    "values": VALUES,
+}
+"""The tables of single prompts; edges, profiles and values are there where they were asked for."""
 
 
 def stored_names(stored: Sequence[str]) -> dict[str, str | None]:
     """Today's columns of a table file, and what each is called in the file; None for one that it lacks (all null).
 
     Args:
-        stored: the file's own column names. Only a nodes table of version 2 has a column ``remainder``.
+        stored: the file's own column names. Only a nodes table of version 2 has a column ``remainder``; tables of
+            attributed neurons had no ``expert`` at first.
     """
     names: dict[str, str | None] = {_RENAMED.get(name, name): name for name in stored}
-    return {name: names.get(name) for name in NODES.names} if "remainder" in stored else names
+    if "remainder" in stored:
+        return {name: names.get(name) for name in NODES.names}
+    if "expert" not in names and "neuron" in names and _ATTRIBUTED & names.keys():
+        after = [*names].index("neuron") + 1
+        return {name: names.get(name) for name in (*[*names][:after], "expert", *[*names][after:])}
+    return names

@@ -32,10 +32,13 @@ NODE_TYPES = {
     "attribution": "<f4",
     "explained": "<f4",
     "influence": "<f4",
+    "first": "<f4",
+    "last": "<f4",
     "layer": "<i2",
     "kind": "|u1",
+    "side": "|u1",
 }
-EDGE_TYPES = {"source": "<i4", "target": "<i4", "weight": "<f4", "share": "<f4", "attribution": "<f4"}
+EDGE_TYPES = {"source": "<i4", "target": "<i4", "weight": "<f4", "share": "<f4", "attribution": "<f4", "side": "<i4"}
 VENDORED = ("dispatch", "selection", "drag", "color", "interpolate", "timer", "ease", "transition", "zoom")
 SCRIPTS = (
     "format",
@@ -84,6 +87,9 @@ class Nodes:
         names: what a row is called instead of its layer and neuron, where it is not a neuron of the model's MLPs or its
             file has a name for it. Such a row may stand where another does, and lead to one of its own layer.
         says: what the neuron of a row does, where that is known.
+        experts: the expert and the number in it of a row's neuron, where it belongs to one.
+        side: of a comparison: 1 for a node of the first graph alone, 2 of the last, 3 of both, 4 of both with
+            attributions of opposite signs. first, last: float32, its attribution in each, NaN where it is not there.
     """
 
     kind: np.ndarray
@@ -97,6 +103,10 @@ class Nodes:
     influence: np.ndarray | None = None
     names: Mapping[int, str] = field(default_factory=dict)
     says: Mapping[int, Says] = field(default_factory=dict)
+    experts: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    side: np.ndarray | None = None
+    first: np.ndarray | None = None
+    last: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +118,7 @@ class Edges:
         weight: float32, the direct attribution of source to target.
         share: float32, weight over the target's activation; NaN if unknown.
         attribution: float32, of the edge to the metric; NaN if unknown.
+        side: int32, as of `Nodes`.
     """
 
     source: np.ndarray
@@ -115,6 +126,7 @@ class Edges:
     weight: np.ndarray
     share: np.ndarray
     attribution: np.ndarray
+    side: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +144,7 @@ class Payload:
         groups: rows of `nodes` by name, the groups the page starts with. A node in two is kept in the first, a group
             left without nodes goes, and a name is cut or numbered until the page's own rules for names hold.
         circuit: fingerprint that a groups file of this page names, and must have where it names one.
+        sides: names of the two graphs that are compared, where that is so: nodes and edges have a `side`.
     """
 
     title: str
@@ -147,6 +160,7 @@ class Payload:
     groups: Mapping[str, Sequence[int]] = field(default_factory=dict)
     cancels: bool = False
     circuit: str | None = None
+    sides: tuple[str, str] | None = None
 
 
 def page(payload: Payload) -> str:
@@ -190,12 +204,16 @@ def _check_nodes(payload: Payload) -> None:
     _need(bool(inside.all()), f"a position is outside 0..{n_tokens - 1}")
     lowest = np.where(kind == NEURON, 0, np.iinfo(np.int32).min)
     _need(bool((nodes.neuron >= lowest).all()), "a neuron or token id is negative")
-    for name in ("activation", "attribution", "explained", "influence"):
+    _need((nodes.side is None) == (payload.sides is None), "nodes have sides and the page none, or the other way")
+    for name in ("activation", "attribution", "explained", "influence", "first", "last"):
         values = getattr(nodes, name)
         _need(values is None or not bool(np.isinf(values).any()), f"a node's {name} is infinite")
     named = int(np.isin(kind, (EMBEDDING, LOGIT)).sum())
     _need(len(nodes.labels) == named, f"{len(nodes.labels)} labels for {named} embedding and logit nodes")
-    _need(all(0 <= row < n for row in (*nodes.names, *nodes.says)), f"a name's node is outside 0..{n - 1}")
+    rows = (*nodes.names, *nodes.says, *nodes.experts)
+    _need(all(0 <= row < n for row in rows), f"a name's node is outside 0..{n - 1}")
+    _need(all(kind[row] == NEURON for row in nodes.experts), "a node of an expert is not a neuron")
+    _need(all(min(one) >= 0 for one in nodes.experts.values()), "an expert, or a number in one, is negative")
     values = [value for said in nodes.says.values() for _, tokens in said.lists for _, value in tokens]
     _need(all(map(math.isfinite, values)), "a token's number is not finite")
     own = [row for row in range(n) if row not in nodes.names]
@@ -265,11 +283,13 @@ def _pack(payload: Payload) -> tuple[dict[str, Any], str]:
         "labels": payload.nodes.labels,
         "names": sorted(payload.nodes.names.items()),
         "says": [[row, said.label, said.lists] for row, said in sorted(payload.nodes.says.items())],
+        "experts": [[row, *one] for row, one in sorted(payload.nodes.experts.items())],
         "layers": payload.n_layers,
         "metric": None if math.isnan(payload.metric) else payload.metric,
         "cancels": payload.cancels,
         "groups": _disjoint(payload.groups),
         "circuit": payload.circuit,
+        "sides": payload.sides,
         "columns": columns,
     }
     return header, base64.b64encode(b"".join(blobs)).decode("ascii")

@@ -7,6 +7,7 @@ import { LONGEST_NAME, addGroup, nameProblem, readGroups, writeGroups } from "./
 import { make, refill } from "./panel.js";
 import { search } from "./search.js";
 
+const SIDE_LEGEND = ["legend-first", "legend-last", "legend-both", "legend-flipped"];
 const FOUND = 40;
 const MARKED = 400;
 const STEPS = 1000;
@@ -47,7 +48,8 @@ export class Controls {
     const has = (...names) => names.some((name) => changed.has(name));
     if (has("pins", "groups")) this.#renderGroups();
     if (has("measure")) this.#renderLegend();
-    if (has("selected", "pins", "groups", "nodeThreshold", "edgeThreshold", "measure")) this.#renderCounts();
+    if (has("selected", "pins", "groups", "nodeThreshold", "expert", "edgeThreshold", "measure", "seen"))
+      this.#renderCounts();
   }
 
   renderAll() {
@@ -86,7 +88,10 @@ export class Controls {
   #renderLegend() {
     const { measure } = this.#state;
     const { hasAttributions, nodes } = this.#circuit;
-    for (const name of ["legend-plus", "legend-minus"]) byId(name).hidden = !hasAttributions;
+    const { sides } = this.#circuit.header;
+    for (const name of ["legend-plus", "legend-minus"]) byId(name).hidden = !hasAttributions || Boolean(sides);
+    for (const name of SIDE_LEGEND) byId(name).hidden = !sides;
+    for (const name of ["legend-line-plus", "legend-line-minus"]) byId(name).hidden = Boolean(sides);
     byId("legend-error").hidden = !nodes.kind.includes(ERROR);
     const isMetric = measure === "attribution";
     byId("legend-edge-plus").textContent = isMetric ? "edge for the metric" : `edge of positive ${measure}`;
@@ -140,6 +145,14 @@ export class Controls {
     byId("node-threshold").addEventListener("input", (event) => {
       state.set({ nodeThreshold: thresholdAt(event.target.valueAsNumber, mostNode) });
     });
+    this.#bindExperts();
+    const { sides } = this.#circuit.header;
+    byId("seen-line").hidden = !sides;
+    for (const [at, name] of (sides ?? []).entries()) {
+      byId("seen").options[at + 1].textContent = plainText(name);
+      byId(`legend-side-${at + 1}`).textContent = `only in ${plainText(name)}`;
+    }
+    byId("seen").addEventListener("change", (event) => state.set({ seen: Number(event.target.value) }));
     byId("measure").value = state.measure;
     for (const option of byId("measure").options) option.disabled = nEdges > 0 && !known(edges[option.value]);
     const setEdge = () => {
@@ -156,6 +169,15 @@ export class Controls {
       const wanted = event.target.valueAsNumber;
       if (event.target.validity.valid && Number.isInteger(wanted)) state.set({ overallCount: wanted });
     });
+  }
+
+  /** Which expert's neurons alone are shown; nothing to choose where no neuron belongs to one. */
+  #bindExperts() {
+    const experts = this.#circuit.experts();
+    byId("expert-line").hidden = experts.length === 0;
+    const options = experts.map(([name, nodes]) => make("option", { value: name }, `${name} (${count(nodes)})`));
+    byId("expert").append(...options);
+    byId("expert").addEventListener("change", (event) => this.#state.set({ expert: event.target.value }));
   }
 
   #renderCounts() {

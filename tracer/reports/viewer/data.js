@@ -1,7 +1,7 @@
 // The circuit as typed arrays, with the adjacency of its edges.
 // Knows how the page packs its columns. Refuses to know drawing, selection and elements of the page.
 
-import { tokenText } from "./format.js";
+import { plainText, tokenText } from "./format.js";
 
 export const NEURON = 0;
 export const EMBEDDING = 1;
@@ -43,6 +43,7 @@ class Circuit {
   #labelOf = new Map();
   #nameOf = new Map();
   #saysOf = new Map();
+  #expertOf = new Map();
 
   constructor(header, nodes, edges) {
     this.header = header;
@@ -57,6 +58,7 @@ class Circuit {
     this.named.forEach((row, i) => this.#labelOf.set(row, header.labels[i]));
     this.#nameOf = new Map(header.names);
     this.#saysOf = new Map(header.says.map(([row, label, lists]) => [row, { label, lists }]));
+    this.#expertOf = new Map(header.experts.map(([row, expert, neuron]) => [row, { expert, neuron }]));
     nodes.influence ??= new Float32Array(this.nNodes).fill(NaN);
     this.hasAttributions = known(nodes.attribution);
     this.hasInfluence = known(nodes.influence);
@@ -72,11 +74,34 @@ class Circuit {
     return this.#labelOf.get(row);
   }
 
-  /** What a node is, without where: "L3 N120", "embedding the", "logit are", "error L3". */
+  /** The expert and the number in it of a neuron that belongs to one. */
+  expert(row) {
+    return this.#expertOf.get(row);
+  }
+
+  /** The experts that have neurons here, in their order: as text, and how many nodes each has. */
+  experts() {
+    const counts = new Map();
+    const rows = [...this.#expertOf.keys()];
+    const order = (row) => this.nodes.layer[row] * 2 ** 31 + this.#expertOf.get(row).expert;
+    for (const row of rows.sort((a, b) => order(a) - order(b))) {
+      const name = this.expertName(row);
+      counts.set(name, (counts.get(name) ?? 0) + 1);
+    }
+    return [...counts];
+  }
+
+  /** A neuron's expert as text: "L3 E17"; undefined where it has none. */
+  expertName(row) {
+    const own = this.#expertOf.get(row);
+    return own && `L${this.nodes.layer[row]} E${own.expert}`;
+  }
+
+  /** What a node is, without where: "L3 N120", "L3 E17 N45", "embedding the", "logit are", "error L3". */
   title(row) {
-    const { kind, layer, neuron } = this.nodes;
+    const { kind, layer } = this.nodes;
     if (this.#nameOf.has(row)) return tokenText(this.#nameOf.get(row), 80);
-    if (kind[row] === NEURON) return `L${layer[row]} N${neuron[row]}`;
+    if (kind[row] === NEURON) return `L${layer[row]} ${this.#number(row)}`;
     if (kind[row] === ERROR) return `error L${layer[row]}`;
     return `${kind[row] === EMBEDDING ? "embedding" : "logit"} \u201c${tokenText(this.label(row))}\u201d`;
   }
@@ -91,9 +116,14 @@ class Circuit {
     return this.#saysOf.has(row) ? tokenText(this.#saysOf.get(row).label, 80) : "";
   }
 
-  /** A neuron's title without its layer: "N120". */
+  /** A neuron's title without its layer: "N120", "E17 N45". */
   short(row) {
-    return this.title(row).split(/[ :]/)[1];
+    return this.#nameOf.has(row) ? this.title(row).split(/[ :]/)[1] : this.#number(row);
+  }
+
+  #number(row) {
+    const own = this.#expertOf.get(row);
+    return own ? `E${own.expert} N${own.neuron}` : `N${this.nodes.neuron[row]}`;
   }
 
   /** Where a node is: its position and the token there. */
@@ -106,6 +136,13 @@ class Circuit {
   metricShare(row) {
     const { metric, cancels } = this.header;
     return metric === null || metric === 0 || cancels ? NaN : this.nodes.attribution[row] / metric;
+  }
+
+  /** Of a comparison: which graph has a node, in words. */
+  sideOf(row) {
+    const [first, last] = this.header.sides;
+    const only = [`only in ${first}`, `only in ${last}`, "in both", "in both, sign changed"];
+    return plainText(only[this.nodes.side[row] - 1]);
   }
 
   /** Edges by falling magnitude of `measure`, over all and per node; made once for each measure. */

@@ -7,6 +7,7 @@ const FORMAT = "tracer-supernodes";
 const OLD_FORMAT = "tracer-groups"; // of earlier pages, with "pins" in place of "pinned"
 const VERSION = 1;
 const ANYWHERE = -1; // the position of a neuron that counts wherever it is
+const IN_EXPERT = /^(?:E?(\d+)\s*[:/]|E(\d+)\s*)N?(\d+)$/i; // "17:45", "E17 N45"
 export const LONGEST_NAME = 60;
 
 /** The groups after `rows` became one more; a node is in one group at most, and empty groups go. */
@@ -98,22 +99,29 @@ function polarity(circuit, row) {
 function finder(circuit) {
   const { layer, position, neuron } = circuit.nodes;
   const rowsAt = new Map();
-  for (const row of circuit.rows)
-    for (const at of [position[row], ANYWHERE]) {
-      const key = `${layer[row]}/${at}/${neuron[row]}`;
-      if (rowsAt.has(key)) rowsAt.get(key).push(row);
-      else rowsAt.set(key, [row]);
-    }
+  for (const row of circuit.rows) {
+    const own = circuit.expert(row);
+    for (const at of [position[row], ANYWHERE])
+      for (const name of [neuron[row], ...(own ? [`E${own.expert} N${own.neuron}`] : [])]) {
+        const key = `${layer[row]}/${at}/${name}`;
+        if (rowsAt.has(key)) rowsAt.get(key).push(row);
+        else rowsAt.set(key, [row]);
+      }
+  }
   return (node, where) => {
+    const inExpert = isObject(node) && IN_EXPERT.exec(node.neuron);
+    const name = inExpert ? `E${Number(inExpert[1] ?? inExpert[2])} N${Number(inExpert[3])}` : node?.neuron;
     const whole =
-      isObject(node) && ["layer", "position", "neuron"].every((name) => Number.isInteger(node[name]));
+      isObject(node) &&
+      ["layer", "position"].every((part) => Number.isInteger(node[part])) &&
+      (inExpert || Number.isInteger(name));
     need(whole, `${where} needs whole numbers for layer, position and neuron`);
     const sign = node.polarity ?? null;
-    const rows = (rowsAt.get(`${node.layer}/${node.position}/${node.neuron}`) ?? []).filter(
+    const rows = (rowsAt.get(`${node.layer}/${node.position}/${name}`) ?? []).filter(
       (row) => sign === null || [null, sign].includes(polarity(circuit, row)),
     );
     const place = node.position === ANYWHERE ? "anywhere" : `at position ${node.position}`;
-    need(rows.length, `${where}: layer ${node.layer} neuron ${node.neuron} ${place} is not on this page`);
+    need(rows.length, `${where}: layer ${node.layer} neuron ${name} ${place} is not on this page`);
     return rows;
   };
 }

@@ -12,7 +12,8 @@ const SIGN_WIDTH = 11; // of a logit's label, again when zoomed out
 const ROW_PAD = 22;
 const COLUMN_PAD = 14;
 const ASPECTS = [0.5, 0.8, 1.3, 2, 3, 5, 8, 12];
-export const TONES = 7; // none; weak, middle, strong for; weak, middle, strong against
+export const TONES = 11; // none; weak, middle, strong for; the same against; first, last, both, flipped
+export const SIDES = 6; // a tone of a side of a comparison lies so far behind it
 
 /** `shape`: width by height that the picture should have, about that of the screen. */
 export function makeLayout(circuit, shape) {
@@ -42,7 +43,9 @@ function radii(circuit) {
 
 function tones(circuit) {
   const most = strongest(circuit);
-  return Uint8Array.from(circuit.nodes.attribution, (value) => {
+  const { side } = circuit.nodes;
+  return Uint8Array.from(circuit.nodes.attribution, (value, row) => {
+    if (side) return SIDES + side[row];
     if (value === 0 || Number.isNaN(value)) return 0;
     const size = Math.abs(value) / most;
     return (value > 0 ? 1 : 4) + (size < 0.05 ? 0 : size < 0.3 ? 1 : 2);

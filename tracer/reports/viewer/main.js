@@ -11,10 +11,13 @@ import { Panel } from "./panel.js";
 import { plotArea } from "./scene.js";
 import { State } from "./state.js";
 
-const TONE_NAMES = ["zero", "plus-weak", "plus-middle", "plus", "minus-weak", "minus-middle", "minus"];
+const TONE_NAMES = [
+  ...["zero", "plus-weak", "plus-middle", "plus", "minus-weak", "minus-middle", "minus"],
+  ...["only-first", "only-last", "both", "flipped"],
+];
 const COLOURS = ["paper", "band", "grid", "axis", "ink", "quiet", "accent", "match", "group"];
 const MEASURES = ["attribution", "weight", "share"];
-const PANEL_KEYS = ["selected", "pins", "groups", "nodeThreshold", "edgeThreshold", "measure"];
+const PANEL_KEYS = ["selected", "pins", "groups", "nodeThreshold", "expert", "edgeThreshold", "measure", "seen"];
 
 const element = (id) => document.getElementById(id);
 const stats = { firstPaintMs: NaN, lastInteractionMs: NaN, lastDrawMs: NaN };

@@ -1,7 +1,7 @@
 // What is said about nodes in words: the chosen node's panel, the tooltip, the live region.
 // Knows circuit, state and its own elements. Refuses to know drawing and where numbers come from.
 
-import { count, number, percent, tokenText } from "./format.js";
+import { count, number, percent, plainText, tokenText } from "./format.js";
 
 const LISTED = 60;
 
@@ -29,6 +29,14 @@ export function refill(element, ...children) {
 /** A node's numbers as pairs of name and value. */
 export function facts(circuit, row) {
   const { activation, attribution, explained, influence } = circuit.nodes;
+  const { sides } = circuit.header;
+  const compared = sides
+    ? [
+        ["graph", circuit.sideOf(row)],
+        [`in ${plainText(sides[0])}`, number(circuit.nodes.first[row])],
+        [`in ${plainText(sides[1])}`, number(circuit.nodes.last[row])],
+      ]
+    : [];
   const flow = circuit.hasInfluence ? [["influence", number(influence[row])]] : [];
   return [
     ["activation", number(activation[row])],
@@ -36,6 +44,7 @@ export function facts(circuit, row) {
     ["share of metric", percent(circuit.metricShare(row))],
     ["explained", percent(explained[row])],
     ...flow,
+    ...compared,
   ];
 }
 

@@ -4,7 +4,7 @@
 /* global d3 */
 import { EMBEDDING, ERROR, KINDS, LOGIT, NEURON } from "./data.js";
 import { count, tokenText } from "./format.js";
-import { TONES, middle } from "./layout.js";
+import { SIDES, TONES, middle } from "./layout.js";
 
 export const LEFT = 58;
 export const BOTTOM = 78;
@@ -111,7 +111,7 @@ function paintEdges(pen, frame, { incoming, outgoing }) {
 
 /** Edges given strongest first, drawn weakest first; the widest is the strongest of them, the colour its sign. */
 function stroke(pen, { circuit, state, palette, plot, at }, edges) {
-  const { source, target, [state.measure]: value } = circuit.edges;
+  const { source, target, side, [state.measure]: value } = circuit.edges;
   const { size } = circuit.ranked(state.measure);
   const most = edges.length ? size[edges[0]] || 1 : 1;
   for (let i = edges.length - 1; i >= 0; i -= 1) {
@@ -124,7 +124,8 @@ function stroke(pen, { circuit, state, palette, plot, at }, edges) {
       Math.min(y0, y1) > plot.y + plot.height;
     if (outside) continue;
     const signed = value[edges[i]] >= 0 ? palette.edgePlus : palette.edgeMinus;
-    const colour = Number.isNaN(value[edges[i]]) ? palette.quiet : signed;
+    const plain = Number.isNaN(value[edges[i]]) ? palette.quiet : signed;
+    const colour = side ? palette.tones[SIDES + side[edges[i]]] : plain;
     pen.curve(x0, y0, x1, y1, {
       stroke: colour,
       width: 0.8 + 3.7 * part,

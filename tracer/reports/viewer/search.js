@@ -4,14 +4,24 @@
 import { ERROR, NEURON } from "./data.js";
 
 const TERMS = [
+  [
+    /(?:^|\s)(\d+)\/(\d+)\/(\d+)(?=\s|$)/,
+    (m) => ({ layer: Number(m[1]), expert: Number(m[2]), neuron: Number(m[3]) }),
+  ],
+  [
+    /(?:^|\s)l(\d+)\s*e(\d+)\s*n(\d+)(?=\s|$)/i,
+    (m) => ({ layer: Number(m[1]), expert: Number(m[2]), neuron: Number(m[3]) }),
+  ],
+  [/(?:^|\s)e(\d+)\s*n(\d+)(?=\s|$)/i, (m) => ({ expert: Number(m[1]), neuron: Number(m[2]) })],
   [/(?:^|\s)(\d+)\/(\d+)(?=\s|$)/, (m) => ({ layer: Number(m[1]), neuron: Number(m[2]) })],
   [/(?:^|\s)l(\d+)\s*n(\d+)(?=\s|$)/i, (m) => ({ layer: Number(m[1]), neuron: Number(m[2]) })],
   [/(?:^|\s)l(?:ayer\s*)?(\d+)(?=\s|$)/i, (m) => ({ layer: Number(m[1]) })],
+  [/(?:^|\s)e(?:xpert\s*)?(\d+)(?=\s|$)/i, (m) => ({ expert: Number(m[1]) })],
   [/(?:^|\s)n(?:euron\s*)?(\d+)(?=\s|$)/i, (m) => ({ neuron: Number(m[1]) })],
   [/(?:^|\s)(?:p(?:os(?:ition)?)?\s*|@)(\d+)(?=\s|$)/i, (m) => ({ position: Number(m[1]) })],
 ];
 
-/** Terms such as "L3", "N120", "3/120", "pos 4"; the rest is a piece of a token, with its spaces if it is all.
+/** Terms such as "L3", "N120", "3/120", "E17", "L3 E17 N45", "pos 4"; the rest is a piece of a token, with its spaces if it is all.
     "\u2423" is a space, as tokens are shown. */
 export function parseQuery(query) {
   const wanted = {};
@@ -31,8 +41,12 @@ export function search(circuit, query) {
   const { layer, position, neuron, kind } = circuit.nodes;
   const wanted = parseQuery(query);
   if (Object.keys(wanted).length === 0) return [];
-  const isNeuron = (row, id) => kind[row] === NEURON && neuron[row] === id;
+  // A number is that in the expert where one is named; else either.
+  const isNeuron = (row, id) =>
+    kind[row] === NEURON &&
+    ((wanted.expert === undefined && neuron[row] === id) || circuit.expert(row)?.neuron === id);
   const fits = (row) =>
+    (wanted.expert === undefined || circuit.expert(row)?.expert === wanted.expert) &&
     (wanted.layer === undefined || layer[row] === wanted.layer) &&
     (wanted.neuron === undefined || isNeuron(row, wanted.neuron)) &&
     (wanted.position === undefined || position[row] === wanted.position);

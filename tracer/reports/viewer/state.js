@@ -22,8 +22,10 @@ export class State {
     this.pins = new Set();
     this.groups = circuit.header.groups.map(([name, rows]) => ({ name, rows }));
     this.nodeThreshold = 0;
+    this.expert = ""; // whose neurons alone are shown, as `Circuit.expertName` has it; all of them if empty
     this.edgeThreshold = 0;
     this.measure = bestMeasure(circuit);
+    this.seen = 0; // of a comparison: 0 both graphs, 1 the first alone, 2 the last
     this.incoming = true;
     this.outgoing = true;
     this.overall = true;
@@ -40,7 +42,8 @@ export class State {
     const names = Object.keys(changes).filter((name) => this[name] !== changes[name]);
     if (!names.length) return;
     Object.assign(this, changes);
-    if (["selected", "pins", "groups", "nodeThreshold"].some((name) => names.includes(name))) this.#refresh();
+    const shown = ["selected", "pins", "groups", "nodeThreshold", "expert", "seen"];
+    if (shown.some((name) => names.includes(name))) this.#refresh();
     for (const listener of this.#listeners) listener(new Set(names));
   }
 
@@ -50,17 +53,28 @@ export class State {
     this.set({ pins });
   }
 
-  /** Nodes below the threshold go, except those the reader marked; embeddings and logits always stay. */
+  /** Nodes below the threshold or of other experts go, except those the reader marked; embeddings and logits always
+      stay. */
   #refresh() {
     const { strength } = this.#circuit;
     const { kind } = this.#circuit.nodes;
     for (let row = 0; row < this.shown.length; row += 1) {
       const stays = kind[row] === EMBEDDING || kind[row] === LOGIT;
-      this.shown[row] = stays || strength[row] >= this.nodeThreshold ? 1 : 0;
+      const ofExpert = !this.expert || this.#circuit.expertName(row) === this.expert;
+      this.shown[row] = stays || (strength[row] >= this.nodeThreshold && ofExpert) ? 1 : 0;
     }
     for (const row of this.pins) this.shown[row] = 1;
     for (const group of this.groups) for (const row of group.rows) this.shown[row] = 1;
     if (this.selected >= 0) this.shown[this.selected] = 1;
+    const { side } = this.#circuit.nodes;
+    for (let row = 0; side && row < this.shown.length; row += 1) {
+      if (!this.#isSeen(side[row])) this.shown[row] = 0;
+    }
+  }
+
+  /** Whether the graph that is looked at has what is of this side. */
+  #isSeen(side) {
+    return this.seen === 0 || side > 2 || side === this.seen;
   }
 
   shownNodes() {
@@ -68,7 +82,8 @@ export class State {
   }
 
   #passes(edge, size) {
-    const { source, target } = this.#circuit.edges;
+    const { source, target, side } = this.#circuit.edges;
+    if (side && !this.#isSeen(side[edge])) return false;
     return (
       size[edge] >= this.edgeThreshold && this.shown[source[edge]] === 1 && this.shown[target[edge]] === 1
     );

@@ -21,12 +21,13 @@ from tracer.runs.pages.claim import LEVEL, NOTHING, PASSED, Claim, Fewest, by_si
 from tracer.runs.pages.mean import Mean, means
 from tracer.runs.report import duration
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome, compared, named, panels, series
+from tracer.settings import BASIS_NAMES
 from tracer.text import printable
 
 MOST_FIGURES, MOST_ROWS, MOST_SAID = 16, 400, 12
 """Drawings of a structure and a basis, rows of a table, and sentences of a list: pages stay readable and bounded."""
 
-_UNITS = {"activation": "activations", "output": "MLP outputs"}
+_UNITS = BASIS_NAMES | {"activation": "activations", "residual": "coordinates of the residual stream"}
 _LEVELS = (0.8, 0.9, 0.95)
 _LIMITS = (
     "A size is one of those that were measured: the true one lies above the next smaller measured size, which is "

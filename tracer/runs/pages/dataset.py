@@ -28,6 +28,7 @@ from tracer.runs.pages import made, meaning
 from tracer.runs.pages.graphs import GRAPHS
 from tracer.runs.pages.meaning import Meaning
 from tracer.runs.status import Reason
+from tracer.settings import BASIS_NAMES
 from tracer.store.aggregation import in_most_circuits
 from tracer.text import printable
 
@@ -228,7 +229,7 @@ def _evaluation(found: Found, curves: Curves | None) -> Iterator[Block]:
         heads = ["layer", "position", "neuron", "fall of faithfulness without it", sheet.BAR]
         drawn = bars([row["change"] for row in rows])
         cells = [
-            (str(row["layer"]), _position(row["position"]), str(row["neuron"]), f"{row['change']:+.4f}", bar)
+            (str(row["layer"]), _position(row["position"]), _short(found, row), f"{row['change']:+.4f}", bar)
             for row, bar in zip(rows[:ROWS], drawn, strict=False)
         ]
         yield pages.table(
@@ -273,7 +274,7 @@ def _circuit(found: Found) -> Iterator[Block]:
     drawn = bars([row["mean_attribution"] for row in rows])
     cells = [
         (
-            *(str(rank), str(row["layer"]), _position(row["position"]), str(row["neuron"])),
+            *(str(rank), str(row["layer"]), _position(row["position"]), _short(found, row)),
             *(f"{row['mean_attribution']:+.4f}", bar, f"{abs(row['mean_attribution']) / total:.1%}"),
             *_says(found, row, signs),
         )
@@ -305,13 +306,18 @@ def _neurons(found: Found) -> Iterator[Block]:
     for row, bar in zip(rows, drawn, strict=True):
         one = best.get((row["layer"], row["neuron"]))
         where = ("-", "-") if one is None else (f"prompt {one['prompt_id']}", _at(one))
-        counts = (str(row["layer"]), str(row["neuron"]), f"{row['n_prompts']:,}")
+        counts = (str(row["layer"]), _short(found, row), f"{row['n_prompts']:,}")
         share = f"{row['n_prompts'] / max(1, found.n_ok):.1%}"
         values = (f"{row['prompt_mean_attribution']:+.4f}", bar, f"{row['mean_activation']:+.4f}")
         cells.append((*counts, share, *values, *where, *_says(found, row, signs)))
     title = f"{len(rows):,} of {found.neurons.num_rows:,} neurons that any prompt's circuit has"
     yield pages.table(Sheet.of("neurons", title, heads, cells))
     yield pages.note("Means are over the prompts whose circuit has the neuron. All are in neurons.parquet.")
+
+
+def _short(found: Found, row: Mapping[str, Any]) -> str:
+    """A neuron's name without its layer."""
+    return found.said.numbering.short(row["layer"], row["neuron"])
 
 
 def _activations(found: Found) -> dict[tuple[int, int], float]:
@@ -453,7 +459,7 @@ def _settings(found: Found) -> Sheet:
         ("prompts", printable(json.dumps(job.input.model_dump(mode="json", exclude_defaults=True)), 1000)),
         ("method", f"{job.method}{sheet.options_text(job.settings())}"),
         ("baseline", job.baseline),
-        ("basis", "MLP activations" if job.basis == "activation" else "MLP outputs"),
+        ("basis", BASIS_NAMES[job.basis]),
         ("metric", job.metric),
         ("nodes of a prompt", printable(json.dumps(kept), 1000) if kept else "the default"),
         ("edges", "traced" if job.edges else "not traced"),

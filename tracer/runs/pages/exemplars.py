@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tracer.experts import Numbering
 from tracer.meaning.exemplars import TOP, Exemplar, of_neuron
 from tracer.reports import page as pages
 from tracer.reports.page import Block, Page, Section, Shaded, shade
@@ -21,6 +22,7 @@ from tracer.reports.verdict import Verdict
 from tracer.runs.jobs import ExemplarsJob
 from tracer.runs.pages import made
 from tracer.runs.status import Reason
+from tracer.settings import numbering_in
 from tracer.text import printable
 
 NEURONS = 40
@@ -57,7 +59,12 @@ class Collected:
     @property
     def neurons(self) -> list[tuple[int, int]]:
         """(Layer, neuron)s, in the order of the job, or the strongest of its run first."""
-        return [(layer, neuron) for layer, neuron in self.record["neurons"]]
+        return list(dict.fromkeys(map(self.numbering.of_parts, self.record["neurons"])))
+
+    @property
+    def numbering(self) -> Numbering:
+        """How the neurons of its model are numbered."""
+        return numbering_in(self.record)
 
 
 def page_of(found: Collected) -> Page:
@@ -118,17 +125,22 @@ def _exemplars(found: Collected) -> Iterator[Block]:
         "to its largest exemplar; the peak is outlined. Control characters are spelt out."
     )
     for layer, neuron in found.neurons[:NEURONS]:
-        yield from blocks_of(found.exemplars, found.top, layer, neuron)
+        name = found.numbering.short(layer, neuron)
+        yield from blocks_of(found.exemplars, found.top, layer, neuron, name)
     if (left := len(found.neurons) - NEURONS) > 0:
         yield pages.note(f"{left:,} more neurons are in exemplars.parquet.")
 
 
-def blocks_of(exemplars: pa.Table, top: pa.Table | None, layer: int, neuron: int) -> Iterator[Block]:
-    """What a page shows of a neuron: its exemplars of either sign, and prompts where its attribution is largest."""
+def blocks_of(exemplars: pa.Table, top: pa.Table | None, layer: int, neuron: int, called: str) -> Iterator[Block]:
+    """What a page shows of a neuron: its exemplars of either sign, and prompts where its attribution is largest.
+
+    Args:
+        called: its name in its layer.
+    """
     for polarity, name in ((1, "positive"), (-1, "negative")):
         rows = of_neuron(exemplars, layer, neuron, polarity)
         if rows:
-            yield pages.shaded(f"Layer {layer} neuron {neuron}, {name}", list(lines_of(rows)))
+            yield pages.shaded(f"Layer {layer} neuron {called}, {name}", list(lines_of(rows)))
     if top is not None:
         mine = top.filter((pc.field("layer") == layer) & (pc.field("neuron") == neuron)).slice(0, PROMPTS).to_pylist()
         if mine:
@@ -158,7 +170,7 @@ def _prompt(row: Mapping[str, Any]) -> str:
     )
 
 
-def rows_of(densities: pa.Table, exemplars: pa.Table) -> list[tuple[str, ...]]:
+def rows_of(densities: pa.Table, exemplars: pa.Table, numbering: Numbering) -> list[tuple[str, ...]]:
     """Each neuron's values in a row of text: layer, neuron, density and largest value of either sign with the token of
     its strongest exemplar, mean, and standard deviation."""
     top = exemplars.filter((pc.field("kind") == TOP) & (pc.field("rank") == 0)).to_pylist()
@@ -166,7 +178,7 @@ def rows_of(densities: pa.Table, exemplars: pa.Table) -> list[tuple[str, ...]]:
     return [
         (
             str(one["layer"]),
-            str(one["neuron"]),
+            numbering.short(one["layer"], one["neuron"]),
             f"{one['density_positive']:.2%}",
             f"{one['largest']:+.3f}",
             tokens.get((one["layer"], one["neuron"], 1), ""),
@@ -200,7 +212,7 @@ def _densities(found: Collected) -> Iterator[Block]:
         "or above (threshold in densities.parquet)"
     )
     yield pages.text(f"Dense: the share of tokens where a value of that sign is strong, that is where {from_where}.")
-    rows = rows_of(found.densities, found.exemplars)
+    rows = rows_of(found.densities, found.exemplars, found.numbering)
     yield pages.table(Sheet.of("densities", "Values over all tokens that count", HEADS, rows[: 5 * NEURONS]))
     if len(rows) > 5 * NEURONS:
         yield pages.note(f"{len(rows) - 5 * NEURONS:,} more are in densities.parquet, with histograms.")

@@ -24,15 +24,16 @@ from pydantic import ValidationError
 from tracer.circuit.circuit import read_beside
 from tracer.circuit.said import Said
 from tracer.errors import RunError, option, quoted, writing
+from tracer.experts import Numbering
 from tracer.reports.page import Link
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
-from tracer.runs.pages import benchmark, dataset, exemplars
+from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, RevisionsJob, load_job
+from tracer.runs.pages import benchmark, compared, dataset, exemplars
 from tracer.runs.pages.graphs import Drawn, Kept, draw, strongest
 from tracer.runs.pages.meaning import meaning_of
 from tracer.runs.status import reasons
 from tracer.runs.units.benchmark_report import BenchmarkResult, Outcome
 from tracer.runs.units.dataset_circuit import circuit_of_units
-from tracer.settings import ModelRecord
+from tracer.settings import ModelRecord, numbering_in
 from tracer.store import aggregation
 from tracer.store.record import MANY
 from tracer.store.run_folder import Commit, RunFolder, is_ours
@@ -103,13 +104,16 @@ def refresh(address: Any) -> list[str]:
     Raises:
         RunError: as `report_text`; or the folder cannot be written, or a driver is writing it now.
     """
-    folder, job, commits, record = opened(address)
+    parts = is_over_revisions(address)
+    folder, job, commits, record = (RunFolder(address), None, [], {}) if parts else opened(address)
     with writing(folder.place, "folder", f"write the report elsewhere: {option('out')}"), ExitStack() as held:
         try:
             held.enter_context(folder.place.locked())
         except RunError as error:
             step = f"wait for it, or write the report elsewhere: {option('out')}"
             raise RunError(error.value, error.rule, step) from error
+        if job is None:
+            return compared.refresh(folder)
         names = write_report(job, folder, commits, record)
         folder.reseal(names)
     return names
@@ -124,6 +128,8 @@ def report_text(address: Any, beside: Path | None = None) -> str:
     Raises:
         RunError: no run there, or one of a single prompt, or a damaged one.
     """
+    if is_over_revisions(address):
+        return compared.report_text(RunFolder(address))
     folder, job, commits, record = opened(address)
     if isinstance(job, BenchmarkJob):
         return benchmark.page_of(benchmark_result(job, folder, commits, record), record).html()
@@ -131,6 +137,11 @@ def report_text(address: Any, beside: Path | None = None) -> str:
         return exemplars.page_of(_collected(job, folder, commits, record)).html()
     found = _found(job, folder, commits, record)
     return dataset.page_of(replace(found, links=list(_links(folder, commits, found, beside)))).html()
+
+
+def is_over_revisions(address: Any) -> bool:
+    """Whether a run is one over revisions, whose report is a comparison."""
+    return (RunFolder(address).record() or {}).get("kind") == "revisions"
 
 
 def opened(address: Any) -> tuple[RunFolder, Job, list[Commit], dict[str, Any]]:
@@ -149,7 +160,9 @@ def opened(address: Any) -> tuple[RunFolder, Job, list[Commit], dict[str, Any]]:
         raise RunError(name, problems[0], "it is damaged: repeat the run command")
     if "model" not in record:
         raise RunError(name, "has not begun: no worker has loaded its model yet", "wait, or repeat the run command")
-    return folder, load_job(record["job"]), list(folder.commits()), record
+    job = load_job(record["job"])
+    assert not isinstance(job, RevisionsJob)
+    return folder, job, list(folder.commits()), record
 
 
 # ------------------------------------------------------------------------------------------------ what is there
@@ -179,15 +192,15 @@ def _found(job: DatasetJob, folder: RunFolder, commits: Sequence[Commit], record
         qualities=qualities,
         links=(),
         reasons=reasons(folder, commits, 20),
-        said=_said(folder),
+        said=_said(folder, numbering_in(record, job.basis)),
         meaning=meaning_of(folder),
     )
 
 
-def _said(folder: RunFolder) -> Said:
+def _said(folder: RunFolder, numbering: Numbering) -> Said:
     """What the folder says of what neurons do."""
     known = read_beside(folder.place.address)
-    return Said(known.get("neuron_tokens"), known.get("descriptions"))
+    return Said(known.get("neuron_tokens"), known.get("descriptions"), numbering)
 
 
 def _collected(

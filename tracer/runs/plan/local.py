@@ -22,7 +22,7 @@ from tracer.model.backend import budget_without_gpu
 from tracer.model.model import read_tokenizer
 from tracer.model.sizes import Shape
 from tracer.prompts import Prompt, rendered, tokenize
-from tracer.runs.jobs import BenchmarkJob, DatasetJob, ExemplarsJob, Job, load_job
+from tracer.runs.jobs import AnyJob, BenchmarkJob, DatasetJob, ExemplarsJob, Job, RevisionsJob, load_job
 from tracer.runs.plan import measure as measuring
 from tracer.runs.plan import planner
 from tracer.runs.plan.planner import PROMPTS, Plan, check, workloads
@@ -73,7 +73,7 @@ class _Sample:
 
 
 def plan(
-    job: str | Path | Mapping[str, Any] | Job,
+    job: str | Path | Mapping[str, Any] | AnyJob,
     *,
     set: Sequence[str] = (),
     workers: int | None = None,
@@ -89,7 +89,13 @@ def plan(
         JobError: the job or its data; or none of its prompts can be measured. ModelError: no such model, or to be
             measured and too large.
     """
-    chosen = load_job(job, set)
+    asked = load_job(job, set)
+    if isinstance(asked, RevisionsJob):
+        first, *rest = asked.parts().values()
+        made = plan(first, workers=workers, measure=measure)
+        said = f"this is what one of {1 + len(rest)} revisions needs: they are run one after the other"
+        return replace(made, notes=(*made.notes, said))
+    chosen = asked
     if measure:
         measuring.check(chosen)
     shared = check_overlap(chosen)
@@ -148,6 +154,8 @@ def plan_sample(
     while least is not None and made.device is None and made.memory < least and made.workers > 1:
         made = ask(cpus=made.workers - 1)
     disk = made.disk + _sums(job, shape, fitting, made.prompts or PROMPTS)
+    if isinstance(job, DatasetJob) and job.values:
+        disk += 4 * shape.n_layers * shape.n_neurons(job.basis) * (made.prompts or PROMPTS)
     advice = (*first.advice, *_said(job, made, sample))
     return replace(made, advice=advice, disk=disk, notes=sample.notes, room=str(memory), most=sample.most)
 
@@ -162,7 +170,7 @@ def _said(job: Job, made: Plan, sample: _Sample) -> Iterator[str]:
         )
     if isinstance(job, DatasetJob) and job.circuit != "none":
         positions = made.longest if job.circuit == "aligned" else 1
-        size = shape.n_layers * shape.n_neurons(job.basis) * positions * 8
+        size = shape.n_layers * shape.n_numbered(job.basis) * positions * 8
         if size > 2**26:
             yield (
                 f"the circuit of the dataset takes {gib(size)} of memory for each length of prompt in a shard, and as "
@@ -177,7 +185,7 @@ def _sums(job: Job, shape: Shape, lengths: Sequence[int], prompts: int) -> int:
     free, shards = job.circuit == "free", chunked(lengths, job.shard_size)
     positions = fmean(1 if free else sum({*shard}) for shard in shards)
     units = -(-prompts // job.shard_size)
-    return int(8 * shape.n_layers * shape.n_neurons(job.basis) * positions * units)
+    return int(8 * shape.n_layers * shape.n_numbered(job.basis) * positions * units)
 
 
 def plan_local_run(job: Job, workers: int | None, gpus_per_worker: float | None, here: bool) -> Start | None:

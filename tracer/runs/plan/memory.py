@@ -21,7 +21,18 @@ from tracer.model import backend
 from tracer.model import model as loading
 from tracer.model.head import PIECE
 from tracer.model.sizes import Shape
-from tracer.settings import BASELINES, BASES, LINEARISED, METHODS, METRICS, PATH_METHODS, RULES, SUMS_OF_LOGITS
+from tracer.settings import (
+    BASELINES,
+    BASES,
+    EDGE_BASES,
+    LINEARISED,
+    METHODS,
+    METRICS,
+    PATH_METHODS,
+    RULED_METHODS,
+    RULES,
+    SUMS_OF_TARGETS,
+)
 
 # Resident set of a worker that has traced one prompt of the demo: Python, torch, transformers, nnsight, pyarrow
 # (measured on Linux with torch 2.13, CPU build).
@@ -44,8 +55,14 @@ LARGEST = 16
 SUMMED = 24
 # Of each logit where a metric is of all of them (measured).
 WEIGHED = 36
+# States of a token that are held for each expert it goes to: what enters it, leaves it, and both in another order.
+ROUTED = 4
 # Of each edge between its weight and the pruned table: indices, weight, value, share, attribution, influence.
 EDGE = 68
+
+
+SHARED = 10
+"""Tokens that are taken to hold the share of probability that a metric is of."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +118,9 @@ class Workload:
 
     @property
     def links(self) -> bool:
-        """Whether edges are traced: they lead into single logits."""
-        return self.edges and self.circuits and self.metric in SUMS_OF_LOGITS | {"auto"}
+        """Whether edges are traced: they lead into single targets, between nodes of some bases."""
+        may = self.metric in SUMS_OF_TARGETS | {"auto"} and self.basis in EDGE_BASES
+        return self.edges and self.circuits and may
 
     @property
     def profiled(self) -> bool:
@@ -117,7 +135,7 @@ class Workload:
     @property
     def logits(self) -> int:
         """Of a prompt's metric."""
-        return {"difference": 2, "auto": 2, "topk": self.top_k}.get(self.metric, 1) * self.positions
+        return {"difference": 2, "auto": 2, "topk": self.top_k, "share": SHARED}.get(self.metric, 1) * self.positions
 
 
 def _check_positive(numbers: dict[str, int]) -> None:
@@ -203,8 +221,8 @@ class _Case:
 
     @property
     def result(self) -> int:
-        """A float32 of every node of the batch."""
-        return 4 * self.shape.n_layers * self.layer
+        """A float32 of every node of the batch, by its number: of experts that did not run too."""
+        return 4 * self.shape.n_layers * self.tokens * self.shape.n_numbered(self.work.basis)
 
     @property
     def values(self) -> int:
@@ -236,7 +254,7 @@ class _Case:
     @property
     def edge_rules(self) -> bool:
         """Whether the linearisation of edges has all rules."""
-        return self.work.method != "relp" or self.work.rules in LINEARISED
+        return self.work.method not in RULED_METHODS or self.work.rules in LINEARISED
 
     @property
     def backward(self) -> bool:
@@ -254,7 +272,7 @@ class _Case:
         shape, size, full = self.shape, self.shape.itemsize, not self.linear
         inner = shape.saved_by_activation if full else 1
         mlp = inner + (3 if shape.gated else 1)  # then its result, and the other factor and the product
-        output = self.work.basis == "output"
+        output = self.work.basis != "activation"
         neurons = shape.d_mlp * (mlp - output) + shape.d_model * output
         norms = shape.norm_itemsize * shape.d_model * shape.norms if full else 0
         if full and shape.qk_norms:
@@ -281,7 +299,7 @@ class _Case:
         patterns = shape.n_heads * self.length if self.eager else 0
         # During attention's own backward the MLP of that block is already freed.
         scores = 2 * patterns - 4 * shape.d_mlp if self.linear else 3 * patterns - 5 * shape.d_mlp
-        at_work = self.tokens * size * max(3 * shape.d_mlp + 4 * shape.d_model, scores)
+        at_work = self.tokens * size * max(3 * shape.d_mlp + (4 + ROUTED * shape.routed) * shape.d_model, scores)
         return self.tokens * shape.n_layers * self.saved() + max(at_work, self._scored())
 
     def forward(self, tokens: int | None = None, kept: bool = True) -> int:
@@ -289,7 +307,8 @@ class _Case:
         shape, tokens = self.shape, self.tokens if tokens is None else tokens
         patterns = shape.n_heads * self.length if self.eager else 0
         values = shape.n_layers * shape.n_neurons(self.work.basis) if kept else 0
-        at_work = max(3 * shape.d_mlp + 4 * shape.d_model, 3 * patterns + 4 * shape.attention_width)
+        mlp = 3 * shape.d_mlp + (4 + ROUTED * shape.routed) * shape.d_model
+        at_work = max(mlp, 3 * patterns + 4 * shape.attention_width)
         return tokens * shape.itemsize * (values + at_work)
 
     def constants(self, saved: bool) -> int:

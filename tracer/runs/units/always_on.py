@@ -65,7 +65,7 @@ def _askable(model: Model, job: DatasetJob, rows: Any) -> Iterator[Prompt]:
     seen = set[tuple[int, ...]]()
     for row in rows:
         with suppress(TracerError):
-            prompt = with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
+            prompt = with_bos(as_prompt(row, job.asks, paired=job.baseline == "counterfactual"), job.bos)
             ids = encode(prompt, model).token_ids
             if ids not in seen:
                 seen.add(ids)

@@ -32,7 +32,7 @@ from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Combination, Ranking
 from tracer.runs.split import train_and_test
 from tracer.runs.units.benchmark_report import Outcome
 from tracer.runs.units.progress import Stages, Told, attribution_work, curves_work
-from tracer.settings import PATH_METHODS, rules_of, settings
+from tracer.settings import PATH_METHODS, RULED_METHODS, rules_of, settings
 
 METRIC = "difference"
 _ATTRIBUTED = 1 << 30  # bytes of attributions held at once
@@ -180,7 +180,7 @@ def mean_attribution(
     _, method, basis, baseline, rules = combination
     prompts = [with_bos(pair.to_prompt(paired=baseline == "counterfactual"), job.bos) for pair in pairs]
     options: dict[str, Any] = {"steps": job.steps} if method in PATH_METHODS else {}
-    if method == "relp":
+    if method in RULED_METHODS:
         options["rules"] = rules_of(rules)
     if method == "random":
         options["seed"] = job.seed

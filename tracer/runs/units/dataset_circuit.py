@@ -31,12 +31,13 @@ from tracer.evaluation.faithfulness import GRID, asked_alike
 from tracer.evaluation.knockouts import Knockouts
 from tracer.evaluation.quality import estimate_quality
 from tracer.evaluation.testset import Fit, Job, Ranks, TestSet
+from tracer.experts import Numbering
 from tracer.model.model import Model
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.units.shards import as_prompt, options
 from tracer.runs.units.tested import Tested, own_prompts, prompts_of, test_prompts
-from tracer.settings import settings
+from tracer.settings import numbering_in, settings
 from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT
 
@@ -85,7 +86,7 @@ def mean_of(folder: RunFolder, commits: Iterable[Commit]) -> Mean | None:
     return Mean((total / counts[length]).float(), length, counts[length], sum(counts.values()) - counts[length])
 
 
-def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
+def circuit_table(job: DatasetJob, mean: Mean, metric: float, numbering: Numbering) -> pa.Table:
     """The nodes that the job's selection keeps of the means; the metric is the mean one, for `threshold`."""
     rules = job.selection()
     if mean.length < 0:
@@ -96,6 +97,7 @@ def circuit_table(job: DatasetJob, mean: Mean, metric: float) -> pa.Table:
         "layer": layer.tolist(),
         "position": [-1] * len(layer) if mean.length < 0 else position.tolist(),
         "neuron": neuron.tolist(),
+        "expert": numbering.experts_of(layer.tolist(), neuron.tolist()),
         "mean_attribution": mean.values[layer, position, neuron].double().tolist(),
         "n_prompts": [mean.n_prompts] * len(layer),
     }
@@ -108,7 +110,7 @@ def circuit_of_units(job: DatasetJob, folder: RunFolder, commits: Sequence[Commi
     if job.circuit == "none" or (mean := mean_of(folder, commits)) is None:
         return None
     metric = mean_metric((folder.read_committed(commit, "prompts") for commit in commits), mean.length)
-    return circuit_table(job, mean, metric)
+    return circuit_table(job, mean, metric, numbering_in(folder.record() or {}, job.basis))
 
 
 def tested_on(model: Model, job: DatasetJob, folder: RunFolder) -> Tested | None:
@@ -137,7 +139,7 @@ def evaluated(
     _check_lengths(mean, prompts, "evaluate.test")
     n_shared = _check_apart(folder, prompts, asked.allow_overlap, "evaluate.allow_overlap: true in the job")
     reference = None if asked.reference is None else list(prompts_of(job, asked.reference))
-    how = settings(basis=job.basis, metric=job.metric, top_k=job.top_k)
+    how = settings(basis=job.basis, metric=job.asks, top_k=job.top_k, share=job.share, of=job.of)
     test = TestSet.of(model, prompts, asked.ablation, how, asked.seed, reference).with_known_ends()
     ranks = _ranks(job, mean, prompts)
     made = curves(test, ranks, asked.sizes, asked.seed, ablated)
@@ -232,7 +234,7 @@ def evaluate_again(
     _check_lengths(mean, asked, "test prompts")
     said += notes(asked, model)
     say(said)
-    how = settings(basis=job.basis, metric=_metric(job, folder), top_k=job.top_k)
+    how = settings(basis=job.basis, metric=_metric(job, folder), top_k=job.top_k, share=job.share, of=job.of)
     test = TestSet.of(
         model, asked, ablation or "mean", how, again.seed, again.reference, Fit(least=1)
     ).with_known_ends()
@@ -270,8 +272,8 @@ def _check_lengths(mean: Mean, prompts: Sequence[Encoded], what: str) -> None:
 
 def _metric(job: DatasetJob, folder: RunFolder) -> str:
     """What the prompts of a run were asked: ``auto`` is the difference where any has a foil."""
-    if job.metric != "auto":
-        return job.metric
+    if job.asks != "auto":
+        return job.asks
     tables = (folder.read_committed(commit, "prompts", ["foil_ids"]) for commit in folder.commits())
     return "difference" if any(ids for table in tables for ids in table["foil_ids"].to_pylist()) else "logit"
 
@@ -309,7 +311,7 @@ def _eligible(job: DatasetJob, mean: Mean) -> Float[Tensor, "layer pos neuron"]:
     values = mean.values.clone()
     if job.skip_first and mean.length >= 0:
         values[:, 0] = 0
-    for layer, neuron in job.exclude:
+    for layer, *_, neuron in job.exclude:
         values[layer, :, neuron] = 0
     return values
 
@@ -345,7 +347,7 @@ def qualities(model: Model, job: DatasetJob, folder: RunFolder, progress: Progre
         for row in folder.read_input(commit.shard):
             if left and row["prompt_id"] in good:
                 left -= 1
-                prompt = with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
+                prompt = with_bos(as_prompt(row, job.asks, paired=job.baseline == "counterfactual"), job.bos)
                 (circuit,) = trace_all(model, [prompt], **chosen | {"edges": False, "profiles": False, "pruning": None})
                 given = None if reference is None else list(reference.prompts)
                 found = estimate_quality(model, circuit, prompt, reference=given).record()

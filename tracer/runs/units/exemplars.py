@@ -90,7 +90,7 @@ class ExemplarWork:
     def __init__(self, model: Model, job: ExemplarsJob, folder: RunFolder) -> None:
         self.model, self.job, self.folder = model, job, folder
         record = folder.record() or {}
-        self.neurons = [(layer, neuron) for layer, neuron in sorted(map(tuple, record.get("neurons", job.neurons)))]
+        self.neurons = sorted(set(map(model.numbering().of_parts, record.get("neurons", job.neurons))))
         _check(model, job, self.neurons, record.get("neurons_model"))
         self.window = job.window_of(model.context_length)
         self.bos = bos_of(model)
@@ -137,9 +137,7 @@ def _check(model: Model, job: ExemplarsJob, neurons: Sequence[tuple[int, int]], 
     if traced is not None and job.of is not None:
         model.check_traced(ModelRecord.model_validate(traced), job.of)
     for layer, neuron in neurons:
-        if layer >= model.n_layers or neuron >= model.n_neurons("activation"):
-            rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons('activation') - 1}"
-            raise JobError(option("neurons", f"{layer}/{neuron}"), rule, "name neurons of this model")
+        model.check_neuron(option("neurons", f"{layer}/{neuron}"), layer, neuron)
 
 
 class _Shard:

@@ -100,7 +100,8 @@ class OfPrompt:
         neuron = torch.tensor(mine).repeat_interleave(len(found.nodes) // len(mine))
         at, weights = torch.arange(len(found.embeddings)), torch.tensor([weight for _, _, weight in found.terms])
         source = torch.cat([neuron, n + (at if self.shape.length >= 0 else torch.zeros_like(at))])
-        target = torch.cat([neuron, n + (weights < 0).long()])
+        foil = (weights < 0) & bool((weights > 0).any())  # all below 0 are a neuron's negative side
+        target = torch.cat([neuron, n + foil.long()])
         keep = _wanted(self.shape, first, second)
         for total, part in (
             (self.weight, links.weight),
@@ -225,7 +226,7 @@ def write_mean_edges(
     if not sums.n:
         return
     sums.save(folder, key)  # what follows, an evaluation say, may be stopped too
-    nodes, edges = tables(sums, [row["mean_attribution"] for row in rows], job.pruning_rules() or Pruning())
+    nodes, edges = tables(sums, rows, job.pruning_rules() or Pruning())
     folder.write_table("circuit_nodes.parquet", nodes)
     folder.write_table("circuit_edges.parquet", edges)
 
@@ -266,7 +267,7 @@ def _of_unit(
 
 
 def _prompt(row: dict[str, Any], job: DatasetJob) -> Prompt:
-    return with_bos(as_prompt(row, job.metric, paired=job.baseline == "counterfactual"), job.bos)
+    return with_bos(as_prompt(row, job.asks, paired=job.baseline == "counterfactual"), job.bos)
 
 
 def _of_batch(
@@ -287,11 +288,11 @@ def _of_batch(
 # --------------------------------------------------------------------------------------------------- tables
 
 
-def tables(sums: Sums, attributions: Sequence[float], rules: Pruning) -> tuple[pa.Table, pa.Table]:
+def tables(sums: Sums, neurons: Sequence[dict[str, Any]], rules: Pruning) -> tuple[pa.Table, pa.Table]:
     """The circuit's nodes and edges, pruned by the mean.
 
     Args:
-        attributions: the neurons' means, as circuit.parquet has them.
+        neurons: their rows in circuit.parquet.
     """
     means, n, between = sums.means, len(sums.shape.nodes), sums.shape.n_embeddings
     row, source = ((means["weight"] != 0) | (means["moved"] != 0)).nonzero(as_tuple=True)
@@ -303,7 +304,7 @@ def tables(sums: Sums, attributions: Sequence[float], rules: Pruning) -> tuple[p
     is_neuron, is_logit = torch.arange(len(values)) < n, torch.arange(len(values)) >= n + between
     by_flow = None if torch.equal(moved, weight) else values.float()
     left = prune(whole, is_neuron, is_logit.float(), incoming.float(), rules, by_flow)
-    nodes = _nodes_table(sums, left, attributions, values, incoming)
+    nodes = _nodes_table(sums, left, neurons, values, incoming)
     return nodes, _edges_table(sums, left)
 
 
@@ -312,7 +313,9 @@ def _with_embeddings(of_targets: Tensor, n: int, between: int) -> Tensor:
     return torch.cat([of_targets[:n], torch.zeros(between, dtype=of_targets.dtype), of_targets[n:]])
 
 
-def _nodes_table(sums: Sums, left: Pruned, attributions: Sequence[float], values: Tensor, incoming: Tensor) -> pa.Table:
+def _nodes_table(
+    sums: Sums, left: Pruned, neurons: Sequence[dict[str, Any]], values: Tensor, incoming: Tensor
+) -> pa.Table:
     shape, kept = sums.shape, left.nodes.tolist()
     embeddings = [("embedding", -1, -1 if shape.length < 0 else at, -1) for at in range(shape.n_embeddings)]
     at = -1 if shape.length < 0 else sums.position
@@ -327,7 +330,10 @@ def _nodes_table(sums: Sums, left: Pruned, attributions: Sequence[float], values
             "node_id": number,
             **dict(zip(("kind", "layer", "position", "neuron"), places[old], strict=True)),
             "mean_activation": None if places[old][0] == "embedding" else float(values[old]),
-            "mean_attribution": attributions[old] if old < len(attributions) else float(sums.means["nodes"][old]),
+            "expert": neurons[old]["expert"] if old < len(neurons) else None,
+            "mean_attribution": neurons[old]["mean_attribution"]
+            if old < len(neurons)
+            else float(sums.means["nodes"][old]),
             "explained": None if math.isnan(explained) else explained,
             "influence": influence,
             "bias_share": bias[old] if has_value[old] else None,

@@ -40,6 +40,7 @@ from tracer.ndif.server import JobFailedError, TooLargeError
 from tracer.prompts import Encoded, Prompt, encode, with_bos
 from tracer.runs.jobs import DatasetJob
 from tracer.runs.workers.messages import Beat, Part, Report, Stage, Task
+from tracer.settings import OWN_METRICS, RULED_METHODS
 from tracer.store import schemas
 from tracer.store.file import File
 from tracer.store.run_folder import RunFolder
@@ -195,13 +196,12 @@ class ShardWork:
     """
 
     def __init__(self, model: Model, job: DatasetJob, folder: RunFolder) -> None:
-        self.model, self.job, self.folder = model, job, folder
+        self.model, self.folder = model, folder
+        self.job = job = job.numbered(model.numbering(job.basis))
         self._options = options(job)
         model.check_rules(job.settings().rules)
-        for layer, neuron in job.exclude:
-            if layer >= model.n_layers or neuron >= model.n_neurons(job.basis):
-                rule = f"the model has layers 0..{model.n_layers - 1} and neurons 0..{model.n_neurons(job.basis) - 1}"
-                raise JobError(f"exclude {layer}/{neuron}", rule, "name neurons of this model")
+        for layer, *_, neuron in job.exclude:
+            model.check_neuron(f"exclude {layer}/{neuron}", layer, neuron, job.basis)
 
     def run(self, task: Task, began: Beat) -> Report:
         """Trace one shard and write its tables.
@@ -244,10 +244,9 @@ class ShardWork:
 def options(job: DatasetJob) -> dict[str, Any]:
     """The arguments of `trace_all` that a job settles."""
     chosen = job.settings()
-    made: dict[str, Any] = chosen.model_dump(
-        include={"method", "baseline", "basis", "metric", "steps", "top_k", "seed"}
-    )
-    made |= {"rules": chosen.rules if chosen.method == "relp" else None, "edges": job.edges}
+    names = ("method", "baseline", "basis", "metric", "steps", "top_k", "share", "of", "seed")
+    made: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    made |= {"rules": chosen.rules if chosen.method in RULED_METHODS else None, "edges": job.edges}
     made |= {"pruning": job.pruning_rules(), "profiles": job.profiles, **job.selection()}
     if job.reference is not None:
         made["reference"] = Reference([with_bos(_prompt_of(row), job.bos) for row in data.read(job.reference)])
@@ -267,7 +266,7 @@ class _Shard:
         self.model, self.job, self.task, self.options = model, job, task, chosen
         self.rows: list[dict[str, Any]] = []
         self.halved, self.sums = 0, None if job.circuit == "none" else _Sums(job.circuit, job.skip_first)
-        asked = {"nodes": True, "edges": chosen["edges"], "profiles": chosen["profiles"]}
+        asked = {"nodes": True, "edges": chosen["edges"], "profiles": chosen["profiles"], "values": job.values}
         self._tables: dict[str, list[tuple[int, pa.Table]]] = {name: [] for name, wanted in asked.items() if wanted}
         self.notes: Counter[str] = Counter()
         # Worded here: threads know no surface. One sentence for all prompts, so that they can be counted.
@@ -360,7 +359,7 @@ class _Shard:
     # ----------------------------------------------------------------------------------------- batches
 
     def _item(self, row: dict[str, Any]) -> _Item:
-        prompt = with_bos(as_prompt(row, self.job.metric, paired=self.job.baseline == "counterfactual"), self.job.bos)
+        prompt = with_bos(as_prompt(row, self.job.asks, paired=self.job.baseline == "counterfactual"), self.job.bos)
         encoded = encode(prompt, self.model)
         if self.job.input.filter is not None:
             answers.check_filter(prompt, self.job.input.filter, encoded)
@@ -480,12 +479,17 @@ class _Shard:
             [item.prompt for item in items],
             **self.options,
             memory=max(room, self.task.max_bytes or self.model.budget()),
-            whole=None if self.sums is None else nodes.append,  # all nodes, where they are asked for
+            whole=nodes.append if self._needs_all else None,
             progress=self._steps,
         ):
             circuits.append(circuit)
             self._pulse.alive()
-        return _Traced(said, circuits, None if self.sums is None else nodes)
+        return _Traced(said, circuits, nodes if self._needs_all else None)
+
+    @property
+    def _needs_all(self) -> bool:
+        """Whether the attributions of all nodes are asked for."""
+        return self.sums is not None or self.job.values
 
     def _answers(self, items: list[_Item]) -> list[Answer] | None:
         """What the model answers to each prompt; None where no filter asks."""
@@ -511,6 +515,8 @@ class _Shard:
             tables["edges"] = _numbered(circuit.links, item.id)
         if circuit.profiles is not None:
             tables["profiles"] = _numbered(circuit.profiles, item.id)
+        if nodes is not None and self.job.values:
+            tables["values"] = _values(nodes[:, int(self.job.skip_first) : len(circuit.token_ids)], item.id)
         row = circuit.prompt_row() | {"prompt_id": item.id, "attempts": attempt + self.task.deaths.get(item.id, 0)}
         part = None if nodes is None or self.sums is None else self.sums.part(nodes, len(circuit.token_ids))
         said = notes((item.encoded,), self.model)
@@ -551,7 +557,11 @@ class _Shard:
 
 def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
     """The prompt of a row of the input, with only the fields that the job uses. A foil is used by the
-    metrics ``difference`` and ``auto``, a target by all but ``topk``, a counterfactual where prompts are `paired`.
+    metrics ``difference`` and ``auto``, a target or an answer by all that do not find their own, a counterfactual where
+    prompts are `paired`.
+
+    Args:
+        metric: what the job asks; see `DatasetJob.asks`.
 
     Raises:
         JobError: what is wrong with the row as data.
@@ -566,7 +576,7 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
     other = next((form for form in forms if form is not None), None)
     return Prompt(
         row["text"],
-        target=None if metric == "topk" else either("target"),
+        target=None if metric in OWN_METRICS else either("target"),
         foil=either("foil") if metric in ("auto", "difference") else None,
         counterfactual=other if paired else None,
         token_ids=row["token_ids"],
@@ -574,6 +584,7 @@ def as_prompt(row: dict[str, Any], metric: str, paired: bool) -> Prompt:
         id=row["user_id"],
         messages=row["messages"],
         seed=row["seed"],
+        answer=None if metric in OWN_METRICS else row["answer"],
     )
 
 
@@ -588,7 +599,7 @@ def askable(rows: Iterable[dict[str, Any]], job: DatasetJob) -> Iterator[dict[st
         if not good and seen < LOOKED_AT:
             seen += 1
             try:
-                prompt = as_prompt(row, job.metric, paired=job.baseline == "counterfactual")
+                prompt = as_prompt(row, job.asks, paired=job.baseline == "counterfactual")
                 check_question(prompt, job.settings(), [] if job.baseline == "mean" else None)
                 if job.input.filter is not None:
                     answers.check_filter(prompt, job.input.filter)
@@ -628,7 +639,15 @@ def input_row(row: data.Row) -> dict[str, Any]:
         "messages": None if row.messages is None else list(row.messages),
         "seed": row.seed,
         "counterfactual_messages": list(other) if spoken and other is not None else None,
+        "answer": row.answer,
     }
+
+
+def _values(nodes: Tensor, prompt_id: int) -> pa.Table:
+    """A prompt's rows of `schemas.VALUES` from its attributions [layer, pos, neuron]."""
+    summed = nodes.double().sum(1).float().cpu().numpy()
+    columns = {"prompt_id": [prompt_id] * len(summed), "layer": range(len(summed)), "attributions": list(summed)}
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schemas.VALUES}, schemas.VALUES)
 
 
 def _numbered(table: pa.Table, prompt_id: int) -> pa.Table:

@@ -53,7 +53,7 @@ def groups_of_run(folder: RunFolder) -> dict[str, Any]:
     """
     graph = circuit_of(folder.place.local or folder.place.address)
     file = supernodes_file.of_run(folder.place.address)
-    return ({} if file is None else nodes_of(file)) | {WHOLE: whole_of(graph)}
+    return ({} if file is None else nodes_of(file, graph.numbering)) | {WHOLE: whole_of(graph)}
 
 
 def prompts_of_run(
@@ -98,8 +98,8 @@ def write_steering(
     groups = groups_of(groups_of_run(folder))
     ids = sweep.asked_tokens(model, rules.tokens)
     where, drawn = (rules.everywhere, job.basis), (rules.random, rules.seed)
-    plan = sweep.planned(model, groups, rules.factors, ids, where, drawn)
     numbers, prompts = prompts_of_run(model, job, folder, rules)
+    plan = sweep.planned(model, groups, [one.token_ids for one in prompts], rules.factors, ids, where, drawn)
     for one in prompts:
         sweep.check_length(plan, one)
     kept = _Kept.of(folder, _key(plan, prompts, max_bytes))

@@ -58,7 +58,7 @@ def prompts_of(job: DatasetJob, source: Source) -> Iterable[Prompt]:
     Raises:
         JobError: a row that is none.
     """
-    return (with_bos(as_prompt(input_row(row), job.metric, paired=True), job.bos) for row in data.read(source))
+    return (with_bos(as_prompt(input_row(row), job.asks, paired=True), job.bos) for row in data.read(source))
 
 
 def own_prompts(model: Model, job: DatasetJob, folder: RunFolder, length: int | None) -> Iterator[tuple[int, Encoded]]:
@@ -81,7 +81,7 @@ def own_prompts(model: Model, job: DatasetJob, folder: RunFolder, length: int | 
 def _again(model: Model, job: DatasetJob, row: dict[str, Any]) -> Encoded:
     """A prompt that went well, with its counterfactual; without one that a run that pairs nothing did not look at, and
     that cannot be asked."""
-    both = with_bos(as_prompt(row, job.metric, paired=True), job.bos)
+    both = with_bos(as_prompt(row, job.asks, paired=True), job.bos)
     try:
         return encode(both, model)
     except JobError:
