@@ -217,7 +217,11 @@ def test_opens_and_answers(
 def test_an_empty_circuit_opens(open_page: Callable[[viewer.Payload], Page]) -> None:
     made = payload(3, 0)
     columns = {field.name: getattr(made.nodes, field.name) for field in dataclasses.fields(made.nodes)}
-    none = {name: {} if isinstance(of, dict) else of[:0] for name, of in columns.items() if name != "names"}
+    none = {
+        name: {} if isinstance(of, dict) else of if of is None else of[:0]
+        for name, of in columns.items()
+        if name != "names"
+    }
     page = open_page(dataclasses.replace(made, nodes=dataclasses.replace(made.nodes, **none)))
     page.click("#canvas")
     page.keys(Keys.ARROW_UP, Keys.ENTER, "p", "]")
