@@ -13,7 +13,7 @@ travels to a server as its source. Refuses to know attention, metrics and tracer
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,8 +59,8 @@ class Mixture:
     """
 
     def __init__(self, block: Any, laid: SimpleNamespace, rules: frozenset[str]) -> None:
-        self.block, self.laid, self.envoy = block._module, laid, block.get(laid.block)
-        state = self.envoy.input
+        self.block, self.laid, self.whole = block._module, laid, Dense(block.get(laid.block))
+        state = self.whole.read()
         self.shape, flat = state.shape, state.flatten(0, -2)
         expert, weights = routing(block, laid)
         expert, order = expert.sort(-1)
@@ -78,26 +78,21 @@ class Mixture:
         self.gate, self.up = both.unbind(1)
         found = linearize.gated(gating(self.block, laid), self.gate, self.up, rules)
         self.neurons = found.unflatten(0, self.shape[:-1])
-        self.first = self.neurons
-        self.value, self.rest = None, ()
+        self.first, self.value = self.neurons, None
         if torch.is_grad_enabled():
             self.write()
 
     def write(self) -> None:
         """Put out what the neurons write."""
         if self.value is None:
-            given = self.envoy.output
-            self.value, self.rest = (given[0], tuple(given[1:])) if isinstance(given, tuple) else (given, ())
+            self.value = self.whole.output()
         out, value = self.written(self.neurons), self.value.detach()
         if self.neurons is not self.first:
             value = value + (out - self.written(self.first)).detach().view_as(value)
-        self.put(linearize.straight(value, out.view_as(value)) if torch.is_grad_enabled() else value)
+        self.whole.set_output(linearize.straight(value, out.view_as(value)) if torch.is_grad_enabled() else value)
 
     def written(self, neurons: Tensor) -> Tensor:
         return leaving(self.block, self.laid, neurons.flatten(0, -2), self.expert, self.writes)
-
-    def put(self, value: Tensor) -> None:
-        self.envoy.output = (value, *self.rest) if self.rest else value
 
     def read(self) -> Tensor:
         return self.neurons
@@ -107,19 +102,14 @@ class Mixture:
         self.write()
 
     def output(self) -> Tensor:
-        given = self.envoy.output
-        value = given[0] if isinstance(given, tuple) else given
+        value = self.whole.output()
         if value.shape != self.shape:  # tokens in a row: what is read here is what goes on
             flat, value = value, value.view(self.shape)
-            self.rest = tuple(given[1:]) if isinstance(given, tuple) else ()
-            self.put(value.view_as(flat))
+            self.whole.set_output(value.view_as(flat))
         return value
 
     def set_output(self, value: Tensor) -> None:
-        given = self.envoy.output
-        if isinstance(given, tuple):
-            self.rest, given = tuple(given[1:]), given[0]
-        self.put(value.view_as(given))
+        self.whole.set_output(value.view_as(self.whole.output()))
 
 
 def routing(block: Any, laid: SimpleNamespace) -> tuple[Tensor, Tensor]:
@@ -242,37 +232,41 @@ def weights_out(module: Any, laid: SimpleNamespace, expert: int) -> Tensor:
     return module.down_proj[expert].T if laid.transposed else module.down_proj[expert]
 
 
+def by_own(number: Tensor, laid: SimpleNamespace) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Neurons by their numbers in the layer, expert by expert, shared ones last: the expert, which of them are its, and
+    their numbers in it."""
+    number = number.cpu()
+    each = (number // laid.width).clamp_max(laid.count)
+    for expert in each.unique().tolist():
+        mine = (each == expert).nonzero()[:, 0]
+        yield expert, mine, number[mine] - expert * laid.width
+
+
 def rows_in(block: Any, laid: SimpleNamespace, number: Tensor, which: str) -> tuple[Tensor, Tensor]:
     """What neurons read by their ``gate`` or ``up`` [neuron, d_model], float32, and its bias [neuron], 0 without one.
 
     Args:
         number: in the layer.
     """
-    number = number.cpu()
     found, bias = torch.zeros(len(number), laid.d_model), torch.zeros(len(number))
-    for expert in (number // laid.width).clamp_max(laid.count).unique().tolist():
-        mine = ((number // laid.width).clamp_max(laid.count) == expert).nonzero()[:, 0]
-        inside = number[mine] - expert * laid.width
+    for expert, mine, inside in by_own(number, laid):
         if expert < laid.count:
             whole, shift = weights_in(block.get_submodule(laid.path), laid, expert)
-            inside = apart(torch.arange(2 * laid.width), laid)[inside + (laid.width if which == "up" else 0)]
+            at = apart(torch.arange(2 * laid.width), laid)[inside + (laid.width if which == "up" else 0)]
         else:
             part = block.get_submodule(f"{laid.shared}.{which}_proj")
-            whole, shift = part.weight, part.bias
-        found[mine] = whole[inside.to(whole.device)].float().cpu()
+            whole, shift, at = part.weight, part.bias, inside
+        found[mine] = whole[at.to(whole.device)].float().cpu()
         if shift is not None:
-            bias[mine] = shift[inside.to(shift.device)].float().cpu()
+            bias[mine] = shift[at.to(shift.device)].float().cpu()
     return found, bias
 
 
 def rows_out(block: Any, laid: SimpleNamespace, number: Tensor) -> Tensor:
     """What a unit of neurons writes [neuron, d_model], float32, but for the weight that the router gives their
     expert."""
-    number = number.cpu()
     found = torch.zeros(len(number), laid.d_model)
-    for expert in (number // laid.width).clamp_max(laid.count).unique().tolist():
-        mine = ((number // laid.width).clamp_max(laid.count) == expert).nonzero()[:, 0]
-        inside = number[mine] - expert * laid.width
+    for expert, mine, inside in by_own(number, laid):
         if expert < laid.count:
             whole = weights_out(block.get_submodule(laid.path), laid, expert)
         else:
