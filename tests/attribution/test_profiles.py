@@ -14,7 +14,7 @@ import reference
 import tiny
 import tracer
 from helpers import load, refused
-from tracer.attribution import profiles, total
+from tracer.attribution import edges, total
 from tracer.attribution.profiles import Profiles, attribution_profiles
 from tracer.attribution.trace import trace_all
 from tracer.errors import JobError, ModelError
@@ -101,7 +101,7 @@ def test_little_memory_changes_nothing(family: str, monkeypatch: pytest.MonkeyPa
     model = load(family)
     nodes = some_nodes(model)
     whole = attribution_profiles(model, IDS, nodes, LOGITS)
-    monkeypatch.setattr(profiles, "workspace", lambda *_: 1)
+    monkeypatch.setattr(edges, "workspace", lambda *_: 1)
     for engine in ("replay", "autograd"):
         assert gap(attribution_profiles(model, IDS, nodes, LOGITS, engine=engine), whole) < 1e-6
 
@@ -117,7 +117,7 @@ def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(total, "begin", watched)
     most = 12 * 4 * model.d_model
-    monkeypatch.setattr(profiles, "workspace", lambda *_: most)
+    monkeypatch.setattr(edges, "workspace", lambda *_: most)
     attribution_profiles(model, IDS, some_nodes(model), LOGITS)
     assert len(held) > 4
     assert max(held) <= most

@@ -99,9 +99,7 @@ def direct_edges(
             engine.
         ModelError: the replay was asked for where it does not apply, or weights do not add up where they must.
     """
-    at = logits.at if isinstance(logits, Inside) else logits
-    check_ends(model, token_ids, neurons, at, basis, engine)
-    check_running(model, token_ids, neurons, basis)
+    check_nodes(model, token_ids, neurons, logits, basis, engine)
     return edges_of(model, token_ids, neurons, logits, basis=basis, rules=rules, engine=engine, baselines=baselines)
 
 
@@ -118,26 +116,55 @@ def edges_of(
 ) -> Edges:
     """`direct_edges` of nodes that may be the same on many prompts: of one whose expert did not run on this prompt the
     value is 0, and so are its edges."""
-    logits, of = logits if isinstance(logits, Inside) else (logits, None)
-    check_ends(model, token_ids, neurons, logits, basis, engine)
-    model.check_rules(rules)
-    by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
-    ask = question(model, token_ids, neurons, logits, basis, baselines, of)
-    ask.constants, ask.edge_rules = by_replay, rules
-    ask.link = circuits.by_replay if by_replay else circuits.by_autograd
-    ask.max_bytes = workspace(model, by_replay)
-    if by_replay and not there:
+    ask, there = posed(model, token_ids, neurons, logits, basis, rules, engine, baselines)
+    ask.link = circuits.by_replay if ask.constants else circuits.by_autograd
+    if ask.constants and not there:
         (parts,) = _from_constants(model, ask)
     else:
-        if not by_replay:
+        if not ask.constants:
             passes.needs_gradients(model)
-        targets, sources = len(neurons) + len(logits), len(neurons) + len(token_ids)
+        targets, sources = len(neurons) + ask.n_ends, len(neurons) + len(token_ids)
         weight, into = Of((targets, sources)), Of((targets,))
         (parts,) = passes.session(model, circuits.edges_of, ask, [(weight, into, into, Maybe(weight))])
     weight, incoming, values, from_baseline = parts
     edges = Edges(weight, incoming, values[: len(neurons)], values, from_baseline)
     check_sum(model, edges, rules)
     return edges
+
+
+def check_nodes(
+    model: Model, token_ids: tuple[int, ...], neurons: Tensor, logits: Tensor | Inside, basis: str, engine: str
+) -> None:
+    """Refuse nodes that are not there: outside the model or the prompt, or of an expert that did not run.
+
+    Raises:
+        JobError: names one.
+    """
+    check_ends(model, token_ids, neurons, logits.at if isinstance(logits, Inside) else logits, basis, engine)
+    check_running(model, token_ids, neurons, basis)
+
+
+def posed(
+    model: Model,
+    token_ids: tuple[int, ...],
+    neurons: Tensor,
+    logits: Tensor | Inside,
+    basis: str,
+    rules: frozenset[str],
+    engine: str,
+    baselines: tuple[Tensor, Tensor] | None,
+) -> tuple[SimpleNamespace, bool]:
+    """What is asked of some nodes and the ends, checked, but for the function that answers; and whether the replay can
+    run where the model is. `constants` says that the replay is used, `n_ends` how many logits there are, or what stands
+    in their place."""
+    logits, of = logits if isinstance(logits, Inside) else (logits, None)
+    check_ends(model, token_ids, neurons, logits, basis, engine)
+    model.check_rules(rules)
+    by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
+    ask = question(model, token_ids, neurons, logits, basis, baselines, of)
+    ask.constants, ask.edge_rules, ask.max_bytes = by_replay, rules, workspace(model, by_replay)
+    ask.n_ends = len(logits)
+    return ask, there
 
 
 def engine_of(model: Model, rules: frozenset[str], engine: str) -> tuple[bool, bool]:

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.attribution import backward, circuits, replay, total
-from tracer.attribution.edges import Inside, check_ends, check_running, engine_of, question, workspace
+from tracer.attribution.edges import Inside, check_nodes, posed
 from tracer.attribution.result import check_finite
 from tracer.errors import ModelError
 from tracer.model import passes
@@ -64,9 +64,7 @@ def attribution_profiles(
         ModelError: the replay was asked for where it does not apply, or effects do not add up where they must.
         RemoteError: neither gradients nor weights are available.
     """
-    at = logits.at if isinstance(logits, Inside) else logits
-    check_ends(model, token_ids, neurons, at, basis, engine)
-    check_running(model, token_ids, neurons, basis)
+    check_nodes(model, token_ids, neurons, logits, basis, engine)
     return profiles_of(model, token_ids, neurons, logits, basis=basis, rules=rules, engine=engine, baselines=baselines)
 
 
@@ -83,19 +81,14 @@ def profiles_of(
 ) -> Profiles:
     """`attribution_profiles` of nodes that may be the same on many prompts: those of one whose expert did not run on
     this prompt are 0."""
-    logits, of = logits if isinstance(logits, Inside) else (logits, None)
-    check_ends(model, token_ids, neurons, logits, basis, engine)
-    model.check_rules(rules)
-    by_replay, there = (False, False) if of is not None else engine_of(model, rules, engine)
-    ask = question(model, token_ids, neurons, logits, basis, baselines, of)
-    ask.constants, ask.edge_rules, ask.max_bytes = by_replay, rules, workspace(model, by_replay)
-    ask.link = circuits.profiles_by_replay if by_replay else circuits.profiles_by_autograd
-    if by_replay and not there:
+    ask, there = posed(model, token_ids, neurons, logits, basis, rules, engine, baselines)
+    ask.link = circuits.profiles_by_replay if ask.constants else circuits.profiles_by_autograd
+    if ask.constants and not there:
         (parts,) = _from_constants(model, ask)
     else:
-        if not by_replay:
+        if not ask.constants:
             passes.needs_gradients(model, "attribution profiles")
-        form = Of((len(neurons), len(token_ids))), Of((len(neurons), len(logits)))
+        form = Of((len(neurons), len(token_ids))), Of((len(neurons), ask.n_ends))
         (parts,) = passes.session(model, circuits.edges_of, ask, [form])
     return Profiles(*parts)
 
