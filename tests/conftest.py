@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ |= {"TRACER_FORMAT": "table", "COLUMNS": "140"}  # what a person sees on a wide terminal, unless a test asks
+os.environ["TRACER_CONFIG"] = ""  # no defaults of whoever runs the tests
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
@@ -29,6 +31,7 @@ TIERS = {
     ".": "unit",
     "./test_benchmarks.py": "model",
     "./test_cases.py": "model",
+    "./test_docstrings.py": "model",
     "./test_reference.py": "model",
     "attacks": "process",
     "attribution": "model",
@@ -43,12 +46,15 @@ TIERS = {
     "data": "unit",
     "data/test_tasks.py": "model",
     "demo": "model",
+    "docs": "unit",
     "evaluation": "model",
     "evaluation/test_statistics.py": "unit",
+    "examples": "model",
     "meaning": "model",
     "model": "model",
     "ndif": "server",
     "reports": "model",
+    "reports/test_folded.py": "unit",
     "reports/test_viewer.py": "unit",
     "runs": "process",
     "runs/test_benchmark.py": "model",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- tree -->", "<!-- /tree -->"
-LONGEST = 28
+LONGEST = 30
 
 
 def first_clause(module: Path) -> str:

@@ -76,8 +76,9 @@ if TYPE_CHECKING:
     from tracer.ndif.server import Limits as Limits
     from tracer.prompts import Prompt as Prompt
     from tracer.reports.tables import view as view
-    from tracer.runs.driver import Run as Run
     from tracer.runs.driver import run as run
+    from tracer.runs.opened import Run as Run
+    from tracer.runs.opened import open_run as open_run
     from tracer.runs.plan.local import plan as plan
 
 _HOME = {
@@ -99,7 +100,7 @@ _HOME = {
     "Prompt": "prompts",
     "Pruning": "attribution.pruning",
     "RemoteError": "errors",
-    "Run": "runs.driver",
+    "Run": "runs.opened",
     "RunError": "errors",
     "Step": "model.families",
     "TracerError": "errors",
@@ -127,6 +128,7 @@ _HOME = {
     "load": "ndif.probe",
     "minimality": "evaluation.faithfulness",
     "neuron_tokens": "meaning.tokens",
+    "open_run": "runs.opened",
     "plan": "runs.plan.local",
     "promoted": "meaning.tokens",
     "register_family": "model.registry",
@@ -187,6 +189,7 @@ __all__ = [
     "load",
     "minimality",
     "neuron_tokens",
+    "open_run",
     "plan",
     "promoted",
     "register_family",

@@ -87,6 +87,11 @@ def surface(name: Literal["python", "shell", "job"]) -> Iterator[None]:
         _surface.reset(token)
 
 
+def in_python() -> bool:
+    """Whether whoever is served called from Python."""
+    return _surface.get() == "python"
+
+
 def option(name: str, value: object = None) -> str:
     """A setting as the surface in use writes it: ``skip_first=True``, ``--skip-first``, ``skip_first: true``.
 
@@ -133,6 +138,15 @@ def quoted(value: object, limit: int = 60) -> str:
         value = value[: 2 * limit]  # more is not shown, and may be gigabytes
     text = _line(repr(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def meant(given: object, known: Iterable[object]) -> str:
+    """The next step for a name that is not known: which of those that are was meant; empty where none is near."""
+    from difflib import get_close_matches
+
+    names = {str(one).lower().replace("_", "-"): str(one) for one in known}
+    near = get_close_matches(str(given).lower().replace("_", "-")[:100], names, 1)
+    return f"did you mean {quoted(names[near[0]])}?" if near else ""
 
 
 def first_line(error: object, limit: int = 160) -> str:

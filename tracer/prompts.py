@@ -191,6 +191,48 @@ class Prompt:
         return replace(self, text=None, messages=said, system=system, seed=seed)
 
 
+Asked = Prompt | str
+"""A prompt, or its text."""
+
+
+def as_prompt(given: Asked, **asked: Any) -> Prompt:
+    """A prompt; of a text the one that asks what is given beside it.
+
+    Args:
+        asked: fields of `Prompt`; those that are None or false were not given.
+
+    Raises:
+        JobError: neither a prompt nor a text, or what is asked is given beside a prompt, which says that itself.
+    """
+    beside = {name: value for name, value in asked.items() if value is not None and value is not False}
+    if isinstance(given, str):
+        return Prompt(given, **beside)
+    if not isinstance(given, Prompt):
+        raise JobError(f"prompt={quoted(given)}", "must be a tracer.Prompt or a text", "write tracer.Prompt(...)")
+    if beside:
+        name, value = next(iter(beside.items()))
+        rule = "is given beside a tracer.Prompt, which says what it asks itself"
+        raise JobError(f"{name}={quoted(as_python(value))}", rule, f"write tracer.Prompt(..., {name}=...)")
+    return given
+
+
+def as_prompts(given: Asked | Sequence[Asked], **asked: Any) -> list[Prompt]:
+    """Prompts, of which each may be its text; one alone is a list of one.
+
+    Args:
+        asked: of those that are texts, as of `as_prompt`; a list of prompts alone has no use for it.
+
+    Raises:
+        JobError: as `as_prompt`.
+    """
+    several = [given] if isinstance(given, Prompt | str) else given
+    if not is_list(several) or not all(isinstance(one, Prompt | str) for one in several):
+        rule = "must be a list of tracer.Prompt or of texts"
+        raise JobError(f"prompts={quoted(given)}", rule, "write [tracer.Prompt(...)]")
+    texts = any(isinstance(one, str) for one in several)
+    return [as_prompt(one, **({} if texts and isinstance(one, Prompt) else asked)) for one in several]
+
+
 def _is_messages(value: Any) -> bool:
     return is_list(value) and len(value) > 0 and all(isinstance(one, Message | Mapping) for one in value)
 

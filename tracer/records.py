@@ -9,11 +9,19 @@ from typing import Annotated, Any, TypeGuard
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+_OF_ALL = frozenset(dir(object)) | {"_repr_html_"}
+_INHERITED = frozenset(dir(BaseModel)) - _OF_ALL
+
 
 class Record(BaseModel):
     """Never changes, and takes no field that it does not have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __dir__(self) -> list[str]:
+        """Its own names: what pydantic brings along is of no use to whoever completes one."""
+        own = {name for name in super().__dir__() if name not in _INHERITED}
+        return [name for name in own if not name.startswith("_") or name in _OF_ALL]
 
 
 def is_list(value: Any) -> TypeGuard[Sequence[Any]]:

@@ -6,27 +6,25 @@ several modules share; a setting that would have no effect is refused. Refuses t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from math import isfinite
 from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
 
-from tracer.errors import JobError, quoted
+from tracer.choices import Ablation, Baseline, Basis, Method, MetricKind, Rule, SingleAblation
+from tracer.errors import JobError, meant, quoted
 from tracer.experts import DENSE, Experts, Neuron, Numbering
 from tracer.records import LARGEST, Count, Natural, Record
-
-Method = Literal["relp", "grad", "ig", "conductance", "ig-activation", "relp-ig", "exact", "delta", "random"]
-Baseline = Literal["zero", "mean", "counterfactual"]
-Basis = Literal["activation", "output", "residual", "attention"]
-MetricKind = Literal["auto", "logit", "difference", "topk", "share", "logprob", "centred", "neuron", "direction"]
-Rule = Literal["norm", "attention", "activation", "product", "gate"]
 
 METHODS: tuple[str, ...] = get_args(Method)
 BASELINES: tuple[str, ...] = get_args(Baseline)
 BASES: tuple[str, ...] = get_args(Basis)
 METRICS: tuple[str, ...] = get_args(MetricKind)
 ALL_RULES: tuple[str, ...] = get_args(Rule)
+ABLATIONS: tuple[str, ...] = get_args(Ablation)
+SINGLE_ABLATIONS: tuple[str, ...] = get_args(SingleAblation)
 RULES: frozenset[str] = frozenset({"norm", "attention", "activation", "product"})
 """Those that are on by default: the paper's RelP."""
 LINEAR_GATE: frozenset[str] = RULES - {"product"} | {"gate"}
@@ -370,8 +368,14 @@ def as_job_error(error: ValidationError, where: str = "settings", depth: int | N
         where: what was validated. depth: parts of a nested field's name that are shown; all of them if None.
     """
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][:depth])
+    name = ".".join(str(part) for part in first["loc"][:depth] if not str(part).startswith("literal["))
     if first["type"] == "missing":
         return JobError(where, f"has no {name}", "give it a value")
     rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
-    return JobError(f"{name}={quoted(first['input'])}" if name else where, rule, "change or leave out that setting")
+    step = ""
+    if first["type"] == "literal_error":
+        rules = [one["msg"] for one in error.errors() if one["input"] == first["input"]]
+        step = meant(first["input"], re.findall(r"'([^']*)'", " ".join(rules)))
+    return JobError(
+        f"{name}={quoted(first['input'])}" if name else where, rule, step or "change or leave out that setting"
+    )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 LONG = 1000
 """Characters of a text that a terminal shows."""
@@ -63,6 +64,35 @@ class CsvLines(io.StringIO):
 
     def write(self, text: str) -> int:
         return super().write(text.removesuffix("\r\n") + "\n")
+
+
+class Rows(NamedTuple):
+    """A table for a program: the names of its columns, and its rows."""
+
+    names: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> Rows:
+        """Rows; the first one's keys are the columns, if they are not given."""
+        return cls((list(rows[0]) if rows else []) if names is None else names, rows)
+
+
+def tsv_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    r"""Rows with tabs between their fields, a line each, with a heading.
+
+    A field holds neither a tab nor a line end nor anything else that controls a terminal: these are spelt out as \t,
+    \n, \x1b, and a backslash as \\, so that what was there can be had again. What is missing is empty.
+    """
+    lines = ["\t".join(map(_field, names)), *("\t".join(_field(row[name]) for name in names) for row in rows)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _field(value: Any) -> str:
+    if value is None:
+        return ""
+    text = json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else str(value)
+    return printable(text.replace("\\", "\\\\"))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:

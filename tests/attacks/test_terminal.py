@@ -51,7 +51,7 @@ def on_terminal(commands: list[list[str]], folder: Path, seconds: float = 300) -
 
 
 def commands_left(text: str) -> list[str]:
-    return [one for one in STYLES.sub("", text) if not one.isprintable() and one != "\n"]
+    return [one for one in STYLES.sub("", text) if not one.isprintable() and one not in "\n\t"]
 
 
 def dataset(folder: Path) -> tuple[Path, Path]:
@@ -93,6 +93,7 @@ def test_no_text_is_a_command_to_a_terminal(attack: Attack, tmp_path: Path) -> N
         ["trace", *texts],
         ["trace", *texts[:1], "--format", "json", "--no-edges"],
         ["trace", *texts[:1], "--format", "csv", "--no-edges"],
+        ["trace", *texts[:1], "--format", "tsv", "--no-edges"],
         ["trace", "The keys", "--target", HOSTILE],
         ["trace", "The keys", "--model", f"./none{HOSTILE}"],
         ["trace", "The keys", f"--{HOSTILE}"],
@@ -105,6 +106,7 @@ def test_no_text_is_a_command_to_a_terminal(attack: Attack, tmp_path: Path) -> N
         ["query", run, f"select '{HOSTILE}' as \"{HOSTILE}\""],
         ["query", run, f"select {HOSTILE}"],
         ["query", run, "--format", "csv", "select text, user_id from prompts"],
+        ["query", run, "--format", "tsv", "select text, user_id, labels from prompts"],
         ["query", run, "--format", "json", "select text, error from failed"],
         ["query", run, f'select * from "{HOSTILE}"'],
         ["import", imported, "--out", str(tmp_path / "imported")],

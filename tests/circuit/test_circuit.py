@@ -160,7 +160,7 @@ def test_a_circuit_is_frozen(circuit: Circuit) -> None:
 
 def test_to_pandas_has_every_node(circuit: Circuit) -> None:
     nodes, edges = circuit.to_pandas()
-    assert nodes.columns.tolist() == NODES.names
+    assert nodes.columns.tolist() == [*NODES.names, "name"]
     assert len(nodes) == 20 + len(circuit.token_ids) + 3
     assert len(edges) == circuit.n_edges > 0
 

@@ -131,7 +131,7 @@ FILE = {"format": "tracer-supernodes", "version": 1, "circuit": None, "groups": 
         ("{", "not JSON"),
         ("[]", "not a groups file"),
         ({}, "not a groups file"),
-        ({**FILE, "version": 2}, "has version 2, this tracer reads 1"),
+        ({**FILE, "version": 3}, "has version 3, this tracer reads 1 to 2"),
         ({**FILE, "more": 1}, "more=1"),
         ({**FILE, "groups": [GROUP, GROUP]}, "two groups are called 'a'"),
         ({**FILE, "groups": [GROUP, {**GROUP, "name": "b"}]}, "is in 'a' and in 'b'"),

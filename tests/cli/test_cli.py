@@ -36,7 +36,7 @@ def test_table_shows_metric_conservation_tokens_and_nodes() -> None:
     text = traced(*KEYS, "--rows", "3", "--no-edges").stdout
     for part in ("logit difference ␣are minus ␣is", "holds (must be below 1e-3)", "␣cabinet", "model says", "relp"):
         assert part in text
-    assert "197 more not shown" in text
+    assert "197 more; --rows 200 shows all 200" in text
 
 
 def test_json_is_the_circuit_of_the_library() -> None:
@@ -132,7 +132,7 @@ def test_options_are_checked_before_a_model_is_loaded(
 
 
 def test_top_traces_the_sum_of_the_top_logits() -> None:
-    found = json.loads(traced("The parents", "--top", "5", "--format", "json").stdout)
+    found = json.loads(traced("The parents", "--top-k", "5", "--format", "json").stdout)
     logits = [node for node in found["nodes"] if node["kind"] == "logit"]
     assert len(logits) == 5
     assert found["metric"] == pytest.approx(sum(node["activation"] for node in logits), rel=1e-5)
@@ -200,9 +200,9 @@ BAD = {
     "target equal to foil": (["The keys", "--target", " are", "--foil", " are"], "both target and foil"),
     "foil alone": (["The keys", "--foil", " are"], "give a target"),
     "counterfactual of another length": (["The keys", "--counterfactual", "The key near"], "equally long"),
-    "unknown method": (["The keys", "--method", "magic"], "'relp'"),
-    "unknown baseline": (["The keys", "--baseline", "median"], "'mean'"),
-    "unknown metric": (["The keys", "--metric", "loss"], "'logit'"),
+    "unknown method": (["The keys", "--method", "magic"], "must be one of relp, grad"),
+    "unknown baseline": (["The keys", "--baseline", "median"], "did you mean 'mean'?"),
+    "unknown metric": (["The keys", "--metric", "loss"], "logit, difference"),
     "no nodes": (["The keys", "--nodes", "0"], "at least one"),
     "token id out of vocabulary": (["--token-ids", "1,2,99999"], "vocabulary"),
     "token ids that are no numbers": (["--token-ids", "1,two"], "whole numbers"),
@@ -224,9 +224,9 @@ BAD = {
     "rules that do not go together": (["The keys", "--rules", "product+gate"], "'product' and 'gate'"),
     "rules twice": (["The keys", "--rules", "all", "--without-rule", "norm"], "no effect with --without-rule"),
     "rules of another method": (["The keys", "--rules", "linear-gate", "--method", "grad"], "no effect with method"),
-    "top with a target": (["The keys", "--top", "5", "--target", " are"], "no effect"),
-    "top with a metric": (["The keys", "--top", "5", "--metric", "logit"], "no effect"),
-    "too large a top": (["The keys", "--top", "100000"], "vocabulary"),
+    "top with a target": (["The keys", "--top-k", "5", "--target", " are"], "no effect"),
+    "top with a metric": (["The keys", "--top-k", "5", "--metric", "logit"], "no effect"),
+    "too large a top": (["The keys", "--top-k", "100000"], "vocabulary"),
     "mean without a reference": (["The keys", "--baseline", "mean"], "reference"),
     "reference that is not there": (["The keys", "--baseline", "mean", "--reference", "nowhere.txt"], "cannot be read"),
     "excluded neuron outside": (["The keys", "--exclude", "99/1"], "layers"),
@@ -261,16 +261,25 @@ def test_bad_input_is_one_line_with_code_2(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
-    [["trace", "x", "--nodes", "abc"], ["trac"], ["trace", "x", "--format", "xml"], ["trace", "x", "--rows", "0"],
-     ["trace", "x", "--targett", "y"], ["trace", "x", "y"], ["view"]],
-)  # fmt: skip
-def test_misspelt_calls_are_one_line_with_code_2(words: list[str]) -> None:
+    ("words", "expected"),
+    [
+        (["trace", "x", "--nodes", "abc"], "--nodes 'abc': must be a whole number; see tracer trace --help"),
+        (["trac"], "trac: is no verb of tracer; did you mean 'trace'?"),
+        (["trace", "x", "--format", "jsn"], "did you mean 'json'?"),
+        (["trace", "x", "--format", "xml"], "must be one of auto, table, tsv, csv, json"),
+        (["trace", "x", "--rows", "0"], "--rows 0: must be at least 1; change it"),
+        (["trace", "x", "--targett", "y"], "--targett: is no option of tracer trace; did you mean '--target'?"),
+        (["trace", "x", "y"], "see tracer trace --help"),
+        (["trace", "x", "--target"], "see tracer trace --help"),
+        (["view"], "tracer view: needs the argument SOURCES; see tracer view --help"),
+    ],
+)
+def test_misspelt_calls_are_one_line_with_code_2(words: list[str], expected: str) -> None:
     result = subprocess.run([sys.executable, "-m", "tracer", *words], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
-    assert "--help" in result.stderr
+    assert expected in result.stderr
 
 
 def test_version_and_help() -> None:

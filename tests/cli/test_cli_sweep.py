@@ -97,7 +97,7 @@ def test_the_table_fits_in_80_columns_and_the_page_is_whole(places: tuple[Path, 
     assert "whole circuit" in out
     found = Sweep(*(pq.read_table(tmp_path / name) for name in FILES[:2]))
     shown, kept = found.responses(), found.group_responses()
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(sweeps.table(shown, kept))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 80

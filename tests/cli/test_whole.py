@@ -108,7 +108,7 @@ def test_a_circuit_without_a_foil_goes_all_the_way(words: list[str], tmp_path: P
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_sum_of_top_logits_goes_all_the_way(tmp_path: Path) -> None:
-    done("trace", KEYS[0], "--top", "3", "--nodes", "20", "--out", tmp_path / "run")
+    done("trace", KEYS[0], "--top-k", "3", "--nodes", "20", "--out", tmp_path / "run")
     done("evaluate", tmp_path / "run")
     own = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert own["whole"][0] == pytest.approx(tracer.Circuit.load(tmp_path / "run").metric, abs=1e-4)
@@ -419,12 +419,11 @@ def test_steering_uses_the_circuits_own_model_and_dtype(tmp_path: Path) -> None:
         (["--count", "5"], "no effect"),
         (["--structure", "simple", "--count", "999999"], "use at most"),
         (["--pairs", "PAIRS", "--count", "5"], "no effect"),
-        (["--format", "csv"], "table or json"),
         (["--unrelated", "nowhere.txt"], "--unrelated 'nowhere.txt'"),
         (["--unrelated", "LINE"], "at least 2"),
         (["--out", "/proc/nowhere/x"], "cannot be written"),
         (["--out", "LINES"], "is a file"),
-        (["--local-weights"], "--remote"),
+        (["--weights", "local"], "--remote"),
     ],
 )
 def test_evaluate_checks_everything_before_a_model_is_loaded(

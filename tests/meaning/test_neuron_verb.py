@@ -49,7 +49,8 @@ def shown(*words: str) -> str:
     return done.output
 
 
-def test_a_neuron_is_shown_within_80_columns() -> None:
+def test_a_neuron_is_shown_within_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     text = shown("1", "324", "--top", "12")
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
     for word in ("promotes", "suppresses", "driven by", "gate", "up", "L1 N324 +", "L1 N324 -"):

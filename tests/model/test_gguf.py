@@ -189,7 +189,8 @@ def test_a_circuit_of_a_file_is_that_of_the_same_weights_in_a_folder(tmp_path: P
     prompt = tracer.Prompt(token_ids=[1, 33, 37, 41], target=52, foil=45)
     here, there = (tracer.trace(tracer.load(tmp_path / name), prompt, nodes=20) for name in ("m.gguf", "folder"))
     assert here.nodes.drop_columns("token").equals(there.nodes.drop_columns("token"))  # the folder's are others
-    assert here.edges.equals(there.edges)
+    names = ["source_name", "target_name"]
+    assert here.edges.drop_columns(names).equals(there.edges.drop_columns(names))
     assert here.metric == there.metric
 
 

@@ -950,7 +950,7 @@ def test_commands_refuse_in_one_line(server: Loopback) -> None:
     assert result.exit_code == 2
     assert "nnsight" in result.stderr
     assert result.stderr.count("\n") == 1
-    assert CliRunner().invoke(app, ["trace", "The parents", "--local-weights"]).exit_code == 2
+    assert CliRunner().invoke(app, ["trace", "The parents", "--weights", "local"]).exit_code == 2
 
 
 # ---------------------------------------------------------------------------------------- runs over many prompts

@@ -118,8 +118,9 @@ def test_the_command_names_its_own_options(server: Loopback) -> None:
     result = CliRunner().invoke(app, [*command, "--method", "delta"])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "--no-edges" in result.stderr
-    assert "--local-weights" in result.stderr
-    for more in (["--method", "delta", "--no-edges"], ["--method", "delta", "--local-weights"], ["--local-weights"]):
+    assert "--weights local" in result.stderr
+    local = ["--weights", "local"]
+    for more in (["--method", "delta", "--no-edges"], ["--method", "delta", *local], local):
         result = CliRunner().invoke(app, [*command, *more])
         assert result.exit_code == 0, result.output
 

@@ -81,7 +81,7 @@ def test_it_is_well_formed_and_refers_to_nothing_outside() -> None:
     for text in (document(*demo()), document(bare())):
         found = Page(text)
         assert len(found.ids) == len(set(found.ids))
-        assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
+        assert all(link == "graph.html" or (link.startswith("#") and link[1:] in found.ids) for link in found.links)
         assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(found.ids)
         assert not re.search(r"https?:|//\w|@import|<script|javascript:|<link|<img", text)
         assert not found.tags & {"script", "iframe", "object", "link", "img", "form"}

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import refused
+from payloads import MALICIOUS, changed, foreign, payload
 from tracer import JobError
 from tracer.circuit.circuit import Graph, edges_table, nodes_table
 from tracer.reports import tables as report
@@ -24,76 +25,8 @@ from tracer.reports import viewer
 from tracer.store.schemas import NODES
 
 FOLDER = Path(viewer.__file__).parent
+SOURCES = Path(__file__).parents[2] / "web" / "src"
 ARRAYS = {"i4": "<i4", "f4": "<f4", "i2": "<i2", "u1": "|u1"}
-MALICIOUS = [
-    "</script><script>window.hacked = 1</script>",
-    "<!--<script>",
-    "<img src=x onerror=window.hacked=1>",
-    "\"'`&amp;${window.hacked=1}",
-    "{{script}}",
-    "\u2028\u2029\u202e\x00\x07\ufffe",
-    "\ud800",
-    "\n\t\r",
-    " 猫🐈",
-    "",
-]
-
-
-def payload(n_neurons: int, n_edges: int, n_layers: int = 6, tokens: list[str] | None = None) -> viewer.Payload:
-    """A random circuit: one embedding per token, neurons, and two logits at the last position."""
-    tokens = tokens or ["The", " keys", " to", " the", " cabinet", " near", " the", " old", " door"]
-    rng = np.random.default_rng(7)
-    n_tokens, last = len(tokens), len(tokens) - 1
-    rows = [(viewer.EMBEDDING, -1, at, 100 + at) for at in range(n_tokens)]
-    cells = rng.choice(n_layers * n_tokens * 4096, n_neurons, replace=False)
-    rows += [(viewer.NEURON, int(c) // 4096 % n_layers, int(c) // 4096 // n_layers, int(c) % 4096) for c in cells]
-    rows += [(viewer.LOGIT, n_layers, last, 5), (viewer.LOGIT, n_layers, last, 7)]
-    kind, layer, position, neuron = np.array(rows).T
-    n = len(rows)
-    attribution = (rng.pareto(1.5, n) * 0.03 * rng.choice([1, -1], n)).clip(-1, 1)
-    attribution[-2:] = 2.5, -1
-    source, target = _ends(rng, layer, position, n_edges)
-    weight = rng.pareto(1.5, len(source)) * rng.choice([1, -1], len(source))
-    share = weight / (1 + np.bincount(target, np.abs(weight), n))[target]
-    nodes = viewer.Nodes(
-        kind=kind.astype(np.uint8),
-        layer=layer.astype(np.int16),
-        position=position.astype(np.int32),
-        neuron=neuron.astype(np.int32),
-        activation=np.where(kind == viewer.EMBEDDING, np.nan, rng.normal(0, 2, n)).astype(np.float32),
-        attribution=attribution.astype(np.float32),
-        explained=np.where(kind == viewer.EMBEDDING, np.nan, rng.uniform(0.4, 1, n)).astype(np.float32),
-        labels=[*tokens, " are", " is"],
-    )
-    nodes = dataclasses.replace(nodes, influence=rng.uniform(0, 1, n).astype(np.float32))
-    columns = [column.astype(np.float32) for column in (weight, share, share * attribution[target])]
-    edges = viewer.Edges(source.astype(np.int32), target.astype(np.int32), *columns)
-    about = {"rules": ["half"], "keep": 100}
-    return viewer.Payload("The keys", "a model", "RelP", "logit( are)", about, tokens, n_layers, 3.5, nodes, edges)
-
-
-def foreign() -> viewer.Payload:
-    """A circuit as others make them: errors, no attributions and no metric, shares of some edges, groups."""
-    made = payload(80, 400)
-    kind, neuron = made.nodes.kind.copy(), made.nodes.neuron.copy()
-    cells = {(int(made.nodes.layer[row]), int(made.nodes.position[row])): row for row in range(9, 89)}
-    errors = list(cells.values())[:12]
-    kind[errors], neuron[errors] = viewer.ERROR, -1
-    nothing, lost = np.full(len(kind), np.nan, np.float32), np.full(400, np.nan, np.float32)
-    made = changed(made, "nodes", kind=kind, neuron=neuron, attribution=nothing, explained=nothing)
-    into_logit = kind[made.edges.target] == viewer.LOGIT
-    made = changed(made, "edges", attribution=lost, share=np.where(into_logit, lost, made.edges.share))
-    groups = {"subject </b>": (12, 15, 20), "verb": (20, 30, 31, 30), "gone": (12,), "v" * 70: (40, errors[0])}
-    return dataclasses.replace(made, metric=float("nan"), metric_text="no metric", groups=groups)
-
-
-def _ends(rng: Any, layer: np.ndarray, position: np.ndarray, n_edges: int) -> tuple[np.ndarray, np.ndarray]:
-    pairs = rng.integers(0, len(layer), (8 * n_edges, 2))
-    rises = layer[pairs[:, 0]] < layer[pairs[:, 1]]
-    follows = position[pairs[:, 0]] <= position[pairs[:, 1]]
-    pairs = rng.permutation(np.unique(pairs[rises & follows], axis=0))[:n_edges]
-    assert len(pairs) == n_edges
-    return pairs[:, 0], pairs[:, 1]
 
 
 class _Reader(HTMLParser):
@@ -136,10 +69,6 @@ def read(text: str) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
     return header, tables
 
 
-def changed(made: viewer.Payload, table: str, **columns: Any) -> viewer.Payload:
-    return dataclasses.replace(made, **{table: dataclasses.replace(getattr(made, table), **columns)})
-
-
 def test_columns_and_strings_come_back_as_they_went_in() -> None:
     made = payload(60, 200)
     header, tables = read(viewer.page(made))
@@ -149,7 +78,7 @@ def test_columns_and_strings_come_back_as_they_went_in() -> None:
     assert header["tokens"] == made.tokens
     assert header["labels"] == made.nodes.labels
     assert (header["title"], header["layers"], header["metric"]) == ("The keys", 6, 3.5)
-    assert header["settings"] == [["rules", "['half']"], ["keep", "100"]]
+    assert header["settings"] == [["rules", "half"], ["keep", "100"]]
 
 
 def test_a_foreign_graph_comes_back_as_it_went_in() -> None:
@@ -173,7 +102,7 @@ def test_a_node_is_in_one_group_and_names_are_those_the_page_can_load() -> None:
     assert names[:4] == ("a", "b", "group", "group 2")
     assert len(set(names)) == len(names)
     assert all(0 < len(name.encode("utf-16-le")) <= 2 * viewer.LONGEST_NAME for name in names)
-    script = (FOLDER / "groups.js").read_text()
+    script = (SOURCES / "groups.js").read_text()
     assert f"LONGEST_NAME = {viewer.LONGEST_NAME};" in script
     for row in (-1, 71):
         with pytest.raises(ValueError, match="a group's node is outside"):
@@ -239,11 +168,43 @@ def test_what_neurons_say_comes_back_and_its_rows_and_numbers_are_checked() -> N
     row = int(np.flatnonzero(made.nodes.kind == viewer.NEURON)[1])
     said = {row: viewer.Says("Texas", (("promotes", ((" Texas", 0.5),)),))}
     header, _ = read(viewer.page(changed(made, "nodes", says=said)))
-    assert header["says"] == [[row, "Texas", [["promotes", [[" Texas", 0.5]]]]]]
+    assert header["saysOf"] == [[row, 0]]
+    assert header["says"] == [
+        {"label": "Texas", "lists": [["promotes", [[" Texas", 0.5]]]], "descriptions": [], "texts": [], "more": 0}
+    ]
+    assert header["alwaysOn"] is None
     with pytest.raises(ValueError, match="a name's node is outside"):
         viewer.page(changed(made, "nodes", says={10**6: viewer.Says("x")}))
     with pytest.raises(ValueError, match="a token's number is not finite"):
         viewer.page(changed(made, "nodes", says={row: viewer.Says("x", (("y", (("z", float("nan")),)),))}))
+
+
+def test_texts_and_evidence_come_back_once_and_are_checked() -> None:
+    made = payload(5, 0)
+    rows = np.flatnonzero(made.nodes.kind == viewer.NEURON)[:3].tolist()
+    text = viewer.Text("q90", 4, 1.23456, ("x" * 500, " b"), (0.0, 1.23456))
+    said = viewer.Says("a", (), (viewer.Description("y" * 5000, 0.5, "me"),), (text,), 7)
+    known = {rows[0]: said, rows[2]: dataclasses.replace(said), rows[1]: viewer.Says("b")}
+    header, _ = read(viewer.page(changed(made, "nodes", says=known, always_on={rows[1]: (0.9, 2.0, 0.1)})))
+    at = dict(header["saysOf"])
+    assert at[rows[0]] == at[rows[2]] != at[rows[1]]
+    assert len(header["says"]) == 2
+    found = header["says"][at[rows[0]]]
+    kind, document, value, tokens, values = found["texts"][0]
+    assert (kind, document, value, values, found["more"]) == ("q90", 4, 1.23, [0.0, 1.23], 7)
+    assert [len(token) for token in tokens] == [viewer.LONGEST_TOKEN, 2]
+    assert len(found["descriptions"][0][0]) == viewer.LONGEST_TEXT
+    assert header["alwaysOn"] == [[rows[1], 0.9, 2.0, 0.1]]
+    for wrong, rule in (
+        (text._replace(values=(1.0,)), "another number of values"),
+        (text._replace(value=float("inf")), "a text's value is not finite"),
+    ):
+        with pytest.raises(ValueError, match=rule):
+            viewer.page(changed(made, "nodes", says={rows[0]: viewer.Says("a", texts=(wrong,))}))
+    with pytest.raises(ValueError, match="a number of an always-on neuron"):
+        viewer.page(changed(made, "nodes", always_on={rows[0]: (float("nan"), 0.0, 0.0)}))
+    with pytest.raises(ValueError, match="a name's node is outside"):
+        viewer.page(changed(made, "nodes", always_on={10**6: (0.0, 0.0, 0.0)}))
 
 
 @pytest.mark.parametrize("token", MALICIOUS)
@@ -273,7 +234,7 @@ def test_an_edge_takes_less_than_30_bytes() -> None:
 
 
 def test_the_page_without_data_is_small() -> None:
-    assert len(viewer.page(payload(1, 0)).encode()) < 200_000
+    assert len(viewer.page(payload(1, 0)).encode()) < 280_000
 
 
 @pytest.mark.parametrize(
@@ -346,6 +307,7 @@ def test_the_policy_lets_only_our_own_scripts_and_style_run() -> None:
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'none'"
     assert "unsafe" not in policy
+    assert rules["connect-src"] == "'none'"
     running = [text for attributes, text in seen.all("script") if attributes.get("type") in (None, "module")]
     assert rules["script-src"].split() == [_hash(text) for text in running]
     assert rules["style-src"].split() == [_hash(text) for _, text in seen.all("style")]
@@ -367,31 +329,50 @@ def test_nothing_is_fetched() -> None:
         assert tag != "link" or attributes["href"] == "data:,"
 
 
-def test_vendored_files_are_those_of_the_list() -> None:
-    folder = FOLDER / "vendor"
-    listed = (folder / "VENDOR.md").read_text()
-    rows = re.findall(r"^\| (\S+\.js) \| [\d.]+ \| [\w-]+ \| ([0-9a-f]{64}) \|$", listed, re.M)
-    assert {name for name, _ in rows} == {path.name for path in folder.glob("*.js")}
-    for name, digest in rows:
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
-    assert (folder / "LICENSE").read_text() in viewer.page(payload(1, 0))
+def test_only_a_served_page_may_connect_and_only_to_its_server() -> None:
+    text = viewer.page(payload(5, 5), served='"v"')
+    scripts = [body for attributes, body in _Reader(text).all("script") if attributes.get("type") in (None, "module")]
+    assert len(scripts) == 3
+    assert [("fetch(" in body) for body in scripts] == [False, True, False]
+    (policy,) = [a["content"] for a, _ in _Reader(text).all("meta") if a.get("http-equiv")]
+    assert policy is not None
+    assert "connect-src 'self';" in policy
+    assert all(_hash(body) in policy for body in scripts)
+    assert read(text)[0]["served"] == '"v"'
+    assert read(viewer.page(payload(5, 5)))[0]["served"] is None
 
 
-def test_our_scripts_are_joined_whole() -> None:
-    assert {"guard", *viewer.SCRIPTS} == {path.stem for path in FOLDER.glob("*.js")}
-    joined = viewer._joined()
-    assert not re.search(r"^(import|export)\b", joined, re.M)
-    assert "</script" not in joined.lower()
-    for name in viewer.SCRIPTS:
-        head = (FOLDER / f"{name}.js").read_text().split("\n\n")[0]
-        assert "Knows" in head, name
-        assert "efuses to know" in head or "Knows no" in head, name
-    names = re.findall(r"^(?:const|let|function|class) (\w+)", joined, re.M)
-    assert len(names) == len(set(names)), "two scripts give one name in the scope they share"
+def test_marks_and_facts_come_back_and_are_checked() -> None:
+    made = payload(5, 5)
+    facts = viewer.Facts(predictions=((" a", float("nan")),), evaluation=(viewer.Held(3, 0.5, None, float("inf")),))
+    marked = dataclasses.replace(made, pins=[3, 3], called={4: "</script>"}, remarks={2: "b"}, facts=facts)
+    header, _ = read(viewer.page(marked))
+    assert (header["pins"], header["called"], header["remarks"]) == ([3], [[4, "</script>"]], [[2, "b"]])
+    assert header["facts"]["predictions"] == [[" a", None]]
+    assert header["facts"]["evaluation"] == [[3, 0.5, None, None, None]]
+    for wrong in ({"pins": [99]}, {"called": {-1: "x"}}, {"remarks": {99: "x"}}):
+        with pytest.raises(ValueError, match="a pinned or named node"):
+            viewer.page(dataclasses.replace(made, **wrong))
+
+
+def test_every_script_says_what_it_knows_and_what_not() -> None:
+    for path in SOURCES.glob("*.js"):
+        head = path.read_text(encoding="utf-8").split("\n\n")[0]
+        assert "Knows" in head, path.name
+        assert "efuses to know" in head or "Knows no" in head, path.name
+
+
+def test_what_ships_is_plain_and_carries_its_licences() -> None:
+    locked = json.loads((SOURCES.parent / "package.json").read_text())["dependencies"]
+    for name in ("guard.js", "page.js"):
+        text = (FOLDER / name).read_text(encoding="ascii")
+        assert "</script" not in text.lower()
+    for name, version in locked.items():
+        assert f"\n{name} {version}\n" in text, "its licence stands in front"
 
 
 def test_the_page_and_its_writer_have_one_limit_of_edges() -> None:
-    found = re.search(r"const MOST_EDGES = 2 \*\* (\d+);", (FOLDER / "data.js").read_text(encoding="utf-8"))
+    found = re.search(r"const MOST_EDGES = 2 \*\* (\d+);", (SOURCES / "data.js").read_text(encoding="utf-8"))
     assert found is not None
     assert 2 ** int(found[1]) == viewer.MOST_EDGES
 

@@ -352,6 +352,8 @@ def test_graphs_are_of_the_prompts_that_hold_most_of_the_circuit(run: Path) -> N
     for one in order:
         assert f"{held[one] / sum(weights.values()):.1%} of the circuit; {TEXTS[one]}" in page.sections["graphs"]
         assert TEXTS[one] in (run / f"graphs/prompt-{one}.html").read_text(encoding="utf-8")
+    for link in links:
+        assert '"report":"../report.html"' in (run / link).read_text(encoding="utf-8")
     assert str(run) not in (run / "graphs/circuit.html").read_text(encoding="utf-8")
     sealed = json.loads((run / "_SUCCESS.json").read_text())["files"]
     assert {"report.html", *links} <= sealed.keys()

@@ -38,7 +38,6 @@ from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.steering import drawn_alike
 from tracer.evaluation.swap import BASELINES
 from tracer.prompts import Encoded, Prompt
-from tracer.reports import swaps
 from tracer.runs.jobs import DatasetJob, load_job
 from tracer.runs.units.dataset_circuit import mean_of
 from tracer.runs.units.tested import test_prompts
@@ -143,7 +142,7 @@ def measured(model: Any, folder: RunFolder, job: DatasetJob, n_prompts: int, n_p
         "tested": tested,
         "steering": steering(model, circuit, few),
         "swap": {
-            one: {"n_pairs": swap.n_pairs, "answered": float(swap.answered.estimate), "rows": swaps.rows(swap)}
+            one: {"n_pairs": swap.n_pairs, "answered": float(swap.answered.estimate), "rows": swap.rows()}
             for one, swap in found.items()
         },
         "own": own_circuits(model, prompts[:n_pairs]),

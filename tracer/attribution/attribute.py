@@ -20,17 +20,28 @@ from tracer.attribution.exact import FORWARD_ONLY, Progress
 from tracer.attribution.request import metric_of
 from tracer.attribution.result import Attribution, check_conservation, noises
 from tracer.attribution.running import Running
-from tracer.attribution.targets import Of, target
+from tracer.attribution.targets import Of
+from tracer.attribution.targets import target as inside
 from tracer.batching import batches
+from tracer.choices import Baseline, Basis, Method, MetricKind, Rule, RulesName
 from tracer.errors import JobError, first_line, option, quoted, say
 from tracer.model import passes
 from tracer.model.backend import Maybe
 from tracer.model.backend import Of as Form
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.settings import EDGE_BASES, OWN_METRICS, Settings, TargetDirection, TargetNeuron, settings
+from tracer.prompts import Asked, Batch, Encoded, Prompt, Target, as_prompts, encode
+from tracer.settings import (
+    EDGE_BASES,
+    OWN_METRICS,
+    Settings,
+    TargetDirection,
+    TargetNeuron,
+    settings,
+)
 from tracer.shapes import MeanValues
+from tracer.system import bars
 from tracer.system.forks import after_fork
 
 
@@ -40,6 +51,11 @@ class Reference:
     Args:
         prompts: at least one of them must reach every position that is asked for.
     """
+
+    @staticmethod
+    def of(given: Sequence[Asked] | Reference) -> Reference:
+        """As it is given, or of prompts and texts."""
+        return given if isinstance(given, Reference) else Reference(as_prompts(given))
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self.prompts = tuple(prompts)
@@ -80,45 +96,50 @@ class Reference:
 
 @undisturbed()
 def attribute(
-    model: Model,
-    prompts: Sequence[Prompt],
-    method: str = "relp",
-    baseline: str | None = None,
-    basis: str = "activation",
-    rules: Iterable[str] | None = None,
+    model: AnyModel,
+    prompts: Asked | Sequence[Asked],
+    method: Method | str = "relp",
+    baseline: Baseline | str | None = None,
+    basis: Basis | str = "activation",
+    rules: RulesName | Iterable[Rule | str] | None = None,
     steps: int = 10,
     *,
-    metric: str = "auto",
+    target: Target | None = None,
+    foil: Target | None = None,
+    metric: MetricKind | str = "auto",
     top_k: int = 5,
     share: float | None = None,
     of: Of = None,
     seed: int = 0,
-    reference: Sequence[Prompt] | Reference | None = None,
+    reference: Sequence[Asked] | Reference | None = None,
     memory: int | None = None,
     device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Attribution:
     """Attribute each prompt's metric to every node: (value - baseline) times a gradient.
 
-    A prompt's result does not depend on the others in the call, nor on its padding (method.md section 8, 8).
+    A prompt's result does not depend on the others in the call, nor on its padding.
 
     Of a mixture of experts the arrays have every neuron by its number in its layer, 0 where its expert did not run:
     they are many times what ran, which is all that `tracer.trace` keeps.
 
     Args:
-        model: from `tracer.load`.
-        prompts: the questions; without a target, the model's own top token is asked about.
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        prompts: the questions, each a `tracer.Prompt` or its text, or one alone; without a target, the model's own top
+            token is asked about.
         method: ``relp``, ``grad``, ``ig``, ``conductance``, ``ig-activation``, ``relp-ig`` (``ig`` with the linearised
             model's gradient at every step), ``exact`` (every node ablated, the oracle), or the controls ``delta`` and
             ``random``.
-        baseline: ``zero``, ``mean`` (per position over `reference`) or ``counterfactual``; if None, ``counterfactual``
-            where every prompt has one, ``zero`` where none has.
+        baseline: what a node's value is compared with: ``zero``, ``mean`` (per position over `reference`) or
+            ``counterfactual``; if None, ``counterfactual`` where every prompt has one, ``zero`` where none has.
         basis: ``activation`` (d_mlp nodes per layer and position), or with d_model: ``output`` (of the MLP),
             ``residual`` (what a block leaves in the residual stream), ``attention`` (what its attention adds to it).
         rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, and ``product`` (the half rule)
             or ``gate`` (the linear gate); all with ``product`` if None. Also a name: ``all``, ``no-half``,
             ``linear-gate``.
         steps: of the path methods.
+        target, foil: of the prompts that are texts.
         metric: ``logit``, ``difference``, ``topk``, ``share``, ``logprob``, ``centred``; ``auto`` takes the difference
             where a foil is given, the log-probability of an answer, else the target's logit.
         top_k: tokens that ``topk`` sums: the model's own at the position read.
@@ -131,18 +152,21 @@ def attribute(
         reference: prompts whose mean activations are the baseline ``mean``; `prompts` themselves if None.
         memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
         device: where the result is kept, such as ``cuda`` beside a model there.
-        progress: called with (done, total): steps of the method; prompts, where they take more than one batch.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total): steps of the method; prompts, where they take more than one batch.
 
     Returns:
-        Attributions, activations, embeddings, metric and unexplained, float32.
+        Of every prompt and node its attribution in metric units and its activation, with the embeddings' attributions
+        and the metric, float32.
 
     Raises:
         JobError: a prompt or setting is wrong.
         ModelError: a number is not finite, or conservation fails where it must hold.
         RemoteError: a server fails, or does not permit it for this key.
 
-    Source: Arora et al. 2026, section 3; method.md sections 2 and 3.
+    Source: Arora et al. 2026 (arXiv 2601.22594), section 3.
     """
+    model, prompts = model_of(model), as_prompts(prompts, target=target, foil=foil)
     chosen = settings(
         method=method,
         baseline=settled(baseline, prompts, method),
@@ -152,13 +176,15 @@ def attribute(
         metric=metric,
         top_k=top_k,
         share=share,
-        of=target(of),
+        of=inside(of),
         seed=seed,
     )
+    reference = None if reference is None else Reference.of(reference)
     chosen, encoded = prepared(model, prompts, chosen, reference)
     say(notes(encoded, model))
-    others = reference if isinstance(reference, Reference) else Reference(prompts if reference is None else reference)
-    return attributed(model, encoded, chosen, others, memory, progress, device=_device(device))
+    others = reference or Reference(prompts)
+    with bars.shown(progress, f"attributing by {chosen.method}") as report:
+        return attributed(model, encoded, chosen, others, memory, report, device=_device(device))
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -13,14 +13,14 @@ from torch import Tensor
 from tracer.attribution.targets import direction
 from tracer.errors import JobError, RemoteError, first_line, quoted
 from tracer.model import head, passes
-from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Batch, Prompt, encode
+from tracer.prompts import Asked, Batch, as_prompt, encode
 from tracer.settings import TargetDirection
 
 
 @undisturbed()
-def direction_of(model: Model, prompt: Prompt, function: Callable[[Tensor], Tensor]) -> TargetDirection:
+def direction_of(model: AnyModel, prompt: Asked, function: Callable[[Tensor], Tensor]) -> TargetDirection:
     """A function of the next token's logits as what this prompt's circuit is of (`tracer.trace`, ``of=``): its gradient
     at the prompt, to what leaves the final norm where the prompt is read.
 
@@ -29,12 +29,19 @@ def direction_of(model: Model, prompt: Prompt, function: Callable[[Tensor], Tens
     a weighted sum of logits it is the sum itself, up to the head's bias; a soft-cap is linearised with the function.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        prompt: a `tracer.Prompt`, or its text; what it asks about has no effect.
         function: of the logits [vocab], float32, at the prompt's position; gives one number, differentiable in them.
+
+    Returns:
+        The direction, called by the function's name.
 
     Raises:
         JobError: several positions, a function that fails, gives no single number or depends on no logit.
         RemoteError: the model is on a server, which is not sent functions of a user's.
     """
+    model, prompt = model_of(model), as_prompt(prompt)
     name = getattr(function, "__name__", type(function).__name__)
     value, step = f"function {quoted(name)}", "return one number made of the logits by torch"
     if model.remote is not None:

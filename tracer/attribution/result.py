@@ -10,21 +10,27 @@ import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tracer.errors import ModelError
 from tracer.settings import Settings
 from tracer.shapes import Nodes, PerPrompt, PerToken
+from tracer.system.display import Shown
 
 # Above this share of the summed |embedding attributions|, a conserved quantity was not conserved.
 CONSERVATION_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, repr=False)
+class Attribution(Shown):
     """Every node of every prompt. Positions are token indices: a shorter prompt has zeros after its end.
+
+    `nodes`, `activations` are float32 [prompt, layer, position, neuron], `embeddings` [prompt, position], `metric` and
+    `unexplained` [prompt]; attributions in the metric's units.
 
     Attributes:
         nodes: attribution in metric units, signed.
@@ -71,12 +77,36 @@ class Attribution:
         """Tokens of each prompt."""
         return tuple(len(ids) for ids in self.token_ids)
 
+    def to_pandas(self, top: int | None = 1000) -> Any:
+        """The strongest nodes of each prompt as a pandas DataFrame: `prompt`, `layer`, `position`, `neuron`,
+        `attribution` (metric units), `activation`; by prompt, largest ``|attribution|`` first.
+
+        Args:
+            top: nodes of each prompt; all of them if None, which are many.
+        """
+        import pandas
+
+        frames = []
+        for number, (signed, length) in enumerate(zip(self.nodes, self.lengths, strict=True)):
+            own = signed[:, :length]
+            order = own.abs().flatten().sort(descending=True, stable=True).indices[:top].cpu()
+            layer, position, neuron = np.unravel_index(order.numpy(), tuple(own.shape))
+            columns = {"prompt": number, "layer": layer, "position": position, "neuron": neuron}
+            for name, values in (("attribution", own), ("activation", self.activations[number, :, :length])):
+                columns[name] = values.flatten().cpu()[order].numpy()
+            frames.append(pandas.DataFrame(columns))
+        return pandas.concat(frames, ignore_index=True)
+
     def relative_unexplained(self) -> PerPrompt:
         """``|unexplained|`` as a share of the summed absolute embedding attributions."""
         return relative_unexplained(self.metric, self.embeddings)
 
     def check_finite(self) -> None:
-        """Refuse a result with a NaN or an infinity in it; raises as `check_finite`."""
+        """Refuse a result with a NaN or an infinity in it.
+
+        Raises:
+            ModelError: which prompt, and what to do.
+        """
         check_finite(
             {
                 "metric": self.metric,

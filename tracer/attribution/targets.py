@@ -67,6 +67,9 @@ def direction(
         name: of the tensor in a file of several.
         label: what it is called; the file's own name if None.
 
+    Returns:
+        The direction, as `tracer.trace` and `tracer.attribute` take it (``of=``).
+
     Raises:
         JobError: a file that cannot be read, or what is no vector of numbers.
     """

@@ -23,65 +23,117 @@ from tracer.attribution.reduce import from_attributions
 from tracer.attribution.request import Request, SelectedNodes, answered
 from tracer.attribution.selection import Selection, check_selection
 from tracer.attribution.targets import Of, target
+from tracer.choices import Baseline, Basis, Method, MetricKind, Rule, RulesName
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, option, quoted, say
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Encoded, Prompt
-from tracer.settings import BASES, EDGE_BASES, SUMS_OF_TARGETS, Settings, settings
+from tracer.prompts import Asked, Encoded, Ids, Prompt, Target, as_prompt
+from tracer.settings import (
+    BASES,
+    EDGE_BASES,
+    SUMS_OF_TARGETS,
+    Settings,
+    settings,
+)
+from tracer.system import bars
 
 
 @undisturbed()
 def trace(
-    model: Model,
-    prompt: Prompt,
+    model: AnyModel,
+    prompt: Asked,
     nodes: int | None = None,
-    method: str = "relp",
+    method: Method | str = "relp",
     edges: bool | None = None,
     *,
-    baseline: str | None = None,
-    basis: str = "activation",
-    rules: Iterable[str] | None = None,
+    target: Target | None = None,
+    foil: Target | None = None,
+    counterfactual: str | Ids | None = None,
+    answer: str | Ids | None = None,
+    bos: bool = False,
+    baseline: Baseline | str | None = None,
+    basis: Basis | str = "activation",
+    rules: RulesName | Iterable[Rule | str] | None = None,
     steps: int = 10,
-    metric: str = "auto",
+    metric: MetricKind | str = "auto",
     top_k: int = 5,
     share: float | None = None,
     of: Of = None,
     seed: int = 0,
-    reference: Sequence[Prompt] | Reference | None = None,
+    reference: Sequence[Asked] | Reference | None = None,
     threshold: float | None = None,
     mass: float | None = None,
     skip_first: bool = False,
     exclude: Iterable[tuple[int, int]] = (),
     pruning: Pruning | None = None,
     profiles: bool = False,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Circuit:
     """One prompt's circuit: its strongest nodes and the direct edges between them, with the metric and the checks.
 
+        tracer.trace("demo", "The secretaries near the car", target=" are", foil=" is")
+
     Args:
-        model, prompt: as in `attribute`, and so are method, baseline, basis, rules, steps, metric, top_k, share,
-            of, seed, reference and progress.
-        nodes, threshold, mass, skip_first, exclude: which nodes to keep; see `selection.select`.
-            Without any rule the 200 strongest.
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        prompt: a `tracer.Prompt`, or its text; without a target, the model's own top token is asked about.
+        nodes: how many neurons to keep, by ``|attribution|``; without this, `threshold` or `mass` the 200 strongest.
+        method: ``relp``, ``grad``, ``ig``, ``conductance``, ``ig-activation``, ``relp-ig`` (``ig`` with the linearised
+            model's gradient at every step), ``exact`` (every node ablated, the oracle), or the controls ``delta`` and
+            ``random``.
         edges: trace the direct edges among them; by default where the metric is a sum of logits, which edges can
             lead into. They are edges of the RelP linearisation whatever the method.
+        target, foil, counterfactual, answer, bos: of a prompt that is a text, as `tracer.Prompt` has them.
+        baseline: what a node's value is compared with: ``zero``, ``mean`` (per position over `reference`) or
+            ``counterfactual``; if None, ``counterfactual`` where the prompt has one, else ``zero``.
+        basis: ``activation`` (d_mlp nodes per layer and position), or with d_model: ``output`` (of the MLP),
+            ``residual`` (what a block leaves in the residual stream), ``attention`` (what its attention adds to it).
+        rules: which RelP rules are on: any of ``norm``, ``attention``, ``activation``, and ``product`` (the half rule)
+            or ``gate`` (the linear gate); all with ``product`` if None. Also a name: ``all``, ``no-half``,
+            ``linear-gate``.
+        steps: of the path methods.
+        metric: ``logit``, ``difference``, ``topk``, ``share``, ``logprob``, ``centred``; ``auto`` takes the difference
+            where a foil is given, the log-probability of an answer, else the target's logit.
+        top_k: tokens that ``topk`` sums: the model's own at the position read.
+        share: of the next token's probability, between 0 and 1: the metric is the mean logit of the fewest of the
+            model's own tokens that hold it, each weighed by its probability, which is a constant.
+        of: instead of tokens, what is asked about inside the model: a neuron, ``"L12 N345"``, of an expert that runs
+            there ``"L3 E17 N45"`` (with ``-`` behind it what drives it below 0), or what `tracer.direction` makes. The
+            metric is its value where the logits would be read.
+        seed: of ``random``.
+        reference: prompts whose mean activations are the baseline ``mean``.
+        threshold: keep nodes whose ``|attribution|`` is at least this share of ``|metric|``.
+        mass: keep the fewest nodes that hold this share of the summed ``|attribution|``.
+        skip_first: leave out nodes at position 0.
+        exclude: leave out these neurons, as (layer, neuron), at every position.
         pruning: which edges to keep; shares of .01 and more if None.
         profiles: keep the attribution profile of each node: what each token's embedding does to it, and what it does to
             each target logit (`Circuit.profiles`). They are total effects in the RelP linearisation, as edges are its
             direct ones, whatever the method.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total): steps of the method; prompts, where they take more than one batch.
+
+    Returns:
+        The circuit. In a notebook it is a table; `Circuit.show`, `Circuit.plot` and `Circuit.view` show more.
 
     Raises:
-        JobError, ModelError, RemoteError: as `attribute`; edges and profiles need gradients too, or weights here.
+        JobError: a prompt or setting is wrong, or has no effect.
+        ModelError: a number is not finite, or conservation fails where it must hold.
+        RemoteError: a server fails, or does not permit it for this key; edges and profiles need gradients there, or
+            weights here.
 
-    Source: method.md sections 2, 4, 5 and 7.
+    Source: Arora et al. 2026 (arXiv 2601.22594), sections 2 and 3.
     """
-    if not isinstance(prompt, Prompt):
-        raise JobError(f"prompt={quoted(prompt)}", "must be a tracer.Prompt", "write tracer.Prompt(...)")
+    model = model_of(model)
+    asked = {"target": target, "foil": foil, "counterfactual": counterfactual, "answer": answer, "bos": bos}
+    prompt = as_prompt(prompt, **asked)
     how: dict[str, Any] = {"baseline": baseline, "basis": basis, "rules": rules, "steps": steps, "metric": metric}
     how |= {"top_k": top_k, "share": share, "of": of, "seed": seed, "reference": reference, "threshold": threshold}
     how |= {"mass": mass, "skip_first": skip_first, "exclude": exclude, "pruning": pruning, "profiles": profiles}
-    (circuit,) = trace_all(model, [prompt], nodes=nodes, method=method, edges=edges, progress=progress, **how)
+    with bars.shown(progress, f"tracing by {method}") as report:
+        (circuit,) = trace_all(model, [prompt], nodes=nodes, method=method, edges=edges, progress=report, **how)
     say(note for note in circuit.warnings if note not in model.warnings)  # `load` said those
     return circuit
 
@@ -90,18 +142,18 @@ class Options(TypedDict, total=False):
     """The arguments of `trace` but for the model, the prompt and the progress, with their defaults."""
 
     nodes: int | None
-    method: str
+    method: Method | str
     edges: bool | None
-    baseline: str | None
-    basis: str
-    rules: Iterable[str] | None
+    baseline: Baseline | str | None
+    basis: Basis | str
+    rules: RulesName | Iterable[Rule | str] | None
     steps: int
-    metric: str
+    metric: MetricKind | str
     top_k: int
     share: float | None
     of: Of
     seed: int
-    reference: Sequence[Prompt] | Reference | None
+    reference: Sequence[Asked] | Reference | None
     threshold: float | None
     mass: float | None
     skip_first: bool
@@ -136,7 +188,7 @@ def trace_all(
     reference, pruning, nodes = how.pop("reference", None), options.get("pruning"), options.get("nodes")
     profiles = bool(options.get("profiles"))
     chosen, edges = checked(prompts, **how)
-    reference = Reference(reference) if isinstance(reference, Sequence) else reference
+    reference = None if reference is None else Reference.of(reference)
     selection = Selection.of(nodes, options.get("threshold"), options.get("mass"), **kept)
     request = Request(chosen, selection, edges, whole=whole is not None, profiles=profiles)
     request, encoded = prepared_request(model, prompts, request, reference)

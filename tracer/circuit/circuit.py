@@ -21,7 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 
+from tracer.choices import PlotKind
 from tracer.circuit import identities
+from tracer.circuit.names import height, node_text
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, RunError, option, quoted
 from tracer.experts import DENSE, Numbering
@@ -31,6 +33,7 @@ from tracer.store import one_prompt
 from tracer.store.parquet import fingerprint
 from tracer.store.schemas import DESCRIPTIONS, EDGES, NODES, PROFILES, PROMPTS, TOKENS
 from tracer.store.storage import is_remote
+from tracer.system.display import Plotted, renderer
 
 LIKELY = 10
 """A target that is not among so many of the model's likeliest tokens is not what it says."""
@@ -47,16 +50,6 @@ ENDS = frozenset({"logit", "target"})
 BESIDE = {"tokens.parquet": ("neuron_tokens", TOKENS), "descriptions.parquet": ("descriptions", DESCRIPTIONS)}
 """Tables that may lie in a run folder, the field of a graph each is, and its schema."""
 
-ATTENTION_ERROR = -2
-"""The `neuron` of an error node of attention, and not of an MLP."""
-
-
-def height(kind: str, layer: int, neuron: int) -> tuple[int, int]:
-    """Where a node lies in the model: edges rise. Within a layer attention comes before the MLP, biases before both."""
-    if kind == "other":
-        return layer, -1
-    return layer, 0 if kind == "attention" or (kind == "error" and neuron == ATTENTION_ERROR) else 1
-
 
 class Prediction(Record):
     """One of the model's top tokens where the metric is read."""
@@ -67,12 +60,25 @@ class Prediction(Record):
 
 
 class Route(Record):
-    """A way from an embedding to a logit: its nodes, the product of its edges' shares, and what the embedding's
-    distance from its baseline carries this way (metric units); None in an imported graph that has no attributions."""
+    """A way from an embedding to a logit.
+
+    Attributes:
+        nodes: by `node_id`. names: what they are, as text. share: the product of its edges' shares.
+        attribution: what the embedding's distance from its baseline carries this way, in metric units; None in an
+            imported graph that has no attributions.
+    """
 
     nodes: tuple[int, ...]
     share: float
     attribution: float | None
+    names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """The way as a line: ``+1.1954  embedding ␣secretaries @2 -> L1 N13 @5 ␣car -> logit ␣are @5``."""
+        way = " -> ".join(self.names or map(str, self.nodes))
+        return f"{'-' if self.attribution is None else format(self.attribution, '+.4f')}  {way}"
+
+    __str__ = __repr__
 
 
 _LATER = ("answer", "weights")
@@ -92,32 +98,33 @@ class _Step(NamedTuple):
     passes: float
 
 
-class Graph(Record):
+class Graph(Plotted, Record):
     """Nodes and direct edges over the tokens of one prompt.
 
     Attributes:
-        nodes: Arrow table in `schemas.NODES`: neurons strongest first, then embeddings by position, then logits.
-            `neuron` is the number in the layer, of which `expert` holds a part (tracer/experts.py); null where none
-            does. For embedding and logit nodes `neuron` is the token id; an embedding's activation is null. `explained`
+        nodes: Arrow table, a row for each node: neurons strongest first, then embeddings by position, then logits.
+            `kind` is what it is; `layer`, `position` and `neuron` where, `neuron` being the number in the layer, of
+            which `expert` holds a part (null where none does), and of embeddings and logits the token id; `activation`
+            its value (null of an embedding); `attribution` what it gives the metric, in the metric's units. `explained`
             is the part of a node's incoming weight that the kept edges hold (signed: edges of opposite sign cancel);
-            `influence` the part of the logits' |weight| that flows through it within this graph;
-            `gradient` the metric's gradient at a node, by which its distance from its baseline was multiplied (a
-            logit's is its weight in the metric); null where it is not kept. A circuit that is of something inside the
-            model has, in the place of logits, nodes of kind ``target``, whose `token` names it and whose `neuron` is
-            the neuron's, or -1 of a direction.
-            `bias_share` the part of its activation that no source gives, which is the biases'; all are null without
-            edges. An imported graph may have nodes of kind ``error``, ``attention`` (a feature of attention) and
-            ``other`` (biases); where its file gives no index or token id, `neuron` is negative, and a logit without a
-            label has an empty token. A dataset's circuit that is free has no positions: they are -1.
-        links: Arrow table in `schemas.EDGES`, strongest first; None where edges were not traced. `edges` has both
+            `influence` the part of the logits' |weight| that flows through it within this graph; `gradient` the
+            metric's gradient at a node, by which its distance from its baseline was multiplied (a logit's is its weight
+            in the metric), null where it is not kept; `bias_share` the part of its activation that no source gives,
+            which is the biases'; all are null without edges. A circuit that is of something inside the model has, in
+            the place of logits, nodes of kind ``target``, whose `token` names it and whose `neuron` is the neuron's, or
+            -1 of a direction. An imported graph may have nodes of kind ``error``, ``attention`` (a feature of
+            attention) and ``other`` (biases); where its file gives no index or token id, `neuron` is negative, and a
+            logit without a label has an empty token. A dataset's circuit that is free has no positions: they are -1.
+        links: Arrow table, a row for each edge, strongest first; None where edges were not traced. `edges` has both
             ends spelt out.
         text, tokens: the prompt.
         n_layers: of the model; logits are in that layer.
         groups: named sets of nodes (supernodes), by node id. pins: nodes that are pinned on Neuronpedia's page.
         labels: what an imported graph's file calls its nodes, by node id.
+        called, remarks: what a reader calls nodes and wrote about them, by node id; no part of what the graph is.
         notes: where an imported graph came from. original: its file's own nodes and settings, for exporting it again.
-        neuron_tokens, descriptions: what its neurons do, as `schemas.TOKENS` and `schemas.DESCRIPTIONS`, where that is
-            known; no part of what the graph is, so that no fingerprint depends on them.
+        neuron_tokens, descriptions: what its neurons do, as `tracer.promoted` and `tracer.describe` make tables of it,
+            where that is known; no part of what the graph is, so that no fingerprint depends on them.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -134,6 +141,8 @@ class Graph(Record):
     original: dict[str, Any] = Field(default_factory=dict)
     neuron_tokens: pa.Table | None = Field(default=None, exclude=True)
     descriptions: pa.Table | None = Field(default=None, exclude=True)
+    called: dict[int, str] = Field(default_factory=dict, exclude=True)
+    remarks: dict[int, str] = Field(default_factory=dict, exclude=True)
 
     @model_validator(mode="after")
     def _whole(self) -> Graph:
@@ -190,16 +199,28 @@ class Graph(Record):
 
     @property
     def edges(self) -> pa.Table:
-        """The edges with kind, layer, position and neuron of both ends, strongest |attribution| first.
+        """The edges with both ends spelt out, strongest |attribution| first: an Arrow table of `source` and `target`
+        (by `node_id`), `weight` (activation units of the target), `share` (of the target's activation), `attribution`
+        (metric units); then of either end what it is as text, ``source_name`` such as ``L2 N250 @5 ␣car``, and its
+        kind, layer, position and neuron.
 
         Raises:
             JobError: the circuit was traced without edges.
         """
         table = self._links().drop_columns("prompt_id")
+        names = pa.array(self.names, pa.string())
+        for end in ("source", "target"):
+            table = table.append_column(f"{end}_name", names.take(table[end].combine_chunks()))
         for end in ("source", "target"):
             for name in ("kind", "layer", "position", "neuron"):
                 table = table.append_column(f"{end}_{name}", self.nodes[name].take(table[end]))
         return table
+
+    @property
+    def names(self) -> list[str]:
+        """Of each node what it is and where, as text: ``L2 N250 @5 ␣car``, ``embedding ␣secretaries @2``."""
+        numbering = self.numbering
+        return [node_text(row, numbering, self.labels.get(at, "")) for at, row in enumerate(self.nodes.to_pylist())]
 
     def paths(self, count: int = 10) -> list[Route]:
         """The strongest ways from an embedding to a logit, in metric units: what the embedding's distance from its
@@ -238,9 +259,11 @@ class Graph(Record):
             if kind in ENDS
             for strength, share, nodes in best[node]
         ]
-        return heapq.nlargest(
+        strongest = heapq.nlargest(
             count, routes, key=lambda way: abs(way.share if way.attribution is None else way.attribution)
         )
+        names = self.names
+        return [way.model_copy(update={"names": tuple(names[node] for node in way.nodes)}) for way in strongest]
 
     def _steps(self) -> Iterator[_Step]:
         """Every edge that has a share, as a step of paths: by its share."""
@@ -298,11 +321,64 @@ class Graph(Record):
         return self.nodes.filter(pc.field("kind") == kind).to_pylist()
 
     def to_pandas(self) -> tuple[Any, Any]:
-        """Nodes and edges as pandas DataFrames; the edges are None where they were not traced."""
-        return self.nodes.to_pandas(), None if self.links is None else self.edges.to_pandas()
+        """Nodes and edges as pandas DataFrames; the edges are None where they were not traced.
+
+        Of nodes the columns of `nodes`, a row each: `prompt_id`, `node_id`, `kind`, `layer`, `position`, `neuron`,
+        `token`, `activation`, `attribution` (metric units), `explained`, `influence`, `gradient`, `bias_share`,
+        `expert`; and `name`, what the node is as text. Of edges the columns of `edges`, with both ends as text in
+        `source_name` and `target_name`.
+        """
+        nodes = self.nodes.to_pandas()
+        nodes["name"] = self.names
+        return nodes, None if self.links is None else self.edges.to_pandas()
+
+    def show(self, rows: int = 20) -> None:
+        """Print the table that the terminal has of it; in a notebook show it there.
+
+        Args:
+            rows: nodes and edges, strongest first.
+        """
+        renderer().show(self, rows)
+
+    def plot(self, axes: Any = None, kind: PlotKind | str = "both") -> Any:
+        """Draw where the circuit is: attribution by layer and position, and its strongest nodes as bars.
+
+        Args:
+            axes: matplotlib axes to draw into, for one of the two; a figure of its own if None.
+            kind: ``positions`` for the summed attribution of the neurons at each layer and position, ``nodes`` for the
+                strongest nodes, or both.
+
+        Returns:
+            The matplotlib ``Figure``, which a notebook shows and ``savefig`` writes.
+
+        Raises:
+            JobError: both in one pair of axes, or a graph without attributions.
+        """
+        return renderer().plot_circuit(self, axes, kind)
+
+    def view(self, path: str | Path | None = None, *, open: bool = True, height: int = 720) -> Any:
+        """Show the graph page: in a notebook (Jupyter, VS Code, Colab) inline, elsewhere in the browser. It needs no
+        network.
+
+        A notebook keeps what it shows, so that a large graph is shown there by its strongest edges, which is said; a
+        file has all.
+
+        Args:
+            path: write the page to this file as well; outside a notebook a temporary file if None.
+            open: open the file in the browser, where there is one.
+            height: of the frame in a notebook, in pixels.
+
+        Returns:
+            In a notebook the frame, else the file's path.
+
+        Raises:
+            JobError: the graph has more than the page can draw, or no positions, by which it is drawn.
+            RunError: the file cannot be written.
+        """
+        return renderer().view(self, path, open=open, height=height)
 
     def save(self, folder: str | Path, overwrite: bool = False) -> str | Path:
-        """Write the graph as a run folder of one shard (store/one_prompt.py), and return where.
+        """Write the graph as a run folder, and return where.
 
         Args:
             folder: a path, or ``s3://`` or ``gs://``.
@@ -341,7 +417,7 @@ class Traced(Graph):
 
     Attributes:
         settings, model: how it was made, and from what.
-        profiles: Arrow table in `schemas.PROFILES`, a row for each neuron node: its attribution profile; None where
+        profiles: Arrow table, a row for each neuron node: its attribution profile; None where
             that was not asked for, and of a dataset's circuit.
     """
 
@@ -374,12 +450,25 @@ class Circuit(Traced):
     """The nodes and edges kept for one prompt, and how they were found.
 
     Attributes:
+        nodes: Arrow table, a row for each node: neurons strongest first, then embeddings by position, then logits; with
+            `kind`, `layer`, `position`, `neuron`, `token`, `activation` and `attribution` (metric units).
+        links: Arrow table, a row for each edge, strongest first; None where edges were not traced. `edges` has both
+            ends spelt out.
+        text, tokens: the prompt. n_layers: of the model; logits are in that layer.
+        groups: named sets of nodes (supernodes), by node id. pins: nodes that are pinned on Neuronpedia's page.
+        called, remarks: what a reader calls nodes, and wrote about them, by node id.
+        labels, notes, original: of a circuit that was read from another tool's file: what it calls nodes, where it came
+            from, and what it takes to export it again.
+        neuron_tokens, descriptions: what its neurons do, as `tracer.promoted` and `tracer.describe` make tables of it,
+            where that is known.
+        user_id: the user's own name of the prompt.
         token_ids: of the prompt.
-        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt. answer,
-            weights: as of `Encoded`. What is asked inside the model is in the `settings`.
+        target_ids, foil_ids, positions: what was asked, and where. counterfactual_ids: the paired prompt.
+        answer: whether the targets are an answer's tokens, each asked about at its own of the `positions`. weights: of
+            each target in the metric ``share``. What is asked inside the model is in the `settings`.
         reference: hash of the prompts behind the baseline ``mean``.
-        metric: of the prompt. `unexplained`: metric minus the summed embedding attributions. `start_metric`: the metric
-            at the start of a path method's path, which is part of it.
+        metric: of the prompt. unexplained: metric minus the summed embedding attributions. start_metric: the metric at
+            the start of a path method's path, which is part of it.
         kept_mass: share of the summed ``|attribution|`` of all neuron nodes that the kept ones hold.
         n_total: neuron nodes the model has on this prompt.
         n_selected: of them, how many were selected; pruning may have dropped some.
@@ -388,7 +477,8 @@ class Circuit(Traced):
         predictions: the model's top tokens at the last position read.
         probabilities: of the logit nodes' tokens, in the order of the nodes. ranks: their places among all tokens, the
             likeliest being 1; empty in circuits that older versions saved.
-        selection: which nodes were kept; `settings` and `model` as in `Traced`.
+        selection: which nodes were kept. settings, model: how it was made, and from what.
+        profiles: Arrow table, a row for each neuron node: its attribution profile; None where that was not asked for.
         seconds: it took.
         warnings: what whoever reads the circuit should know, a sentence each; `tracer.trace` warns of them too.
     """
@@ -496,7 +586,7 @@ class Circuit(Traced):
         return {"kind": "trace", "fingerprint": self.fingerprint, **provenance(), "circuit": content}
 
     def prompt_row(self) -> dict[str, Any]:
-        """The row of `schemas.PROMPTS` that says what was asked and how it went."""
+        """The row of a run's prompts table that says what was asked and how it went."""
         return _prompt_row(
             user_id=self.user_id,
             text=self.text,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tracer.choices import GraphFormat
 from tracer.circuit.circuit import Graph, Traced, edges_table
 from tracer.circuit.foreign import cantor, uncantor
 from tracer.circuit.neuronpedia import from_neuronpedia, lost, to_neuronpedia
@@ -43,7 +44,12 @@ class Exported(NamedTuple):
 
 
 def export(
-    graph: Graph, path: str | Path, format: str = "neuronpedia", *, scan: str | None = None, slug: str | None = None
+    graph: Graph,
+    path: str | Path,
+    format: GraphFormat | str = "neuronpedia",
+    *,
+    scan: str | None = None,
+    slug: str | None = None,
 ) -> Exported:
     """Write a circuit for another tool. No path of this machine is in the file: a model that is a folder is called by
     its last part.
@@ -78,7 +84,11 @@ def import_graph(path: str | Path, max_bytes: int = MAX_BYTES) -> Graph:
     """Read a Neuronpedia graph file as data; one that tracer wrote comes back as the very circuit.
 
     Args:
+        path: the file.
         max_bytes: a larger file is refused unread.
+
+    Returns:
+        The graph; a `Circuit` where tracer wrote the file.
 
     Raises:
         RunError: the file cannot be read, is too large, breaks the schema, repeats a node or names an unknown one.

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tracer.circuit.circuit import ATTENTION_ERROR
+from tracer.circuit.names import ATTENTION_ERROR
 from tracer.errors import RunError, quoted
 
 Node = Mapping[str, Any]

@@ -24,6 +24,8 @@ from tracer.store.run_folder import Commit, RunFolder
 from tracer.store.schemas import CIRCUIT, CIRCUIT_EDGES, CIRCUIT_NODES, FOIL, NODES, SCHEMAS, TARGET
 
 _SETTINGS = ("method", "baseline", "basis", "rules", "steps", "metric", "top_k", "seed")
+_FORMS = {"text": "", "token_ids": "_ids", "messages": "_messages"}
+"""How a prompt is given, and the ends of the names of its counterfactual's columns."""
 
 
 class OfRun(Traced):
@@ -98,6 +100,33 @@ def graph_of(address: Any, prompt_id: int) -> OfRun:
             notes={"run": str(folder.place), "prompt_id": prompt_id, "user_id": prompt["user_id"]},
             **read_beside(address),
         )
+
+
+def counterfactual_of(address: Any, prompt_id: int) -> int:
+    """The number of the prompt, of the same run, that is the counterfactual of this one.
+
+    Raises:
+        JobError: no such prompt, one without a counterfactual, or one whose counterfactual the run was not asked.
+        RunError: no run over many prompts, or a damaged one.
+    """
+    folder = RunFolder(address)
+    record = folder.record()
+    if record is None or record.get("kind") != "dataset":
+        step = "trace the counterfactual too, then name both folders: tracer view ONE OTHER"
+        raise RunError(f"folder {quoted(str(folder.place), 300)}", "holds no run of a dataset", step)
+    count, size = int(record["n_prompts"]), int(record["job"]["shard_size"])
+    if not 0 <= prompt_id < count:
+        raise JobError(f"prompt {quoted(prompt_id)}", f"the run has prompts 0 to {count - 1}", "choose one of them")
+    (own,) = (row for row in folder.read_input(prompt_id // size) if row["prompt_id"] == prompt_id)
+    wanted = {name: own[f"counterfactual{end}"] for name, end in _FORMS.items() if own[f"counterfactual{end}"]}
+    if not wanted:
+        raise JobError(f"prompt {prompt_id}", "has no counterfactual in the run's input", "name two prompts")
+    for shard in range(-(-count // size)):
+        for row in folder.read_input(shard):
+            if row["prompt_id"] != prompt_id and any(row[name] == value for name, value in wanted.items()):
+                return int(row["prompt_id"])
+    rule = "is not among the run's prompts, so that its graph is not there"
+    raise JobError(f"the counterfactual of prompt {prompt_id}", rule, "add it to the job's input, or name two prompts")
 
 
 def _made(record: dict[str, Any]) -> dict[str, Any]:

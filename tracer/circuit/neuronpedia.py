@@ -26,8 +26,9 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from tracer.circuit import identities
-from tracer.circuit.circuit import BESIDE, ENDS, Circuit, Graph, Traced, edges_table, height, nodes_table
+from tracer.circuit.circuit import BESIDE, ENDS, Circuit, Graph, Traced, edges_table, nodes_table
 from tracer.circuit.foreign import Place, bad, cantor, is_neuron, label_of, places, token_of
+from tracer.circuit.names import height
 from tracer.circuit.said import Said, problem
 from tracer.errors import JobError, first_line, option, quoted
 from tracer.settings import TargetNeuron, settings
@@ -77,6 +78,7 @@ def to_neuronpedia(graph: Graph, scan: str | None = None, slug: str | None = Non
     nodes = [
         _node(row, one, cumulative[i], probabilities, targets)
         | ({"clerp": said.name(row)} if row["kind"] == "neuron" else {})
+        | ({"clerp": graph.called[i]} if i in graph.called else {})
         for i, (row, one) in enumerate(zip(rows, ids, strict=True))
     ]
     params = {"linkType": "both", "clickedId": "", "sg_pos": ""} | _chosen(graph, ids)
@@ -133,6 +135,8 @@ def lost(graph: Graph, content: Mapping[str, Any]) -> list[str]:
         found = ["edges (it has none)"]
     if isinstance(graph, Traced) and graph.profiles is not None:
         found.append("attribution profiles")
+    if graph.remarks:
+        found.append("notes of nodes (their names are kept, as the nodes' labels)")
     if not isinstance(graph, Circuit) and Said.of(graph):
         found.append("what neurons do beyond their names (tokens.parquet and descriptions.parquet of the run)")
     if isinstance(graph, Circuit) and public_name(graph.model.name) != graph.model.name:
@@ -154,7 +158,8 @@ def public_name(model: str) -> str:
 
 
 def _as_it_came(graph: Graph, names: Mapping[str, str]) -> dict[str, Any]:
-    """An imported graph in the form it came in, every field of its nodes kept; groups and pins as they are now."""
+    """An imported graph in the form it came in, every field of its nodes kept; groups, pins and the reader's names as
+    they are now."""
     original = graph.original
     ids = [node["node_id"] for node in original["nodes"]]
     chosen, known = _chosen(graph, ids), set(ids)
@@ -163,7 +168,9 @@ def _as_it_came(graph: Graph, names: Mapping[str, str]) -> dict[str, Any]:
     content = {
         "metadata": original["metadata"] | names,
         "qParams": original["qParams"] | chosen,
-        "nodes": original["nodes"],
+        "nodes": [
+            node | ({"clerp": graph.called[i]} if i in graph.called else {}) for i, node in enumerate(original["nodes"])
+        ],
         "links": _links(graph, ids),
         **original.get("rest", {}),
     }

@@ -47,16 +47,29 @@ def key_of(row: Mapping[str, Any]) -> list[Key]:
     return [Key(row["layer"], row["neuron"], polarity) for polarity in polarities(row.get("activation"))]
 
 
-def by_neuron(table: pa.Table) -> dict[Key, str]:
+class Described(NamedTuple):
+    """A neuron in words; `score` and `source` as in `schemas.DESCRIPTIONS`, None where they are not known."""
+
+    text: str
+    score: float | None
+    source: str | None
+
+
+def best_by_neuron(table: pa.Table) -> dict[Key, Described]:
     """The descriptions of a table of `schemas.DESCRIPTIONS`, by neuron; of several of one neuron that of the best
     score, and the first where none has one."""
-    best: dict[Key, tuple[float, str]] = {}
-    for row in table.select(["layer", "neuron", "polarity", "description", "score"]).to_pylist():
+    best: dict[Key, tuple[float, Described]] = {}
+    for row in table.select(["layer", "neuron", "polarity", "description", "score", "source"]).to_pylist():
         key = Key(row["layer"], row["neuron"], row["polarity"])
-        score = float("-inf") if row["score"] is None else row["score"]
-        if key not in best or score > best[key][0]:
-            best[key] = score, row["description"]
-    return {key: text for key, (_, text) in best.items()}
+        rank = float("-inf") if row["score"] is None else row["score"]
+        if key not in best or rank > best[key][0]:
+            best[key] = rank, Described(row["description"], row["score"], row["source"])
+    return {key: one for key, (_, one) in best.items()}
+
+
+def by_neuron(table: pa.Table) -> dict[Key, str]:
+    """The texts alone of `best_by_neuron`."""
+    return {key: one.text for key, one in best_by_neuron(table).items()}
 
 
 def problem(table: pa.Table) -> str | None:
@@ -84,7 +97,8 @@ class Said:
     """What is known of neurons, by neuron.
 
     Attributes:
-        tokens: rows of `schemas.TOKENS`. described: descriptions. numbering: by which neurons are named.
+        tokens: rows of `schemas.TOKENS`. best: descriptions, with score and source; described: their texts. numbering:
+            by which neurons are named.
     """
 
     def __init__(
@@ -96,7 +110,8 @@ class Said:
         self.numbering = numbering
         rows = [] if tokens is None else tokens.to_pylist()
         self.tokens = {Key(row["layer"], row["neuron"], row["polarity"]): row for row in rows}
-        self.described = {} if descriptions is None else by_neuron(descriptions)
+        self.best = {} if descriptions is None else best_by_neuron(descriptions)
+        self.described = {key: one.text for key, one in self.best.items()}
 
     @classmethod
     def of(cls, graph: Graph) -> Said:

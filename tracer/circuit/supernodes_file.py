@@ -1,4 +1,5 @@
-"""Supernodes: named groups of a circuit's nodes, as the one file that all who use them read and write.
+"""Supernodes: named groups of a circuit's nodes, pins, and names and notes of nodes, as the one file that all who use
+them read and write.
 
 ``supernodes.json`` is written by `tracer group` and by the page of `tracer view`, is there to be edited by hand, and is
 read by the page, `steer --group`, `evaluate --supernodes` and the export. A member is a neuron of one polarity at a
@@ -9,7 +10,7 @@ about (meaning/supernodes.py).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,8 +26,9 @@ from tracer.settings import as_job_error
 from tracer.store.run_folder import SUPERNODES, RunFolder
 from tracer.system import jsontext, wholefile
 
-FORMAT, PAGE_FORMAT, VERSION = "tracer-supernodes", "tracer-groups", 1
-"""`PAGE_FORMAT` is what the page of older versions saved, which is still read."""
+FORMAT, PAGE_FORMAT, VERSION = "tracer-supernodes", "tracer-groups", 2
+"""`PAGE_FORMAT` is what the page of older versions saved, which is still read. Version 2 has notes; a file without them
+says 1, so that older versions read it."""
 ANYWHERE = -1
 """The position of a member that stands for its neuron wherever it is."""
 MAX_BYTES = 64 * 2**20
@@ -76,6 +78,19 @@ class Member(Record):
         return f"{Neuron(self.layer, self.expert, self.neuron)}{sign} {_place(self.position)}"
 
 
+class Note(Member):
+    """What a reader calls a node, and wrote about it; either may be empty, not both."""
+
+    name: Annotated[str, Field(max_length=200)] = ""
+    note: Annotated[str, Field(max_length=10_000)] = ""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Note:
+        if not (self.name.strip() or self.note.strip()):
+            raise ValueError("a note has neither a name nor a text")
+        return self
+
+
 class Group(Record):
     """A supernode: its name, what is to be said of it, and its members."""
 
@@ -90,14 +105,16 @@ class Supernodes(Record):
     Attributes:
         circuit: its fingerprint; None where the groups are meant for any.
         groups: no member is in two, and no two have the same name. pinned: nodes that the page keeps in view.
+        notes: names and notes of nodes.
         how: how they were found: settings, similarity, stability.
     """
 
     format: Literal["tracer-supernodes"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1, 2] = VERSION
     circuit: str | None = None
     groups: tuple[Group, ...] = ()
     pinned: tuple[Member, ...] = ()
+    notes: tuple[Note, ...] = ()
     how: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -169,9 +186,10 @@ def parsed(content: bytes, name: str = SUPERNODES) -> Supernodes:
     if not isinstance(found, dict) or found.get("format") not in (FORMAT, PAGE_FORMAT):
         rule = f'is not a groups file: it does not say "format": "{FORMAT}"'
         raise RunError(value, rule, "make one with 'tracer group', or save one from the page of 'tracer view'")
-    if found.get("version") != VERSION:
-        rule = f"has version {quoted(found.get('version'))}, this tracer reads {VERSION}"
+    if type(found.get("version")) is not int or not 1 <= found["version"] <= VERSION:
+        rule = f"has version {quoted(found.get('version'))}, this tracer reads 1 to {VERSION}"
         raise RunError(value, rule, "read it with the version that wrote it, or make it again")
+    found = found | {"version": VERSION}
     if found["format"] == PAGE_FORMAT:
         found = {"format": FORMAT, "groups": found.get("groups", []), "pinned": found.get("pins", [])}
     try:
@@ -183,14 +201,18 @@ def parsed(content: bytes, name: str = SUPERNODES) -> Supernodes:
 
 def encoded(supernodes: Supernodes) -> bytes:
     """The content of the file, the same for the same groups; a line a member, to be edited by hand."""
-    content = supernodes.model_dump(mode="json", exclude={"groups", "pinned"})
+    content = supernodes.model_dump(mode="json", exclude={"groups", "pinned", "notes"})
+    content["version"] = VERSION if supernodes.notes else 1
     how = json.dumps(content.pop("how"), indent=1, sort_keys=True, allow_nan=False).replace("\n", "\n ")
     lines = ["{", *(f" {_json(name)}: {_json(value)}," for name, value in content.items()), ' "groups": [']
     for number, group in enumerate(supernodes.groups):
         lines.append(f'  {{"name": {_json(group.name)}, "description": {_json(group.description)}, "nodes": [')
         lines += _members(group.nodes)
         lines.append("  ]}" + ("," if number + 1 < len(supernodes.groups) else ""))
-    lines += [" ],", ' "pinned": [', *_members(supernodes.pinned), " ],", f' "how": {how}', "}", ""]
+    lines += [" ],", ' "pinned": [', *_members(supernodes.pinned), " ],"]
+    if supernodes.notes:
+        lines += [' "notes": [', *_members(supernodes.notes), " ],"]
+    lines += [f' "how": {how}', "}", ""]
     return "\n".join(lines).encode()
 
 
@@ -222,7 +244,7 @@ def write_to_run(address: Any, supernodes: Supernodes) -> None:
 
 
 def apply(supernodes: Supernodes, graph: Graph, partial: bool = False) -> Graph:
-    """The graph with these groups and pins, in place of its own.
+    """The graph with these groups, pins, names and notes, in place of its own.
 
     Args:
         partial: leave out what the graph does not have, as a prompt's graph has not all of its dataset's nodes.
@@ -238,7 +260,13 @@ def apply(supernodes: Supernodes, graph: Graph, partial: bool = False) -> Graph:
         groups[group.name] = tuple(node for node in ids if node not in taken)
         taken.update(ids)
     pins = numbers.of(supernodes.pinned, "pinned")
-    return graph.model_copy(update={"groups": {name: ids for name, ids in groups.items() if ids}, "pins": pins})
+    written: dict[str, dict[int, str]] = {"called": {}, "remarks": {}}
+    for one in supernodes.notes:
+        for node in numbers.of((one,), "a note"):
+            written["called"] |= {node: one.name} if one.name.strip() else {}
+            written["remarks"] |= {node: one.note} if one.note.strip() else {}
+    kept = {name: ids for name, ids in groups.items() if ids}
+    return graph.model_copy(update={"groups": kept, "pins": pins, **written})
 
 
 def only(supernodes: Supernodes, name: str, graph: Graph) -> Graph:
@@ -250,7 +278,16 @@ def only(supernodes: Supernodes, name: str, graph: Graph) -> Graph:
     supernodes.group(name)
     nodes = graph.nodes.take(list(apply(supernodes, graph).groups.get(name, ())))
     numbered = nodes.set_column(1, "node_id", pa.array(range(nodes.num_rows), nodes.schema.field("node_id").type))
-    update = {"nodes": numbered, "links": None, "groups": {}, "pins": (), "labels": {}, "original": {}}
+    update = {
+        "nodes": numbered,
+        "links": None,
+        "groups": {},
+        "pins": (),
+        "labels": {},
+        "original": {},
+        "called": {},
+        "remarks": {},
+    }
     return graph.model_copy(update=update | ({"profiles": None} if isinstance(graph, Traced) else {}))
 
 
@@ -268,7 +305,7 @@ def check_circuit(supernodes: Supernodes, graph: Graph) -> None:
 
 
 def of_graph(graph: Graph) -> Supernodes:
-    """A graph's groups and pins, as the file holds them; what is in two groups stays in the first."""
+    """A graph's groups, pins, names and notes, as the file holds them; what is in two groups stays in the first."""
     rows = graph.nodes.select(["kind", "layer", "position", "neuron", "activation"]).to_pylist()
     taken, groups = set[int](), list[Group]()
     for name, ids in graph.groups.items():
@@ -277,7 +314,12 @@ def of_graph(graph: Graph) -> Supernodes:
         if own:
             groups.append(Group(name=name, nodes=tuple(member_of(rows[node]) for node in own)))
     pinned = tuple(member_of(rows[node]) for node in graph.pins)
-    return Supernodes(circuit=getattr(graph, "fingerprint", None), groups=tuple(groups), pinned=pinned)
+    notes = tuple(
+        Note(**vars(member_of(rows[node])), name=graph.called.get(node, ""), note=graph.remarks.get(node, ""))
+        for node in sorted({*graph.called, *graph.remarks})
+    )
+    fingerprint = getattr(graph, "fingerprint", None)
+    return Supernodes(circuit=fingerprint, groups=tuple(groups), pinned=pinned, notes=notes)
 
 
 def member_of(row: dict[str, Any]) -> Member:
@@ -339,7 +381,7 @@ def _place(position: int) -> str:
     return "anywhere" if position == ANYWHERE else f"at position {position}"
 
 
-def _members(members: tuple[Member, ...]) -> list[str]:
+def _members(members: Sequence[Member]) -> list[str]:
     ends = [","] * (len(members) - 1) + [""]
     return [f"   {_json(member.model_dump())}{end}" for member, end in zip(members, ends, strict=False)]
 

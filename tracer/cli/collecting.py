@@ -5,15 +5,16 @@ Knows how its options become a job. What it does is `tracer run` on that job.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer.cli import manner, terminal
 from tracer.cli.loading import Adapter, Device, GgufFile
-from tracer.cli.options import MOST, Bos, flat
+from tracer.cli.options import MOST, Format, Style, flat
 from tracer.cli.runs import Again, Change, Crew, Out, Part, Served, carry_out, changes
 from tracer.errors import JobError, quoted
 from tracer.experts import FORMS
@@ -37,6 +38,8 @@ Input = Annotated[
 class Loaded:
     """Which model; without one that of the run in --of, or the demo."""
 
+    PANEL: ClassVar[str] = "Model"
+
     model: Annotated[str | None, typer.Option(help="A folder or a Hugging Face id. Default: the run's, or demo.")] = (
         None
     )
@@ -44,24 +47,33 @@ class Loaded:
     adapter: Adapter = None
     gguf_file: GgufFile = None
     device: Device = None
-    bos: Bos = False
+    bos: Annotated[
+        bool | None, typer.Option("--bos/--no-bos", help="Begin texts with the beginning-of-sequence token.")
+    ] = None
 
-    def keys(self, of: str | None) -> dict[str, Any]:
-        """As keys of a job."""
-        given = {name: value for name, value in vars(self).items() if value not in (None, False)}
+    def keys(self, of: str | None, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """As keys of a job.
+
+        Args:
+            usual: the user's defaults, which a run's own model and numbers go before.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        usual = dict(usual or {})
         if of is None or self.model is not None:
-            return given
+            return usual | given
         from tracer.meaning.strongest import strongest
 
         if (traced := strongest(of, 1).model) is None:
-            return given
-        same = {"model": traced.name, "dtype": traced.dtype} | traced.loading()
+            return usual | given
+        same = usual | {"model": traced.name, "dtype": traced.dtype} | traced.loading()
         return {name: value for name, value in same.items() if value is not None} | given
 
 
 @dataclass(frozen=True)
 class Asked:
     """Which neurons, and how many exemplars of each."""
+
+    PANEL: ClassVar[str] = "Neurons"
 
     of: Annotated[str | None, typer.Option(help="A run folder: its strongest neurons, of a dataset or a prompt.")] = (
         None
@@ -101,6 +113,12 @@ class Doing:
     served: Served
     again: Again
 
+    def usual(self, given: str) -> dict[str, Any]:
+        """The user's defaults: none for a job file, which says all of it; on a server no device and no numbers."""
+        apart = ("device", "dtype") if self.served.remote else ()
+        values = {} if given.endswith(JOBS) else manner.now().fallback
+        return {name: value for name, value in values.items() if name not in apart}
+
     def changes(self, change: list[str] | None) -> list[str]:
         """Changes of a job's keys."""
         remote = "true" if self.served.remote else None
@@ -109,7 +127,15 @@ class Doing:
 
 @terminal.report_errors
 @flat
-def exemplars(given: Input, out: Out, asked: Asked, loaded: Loaded, doing: Doing, change: Change = None) -> None:
+def exemplars(
+    given: Input,
+    out: Out,
+    asked: Asked,
+    loaded: Loaded,
+    doing: Doing,
+    change: Change = None,
+    style: Style = Format.auto,
+) -> None:
     """Where in a corpus neurons are strong: exemplars by sign, how often, a histogram. Stop it, repeat it: it resumes.
 
     Example: tracer exemplars texts.jsonl --of runs/dataset --out runs/exemplars
@@ -118,7 +144,7 @@ def exemplars(given: Input, out: Out, asked: Asked, loaded: Loaded, doing: Doing
 
     terminal.quiet()
     doing.again.check(out)
-    keys, more = asked.keys() | loaded.keys(asked.of), doing.changes(change)
+    keys, more = asked.keys() | loaded.keys(asked.of, doing.usual(given)), doing.changes(change)
     if given.endswith(JOBS):
         chosen = _changed(given, asked, keys, more)
     elif {"of", "neurons"} & keys.keys():
@@ -127,7 +153,7 @@ def exemplars(given: Input, out: Out, asked: Asked, loaded: Loaded, doing: Doing
     else:
         step = "name them with --neurons LAYER:NEURON, or a run with --of"
         raise JobError("tracer exemplars", "neither --neurons nor --of says which neurons are meant", step)
-    carry_out(chosen, out, doing.crew, doing.again, Path(given).name)
+    carry_out(chosen, out, doing.crew, doing.again, Path(given).name, style)
 
 
 def _changed(path: str, asked: Asked, keys: dict[str, Any], more: list[str]) -> AnyJob:

@@ -7,14 +7,15 @@ how that is shown (reports).
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import manner, output, terminal
 from tracer.cli.loading import There
 from tracer.cli.options import MOST, Bos, Format, Style, flat, lines
 from tracer.errors import JobError, option, quoted
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Asked:
     """What models are asked, where models are compared and not runs."""
+
+    PANEL: ClassVar[str] = "Prompt"
 
     text: Annotated[
         list[str] | None,
@@ -94,6 +97,8 @@ def _read(path: Path, bos: bool) -> list[Prompt]:
 class Models:
     """Which models are asked, beside those that are named."""
 
+    PANEL: ClassVar[str] = "Model"
+
     model: Annotated[
         str | None, typer.Option(help="The model of --revision, --adapter, and of two prompts. Default: demo.")
     ] = None
@@ -104,7 +109,7 @@ class Models:
         list[str] | None,
         typer.Option(help="An adapter (LoRA) on --model: compared with the model without. Repeatable."),
     ] = None
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, ...")] = None
+    dtype: Annotated[choices.Dtype | None, typer.Option(help="Default: float32. Of these: {}.")] = None
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.")] = None
 
     def named(self, names: list[str], n_sets: int) -> list[dict[str, Any]]:
@@ -119,7 +124,7 @@ class Models:
             )
         if self.revision and self.adapter:
             raise JobError("--revision and --adapter", "each makes sides of its own", "give one of them")
-        base = {"name": self.model or "demo"}
+        base = {"name": self.model or manner.now().fallback.get("model", "demo")}
         found: list[dict[str, Any]] = [{"name": name} for name in names]
         found += [base | {"revision": one} for one in self.revision or ()]
         found += [base, *(base | {"adapter": one} for one in self.adapter)] if self.adapter else []
@@ -139,13 +144,15 @@ class Models:
 class Traced:
     """How models are traced."""
 
+    PANEL: ClassVar[str] = "Method"
+
     nodes: Annotated[int | None, typer.Option(help="Of each prompt, and of a side's circuit. Default: 200.", min=1)] = (
         None
     )
     threshold: Annotated[float | None, typer.Option(help="Keep nodes of this share of |metric|: 0.005.")] = None
     mass: Annotated[float | None, typer.Option(help="Keep the fewest with this share of |attribution|: 0.9.")] = None
-    metric: Annotated[str, typer.Option(help="auto, logit, difference, topk, logprob, centred.")] = "auto"
-    method: Annotated[str, typer.Option(help="relp, grad, ig, ...")] = "relp"
+    metric: Annotated[choices.MetricName, typer.Option(help="What is explained: {}.")] = "auto"
+    method: Annotated[choices.Method, typer.Option(help="How nodes are attributed: {}.")] = "relp"
 
     def given(self) -> dict[str, Any]:
         """Those that are not at their default."""
@@ -156,6 +163,8 @@ class Traced:
 @dataclass(frozen=True)
 class Matched:
     """How sides are matched and tested."""
+
+    PANEL: ClassVar[str] = "Method"
 
     name: Annotated[list[str] | None, typer.Option(help="What a side is called. Repeat it for each.")] = None
     positions: Annotated[
@@ -172,13 +181,15 @@ class Matched:
 class Saved:
     """How a comparison is shown, and where it goes besides."""
 
+    PANEL: ClassVar[str] = "Output"
+
     rows: Annotated[int, typer.Option(help="Nodes shown; all are saved.", min=1)] = 20
     out: Annotated[
         Path | None,
         typer.Option(help="A folder: the tables (Parquet and CSV), the figure, report.html and graphs.html."),
     ] = None
     open_page: Annotated[bool, typer.Option("--open", help="Open the report of --out in the browser.")] = False
-    style: Style = Format.table
+    style: Style = Format.auto
 
     def check(self) -> None:
         """Refuse what has no effect."""
@@ -279,15 +290,14 @@ def _set_name(prompts: list[Prompt], number: int) -> str:
 def _show(found: Comparison, saved: Saved) -> None:
     from tracer.reports import comparison as reports
 
-    as_text: dict[Format, Callable[[Any], str]] = {Format.json: reports.as_json, Format.csv: reports.as_csv}
     written = [] if saved.out is None else reports.write(found, saved.out)
-    if saved.style in as_text:
-        terminal.data(as_text[saved.style](found).rstrip())
-    else:
-        terminal.tables().print(reports.table(found, saved.rows))
-        for line in reports.lines(found):
-            terminal.line(line)
+    output.put(
+        saved.style,
+        lambda: reports.table(found, saved.rows),
+        lambda: reports.as_rows(found),
+        lambda: reports.as_json(found),
+    )
     for name in written:
-        terminal.line(f"wrote {name}", err=saved.style is not Format.table)
+        output.also(saved.style, f"wrote {name}")
     if saved.open_page and saved.out is not None:
         typer.launch((saved.out / reports.REPORT).resolve().as_uri())

@@ -5,14 +5,14 @@ Knows their options and where what they find goes. Refuses to know how neurons a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
 from tracer.cli.loading import There
 from tracer.cli.options import MOST, Bos, Format, Style, flat, lines
 from tracer.cli.runs import RunDir
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 class Tested:
     """How neurons are chosen and tested."""
 
+    PANEL: ClassVar[str] = "Method"
+
     candidates: Annotated[
         int, typer.Option(help="Neurons chosen on one half of the prompts for each value.", min=1, max=MOST)
     ] = 50
@@ -39,14 +41,18 @@ class Tested:
 class Saved:
     """How the scores are shown, and where they go besides."""
 
+    PANEL: ClassVar[str] = "Output"
+
     rows: Annotated[int, typer.Option(help="Neurons shown of each value; all candidates are saved.", min=1)] = 10
     figure: Annotated[Path | None, typer.Option(help="A PNG file: areas by layer.")] = None
-    style: Style = Format.table
+    style: Style = Format.auto
 
 
 @dataclass(frozen=True)
 class Sets:
     """The two sets of prompts."""
+
+    PANEL: ClassVar[str] = "Prompt"
 
     positive: Annotated[Path, typer.Argument(help="Text file, a prompt a line.")]
     negative: Annotated[Path, typer.Argument(help="Text file, a prompt a line: what the first are told from.")]
@@ -61,13 +67,15 @@ class Sets:
 class Values:
     """Which values of neurons are compared."""
 
-    position: Annotated[str, typer.Option(help="Where values are taken: last; or mean or max, over all positions.")] = (
-        "last"
-    )
+    PANEL: ClassVar[str] = "Method"
+
+    position: Annotated[
+        choices.ValueAt, typer.Option(help="Where values are taken: {} (the last two over all positions).")
+    ] = "last"
     paired: Annotated[
         bool, typer.Option("--paired", help="Line i of one file belongs to line i of the other, as minimal pairs.")
     ] = False
-    basis: Annotated[str, typer.Option(help="activation, or output.")] = "activation"
+    basis: Annotated[choices.Basis, typer.Option(help="Whose values: {}.")] = "activation"
 
 
 @terminal.report_errors
@@ -160,12 +168,11 @@ def _show(found: Concepts, saved: Saved, written: list[str], tokens: Any) -> Non
         if not found.table.num_rows:
             raise RunError("a figure", "has nothing to show: no neuron differs between the prompts", "leave it out")
         written.append(str(tables.write_page(reports.png(found.table), saved.figure)))
-    as_text: dict[Format, Callable[[Concepts], str]] = {Format.json: reports.as_json, Format.csv: reports.as_csv}
-    if saved.style in as_text:
-        terminal.data(as_text[saved.style](found))
-    else:
-        shown = [reports.summary(found.table), *reports.neurons(found.table, saved.rows, tokens)]
-        terminal.tables().print(tables.sheets_table(shown))
-        terminal.line(reports.about(found))
+    output.put(
+        saved.style,
+        lambda: reports.table(found, saved.rows, tokens),
+        lambda: reports.as_rows(found),
+        lambda: reports.as_json(found),
+    )
     for name in written:
-        terminal.line(f"wrote {name}", err=saved.style is not Format.table)
+        output.also(saved.style, f"wrote {name}")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer.cli import output, terminal
 from tracer.cli.options import MOST, Format, Style, flat
 from tracer.errors import JobError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class What:
     """Which neurons, and by what."""
+
+    PANEL: ClassVar[str] = "Neurons"
 
     exemplars: Annotated[
         str | None, typer.Option(help="The folder of 'tracer exemplars'. Default: the run's own texts, if it has any.")
@@ -34,6 +36,8 @@ class What:
 @dataclass(frozen=True)
 class Bound:
     """What it may cost."""
+
+    PANEL: ClassVar[str] = "Bounds"
 
     max_calls: Annotated[int, typer.Option(help="Requests, further tries included.", min=1, max=MOST)] = 1000
     max_tokens_total: Annotated[int, typer.Option(help="Tokens in and out.", min=1, max=MOST)] = 2_000_000
@@ -54,7 +58,7 @@ def describe(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say how many calls and tokens it may take at most.")
     ] = False,
-    style: Style = Format.table,
+    style: Style = Format.auto,
 ) -> None:
     """Describe a run's strongest neurons in words by a language model (TRACER_LLM_URL, TRACER_LLM_MODEL,
     TRACER_LLM_KEY), scored by simulation on held-out texts. Repeated after an interruption it asks for nothing twice.
@@ -87,11 +91,13 @@ def describe(
 def _show(done: Described, style: Format) -> None:
     from tracer.runs import report
 
-    if style is Format.table:
-        terminal.tables().print(report.rows_table(done.table))
-        terminal.line(f"{done.table.num_rows:,} descriptions in {done.address}/descriptions.parquet")
-    else:
-        terminal.data(report.rows_text(done.table, style.value).rstrip())
+    output.put(
+        style,
+        lambda: report.rows_table(done.table, done.table.num_rows),
+        lambda: report.rows_of(done.table),
+        lambda: report.rows_json(done.table),
+    )
+    output.also(style, f"{done.table.num_rows:,} descriptions in {done.address}/descriptions.parquet")
     for one in done.outcomes:
         if not one.candidates and one.stopped is None:
             terminal.note(f"no description of {one.known.key}: {one.none}")

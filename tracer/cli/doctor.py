@@ -6,10 +6,12 @@ Every check is a number beside its bound, computed now; nothing is assumed from 
 from __future__ import annotations
 
 import importlib.util
+import json
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,8 +25,11 @@ from tracer.model.model import Model, load, skeleton
 from tracer.ndif.probe import connect
 from tracer.ndif.server import Notify, Server
 from tracer.prompts import Batch, Prompt, encode
+from tracer.reports.folded import Folded, folded
+from tracer.reports.parts import Facts, Mark, Sheet
 from tracer.settings import RULES, settings
 from tracer.system import machine
+from tracer.text import Rows
 
 PROMPTS = (
     Prompt("The secretaries near the car", target=" are", foil=" is"),
@@ -68,6 +73,39 @@ def optional() -> dict[str, str]:
     return {
         name: f"{use}: {'yes' if importlib.util.find_spec(name) else 'not installed'}" for name, use in OPTIONAL.items()
     }
+
+
+def installation(defaults: str) -> Folded:
+    """Both for a terminal.
+
+    Args:
+        defaults: where the user's defaults of options are.
+    """
+    here = environment() | {"defaults": defaults}
+    return folded([Facts.of(here.items(), "Installation"), Facts.of(optional().items(), "Optional")])
+
+
+def checks_table(title: str, checks: Sequence[Check]) -> Folded:
+    """Checks for a terminal."""
+    cells = [(Mark("ok", "good") if one.holds else Mark("FAILED", "bad"), one.name, one.measured) for one in checks]
+    return folded([Sheet.of("checks", title, ["<", "<", "<"], cells)])
+
+
+def rows(here: Folded, checks: Sequence[Check]) -> Rows:
+    """What `installation` says, and the checks, for a program; `holds` is empty of what is no check."""
+    facts = [part for part in here.parts if isinstance(part, Facts)]
+    found: list[dict[str, Any]] = [
+        {"part": part.title.lower(), "name": name, "value": value, "holds": None}
+        for part in facts
+        for name, value in part.rows
+    ]
+    found += [{"part": "check", "name": one.name, "value": one.measured, "holds": one.holds} for one in checks]
+    return Rows.of(found)
+
+
+def as_json(model: str, here: Folded, checks: Sequence[Check]) -> str:
+    """The same as JSON."""
+    return json.dumps({"model": model, "rows": rows(here, checks).rows}, indent=1)
 
 
 def identities(name: str = "demo", adapter: str | None = None, gguf_file: str | None = None) -> list[Check]:

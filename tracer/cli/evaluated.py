@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tracer.evaluation.edge_curves import EdgeCurves
     from tracer.evaluation.knockouts import Knockouts
     from tracer.evaluation.quality import AlwaysOn, Quality
+    from tracer.reports.folded import Folded
+    from tracer.text import Rows
 
 
 class Asked(NamedTuple):
@@ -93,10 +95,11 @@ NO_PARTS = Parts()
 
 
 class Told(NamedTuple):
-    """An evaluation as JSON, as a table, and the files it was saved in."""
+    """An evaluation as JSON, as tables, as the rows of its curves, and the files it was saved in."""
 
     content: str
-    shown: Any
+    shown: Folded
+    rows: Rows
     files: list[Path]
 
 
@@ -197,7 +200,8 @@ def _told(
     files.append(tables.plot_evaluation(result, place / "evaluation.png", title))
     if parts.edges is not None:
         files.append(tables.write_page(figures.edge_curves_png(parts.edges, printable(title, 90)), place / "edges.png"))
-    return Told(content, tables.evaluation_table(result, qualities, constant, *parts), files)
+    shown = tables.evaluation_table(result, qualities, constant, *parts)
+    return Told(content, shown, tables.evaluation_rows(result), files)
 
 
 def _edge_curves(

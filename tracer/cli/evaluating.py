@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
 from tracer.cli.evaluated import Asked, evaluate_circuit, evaluate_run, writable
 from tracer.cli.graphs import beside
 from tracer.cli.loading import Device, GgufFile, There, Where
@@ -23,13 +24,15 @@ from tracer.errors import JobError
 class Tests:
     """The test pairs, what nodes are replaced by, and the sizes of circuits."""
 
+    PANEL: ClassVar[str] = "Tests"
+
     pairs: Annotated[
         Path | None, typer.Option(help="Test pairs, JSON lines as Marks et al.: clean_prefix, patch_prefix, ...")
     ] = None
     structure: Annotated[
-        str | None,
+        choices.Structure | None,
         typer.Option(
-            help="Or built-in agreement pairs: simple, nounpp, rc, within_rc. Default: the prompt that the circuit was "
+            help="Or built-in agreement pairs: {}. Default: the prompt that the circuit was "
             "found on, which shows what suffices there."
         ),
     ] = None
@@ -38,9 +41,9 @@ class Tests:
         typer.Option(help="How many built-in pairs, or prompts of a run over many. Default: 40.", min=1, max=MOST),
     ] = None
     ablation: Annotated[
-        str | None,
+        choices.Ablation | None,
         typer.Option(
-            help="zero, mean, counterfactual, resample. Default: mean; on the circuit's own prompt the counterfactual "
+            help="What other nodes are replaced by: {}. Default: mean; on the circuit's own prompt the counterfactual "
             "if it has one, else zero."
         ),
     ] = None
@@ -83,6 +86,8 @@ class Tests:
 class How:
     """The model that the circuit is tested on, and how."""
 
+    PANEL: ClassVar[str] = "Model"
+
     model: Annotated[
         str | None,
         typer.Option(help="Where the circuit's model is now: a folder, or an id. Its weights must be the same."),
@@ -101,7 +106,9 @@ class How:
         ),
     ] = None
     device: Device = None
-    dtype: Annotated[str | None, typer.Option(help="Default: the circuit's own; with --remote, the server's.")] = None
+    dtype: Annotated[
+        choices.Dtype | None, typer.Option(help="{}. Default: the circuit's own; with --remote, the server's.")
+    ] = None
     unrelated: Annotated[
         Path | None, typer.Option(help="Text file, a prompt a line: neurons that are strong there too are named.")
     ] = None
@@ -129,7 +136,7 @@ def evaluate(
             "RUN/evaluate."
         ),
     ] = None,
-    style: Style = Format.table,
+    style: Style = Format.auto,
     *,
     there: There,
 ) -> None:
@@ -141,19 +148,14 @@ def evaluate(
     from tracer.store.record import MANY
 
     tests.check()
-    if style is Format.csv:
-        raise JobError("--format csv", "is of nodes, an evaluation has curves", "use table or json")
     many = one_prompt.read_record(folder).get("kind") in MANY
     if tests.count is not None and tests.structure is None and not many:
         raise JobError(f"--count {tests.count}", "has no effect on the circuit's own prompt", "leave it out")
     place = writable(out or beside(folder, "evaluate" if many else "."))
     evaluated = evaluate_run if many else evaluate_circuit
     told = evaluated(folder, _asked(tests, how), how.where(there), place)
-    if style is Format.json:
-        terminal.data(told.content)
-        return
-    terminal.tables().print(told.shown)
-    terminal.line(f"saved {', '.join(map(str, told.files[:-1]))} and {told.files[-1]}")
+    output.put(style, lambda: told.shown, lambda: told.rows, lambda: told.content)
+    output.also(style, f"saved {', '.join(map(str, told.files[:-1]))} and {told.files[-1]}")
 
 
 def _asked(tests: Tests, how: How) -> Asked:

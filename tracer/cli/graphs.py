@@ -1,4 +1,4 @@
-"""The verbs for circuits that are there already: show, view, export, import.
+"""The verbs for circuits that are there already: show, export, import; and what view shares with them.
 
 Knows what they print and where files go by default. Refuses to know formats (circuit/exchange.py) and how circuits look
 (reports).
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
+from tracer.cli.dressing import folders
 from tracer.cli.options import MOST, Folder, Format, OfRun, Overwrite, Shown, flat
 from tracer.errors import JobError, quoted, say
 
@@ -22,7 +24,8 @@ Groups = Annotated[
     Path | None,
     typer.Option(help="Groups and pins: a file of 'tracer group', or saved from the page. Default: the run folder's."),
 ]
-Source = Annotated[str, typer.Argument(help="A run folder, or a graph file.")]
+"""A groups file, for the verbs that show groups."""
+Source = Annotated[str, typer.Argument(help="A run folder, or a graph file.", autocompletion=folders)]
 
 
 @terminal.report_errors
@@ -35,27 +38,9 @@ def show(folder: Folder, shown: Shown, prompt: OfRun = None) -> None:
 
 
 @terminal.report_errors
-def view(
-    source: Source,
-    out: Annotated[Path | None, typer.Option(help="The page. Default: graph.html in the run folder.")] = None,
-    groups: Groups = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-    prompt: OfRun = None,
-) -> None:
-    """Write the graph page: one HTML file that opens from disk and needs no network."""
-    from tracer.reports import tables
-
-    graph = grouped(_graph(source, prompt), source, groups)
-    page = tables.view(graph, out or beside(source, "graph.html", file_too=True))
-    terminal.line(f"wrote {page} ({_size(page)}); open it in a browser")
-    if open_page:
-        typer.launch(page.resolve().as_uri())
-
-
-@terminal.report_errors
 def export(
     source: Source,
-    form: Annotated[str, typer.Option("--format", help="neuronpedia, mib, graphml, csv.")] = "neuronpedia",
+    form: Annotated[choices.GraphFormat, typer.Option("--format", help="Of which tool: {}.")] = "neuronpedia",
     out: Annotated[
         Path | None, typer.Option(help="The file. Default: FORMAT.json (.graphml, .csv) in the folder.")
     ] = None,
@@ -69,7 +54,7 @@ def export(
     """Write a circuit for another tool, and say what its format cannot hold."""
     from tracer.circuit import exchange
 
-    graph = _graph(source, prompt)
+    graph = read(source, prompt)
     if groups is not None and form != "neuronpedia":
         raise JobError("--groups", f"has no effect with format {form!r}", "leave it out")
     if form == "neuronpedia":
@@ -77,7 +62,7 @@ def export(
     ending = form if form in ("graphml", "csv") else "json"
     done = exchange.export(graph, out or beside(source, f"{form}.{ending}"), form, scan=scan, slug=slug)
     for file in done.files:
-        terminal.line(f"wrote {file} ({_size(file)})")
+        terminal.line(f"wrote {file} ({sized(file)})")
     terminal.line(f"left out: {'; '.join(done.lost)}")
 
 
@@ -98,10 +83,10 @@ def import_(
     show_graph(graph, shown)
     if out is not None:
         graph.save(out, overwrite)
-        terminal.line(f"saved to {out}; 'tracer view {out}' draws it", err=shown.style is not Format.table)
+        output.also(shown.style, f"saved to {out}; 'tracer view {out}' draws it")
 
 
-def _graph(source: str, prompt: int | None) -> Graph:
+def read(source: str, prompt: int | None) -> Graph:
     """What a run folder or a graph file holds; of a run over many prompts its circuit, or one prompt's graph."""
     from tracer.circuit.exchange import import_graph
     from tracer.circuit.from_run import read_graph
@@ -111,16 +96,17 @@ def _graph(source: str, prompt: int | None) -> Graph:
     return read_graph(source, prompt)
 
 
-def grouped(graph: Graph, source: str, groups: Path | None) -> Graph:
-    """The graph with the groups and pins of a file, or of the run folder's own file, if it has one; what a prompt's
-    graph does not have of a dataset's groups is left out."""
+def grouped(graph: Graph, source: str, groups: Path | None, prompt: int | None = None) -> Graph:
+    """The graph with the groups, pins, names and notes of a file, or of the run folder's own file, if it has one: of a
+    prompt's graph the prompt's, else what the graph has of the dataset's."""
     from tracer.circuit import supernodes_file
+    from tracer.circuit.notes import Notes
     from tracer.store.storage import is_remote
 
     if groups is not None:
         file = supernodes_file.read(groups)
     elif is_remote(source) or Path(source).is_dir():
-        file = supernodes_file.of_run(source)
+        return Notes(source, graph, prompt).shown()[0]
     else:
         file = None
     return graph if file is None else supernodes_file.apply(file, graph, partial="prompt_id" in graph.notes)
@@ -138,24 +124,26 @@ def beside(source: str, name: str, file_too: bool = False) -> Path:
     return path.with_suffix(Path(name).suffix) if file_too else path.parent / name
 
 
-def _size(file: Path) -> str:
+def sized(file: Path) -> str:
+    """How large a file is, in words."""
     return f"{max(0.1, file.stat().st_size / 1024):,.1f} KiB"
 
 
 def show_graph(graph: Graph, shown: Shown) -> None:
-    """Print a circuit, as a table with what is to be said of it, or for a program."""
+    """Print a circuit, as tables with what is to be said of it, or for a program."""
     from tracer.circuit.circuit import Circuit
     from tracer.reports import tables
+    from tracer.reports.parts import sentences
 
-    if shown.style is Format.csv:
-        terminal.data(tables.graph_csv(graph).rstrip())
-        return
-    if shown.style is Format.json:
-        terminal.data(tables.graph_json(graph))
-        return
-    table = (
-        tables.circuit_table(graph, shown.rows) if isinstance(graph, Circuit) else tables.graph_table(graph, shown.rows)
+    one = graph if isinstance(graph, Circuit) else None
+    head = tables.graph_heading(graph) if one is None else tables.heading(one)
+    tall, paths = shown.tall, shown.rows
+    output.put(
+        shown.style,
+        lambda: tables.graph_table(graph, tall) if one is None else tables.circuit_table(one, tall, paths),
+        lambda: tables.graph_rows(graph, shown.rows),
+        lambda: tables.graph_json(graph),
+        lambda: sentences([head] if one is None else [head, tables.footer(one)]),
     )
-    terminal.tables().print(table)
-    if isinstance(graph, Circuit):
-        say(graph.warnings)
+    if one is not None and shown.style is not Format.json:  # which holds them
+        say(one.warnings)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
 from tracer.cli.options import MOST, Folder, Format, OfRun, Style, flat
 
 
 @dataclass(frozen=True)
 class HowMany:
     """The number of groups."""
+
+    PANEL: ClassVar[str] = "Method"
 
     clusters: Annotated[int | None, typer.Option(help="Groups. Default: by the mean silhouette.", min=1, max=MOST)] = (
         None
@@ -30,7 +33,11 @@ class HowMany:
 class Alike:
     """How neurons are compared."""
 
-    method: Annotated[str, typer.Option(help="spectral, or agglomerative (average linkage).")] = "spectral"
+    PANEL: ClassVar[str] = "Method"
+
+    method: Annotated[choices.Clustering, typer.Option(help="How neurons are put together: {} (average linkage).")] = (
+        "spectral"
+    )
     free: Annotated[
         bool | None,
         typer.Option("--free/--aligned", help="A neuron counts wherever it is, or at its position. As the circuit is."),
@@ -52,7 +59,7 @@ def group(
     ] = None,
     prompt: OfRun = None,
     *,
-    style: Style = Format.table,
+    style: Style = Format.auto,
 ) -> None:
     """Group a circuit's neurons into supernodes by what drives them and what they do, and name the groups.
 
@@ -60,7 +67,7 @@ def group(
     Example: tracer group runs/capitals --range 2:12
     """
     import tracer
-    from tracer.circuit import supernodes_file
+    from tracer.circuit import notes, supernodes_file
     from tracer.errors import JobError
     from tracer.meaning.supernodes import table_of
     from tracer.reports import supernodes
@@ -71,13 +78,15 @@ def group(
     found = tracer.supernodes(folder, **vars(how_many), **vars(alike), prompt=prompt)
     where: Any = out
     if out is None:
-        supernodes_file.write_to_run(folder, found.file)
+        supernodes_file.write_to_run(folder, notes.with_marks(folder, found.file))
         where = f"{folder.rstrip('/')}/{supernodes_file.SUPERNODES}"
     else:
         supernodes_file.write(out, found.file)
     shown = found.file, found.graph, table_of(folder, "tokens")
-    if style is Format.table:
-        terminal.tables().print(supernodes.table(*shown))
-    else:
-        terminal.data((supernodes.as_json if style is Format.json else supernodes.as_csv)(*shown).rstrip("\n"))
-    terminal.line(f"saved {where}; edit names there, and see it with 'tracer view'", err=style is not Format.table)
+    output.put(
+        style,
+        lambda: supernodes.table(*shown),
+        lambda: supernodes.as_rows(*shown),
+        lambda: supernodes.as_json(*shown),
+    )
+    output.also(style, f"saved {where}; edit names there, and see it with 'tracer view'")

@@ -5,12 +5,16 @@ Knows the options that say which model, and where. Refuses to know what is asked
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import manner, waiting
 from tracer.errors import JobError, ModelError
 from tracer.system import machine
 
@@ -31,15 +35,15 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1. Default: a 
 class There:
     """Whether a model runs on a server."""
 
+    PANEL: ClassVar[str] = "Remote"
+
     remote: Annotated[
         bool, typer.Option("--remote", help="Run on NDIF (NDIF_API_KEY, NDIF_HOST); no weights are loaded here.")
     ] = False
-    local_weights: Annotated[
-        bool,
-        typer.Option(
-            "--local-weights", help="With --remote: load the weights here too, where NDIF takes no gradients."
-        ),
-    ] = False
+    weights: Annotated[
+        choices.Weights | None,
+        typer.Option(help="With --remote: {} loads the weights here too, where NDIF takes no gradients."),
+    ] = None
 
     def load(self, name: str, **options: Any) -> Any:
         """A model, here or on NDIF."""
@@ -49,21 +53,58 @@ class There:
 
         torch.set_num_threads(min(torch.get_num_threads(), machine.cores().count))  # it knows no quotas
         if not self.remote:
-            if self.local_weights:
-                raise JobError("--local-weights", "has no effect without --remote", "leave it out")
-            return tracer.load(name, **options)
-        weights = "local" if self.local_weights else None
-        return tracer.load(name, remote=True, weights=weights, report=report, **options)
+            if self.weights is not None:
+                raise JobError(f"--weights {self.weights}", "has no effect without --remote", "leave it out")
+            options = _filled(options)
+            return _loaded(f"loading {name}", name, lambda: tracer.load(name, **options))
+        asked = {"remote": True, "weights": self.weights, "report": report} | options
+        return _loaded(f"asking the server for {name}", name, lambda: tracer.load(name, **asked))
+
+
+def _filled(options: dict[str, Any]) -> dict[str, Any]:
+    """How a model is loaded here, with the user's defaults where nothing else says it."""
+    usual = dict(manner.now().fallback)
+    if options.get("device_map") is not None:
+        usual.pop("device", None)
+    mine = {name: usual[name] for name in ("device", "dtype") if usual.get(name) and options.get(name) is None}
+    return options | mine
+
+
+def _loaded(doing: str, name: str, load: Callable[[], Any]) -> Any:
+    """A model, with signs of life while it comes."""
+    logging.getLogger(manner.LOGGER).info("%s", doing)
+    with waiting.Signs(lambda: f"{doing}{_size(name)}"):
+        return load()
+
+
+def _size(name: str) -> str:
+    """What of a model's weights is on this disk, in words; of one that is being fetched, what has come."""
+    from tracer import demo
+
+    place = demo.path() if name == "demo" else Path(name)
+    if not place.exists() and name.count("/") == 1:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        place = Path(HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "blobs"
+    try:
+        files = [one for one in place.iterdir() if one.is_file()] if place.is_dir() else [place]
+        total = sum(one.stat().st_size for one in files)
+    except OSError:
+        return ""
+    return f" ({total / 2**30:.1f} GiB)" if total >= 2**26 else ""
 
 
 def report(line: str) -> None:
     """The state of a remote job."""
-    terminal.line(line, err=True)
+    if not manner.now().quiet:
+        waiting.Signs.say(line)
 
 
 @dataclass(frozen=True)
 class Where:
     """Where the model of a circuit is: as the circuit's record says, unless this says otherwise."""
+
+    PANEL: ClassVar[str] = "Model"
 
     model: str | None
     revision: str | None
@@ -81,7 +122,7 @@ class Where:
         """
         options = {name: value for name, value in vars(self).items() if name not in ("model", "there")}
         if traced is None:
-            return self.there.load(self.model or "demo", **options)
+            return self.there.load(self.model or manner.now().fallback.get("model", "demo"), **options)
         if not self.there.remote:  # a server has its own
             options["dtype"] = self.dtype or traced.dtype
         if self.model is not None:

@@ -6,11 +6,12 @@ Knows its options. Refuses to know what is read of the weights, and how it is sh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
 from tracer.cli.options import Format, Style, flat
 
@@ -18,6 +19,8 @@ from tracer.cli.options import Format, Style, flat
 @dataclass(frozen=True, kw_only=True)
 class Asked(Where):
     """The model whose neuron it is."""
+
+    PANEL: ClassVar[str] = "Model"
 
     model: Annotated[
         str | None,
@@ -27,7 +30,9 @@ class Asked(Where):
     adapter: Adapter = None
     gguf_file: GgufFile = None
     device: Device = None
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16, float64.")] = None
+    dtype: Annotated[
+        choices.Dtype | None, typer.Option(help="Default: that of the run, else float32. Of these: {}.")
+    ] = None
     there: There
 
 
@@ -43,7 +48,7 @@ def neuron(
     run: Annotated[
         str | None, typer.Option(help="A run folder: also what it knows of the neuron, prompts and descriptions.")
     ] = None,
-    style: Style = Format.table,
+    style: Style = Format.auto,
 ) -> None:
     """What a neuron says: the tokens it promotes and suppresses, and those that drive it, from the weights alone.
 
@@ -65,9 +70,9 @@ def neuron(
     pair = numbering.pair(named)
     about = None if run is None else known.read(run, *pair)
     found = tokens.neuron_tokens(model, [pair], top)
-    if style is Format.json:
-        terminal.data(neurons.neuron_json(found, about))
-    elif style is Format.csv:
-        terminal.data(neurons.neuron_csv(found).rstrip())
-    else:
-        terminal.tables().print(neurons.neuron_table(found, about, numbering))
+    output.put(
+        style,
+        lambda: neurons.neuron_table(found, about, numbering),
+        lambda: neurons.neuron_rows(found),
+        lambda: neurons.neuron_json(found, about),
+    )

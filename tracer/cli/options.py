@@ -7,30 +7,29 @@ what they hold is read. Refuses to know any verb.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from enum import StrEnum
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 
 import typer
 
+from tracer.cli.dressing import MOST, folders, in_panel
 from tracer.errors import JobError, first_line, quoted
 
 if TYPE_CHECKING:
     from tracer.prompts import Prompt
-
-MOST = 2**31 - 1
-"""The largest whole number that an option takes: more of anything is a slip of the keyboard."""
 
 
 def flat(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb that takes records of options, as typer wants it: with one keyword for each option.
 
     A record is a dataclass whose fields are options, ``Annotated[T, typer.Option(...)]``, or records again. Options
-    stand in --help where they stand here, those of a record together.
+    stand in --help where they stand here, those of a record together, under the heading that its ``PANEL`` says.
 
     Raises:
         ValueError: two options have one name.
@@ -40,20 +39,21 @@ def flat(verb: Callable[..., None]) -> Callable[..., None]:
     def run(**given: Any) -> None:
         _called(verb, given)
 
-    parameters = list(_parameters(verb))
+    parameters = list(_parameters(verb, None))
     vars(run).update(__signature__=Signature(parameters))
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     return run
 
 
-def _parameters(made: Callable[..., Any]) -> Iterator[Parameter]:
-    """The options of a verb or of a record."""
+def _parameters(made: Callable[..., Any], panel: str | None) -> Iterator[Parameter]:
+    """The options of a verb or of a record, those of a record in its panel of --help, or in that around it."""
+    panel = getattr(made, "PANEL", panel)
     hints = get_type_hints(made, include_extras=True)
     for name, parameter in signature(made).parameters.items():
         if is_dataclass(hints[name]):
-            yield from _parameters(hints[name])
+            yield from _parameters(hints[name], panel)
         else:
-            yield parameter.replace(annotation=hints[name], kind=Parameter.KEYWORD_ONLY)
+            yield parameter.replace(annotation=in_panel(hints[name], panel), kind=Parameter.KEYWORD_ONLY)
 
 
 def _called(made: Callable[..., Any], given: Mapping[str, Any]) -> Any:
@@ -64,32 +64,71 @@ def _called(made: Callable[..., Any], given: Mapping[str, Any]) -> Any:
 
 
 class Format(StrEnum):
-    """How a result is printed."""
+    """How a result is printed. `auto` is a table on a terminal, else tsv; no verb sees it."""
 
+    auto = "auto"
     table = "table"
-    json = "json"
+    tsv = "tsv"
     csv = "csv"
+    json = "json"
 
 
-Style = Annotated[Format, typer.Option("--format", help="table for people, json or csv for scripts.")]
+def _of_output(style: Format) -> Format:
+    """What `auto` is for standard output as it is now."""
+    if style is not Format.auto:
+        return style
+    return Format.table if sys.stdout is not None and sys.stdout.isatty() else Format.tsv
+
+
+Style = Annotated[
+    Format,
+    typer.Option(
+        "--format",
+        callback=_of_output,
+        help="{}: tables for people; tsv, csv or json for programs. auto: a table on a terminal, else tsv.",
+        rich_help_panel="Output",
+    ),
+]
 OfRun = Annotated[
     int | None,
     typer.Option("--prompt", help="Of a run over many: a prompt's number (prompt_id). Default: the dataset's circuit."),
 ]
 Bos = Annotated[
     bool,
-    typer.Option("--bos", help="Begin the text with the beginning-of-sequence token where the tokenizer does not."),
+    typer.Option(
+        "--bos/--no-bos", help="Begin the text with the beginning-of-sequence token where the tokenizer does not."
+    ),
 ]
-Folder = Annotated[str, typer.Argument(help="A run folder: of one prompt, or a dataset's with its circuit.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace another run in that folder.")]
+Folder = Annotated[
+    str,
+    typer.Argument(help="A run folder: of one prompt, or a dataset's with its circuit.", autocompletion=folders),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace another run in that folder.", rich_help_panel="Output")
+]
 
 
 @dataclass(frozen=True)
 class Shown:
     """How a circuit is printed."""
 
-    rows: Annotated[int, typer.Option(help="Nodes shown in the table; all are kept and saved.", min=1, max=MOST)] = 20
-    style: Style = Format.table
+    PANEL: ClassVar[str] = "Output"
+
+    rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows of each table that is shown. Default: 20, and 5 paths; of tsv and csv all. All are kept and "
+            "saved, and json has all.",
+            min=1,
+            max=MOST,
+        ),
+    ] = None
+    style: Style = Format.auto
+
+    @property
+    def tall(self) -> int:
+        """Rows of a table for people."""
+        return self.rows or 20
 
 
 def numbers(value: str | None, option: str) -> list[int] | None:
@@ -111,6 +150,8 @@ def numbers(value: str | None, option: str) -> list[int] | None:
 @dataclass(frozen=True)
 class Chat:
     """Whether a text is what a user says to a model that is tuned for chats, and what stands around it."""
+
+    PANEL: ClassVar[str] = "Prompt"
 
     chat: Annotated[
         bool, typer.Option("--chat", help="The text is a user's message: asked by the model's own chat template.")

@@ -5,28 +5,38 @@ Knows their options and what they print. Each imports what it needs inside itsel
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import manner, output, terminal, waiting
+from tracer.cli.dressing import folders, job_files
 from tracer.cli.options import MOST, Format, Style, flat
 from tracer.errors import JobError, RemoteError, RunError, quoted, writing
 from tracer.text import printable
 
 if TYPE_CHECKING:
+    from tracer.reports.folded import Folded
     from tracer.runs.driver import Run
     from tracer.runs.jobs import AnyJob
     from tracer.runs.status import Status
     from tracer.store.run_folder import RunFolder
+    from tracer.text import Rows
 
-JobFile = Annotated[str, typer.Argument(help="A job file, such as jobs/sva.yaml or jobs/dataset.yaml.", metavar="JOB")]
+JobFile = Annotated[
+    str,
+    typer.Argument(help="A job file; 'tracer init' writes one to start from.", metavar="JOB", autocompletion=job_files),
+]
 Out = Annotated[str, typer.Option(help="The run folder, or s3://bucket/folder, gs://...; the same job is continued.")]
-RunDir = Annotated[str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR")]
+RunDir = Annotated[
+    str, typer.Argument(help="A run folder, or its s3:// or gs:// address.", metavar="DIR", autocompletion=folders)
+]
 Change = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a key of the job: --set nodes=500 --set input.path=x.jsonl. Repeatable."),
@@ -36,12 +46,16 @@ Workers = Annotated[
 ]
 Gpus = Annotated[float | None, typer.Option(help="Of each worker: a part of a GPU (0.5), or several with device_map.")]
 Limit = Annotated[int | None, typer.Option(help="Only the first so many prompts.", min=1, max=MOST)]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16, int8, nf4, ...")]
+Dtype = Annotated[
+    choices.Dtype | None, typer.Option(help="Of the model: {}. Default: what the job says, else float32.")
+]
 
 
 @dataclass(frozen=True)
 class Crew:
     """Who does a job."""
+
+    PANEL: ClassVar[str] = "Workers"
 
     ray: Annotated[
         str | None,
@@ -60,6 +74,8 @@ class Crew:
 class Part:
     """Keys of a job with options of their own."""
 
+    PANEL: ClassVar[str] = "Job"
+
     limit: Limit = None
     shard_size: Annotated[
         int | None, typer.Option(help="Prompts in one unit of work and of commitment.", min=1, max=MOST)
@@ -76,6 +92,8 @@ def changes(change: list[str] | None, **options: Any) -> list[str]:
 class Served:
     """Whether the model runs on a server."""
 
+    PANEL: ClassVar[str] = "Remote"
+
     remote: Annotated[
         bool, typer.Option("--remote", help="On an NDIF server (NDIF_HOST, NDIF_API_KEY): no weights here.")
     ] = False
@@ -90,6 +108,8 @@ class Served:
 @dataclass(frozen=True)
 class Again:
     """What becomes of prompts that fail, and of a run that is there already."""
+
+    PANEL: ClassVar[str] = "Again"
 
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 if any prompt failed.")] = False
     retry_failed: Annotated[
@@ -124,7 +144,17 @@ class Again:
 
 @terminal.report_errors
 @flat
-def run(job: JobFile, out: Out, crew: Crew, part: Part, served: Served, change: Change = None, *, again: Again) -> None:
+def run(
+    job: JobFile,
+    out: Out,
+    crew: Crew,
+    part: Part,
+    served: Served,
+    change: Change = None,
+    *,
+    again: Again,
+    style: Style = Format.auto,
+) -> None:
     """Run a job over many prompts: a dataset's circuits, the same on several weights, the agreement benchmark,
     exemplars. Repeated, it resumes.
 
@@ -136,10 +166,10 @@ def run(job: JobFile, out: Out, crew: Crew, part: Part, served: Served, change: 
     again.check(out)
     remote = "true" if served.remote else None
     chosen = jobs.load_job(job, changes(change, **vars(part), in_flight=served.in_flight, remote=remote))
-    carry_out(chosen, out, crew, again, job)
+    carry_out(chosen, out, crew, again, job, style)
 
 
-def carry_out(chosen: AnyJob, out: str, crew: Crew, again: Again, name: str) -> None:
+def carry_out(chosen: AnyJob, out: str, crew: Crew, again: Again, name: str, style: Format) -> None:
     """Run a job into a folder with its progress shown, and print what it found.
 
     Args:
@@ -159,79 +189,100 @@ def carry_out(chosen: AnyJob, out: str, crew: Crew, again: Again, name: str) -> 
             raise
         step = f"{error.next_step}; {watch.done:,} prompts are committed, repeat the command to resume"
         raise RemoteError(error.value, error.rule, step) from error
-    _tell(result, out)
+    _tell(result, out, style)
 
 
-def _tell(result: Run, out: str) -> None:
+def _tell(result: Run, out: str, style: Format) -> None:
     """Print what a run found, and what failed."""
-    from tracer.runs import finish, jobs, report
-    from tracer.runs.units import benchmark_report
-    from tracer.settings import numbering_in
+    from tracer.runs import report
 
-    if isinstance(result.job, jobs.BenchmarkJob):
-        folder = result.folder
-        outcomes = finish.benchmark_result(
-            result.job,
-            folder,
-            list(folder.commits()),
-            folder.record() or {},
-            result.resumed,
-            result.status.total_seconds,
-        )
-        terminal.tables().print(benchmark_report.benchmark_table(outcomes))
-    elif isinstance(result.job, jobs.RevisionsJob):
-        _tell_differences(result.folder)
-    elif isinstance(result.job, jobs.ExemplarsJob):
-        from tracer.runs.pages import exemplars
-
-        both = result.table("densities"), result.table("exemplars")
-        rows = exemplars.rows_of(*both, numbering_in(result.folder.record() or {}))
-        terminal.tables().print(report.exemplars_table(rows, exemplars.HEADS))
-        terminal.line(exemplars.first_token(result.job))
-    else:
-        numbering = numbering_in(result.folder.record() or {}, result.job.basis)
-        terminal.tables().print(report.neurons_table(result.table("neurons"), numbering))
-        if said := report.tested(result.folder.place):
-            terminal.line(said)
-    terminal.line(report.run_summary(result.status, out, result.seconds, result.resumed))
-    terminal.line(f"report.html there says what was found; 'tracer report {out}' makes it again")
+    found = _found(result)
+    output.put(style, lambda: found.table, lambda: found.rows, lambda: _as_json(result, found))
+    output.also(style, report.run_summary(result.status, out, result.seconds, result.resumed))
+    output.also(style, f"report.html there says what was found; 'tracer report {out}' makes it again")
     if result.status.failed:
-        terminal.line(
-            f"{result.status.failed:,} {result.status.what} failed; --retry-failed does them again. Most often:"
-        )
+        failed = f"{result.status.failed:,} {result.status.what} failed"
+        output.also(style, f"{failed}; --retry-failed does them again. Most often:")
         for reason in result.reasons:
-            terminal.line(f"  {reason}")
-        terminal.line(f"all of them: tracer query {out} 'select prompt_id, user_id, error from failed'")
+            output.also(style, f"  {reason}")
+        output.also(style, f"all of them: tracer query {out} 'select prompt_id, user_id, error from failed'")
 
 
-def _tell_differences(folder: RunFolder) -> None:
-    """Print what differs between the parts of a run over revisions."""
+class _Found(NamedTuple):
+    """What a run found, for people and for programs."""
+
+    table: Folded
+    rows: Rows
+
+
+MOST_NEURONS = 15
+"""Neurons that are printed of a run when it ends; its tables have all."""
+
+
+def _found(result: Run) -> _Found:
+    """Of a run what it is about: its combinations, differences, densities, or strongest neurons."""
     from tracer.reports import comparison
+    from tracer.reports.folded import Folded
+    from tracer.runs import jobs, report
+    from tracer.runs.pages import exemplars
     from tracer.runs.pages.compared import comparison_of
+    from tracer.settings import numbering_in
+    from tracer.store.aggregation import in_most_circuits
 
-    found = comparison_of(folder)
-    terminal.tables().print(comparison.table(found))
-    for line in comparison.lines(found):
-        terminal.line(line)
+    record = result.folder.record() or {}
+    if isinstance(result.job, jobs.BenchmarkJob):
+        return _benchmark(result)
+    if isinstance(result.job, jobs.RevisionsJob):
+        found = comparison_of(result.folder)
+        return _Found(comparison.table(found, where="the table comparison"), comparison.as_rows(found))
+    if isinstance(result.job, jobs.ExemplarsJob):
+        both = result.table("densities"), result.table("exemplars")
+        rows = exemplars.rows_of(*both, numbering_in(record))
+        table = report.exemplars_table(rows, exemplars.HEADS, MOST_NEURONS)
+        plain = both[0].drop_columns(["edges", "counts"])  # histograms
+        return _Found(Folded((*table.parts, exemplars.first_token(result.job))), report.rows_of(plain, MOST_NEURONS))
+    neurons = result.table("neurons")
+    table = report.neurons_table(neurons, numbering_in(record, result.job.basis), MOST_NEURONS)
+    tested = report.tested(result.folder.place)
+    said = Folded((*table.parts, tested)) if tested else table
+    return _Found(said, report.rows_of(in_most_circuits(neurons, MOST_NEURONS)))
+
+
+def _benchmark(result: Run) -> _Found:
+    from tracer.runs import finish, jobs
+    from tracer.runs.units import benchmark_report
+    from tracer.text import Rows
+
+    assert isinstance(result.job, jobs.BenchmarkJob)
+    folder = result.folder
+    about = list(folder.commits()), folder.record() or {}, result.resumed, result.status.total_seconds
+    outcomes = finish.benchmark_result(result.job, folder, *about)
+    return _Found(benchmark_report.benchmark_table(outcomes), Rows.of(benchmark_report.compared(outcomes)))
+
+
+def _as_json(result: Run, found: _Found) -> str:
+    content = {"folder": str(result.folder.place), "status": result.status.model_dump(mode="json")}
+    return json.dumps(content | {"rows": list(found.rows.rows)}, indent=1, default=str)
 
 
 @terminal.report_errors
 def status(
     folder: RunDir,
     quick: Annotated[bool, typer.Option("--quick", help="Do not read the committed files to check them.")] = False,
-    style: Annotated[Format, typer.Option("--format", help="table for people, json for scripts.")] = Format.table,
+    style: Style = Format.auto,
 ) -> None:
     """How far a run is, from any shell beside it, and whether what it committed is intact."""
     from tracer.runs import report
     from tracer.runs.status import condition
 
-    if style is Format.csv:
-        raise JobError("--format csv", "a status is not a table", "use table or json")
     seen = condition(folder, contents=not quick)
-    if style is Format.json:
-        terminal.data(seen.model_dump_json(indent=1, exclude={"record"}))
-    else:
-        terminal.tables().print(report.condition_table(seen))
+    output.put(
+        style,
+        lambda: report.condition_table(seen),
+        lambda: report.condition_rows(seen),
+        lambda: seen.model_dump_json(indent=1, exclude={"record"}),
+        said=tuple,
+    )
     if seen.problems:
         raise typer.Exit(1)
 
@@ -240,7 +291,11 @@ def status(
 def query(
     folder: RunDir,
     sql: Annotated[str, typer.Argument(help="One SELECT over prompts, nodes, edges, neurons, ...", metavar="SQL")],
-    style: Style = Format.table,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rows that are shown. Default: 1000 in a table, else all.", min=1, max=MOST),
+    ] = None,
+    style: Style = Format.auto,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a run that is unfinished or has lost a file, instead of a note.")
     ] = False,
@@ -252,17 +307,13 @@ def query(
 
     Example: tracer query runs/dataset "select layer, neuron, n_prompts from neurons order by n_prompts desc limit 5"
     """
-    from tracer.runs import report
     from tracer.store import query as querying
     from tracer.store.run_folder import RunFolder
 
     place = RunFolder(folder)
     files = _tables(place, querying.tables_named(sql), contents=not quick, strict=strict)
     answer = querying.query(files, place.place.fs, sql)
-    if style is Format.table:
-        terminal.tables().print(report.rows_table(answer))
-    else:
-        terminal.data(report.rows_text(answer, style.value).rstrip())
+    _put(style, answer, rows, rows or 1000)
 
 
 @terminal.report_errors
@@ -271,13 +322,16 @@ def compact(
     neuron: Annotated[
         str | None, typer.Option(help="Look one neuron up in the compacted tables: LAYER/NEURON.")
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows shown of a look-up.", min=1, max=MOST)] = 20,
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Rows shown of a look-up. Default: 20 in a table, else all.", min=1, max=MOST),
+    ] = None,
+    style: Style = Format.auto,
 ) -> None:
     """Rewrite a run's nodes and edges sorted by (layer, neuron), so that one neuron is found in milliseconds.
 
     Example: tracer compact runs/dataset      then      tracer compact runs/dataset --neuron 1/13
     """
-    from tracer.runs import report
     from tracer.store import compaction
     from tracer.store.run_folder import RunFolder
 
@@ -301,8 +355,21 @@ def compact(
     started = time.perf_counter()
     table = compaction.lookup(place, int(layer), int(number))
     took = time.perf_counter() - started
-    terminal.tables().print(report.rows_table(table, rows))
-    terminal.line(f"{table.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
+    _put(style, table, rows, rows or 20)
+    output.also(style, f"{table.num_rows:,} rows of layer {layer} neuron {number} in {1000 * took:.1f} ms")
+
+
+def _put(style: Format, table: Any, rows: int | None, tall: int) -> None:
+    """Print an Arrow table: `tall` rows of it for people, for a program all or as many as were asked for."""
+    from tracer.runs import report
+
+    output.put(
+        style,
+        lambda: report.rows_table(table, tall),
+        lambda: report.rows_of(table, rows),
+        lambda: report.rows_json(table.slice(0, rows)),
+        said=tuple,
+    )
 
 
 @terminal.report_errors
@@ -315,6 +382,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Load the model, trace some of the prompts: time and disk of all of them.")
     ] = False,
+    style: Style = Format.auto,
 ) -> None:
     """What a job will need: memory of a worker by prompt length, batch, GPUs, disk, time; and what will not fit."""
     from tracer.runs.plan import local, planner
@@ -322,7 +390,12 @@ def plan(
 
     terminal.quiet()
     made = local.plan(job, set=changes(change, limit=limit, dtype=dtype), workers=workers, measure=measure)
-    terminal.tables().print(planner_report.plan_table(made))
+    output.put(
+        style,
+        lambda: planner_report.plan_table(made),
+        lambda: planner_report.plan_rows(made),
+        lambda: planner_report.plan_json(made),
+    )
     planner.check(made)
 
 
@@ -346,26 +419,33 @@ class _Watch:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         self.console = terminal.console(stderr=True)
+        self.is_bar = self.console.is_terminal and not manner.now().quiet
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[line]}", markup=False),
         )
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.is_bar)
         self.task = self.bar.add_task(printable(Path(name).name, 80), total=None, line="")
         self.said, self.state, self.done = -terminal.LOG_EVERY, "", 0
+        self.question = waiting.Question()
+        self.quiet = manner.now().quiet
 
     def __call__(self, status: Status) -> None:
         from tracer.runs import report
 
         text, self.done = report.line(status), status.done
-        if self.console.is_terminal:
+        if self.question.due(status.seconds, status.eta if status.rate else None):
+            self._ask(status.eta or 0)
+        if self.is_bar:
             total = status.n_prompts or None
             done = status.done + status.in_flight + status.partial
             self.bar.update(self.task, completed=done, total=total, line=text)
             return
         now = time.monotonic()
+        if self.quiet:
+            return
         if now - self.said >= terminal.LOG_EVERY or status.state not in (self.state, "starting"):
             self.said, self.state = now, status.state
             terminal.line(f"{report.clock()} {text}", err=True)
@@ -373,5 +453,16 @@ class _Watch:
     def __enter__(self) -> None:
         self.bar.__enter__()
 
+    def _ask(self, left: float) -> None:
+        """Ask before work of hours, while it goes on."""
+        if waiting.can_ask():
+            self.bar.stop()
+        self.question.ask_meanwhile(left, "what is committed is kept; it goes on meanwhile", self._again)
+
+    def _again(self) -> None:
+        if self.is_bar:
+            self.bar.start()
+
     def __exit__(self, *error: Any) -> None:
+        self.question.close()
         self.bar.__exit__(*error)

@@ -6,13 +6,14 @@ Knows which arguments of `tracer.steer` the options are. Refuses to know what is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
-from tracer.cli.options import MOST, Bos, Chat, flat, numbers
+from tracer.cli.options import MOST, Bos, Chat, Format, Style, flat, numbers
 from tracer.errors import JobError, quoted
 from tracer.experts import FORMS
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Tokens:
     """The tokens whose probabilities are shown, and how the prompt begins."""
+
+    PANEL: ClassVar[str] = "Prompt"
 
     target: Annotated[list[str] | None, typer.Option(help='Token asked about: " are".')] = None
     foil: Annotated[list[str] | None, typer.Option(help="Wrong token.")] = None
@@ -41,6 +44,8 @@ class Tokens:
 @dataclass(frozen=True)
 class Which:
     """The nodes that are acted on."""
+
+    PANEL: ClassVar[str] = "Selection"
 
     nodes: Annotated[
         str | None,
@@ -74,6 +79,8 @@ class Which:
 class Action:
     """What is done to nodes, to which and where."""
 
+    PANEL: ClassVar[str] = "Action"
+
     factor: Annotated[float | None, typer.Option(help="Multiply: 0 ablates, 2 amplifies, -1 inverts.")] = None
     set_to: Annotated[float | None, typer.Option(help="Set to this value.")] = None
     add: Annotated[float | None, typer.Option(help="Add this value.")] = None
@@ -94,6 +101,8 @@ class Action:
 class Drawn:
     """What is generated, what is drawn to compare with, and texts that are drawn beside the greedy ones."""
 
+    PANEL: ClassVar[str] = "Texts and controls"
+
     max_new_tokens: Annotated[int, typer.Option(help="Length of the generated texts.", min=0, max=MOST)] = 20
     random: Annotated[int, typer.Option(help="Draws of equally many random neurons.", min=0, max=MOST)] = 5
     seed: Annotated[int, typer.Option(help="Of the random draws.", min=0, max=MOST)] = 0
@@ -113,6 +122,8 @@ class Drawn:
 class Steered(Where):
     """The model that is steered."""
 
+    PANEL: ClassVar[str] = "Model"
+
     model: Annotated[
         str | None,
         typer.Option(help="'demo', a folder, or a Hugging Face id. Default: the model of --nodes' circuit, else demo."),
@@ -123,9 +134,7 @@ class Steered(Where):
     adapter: Adapter = None
     gguf_file: GgufFile = None
     device: Device = None
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, ... Default: that of the circuit, else float32.")
-    ] = None
+    dtype: Annotated[choices.Dtype | None, typer.Option(help="{}. Default: that of the circuit, else float32.")] = None
     there: There
 
 
@@ -140,6 +149,7 @@ def steer(
     chat: Chat,
     drawn: Drawn,
     where: Steered,
+    style: Style = Format.auto,
 ) -> None:
     """Multiply, set or add to a circuit's neurons, and see what the model then says, beside random neurons.
 
@@ -159,4 +169,9 @@ def steer(
     if chosen is None:
         chosen = tracer.trace(model, prompt, action.top, edges=False)
     result = tracer.steer(model, chosen, prompt, **how, tokens=tokens.token or (), **vars(drawn))
-    terminal.tables().print(tables.steering_table(result))
+    output.put(
+        style,
+        lambda: tables.steering_table(result),
+        lambda: tables.steering_rows(result),
+        lambda: tables.steering_json(result),
+    )

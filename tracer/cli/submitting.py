@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Sent:
     """Which cluster, and which job on it; the run's folder there."""
+
+    PANEL: ClassVar[str] = "Cluster"
 
     address: Annotated[
         str | None,

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
 from tracer.cli.loading import Adapter, Device, GgufFile, There, Where
 from tracer.cli.options import MOST, Bos, Chat, Format, Style, flat, numbers
 from tracer.errors import JobError, option
+from tracer.text import Rows
 
 if TYPE_CHECKING:
     from tracer.data.tasks import Pair
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Two:
     """Two prompts, and what is answered to each."""
+
+    PANEL: ClassVar[str] = "Prompt"
 
     text: Annotated[str | None, typer.Argument(help="The prompt; or give --task, or --pairs.")] = None
     other: Annotated[
@@ -48,19 +52,22 @@ class Two:
 class Many:
     """Many pairs of prompts."""
 
-    task: Annotated[
-        str | None, typer.Option(help="Built-in pairs: states, countries, opposites, indirect, sva, capitals.")
+    PANEL: ClassVar[str] = "Prompt"
+
+    task: Annotated[choices.Paired | None, typer.Option(help="Built-in pairs: {}.")] = None
+    structure: Annotated[
+        choices.PairStructure | None,
+        typer.Option(help="Of the task sva simple to within_rc, of opposites english to shots: {}."),
     ] = None
-    structure: Annotated[str | None, typer.Option(help="Of the tasks sva and opposites.")] = None
-    split: Annotated[str | None, typer.Option(help="Of the task: train or test. Default: test.")] = None
+    split: Annotated[choices.TaskSplit | None, typer.Option(help="Of the task: {}. Default: test.")] = None
     count: Annotated[int | None, typer.Option(help="Pairs of the task. Default: 40.", min=1, max=MOST)] = None
     pairs: Annotated[
         Path | None,
         typer.Option(help="Pairs of one's own, JSON lines as Marks et al.: clean_prefix, patch_prefix, ..."),
     ] = None
     keep: Annotated[
-        str | None,
-        typer.Option("--filter", help="Only pairs whose prompt the model answers so: correct, or preferred."),
+        choices.Keep | None,
+        typer.Option("--filter", help="Only pairs whose prompt the model answers so: {} (to the foil)."),
     ] = None
 
     @property
@@ -91,13 +98,15 @@ class Many:
 class Measured:
     """Which nodes are taken, and the control."""
 
+    PANEL: ClassVar[str] = "Method"
+
     ks: Annotated[str, typer.Option(help="Strongest nodes taken of each of the two prompts.")] = "5,10,20,50"
-    method: Annotated[str, typer.Option(help="By which nodes are ranked, as of trace.")] = "relp"
+    method: Annotated[choices.Method, typer.Option(help="By which nodes are ranked: {}.")] = "relp"
     baseline: Annotated[
-        str,
+        choices.SwapBaseline,
         typer.Option(
-            help="zero: the strongest for each prompt's own answer. counterfactual: those whose difference between the "
-            "prompts is strongest for the difference of the answers, in large models the better choice."
+            help="{}. zero: the strongest for each prompt's own answer. counterfactual: those whose difference between "
+            "the prompts is strongest for the difference of the answers, in large models the better choice."
         ),
     ] = "zero"
     seed: Annotated[int, typer.Option(help="Of the pairs and the random control.", min=0, max=MOST)] = 0
@@ -107,12 +116,14 @@ class Measured:
 class Swapped(Where):
     """The model."""
 
+    PANEL: ClassVar[str] = "Model"
+
     model: Annotated[str | None, typer.Option(help="'demo' (the default), a folder, or a Hugging Face id.")] = None
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None
     adapter: Adapter = None
     gguf_file: GgufFile = None
     device: Device = None
-    dtype: Annotated[str | None, typer.Option(help="float32 (the default), bfloat16, ...")] = None
+    dtype: Annotated[choices.Dtype | None, typer.Option(help="Default: float32. Of these: {}.")] = None
     there: There
 
 
@@ -126,7 +137,7 @@ def swap(
     chat: Chat,
     measured: Measured,
     where: Swapped,
-    style: Style = Format.table,
+    style: Style = Format.auto,
 ) -> None:
     """Put one prompt's strongest neurons in another's place, and see whether the answer follows; beside it as many
     random neurons, and the prompt's own set to zero.
@@ -146,12 +157,12 @@ def swap(
     found = tracer.swap(
         model, prompts, ks or (), method=measured.method, baseline=measured.baseline, seed=measured.seed
     )
-    if style is Format.json:
-        terminal.data(swaps.as_json(found, prompts, model))
-    elif style is Format.csv:
-        terminal.data(swaps.as_csv(found).rstrip("\n"))
-    else:
-        terminal.tables().print(swaps.table(found, model))
+    output.put(
+        style,
+        lambda: swaps.table(found, model),
+        lambda: Rows.of(found.rows()),
+        lambda: swaps.as_json(found, prompts, model),
+    )
 
 
 def _check(two: Two, many: Many) -> None:

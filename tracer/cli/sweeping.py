@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer.cli import output, terminal
 from tracer.cli.options import MOST, Bos, Folder, Format, Style, flat, lines
 from tracer.cli.steering import Steered
 from tracer.errors import JobError, quoted
+from tracer.text import Rows
 
 if TYPE_CHECKING:
     from tracer.circuit.circuit import Graph
@@ -28,6 +29,8 @@ FILES = ("steering.parquet", "steering_groups.parquet", "steering.csv", "steerin
 @dataclass(frozen=True)
 class What:
     """The groups, what is done to them, and what is asked."""
+
+    PANEL: ClassVar[str] = "Action"
 
     factors: Annotated[
         list[float] | None, typer.Option("--factor", help="Multiply: 0 ablates, 2 amplifies, -1 inverts. Repeatable.")
@@ -61,6 +64,8 @@ class What:
 class On:
     """The prompts."""
 
+    PANEL: ClassVar[str] = "Prompt"
+
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -76,6 +81,8 @@ class On:
 class Compared:
     """The random groups."""
 
+    PANEL: ClassVar[str] = "Controls"
+
     random: Annotated[int, typer.Option(help="Draws of a random group of the same size.", min=0, max=MOST)] = 5
     seed: Annotated[int, typer.Option(help="Of the draws and the intervals.", min=0, max=MOST)] = 0
 
@@ -90,7 +97,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder of steering.parquet, .csv, .json and .png, and steering_groups.parquet.")
     ] = None,
-    style: Style = Format.table,
+    style: Style = Format.auto,
     *,
     where: Steered,
 ) -> None:
@@ -116,14 +123,14 @@ def sweep(
         found = tracer.sweep(model, named, prompts, **how, **vars(compared), basis=basis, progress=bar)
     if out is not None:
         saved = _save(found, out, compared.seed, f"{graph.text}: change of probability, {len(prompts):,} prompts")
-        terminal.line(f"saved {', '.join(map(str, saved))}", err=style is not Format.table)
+        output.also(style, f"saved {', '.join(map(str, saved))}")
     shown, kept = found.responses(compared.seed), found.group_responses(compared.seed)
-    if style is Format.json:
-        terminal.data(sweeps.as_json(shown, kept))
-    elif style is Format.csv:
-        terminal.data(sweeps.as_csv(shown).rstrip("\n"))
-    else:
-        terminal.tables().print(sweeps.table(shown, kept))
+    output.put(
+        style,
+        lambda: sweeps.table(shown, kept),
+        lambda: Rows.of(sweeps.rows(shown)),
+        lambda: sweeps.as_json(shown, kept),
+    )
 
 
 def _loaded(graph: Graph, where: Steered) -> tuple[Any, str | None]:

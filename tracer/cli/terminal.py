@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 from typer.models import OptionInfo
 
+from tracer.cli import manner
+from tracer.cli.dressing import flag_of
 from tracer.errors import RunError, TracerError, TracerWarning, surface
 from tracer.text import printable, printable_lines
 
@@ -29,13 +31,11 @@ if TYPE_CHECKING:
 
 
 _RENAMED = {
-    "top_k": "--top",
     "edge share": "--edge-share",
     "edge attribution": "--edge-attribution",
     "top edges": "--top-edges",
-    "weights": "--local-weights",
 }
-"""Options of another name than the argument has."""
+"""Of the fields of `Pruning`, which in one line of options need the word edge before them: what messages call them."""
 _VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[\w./+-]*\w"
 
 
@@ -54,8 +54,22 @@ def report_errors(verb: Callable[..., None]) -> Callable[..., None]:
         except TracerError as error:
             complain(worded(str(error), options))
             raise typer.Exit(2) from None
+        except KeyboardInterrupt as stop:
+            complain(f"{'stopped' if type(stop).__name__ == 'Declined' else 'interrupted'}; {kept()}")
+            raise typer.Exit(130) from None
 
     return run
+
+
+def kept() -> str:
+    """What is there of a verb that was interrupted: files are whole or not there."""
+    from tracer.system import wholefile
+
+    written = [printable(one) for one in wholefile.WRITTEN]
+    if not written:
+        return "nothing was saved"
+    more = f" and {len(written) - 5:,} more" if len(written) > 5 else ""
+    return f"written already: {', '.join(written[:5])}{more}; repeat the command for the rest"
 
 
 def worded(text: str, options: Mapping[str, str]) -> str:
@@ -72,8 +86,7 @@ def worded(text: str, options: Mapping[str, str]) -> str:
         if value == "False":
             return options[name].replace("--", "--no-", 1)
         plain = re.fullmatch(r"'([\w./+-]+)'", value)
-        bare = value == "True" or name == "weights"
-        return options[name] if bare else f"{options[name]} {plain[1] if plain else value}".rstrip()
+        return options[name] if value == "True" else f"{options[name]} {plain[1] if plain else value}".rstrip()
 
     names = "|".join(map(re.escape, options)) or "(?!)"
     return re.sub(rf"(?<![\w.])(?P<name>{names})=(?P<value>{_VALUE})?|'[^']*'", as_option, text)
@@ -85,9 +98,7 @@ def _options(verb: Callable[..., None]) -> dict[str, str]:
     for name, hint in get_type_hints(verb, include_extras=True).items():
         for made in getattr(hint, "__metadata__", ()):
             if isinstance(made, OptionInfo):
-                every = (made.default, *(made.param_decls or ()))  # within Annotated the first name is the default
-                given = [one.partition("/")[0] for one in every if isinstance(one, str) and one.startswith("--")]
-                flags[name] = given[0] if given else "--" + name.replace("_", "-")
+                flags[name] = flag_of(name, made)
     return flags | {name: flag for name, flag in _RENAMED.items() if flag in flags.values()}
 
 
@@ -124,11 +135,16 @@ def console(stderr: bool = False, **options: Any) -> Console:
     return Plain(stderr=stderr, emoji=False, highlight=False, **options)
 
 
-def tables() -> Console:
-    """Standard output for tables: no number is cut."""
-    made = console()
-    made.width = max(made.width, 110) if made.is_terminal else 140
-    return made
+def width() -> int:
+    """Columns of a table: what COLUMNS says, else those of the terminal, and 80 where there is none."""
+    asked = os.environ.get("COLUMNS", "")
+    if re.fullmatch("[1-9][0-9]{0,5}", asked):
+        return int(asked)
+    for stream in (1, 2, 0):
+        with suppress(OSError):
+            if found := os.get_terminal_size(stream).columns:
+                return found
+    return 80
 
 
 def complain(message: str) -> None:
@@ -138,7 +154,9 @@ def complain(message: str) -> None:
 
 
 def note(message: str) -> None:
-    """One line on standard error that is not an error."""
+    """One line on standard error that is not an error; none where that is not wanted."""
+    if manner.now().quiet:
+        return
     with suppress(OSError):
         console(stderr=True, soft_wrap=True).print(f"note: {printable(message)}", markup=False)
 
@@ -208,6 +226,8 @@ class ProgressBar:
     def __init__(self, name: str, clock: Callable[[], float] = time.monotonic) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+        from tracer.cli.waiting import Question
+
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -215,9 +235,12 @@ class ProgressBar:
             TimeRemainingColumn(),
         )
         shown = console(stderr=True)
-        self.is_bar, self.name, self._clock = shown.is_terminal, printable(name, 80), clock
+        self.quiet = manner.now().quiet
+        self.is_bar = shown.is_terminal and not self.quiet
+        self.name, self._clock = printable(name, 80), clock
         self.bar = Progress(*columns, console=shown, transient=True, disable=not self.is_bar)
         self.task = self.bar.add_task(self.name, total=None)
+        self._question = Question()
 
     def __enter__(self) -> Progress:
         self.bar.__enter__()
@@ -226,14 +249,16 @@ class ProgressBar:
         return self._report
 
     def _report(self, done: int, total: int) -> None:
-        if self.is_bar:
-            self.bar.update(self.task, completed=done, total=total)
-            return
         now = self._clock()
         if done < self._done:  # another count begins
             self._since, self._first = now, done
         self._done = done
-        if now - self._said < LOG_EVERY:
+        if done > self._first:
+            self._consider(now - self._since, (now - self._since) * (total - done) / (done - self._first))
+        if self.is_bar:
+            self.bar.update(self.task, completed=done, total=total)
+            return
+        if self.quiet or now - self._said < LOG_EVERY:
             return
         self._said = now
         text = f"{self.name}: {done:,} of {total:,}"
@@ -242,6 +267,15 @@ class ProgressBar:
 
             text += f", {duration((now - self._since) * (total - done) / (done - self._first))} to go"
         line(text, err=True)
+
+    def _consider(self, measured: float, left: float) -> None:
+        """Ask before work of hours."""
+        if not self._question.due(measured, left):
+            return
+        self.bar.stop()
+        self._question.ask(left, "nothing is saved before its end")
+        if self.is_bar:
+            self.bar.start()
 
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)

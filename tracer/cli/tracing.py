@@ -9,11 +9,12 @@ import itertools
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from tracer.cli import terminal
+from tracer import choices
+from tracer.cli import output, terminal
 from tracer.cli.graphs import show_graph
 from tracer.cli.loading import Adapter, Device, GgufFile, There
 from tracer.cli.options import MOST, Bos, Chat, Format, Overwrite, Shown, flat, lines, numbers
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """The prompt, and what is asked of it."""
+
+    PANEL: ClassVar[str] = "Prompt"
 
     text: Annotated[str | None, typer.Argument(help="The prompt; or give --token-ids.", show_default=False)] = None
     target: Annotated[
@@ -95,15 +98,15 @@ class Question:
 class Source:
     """The model that is traced."""
 
+    PANEL: ClassVar[str] = "Model"
+
     model: Annotated[str, typer.Option(help="'demo', a folder, a GGUF file, or a Hugging Face id.")] = "demo"
     revision: Annotated[str | None, typer.Option(help="Revision of a Hugging Face id.")] = None
     adapter: Adapter = None
     gguf_file: GgufFile = None
     device: Device = None
     device_map: Annotated[str | None, typer.Option(help="'auto' spreads the model over several GPUs.")] = None
-    dtype: Annotated[
-        str | None, typer.Option(help="float32 (the default), bfloat16, float16, float64, int8, nf4, fp4.")
-    ] = None
+    dtype: Annotated[choices.Dtype | None, typer.Option(help="Default: float32. Of these: {}.")] = None
 
     def load(self, there: There) -> Any:
         """The model, here or on NDIF."""
@@ -115,25 +118,25 @@ class Source:
 class How:
     """How nodes are attributed."""
 
-    method: Annotated[
-        str, typer.Option(help="relp, grad, ig, conductance, ig-activation, relp-ig, exact, delta, random.")
-    ] = "relp"
+    PANEL: ClassVar[str] = "Method"
+
+    method: Annotated[choices.Method, typer.Option(help="How nodes are attributed: {}.")] = "relp"
     baseline: Annotated[
-        str | None,
-        typer.Option(help="zero, mean, counterfactual. Default: the counterfactual if there is one, else zero."),
+        choices.Baseline | None,
+        typer.Option(help="What nodes are compared with: {}. Default: the counterfactual if there is one, else zero."),
     ] = None
     reference: Annotated[
         Path | None, typer.Option(help="Text file, a prompt a line: the mean baseline is taken over it.")
     ] = None
     basis: Annotated[
-        str,
+        choices.Basis,
         typer.Option(
-            help="activation (neurons), output (of the MLP), residual (the stream behind each block), attention (its "
-            "outputs). The last two have nodes and no edges."
+            help="What nodes are: {} (neurons, outputs of the MLP, the stream behind each block, outputs of the "
+            "attention). The last two have nodes and no edges."
         ),
     ] = "activation"
-    metric: Annotated[str, typer.Option(help="auto, logit, difference, logprob, centred.")] = "auto"
-    top: Annotated[
+    metric: Annotated[choices.MetricName, typer.Option(help="What is explained: {}.")] = "auto"
+    top_k: Annotated[
         int | None, typer.Option(help="Trace the sum of the model's top K logits instead of a target.", max=MOST)
     ] = None
     share: Annotated[
@@ -173,7 +176,7 @@ class How:
         ),
     ] = None
     without_rule: Annotated[
-        list[str] | None, typer.Option(help="Switch off a RelP rule: norm, attention, activation, product.")
+        list[choices.PlainRule] | None, typer.Option(help="Switch off a RelP rule: {}. Repeatable.")
     ] = None
     steps: Annotated[
         int, typer.Option(help="Interpolation steps of ig, conductance, ig-activation, relp-ig.", max=MOST)
@@ -182,7 +185,8 @@ class How:
 
     def check(self) -> None:
         """Refuse a metric beside what is one, and what has no effect without a direction."""
-        given = [f"--{name}" for name in ("top", "share", "of", "direction") if getattr(self, name) is not None]
+        names = ("top_k", "share", "of", "direction")
+        given = [option(name) for name in names if getattr(self, name) is not None]
         if self.metric != "auto":
             given = [f"--metric {self.metric}", *given]
         if len(given) > 1 and given != ["--metric share", "--share"]:
@@ -201,7 +205,7 @@ class How:
 
     def arguments(self) -> dict[str, Any]:
         """As `tracer.trace` takes it, but for the reference."""
-        metric, top_k = (self.metric, 5) if self.top is None else ("topk", self.top)
+        metric, top_k = (self.metric, 5) if self.top_k is None else ("topk", self.top_k)
         given = {name: getattr(self, name) for name in ("method", "baseline", "basis", "steps", "seed")}
         return given | {
             "rules": self._rules(),
@@ -236,6 +240,8 @@ class How:
 @dataclass(frozen=True)
 class Edges:
     """Which edges are kept."""
+
+    PANEL: ClassVar[str] = "Selection"
 
     edge_share: Annotated[
         float | None, typer.Option(help="Keep edges with at least this |share| of their target. Default: .01.")
@@ -273,6 +279,8 @@ class Edges:
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """Which nodes are kept, and which edges between them."""
+
+    PANEL: ClassVar[str] = "Selection"
 
     nodes: Annotated[
         int | None,
@@ -335,6 +343,8 @@ class Kept:
 class Saved:
     """Where the circuit is saved."""
 
+    PANEL: ClassVar[str] = "Output"
+
     out: Annotated[
         str | None, typer.Option(help="Save the run folder here (Parquet and run.json): a path, s3:// or gs://.")
     ] = None
@@ -366,11 +376,11 @@ class Saved:
         if asked is None:
             there = model.remote is None and tokens.has_tokens(circuit.settings.basis)
             asked = there and tokens.is_readable(model)
-        if not asked or (self.out is None and shown.style is Format.csv):
+        if not asked or (self.out is None and shown.style in (Format.csv, Format.tsv)):
             return circuit
         rows = circuit.neurons.to_pylist()
         if self.out is None and shown.style is Format.table:
-            rows = rows[: shown.rows]
+            rows = rows[: shown.tall]
         return tokens.with_tokens(model, circuit, neurons=[key for row in rows for key in key_of(row)])
 
     def save(self, graph: Graph, style: Format) -> None:
@@ -387,7 +397,7 @@ class Saved:
                     raise
                 terminal.note(str(error))
             else:
-                terminal.line(f"saved to {place}; 'tracer show {place}' prints it again", err=style is not Format.table)
+                output.also(style, f"saved to {place}; 'tracer show {place}' prints it again")
                 return
 
 

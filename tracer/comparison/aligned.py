@@ -80,6 +80,8 @@ def aligned(found: Comparison) -> Aligned:
             "groups": {},
             "pins": (),
             "labels": {},
+            "called": {},
+            "remarks": {},
             "profiles": None,
         }
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -40,11 +40,13 @@ from tracer.errors import JobError, option, quoted
 from tracer.evaluation.statistics import Interval, resampled_means
 from tracer.experts import DENSE, Numbering
 from tracer.model.model import Model
-from tracer.prompts import Prompt
+from tracer.prompts import Asked, Prompt, as_prompts
 from tracer.store import one_prompt
 from tracer.store.parquet import table_of
 from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import COMPARED, COMPARISON, COURSES
+from tracer.system import bars
+from tracer.system.display import Plotted
 
 APPEARED, VANISHED, SIGN, BOTH, NEITHER = "appeared", "vanished", "sign", "both", "neither"
 CHANGES = (APPEARED, VANISHED, SIGN, BOTH, NEITHER)
@@ -52,15 +54,15 @@ FILES = {"nodes": "comparison", "sides": "compared", "courses": "courses"}
 """The tables of a comparison, and the names of their files."""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Plotted):
     """What differs between sides, of which there are two or more.
 
     Attributes:
         names: of the sides, in their order.
-        nodes: table in `schemas.COMPARISON`: the first and the last side, node by node.
-        sides: table in `schemas.COMPARED`: each side, and what it has in common with the one before.
-        courses: table in `schemas.COURSES`: every node of any circuit, over all sides.
+        nodes: Arrow table: the first and the last side, node by node.
+        sides: Arrow table: each side, and what it has in common with the one before.
+        courses: Arrow table: every node of any circuit, over all sides.
         metric: last minus first, of the mean metric over prompts, with its interval.
         n_prompts: of the first and the last side that are compared. by: ``id`` or ``text`` where prompts are the same
             and differences are of the same prompt; None where they are two samples.
@@ -97,6 +99,12 @@ class Comparison:
         changes = self.nodes["change"].to_pylist()
         return {name: changes.count(name) for name in CHANGES}
 
+    def to_pandas(self) -> Any:
+        """The table `nodes` as a pandas DataFrame, the largest difference first: `layer`, `position` (-1: any),
+        `neuron`, `expert`, `change`, `attribution_first` and `attribution_last` (metric units), `difference` with its
+        `low` and `high`, `p`, `q`, and of each side the prompts that keep the node and its mean activation."""
+        return self.nodes.to_pandas()
+
     def tables(self) -> dict[str, pa.Table]:
         """Its tables, by the names of their files."""
         return {file: getattr(self, name) for name, file in FILES.items()}
@@ -104,13 +112,13 @@ class Comparison:
 
 def compare(
     *sides: Any,
-    prompts: Sequence[Prompt | str] | None = None,
+    prompts: Sequence[Asked] | None = None,
     names: Sequence[str] | None = None,
     positions: bool = False,
     groups: Any = None,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bars.Report | bool | None = None,
     **how: Any,
 ) -> Comparison:
     """What differs between circuits: of two models, checkpoints, adapters or sets of prompts, or of more of them in
@@ -134,16 +142,20 @@ def compare(
         prompts: of the models.
         names: of the sides; by default what tells them apart.
         positions: match nodes at their positions too, which takes prompts of one length.
-        groups: supernodes whose summed attribution is followed over the sides: a file, or what `tracer.supernodes` and
-            `supernodes_file.read` return.
+        groups: supernodes whose summed attribution is followed over the sides: a file supernodes.json, or what
+            `tracer.supernodes` returns.
         permutations, seed: of the tests, and of the intervals' resamples.
-        progress: as of `tracer.trace`, for each model.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total), of each model.
         how: arguments of `tracer.trace` for models, such as `nodes`, `metric`; edges are traced by default of a single
             prompt alone.
 
+    Returns:
+        What differs, as tables; `Comparison.plot` draws the nodes that differ most.
+
     Raises:
         JobError: other architectures, tokenizers, bases or metrics; sides or prompts that are missing; a setting.
-        RunError: no run there, or a damaged one. ModelError, RemoteError: as `tracer.trace`.
+        RunError: no run there, or a damaged one. ModelError, RemoteError: a model cannot be traced.
     """
     design = Design(permutations, seed)
     design.check()
@@ -160,10 +172,11 @@ def compare(
     if names is not None and len(names) != len(given):
         raise JobError(f"names={quoted(list(names))}", f"there are {len(given)} sides", "name each")
     told = list(names) if names is not None else apart([_name(side) for side in given])
-    made = [
-        _side(side, name, prompts, positions=positions, progress=progress, **how)
-        for side, name in zip(given, told, strict=True)
-    ]
+    with bars.shown(progress, "tracing") as report:
+        made = [
+            _side(side, name, prompts, positions=positions, progress=report, **how)
+            for side, name in zip(given, told, strict=True)
+        ]
     return compared(made, positions=positions, groups=groups, design=design)
 
 
@@ -224,7 +237,7 @@ def _side(side: Any, name: str, prompts: Sequence[Prompt | str] | None, **how: A
         if not isinstance(model, Model) or not asked:
             step = "give them: compare(model, other, prompts), or (model, prompts) as a side"
             raise JobError(f"side {quoted(name)}", "is a model without prompts", step)
-        asked = [Prompt(one) if isinstance(one, str) else one for one in asked]
+        asked = as_prompts(asked)
         options: dict[str, Any] = {"edges": None if len(asked) == 1 else False} | how
         return sources.of_model(model, asked, name, **options)
     if isinstance(side, Graph):

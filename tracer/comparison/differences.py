@@ -152,16 +152,22 @@ def _p(found: Array, arranged: Array, scale: Array, whole: bool) -> Array:
 
 def pearson(one: Array, other: Array) -> float:
     """Pearson's correlation of two columns; NaN where one is constant, or they are shorter than three."""
-    if len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0:
-        return math.nan
-    return float(np.corrcoef(one, other)[0, 1])
+    from scipy.stats import pearsonr
+
+    found: Any = (math.nan,) if _has_none(one, other) else pearsonr(one, other)
+    return float(found[0])
 
 
 def spearman(one: Array, other: Array) -> float:
-    """Spearman's, which is Pearson's of ranks; ties share theirs."""
-    from scipy.stats import rankdata
+    """Spearman's, which is Pearson's of ranks; ties share theirs; NaN as `pearson`."""
+    from scipy.stats import spearmanr
 
-    return pearson(rankdata(one), rankdata(other))
+    found: Any = (math.nan,) if _has_none(one, other) else spearmanr(one, other)
+    return float(found[0])
+
+
+def _has_none(one: Array, other: Array) -> bool:
+    return bool(len(one) < 3 or np.ptp(one) == 0 or np.ptp(other) == 0)
 
 
 def overlap(one: Array, other: Array) -> float:

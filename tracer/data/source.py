@@ -8,18 +8,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
+from tracer.choices import Attribute, Keep, Opposites, Paired, Structure, Unpaired
 from tracer.records import Count, Name, Names, Natural, Record, as_list, is_list
-
-Structure = Literal["simple", "nounpp", "rc", "within_rc"]
-"""Sentences of the task sva."""
-Opposites = Literal["english", "spanish", "shots"]
-"""How the task opposites asks."""
-Attribute = Literal["country", "gender", "occupation", "religion"]
-"""What the task users asks about."""
-Paired = Literal["sva", "capitals", "states", "countries", "opposites", "indirect"]
-Unpaired = Literal["state-capitals", "addition", "antonyms", "users"]
-Keep = Literal["correct", "preferred"]
-"""Which prompts a model is kept to: those whose target it says, or prefers to the foil."""
 
 STRUCTURES: dict[str, tuple[str, ...]] = {
     "sva": get_args(Structure),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -17,9 +17,11 @@ from tracer.errors import JobError, option, quoted
 from tracer.evaluation import ablations
 from tracer.evaluation.ablations import AblatedRow, Replacement
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Encoded, Prompt, Vocabulary, decode, encode
+from tracer.prompts import Asked, Encoded, Prompt, Vocabulary, as_prompt, decode, encode
 from tracer.settings import settings
+from tracer.system.display import Shown
 from tracer.text import kept_of
 
 
@@ -40,22 +42,26 @@ class Answer:
 
 
 @undisturbed()
-def rollout(model: Model, prompt: Prompt, n: int = 1) -> Prompt:
+def rollout(model: AnyModel, prompt: Asked, n: int = 1) -> Prompt:
     """A prompt that asks about the model's own continuation: its greedy `n`-th next token is the target, and those
     before it are put at the end of the prompt (and of a counterfactual, so that the two stay equally long).
 
     Greedy from the logits, as ``filter`` asks: no generation settings of the model's come in. One forward a token.
 
     Args:
-        prompt: without a target, read at its last position. n: which token is asked about, from 1.
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        prompt: a `tracer.Prompt` without a target, read at its last position, or its text.
+        n: which token is asked about, from 1.
 
     Returns:
         A prompt of token ids with one target.
 
     Raises:
-        JobError: `n` below 1, a prompt with a target or read elsewhere, what `attribute` refuses, or a model that ends
+        JobError: `n` below 1, a prompt that cannot be encoded, with a target or read elsewhere, or a model that ends
             its answer before.
     """
+    model, prompt = model_of(model), as_prompt(prompt)
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise JobError(f"n={n!r}", "must be a whole number from 1", "use 1 for the next token")
     value = f"prompt {quoted(prompt.shown)}"
@@ -87,8 +93,8 @@ def _ends(model: Model) -> set[int]:
     return {token for some in several for token in some if token is not None}
 
 
-@dataclass(frozen=True)
-class Filtered:
+@dataclass(frozen=True, repr=False)
+class Filtered(Shown):
     """The prompts that a model answers as wanted, and what it answers to each.
 
     Attributes:
@@ -98,6 +104,13 @@ class Filtered:
     kept: tuple[Prompt, ...]
     answers: tuple[Answer, ...]
 
+    def to_pandas(self) -> Any:
+        """The answers as a pandas DataFrame, a row for each prompt that was given: `token_id`, `token`, `kept`, and
+        `otherwise`, what it answers instead."""
+        import pandas
+
+        return pandas.DataFrame([vars(one) for one in self.answers])
+
     @property
     def summary(self) -> str:
         """One line: ``61 of 80 prompts kept: 19 answered otherwise``."""
@@ -105,24 +118,30 @@ class Filtered:
 
 
 @undisturbed()
-def filter_prompts(model: Model, prompts: Sequence[Prompt], keep: str = "correct") -> Filtered:
+def filter_prompts(model: AnyModel, prompts: Sequence[Prompt], keep: Keep | str = "correct") -> Filtered:
     """Ask the model every prompt, and keep those that it answers rightly.
 
     The same as ``filter:`` of a job's prompts. Nothing is changed in a prompt, and the same call keeps the same ones.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         prompts: each with a target; read at the last position.
         keep: ``correct``, the greedy next token is a target; ``preferred``, the logit of the target is above that of
             the foil (the mean of several), whatever token is on top.
 
+    Returns:
+        The prompts that are kept, and what the model answers to each.
+
     Raises:
-        JobError: another `keep`, no prompts, a prompt without a target (or a foil, for ``preferred``) or that is read
-            elsewhere, and what `attribute` refuses.
+        JobError: another `keep`, no prompts, a prompt without a target (or a foil, for ``preferred``), that is read
+            elsewhere or cannot be encoded.
     """
     if keep not in get_args(Keep):
         raise JobError(f"keep={quoted(keep)}", "is not known", f"use {' or '.join(get_args(Keep))}")
     if not prompts:
         raise JobError("prompts=[]", "there is nothing to ask", "give at least one prompt")
+    model = model_of(model)
     encoded = [encode(prompt, model) for prompt in prompts]
     for prompt, one in zip(prompts, encoded, strict=True):
         check_filter(prompt, keep, one)

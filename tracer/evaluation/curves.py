@@ -21,14 +21,15 @@ from tracer.evaluation import statistics
 from tracer.evaluation.statistics import Interval, Size
 from tracer.evaluation.testset import Job, Ranks, TestSet
 from tracer.shapes import PerPrompt
+from tracer.system.display import Plotted
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 
 _INTERVALS = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
 
 
-@dataclass(frozen=True)
-class Curves:
+@dataclass(frozen=True, repr=False)
+class Curves(Plotted):
     """What circuits do, by size.
 
     Attributes:
@@ -78,6 +79,13 @@ class Curves:
             settles=Size(**settled),
         )
 
+    def to_pandas(self) -> Any:
+        """The curves as a pandas DataFrame, a row per size: `size`, `n_neurons`; then `faithfulness`, `completeness`
+        and `control` (the faithfulness of random nodes), each with its `_low` and `_high`."""
+        import pandas
+
+        return pandas.DataFrame(list(self.rows()))
+
     def up_to(self, size: int) -> int:
         """Which of `sizes` is the largest up to that one; the first where all are larger."""
         return max((i for i, one in enumerate(self.sizes) if one <= size), default=0)
@@ -97,15 +105,22 @@ def columns(name: str, ends: Mapping[str, Any]) -> dict[str, Any]:
     return {name: ends["estimate"], f"{name}_low": ends["low"], f"{name}_high": ends["high"]}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Curves):
-    """What ablations say of a circuit, at each of its sizes; the curves' fields as in `Curves`.
+    """What ablations say of a circuit, at each of its sizes.
 
     Attributes:
+        sizes: nodes of the circuit, strongest first. n_neurons: unique (layer, neuron) among them.
+        faithfulness, completeness, control_faithfulness: ratios of means, with 95 % intervals over prompts; the control
+            is of random nodes, as many in each layer as the circuit has.
+        cpr, cmd: areas over size as MIB defines them; NaN of a single size.
+        sizes_for: the fewest of `sizes` that reach a faithfulness, by level; None where none does.
+        settles: the fewest of `sizes` from which faithfulness stays within .1 of 1, at every larger one; None where it
+            is outside at the largest.
         n_total: nodes the model has on these prompts.
         whole, empty: the metric of each prompt, of the model as it is and with every node ablated.
         inside, outside: of each prompt and size, with everything outside the circuit ablated, and the circuit ablated.
-        control: as `inside`, for random nodes, as many in each layer as the circuit has.
+        control: the same as inside, for random nodes, as many in each layer as the circuit has.
         ablation, seed: how it was measured.
         n_shared: test prompts that the circuit was found on as well, where that was allowed.
         warnings: what whoever reads it should know, a sentence each.

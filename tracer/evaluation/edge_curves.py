@@ -14,22 +14,25 @@ from typing import Any
 import torch
 
 from tracer.attribution.exact import Progress
+from tracer.choices import Ablation
 from tracer.circuit.circuit import ENDS, Circuit, Graph
 from tracer.errors import JobError, quoted
 from tracer.evaluation.curves import Curves, Evaluation, columns, control, count_nodes, measure
-from tracer.evaluation.faithfulness import How, ready
+from tracer.evaluation.faithfulness import How, asked_of, ready
 from tracer.evaluation.testset import NEVER, Ranks, TestSet
-from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Prompt
+from tracer.prompts import Asked
+from tracer.system import bars
+from tracer.system.display import Plotted
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """Of all edges, strongest |attribution| first."""
 _CURVES = ("faithfulness", "completeness", "control_faithfulness")
 
 
-@dataclass(frozen=True)
-class EdgeCurves:
+@dataclass(frozen=True, repr=False)
+class EdgeCurves(Plotted):
     """A circuit by how many of its edges are kept.
 
     Attributes:
@@ -65,6 +68,14 @@ class EdgeCurves:
             **named, by_edges=Curves.of(record["by_edges"]), by_attribution=Curves.of(record["by_attribution"])
         )
 
+    def to_pandas(self) -> Any:
+        """The curves as a pandas DataFrame, a row per share of edges: `share`, `n_edges`, `n_nodes`; then, each with
+        its `_low` and `_high`, `faithfulness`, `completeness` and `control` (random nodes) of what the edges leave, and
+        with `attribution_` before them those of as many of the strongest neurons."""
+        import pandas
+
+        return pandas.DataFrame(list(self.rows()))
+
     def record(self) -> dict[str, Any]:
         """As files hold it."""
         named = {name: list(getattr(self, name)) for name in ("shares", "n_edges", "n_nodes")}
@@ -73,36 +84,60 @@ class EdgeCurves:
 
 @undisturbed()
 def edge_curves(
-    model: Model,
+    model: AnyModel,
     circuit: Circuit,
-    prompts: Sequence[Prompt] | None = None,
-    ablation: str | None = None,
+    prompts: Asked | Sequence[Asked] | None = None,
+    ablation: Ablation | str | None = None,
     shares: Sequence[float] | None = None,
     *,
-    reference: Sequence[Prompt] | None = None,
-    train: Sequence[Prompt] = (),
+    reference: Sequence[Asked] | None = None,
+    train: Sequence[Asked] = (),
     allow_overlap: bool = False,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> EdgeCurves:
     """Faithfulness and completeness of what is left of a circuit when only its strongest edges are kept, and with them
     the neurons that still lie on a path from an embedding to a logit.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        circuit: with its edges.
+        prompts: test prompts, all as long as the circuit's. They are asked what the circuit's metric asks: they need
+            targets, and foils where it is a difference; a text alone asks about the circuit's own tokens. The circuit's
+            own prompt if None, which shows what suffices there and nothing of other prompts.
+        ablation: what nodes are set to: ``zero``; ``mean``, per position over `reference`; ``counterfactual``, the
+            value on each prompt's counterfactual; ``resample``, the value on a random reference prompt. If None,
+            ``mean`` on test prompts; on the circuit's own ``mean`` if there is a reference, else ``counterfactual`` if
+            it has one, else ``zero``.
         shares: of the circuit's edges that are kept, strongest ``|attribution|`` first, rising, above 0 and at most 1;
             from 1 % to all if None.
-        prompts, ablation, reference, train, allow_overlap, seed, memory, progress: as in `tracer.evaluate`.
+        reference: prompts behind ``mean`` and ``resample``, as long as the test prompts; the test prompts'
+            counterfactuals if they all have one, else the test prompts themselves.
+        train: prompts that the circuit was found on; one of them among the test prompts is an error, unless
+            `allow_overlap`.
+        allow_overlap: test on prompts of `train` as well.
+        seed: of the random control, the resampled prompts and the intervals.
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total).
+
+    Returns:
+        The curves by how many edges are kept, beside as many of the strongest neurons; `EdgeCurves.plot` draws them.
 
     Raises:
-        JobError: as `tracer.evaluate`; a circuit without edges, or none of them on a path; shares out of range.
+        JobError: prompts that do not fit, an ablation that changes nothing, a circuit without edges, or none of them on
+            a path; shares out of range.
 
-    Source: Arora et al. 2026, section 2.5.
+    Source: Arora et al. 2026 (arXiv 2601.22594), section 2.5.
     """
+    model, prompts = model_of(model), asked_of(circuit, prompts)
     left = surviving(circuit, shares)
-    how = How(reference, train, allow_overlap, seed=seed, memory=memory)
+    how = How.of(reference, train, allow_overlap, seed=seed, memory=memory)
     test = ready(model, circuit, prompts, ablation, how)
-    return measured(test, circuit, left, seed, progress)
+    with bars.shown(progress, "keeping the strongest edges") as report:
+        return measured(test, circuit, left, seed, report)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,15 +16,18 @@ from torch import Tensor
 
 from tracer.attribution.attribute import notes
 from tracer.attribution.exact import Progress
+from tracer.choices import Ablation
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import statistics
 from tracer.evaluation.curves import Evaluation, measure, shuffled
 from tracer.evaluation.testset import NEVER, Fit, Job, Ranks, TestSet, check_ablation
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Encoded, Prompt, encode
+from tracer.prompts import Asked, Encoded, Prompt, as_prompts, encode
 from tracer.settings import OWN_METRICS, Settings
+from tracer.system import bars
 
 GRID = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 """Sizes by default: those below the circuit's own, and that."""
@@ -32,27 +35,30 @@ GRID = (1, 2, 5, 10, 20, 35, 50, 75, 100, 150, 200, 300, 500, 1000, 2000, 5000)
 
 @undisturbed()
 def evaluate(
-    model: Model,
+    model: AnyModel,
     circuit: Circuit,
-    prompts: Sequence[Prompt] | None = None,
-    ablation: str | None = None,
+    prompts: Asked | Sequence[Asked] | None = None,
+    ablation: Ablation | str | None = None,
     sizes: Sequence[int] | None = None,
     *,
-    reference: Sequence[Prompt] | None = None,
-    train: Sequence[Prompt] = (),
+    reference: Sequence[Asked] | None = None,
+    train: Sequence[Asked] = (),
     allow_overlap: bool = False,
     aligned: bool = True,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Evaluation:
     """Faithfulness and completeness of a circuit on test prompts, by ablation.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         circuit: its neurons, strongest first, are what the sizes count.
         prompts: test prompts, all as long as one another; with `aligned` as long as the circuit's prompt. They are
             asked what the circuit's metric asks: they need targets, and foils where it is a difference; other foils,
-            and the targets of a sum of top logits, are not used, which is said. The circuit's own prompt if None: that
+            and the targets of a sum of top logits, are not used, which is said. A text alone asks about the circuit's
+            own tokens. The circuit's own prompt if None: that
             shows what suffices there, and nothing of other prompts. One prompt alone has no intervals.
         ablation: what nodes are set to: ``zero``; ``mean``, per position over `reference`; ``counterfactual``, the
             value on each prompt's counterfactual; ``resample``, the value on a random reference prompt. If None,
@@ -62,58 +68,84 @@ def evaluate(
         reference: prompts behind ``mean`` and ``resample``, as long as the test prompts; the test prompts'
             counterfactuals if they all have one, else the test prompts themselves.
         train: prompts that the circuit was found on; one of them among the test prompts is an error, unless
-            `allow_overlap`: then the result says how many there are (`Evaluation.n_shared`).
+            `allow_overlap`.
+        allow_overlap: test on prompts of `train` as well; the result says how many there are (`Evaluation.n_shared`).
         aligned: a node is a neuron at its position; if False its neuron at every position.
         seed: of the random control, the resampled prompts and the intervals.
-        memory: bytes one batch may use.
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total).
+
+    Returns:
+        The curves of faithfulness and completeness by size, beside random nodes'; `Evaluation.plot` draws them.
 
     Raises:
         JobError: prompts that do not fit, a size above the circuit's, an ablation that changes nothing.
 
-    Source: method.md section 5; Arora et al. 2026, section 4.
+    Source: Arora et al. 2026 (arXiv 2601.22594), section 4.
     """
+    model, prompts = model_of(model), asked_of(circuit, prompts)
     if prompts is None and train:
         raise JobError("train", "has no effect on the circuit's own prompt", "leave it out, or give test prompts")
     plan = planned(circuit, ablation, sizes, own=prompts is None, has_reference=reference is not None, aligned=aligned)
     test, said = test_set(
-        model, circuit, prompts, plan.ablation, How(reference, train, allow_overlap, aligned, seed, memory)
+        model, circuit, prompts, plan.ablation, How.of(reference, train, allow_overlap, aligned, seed, memory)
     )
     alone = ("one test prompt alone has no interval",) if len(test.prompts) == 1 else ()
     said = (*notes(test.prompts, model), *plan.notes, *said, *alone)
     say(said)
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), aligned)
     total = ranks.numel() if test.there is None else int(test.there.sum())
-    found = measure(test, ranks, shuffled(ranks, seed, test.there), plan.sizes, total, seed, progress=progress)
+    with bars.shown(progress, "ablating") as report:
+        found = measure(test, ranks, shuffled(ranks, seed, test.there), plan.sizes, total, seed, progress=report)
     return replace(found, warnings=said)
 
 
 @undisturbed()
 def minimality(
-    model: Model,
+    model: AnyModel,
     circuit: Circuit,
-    prompts: Sequence[Prompt] | None = None,
-    ablation: str | None = None,
+    prompts: Asked | Sequence[Asked] | None = None,
+    ablation: Ablation | str | None = None,
     *,
-    reference: Sequence[Prompt] | None = None,
+    reference: Sequence[Asked] | None = None,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Float[Tensor, " node"]:
     """How much the circuit's faithfulness falls when each of its nodes, in order, is removed from it.
 
-    Args: as for `evaluate`.
+    Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        circuit: its neurons, strongest first, are what is tested.
+        prompts: test prompts, all as long as the circuit's. They are asked what the circuit's metric asks: they need
+            targets, and foils where it is a difference; a text alone asks about the circuit's own tokens. The circuit's
+            own prompt if None, which shows what suffices there and nothing of other prompts.
+        ablation: what nodes are set to: ``zero``; ``mean``, per position over `reference`; ``counterfactual``, the
+            value on each prompt's counterfactual; ``resample``, the value on a random reference prompt. If None,
+            ``mean`` on test prompts; on the circuit's own ``mean`` if there is a reference, else ``counterfactual`` if
+            it has one, else ``zero``.
+        reference: prompts behind ``mean`` and ``resample``, as long as the test prompts; the test prompts'
+            counterfactuals if they all have one, else the test prompts themselves.
+        seed: of the resampled prompts.
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total).
 
     Returns:
-        For each neuron of the circuit, F(C) - F(C without it) over F(model) - F(empty).
+        For each neuron of the circuit, F(C) - F(C without it) over F(model) - F(empty); float32 [node].
 
     Raises:
-        JobError: as `evaluate`.
+        JobError: prompts that do not fit, or an ablation that changes nothing.
     """
-    test = ready(model, circuit, prompts, ablation, How(reference, seed=seed, memory=memory))
+    model, prompts = model_of(model), asked_of(circuit, prompts)
+    test = ready(model, circuit, prompts, ablation, How.of(reference, seed=seed, memory=memory))
     ranks = _ranks(model, circuit, len(test.prompts[0].token_ids), True)
     size, rows = circuit.n_nodes, range(len(test.prompts))
     jobs = [Job(row, ranks, size, True, without) for row in rows for without in range(-1, size)]
-    full, empty, left = test.measure_with_ends(jobs, progress)
+    with bars.shown(progress, "leaving out each node") as report:
+        full, empty, left = test.measure_with_ends(jobs, report)
     curve = statistics.faithfulness(left.view(len(rows), size + 1), empty, full)
     return (curve[0] - curve[1:]).float()
 
@@ -162,6 +194,19 @@ def planned(
     return Plan(ablation, _sizes(circuit.n_nodes if aligned else circuit.n_neurons, sizes), tuple(said))
 
 
+def asked_of(circuit: Circuit, prompts: Asked | Sequence[Asked] | None) -> list[Prompt] | None:
+    """Test prompts, of which those that are texts are asked about the circuit's own tokens."""
+    if prompts is None:
+        return None
+    own: dict[str, Any] = {"target": circuit.target_ids, "foil": circuit.foil_ids or None}
+    if circuit.settings.metric in OWN_METRICS:
+        own = {}  # which finds its own tokens
+    elif circuit.answer:
+        own = {"answer": circuit.target_ids}
+    several = [prompts] if isinstance(prompts, Prompt | str) else prompts
+    return as_prompts([Prompt(one, **own) if isinstance(one, str) else one for one in several])
+
+
 def own_prompt(circuit: Circuit) -> Encoded:
     """The circuit's own prompt, asked what it was asked."""
     return Encoded(
@@ -194,6 +239,11 @@ def as_prompt(one: Encoded, settings: Settings) -> Prompt:
 @dataclass(frozen=True)
 class How:
     """The options of `evaluate` that choose the test prompts and what their nodes are ablated to."""
+
+    @staticmethod
+    def of(reference: Sequence[Asked] | None = None, train: Sequence[Asked] = (), *more: Any, **named: Any) -> How:
+        """Of prompts and texts."""
+        return How(None if reference is None else as_prompts(reference), as_prompts(train), *more, **named)
 
     reference: Sequence[Prompt] | None = None
     train: Sequence[Prompt] = ()

@@ -14,19 +14,22 @@ from typing import Any
 import torch
 
 from tracer.attribution.exact import Progress
+from tracer.choices import Ablation
 from tracer.circuit.circuit import Circuit, Graph
 from tracer.errors import JobError
 from tracer.evaluation import statistics
-from tracer.evaluation.faithfulness import How, ready
+from tracer.evaluation.faithfulness import How, asked_of, ready
 from tracer.evaluation.statistics import Interval
 from tracer.evaluation.testset import NEVER, Job, Ranks, TestSet
-from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Prompt
+from tracer.prompts import Asked
+from tracer.system import bars
+from tracer.system.display import Shown
 
 
-@dataclass(frozen=True)
-class Knockouts:
+@dataclass(frozen=True, repr=False)
+class Knockouts(Shown):
     """Shares of F(model) - F(empty), with intervals over the test prompts; one prompt alone has none.
 
     Attributes:
@@ -50,6 +53,13 @@ class Knockouts:
         values = {name: getattr(self, name).record() for name in ("circuit", "without", "cost", "alone", "left")}
         return {"names": list(self.names), "n_nodes": list(self.n_nodes)} | values
 
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each group: `name`, `n_nodes`, and `without`, `cost`, `alone` and `left`,
+        each with its `_low` and `_high`."""
+        import pandas
+
+        return pandas.DataFrame(list(self.rows()))
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """A row for each group, with the ends of the intervals."""
         record = self.record()
@@ -64,30 +74,53 @@ class Knockouts:
 
 @undisturbed()
 def knockouts(
-    model: Model,
+    model: AnyModel,
     circuit: Circuit,
-    prompts: Sequence[Prompt] | None = None,
-    ablation: str | None = None,
+    prompts: Asked | Sequence[Asked] | None = None,
+    ablation: Ablation | str | None = None,
     *,
-    reference: Sequence[Prompt] | None = None,
-    train: Sequence[Prompt] = (),
+    reference: Sequence[Asked] | None = None,
+    train: Sequence[Asked] = (),
     allow_overlap: bool = False,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Knockouts:
     """What each group of a circuit is worth, by ablation.
 
     Args:
-        circuit: with its groups (`Graph.groups`). The others as for `tracer.evaluate`.
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        circuit: with its groups (`Graph.groups`).
+        prompts: test prompts, all as long as the circuit's. They are asked what the circuit's metric asks: they need
+            targets, and foils where it is a difference; a text alone asks about the circuit's own tokens. The circuit's
+            own prompt if None, which shows what suffices there and nothing of other prompts.
+        ablation: what nodes are set to: ``zero``; ``mean``, per position over `reference`; ``counterfactual``, the
+            value on each prompt's counterfactual; ``resample``, the value on a random reference prompt. If None,
+            ``mean`` on test prompts; on the circuit's own ``mean`` if there is a reference, else ``counterfactual`` if
+            it has one, else ``zero``.
+        reference: prompts behind ``mean`` and ``resample``, as long as the test prompts; the test prompts'
+            counterfactuals if they all have one, else the test prompts themselves.
+        train: prompts that the circuit was found on; one of them among the test prompts is an error, unless
+            `allow_overlap`.
+        allow_overlap: test on prompts of `train` as well.
+        seed: of the resampled prompts and the intervals.
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total).
+
+    Returns:
+        Of each group what the circuit is worth without it, it alone, and the model without it.
 
     Raises:
-        JobError: a circuit without groups, or as `tracer.evaluate`.
+        JobError: a circuit without groups, prompts that do not fit, or an ablation that changes nothing.
     """
+    model, prompts = model_of(model), asked_of(circuit, prompts)
     check_grouped(circuit)
-    how = How(reference, train, allow_overlap, seed=seed, memory=memory)
+    how = How.of(reference, train, allow_overlap, seed=seed, memory=memory)
     test = ready(model, circuit, prompts, ablation, how)
-    return measured(test, circuit, seed, progress)
+    with bars.shown(progress, "leaving out each supernode") as report:
+        return measured(test, circuit, seed, report)
 
 
 def check_grouped(graph: Graph) -> None:

@@ -20,17 +20,21 @@ from tracer.attribution.attribute import Reference, attribute
 from tracer.attribution.exact import Progress
 from tracer.attribution.result import Attribution
 from tracer.attribution.running import Running
+from tracer.choices import SingleAblation
 from tracer.circuit.circuit import Circuit
 from tracer.errors import JobError, quoted
 from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.faithfulness import as_prompt, own_prompt
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Encoded, Prompt, encode
+from tracer.prompts import Asked, Encoded, Prompt, as_prompts, encode
+from tracer.settings import SINGLE_ABLATIONS as ABLATIONS
 from tracer.settings import Settings
+from tracer.system import bars
+from tracer.system.display import Shown
 
-ABLATIONS = ("zero", "mean", "counterfactual")
 STRATA = ("strong", "middle", "random")
 
 _ROUNDING = 1e-6  # of the largest logit: changes of the metric below it are float32 rounding
@@ -83,8 +87,8 @@ class Correlation:
         return found
 
 
-@dataclass(frozen=True)
-class Quality:
+@dataclass(frozen=True, repr=False)
+class Quality(Shown):
     """A circuit's attributions against exact single-node ablation, on a stratified sample of nodes.
 
     Attributes:
@@ -104,6 +108,13 @@ class Quality:
     ablation: str
     metric: float
     seed: int
+
+    def to_pandas(self) -> Any:
+        """The sample as a pandas DataFrame, a row for each node: `layer`, `position`, `neuron`, `attribution` and
+        `exact` (metric units), and its `stratum`."""
+        import pandas
+
+        return pandas.DataFrame(self.record()["sample"])
 
     def __str__(self) -> str:
         return f"{self.method} from {self.baseline} against exact {self.ablation} ablation: {self.whole}"
@@ -184,16 +195,16 @@ class Question:
 
 @undisturbed()
 def estimate_quality(
-    model: Model,
+    model: AnyModel,
     circuit: Circuit,
     prompt: Prompt | None = None,
     *,
     n_each: int = 100,
-    ablation: str | None = None,
-    reference: Sequence[Prompt] | None = None,
+    ablation: SingleAblation | str | None = None,
+    reference: Sequence[Asked] | None = None,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Quality:
     """Pearson's and Spearman's correlation of a circuit's attributions with exact single-node ablation.
 
@@ -203,24 +214,46 @@ def estimate_quality(
     and this shows it.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        circuit: whose attributions are judged.
         prompt: the circuit's own; needed only for a counterfactual that the circuit was traced without.
-        n_each: nodes per stratum (`statistics.stratified`).
+        n_each: nodes per stratum: of the strongest, of those in the middle, and of all at random.
         ablation: what a node alone is set to, ``zero``, ``mean`` (per position over `reference`) or
             ``counterfactual``; the circuit's baseline if None.
         reference: prompts behind ``mean``; where the circuit's baseline is ``mean``, those it was traced with.
         seed: of the sample and the intervals.
-        memory: bytes one batch may use.
-        progress: called with (done, total), of the attribution and then of the ablations.
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total), of the attribution and then of the ablations.
+
+    Returns:
+        The correlations over the sample and within each stratum, with the sample itself.
 
     Raises:
         JobError: another model or prompt than the circuit's, a reference or counterfactual that is missing or has no
             effect, settings out of range.
-
-    Source: method.md sections 2 and 5.
     """
+    model, reference = model_of(model), None if reference is None else as_prompts(reference)
     ablation = circuit.settings.baseline if ablation is None else ablation
     mine = _own_prompt(model, circuit, prompt)
     _check(model, circuit, ablation, reference, mine.counterfactual_ids, n_each, memory)
+    with bars.shown(progress, "checking the estimate") as report:
+        return _estimated(model, circuit, mine, ablation, reference, (n_each, seed), memory, report)
+
+
+def _estimated(
+    model: Model,
+    circuit: Circuit,
+    mine: Encoded,
+    ablation: str,
+    reference: Sequence[Prompt] | None,
+    drawn: tuple[int, int],
+    memory: int | None,
+    progress: Progress | None,
+) -> Quality:
+    """`estimate_quality`, of what is checked; `drawn` is how many nodes of each stratum, and the seed."""
+    n_each, seed = drawn
     found = _attributed(model, circuit, [_as_prompt(mine, circuit)], reference, memory, progress)
     if set(found.target_ids[0]) != set(circuit.target_ids):
         raise JobError(f"circuit of {quoted(circuit.text)}", "has other top tokens here", "trace it again")
@@ -234,15 +267,15 @@ def estimate_quality(
 
 @undisturbed()
 def always_on(
-    model: Model,
+    model: AnyModel,
     circuit: Circuit,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Asked],
     *,
     share: float = 0.5,
     threshold: float = 0.005,
     exact_below: float = 0.1,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> list[AlwaysOn]:
     """Neurons whose attribution is strong on unrelated prompts though ablating them to their mean does next to nothing.
 
@@ -252,27 +285,31 @@ def always_on(
     over the prompts. Positions at which the prompts do not differ yet (BOS) are left out: all is constant there.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         circuit: its method, baseline, basis and metric are used, and its question of prompts without a target.
         prompts: unrelated to the circuit's; of any lengths. With the circuit's baseline ``counterfactual`` they need
             one; with ``mean`` they are their own reference.
         share: strong on more than this share of the prompts.
         threshold: of ``|metric|``; the paper's threshold for circuits is .005.
         exact_below: the exact effect is below this share of the attribution.
-        memory, progress: as for `estimate_quality`.
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total).
 
     Returns:
-        Strongest attribution first.
+        The neurons, strongest attribution first.
 
     Raises:
         JobError: fewer than two prompts, the circuit's own or the same one twice, settings out of range.
-
-    Source: method.md section 5.
     """
+    model, prompts = model_of(model), as_prompts(prompts)
     rules = Constancy(share, threshold, exact_below)
     rules.check()
     asked = [_as_prompt(one, circuit) for one in _unrelated(model, circuit, prompts)]
     how = Question(circuit.settings, circuit.selection)
-    found = constant_neurons(model, asked, how, rules, abs(circuit.metric), memory, progress)
+    with bars.shown(progress, "looking at unrelated prompts") as report:
+        found = constant_neurons(model, asked, how, rules, abs(circuit.metric), memory, report)
     held = Counter((row["layer"], row["neuron"]) for row in circuit.rows("neuron"))
     return [replace(one, n_nodes=held[one.layer, one.neuron]) for one in found]
 

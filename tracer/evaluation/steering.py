@@ -7,6 +7,7 @@ generated after it. Refuses to know how nodes were chosen, nnsight (model/passes
 from __future__ import annotations
 
 import csv
+import math
 import operator
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from tracer.attribution.attribute import notes
 from tracer.attribution.running import Running
+from tracer.choices import Basis
 from tracer.circuit import supernodes_file
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
@@ -29,12 +31,14 @@ from tracer.evaluation.texts import Drawn, Generated, Judge, Samples, judged, sa
 from tracer.experts import Neuron, parse, parse_within
 from tracer.model import passes
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Batch, Encoded, Prompt, Target, decode, encode
+from tracer.prompts import Asked, Batch, Encoded, Prompt, Target, as_prompt, decode, encode
 from tracer.records import is_list
 from tracer.settings import BASES
 from tracer.store.storage import is_remote
 from tracer.system import jsontext, wholefile
+from tracer.system.display import Plotted
 
 TOP = 5
 """How many of the unsteered model's own top tokens are reported next to those asked about."""
@@ -94,8 +98,8 @@ class Effect:
     logit: Shift
 
 
-@dataclass(frozen=True)
-class Steering:
+@dataclass(frozen=True, repr=False)
+class Steering(Plotted):
     """What steering a set of nodes did to the next token and to the text generated after the prompt.
 
     Attributes:
@@ -105,7 +109,7 @@ class Steering:
         n_nodes: (position, neuron) pairs of the prompt that were acted on. n_neurons: unique (layer, neuron) pairs.
         per_layer: nodes acted on in each layer (neurons, where everywhere), in the control as well.
         effects: the target, the foil, the tokens asked for, then the unsteered model's top ones; each token once.
-        before, after: the greedy next token, unsteered and steered.
+        before, after: the greedy next token, unsteered and steered. changed: whether they differ.
         control_changed: in how many of the `random` control draws the greedy next token changed.
         unsteered, steered, control: greedy text, the last of the first control draw; None where not asked for.
         samples: texts that were drawn beside these; None where not asked for.
@@ -131,20 +135,40 @@ class Steering:
     seed: int
     samples: Samples | None = None
 
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each token: `token`, `token_id`, `role`; `probability_before` and `_after`,
+        `logit_before` and `_after`; and of random neurons `probability_control` and `logit_control` (the mean over
+        draws), each with its `_low` and `_high`, NaN without draws."""
+        import pandas
+
+        return pandas.DataFrame([_effect_row(one) for one in self.effects])
+
+
+def _effect_row(effect: Effect) -> dict[str, Any]:
+    row: dict[str, Any] = {"token": effect.token, "token_id": effect.token_id, "role": effect.role}
+    for name, shift in (("probability", effect.probability), ("logit", effect.logit)):
+        row |= {f"{name}_before": shift.before, f"{name}_after": shift.after}
+        spread = shift.control or Spread(math.nan, math.nan, math.nan)
+        row |= {f"{name}_control": spread.mean, f"{name}_low": spread.low, f"{name}_high": spread.high}
+    return row
+
 
 @undisturbed()
 def steer(
-    model: Model,
+    model: AnyModel,
     nodes: Nodes,
-    prompt: Prompt,
+    prompt: Asked,
     *,
+    target: Target | None = None,
+    foil: Target | None = None,
+    bos: bool = False,
     factor: float | int | None = None,
     set_to: float | int | None = None,
     add: float | int | None = None,
     everywhere: bool = False,
     positions: Sequence[SupportsIndex] | None = None,
     top: int | None = None,
-    basis: str | None = None,
+    basis: Basis | str | None = None,
     tokens: Target = (),
     max_new_tokens: int = 20,
     random: int = 5,
@@ -161,8 +185,13 @@ def steer(
     generated tokens included.
 
     Args:
-        nodes: whose values change; from `read_nodes`, a circuit, or a list.
-        prompt: its next token is reported; it need not be the one the circuit was traced on, but be long enough.
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        nodes: whose values change: a circuit; (layer, position, neuron) triples, or (layer, neuron) pairs, in which a
+            neuron of an expert is ``"E17 N45"``; or such neurons as text, ``"L3 N345"``.
+        prompt: a `tracer.Prompt` or its text. Its next token is reported; it need not be the one the circuit was traced
+            on, but be long enough.
+        target, foil, bos: of a prompt that is a text, as `tracer.Prompt` has them.
         factor: multiplies: 0 ablates, 2 amplifies, a negative one inverts. Exactly one of these three is given.
         set_to, add: replaces, or is added.
         everywhere: the neurons of a circuit or of triples act at every position too.
@@ -178,12 +207,14 @@ def steer(
             whose probabilities reach `top_p` alone, text i with the generator of `sample_seed` + i.
         judge: called with each generated text, without the prompt; its number goes into the result.
 
+    Returns:
+        Probabilities and logits before and after, beside random neurons', and the texts; `Steering.plot` draws them.
+
     Raises:
         JobError: none or several actions, nodes that the model or the prompt does not have, logits no longer finite, a
             temperature or top_p out of range, a judge that fails.
-
-    Source: method.md section 6.
     """
+    model, prompt = model_of(model), as_prompt(prompt, target=target, foil=foil, bos=bos)
     action = planned(nodes, factor=factor, set_to=set_to, add=add, everywhere=everywhere, positions=positions, top=top)
     drawn = sampled(temperature, top_p, n, sample_seed, max_new_tokens)
     encoded, basis = _encoded(model, prompt, max_new_tokens, random), _basis(model, nodes, basis)
@@ -192,16 +223,18 @@ def steer(
     run, draws = _Run(model, encoded, action, basis, judge), _draws(places, there, random, seed)
     logits = run.logits([[]])[0], run.logits([places])[0], run.logits(draws)
     return Steering(
-        text=encoded.text,
-        tokens=tuple(decode(model, token) for token in encoded.token_ids),
-        action=action,
+        **_about(model, encoded, action, random, seed),
         **_counted(places, model.n_layers, len(encoded.token_ids)),
         effects=_effects(model, _asked(model, encoded, prompt, tokens), *logits),
         **_changed(model, *logits),
         **run.texts(places, draws, max_new_tokens, drawn),
-        random=random,
-        seed=seed,
     )
+
+
+def _about(model: Model, encoded: Encoded, action: Action, random: int, seed: int) -> dict[str, Any]:
+    """What was steered, and how."""
+    tokens = tuple(decode(model, token) for token in encoded.token_ids)
+    return {"text": encoded.text, "tokens": tokens, "action": action, "random": random, "seed": seed}
 
 
 def planned(

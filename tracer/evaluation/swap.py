@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,19 +22,24 @@ from tracer.attribution.selection import Selection
 from tracer.attribution.trace import answers as answers_of
 from tracer.attribution.trace import can_ask
 from tracer.batching import batches
+from tracer.choices import Method, SwapBaseline
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation import ablations
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.evaluation.statistics import Interval
 from tracer.evaluation.steering import drawn_alike, is_index
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
 from tracer.prompts import Encoded, Prompt, encode
 from tracer.settings import settings
+from tracer.system import bars
+from tracer.system.bars import Report as Progress
+from tracer.system.display import Plotted
 
 KS = (5, 10, 20, 50)
 """Sizes by default."""
-BASELINES = ("zero", "counterfactual")
+BASELINES = get_args(SwapBaseline)
 """From which nodes can be ranked."""
 
 
@@ -51,8 +57,8 @@ class Outcome:
     stays: Interval
 
 
-@dataclass(frozen=True)
-class Swap:
+@dataclass(frozen=True, repr=False)
+class Swap(Plotted):
     """What putting one prompt's neurons in another's place did, at each size k.
 
     Attributes:
@@ -79,17 +85,39 @@ class Swap:
         """The outcomes by name."""
         return {"swapped": self.swapped, "random": self.random, "zeroed": self.zeroed}
 
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each size and each of what was done: shares of pairs with 95 % intervals."""
+        made = []
+        for i, k in enumerate(self.ks):
+            for name, outcome in self.arms.items():
+                row: dict[str, Any] = {"k": k, "nodes": k if name == "zeroed" else float(self.n_nodes[i]), "done": name}
+                for kind in ("becomes", "stays"):
+                    share = getattr(outcome, kind)
+                    row |= {kind: float(share.estimate[i])}
+                    row |= {f"{kind}_{end}": float(getattr(share, end)[i]) for end in ("low", "high")}
+                made.append(row)
+        return made
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each size and each of what was done: `k`, `nodes`, `done` (``swapped``,
+        ``random``, ``zeroed``), and `becomes` (share of pairs with the other's answer) and `stays` (with their own),
+        each with its `_low` and `_high`."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
 
 @undisturbed()
 def swap(
-    model: Model,
+    model: AnyModel,
     prompts: Sequence[Prompt],
     ks: Sequence[int] = KS,
     *,
-    method: str = "relp",
-    baseline: str = "zero",
+    method: Method | str = "relp",
+    baseline: SwapBaseline | str = "zero",
     seed: int = 0,
     memory: int | None = None,
+    progress: Progress | bool | None = None,
 ) -> Swap:
     """Take a prompt's strongest neurons out, put another prompt's in, and count how often the answer follows.
 
@@ -97,22 +125,29 @@ def swap(
     answer are taken, and in the prompt all of these are set to the values they have in the counterfactual.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         prompts: each with its answer as target, a counterfactual, and that one's answer as foil: a city, and a city of
             another state.
         ks: sizes, increasing.
-        method: of `attribute`.
+        method: how nodes are attributed: ``relp``, ``grad``, ``ig``, ``conductance``, ``ig-activation``, ``relp-ig``,
+            ``exact``, ``delta`` or ``random``.
         baseline: ``zero``: each prompt's nodes are ranked by what they do for its own answer's logit.
             ``counterfactual``: by what their difference from the other prompt does for the difference of the two
             answers' logits; in large models many strong nodes are the same for every prompt, and swap nothing.
         seed: of the random control.
-        memory: bytes one batch may use.
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total).
+
+    Returns:
+        How often the answers follow at each size, beside random neurons'; `Swap.plot` draws it.
 
     Raises:
         JobError: no prompts, one without target, foil or counterfactual or with several targets, a size the model does
             not have, prompts of a pair that differ in length.
-
-    Source: method.md section 7.
     """
+    model = model_of(model)
     if not prompts:
         raise JobError("prompts=[]", "there is nothing to swap", "give at least one pair")
     if baseline not in BASELINES:
@@ -125,10 +160,11 @@ def swap(
     generator = torch.Generator().manual_seed(seed)
     budget = model.budget() if memory is None else memory
     each = model.bytes_per_token(length=max(lengths))
-    parts = [
-        _swapped(model, [encoded[i] for i in part], ks, generator, (method, baseline), budget)
-        for part in batches(lengths, each, budget, model.borders)
-    ]
+    with bars.shown(progress, "swapping") as report:
+        parts = [
+            _swapped(model, [encoded[i] for i in part], ks, generator, (method, baseline), budget)
+            for part in bars.told(batches(lengths, each, budget, model.borders), report, len(encoded))
+        ]
     answers, sizes, rightly = (torch.cat([part[i] for part in parts], dim) for i, dim in ((0, 1), (1, 0), (2, 0)))
     source = torch.tensor([one.target_ids[0] for one in encoded])[:, None]
     other = torch.tensor([one.foil_ids[0] for one in encoded])[:, None]

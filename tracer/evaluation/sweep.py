@@ -19,6 +19,7 @@ from torch import Tensor
 from tracer.attribution.attribute import notes
 from tracer.attribution.exact import Progress
 from tracer.attribution.running import Running
+from tracer.choices import Basis
 from tracer.circuit.circuit import Graph, Traced
 from tracer.errors import JobError, option, quoted, say
 from tracer.evaluation.groups import Group, Groups, check_nodes, controls, groups_of
@@ -26,11 +27,14 @@ from tracer.evaluation.responses import GroupResponse, Response, group_responses
 from tracer.evaluation.steering import is_index
 from tracer.model import passes
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Encoded, Prompt, Target, Vocabulary, decode, encode
+from tracer.prompts import Asked, Encoded, Prompt, Target, Vocabulary, as_prompts, decode, encode
 from tracer.settings import BASES
 from tracer.store.parquet import table_of
 from tracer.store.schemas import STEERING, STEERING_GROUPS
+from tracer.system import bars
+from tracer.system.display import Plotted
 
 FACTORS = (-1.0, 0.0, 2.0)
 """Inverted, ablated, amplified."""
@@ -105,17 +109,23 @@ class Measured:
         return self.greedy[1:] != self.greedy[0]
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Plotted):
     """What multiplying groups of nodes did to prompts.
 
     Attributes:
-        tokens: Arrow table in `schemas.STEERING`: a row for each prompt, group, factor, draw and token.
-        groups: Arrow table in `schemas.STEERING_GROUPS`: what each did to the activations of all groups.
+        tokens: Arrow table: a row for each prompt, group, factor, draw and token.
+        groups: Arrow table: what each did to the activations of all groups.
     """
 
     tokens: Any
     groups: Any
+
+    def to_pandas(self) -> Any:
+        """The table `tokens` as a pandas DataFrame: `prompt_id`, `text`, `group`, `n_nodes`, `factor`, `draw` (-1: the
+        group itself; else a random one), `token_id`, `token`, `role`, `probability_before` and `_after`,
+        `logit_before` and `_after`, `greedy_before` and `_after`, `changed`, and `kl` (nats)."""
+        return self.tokens.to_pandas()
 
     def responses(self, seed: int = 0) -> list[Response]:
         """Over prompts, for each group, factor and token: the mean change with its interval, beside the control's."""
@@ -128,26 +138,28 @@ class Sweep:
 
 @undisturbed()
 def sweep(
-    model: Model,
+    model: AnyModel,
     groups: Groups,
-    prompts: Sequence[Prompt],
+    prompts: Asked | Sequence[Asked],
     *,
     factors: Sequence[float | int] = FACTORS,
     tokens: Target = (),
     only: Sequence[str] | None = None,
     everywhere: bool = False,
-    basis: str | None = None,
+    basis: Basis | str | None = None,
     random: int = 5,
     seed: int = 0,
     memory: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Sweep:
     """Multiply each group of nodes by each factor on each prompt, and see what the model then says.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         groups: a circuit (its groups and the whole of it), nodes by name (``{"Texas": [(layer, position, neuron)]}``,
             or (layer, neuron) for every position), or a file supernodes.json.
-        prompts: each with its target and foil, if it has any; prompt_id counts them.
+        prompts: each a `tracer.Prompt` with its target and foil, if it has any, or its text; prompt_id counts them.
         factors: 0 ablates, 2 amplifies, -1 inverts.
         tokens: reported besides targets, foils and the greedy token: those of other groups' answers, for instance.
         only: names of groups; all if None.
@@ -155,15 +167,20 @@ def sweep(
         basis: of nodes that are no circuit's; ``activation`` if None.
         random: control draws for each group: as many neurons in each layer at the same positions, none of the group's.
         seed: of the draws.
-        memory: bytes one batch may use.
-        progress: called with (prompts done, all prompts).
+        memory: bytes one batch may use; by default a GiB, or a quarter of a GPU.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (prompts done, all prompts).
+
+    Returns:
+        What each factor on each group did to each prompt, as tables; `Sweep.responses` has means with intervals, and
+        `Sweep.plot` draws them.
 
     Raises:
         JobError: no group, prompt or factor, an unknown group, nodes that the model or a prompt does not have, a token
             that is several, logits no longer finite.
 
-    Source: method.md section 6.
     """
+    model, prompts = model_of(model), as_prompts(prompts)
     if not prompts:
         raise JobError("prompts=[]", "there is nothing to steer", "give at least one prompt")
     check_factors(factors)
@@ -177,10 +194,11 @@ def sweep(
     for one in encoded:
         check_length(plan, one)
     found = []
-    for done in measured(model, encoded, plan, memory):
-        found.append(done)
-        if progress is not None:
-            progress(len(found), len(encoded))
+    with bars.shown(progress, "steering") as report:
+        for done in measured(model, encoded, plan, memory):
+            found.append(done)
+            if report is not None:
+                report(len(found), len(encoded))
     return tables(plan, range(len(encoded)), encoded, found, model)
 
 

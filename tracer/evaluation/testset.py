@@ -24,10 +24,9 @@ from tracer.evaluation import ablations, statistics
 from tracer.evaluation.ablations import AblatedRow, Ranking, Replacement
 from tracer.model.model import Model
 from tracer.prompts import Batch, Encoded, Prompt, encode
-from tracer.settings import OWN_METRICS, Settings
+from tracer.settings import ABLATIONS, OWN_METRICS, Settings
 from tracer.shapes import PerPrompt
 
-ABLATIONS = ("zero", "mean", "counterfactual", "resample")
 NEVER = torch.iinfo(torch.int32).max
 """The rank of a node that is in no set."""
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, Int
 
-Method = Literal["spectral", "agglomerative"]
+from tracer.choices import Clustering as Method
+
 METHODS: tuple[str, ...] = get_args(Method)
 ALONE = -1
 """The label of an item that is like no other."""

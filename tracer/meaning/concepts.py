@@ -26,6 +26,7 @@ from tracer.store.columns import changes, filled, neuron_rows, split_key
 from tracer.store.parquet import opened, rows_of
 from tracer.store.run_folder import RunFolder
 from tracer.store.schemas import CONCEPTS
+from tracer.system.display import Plotted
 
 FILE = "concepts.parquet"
 RATE = 0.05
@@ -51,11 +52,11 @@ class Concept:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Concepts:
+class Concepts(Plotted):
     """Neurons that tell prompts apart, by label and value.
 
     Attributes:
-        table: in `schemas.CONCEPTS`; of each label and value the neurons chosen on one half of the prompts, the
+        table: an Arrow table; of each label and value the neurons chosen on one half of the prompts, the
             farthest from .5 there first, with their area on the other half, which they were not chosen on.
         concepts: what they were scored for. left_out: values that could not be, and prompts without a label, in
             sentences. design, group: how they were chosen and tested.
@@ -67,13 +68,18 @@ class Concepts:
     design: Design
     group: str | None = None
 
-    def __repr__(self) -> str:
-        found = ", ".join(f"{one.label}={one.value}: {one.n_found}" for one in self.concepts[:5])
-        more = ", ..." if len(self.concepts) > 5 else ""
-        return f"<Concepts: neurons with q <= {RATE} for {found}{more}>"
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame: `label`, `value`, `layer`, `neuron`, `polarity`; `auroc` with its `low` and
+        `high` on the half of the prompts that the neuron was not chosen on, `auroc_chosen_on` on the other; `p`, `q`;
+        `n_positive` and `n_negative` prompts."""
+        return self.table.to_pandas()
 
     def found(self, label: str, value: str) -> list[dict[str, Any]]:
-        """The neurons of a value whose q is at most `RATE`, as rows of the table."""
+        """The neurons of a value whose q is at most .05, as rows of the table.
+
+        Args:
+            label: of the prompts. value: of the label.
+        """
         rows = self.table.to_pylist()
         return [row for row in rows if (row["label"], row["value"]) == (label, value) and row["q"] <= RATE]
 
@@ -115,6 +121,9 @@ def concepts(
             half, count as one observation, and are permuted together (where `label` varies within groups, it is
             permuted within them). By default prompts that are the same, with the same value.
         candidates: neurons tested for each value. permutations, seed: of the test.
+
+    Returns:
+        The neurons that were tested, with their areas, p and q.
 
     Raises:
         JobError: no such label or value, or too few prompts.

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from torch import Tensor
 
 from tracer.attribution.attribute import notes, split
+from tracer.choices import Basis, ValueAt
 from tracer.errors import JobError, option, say, writing
 from tracer.meaning.concepts import Concepts, table_of
 from tracer.meaning.labels import Question
 from tracer.meaning.separation import LEAST, Array, Block, Design, Labels, lacking, separate
 from tracer.model import passes
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
-from tracer.prompts import Batch, Prompt, encode
+from tracer.prompts import Asked, Batch, as_prompts, encode
 from tracer.settings import BASES
+from tracer.system import bars
 
-Position = Literal["last", "mean", "max"]
 LABEL, POSITIVE, NEGATIVE = "set", "positive", "negative"
 """What the table calls the two sets."""
 _COLUMNS = 2048  # neurons whose values on all prompts are in memory at once
@@ -35,57 +37,65 @@ _COLUMNS = 2048  # neurons whose values on all prompts are in memory at once
 
 @undisturbed()
 def contrast(
-    model: Model,
-    positive: Sequence[Prompt | str],
-    negative: Sequence[Prompt | str],
+    model: AnyModel,
+    positive: Sequence[Asked],
+    negative: Sequence[Asked],
     *,
-    position: str = "last",
+    position: ValueAt | str = "last",
     paired: bool = False,
-    basis: str = "activation",
+    basis: Basis | str = "activation",
     candidates: int = 50,
     permutations: int = 10_000,
     seed: int = 0,
     memory: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: bars.Report | bool | None = None,
 ) -> Concepts:
-    """Find the neurons whose values tell two sets of prompts apart; scored and tested as by `tracer.concepts`.
+    """Find the neurons whose values tell two sets of prompts apart, without any target token.
 
     For every (layer, neuron, polarity) the area under the ROC curve of how far its value is on that side of 0:
-    P(farther on a positive prompt than on a negative one) + P(equal) / 2.
+    P(farther on a positive prompt than on a negative one) + P(equal) / 2. The `candidates` farthest from .5 on one half
+    of the prompts are scored on the other half, with a 95 % interval, a permutation p-value in the direction of the
+    first half, and Benjamini and Hochberg's q over all candidates.
 
     Args:
-        model: from `tracer.load`, here or on a server.
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         positive, negative: the prompts; what they ask about has no effect. A prompt that comes again in its set, or a
             pair, is left out: it would be in both halves.
         position: ``last``, or ``mean`` or ``max`` over all positions of a prompt.
         paired: prompt i of one set belongs to prompt i of the other, as in minimal pairs: pairs stay in one half of the
             prompts, and which of a pair is positive is what is permuted.
-        basis: ``activation`` or ``output``, as in `tracer.attribute`.
-        candidates, permutations, seed: as in `tracer.concepts`.
+        basis: ``activation`` (d_mlp neurons a layer), or with d_model: ``output`` (of the MLP), ``residual`` or
+            ``attention``.
+        candidates: neurons tested. permutations, seed: of the test.
         memory: bytes one batch may use. Values wait in a temporary file of 8 bytes per neuron and prompt.
-        progress: called with (done, total) prompts.
+        progress: a bar appears on a terminal and in a notebook after half a second; False for none, or a function
+            that is called with (done, total) prompts.
+
+    Returns:
+        The neurons that were tested, with their areas, p and q.
 
     Raises:
         JobError: a prompt or a setting is wrong, or there are too few prompts.
         RunError: there is no room for the temporary file. RemoteError: a server fails.
     """
-    design = Design(candidates, permutations, seed)
-    checked(len(positive), len(negative), position, paired, basis, design)
-    given = [[Prompt(one) if isinstance(one, str) else one for one in part] for part in (positive, negative)]
+    design, given = Design(candidates, permutations, seed), [as_prompts(part) for part in (positive, negative)]
+    checked(len(given[0]), len(given[1]), position, paired, basis, design)
+    model = model_of(model)
     encoded = [[encode(one, model) for one in part] for part in given]
     yes, no = _once(*([one.token_ids for one in part] for part in encoded), paired=paired)
     ids, labels = [*yes, *no], checked(len(yes), len(no), position, paired, basis, design)
     said = notes(itertools.chain(*encoded), model)
-    if left := len(positive) + len(negative) - len(ids):
+    if left := sum(map(len, given)) - len(ids):
         where = "as pairs" if paired else "in their set"
         said += (f"{left:,} of {left + len(ids):,} prompts came before {where}: left out",)
     say(said)
-    with _temporary() as file:
+    with _temporary() as file, bars.shown(progress, "prompts") as report:
         for part, values in _values(model, ids, position, basis, memory):
             with _room():
                 file.write(values.numpy().tobytes())
-            if progress is not None:
-                progress(part.stop, len(ids))
+            if report is not None:
+                report(part.stop, len(ids))
         with _room():
             file.flush()
         shape = len(ids), model.n_layers, 2, model.n_neurons(basis)
@@ -101,7 +111,7 @@ def checked(n_positive: int, n_negative: int, position: str, paired: bool, basis
     Raises:
         JobError: a setting that is none, or too few prompts.
     """
-    for name, value, known in (("position", position, get_args(Position)), ("basis", basis, BASES)):
+    for name, value, known in (("position", position, get_args(ValueAt)), ("basis", basis, BASES)):
         if value not in known:
             raise JobError(option(name, value), f"must be {', '.join(known)}", f"the default is {known[0]}")
     design.check()

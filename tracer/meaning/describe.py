@@ -36,6 +36,8 @@ from tracer.store.parquet import encoded
 from tracer.store.run_folder import KEPT, RunFolder
 from tracer.store.schemas import DESCRIPTIONS
 from tracer.store.storage import Storage
+from tracer.system import bars
+from tracer.system.display import Shown
 
 TABLE, RECORD = KEPT
 Progress = Callable[[int, int], None]
@@ -86,8 +88,8 @@ class Outcome:
         }
 
 
-@dataclass(frozen=True)
-class Described:
+@dataclass(frozen=True, repr=False)
+class Described(Shown):
     """Descriptions that were made or read.
 
     Attributes:
@@ -101,6 +103,11 @@ class Described:
     outcomes: tuple[Outcome, ...] = ()
     spent: Spent = field(default_factory=Spent)
     stopped: RemoteError | None = None
+
+    def to_pandas(self) -> Any:
+        """The table as a pandas DataFrame: `layer`, `neuron`, `polarity`, `description`, its `score`, and where it is
+        from."""
+        return self.table.to_pandas()
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def describe(
     max_tokens_total: int = Bounds.max_tokens_total,
     parallel: int = Bounds.parallel,
     bounds: Bounds | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Described:
     """Describe the strongest neurons of a run in words, by a language model, or take descriptions from a file.
@@ -143,13 +150,16 @@ def describe(
 
     Args:
         run: a run folder: of one prompt, of a dataset, or of exemplars.
-        file: read descriptions from there, see `descriptions.read`; no model is asked.
+        file: read descriptions from there (JSON lines or CSV of layer, neuron, description); no model is
+            asked.
         exemplars: the folder of a run that collected texts (``tracer exemplars``); the run's own by default.
         top: strongest neurons to describe. candidates: descriptions of each.
         out: the folder for descriptions, by default the run's; one that holds some is added to.
         max_calls: requests. max_tokens_total: tokens in and out, where the server does not count them by an estimate.
         parallel: requests at a time. bounds: these three and all waits, as a record.
-        progress: called with the number of neurons done, and of all. report: called with each wait for another try.
+        progress: a bar appears on a terminal and in a notebook; False for none, or a function that is called with the
+            number of neurons done, and of all.
+        report: called with each wait for another try.
 
     Returns:
         What was described; `Described.stopped` says which bound ended it early.
@@ -171,8 +181,12 @@ def describe(
     if not llm.is_set():
         raise _none_set()
     bounds = bounds or Bounds(max_calls=max_calls, max_tokens_total=max_tokens_total, parallel=parallel)
-    with Endpoint(bounds=bounds, answers=Answers(place), report=report) as asked, _held(place):
-        return _asked(asked, evidence(folder, exemplars, top), candidates, place, progress)
+    with (
+        Endpoint(bounds=bounds, answers=Answers(place), report=report) as asked,
+        _held(place),
+        bars.shown(progress, "neurons described") as shown,
+    ):
+        return _asked(asked, evidence(folder, exemplars, top), candidates, place, shown)
 
 
 def _asked(

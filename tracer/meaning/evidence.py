@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +17,7 @@ from tracer.circuit.said import key_of, polarities
 from tracer.errors import JobError, RunError, option, quoted
 from tracer.meaning import exemplars as exemplar_tables
 from tracer.meaning.descriptions import Key
-from tracer.meaning.exemplars import TOP, Exemplar
+from tracer.meaning.exemplars import TOP, Exemplar, window
 from tracer.meaning.simulation import Piece, Tokens
 from tracer.meaning.strongest import of_dataset
 from tracer.store import one_prompt
@@ -28,8 +27,6 @@ SHOWN = 8
 """Strongest texts that a describer is shown, at most."""
 HELD_TOP, HELD_OTHER = 5, 5
 """Texts that a description is scored on, at most: of the strongest, and of those at quantiles of the values."""
-WIDTH = 64
-"""Tokens of a text, at most; three quarters of them before the peak."""
 N_TOKENS = 10
 """Promoted and suppressed tokens, at most."""
 
@@ -94,11 +91,11 @@ def split(exemplars: Iterable[Exemplar]) -> tuple[list[Exemplar], list[Exemplar]
     tops = sorted((one for one in every if one.kind == TOP), key=lambda one: (one.rank, one.document))
     others = sorted((one for one in every if one.kind != TOP), key=lambda one: (one.rank, one.kind, one.document))
     shown = tops[::2][:SHOWN]
-    documents, texts = {one.document for one in shown}, {_window(one)[0] for one in shown}
+    documents, texts = {one.document for one in shown}, {window(one)[0] for one in shown}
 
     def unseen(some: Sequence[Exemplar]) -> Iterator[Exemplar]:
         for one in some:
-            text = _window(one)[0]
+            text = window(one)[0]
             if one.document not in documents and text not in texts:
                 documents.add(one.document)
                 texts.add(text)
@@ -111,21 +108,8 @@ def split(exemplars: Iterable[Exemplar]) -> tuple[list[Exemplar], list[Exemplar]
 def piece(exemplar: Exemplar, polarity: int) -> Piece:
     """The tokens around an exemplar's peak, and how active the neuron is at each: its value where that has the sign of
     the polarity, else 0."""
-    tokens, values = _window(exemplar)
+    tokens, values = window(exemplar)
     return Piece(tokens, tuple(max(0.0, polarity * value) for value in values))
-
-
-def _window(exemplar: Exemplar) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Tokens and values around the peak. A text's first token, where many models have a huge value, is left out where
-    it is larger than the peak: its statistics left it out (``skip_first``)."""
-    tokens, values, peak = exemplar.tokens, exemplar.values, exemplar.peak
-    if len(tokens) != len(values) or not 0 <= peak < len(tokens) or not np.isfinite(values).all():
-        rule = f"holds an exemplar of document {exemplar.document} whose tokens and values do not agree"
-        raise RunError(f"file {exemplar_tables.FILE!r}", rule, "it is damaged: collect them again")
-    first = max(0, peak - WIDTH * 3 // 4)
-    if first == 0 == exemplar.start and peak > 0 and abs(values[0]) > abs(values[peak]):
-        first = 1
-    return tokens[first : first + WIDTH], values[first : first + WIDTH]
 
 
 def strongest(folder: RunFolder, texts: pa.Table | None = None, top: int = 20) -> list[Key]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +18,8 @@ from tracer.errors import RunError, quoted
 from tracer.store.run_folder import RunFolder
 
 FILE, DENSITIES_FILE = "exemplars.parquet", "densities.parquet"
+WIDTH = 64
+"""Tokens of a text, at most; three quarters of them before the peak."""
 TOP = "top"
 """The kind of the strongest exemplars; those at a quantile are ``q50``, ``q90``, ..."""
 
@@ -96,3 +99,17 @@ def neurons_of(table: pa.Table) -> list[tuple[int, int, int]]:
 
 def _level(kind: str) -> float:
     return 101.0 if kind == TOP else float(kind.removeprefix("q"))
+
+
+def window(exemplar: Exemplar) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Tokens and values around the peak. A text's first token, where many models have a huge value, is left out where
+    it is larger than the peak: its statistics left it out (``skip_first``)."""
+    tokens, values, peak = exemplar.tokens, exemplar.values, exemplar.peak
+    whole = len(tokens) == len(values) and 0 <= peak < len(tokens) and None not in (*tokens, *values)
+    if not (whole and np.isfinite((exemplar.value, *values)).all()):
+        rule = f"holds an exemplar of document {exemplar.document} whose tokens and values do not agree"
+        raise RunError(f"file {FILE!r}", rule, "it is damaged: collect them again")
+    first = max(0, peak - WIDTH * 3 // 4)
+    if first == 0 == exemplar.start and peak > 0 and abs(values[0]) > abs(values[peak]):
+        first = 1
+    return tokens[first : first + WIDTH], values[first : first + WIDTH]

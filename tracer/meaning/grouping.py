@@ -19,6 +19,7 @@ from tracer.meaning import naming
 from tracer.meaning.clusters import Clusters, Stability
 from tracer.meaning.naming import Weighed
 from tracer.meaning.similarity import Counted, Items, Likeness, Matrix
+from tracer.system.display import Shown
 
 _DIGITS = 6
 """Of the statistics that the file keeps."""
@@ -44,8 +45,8 @@ class Row(NamedTuple):
     stability: float | None
 
 
-@dataclass(frozen=True, eq=False)
-class Grouping:
+@dataclass(frozen=True, eq=False, repr=False)
+class Grouping(Shown):
     """What grouping a circuit's neurons found.
 
     Attributes:
@@ -64,6 +65,17 @@ class Grouping:
     clusters: Clusters
     stability: Stability | None
     notes: tuple[str, ...]
+
+    def rows(self) -> list[Row]:
+        """What is shown of each group, those with the most |attribution| first."""
+        return rows(self.file, self.graph, self.graph.neuron_tokens)
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each group: `name`, `description`, `members`, summed `attribution` (metric
+        units), `share` of the circuit's |attribution|, `promotes`, `silhouette` and `stability`."""
+        import pandas
+
+        return pandas.DataFrame(self.rows(), columns=list(Row._fields))
 
 
 def rows(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> list[Row]:

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from tracer.choices import Clustering
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.from_run import read_graph
 from tracer.circuit.said import polarities
 from tracer.circuit.supernodes_file import ANYWHERE
 from tracer.errors import JobError, option, quoted, say
 from tracer.meaning import profiles
-from tracer.meaning.clusters import Method, alone, best_of, stability
+from tracer.meaning.clusters import alone, best_of, stability
 from tracer.meaning.grouping import Found, Grouping
 from tracer.meaning.similarity import Counted, Items, Likeness, Parts, count, likeness
 from tracer.records import Count, Natural, Record, is_list
@@ -55,7 +56,7 @@ class Asked(Record):
 
     clusters: Count | None = None
     range: Annotated[tuple[Count, Count], BeforeValidator(_ends)] = (2, 20)
-    method: Method = "spectral"
+    method: Clustering = "spectral"
     free: bool | None = None
     bootstraps: Annotated[int, Field(ge=0, le=1000, strict=True)] = 20
     seed: Natural = 0
@@ -74,7 +75,7 @@ def supernodes(
     clusters: int | None = None,
     *,
     range: tuple[int, int] | str = (2, 20),
-    method: str = "spectral",
+    method: Clustering | str = "spectral",
     free: bool | None = None,
     bootstraps: int = 20,
     seed: int = 0,
@@ -93,14 +94,17 @@ def supernodes(
         bootstraps: of the prompts, for the groups' stability.
         seed: of k-means and the bootstraps.
         prompt: of a run over many, one prompt's circuit instead of the dataset's.
-        tokens, descriptions: tables in `schemas.TOKENS` and `schemas.DESCRIPTIONS` to name groups by; those in the
-            run's folder if None.
+        tokens, descriptions: tables to name groups by, such as `tracer.promoted` and `tracer.describe` make; those in
+            the run's folder if None.
+
+    Returns:
+        The groups with their names (`Grouping.file`), and the circuit with them (`Grouping.graph`).
 
     Raises:
         JobError: fewer neurons that are alike than clusters, a setting out of range, no profiles. RunError: the run
             cannot be read.
 
-    Source: ADAG, arXiv 2604.07615; method.md section 7.
+    Source: ADAG, arXiv 2604.07615.
     """
     given = {"clusters": clusters, "range": range, "method": method, "free": free, "bootstraps": bootstraps}
     asked = checked(**given, seed=seed)

@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import torch
 
+from tracer.choices import Basis
 from tracer.circuit.circuit import Graph, Traced
 from tracer.circuit.said import Key, key_of
 from tracer.errors import JobError, ModelError, RemoteError, option, quoted
@@ -38,11 +39,13 @@ from tracer.meaning import weights
 from tracer.model import passes
 from tracer.model.backend import Of
 from tracer.model.model import Model
+from tracer.model.named import AnyModel, model_of
 from tracer.model.state import undisturbed
 from tracer.prompts import decoded
 from tracer.records import Record, as_int, is_list
 from tracer.settings import BASIS_NAMES, EDGE_BASES
 from tracer.store.schemas import TOKENS
+from tracer.system.display import Shown
 
 AnyGraph = TypeVar("AnyGraph", bound=Graph)
 MOST = 1000
@@ -68,8 +71,12 @@ class Token(Record):
     up: float | None = None
 
 
-class NeuronTokens(Record):
-    """What the weights say of a neuron, strongest first; see this module.
+class NeuronTokens(Shown, Record):
+    """What the weights say of a neuron, strongest first.
+
+    It adds ``value * w`` to the residual stream, w its column of the down projection: by how much a unit of \\|value\\|
+    moves the logit of a token directly, behind the final norm with its gain and statistic 1, is what it promotes. Its
+    value if a token's embedding were the whole residual stream before the MLP is what it is driven by.
 
     Attributes:
         layer, neuron, polarity: which; polarity is 1 or -1, the sign of its value.
@@ -88,14 +95,32 @@ class NeuronTokens(Record):
     gate: tuple[Token, ...] = ()
     up: tuple[Token, ...] = ()
 
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame with a row for each token of each list: `list` (``promoted``, ``suppressed``,
+        ``driven_by``, ``gate``, ``up``), `token`, `token_id`, `value`, and beside what drives it `gate` and `up`."""
+        import pandas
+
+        names = ("promoted", "suppressed", "driven_by", "gate", "up")
+        columns = ("list", "token", "token_id", "value", "gate", "up")
+        tokens: list[tuple[str, Token]] = [(name, one) for name in names for one in getattr(self, name)]
+        rows = [(name, one.text, one.token_id, one.value, one.gate, one.up) for name, one in tokens]
+        return pandas.DataFrame(rows, columns=list(columns))
+
 
 @undisturbed()
 def neuron_tokens(
-    model: Model, neurons: Iterable[Sequence[int]], k: int = 10, *, driven: bool = True, basis: str = "activation"
+    model: AnyModel,
+    neurons: Iterable[Sequence[int]],
+    k: int = 10,
+    *,
+    driven: bool = True,
+    basis: Basis | str = "activation",
 ) -> list[NeuronTokens]:
     """The tokens of some neurons, all in a few products over the vocabulary, on the model's device or server.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         neurons: (layer, neuron, polarity) each, or (layer, neuron), which is both polarities, 1 first.
         k: tokens of each list.
         driven: also what drives them: `driven_by`, `gate` and `up`, which are twice the work again.
@@ -109,6 +134,7 @@ def neuron_tokens(
         ModelError, RemoteError: the weights cannot be read: quantised, offloaded, or hidden on a server.
     """
     check_basis(basis)
+    model = model_of(model)
     keys = _keys(model, neurons, basis)
     if (count := as_int(k)) is None or not 1 <= count <= MOST:
         raise JobError(option("k", k), f"must be a whole number of tokens from 1 to {MOST:,}", "use 10")
@@ -128,16 +154,31 @@ def neuron_tokens(
     return [found[key] for key in keys]
 
 
-def promoted(model: Model, neurons: Iterable[Sequence[int]], k: int = 10) -> pa.Table:
-    """The tokens of some neurons as a table in `schemas.TOKENS`, one row each; see `neuron_tokens`.
+def promoted(model: AnyModel, neurons: Iterable[Sequence[int]], k: int = 10) -> pa.Table:
+    """The tokens of some neurons as an Arrow table, one row each: `layer`, `neuron`, `polarity`, then `promoted`,
+    `suppressed` and `driven_by`, each with its `_ids` and its `_values` (logits per unit of the neuron; of what drives
+    it the neuron's value).
 
-    >>> tracer.promoted(model, [(3, 1414, 1)])["promoted"][0]
+        tracer.promoted("demo", [(1, 324, -1)])["promoted"][0]
+
+    Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
+        neurons: (layer, neuron, polarity) each, or (layer, neuron), which is both polarities, 1 first.
+        k: tokens of each list.
+
+    Returns:
+        A row each, in the order of `neurons`.
+
+    Raises:
+        JobError: no neuron, one outside the model, or a `k` out of range.
+        ModelError, RemoteError: the weights cannot be read: quantised, offloaded, or hidden on a server.
     """
     return table_of(neuron_tokens(model, neurons, k))
 
 
 def with_tokens(
-    model: Model,
+    model: AnyModel,
     graph: AnyGraph,
     k: int = 10,
     *,
@@ -149,14 +190,21 @@ def with_tokens(
     On a CPU it is work: as much as the output head on as many tokens as there are neurons.
 
     Args:
+        model: from `tracer.load`, or the name of a model (``"demo"``, a folder, a Hugging Face id), which is loaded and
+            kept until a call names another.
         graph: a circuit, or any graph traced on this model.
+        k: tokens of each list.
         driven: also the tokens that drive them.
-        neurons: of these alone, as in `neuron_tokens`; all of the graph's if None.
+        neurons: of these alone, (layer, neuron, polarity) each, or (layer, neuron); all of the graph's if None.
+
+    Returns:
+        A copy of the circuit, with its tokens in `neuron_tokens`.
 
     Raises:
         JobError: a graph of another model, or in a basis without neurons.
-        ModelError, RemoteError: as `neuron_tokens`.
+        ModelError, RemoteError: the weights cannot be read: quantised, offloaded, or hidden on a server.
     """
+    model = model_of(model)
     if not isinstance(graph, Traced):
         raise JobError("imported graph", "is of no model that is known", "trace the prompt")
     model.check_traced(graph.model, graph.text)

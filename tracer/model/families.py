@@ -43,7 +43,7 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True)
 class Wiring:
-    """How the modules of a block feed each other: what the linear replay of edges needs (attribution/edges.py).
+    """How the modules of a block feed each other: what the linear replay of edges needs.
 
     Attributes:
         attention_in, attention_out, mlp_in, mlp_out: paths of the norms before and after each branch; None: no norm.

@@ -17,13 +17,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from nnsight import TransformersModel
 from torch import nn
 
 from tracer.batching import side
+from tracer.choices import AttentionKernel, Spread
 from tracer.errors import JobError, ModelError, RemoteError, first_line, option, quoted, say
 from tracer.experts import Experts, Numbering, by_shape
 from tracer.model import adapters, dequantised, folder, multimodal, quantised, state, tokens
@@ -31,6 +32,7 @@ from tracer.model.backend import Answer, Backend, Local, Part, readable
 from tracer.model.families import Family, Layout, family_of, inputs_of, is_biased, looks_ahead, value_heads
 from tracer.model.wholes import TEXT_PARTS
 from tracer.settings import LINEARISED, ModelRecord, WeightsFile
+from tracer.system.display import Shown
 from tracer.system.forks import after_fork, cached_property
 
 log = logging.getLogger(__name__)
@@ -42,15 +44,15 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
 }
 QUANTIZED = ("int8", "nf4", "fp4")
-STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
+STRATEGIES = get_args(Spread)
 """How accelerate can spread a model over devices."""
-KERNELS = ("eager", "sdpa")
+KERNELS = get_args(AttentionKernel)
 HASH = re.compile(r"[0-9a-f]{64}")
 """What a fingerprint is, but for that of hidden weights."""
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
+@dataclass(frozen=True, eq=False, repr=False)
+class Model(Shown):
     """A causal language model ready to be traced.
 
     Attributes:
@@ -102,6 +104,7 @@ class Model:
 
     @property
     def config(self) -> Any:
+        """Its Hugging Face configuration."""
         return self.module.config
 
     @cached_property
@@ -111,10 +114,12 @@ class Model:
 
     @property
     def embedding(self) -> Any:
+        """The envoy of the token embedding."""
         return self.nn.get(self.family.embedding)
 
     @property
     def head(self) -> Any:
+        """The envoy of the output head."""
         return self.nn.get(self.family.head)
 
     @contextmanager
@@ -135,11 +140,19 @@ class Model:
         return None if self.backend.server is None else self.backend
 
     def each(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> list[Answer]:
-        """`Backend.each`."""
+        """What a function gives for each of several parts, in their order; on a server several at a time.
+
+        Args:
+            function: of a part. parts: what it is called with.
+        """
         return self.backend.each(function, parts)
 
     def stream(self, function: Callable[[Part], Answer], parts: Sequence[Part]) -> Iterator[Answer]:
-        """`Backend.stream`."""
+        """The same one after the other, as they come; no more are held than are under way.
+
+        Args:
+            function: of a part. parts: what it is called with.
+        """
         return self.backend.stream(function, parts)
 
     def sleep(self, seconds: float) -> None:
@@ -228,10 +241,12 @@ class Model:
 
     @property
     def n_layers(self) -> int:
+        """Its blocks."""
         return len(self.blocks)
 
     @property
     def d_model(self) -> int:
+        """Width of the residual stream."""
         return int(self.config.hidden_size)
 
     @cached_property
@@ -267,7 +282,7 @@ class Model:
         """Refuse a neuron that the model does not have; layers may differ in width.
 
         Args:
-            named: as whoever asked for it wrote it.
+            named: as whoever asked for it wrote it. layer, neuron: which. basis: what its number counts.
 
         Raises:
             JobError: it is outside.
@@ -300,7 +315,11 @@ class Model:
         return sum(width if mixture is None else mixture.n_running for width, mixture in pairs)
 
     def part(self, layer: int, path: str) -> Any:
-        """A module of a block, by its path in it."""
+        """A module of a block.
+
+        Args:
+            layer: of the block. path: in it.
+        """
         return self.module.get_submodule(f"{self.family.blocks}.{layer}.{path}")
 
     @property
@@ -352,6 +371,7 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
+        """Rows of the output head."""
         return int(self.config.vocab_size)
 
     @property
@@ -364,6 +384,7 @@ class Model:
 
     @property
     def context_length(self) -> int:
+        """Tokens that it reads at most."""
         return int(self.config.max_position_embeddings)
 
     @property
@@ -399,6 +420,7 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its weights."""
         return self.backend.dtype(self.module)
 
     @property
@@ -408,7 +430,7 @@ class Model:
 
     @property
     def conserves(self) -> bool:
-        """Whether RelP must conserve relevance here: float32 weights and no biases (method.md section 8, 2)."""
+        """Whether RelP must conserve relevance here: float32 weights and no biases."""
         quantized = getattr(self.config, "quantization_config", None) is not None
         return self.dtype == torch.float32 and not (self.has_biases or quantized or self.backend.quantized)
 
@@ -448,6 +470,9 @@ class Model:
     def check_traced(self, traced: ModelRecord, text: str) -> None:
         """Refuse the circuit of the prompt `text` if it was not traced on this model.
 
+        Args:
+            traced: the model that it was traced on. text: the prompt, for the message.
+
         Raises:
             JobError: it was traced on another, or in another dtype.
             RemoteError: nothing says that it was, since a server hides the weights.
@@ -479,6 +504,9 @@ class Model:
         context if that is shorter, the two float32 results, and the float32 logits of the token with their gradient,
         which are held only where logits are read. It is not a bound: prompts longer than `length` hold more patterns,
         and kernels allocate workspace as well.
+
+        Args:
+            gradient: whether the pass is a backward one too. length: tokens of the longest prompt.
         """
         heads = int(getattr(self.config, "num_attention_heads", 1))
         sizes = Sizes(

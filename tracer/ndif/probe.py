@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tracer import demo
 from tracer.attribution import request
 from tracer.attribution.selection import Selection
+from tracer.choices import AttentionKernel, Dtype, Spread, Wire
 from tracer.errors import ModelError, RemoteError, option, quoted
 from tracer.model import interventions, passes
 from tracer.model.model import DTYPES, HASH, QUANTIZED, Model, skeleton
@@ -36,7 +37,7 @@ from tracer.text import printable
 
 COMPARED = {"nnsight": 2, "transformers": 1, "torch": 1}
 """How many leading numbers of each package's version must be the same here and there."""
-WIRES = ("float32", "bfloat16")
+WIRES = get_args(Wire)
 STEPS = {torch.float32: 0.03, torch.float64: 0.03}
 COARSE = 0.25
 """Of the finite difference, relative to the embedding; by the activations' dtype, coarse where rounding would show."""
@@ -82,15 +83,15 @@ def load(
     *,
     remote: bool = False,
     host: str | None = None,
-    weights: str | None = None,
-    wire: str | None = None,
+    weights: Literal["local"] | str | None = None,
+    wire: Wire | str | None = None,
     limits: Limits | None = None,
     report: Notify | None = None,
     device: str | None = None,
-    dtype: str | torch.dtype | None = None,
+    dtype: Dtype | str | torch.dtype | None = None,
     revision: str | None = None,
-    device_map: str | dict[str, Any] | None = None,
-    attention: str | None = None,
+    device_map: Spread | str | dict[str, Any] | None = None,
+    attention: AttentionKernel | str | None = None,
     adapter: str | Path | None = None,
     gguf_file: str | None = None,
     tokenizer: Any = None,
@@ -99,7 +100,10 @@ def load(
     """Load a model to trace, here or on an NDIF server.
 
     Args:
-        name: ``demo``, a folder in Hugging Face format, a Hugging Face id, or a module in memory (never remote).
+        name: ``demo``, a folder in Hugging Face format (always a path if it is a `Path`), a GGUF file or a folder with
+            one and no other weights, a Hugging Face id, or a module already in memory (which needs `tokenizer`, is put
+            in evaluation mode and frozen, and otherwise kept as it is; never remote). Of a model that also takes images
+            or sound the text part is loaded.
         remote: run it on a server: no weights are loaded here, its configuration and tokenizer are. The key is
             ``NDIF_API_KEY``, or nnsight's own.
         host: the server's address; ``NDIF_HOST``, or nnsight's own.
@@ -108,12 +112,30 @@ def load(
             are there, in float32.
         limits: of waiting and sending; the defaults if None.
         report: called with each change of a remote job's state, as a line.
-        device, dtype, revision, device_map, attention, adapter, gguf_file, tokenizer, seed: as in `tracer.model.load`.
-            Of a remote model without local weights only `revision` and `attention` have an effect, and `dtype` must be
-            the server's; an adapter or a GGUF file is never remote.
+        device: ``cpu``, ``cuda``, ``cuda:1``..., or ``mps``, ``xpu`` where there is one; a GPU if there is one.
+        dtype: ``float32``, the default (attributions are noisy in less), ``bfloat16``, ``float16``, ``float64``, by
+            name or torch's own, or ``int8``, ``nf4``, ``fp4`` with bitsandbytes.
+        revision: of a Hugging Face id.
+        device_map: ``auto`` spreads the model over several GPUs (also ``balanced``, ``balanced_low_0``,
+            ``sequential``, a device, or a dict of module to device); instead of `device`.
+        attention: ``eager`` or ``sdpa``; the architecture's default if None. Attributions do not depend on it.
+        adapter: the folder or Hugging Face id of an adapter (LoRA and its kin) that peft merges into the weights; one
+            that lies beside the weights is merged without being asked for, and said.
+        gguf_file: the GGUF file of the folder or Hugging Face id that holds weights, configuration and tokenizer; the
+            weights are dequantised to `dtype` (with the package gguf). Its tokenizer puts no special token first.
+        tokenizer: of a module in memory: a Hugging Face tokenizer, or the folder or id of one.
+        seed: torch's, set before loading.
+
+    Of a remote model without local weights only `revision` and `attention` have an effect, and `dtype` must be the
+    server's; an adapter or a GGUF file is never remote.
+
+    Returns:
+        The model, in evaluation mode; nothing changes it afterwards.
 
     Raises:
-        ModelError: as `tracer.model.load`.
+        ModelError: nothing there, not reachable, an architecture with a part that no rule covers, weights missing,
+            without a place or not finite, an option that cannot be, an adapter that cannot be merged, or too little
+            memory.
         RemoteError: the server cannot be reached, refuses the key, does not serve the model, or fails the probe.
     """
     here: dict[str, Any] = {"device": device, "device_map": device_map, "tokenizer": tokenizer}

@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +24,14 @@ from tracer.comparison.differences import RATE
 from tracer.experts import Numbering
 from tracer.reports import figures, page, tables, viewer
 from tracer.reports.figures import PAGE, PAPER, Palette
+from tracer.reports.folded import Folded, folded
 from tracer.reports.page import Block, Page, Section
-from tracer.reports.sheet import Sheet, number
+from tracer.reports.parts import Sheet
+from tracer.reports.sheet import number
 from tracer.reports.tables import csv_bytes
 from tracer.reports.verdict import Verdict
 from tracer.store.parquet import encoded
-from tracer.text import printable
+from tracer.text import Rows, printable
 
 if TYPE_CHECKING:
     from tracer.comparison.compare import Comparison
@@ -47,8 +48,6 @@ WORDS = {
     NEITHER: "in neither",
 }
 REPORT, GRAPHS, FIGURE = "report.html", "graphs.html", "courses.png"
-LONG = 24
-"""Characters of a side's name in a table."""
 SAYS = (
     "A node is a neuron, matched by its layer and number. attribution: the mean over prompts, in the metric's units; "
     "difference: the last side minus the first, with its 95 % bootstrap interval over prompts. q: of a permutation "
@@ -84,9 +83,9 @@ def _scalar(value: Any) -> float | None:
     return value[0] if isinstance(value, list) else value
 
 
-def as_csv(found: Comparison) -> str:
-    """The nodes as CSV."""
-    return csv_bytes(found.nodes.to_pylist(), found.nodes.column_names).decode()
+def as_rows(found: Comparison) -> Rows:
+    """The nodes."""
+    return Rows(found.nodes.column_names, found.nodes.to_pylist())
 
 
 # ------------------------------------------------------------------------------------------------ for people
@@ -94,7 +93,7 @@ def as_csv(found: Comparison) -> str:
 
 def sides_sheet(found: Comparison) -> Sheet:
     """A row for each side."""
-    heads = ["<side", "prompts", "metric", "95 %", "nodes", "appeared", "vanished", "changed sign"]
+    heads = ["<side", "prompts", "metric", "&95 %", "nodes", "appeared", "vanished", "changed sign"]
     heads += ["overlap", "with the last", "Pearson", "of all neurons"]
     tested = any(row["faithfulness"] is not None for row in found.sides.to_pylist())
     heads += ["faithfulness"] if tested else []
@@ -104,14 +103,18 @@ def sides_sheet(found: Comparison) -> Sheet:
         shown = [number(row["metric"], "+.3f"), _ends(row["metric_low"], row["metric_high"]), f"{row['n_nodes']:,}"]
         common = [number(row[name], ".2f") for name in ("overlap", "overlap_last", "pearson", "pearson_all")]
         kept = [number(row["faithfulness"], ".2f")] if tested else []
-        cells.append((printable(row["name"], LONG), f"{row['n_prompts']:,}", *shown, *changes, *common, *kept))
+        cells.append((printable(row["name"]), f"{row['n_prompts']:,}", *shown, *changes, *common, *kept))
     title = "Sides; changes, overlap and correlations are with the side before"
     return Sheet.of("sides", title, heads, cells)
 
 
-def nodes_sheet(found: Comparison, count: int = ROWS) -> Sheet:
+def nodes_sheet(found: Comparison, count: int = ROWS, where: str = "") -> Sheet:
     """The nodes of either circuit that differ most between the first and the last side; what a neuron does is that of
-    the last side's, where its graph says so."""
+    the last side's, where its graph says so.
+
+    Args:
+        where: the others are.
+    """
     said = Said(numbering=found.numbering) if found.graphs[1] is None else Said.of(found.graphs[1])
     rows = [row for row in found.nodes.to_pylist() if row["change"] != NEITHER]
     placed, spoken = found.positions, bool(said)
@@ -123,7 +126,7 @@ def nodes_sheet(found: Comparison, count: int = ROWS) -> Sheet:
         "first",
         "last",
         "difference",
-        "95 %",
+        "&95 %",
         "q",
     ]
     heads += ["kept by", "<polarity", *(["<what it does"] if spoken else [])]
@@ -139,7 +142,7 @@ def nodes_sheet(found: Comparison, count: int = ROWS) -> Sheet:
             (*place, WORDS[row["change"]], *numbers, *shown, kept, _polarity(row), *([known] if spoken else []))
         )
     title = f"{_named(found, 0)} and {_named(found, -1)}: {len(cells):,} of {len(rows):,} nodes of either circuit"
-    return Sheet.of("nodes", title, heads, cells)
+    return Sheet.of("nodes", title, heads, cells).of_all(len(rows), where)
 
 
 def _named(found: Comparison, at: int) -> str:
@@ -190,14 +193,13 @@ def about(found: Comparison) -> str:
     return "\n".join([text, *found.notes, SAYS.format(rate=RATE)])
 
 
-def table(found: Comparison, rows: int = ROWS) -> Any:
-    """The comparison for a terminal."""
-    return tables.sheets_table([sides_sheet(found), nodes_sheet(found, rows)])
+def table(found: Comparison, rows: int = ROWS, where: str = "") -> Folded:
+    """The comparison for a terminal.
 
-
-def lines(found: Comparison) -> list[str]:
-    """What is printed below the tables, in lines of a terminal's width."""
-    return [line for text in (summary(found), *about(found).splitlines()) for line in wrap(text, 100)]
+    Args:
+        where: nodes are that are not shown; by default the option `rows` shows them.
+    """
+    return folded([sides_sheet(found), nodes_sheet(found, rows, where), f"{summary(found)}\n{about(found)}"])
 
 
 # ------------------------------------------------------------------------------------------------ the figure
@@ -205,15 +207,15 @@ def lines(found: Comparison) -> list[str]:
 
 def png(found: Comparison) -> bytes:
     """Metric, circuit and the course of nodes and groups over the sides, as a PNG file."""
-    return figures.png(_drawn(found, PAPER))
+    return figures.png(drawn(found, PAPER))
 
 
 def svg(found: Comparison) -> Markup:
     """The same for a page."""
-    return figures.svg(_drawn(found, PAGE), "courses", "Metric, circuit size and attributions of nodes over the sides")
+    return figures.svg(drawn(found, PAGE), "courses", "Metric, circuit size and attributions of nodes over the sides")
 
 
-def _drawn(found: Comparison, palette: Palette) -> Any:
+def drawn(found: Comparison, palette: Palette) -> Any:
     """Three panels: the metric with its interval, the size of the circuit with what is new in it, and the courses."""
     figure = figures.new(11.5, 3.6)
     first, second, third = figure.subplots(1, 3, width_ratios=(1, 1, 1.7))
@@ -375,6 +377,7 @@ def _payload(found: Comparison, both: Aligned) -> viewer.Payload:
         method=f"compared on {prompts:,} prompt{'s' * (prompts != 1)}",
         metric_text=f"metric {' | '.join(metric)}",
         metric=math.nan,
+        flows=False,
         settings=about,
     )
 

@@ -17,10 +17,11 @@ from tracer.meaning.concepts import RATE, Concepts
 from tracer.reports import figures
 from tracer.reports import page as pages
 from tracer.reports.figures import PAGE, PAPER, Palette
+from tracer.reports.folded import Folded, folded
 from tracer.reports.page import Block
-from tracer.reports.sheet import Column, Sheet, decimal, ends, token
-from tracer.reports.tables import csv_bytes
-from tracer.text import printable
+from tracer.reports.parts import Column, Sheet
+from tracer.reports.sheet import decimal, ends, token
+from tracer.text import Rows, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,12 +38,12 @@ SAYS = (
 )
 """What a reader must know of the numbers."""
 
-Rows = list[dict[str, Any]]
+_Found = list[dict[str, Any]]
 
 
-def by_value(table: pa.Table) -> dict[tuple[str, str], Rows]:
+def by_value(table: pa.Table) -> dict[tuple[str, str], _Found]:
     """The rows of each label and value, in their order."""
-    found: dict[tuple[str, str], Rows] = {}
+    found: dict[tuple[str, str], _Found] = {}
     for row in table.to_pylist():
         found.setdefault((row["label"], row["value"]), []).append(row)
     return found
@@ -58,7 +59,7 @@ def summary(table: pa.Table) -> Sheet:
         shown = decimal(first["auroc"]), ends(first["low"], first["high"]), _chance(first["q"])
         cells.append((_text(label), _text(value), prompts, f"{count:,}", f"{len(rows):,}", named, *shown))
     heads = ["<label", "<value", "prompts with / without", f"neurons found (q <= {RATE:g})", "of candidates"]
-    heads += ["<chosen first", "its AUROC", "95 %", "q"]
+    heads += ["<chosen first", "its AUROC", "&95 %", "q"]
     return Sheet.of("concepts", "Neurons that tell the values of labels", heads, cells)
 
 
@@ -78,7 +79,7 @@ def neurons(table: pa.Table, count: int = ROWS, tokens: pa.Table | None = None) 
             "neuron",
             Column("polarity", left=True),
             "AUROC",
-            "95 %",
+            "&95 %",
             "AUROC where chosen",
             "q",
             "<larger",
@@ -96,7 +97,7 @@ def neurons(table: pa.Table, count: int = ROWS, tokens: pa.Table | None = None) 
         first, of = rows[0], f"{len(shown):,} of {len(rows):,} candidates"
         prompts = f"{first['n_positive']:,} prompts with it, {first['n_negative']:,} without"
         title = f"{_text(label)} = {_text(value)}: {of}, on {prompts}"
-        sheets.append(Sheet.of(f"concept-{number}", title, heads, cells))
+        sheets.append(Sheet.of(f"concept-{number}", title, heads, cells).of_all(len(rows)))
     return sheets
 
 
@@ -116,15 +117,15 @@ def blocks(table: pa.Table, tokens: pa.Table | None = None) -> tuple[Block, ...]
 
 def png(table: pa.Table) -> bytes:
     """Areas by layer as a PNG file."""
-    return figures.png(_drawn(table, PAPER))
+    return figures.png(drawn(table, PAPER))
 
 
 def svg(table: pa.Table) -> Markup:
     """The same for a page."""
-    return figures.svg(_drawn(table, PAGE), "concepts", "Areas under the ROC curve of candidate neurons, by layer")
+    return figures.svg(drawn(table, PAGE), "concepts", "Areas under the ROC curve of candidate neurons, by layer")
 
 
-def _drawn(table: pa.Table, palette: Palette) -> Any:
+def drawn(table: pa.Table, palette: Palette) -> Any:
     """A panel for each value: the area of each candidate over its layer, with its interval."""
     found = list(by_value(table).items())[:PANELS]
     wide = min(3, max(1, len(found)))
@@ -162,9 +163,9 @@ def as_json(found: Concepts) -> str:
     return json.dumps(found.record(), indent=1, ensure_ascii=False)
 
 
-def as_csv(found: Concepts) -> str:
-    """The rows as CSV."""
-    return csv_bytes(found.table.to_pylist(), found.table.column_names).decode()
+def as_rows(found: Concepts) -> Rows:
+    """The rows of the table."""
+    return Rows(found.table.column_names, found.table.to_pylist())
 
 
 def about(found: Concepts) -> str:
@@ -181,6 +182,15 @@ def about(found: Concepts) -> str:
     return text + SAYS
 
 
+def table(found: Concepts, rows: int = ROWS, tokens: pa.Table | None = None) -> Folded:
+    """The scores for a terminal: a summary, the first neurons of each value, and how the numbers came about.
+
+    Args:
+        tokens: in `schemas.TOKENS`.
+    """
+    return folded([summary(found.table), *neurons(found.table, rows, tokens), about(found)])
+
+
 def _promoted(tokens: pa.Table | None) -> Mapping[tuple[int, int, int], str]:
     """The first tokens that neurons promote, by layer, neuron and polarity."""
     rows: Sequence[Mapping[str, Any]] = [] if tokens is None else tokens.to_pylist()
@@ -195,5 +205,5 @@ def _chance(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else f"{value:.1g}"
 
 
-def _text(text: str, limit: int = 80) -> str:
+def _text(text: str, limit: int | None = None) -> str:
     return printable(text, limit)

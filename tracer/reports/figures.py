@@ -7,6 +7,7 @@ know how any number was computed, and the text around a figure.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
 import warnings
@@ -88,9 +89,19 @@ class Panel(NamedTuple):
 
 def new(width: float, height: float) -> Any:
     """An empty figure, in inches."""
+    return _figure()(figsize=(width, height), layout="constrained")
+
+
+@functools.cache
+def _figure() -> Any:
+    """matplotlib's figure, which a notebook shows though no window and no pyplot is there."""
     import matplotlib.figure  # the figure alone: no window, whatever the machine
 
-    return matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
+    class Figure(matplotlib.figure.Figure):
+        def _repr_png_(self) -> bytes:
+            return png(self)
+
+    return Figure
 
 
 def three(found: Curves, labels: Sequence[str]) -> list[Line]:

@@ -1,7 +1,6 @@
 """What is known of a neuron as tables: its tokens from the weights, and what a run knows of it.
 
-Knows columns and wording; a table of tokens is at most 80 columns wide. Refuses to know where the numbers come from
-(meaning/).
+Knows columns and wording. Refuses to know where the numbers come from (meaning/).
 """
 
 from __future__ import annotations
@@ -11,26 +10,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.cells import cell_len
-from rich.console import Group, RenderableType
-from rich.padding import Padding
-
 from tracer.circuit.said import sign
 from tracer.experts import DENSE, Numbering
 from tracer.reports import sheet
-from tracer.reports.sheet import Sheet
-from tracer.reports.tables import sheet_table
-from tracer.text import csv_text, printable
+from tracer.reports.folded import Folded, folded
+from tracer.reports.parts import Sheet
+from tracer.text import Rows
 
 if TYPE_CHECKING:
     from tracer.meaning.known import Known
     from tracer.meaning.tokens import NeuronTokens, Token
 
-WIDE, TEXT = 11, 44
-"""Columns of a terminal that a token, and a prompt, may take."""
 ABOUT = (
-    "logit: its change per unit of |value|, through the final norm at statistic 1.\n"
-    "value, gate, up: with the token's embedding alone as the residual stream."
+    "logit: its change per unit of |value|, through the final norm at statistic 1. value, gate, up: with the token's "
+    "embedding alone as the residual stream."
 )
 LISTS = ("promoted", "suppressed", "driven_by", "gate", "up")
 
@@ -38,8 +31,8 @@ LISTS = ("promoted", "suppressed", "driven_by", "gate", "up")
 def tokens_sheet(one: NeuronTokens, numbering: Numbering = DENSE) -> Sheet:
     """A neuron's tokens: promoted, suppressed, and those whose embeddings drive it with their gate and up."""
     gated = bool(one.gate)
-    heads = ["<promotes", "logit", "<suppresses", "logit"]
-    heads += ["<driven by", "value", *(["gate"] if gated else []), "up"] if one.up else []
+    heads = ["<promotes", "&logit", "<suppresses", "&logit"]
+    heads += ["<driven by", "&value", *(["&gate"] if gated else []), "&up"] if one.up else []
     rows = []
     for rank in range(max(len(one.promoted), len(one.driven_by))):
         row = [*_pair(one.promoted, rank), *_pair(one.suppressed, rank)]
@@ -54,8 +47,8 @@ def tokens_sheet(one: NeuronTokens, numbering: Numbering = DENSE) -> Sheet:
 
 def drives_sheet(one: NeuronTokens, numbering: Numbering = DENSE) -> Sheet:
     """The tokens whose embeddings move gate and up most, before the activation."""
-    heads = ["<opens the gate", "gate"] if one.gate else []
-    heads += ["<moves up" if one.gate else "<moves it", "up"]
+    heads = ["<opens the gate", "&gate"] if one.gate else []
+    heads += ["<moves up" if one.gate else "<moves it", "&up"]
     rows = [
         [*(_pair(one.gate, rank) if one.gate else []), *_pair(one.up, rank)]
         for rank in range(max(len(one.gate), len(one.up)))
@@ -82,7 +75,7 @@ def known_sheets(known: Known) -> list[Sheet]:
         cells = [
             (
                 *(str(row["prompt_id"]), f"{row['attribution']:+.4f}", f"{row['activation']:+.4f}"),
-                *(_cut(sheet.token(row["token"] or ""), WIDE), _cut(printable(row["text"] or ""), TEXT)),
+                *(sheet.token(row["token"] or ""), row["text"] or ""),
             )
             for row in known.top_prompts
         ]
@@ -91,8 +84,8 @@ def known_sheets(known: Known) -> list[Sheet]:
     if known.descriptions:
         cells = [
             (
-                *(sign(row["polarity"]), sheet.number(row["score"], ".2f"), printable(row["source"] or "-", 20)),
-                printable(row["description"] or "", 300),
+                *(sign(row["polarity"]), sheet.number(row["score"], ".2f"), row["source"] or "-"),
+                row["description"] or "",
             )
             for row in known.descriptions
         ]
@@ -103,14 +96,12 @@ def known_sheets(known: Known) -> list[Sheet]:
     return found
 
 
-def neuron_table(
-    found: Sequence[NeuronTokens], known: Known | None = None, numbering: Numbering = DENSE
-) -> RenderableType:
+def neuron_table(found: Sequence[NeuronTokens], known: Known | None = None, numbering: Numbering = DENSE) -> Folded:
     """A neuron for a terminal."""
     sheets = [tokens_sheet(one, numbering) for one in found]
     sheets += [drives_sheet(one, numbering) for one in found if one.up]
     sheets += [] if known is None else known_sheets(known)
-    return Group(*(Padding(sheet_table(one), (0, 0, 1, 0)) for one in sheets), ABOUT)
+    return folded([*sheets, ABOUT])
 
 
 def neuron_json(found: Sequence[NeuronTokens], known: Known | None = None) -> str:
@@ -121,8 +112,8 @@ def neuron_json(found: Sequence[NeuronTokens], known: Known | None = None) -> st
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def neuron_csv(found: Sequence[NeuronTokens]) -> str:
-    """A neuron's lists as CSV: a row for each token."""
+def neuron_rows(found: Sequence[NeuronTokens]) -> Rows:
+    """A neuron's lists: a row for each token."""
     names = ["layer", "neuron", "polarity", "list", "rank", "token", "token_id", "value", "gate", "up"]
     rows = [
         {
@@ -136,7 +127,7 @@ def neuron_csv(found: Sequence[NeuronTokens]) -> str:
         for listed in LISTS
         for rank, token in enumerate(getattr(one, listed), start=1)
     ]
-    return csv_text(rows, names)
+    return Rows(names, rows)
 
 
 def name(one: NeuronTokens, numbering: Numbering = DENSE) -> str:
@@ -147,7 +138,7 @@ def name(one: NeuronTokens, numbering: Numbering = DENSE) -> str:
 def _pair(tokens: Sequence[Token], rank: int) -> list[str]:
     if rank >= len(tokens):
         return ["", ""]
-    return [_cut(sheet.token(tokens[rank].text), WIDE), _number(tokens[rank].value)]
+    return [sheet.token(tokens[rank].text), _number(tokens[rank].value)]
 
 
 def _number(value: float) -> str:
@@ -156,17 +147,8 @@ def _number(value: float) -> str:
     return f"{value:+.3f}" if 1e-3 <= size < 10 or not size else f"{value:+.0e}" if size < 1e-3 else f"{value:+.4g}"
 
 
-def _cut(text: str, width: int) -> str:
-    """A text in at most so many columns of a terminal."""
-    if cell_len(text) <= width:
-        return text
-    while cell_len(text) >= width:
-        text = text[:-1]
-    return text + "\u2026"
-
-
 def _marked(row: dict[str, Any]) -> str:
     """A piece of text with the token of the value in brackets."""
     at = row["position"] - row["start"]
     parts = [f"[{token}]" if i == at else token for i, token in enumerate(row["tokens"])]
-    return printable("".join(parts), 300)
+    return "".join(parts)

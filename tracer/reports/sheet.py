@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tracer.circuit.circuit import Circuit, Graph, height
+from tracer.circuit.circuit import Circuit, Graph
+from tracer.circuit.names import node_text, token
 from tracer.circuit.said import Said
-from tracer.experts import Numbering
+from tracer.errors import option
+from tracer.reports.parts import PAGE, TERMINAL, Bar, Column, Sheet
 from tracer.settings import PATH_METHODS, RULED_METHODS, RULES, Settings, rules_name
 from tracer.text import LONG, printable
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from tracer.evaluation.knockouts import Knockouts
     from tracer.evaluation.quality import AlwaysOn
 
-TERMINAL, PAGE = "terminal", "page"
 METRIC_NAMES = {
     "logit": "logit of",
     "difference": "logit difference",
@@ -46,65 +47,28 @@ ABLATIONS = {
 NO_DECOMPOSITION = frozenset({"exact", "delta", "random"})
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A cell that shows a number as a length: where it starts, its width and where zero is, in percent of the cell."""
-
-    left: float
-    width: float
-    zero: float
-    look: str
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its heading, whether it is of text (set to the left), its unit, and where alone it is shown."""
-
-    head: str
-    left: bool = False
-    unit: str = ""
-    only: str = ""
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table. `name` is its id on a page."""
-
-    name: str
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[str | Bar, ...], ...]
-
-    @staticmethod
-    def of(name: str, title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[str | Bar]]) -> Sheet:
-        """A column may be its heading alone, which starts with ``<`` if it is of text."""
-        made = (Column(one.removeprefix("<"), one.startswith("<")) if isinstance(one, str) else one for one in columns)
-        return Sheet(name, title, tuple(made), tuple(map(tuple, rows)))
-
-    def on(self, medium: str) -> Sheet:
-        """The table as a terminal or a page shows it."""
-        kept = [i for i, column in enumerate(self.columns) if column.only in ("", medium)]
-        rows = tuple(tuple(row[i] for i in kept) for row in self.rows)
-        return Sheet(self.name, self.title, tuple(self.columns[i] for i in kept), rows)
-
-
-def embeddings(circuit: Circuit) -> Sheet:
-    """What each token of the prompt contributes."""
-    rows = circuit.rows("embedding")
+def embeddings(circuit: Circuit, count: int | None = None) -> Sheet:
+    """What each token of the prompt contributes, in their order; of more than `count` those that contribute most."""
+    rows = every = circuit.rows("embedding")
+    if count is not None:
+        strongest = sorted(every, key=lambda row: -abs(row["attribution"]))[:count]
+        rows = sorted(strongest, key=lambda row: row["position"])
     against = "the counterfactual" if _paired_path(circuit) else "zero"
-    columns = ["position", "<token", Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
+    columns = [POSITION, "<token", Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
     drawn = bars([row["attribution"] for row in rows])
     cells = [
         (str(row["position"]), token(row["token"]), f"{row['attribution']:+.4f}", bar, _share(row, circuit))
         for row, bar in zip(rows, drawn, strict=True)
     ]
-    return Sheet.of("embeddings", f"Embedding attributions, against {against}", columns, cells)
+    few = f", the {len(rows):,} largest of {len(every):,}" if len(rows) < len(every) else ""
+    return Sheet.of("embeddings", f"Embedding attributions, against {against}{few}", columns, cells).of_all(len(every))
 
 
 def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> Sheet:
     """The strongest neurons; those that are always on are noted where there is one."""
     rows = circuit.neurons.slice(0, count).to_pylist()
-    columns = ["", "layer", "neuron", Column("polarity", left=True, only=TERMINAL), "position", "<token", "activation"]
+    columns = ["", "layer", "neuron", Column("polarity", left=True, only=TERMINAL, short="sign"), POSITION]
+    columns += ["<token", "activation"]
     columns += [Column("attribution", unit=unit(circuit)), BAR, "share of metric"]
     columns += ["explained"] if circuit.links is not None else []
     columns += [SAYS] if (said := Said.of(circuit)) else []
@@ -119,7 +83,7 @@ def nodes(circuit: Circuit, count: int, always_on: Sequence[AlwaysOn] = ()) -> S
         cell += [says(said, row)] if said else []
         cell += ["always on" if (row["layer"], row["neuron"]) in known else ""] if known else []
         cells.append(cell)
-    return Sheet.of("nodes", "Strongest nodes", columns, cells)
+    return Sheet.of("nodes", "Strongest nodes", columns, cells).of_all(circuit.n_nodes)
 
 
 def graph_nodes(graph: Graph, count: int) -> Sheet:
@@ -129,7 +93,7 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
         "",
         "layer",
         "neuron",
-        "position",
+        POSITION,
         "<token",
         "mean attribution" if "circuit" in graph.notes else "attribution",
         *([SAYS] if (said := Said.of(graph)) else []),
@@ -144,7 +108,8 @@ def graph_nodes(graph: Graph, count: int) -> Sheet:
         )
         for rank, row in enumerate(rows, start=1)
     ]
-    return Sheet.of("nodes", f"The {len(rows):,} strongest of {graph.n_nodes:,} nodes", heads, cells)
+    title = f"The {len(rows):,} strongest of {graph.n_nodes:,} nodes"
+    return Sheet.of("nodes", title, heads, cells).of_all(len(graph.neurons))
 
 
 def edges(graph: Graph, count: int) -> Sheet:
@@ -165,11 +130,12 @@ def edges(graph: Graph, count: int) -> Sheet:
         )
         for row, bar in zip(rows, bars([row["attribution"] for row in rows]), strict=True)
     ]
-    return Sheet.of("edges", "Strongest edges", columns, cells)
+    return Sheet.of("edges", "Strongest edges", columns, cells).of_all(graph.n_edges)
 
 
 def paths(circuit: Circuit, count: int) -> Sheet:
-    """The strongest paths from a token of the prompt to a logit.
+    """The strongest paths from a token of the prompt to a logit; that there are more is said, but not how many: there
+    can be more than could be counted.
 
     Raises:
         JobError: as `Circuit.paths`.
@@ -177,16 +143,22 @@ def paths(circuit: Circuit, count: int) -> Sheet:
     named = [node_text(node, circuit.numbering) for node in circuit.nodes.to_pylist()]
     rows = [
         (number(path.attribution, "+.4f"), f"{path.share:+.2%}", " -> ".join(named[i] for i in path.nodes))
-        for path in circuit.paths(count)
+        for path in circuit.paths(count + 1)
     ]
     columns = [Column("attribution", unit=unit(circuit)), "share", "<from embedding to logit"]
-    return Sheet.of("paths", "Strongest paths", columns, rows)
+    found = Sheet.of("paths", "Strongest paths", columns, rows[:count])
+    more = f"there are more; {option('rows', 4 * max(count, PATHS))} shows as many"
+    return replace(found, more=more) if len(rows) > count else found
+
+
+PATHS = 5
+"""Paths that are shown where nothing else is asked for."""
 
 
 def curves(found: Curves) -> Sheet:
     """Every size that was measured."""
     three = (found.faithfulness, found.completeness, found.control_faithfulness)
-    columns = ["nodes", "neurons", "faithfulness", "95 %", "completeness", "95 %", "random nodes", "95 %"]
+    columns = ["nodes", "neurons", "faithfulness", "&95 %", "completeness", "&95 %", "random nodes", "&95 %"]
     rows = []
     for i, size in enumerate(found.sizes):
         values = [(float(one.estimate[i]), float(one.low[i]), float(one.high[i])) for one in three]
@@ -197,8 +169,8 @@ def curves(found: Curves) -> Sheet:
 
 def edge_curves(found: EdgeCurves) -> Sheet:
     """What each share of the edges leaves, and what as many of the strongest neurons do."""
-    heads = ("edges kept", "edges", "nodes left", "faithfulness", "95 %", "completeness", "95 %")
-    heads = (*heads, "strongest nodes: faithfulness", "95 %", "random nodes")
+    heads = ("edges kept", "edges", "nodes left", "faithfulness", "&95 %", "completeness", "&95 %")
+    heads = (*heads, "strongest nodes' faithfulness", "&95 %", "random nodes")
     rows = []
     for row in found.rows():
         cells = [f"{row['share']:.0%}", f"{row['n_edges']:,}", f"{row['n_nodes']:,}"]
@@ -215,19 +187,20 @@ def edge_curves(found: EdgeCurves) -> Sheet:
 
 
 BAR = Column("", left=True, only=PAGE)
+POSITION = Column("position", short="pos")
 SAYS = Column("promotes", left=True)
 """What a neuron does: the tokens that it promotes most, or its description."""
 
 
 def says(said: Said, row: Mapping[str, Any]) -> str:
     """The cell of `SAYS` of a neuron's row: `layer`, `neuron` and its `activation`."""
-    return printable(said.label(row), 60)
+    return printable(said.label(row))
 
 
 def knockouts(found: Knockouts) -> Sheet:
     """What each group of a circuit's nodes is worth."""
     whole = found.circuit
-    columns = ("<supernode", "nodes", "its cost", "95 %", "alone", "95 %", "model without it", "95 %")
+    columns = ("<supernode", "nodes", "its cost", "&95 %", "alone", "&95 %", "model without it", "&95 %")
     cells = [
         (
             *(row["name"], f"{row['n_nodes']:,}"),
@@ -289,34 +262,16 @@ def ends(low: float, high: float) -> str:
     return "-" if math.isnan(low) and math.isnan(high) else f"[{decimal(low)}, {decimal(high)}]"
 
 
-def token(text: str) -> str:
-    """A token on one line, with its spaces visible."""
-    return printable(text, LONG).replace(" ", "␣")
+def prompt_text(text: str) -> str:
+    """A prompt on one line; of a very long one the beginning, with how much of it that is."""
+    if len(text) <= LONG:
+        return printable(text)
+    return f"{printable(text[:LONG])} ... ({len(text) - LONG:,} more characters, which json holds)"
 
 
 def quoted_token(text: str) -> str:
     """A token within a sentence."""
     return f"“{token(text)}”"
-
-
-def node_text(node: dict[str, Any], numbering: Numbering, label: str = "") -> str:
-    """A node in a word: what it is, at its position; an imported graph's own label in brackets."""
-    at = f"@{node['position']}" if node["position"] >= 0 else "at any position"
-    if node["kind"] == "target":
-        return f"target {printable(node['token'], LONG)} {at}"
-    if node["kind"] in ("embedding", "logit"):
-        return f"{node['kind']} {token(node['token']) or '(no label)'} {at}"
-    return f"{node_name(node, numbering)} {at} {token(node['token'])}" + (f" ({printable(label, 60)})" if label else "")
-
-
-def node_name(node: dict[str, Any], numbering: Numbering) -> str:
-    """What a node inside the model is, without where."""
-    if node["kind"] == "neuron":
-        return numbering.name(node["layer"], node["neuron"])
-    if node["kind"] == "attention":
-        return f"L{node['layer']} A{node['neuron']}"
-    what = "attention error" if height(node["kind"], 0, node["neuron"]) == (0, 0) else node["kind"]
-    return f"{what} L{node['layer']}"
 
 
 # ------------------------------------------------------------------------------------------ wording
@@ -326,7 +281,7 @@ def metric_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
     """What the metric is, in words, with its tokens, or with what it is of inside the model."""
     of = circuit.settings.of
     if of is not None:
-        return f"{'negative ' * (of.name[-1] == '-')}{METRIC_NAMES[of.kind]} {printable(of.name.rstrip('-'), LONG)}"
+        return f"{'negative ' * (of.name[-1] == '-')}{METRIC_NAMES[of.kind]} {printable(of.name.rstrip('-'))}"
     if circuit.answer:
         words = "".join(row["token"] for row in sorted(circuit.rows("logit"), key=lambda row: row["position"]))
         return f"summed {METRIC_NAMES[circuit.settings.metric]} the answer {named(words)}"
@@ -340,7 +295,7 @@ def chances_text(circuit: Circuit, named: Callable[[str], str] = token) -> str:
     """How likely the model finds what was asked, and how many tokens it finds likelier; of what is inside the model its
     value."""
     if circuit.settings.of is not None:
-        return "  ".join(f"{printable(row['token'], LONG)} = {row['activation']:+.4f}" for row in circuit.ends)
+        return "  ".join(f"{printable(row['token'])} = {row['activation']:+.4f}" for row in circuit.ends)
     rows, ranks = circuit.rows("logit"), circuit.ranks or (None,) * len(circuit.probabilities)
     several = len(circuit.positions) > 1
     return "  ".join(

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
-from rich.console import Group, RenderableType
 
+from tracer.choices import Clustering
 from tracer.circuit.circuit import Graph
 from tracer.circuit.supernodes_file import Supernodes, encoded
 from tracer.meaning.grouping import Row, rows
 from tracer.reports import page
-from tracer.reports.sheet import PAGE, Column, Sheet, bars, number
-from tracer.reports.tables import cell, csv_bytes, sheet_table
+from tracer.reports.folded import Folded, folded
+from tracer.reports.parts import PAGE, Column, Sheet
+from tracer.reports.sheet import bars, number
+from tracer.text import Rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,13 +50,14 @@ def said(file: Supernodes) -> list[str]:
     return list(_said(file.how))
 
 
-def table(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> RenderableType:
+def table(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> Folded:
     """The groups for a terminal.
 
     Args:
         graph: the circuit with these groups. tokens: in `schemas.TOKENS`.
     """
-    return Group(sheet_table(sheet(rows(file, graph, tokens)), no_wrap=False), "", *map(cell, said(file)))
+    about = said(file)
+    return folded([sheet(rows(file, graph, tokens)), *(["\n".join(about)] if about else [])])
 
 
 def blocks(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> list[page.Block]:
@@ -71,10 +74,10 @@ def as_json(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> s
     return json.dumps(content | {"rows": [row._asdict() for row in rows(file, graph, tokens)]}, indent=1)
 
 
-def as_csv(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> str:
-    """The rows of the table as CSV."""
+def as_rows(file: Supernodes, graph: Graph, tokens: pa.Table | None = None) -> Rows:
+    """The rows of the table."""
     found = [row._asdict() | {"promotes": ", ".join(row.promotes)} for row in rows(file, graph, tokens)]
-    return csv_bytes(found, list(Row._fields)).decode()
+    return Rows(list(Row._fields), found)
 
 
 class _Spread(BaseModel):
@@ -86,7 +89,7 @@ class _Spread(BaseModel):
 class _Rests(BaseModel):
     """What `tracer.supernodes` keeps of how groups were found; a file that was edited may say something else."""
 
-    method: Literal["spectral", "agglomerative"]
+    method: Clustering
     chosen_by: str
     clusters: int
     scores: dict[Annotated[str, Field(pattern="^[0-9]+$")], float | None]

@@ -8,17 +8,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
-from rich.console import Group, RenderableType
-from rich.table import Table
 
 from tracer.reports import figures, page
+from tracer.reports.folded import Folded, folded
 from tracer.reports.page import Block
-from tracer.reports.sheet import Column, Sheet, token
-from tracer.reports.tables import cell, csv_bytes
+from tracer.reports.parts import Part, Sheet
+from tracer.reports.sheet import token
+from tracer.reports.tables import csv_bytes
 from tracer.text import printable
 
 if TYPE_CHECKING:
@@ -29,8 +28,6 @@ MOST_ROWS, MOST_TOKENS = 90, 10
 """Rows (a group and a factor) and columns of a heat map; more cannot be read."""
 SHOWN = 20
 """Effects on other groups that are shown, the largest."""
-SHORT = 18
-"""Characters of a group's name in a terminal's table."""
 
 
 # ------------------------------------------------------------------------------------------------ for programs
@@ -76,34 +73,30 @@ def as_json(found: Sequence[Response], groups: Sequence[GroupResponse]) -> str:
 # ------------------------------------------------------------------------------------------------ for people
 
 
-def table(found: Sequence[Response], groups: Sequence[GroupResponse]) -> RenderableType:
-    """A sweep for a terminal of 80 columns."""
+def table(found: Sequence[Response], groups: Sequence[GroupResponse]) -> Folded:
+    """A sweep for a terminal."""
     n = max((one.n_prompts for one in found), default=0)
     title = f"Change of probability, mean of {n:,} prompt{'s' * (n != 1)} and 95 % interval"
-    shown = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
-    for name in ("group", "factor", "token", "before", "change", "interval", "random", "says other"):
-        shown.add_column(name, justify="left" if name in ("group", "token") else "right", no_wrap=name != "says other")
+    cells = []
     last = None
     for one in found:
         first = (one.group, one.factor) != last
         last = one.group, one.factor
-        name = (printable(one.group, SHORT), f"{one.factor:g}") if first else ("", "")
+        name = (one.group, f"{one.factor:g}") if first else ("", "")
         numbers = (f"{one.before:.3f}", f"{float(one.change.estimate):+.3f}", _span(one.change))
         at_random = "-" if one.control is None else f"{float(one.control.estimate):+.3f}"
-        says = f"{one.changed:.0%}" if first else ""
-        shown.add_row(*map(cell, (*name, printable(token(one.token), 12), *numbers, at_random, says)))
-    parts: list[RenderableType] = [shown]
-    others = _strongest(groups)
-    if others:
-        kept = Table(title="Activations kept in other groups", title_justify="left", box=None, padding=(0, 1, 0, 0))
-        for name in ("group", "factor", "other group", "kept", "interval", "random"):
-            kept.add_column(name, justify="left" if "group" in name else "right", no_wrap=True)
+        cells.append((*name, token(one.token), *numbers, at_random, f"{one.changed:.0%}" if first else ""))
+    heads = ["<group", "factor", "<token", "before", "change", "&interval", "random", "says other"]
+    parts: list[Part] = [Sheet.of("responses", title, heads, cells)]
+    if others := _strongest(groups):
+        cells = []
         for one in others:
             at_random = "-" if one.control is None else f"{float(one.control.estimate):.2f}"
-            names = printable(one.group, SHORT), f"{one.factor:g}", printable(one.other, SHORT)
-            kept.add_row(*map(cell, (*names, f"{float(one.kept.estimate):.2f}", _span(one.kept, ".2f"), at_random)))
-        parts += ["", kept]
-    return Group(*parts, "", fill(_about(found), 80))
+            names = one.group, f"{one.factor:g}", one.other
+            cells.append((*names, f"{float(one.kept.estimate):.2f}", _span(one.kept, ".2f"), at_random))
+        heads = ["<group", "factor", "<other group", "kept", "&interval", "random"]
+        parts.append(Sheet.of("others", "Activations kept in other groups", heads, cells))
+    return folded([*parts, _about(found)])
 
 
 def _span(interval: Interval, form: str = "+.3f") -> str:
@@ -156,7 +149,7 @@ def blocks(found: Sequence[Response], groups: Sequence[GroupResponse]) -> Iterat
 
 
 def _sheet(found: Sequence[Response]) -> Sheet:
-    heads: list[str | Column] = [
+    heads = [
         "<group",
         "factor",
         "<token",
@@ -187,17 +180,17 @@ def _sheet(found: Sequence[Response]) -> Sheet:
 
 def heat_map_png(found: Sequence[Response], title: str) -> bytes:
     """Groups and factors against tokens: the change of probability, and beside it that of random neurons, as PNG."""
-    figure = _heat_map(found, figures.PAPER)
+    figure = heat_map(found, figures.PAPER)
     figure.suptitle(printable(title, 110), fontsize=10, parse_math=False)
     return figures.png(figure)
 
 
 def heat_map_svg(found: Sequence[Response]) -> Markup:
     """The same for a page."""
-    return figures.svg(_heat_map(found, figures.PAGE), "steering-map", "Change of probability by group, factor, token")
+    return figures.svg(heat_map(found, figures.PAGE), "steering-map", "Change of probability by group, factor, token")
 
 
-def _heat_map(found: Sequence[Response], palette: figures.Palette) -> Any:
+def heat_map(found: Sequence[Response], palette: figures.Palette) -> Any:
     names = list(dict.fromkeys((one.role, one.token) for one in found))[:MOST_TOKENS]
     lines = list(dict.fromkeys((one.group, one.factor) for one in found))[:MOST_ROWS]
     values = {((one.group, one.factor), (one.role, one.token)): one for one in found}

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.padding import Padding
-from rich.table import Table
 
-from tracer.circuit.circuit import ATTENTION_ERROR, ENDS, Circuit, Graph, Traced
-from tracer.circuit.said import Said, key_of
+from tracer.circuit.circuit import ENDS, Circuit, Graph, Traced
+from tracer.circuit.names import ATTENTION_ERROR, node_name
 from tracer.errors import JobError, option, say, writing
-from tracer.reports import figures, sheet, viewer
-from tracer.reports.sheet import TERMINAL, Sheet, token, unit
+from tracer.meaning.around import Around, around
+from tracer.reports import figures, meanings, sheet, viewer
+from tracer.reports.facts import facts
+from tracer.reports.folded import Folded, folded
+from tracer.reports.parts import Facts, Part, Sheet
+from tracer.reports.sheet import token, unit
 from tracer.system import wholefile
-from tracer.text import LONG, csv_text, printable
+from tracer.text import Rows, csv_text, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Evaluation
@@ -31,91 +32,84 @@ if TYPE_CHECKING:
     from tracer.evaluation.quality import AlwaysOn, Quality
     from tracer.evaluation.steering import Steering
 
-PATHS = 5
-TOKEN_LISTS = {"promoted": "promotes", "suppressed": "suppresses", "driven_by": "driven by"}
-"""Columns of `schemas.TOKENS`, and their headings."""
 CURVES = ("faithfulness", "completeness", "control_faithfulness", "cpr", "cmd")
 
 
-def circuit_table(circuit: Circuit, rows: int = 20) -> RenderableType:
-    """The circuit for a terminal: prompt, metric, conservation, tokens, and the strongest `rows` nodes."""
-    parts: list[RenderableType] = [_heading(circuit), sheet_table(sheet.embeddings(circuit), no_wrap=False)]
-    parts.append(sheet_table(sheet.nodes(circuit, rows)))
+def circuit_table(circuit: Circuit, rows: int = 20, paths: int | None = None) -> Folded:
+    """The circuit for a terminal: prompt, metric, conservation, tokens, and the strongest `rows` nodes and edges.
+
+    Args:
+        paths: how many are shown; by default five, and no more than `rows`.
+    """
+    parts: list[Part] = [heading(circuit), sheet.embeddings(circuit, rows), sheet.nodes(circuit, rows)]
     if circuit.links is not None:
-        parts += [
-            sheet_table(found, no_wrap=False) for found in (sheet.edges(circuit, rows), sheet.paths(circuit, PATHS))
-        ]
-    parts.append(_footer(circuit, rows))
-    return Group(*(Padding(part, (0, 0, 1, 0)) for part in parts))
+        parts += [sheet.edges(circuit, rows), sheet.paths(circuit, min(rows, sheet.PATHS) if paths is None else paths)]
+    return folded([*parts, footer(circuit)])
 
 
-def sheet_table(found: Sheet, no_wrap: bool = True) -> Table:
-    """A sheet for a terminal."""
-    shown = found.on(TERMINAL)
-    table = Table(title=shown.title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in shown.columns:
-        table.add_column(
-            column.head, justify="left" if column.left else "right", no_wrap=no_wrap and column != sheet.SAYS
-        )
-    for row in shown.rows:
-        table.add_row(*(cell(str(value)) for value in row))
-    return table
-
-
-def sheets_table(found: Sequence[Sheet]) -> RenderableType:
-    """Sheets for a terminal, one under the other."""
-    return Group(*(Padding(sheet_table(one, no_wrap=False), (0, 0, 1, 0)) for one in found))
-
-
-def cell(text: str) -> str:
-    """A user's or a model's text for a cell, a title or a line of rich's: nothing in it is a command of a terminal or
-    markup, and a very long one is cut."""
-    return escape(printable(text, LONG))
-
-
-def graph_table(graph: Graph, rows: int = 20) -> RenderableType:
+def graph_table(graph: Graph, rows: int = 20) -> Folded:
     """An imported graph, or one out of a run over many prompts, for a terminal: what it holds, and its strongest edges;
     of a dataset's circuit the strongest nodes too, and without edges these alone."""
-    grid = Table.grid(padding=(0, 2))
+    shown = [sheet.graph_nodes(graph, rows)] if graph.links is None or "circuit" in graph.notes else []
+    return folded([graph_heading(graph), *shown, *([] if graph.links is None else [sheet.edges(graph, rows)])])
+
+
+def graph_heading(graph: Graph) -> Facts:
+    """What a graph that is no circuit of one prompt's holds, and where it comes from."""
     free = graph.notes.get("circuit") == "free"
     length = "at any position" if free else f"{len(graph.tokens)} tokens"
-    grid.add_row("[bold]prompt[/]", f"{cell(graph.text)}  [dim]({length})[/]")
     origin = "of" if isinstance(graph, Traced) else "imported from"
-    grid.add_row(f"[bold]{origin}[/]", cell(", ".join(f"{name} {value}" for name, value in graph.notes.items())))
+    rows = [
+        ("prompt", f"{sheet.prompt_text(graph.text)}  ({length})"),
+        (origin, ", ".join(f"{name} {value}" for name, value in graph.notes.items())),
+    ]
     if isinstance(graph, Traced):
         made = graph.settings
         how = f"{made.method}, baseline {made.baseline}, basis {made.basis}{sheet.options_text(made)}"
-        grid.add_row("[bold]model[/]", cell(f"{graph.model.name} ({graph.model.dtype}), metric {made.metric}, {how}"))
-    grid.add_row(
-        "[bold]holds[/]", f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
-    )
-    if graph.links is None:
-        return Group(grid, "", sheet_table(sheet.graph_nodes(graph, rows)))
-    if "circuit" in graph.notes:
-        both = sheet_table(sheet.graph_nodes(graph, rows)), sheet_table(sheet.edges(graph, rows), no_wrap=False)
-        return Group(grid, "", both[0], "", both[1])
-    return Group(grid, "", sheet_table(sheet.edges(graph, rows), no_wrap=False))
+        rows.append(("model", f"{graph.model.name} ({graph.model.dtype}), metric {made.metric}, {how}"))
+    holds = f"{graph.nodes.num_rows:,} nodes, {graph.n_edges:,} edges, {len(graph.groups)} groups"
+    return Facts.of([*rows, ("holds", holds)])
 
 
-def view(graph: Graph, path: str | Path) -> Path:
+def view(graph: Graph, path: str | Path, *, exemplars: str | Path | None = None, run: str | Path | None = None) -> Path:
     """Write the graph as one self-contained HTML page that needs no network; one without edges shows nodes alone, which
     is said.
 
+    Args:
+        graph: a circuit, or any graph.
+        path: the file; its folder is made.
+        exemplars: the folder of a run that collected texts where its neurons are strong (`tracer exemplars`); the
+            page shows some of each neuron's. Default: those in the folder `run`, if there are any.
+        run: the folder that the graph is of, which may say which neurons are always on.
+
+    Returns:
+        The file.
+
     Raises:
-        JobError: the graph has more than the page can draw, or no positions, by which it is drawn.
-        RunError: the file cannot be written.
+        JobError: the graph has more than the page can draw, or no positions, by which it is drawn; or the texts are of
+            another model.
+        RunError: the file cannot be written, or a folder holds no texts or is damaged.
     """
-    content = graph_page(graph)
+    known = around(graph, run, exemplars)
+    content = graph_page(graph, known=known, whole=facts(graph, run, Path(path)))
     if graph.links is None:
         say(["the graph has no edges: the page shows nodes alone"])
     return write_page(content, path)
 
 
-def graph_page(graph: Graph, most: int = viewer.MOST_EDGES) -> str:
+def graph_page(
+    graph: Graph,
+    most: int = viewer.MOST_EDGES,
+    known: Around | None = None,
+    whole: viewer.Facts | None = None,
+    served: str | None = None,
+) -> str:
     """The page of `view`.
 
     Args:
-        most: edges that it may have.
+        most: edges that it may have. known: what folders know of its neurons.
+        whole: what is known of the graph as a whole, as `facts.facts` finds it; of the graph alone if None.
+        served: as of `viewer.page`.
 
     Raises:
         JobError: the graph has more than that, more nodes than the page can draw, or no positions.
@@ -130,7 +124,7 @@ def graph_page(graph: Graph, most: int = viewer.MOST_EDGES) -> str:
     if min(graph.nodes["position"].to_pylist(), default=0) < 0:
         step = f"see it with 'tracer show', or name one of the run's prompts: {option('prompt', 0)}"
         raise JobError("a free circuit", "has no positions, by which the page draws", step)
-    return viewer.page(payload(graph))
+    return viewer.page(payload(graph, known, whole), served)
 
 
 def write_page(content: str | bytes, path: str | Path) -> Path:
@@ -143,44 +137,64 @@ def write_page(content: str | bytes, path: str | Path) -> Path:
         return wholefile.write(path, content)
 
 
-def payload(graph: Graph) -> viewer.Payload:
-    """What the page draws."""
+def payload(graph: Graph, known: Around | None = None, whole: viewer.Facts | None = None) -> viewer.Payload:
+    """What the page draws; `known` and `whole` as of `graph_page`."""
+    known = around(graph) if known is None else known
     circuit = graph if isinstance(graph, Circuit) else None
     return viewer.Payload(
         title=graph.text,
         model=graph.model.name if isinstance(graph, Traced) else str(graph.notes.get("scan", "imported")),
         method=graph.settings.method if isinstance(graph, Traced) else "imported graph",
         metric_text=_metric_text(graph),
-        settings=_about(graph),
+        settings=_about(graph) | _left_out(known),
         tokens=list(graph.tokens),
         n_layers=graph.n_layers,
         metric=circuit.metric if circuit is not None else np.nan,
         cancels=circuit is not None and circuit.cancels,
+        flows=isinstance(graph, Traced) and graph.settings.method == "relp" and "circuit" not in graph.notes,
         circuit=getattr(graph, "fingerprint", None),
-        nodes=_nodes(graph),
+        nodes=_nodes(graph, known),
         edges=_edges(graph),
         groups=graph.groups,
+        pins=graph.pins,
+        called=graph.called,
+        remarks=graph.remarks,
+        facts=facts(graph) if whole is None else whole,
     )
 
 
 def _about(graph: Graph) -> dict[str, Any]:
     """What the page says of how a graph was made."""
     if not isinstance(graph, Traced):
-        return dict(graph.notes)
+        return _plain_notes(graph)
     how = {name: value for name, value in graph.settings.model_dump(mode="json").items() if name != "rules"}
     if not isinstance(graph, Circuit):
-        return dict(graph.notes) | how
+        kept = {name: value for name, value in how.items() if value is not None}
+        return _plain_notes(graph) | kept
     how |= {
         "rules": ", ".join(sorted(graph.settings.rules)),
         "asked": sheet.chances_text(graph),
         "conservation": sheet.conservation_text(graph),
     }
-    how |= {f"model {name}": value for name, value in graph.model.model_dump().items()}
+    how |= {f"model {name}": value for name, value in graph.model.model_dump(mode="json").items()}
     how |= {f"kept by {name}": value for name, value in graph.selection.items()}
+    how = {name: value for name, value in how.items() if value is not None}
     return how | {f"note {number}": text for number, text in enumerate(graph.warnings, 1)}
 
 
-def _nodes(graph: Graph) -> viewer.Nodes:
+def _plain_notes(graph: Graph) -> dict[str, Any]:
+    """Where it came from; what is of its neurons is said at these."""
+    return {name: value for name, value in graph.notes.items() if name != "always_on"}
+
+
+def _left_out(known: Around) -> dict[str, str]:
+    """What the page says of texts that it has no room for."""
+    if not known.left_out:
+        return {}
+    return {"texts": f"of the strongest neurons alone; those of {known.left_out:,} others are left out"}
+
+
+def _nodes(graph: Graph, known: Around) -> viewer.Nodes:
     nodes = graph.nodes.to_pydict()
     kinds = {
         "embedding": viewer.EMBEDDING,
@@ -200,8 +214,9 @@ def _nodes(graph: Graph) -> viewer.Nodes:
         labels=[name for name, kind in zip(nodes["token"], nodes["kind"], strict=True) if kind in named],
         influence=_floats(nodes["influence"]),
         names=dict(_names(graph)),
-        says=dict(_says(graph)),
+        says=dict(meanings.says(graph, known)),
         experts=_experts(graph),
+        always_on=meanings.always_on(graph, known),
     )
 
 
@@ -236,17 +251,7 @@ def _names(graph: Graph) -> Iterator[tuple[int, str]]:
         label = graph.labels.get(row, "")
         of_attention = node["kind"] == "error" and node["neuron"] == ATTENTION_ERROR
         if label or node["kind"] in ("attention", "other") or of_attention:
-            yield row, sheet.node_name(node, numbering) + (f": {label}" if label else "")
-
-
-def _says(graph: Graph) -> Iterator[tuple[int, viewer.Says]]:
-    """What is known of its neurons, by row of the nodes."""
-    if not (said := Said.of(graph)):
-        return
-    rows = graph.nodes.select(["kind", "layer", "neuron", "activation"]).to_pylist()
-    for at, row in enumerate(rows):
-        if row["kind"] == "neuron" and (label := said.label(row)):
-            yield at, viewer.Says(label, tuple(_token_lists(said, row)))
+            yield row, node_name(node, numbering) + (f": {label}" if label else "")
 
 
 def _experts(graph: Graph) -> dict[int, tuple[int, int]]:
@@ -258,33 +263,21 @@ def _experts(graph: Graph) -> dict[int, tuple[int, int]]:
     return {at: (one.expert, one.neuron) for at, one in split.items() if one.expert is not None}
 
 
-def _token_lists(said: Said, row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[tuple[str, float], ...]]]:
-    """A neuron's lists of tokens with their numbers, each under its heading; those of both polarities where the node's
-    is not known."""
-    keys = key_of(row)
-    for key in keys:
-        tokens = said.tokens.get(key, {})
-        for name, heading in TOKEN_LISTS.items():
-            if tokens.get(name):
-                sign = "" if len(keys) == 1 else f" ({'+' if key.polarity > 0 else '-'})"
-                yield heading + sign, tuple(zip(tokens[name], tokens[f"{name}_values"], strict=True))
-
-
 def evaluation_table(
     found: Evaluation,
     qualities: Sequence[Quality] = (),
     constant: Sequence[AlwaysOn] | None = None,
     edges: EdgeCurves | None = None,
     groups: Knockouts | None = None,
-) -> RenderableType:
+) -> Folded:
     """An evaluation for a terminal: the curves with their intervals, sizes for given faithfulness, how good the
     estimate was, what the strongest edges alone hold, and what each group of nodes is worth."""
-    levels = Table.grid(padding=(0, 2))
+    levels = list[tuple[str, str]]()
     named = [(f"faithfulness {level:g}", size) for level, size in found.sizes_for.items()]
     for name, size in (*named, (sheet.SETTLES, found.settles)):
         reached = "not reached" if size.estimate is None else f"{size.estimate} nodes"
-        span = "" if sheet.is_alone(found) else f"[{size.low or '-'}, {size.high or 'not reached'}]"
-        levels.add_row(name, reached, span)
+        span = "" if sheet.is_alone(found) else f"  [{size.low or '-'}, {size.high or 'not reached'}]"
+        levels.append((name, reached + span))
     how = "one prompt has no intervals" if sheet.is_alone(found) else "intervals are over test prompts (bootstrap)"
     whole, empty = float(found.whole.mean()), float(found.empty.mean())
     about = (
@@ -292,48 +285,71 @@ def evaluation_table(
         f"nodes in all. F(model) {whole:+.3f}, F(empty) {empty:+.3f}. Faithfulness is wanted 1, completeness 0; "
         f"{how}; random nodes are as many in each layer. Ranking by absolute attribution."
     )
-    estimate = Table.grid(padding=(0, 2))
-    for one in qualities:
-        estimate.add_row("[bold]estimate[/]", cell(str(one)))
-    for neuron in constant or ():
-        estimate.add_row("[bold]always on[/]", cell(str(neuron)))
+    estimate = [("estimate", str(one)) for one in qualities] + [("always on", str(one)) for one in constant or ()]
     if constant is not None and not constant:
-        estimate.add_row("[bold]always on[/]", "no neuron is strong on unrelated prompts without an effect there")
-    more: list[RenderableType] = [] if edges is None else ["", sheet_table(sheet.edge_curves(edges), no_wrap=False)]
-    more += [] if groups is None else ["", sheet_table(sheet.knockouts(groups), no_wrap=False)]
-    return Group(sheet_table(sheet.curves(found)), "", levels, "", about, "", estimate, *more)
+        estimate.append(("always on", "no neuron is strong on unrelated prompts without an effect there"))
+    parts: list[Part] = [sheet.curves(found), Facts.of(levels), about]
+    parts += [Facts.of(estimate)] if estimate else []
+    parts += [] if edges is None else [sheet.edge_curves(edges)]
+    return folded(parts if groups is None else [*parts, sheet.knockouts(groups)])
 
 
-def steering_table(found: Steering) -> RenderableType:
+def steering_table(found: Steering) -> Folded:
     """A steering for a terminal: probabilities before and after, beside random nodes, and the texts."""
-    grid = Table.grid(padding=(0, 2))
     where = "every position, new tokens included" if found.everywhere else "their own positions"
-    grid.add_row("[bold]prompt[/]", cell(found.text))
-    grid.add_row(
-        "[bold]action[/]", f"{found.action.kind} {found.action.amount:g} on {found.n_neurons} neurons at {where}"
-    )
-    table = Table(title="Next token", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("token", "asked as", "before", "after", "random nodes", "their range"):
-        table.add_column(name, justify="left" if name in ("token", "asked as") else "right", no_wrap=True)
+    how = f"{found.action.kind} {found.action.amount:g} on {found.n_neurons} neurons at {where}"
+    cells = []
     for effect in found.effects:
         shift = effect.probability
         spread = shift.control
-        shown = ("-", "-") if spread is None else (f"{spread.mean:.4f}", f"[{spread.low:.4f}, {spread.high:.4f}]")
-        table.add_row(cell(token(effect.token)), effect.role, f"{shift.before:.4f}", f"{shift.after:.4f}", *shown)
-    texts = Table.grid(padding=(0, 2))
+        control = ("-", "-") if spread is None else (f"{spread.mean:.4f}", f"[{spread.low:.4f}, {spread.high:.4f}]")
+        cells.append((token(effect.token), effect.role, f"{shift.before:.4f}", f"{shift.after:.4f}", *control))
+    heads = ["<token", "<asked as", "before", "after", "random nodes", "&their range"]
+    verdict = "changed" if found.changed else "did not change"
+    return folded(
+        [
+            Facts.of([("prompt", sheet.prompt_text(found.text)), ("action", how)]),
+            Sheet.of("effects", "Next token", heads, cells),
+            *([texts] if (texts := Facts.of(_texts(found))).rows else []),
+            f"The most probable token {verdict}; it did with {found.control_changed} of {found.random} random draws.",
+        ]
+    )
+
+
+def _texts(found: Steering) -> Iterator[tuple[str, str]]:
+    """What the model goes on to say, greedy and drawn."""
     for name, one in (("unsteered", found.unsteered), ("steered", found.steered), ("random nodes", found.control)):
         if one is not None:
-            texts.add_row(f"[bold]{name}[/]", cell(token(one.text)))
-    if found.samples is not None:
-        how = f"temperature {found.samples.temperature:g}, top_p {found.samples.top_p:g}, seed {found.samples.seed}"
-        texts.add_row("", f"[dim]drawn at {how}:[/]")
-        kinds = ("unsteered", "steered", "control")
-        for name, kind in zip(("unsteered", "steered", "random nodes"), kinds, strict=True):
-            for one in getattr(found.samples, kind):
-                texts.add_row(f"[bold]{name}[/]", cell(token(one.text)))
-    verdict = "changed" if found.changed else "did not change"
-    about = f"The most probable token {verdict}; it did with {found.control_changed} of {found.random} random draws."
-    return Group(grid, "", table, "", texts, "", about)
+            yield name, token(one.text)
+    if (drawn := found.samples) is not None:
+        yield "", f"drawn at temperature {drawn.temperature:g}, top_p {drawn.top_p:g}, seed {drawn.seed}:"
+        for name, kind in (("unsteered", "unsteered"), ("steered", "steered"), ("random nodes", "control")):
+            for one in getattr(drawn, kind):
+                yield name, token(one.text)
+
+
+def steering_rows(found: Steering) -> Rows:
+    """The effects of a steering, a row for each token."""
+    rows = []
+    for effect in found.effects:
+        row: dict[str, Any] = {"token": effect.token, "token_id": effect.token_id, "role": effect.role}
+        for name, shift in (("probability", effect.probability), ("logit", effect.logit)):
+            spread = shift.control
+            row |= {f"{name}_before": shift.before, f"{name}_after": shift.after}
+            for end in ("mean", "low", "high"):
+                row[f"{name}_random_{end}"] = None if spread is None else getattr(spread, end)
+        rows.append(row)
+    return Rows.of(rows)
+
+
+def steering_json(found: Steering) -> str:
+    """A steering as JSON: all that it holds."""
+    return json.dumps(asdict(found), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def evaluation_rows(found: Evaluation) -> Rows:
+    """The curves of an evaluation, a row for each size."""
+    return Rows.of(list(found.rows()))
 
 
 def evaluation_json(
@@ -389,10 +405,12 @@ def graph_json(graph: Graph) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def graph_csv(graph: Graph) -> str:
-    """The nodes as CSV, one row each, in the columns of the nodes table."""
+def graph_rows(graph: Graph, rows: int | None = None) -> Rows:
+    """The nodes in the columns of the nodes table; all, or the strongest neurons alone."""
     nodes = graph.nodes.drop_columns("prompt_id")
-    return csv_bytes(nodes.to_pylist(), nodes.column_names).decode()
+    if rows is not None:
+        nodes = graph.neurons.select(nodes.column_names).slice(0, rows)
+    return Rows(nodes.column_names, nodes.to_pylist())
 
 
 def csv_bytes(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = None) -> bytes:
@@ -400,28 +418,27 @@ def csv_bytes(rows: Sequence[Mapping[str, Any]], names: Sequence[str] | None = N
     return csv_text(rows, list(rows[0]) if names is None else names).encode()
 
 
-def _heading(circuit: Circuit) -> Table:
-    grid = Table.grid(padding=(0, 2))
-    chosen = circuit.settings
+def heading(circuit: Circuit) -> Facts:
+    """What was asked of which model, and whether the answer adds up."""
+    chosen, model = circuit.settings, circuit.model
     how = f"{chosen.method}, baseline {chosen.baseline}, basis {chosen.basis}{sheet.options_text(chosen)}"
-    metric, places = cell(sheet.metric_text(circuit)), cell(sheet.positions_text(circuit))
-    grid.add_row("[bold]prompt[/]", f"{cell(circuit.text)}  [dim]({len(circuit.token_ids)} tokens)[/]")
-    grid.add_row("[bold]model[/]", f"{cell(circuit.model.shown)} [dim]({cell(_model_size(circuit))})[/]")
-    grid.add_row("[bold]metric[/]", f"{metric} = [bold]{circuit.metric:+.4f}[/] {unit(circuit)}, read at {places}")
-    grid.add_row("[bold]asked[/]", cell(sheet.chances_text(circuit)))
-    grid.add_row("[bold]model says[/]", cell(sheet.predictions_text(circuit)))
-    grid.add_row("[bold]method[/]", how)
-    grid.add_row("[bold]conservation[/]", sheet.conservation_text(circuit).replace(" holds ", " [green]holds[/] "))
-    return grid
+    size = f"{model.family}, {model.n_layers} layers, d_model {model.d_model}, d_mlp {model.d_mlp}, {model.dtype}"
+    metric, places = sheet.metric_text(circuit), sheet.positions_text(circuit)
+    return Facts.of(
+        [
+            ("prompt", f"{sheet.prompt_text(circuit.text)}  ({len(circuit.token_ids)} tokens)"),
+            ("model", f"{model.shown} ({size})"),
+            ("metric", f"{metric} = {circuit.metric:+.4f} {unit(circuit)}, read at {places}"),
+            ("asked", sheet.chances_text(circuit)),
+            ("model says", sheet.predictions_text(circuit)),
+            ("method", how),
+            ("conservation", sheet.conservation_text(circuit)),
+        ]
+    )
 
 
-def _model_size(circuit: Circuit) -> str:
-    model = circuit.model
-    return f"{model.family}, {model.n_layers} layers, d_model {model.d_model}, d_mlp {model.d_mlp}, {model.dtype}"
-
-
-def _footer(circuit: Circuit, rows: int) -> str:
-    more = f"; {circuit.n_nodes - rows} more not shown" if circuit.n_nodes > rows else ""
+def footer(circuit: Circuit) -> str:
+    """How much of the model the circuit is, and what its numbers are."""
     edges = ""
     if circuit.links is not None:
         edges = (
@@ -433,7 +450,6 @@ def _footer(circuit: Circuit, rows: int) -> str:
         if alone := circuit.n_unconnected:
             edges += f"{alone} of the nodes have no kept edge. "
     return (
-        f"{circuit.n_nodes} nodes kept of {circuit.n_total:,} ({circuit.n_neurons} unique neurons){more}. "
-        f"They hold {circuit.kept_mass:.1%} of the summed |attribution|. "
-        f"{edges}[dim]{sheet.nature_text(circuit)}[/]"
+        f"{circuit.n_nodes} nodes kept of {circuit.n_total:,} ({circuit.n_neurons} unique neurons). "
+        f"They hold {circuit.kept_mass:.1%} of the summed |attribution|. {edges}{sheet.nature_text(circuit)}"
     )

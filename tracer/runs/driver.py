@@ -20,7 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import pyarrow as pa
 from pydantic import Field, ValidationError
 
 from tracer import data
@@ -40,6 +39,7 @@ from tracer.runs.identity import (
     neurons_of,
 )
 from tracer.runs.jobs import AnyJob, BenchmarkJob, DatasetJob, ExemplarsJob, Job, RevisionsJob, load_job
+from tracer.runs.opened import Run
 from tracer.runs.plan import local
 from tracer.runs.repair import repaired
 from tracer.runs.report import always_on_note
@@ -54,7 +54,7 @@ from tracer.runs.workers.placement import Placing, check_asked, place
 from tracer.runs.workers.scheduler import Place, RetryLimits, Runner
 from tracer.settings import ModelRecord, numbering_in
 from tracer.store.run_folder import NOT_FAILED, Commit, RunFolder
-from tracer.store.schemas import SCHEMAS
+from tracer.system import bars
 from tracer.text import kept_of
 
 Watch = Callable[[Status], None]
@@ -67,55 +67,6 @@ _FEW = 20  # prompts before a share of failures means anything
 
 
 _Number = Annotated[int, Field(ge=0, lt=10**18)]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run that ended.
-
-    Attributes:
-        job: what was run. address: where its folder is.
-        status: of its prompts, and of the time that all calls on it took. resumed: units that were already committed.
-        seconds: this call took, by the clock.
-    """
-
-    job: AnyJob
-    address: str
-    status: Status
-    resumed: int
-    seconds: float
-
-    @property
-    def folder(self) -> RunFolder:
-        """Its folder."""
-        return RunFolder(self.address)
-
-    @property
-    def reasons(self) -> list[Reason]:
-        """Why prompts failed, the three most frequent reasons."""
-        if isinstance(self.job, RevisionsJob):
-            each = [RunFolder(self.folder.part(name)) for name in self.job.parts()]
-            return [reason for part in each for reason in reasons(part, part.commits())][:_SHOWN]
-        return reasons(self.folder, self.folder.commits()) if self.job.kind != "benchmark" else []
-
-    def table(self, name: str) -> pa.Table:
-        """A table as a whole: ``prompts``, ``nodes``, ``edges``, ``profiles``, or ``neurons``, ``edges_mean``,
-        ``top_prompts``, ``failed``, ``circuit``, ``circuit_nodes``, ``circuit_edges``, ``tokens``, ``concepts``,
-        ``steering``; of exemplars ``exemplars`` and ``densities``; of a run over revisions ``comparison``, ``compared``
-        and ``courses``.
-
-        Raises:
-            RunError: the run has no such table.
-        """
-        folder = self.folder
-        if name in SCHEMAS:
-            parts = [folder.read_committed(commit, name) for commit in folder.commits() if name in commit.files]
-        else:
-            there = folder.place.exists(f"{name}.parquet")
-            parts = [folder.read_output(f"{name}.parquet")] if there else []
-        if not parts:
-            raise RunError(f"table {quoted(name)}", "is not among this run's", "see 'tracer status'")
-        return pa.concat_tables(parts)
 
 
 class _Journal(Record):
@@ -152,6 +103,7 @@ def run(
     start_timeout: float | None = None,
     watch: Watch | None = None,
     note: Callable[[str], None] | None = None,
+    progress: bars.Report | bool | None = None,
     pool: Pool | None = None,
     factory: str = _WORKER,
 ) -> Run:
@@ -165,7 +117,7 @@ def run(
     in the job not even that does.
 
     Args:
-        job: a job file, its content, or a record of runs/jobs.py. set: changes to it, ``key=value``.
+        job: a job file, or its content. set: changes to it, ``key=value``.
         out: the run folder: a path, or ``s3://`` or ``gs://``.
         ray: None for processes of this machine; ``local`` for a new Ray on this machine; ``auto`` or an address for a
             running cluster.
@@ -180,11 +132,16 @@ def run(
             are of this job; then go on.
         start_timeout: seconds to wait for the first worker: ten minutes if None; an hour if it has a service's queue to
             pass first.
-        watch: called with the progress about every second.
+        watch: called with the progress about every second, as a status.
         note: called with the planner's advice, e.g. that some prompts are too long, with how columns were read, and
             once with what should be known of how prompts were read; run.json keeps that as ``prompt_notes``, with the
             number of prompts.
+        progress: a bar appears on a terminal and in a notebook after half a second, unless there is `watch`; False for
+            none, or a function that is called with (prompts done, all prompts).
         pool, factory: other workers, for tests.
+
+    Returns:
+        The run that ended, with its tables, circuits, evaluation and report.
 
     Raises:
         JobError: the job or its data. ModelError: the model. RunError: the folder, the workers, too many failures, or
@@ -207,9 +164,9 @@ def run(
         pool=pool,
         factory=factory,
     )
-    if isinstance(chosen, RevisionsJob):
-        return _run_parts(chosen, str(out), asked, strict)
-    return _run_one(chosen, str(out), asked, strict)
+    with bars.shown(progress if watch is None or progress else False, f"running {chosen.kind}") as report:
+        go = _run_parts if isinstance(chosen, RevisionsJob) else _run_one
+        return go(chosen, str(out), asked.telling(report), strict)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +185,19 @@ class _Asked:
     note: Callable[[str], None]
     pool: Pool | None
     factory: str
+
+    def telling(self, report: bars.Report | None) -> _Asked:
+        """The same, with progress as counts of prompts told to `report` too."""
+        if report is None:
+            return self
+
+        def tell(status: Status) -> None:
+            if status.n_prompts:
+                report(min(status.n_prompts, int(status.done + status.in_flight + status.partial)), status.n_prompts)
+            if self.watch is not None:
+                self.watch(status)
+
+        return replace(self, watch=tell)
 
     @property
     def here(self) -> bool:

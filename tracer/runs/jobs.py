@@ -18,8 +18,22 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, Vali
 from tracer.attribution.pruning import Pruning
 from tracer.attribution.selection import check_selection
 from tracer.attribution.targets import direction, target
-from tracer.data.source import ROW_FIELDS, TAKES, Keep, Source, Structure
-from tracer.errors import JobError, option, quoted
+from tracer.choices import (
+    Ablation,
+    AttentionKernel,
+    Baseline,
+    Basis,
+    Keep,
+    Method,
+    MetricKind,
+    Ranking,
+    Rule,
+    Structure,
+    Weights,
+    Wire,
+)
+from tracer.data.source import ROW_FIELDS, TAKES, Source
+from tracer.errors import JobError, meant, option, quoted
 from tracer.experts import Numbering, parse
 from tracer.meaning.supernodes import Asked
 from tracer.records import LARGEST, Count, Name, Names, Natural, Record, as_list, is_list
@@ -34,11 +48,6 @@ from tracer.settings import (
     RULED_METHODS,
     SUMS_OF_TARGETS,
     VARIANTS,
-    Baseline,
-    Basis,
-    Method,
-    MetricKind,
-    Rule,
     Settings,
     TargetDirection,
     TargetNeuron,
@@ -48,10 +57,6 @@ from tracer.settings import (
     rules_of,
     settings,
 )
-
-Ranking = Literal["absolute", "signed"]
-Ablation = Literal["zero", "mean", "counterfactual", "resample"]
-
 
 NO_BASELINE = "none"
 """The baseline of a method that has none (`random`); it runs once."""
@@ -142,11 +147,11 @@ class _ModelOptions(Record):
     dtype: Name | None = None
     device: Name | None = None
     device_map: Name | None = None
-    attention: Literal["eager", "sdpa"] | None = None
+    attention: AttentionKernel | None = None
     remote: bool = False
     host: Name | None = None
-    weights: Literal["local"] | None = None
-    wire: Literal["float32", "bfloat16"] | None = None
+    weights: Weights | None = None
+    wire: Wire | None = None
     in_flight: Count | None = None
 
     @model_validator(mode="after")
@@ -882,7 +887,7 @@ _KINDS: dict[str, type[BenchmarkJob] | type[DatasetJob] | type[ExemplarsJob] | t
     "revisions": RevisionsJob,
 }
 
-_EXAMPLES = "see jobs/dataset.yaml, jobs/sva.yaml, jobs/exemplars.yaml, jobs/revisions.yaml"
+_EXAMPLES = "see jobs/dataset.yaml, or have one written by 'tracer init'"
 
 _SOURCE: dict[str, Any] = {**dict.fromkeys(Source.model_fields), "columns": dict.fromkeys(ROW_FIELDS)}
 _NESTED: dict[str, dict[str, Any]] = {
@@ -947,7 +952,7 @@ def load_job(job: str | Path | Mapping[str, Any] | AnyJob, overrides: Sequence[s
     if kind is None:
         raise JobError(where, "has no kind", f"give it kind: {' or kind: '.join(_KINDS)}")
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise JobError(f"kind={quoted(kind)}", f"must be {' or '.join(_KINDS)}", _EXAMPLES)
+        raise JobError(f"kind={quoted(kind)}", f"must be {' or '.join(_KINDS)}", meant(kind, _KINDS) or _EXAMPLES)
     check_keys(content, _KEYS[kind], f"an {kind} job" if kind[0] in "aeiou" else f"a {kind} job")
     try:
         return _KINDS[kind].model_validate(content)

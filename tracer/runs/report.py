@@ -10,16 +10,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
+import numpy as np
 
 from tracer.experts import Numbering
 from tracer.reports import figures
-from tracer.reports.tables import cell
+from tracer.reports.folded import Folded, folded
+from tracer.reports.parts import Column, Facts, Sheet
 from tracer.runs.status import Condition, Status
 from tracer.settings import WeightsFile
 from tracer.store.aggregation import in_most_circuits
-from tracer.text import frame_csv, kept_of, printable
+from tracer.text import Rows, kept_of, printable
 
 if TYPE_CHECKING:
     from tracer.evaluation.curves import Curves
@@ -74,45 +74,60 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def condition_table(found: Condition) -> RenderableType:
+def condition_table(found: Condition) -> Folded:
     """A run seen from outside, for a terminal."""
+    return folded([Facts.of(condition_facts(found))])
+
+
+def condition_facts(found: Condition) -> list[tuple[str, str]]:
+    """A run seen from outside: what is known of it, by name."""
     status, record = found.status, found.record
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
     model = record.get("model") or {}
-    table.add_row("state", cell(_state(found)))
     name = model.get("name") or record.get("job", {}).get("model")
-    table.add_row("job", cell(f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else "")))
+    rows = [
+        ("state", _state(found)),
+        ("job", f"{record.get('kind')} on {name}" + (f", {model['dtype']}" if model else "")),
+    ]
     if model.get("gguf"):
-        table.add_row("weights", cell(WeightsFile.model_validate(model["gguf"]).shown))
+        rows.append(("weights", WeightsFile.model_validate(model["gguf"]).shown))
     what = status.what
     share = status.done / status.n_prompts if status.n_prompts else 0.0
-    table.add_row(what, f"{status.done:,} of {status.n_prompts:,} committed ({share:.1%})")
+    rows.append((what, f"{status.done:,} of {status.n_prompts:,} committed ({share:.1%})"))
     units = f"{status.committed:,} of {status.n_units:,}"
-    table.add_row("units", units + (f", {status.in_flight:,} prompts in flight" if status.in_flight else ""))
-    if status.statuses:
-        table.add_row("status", ", ".join(f"{count:,} {name}" for name, count in status.statuses.items()))
-    if status.left_out:
-        table.add_row("", left_out(status))
-    for name, count in sorted(status.errors.items(), key=lambda item: -item[1]):
-        table.add_row("", cell(f"{count:,} {name}"))
-    for reason in found.reasons:
-        table.add_row("", cell(str(reason)))
+    rows.append(("units", units + (f", {status.in_flight:,} prompts in flight" if status.in_flight else "")))
+    rows += _outcomes(found)
     if status.rows:
-        table.add_row("rows", ", ".join(f"{count:,} {name}" for name, count in status.rows.items() if name != "means"))
-    for number, place in enumerate(status.at if status.state in ("running", "finishing") else ()):
-        table.add_row("" if number else "at", cell(place))
-    if speed := _speed(status, what):
-        table.add_row("speed", speed)
-    if status.total_seconds:
-        table.add_row("time", _taken(status))
-    if status.waiting:
-        table.add_row("waiting for", cell(status.waiting))
-    if status.deaths:
-        table.add_row("workers died", f"{status.deaths:,}")
-    table.add_row("committed files", cell(_files(found)))
-    return table
+        counts = ", ".join(f"{count:,} {name}" for name, count in status.rows.items() if name != "means")
+        rows.append(("rows", counts))
+    places = status.at if status.state in ("running", "finishing") else ()
+    rows += [("" if number else "at", place) for number, place in enumerate(places)]
+    more = {
+        "speed": _speed(status, what),
+        "time": _taken(status) if status.total_seconds else "",
+        "waiting for": status.waiting,
+        "workers died": f"{status.deaths:,}" if status.deaths else "",
+        "committed files": _files(found),
+    }
+    return rows + [(name, value) for name, value in more.items() if value]
+
+
+def condition_rows(found: Condition) -> Rows:
+    """The same for a program, a row for each value, with the name that it has or that stands above it."""
+    rows, named = list[dict[str, str]](), ""
+    for name, value in condition_facts(found):
+        named = name or named
+        rows.append({"name": named, "value": value})
+    return Rows.of(rows)
+
+
+def _outcomes(found: Condition) -> list[tuple[str, str]]:
+    """What became of the prompts, and why some failed or were left out."""
+    status = found.status
+    says = [left_out(status)] if status.left_out else []
+    says += [f"{count:,} {name}" for name, count in sorted(status.errors.items(), key=lambda item: -item[1])]
+    says += map(str, found.reasons)
+    counts = ", ".join(f"{count:,} {name}" for name, count in status.statuses.items())
+    return ([("status", counts)] if counts else []) + [("", text) for text in says]
 
 
 def _speed(status: Status, what: str) -> str:
@@ -178,45 +193,33 @@ def left_out(status: Status) -> str:
     return kept_of(status.statuses.get("ok", 0), status.left_out | {"failed": status.failed})
 
 
-def neurons_table(neurons: Any, numbering: Numbering, rows: int = 15) -> RenderableType:
+def neurons_table(neurons: Any, numbering: Numbering, rows: int = 15) -> Folded:
     """The neurons that most prompts' circuits share (an Arrow table of aggregation.NEURONS)."""
-    table = Table(title="Neurons in most circuits", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    heads = ("layer", "neuron", "prompts", "mean attribution per prompt", "mean |attribution|", "mean activation")
-    for name in heads:
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in in_most_circuits(neurons, rows).to_pylist():
-        table.add_row(
-            str(row["layer"]),
-            numbering.short(row["layer"], row["neuron"]),
-            f"{row['n_prompts']:,}",
-            f"{row['prompt_mean_attribution']:+.4f}",
-            f"{row['prompt_mean_abs']:.4f}",
+    heads = ["layer", "neuron", "prompts", "mean attribution per prompt", "mean |attribution|", "mean activation"]
+    cells = [
+        (
+            *(str(row["layer"]), numbering.short(row["layer"], row["neuron"]), f"{row['n_prompts']:,}"),
+            *(f"{row['prompt_mean_attribution']:+.4f}", f"{row['prompt_mean_abs']:.4f}"),
             f"{row['mean_activation']:+.4f}",
         )
-    return Group(table)
+        for row in in_most_circuits(neurons, rows).to_pylist()
+    ]
+    found = Sheet.of("neurons", "Neurons in most circuits", heads, cells)
+    return folded([found.of_all(len(neurons), "the table neurons")])
 
 
-def exemplars_table(rows: Sequence[tuple[str, ...]], heads: Sequence[str], most: int = 15) -> RenderableType:
+def exemplars_table(rows: Sequence[tuple[str, ...]], heads: Sequence[str], most: int = 15) -> Folded:
     """Neurons' values over a corpus (rows and heads of runs/pages/exemplars.py)."""
-    table = Table(title="Where neurons are strong", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in heads:
-        left = name.startswith("<")
-        table.add_column(name.removeprefix("<"), justify="left" if left else "right", overflow="fold")
-    for row in rows[:most]:
-        table.add_row(*map(cell, row))
-    return Group(table, f"... and {len(rows) - most:,} more") if len(rows) > most else Group(table)
+    found = Sheet.of("densities", "Where neurons are strong", heads, rows[:most])
+    return folded([found.of_all(len(rows), "the table densities")])
 
 
-def rows_table(found: Any, rows: int = 1000) -> RenderableType:
+def rows_table(found: Any, rows: int = 1000) -> Folded:
     """Any Arrow table for a terminal; floats to six digits."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for field in found.schema:
-        number = str(field.type).startswith(("int", "uint", "float", "double", "half", "decimal"))
-        table.add_column(cell(field.name), justify="right" if number else "left", overflow="fold")
-    for row in found.slice(0, rows).to_pylist():
-        table.add_row(*(cell(_cell(value)) for value in row.values()))
-    left = found.num_rows - rows
-    return Group(table, f"... and {left:,} more rows") if left > 0 else table
+    numbers = ("int", "uint", "float", "double", "half", "decimal")
+    heads = [Column(field.name, left=not str(field.type).startswith(numbers)) for field in found.schema]
+    cells = [tuple(map(_cell, row.values())) for row in found.slice(0, rows).to_pylist()]
+    return folded([Sheet.of("rows", "", heads, cells).of_all(found.num_rows)])
 
 
 def _cell(value: Any) -> str:
@@ -225,10 +228,23 @@ def _cell(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def rows_text(found: Any, style: str) -> str:
-    """Any Arrow table as CSV, or as JSON lines."""
-    if style == "csv":
-        return frame_csv(found.to_pandas())
+def rows_of(found: Any, most: int | None = None) -> Rows:
+    """Any Arrow table for a program."""
+    shown = found.slice(0, most)
+    columns = [_numbers(shown[name].to_pylist(), str(shown[name].type)) for name in shown.column_names]
+    names = shown.column_names
+    return Rows(names, [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)])
+
+
+def _numbers(values: list[Any], kind: str) -> list[Any]:
+    """A column's values, those of single precision with the fewest digits that tell them apart."""
+    if kind != "float":
+        return values
+    return [None if one is None else float(str(np.float32(one))) for one in values]
+
+
+def rows_json(found: Any) -> str:
+    """Any Arrow table as JSON lines."""
     return "".join(json.dumps(row, default=str) + "\n" for row in found.to_pylist())
 
 

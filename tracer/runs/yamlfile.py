@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from tracer.errors import JobError, quoted
+from tracer.errors import JobError, meant, quoted
 from tracer.system import jsontext, wholefile
 
 MOST_NODES = 10**6
@@ -145,6 +145,8 @@ def check_keys(content: Mapping[Any, Any], known: Mapping[str, Any], kind: str, 
         if key not in known:
             where = quoted(f"{inside}{key}" if isinstance(key, str) else key)
             of = f"in {inside[:-1]} of {kind}" if inside else f"to {kind}"
-            raise JobError(f"key {where}", f"is not known {of}", f"use {', '.join(known)}")
+            near, listed = meant(key, known), ", ".join(known)
+            step = f"{near} Else use {listed}" if near else f"use {listed}"
+            raise JobError(f"key {where}", f"is not known {of}", step)
         if isinstance(known[key], dict) and isinstance(value, Mapping):
             check_keys(value, known[key], kind, f"{inside}{key}.")

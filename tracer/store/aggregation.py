@@ -151,12 +151,11 @@ def top_prompts(files: Sequence[str], fs: FileSystem, count: int = 10) -> pa.Tab
     best: Columns = {name: np.empty(0, kind) for name, kind in types.items()}
     rank = np.empty(0, np.int64)
     with closing(neuron_rows(files, fs, names, strings)) as parts:
-        for rows in coalesce(parts, lambda: max(CHUNK, len(rank) // 4)):  # noqa: B023
+        for rows in coalesce(parts, lambda: max(CHUNK, len(rank) // 2)):  # noqa: B023
             contenders = _contenders(best, _by_prompt(rows), count)
             for name in types:  # one after the other, so that only one is held twice
                 best[name] = np.concatenate([best[name], contenders.pop(name)])
-            order = ordered(-_strength(best["attribution"]))
-            order = order[ordered(best["key"][order])]
+            order = _strongest_first(best["key"], best["attribution"])
             rank = _rank(best["key"][order])
             kept, rank = order[rank <= count], rank[rank <= count]
             for name in types:
@@ -167,16 +166,17 @@ def top_prompts(files: Sequence[str], fs: FileSystem, count: int = 10) -> pa.Tab
 
 
 def _by_prompt(rows: Columns) -> Columns:
-    """Rows summed over positions: one for each neuron and prompt, with what is said of its strongest occurrence."""
+    """Rows summed over positions: one for each neuron and prompt, with what is said of its strongest occurrence. They
+    are taken out of `rows` as they are put in order, so that one column is held twice."""
     order = ordered(rows["key"])
-    rows = {name: column[order] for name, column in rows.items()}
+    rows = {name: rows.pop(name)[order] for name in list(rows)}
     start = changes(rows["key"], rows["prompt"])
     group, first = np.cumsum(start) - 1, np.flatnonzero(start)
     strength = _strength(rows["attribution"])
     at = np.flatnonzero(strength == np.maximum.reduceat(strength, first)[group])
     strongest = at[changes(group[at])]
     summed = {name: column[strongest] for name, column in rows.items()}
-    total = np.bincount(group, weights=rows["attribution"].astype(np.float64))
+    total = np.bincount(group, weights=rows.pop("attribution").astype(np.float64))
     with np.errstate(over="ignore"):
         return summed | {"attribution": total.astype(np.float32)}
 
@@ -192,6 +192,16 @@ def _contenders(best: Columns, rows: Columns, count: int) -> Columns:
     known = best["key"][first][at] == rows["key"]
     mask = ~known | (_strength(rows["attribution"]) > last[at])
     return {name: column[mask] for name, column in rows.items()}
+
+
+def _strongest_first(key: Ints, values: Array) -> Ints:
+    """The stable order of rows by their key, and within one by falling strength: of one number, so that a sort that
+    knows runs, as the best that are in order already, does little."""
+    known = np.sort(key[changes(key)])
+    number = np.searchsorted(known[changes(known)], key)
+    number *= 2**32
+    number -= _strength(values)
+    return np.argsort(number, kind="stable")
 
 
 def _strength(values: Array) -> Ints:

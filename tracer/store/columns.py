@@ -26,6 +26,7 @@ Array = NDArray[Any]
 Columns = dict[str, Array]
 Ints = NDArray[np.int64]
 Kind = TypeVar("Kind")
+Item = TypeVar("Item")
 Rows = Generator[Kind, None, None]
 
 KINDS = ("embedding", "neuron", "error", "logit", "target")
@@ -35,9 +36,40 @@ CHUNK = 2**20
 """Rows that are summed at once: enough that a group's cost is small, few enough to stay in a processor's cache."""
 
 
+def ahead(function: Callable[[Item], Kind], items: Iterable[Item], depth: int = 1) -> Rows[Kind]:
+    """What a function makes of each item, in their order; of the next `depth` items it is made in threads while the
+    last one is worked on. An error comes where its item stands. It owns threads: whoever opens it closes it, and so on
+    up."""
+    with ThreadPoolExecutor(depth, "tracer-ahead") as pool:
+        waiting: deque[Future[Kind]] = deque()
+        try:
+            for item in _or_error(items):
+                failed = isinstance(item, RunError)
+                waiting.append(pool.submit(_raised, item) if failed else pool.submit(function, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _or_error(items: Iterable[Item]) -> Rows[Item | RunError]:
+    """The items, and the error that they end with."""
+    try:
+        yield from items
+    except RunError as error:
+        yield error
+
+
+def _raised(error: RunError) -> Any:
+    raise error
+
+
 def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str]) -> Rows[pa.Table]:
     """The files' tables in order, strings as dictionaries; a few are read while the last one is worked on. It owns
-    threads: whoever opens it closes it, and so on up.
+    threads, as `ahead`.
 
     Args:
         files: paths of Parquet files of one table, in shard order.
@@ -48,19 +80,8 @@ def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str])
     Raises:
         RunError: a file is missing, damaged or has other columns.
     """
-    ahead = 1 if isinstance(fs, LocalFileSystem) else 8  # far away it is the waiting that costs
-    with ThreadPoolExecutor(ahead, "tracer-read") as pool:
-        waiting: deque[Future[pa.Table]] = deque()
-        try:
-            for file in files:
-                waiting.append(pool.submit(_read, file, fs, table, names))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    depth = 1 if isinstance(fs, LocalFileSystem) else 8  # far away it is the waiting that costs
+    return ahead(lambda file: _read(file, fs, table, names), files, depth)
 
 
 def _read(path: str, fs: FileSystem, table: str, names: Sequence[str]) -> pa.Table:
@@ -167,18 +188,22 @@ def neuron_rows(
     """
     order, tokens = InOrder(), [] if strings is None else ["token"]
     given = ["prompt_id", "kind", "layer", "neuron", "expert", *names, *tokens]
-    with closing(read(files, fs, "nodes", given)) as tables:
-        for table in tables:
-            order.check(filled(table, ["prompt_id"])["prompt_id"])
-            mask = kinds(table["kind"]) == NEURON
-            rows = table.drop_columns(["kind", "expert", *tokens]).filter(pa.array(mask))
-            columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
-            columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
-            columns["key"] = neuron_key(layer, neuron)
-            columns["expert"] = table["expert"].fill_null(-1).to_numpy()[mask]
-            if strings is not None:
-                columns["token"] = strings.numbers(table["token"])[mask]
-            yield columns
+
+    def rows_of_neurons(table: pa.Table) -> Columns:
+        order.check(filled(table, ["prompt_id"])["prompt_id"])
+        mask = kinds(table["kind"]) == NEURON
+        rows = table.drop_columns(["kind", "expert", *tokens]).filter(pa.array(mask))
+        columns = filled(rows, ["prompt_id", "layer", "neuron", *names])
+        columns["prompt"], layer, neuron = (columns.pop(name) for name in ("prompt_id", "layer", "neuron"))
+        columns["key"] = neuron_key(layer, neuron)
+        columns["expert"] = table["expert"].fill_null(-1).to_numpy()[mask]
+        if strings is not None:
+            columns["token"] = strings.numbers(table["token"])[mask]
+        return columns
+
+    # In one thread, so that prompts are checked and strings numbered in the order of the files.
+    with closing(read(files, fs, "nodes", given)) as tables, closing(ahead(rows_of_neurons, tables)) as parts:
+        yield from parts
 
 
 def neuron_key(layer: Array, neuron: Array) -> Ints:
@@ -222,7 +247,8 @@ def ends(nodes: pa.Table, edges: pa.Table) -> tuple[Ints, Ints]:
         RunError: node ids do not run from 0 within a prompt, or an edge has an end that is not a node.
     """
     place, linked = filled(nodes, ["prompt_id", "node_id"]), filled(edges, ["prompt_id", "source", "target"])
-    prompts, first, count = np.unique(place["prompt_id"], return_index=True, return_counts=True)
+    first = np.flatnonzero(changes(place["prompt_id"]))  # they ascend, as `InOrder` checked
+    prompts, count = place["prompt_id"][first], np.diff(first, append=nodes.num_rows)
     if np.any(place["node_id"] != np.arange(nodes.num_rows) - np.repeat(first, count)):
         raise RunError("a nodes table", "has node ids that do not run from 0", "it is damaged: run it again")
     if not edges.num_rows:
@@ -250,14 +276,17 @@ def coalesce(parts: Iterable[Columns], min_rows: Callable[[], int]) -> Rows[Colu
             held.append(part)
             rows += size
         if rows >= max(1, min_rows()):
-            yield _joined(held)
-            held, rows = [], 0
+            rows = 0
+            yield joined(held)
     if held:
-        yield _joined(held)
+        yield joined(held)
 
 
-def _joined(parts: list[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def joined(parts: list[Columns]) -> Columns:
+    """Parts in one; they are taken out of the list, and column by column out of memory, so that one is held twice."""
+    whole = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+    parts.clear()
+    return whole
 
 
 def ordered(keys: Ints) -> Ints:
@@ -297,10 +326,12 @@ class Sums:
 
     def indices_for(self, keys: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Where keys (ascending, no two equal) have their sums, and which are new; new ones start from zero."""
-        new = np.ones(len(keys), bool)
-        if len(self.keys):
-            at = np.searchsorted(self.keys, keys)
-            new = self.keys[np.minimum(at, len(self.keys) - 1)] != keys
+        if not len(self.keys):
+            self.keys = keys.copy()
+            self.columns = {name: np.zeros(len(keys), column.dtype) for name, column in self.columns.items()}
+            return np.arange(len(keys)), np.ones(len(keys), bool)
+        at = np.searchsorted(self.keys, keys)
+        new = self.keys[np.minimum(at, len(self.keys) - 1)] != keys
         if new.any():
             at = np.searchsorted(self.keys, keys[new])
             for name in self.columns:  # one after the other, so that only one is held twice

@@ -24,18 +24,20 @@ from tracer.store.columns import (
     Rows,
     StringTable,
     Sums,
+    ahead,
     as_table,
     changes,
     coalesce,
     ends,
     filled,
+    joined,
     kinds,
     neuron_key,
     ordered,
     read,
     shards,
 )
-from tracer.store.parquet import writer
+from tracer.store.parquet import OrderedWrites, writer
 
 _MEANS = ["mean_weight", "mean_share", "mean_attribution", "mean_abs_attribution", "prompt_mean_attribution"]
 EDGES_MEAN = pa.schema(
@@ -53,6 +55,8 @@ EDGES_MEAN = pa.schema(
 )
 _PAIR_BYTES = 192
 """Bytes that a pair takes at the peak, measured (benchmarks/aggregation.py): sums, and rows that wait for theirs."""
+_ROW_BYTES = 64
+"""Bytes that an edge takes at the peak where all are held as they were read: its columns, their order, its key."""
 
 
 def write_edges_mean(
@@ -85,26 +89,70 @@ def write_edges_mean(
     Raises:
         RunError: a file is missing or damaged, prompts are out of order, or an edge's end is not a node.
     """
-    with writer(out, EDGES_MEAN) as parquet:
-        if not edge_files:
-            return 0
-        names, rows, low = _names(node_files, fs), 0, 0
-        while True:
-            with closing(_pairs(node_files, edge_files, fs, names)) as pairs:
-                sums, high = _edge_pass(pairs, low, max(2, memory // _PAIR_BYTES))
-            for at in range(0, len(sums.keys), CHUNK):
-                parquet.write_table(_edge_table(sums, names, slice(at, at + CHUNK)))
-            rows += len(sums.keys)
-            if high is None:
-                return rows
-            low = high
+    rows = 0
+    with writer(out, EDGES_MEAN) as parquet, OrderedWrites(parquet) as writes:
+        for table in _tables(node_files, edge_files, fs, memory) if edge_files else ():
+            writes.add(table)
+            rows += table.num_rows
+    return rows
+
+
+def _tables(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, memory: int) -> Iterator[pa.Table]:
+    """The table in parts. Edges that fit into memory as they are read are sorted once; of more the sums are held."""
+    names = _names(node_files, fs)
+    with closing(_pairs(node_files, edge_files, fs, names)) as pairs:
+        held = _held(pairs, memory // _ROW_BYTES)
+    if held is not None:
+        for rows in _by_key(held):
+            sums = _no_sums()
+            _add_edges(sums, rows)
+            yield _edge_table(sums, names, slice(None))
+        return
+    low: int | None = 0
+    while low is not None:
+        with closing(_pairs(node_files, edge_files, fs, names)) as pairs:
+            sums, low = _edge_pass(pairs, low, max(2, memory // _PAIR_BYTES))
+        for at in range(0, len(sums.keys), CHUNK):
+            yield _edge_table(sums, names, slice(at, at + CHUNK))
+
+
+def _held(pairs: Iterator[Columns], limit: int) -> Columns | None:
+    """All rows in one piece; None if they are more than `limit`."""
+    parts: list[Columns] = []
+    size = 0
+    for rows in pairs:
+        size += len(rows["key"])
+        if size > limit:
+            return None
+        parts.append(rows)
+    return joined(parts) if parts else {}
+
+
+def _by_key(rows: Columns) -> Iterator[Columns]:
+    """The rows in the stable order of their keys, `CHUNK` of them at a time or a few more: no key is in two parts."""
+    if not rows:
+        return
+    order = ordered(rows["key"])
+    key = rows.pop("key")[order]
+    start = 0
+    while start < len(key):
+        last = key[min(start + CHUNK, len(key)) - 1]
+        stop = int(np.searchsorted(key, last, side="right"))
+        part = order[start:stop]
+        yield {"key": key[start:stop]} | {name: column[part] for name, column in rows.items()}
+        start = stop
+
+
+def _no_sums() -> Sums:
+    whole, real = np.int64, np.float64
+    sums = Sums(n_prompts=whole, n=whole, n_share=whole, n_attribution=whole, weight=real, share=real)
+    sums.columns |= {name: np.empty(0) for name in ("attribution", "abs")}
+    return sums
 
 
 def _edge_pass(pairs: Iterator[Columns], low: int, limit: int) -> tuple[Sums, int | None]:
     """The sums of pairs from `low` on, as many as fit, and the first pair that did not."""
-    whole, real = np.int64, np.float64
-    sums = Sums(n_prompts=whole, n=whole, n_share=whole, n_attribution=whole, weight=real, share=real)
-    sums.columns |= {name: np.empty(0) for name in ("attribution", "abs")}
+    sums = _no_sums()
     high: int | None = None
 
     def within(rows: Columns) -> Columns:
@@ -166,9 +214,12 @@ def _name(nodes: pa.Table) -> Ints:
 def _names(files: Sequence[str], fs: FileSystem) -> Ints:
     """Every name of a node that is in the files, ascending."""
     names, held = np.empty(0, np.int64), []
-    with closing(read(files, fs, "nodes", ["kind", "layer", "neuron"])) as tables:
-        for nodes in tables:
-            held.append(_distinct(_name(nodes)))
+    with (
+        closing(read(files, fs, "nodes", ["kind", "layer", "neuron"])) as nodes,
+        closing(ahead(lambda table: _distinct(_name(table)), nodes)) as tables,
+    ):
+        for own in tables:
+            held.append(own)
             if sum(map(len, held)) > max(CHUNK, len(names)):
                 names, held = _distinct(np.concatenate([names, *held])), []
     return _distinct(np.concatenate([names, *held]))
@@ -181,11 +232,18 @@ def _distinct(keys: Ints) -> Ints:
 
 def _pairs(node_files: Sequence[str], edge_files: Sequence[str], fs: FileSystem, names: Ints) -> Rows[Columns]:
     """The edges of each shard; ``key`` is the pair of their ends, as places in `names`, target first."""
-    with closing(shards(node_files, edge_files, fs, ["kind", "layer", "neuron"])) as both:
-        for nodes, edges in both:
-            source, target = ends(nodes, edges)
-            own = _name(nodes)
-            order, place = ordered(own), np.empty(len(own), np.int64)
-            place[order] = np.searchsorted(names, own[order])  # in order, a search stays in the processor's cache
-            rows = {name: edges[name].to_numpy() for name in ("weight", "share", "attribution")}
-            yield rows | {"prompt": edges["prompt_id"].to_numpy(), "key": place[target] * len(names) + place[source]}
+
+    def keyed(both: tuple[pa.Table, pa.Table]) -> Columns:
+        nodes, edges = both
+        source, target = ends(nodes, edges)
+        own = _name(nodes)
+        order, place = ordered(own), np.empty(len(own), np.int64)
+        place[order] = np.searchsorted(names, own[order])  # in order, a search stays in the processor's cache
+        rows = {name: edges[name].to_numpy() for name in ("weight", "share", "attribution")}
+        return rows | {"prompt": edges["prompt_id"].to_numpy(), "key": place[target] * len(names) + place[source]}
+
+    with (
+        closing(shards(node_files, edge_files, fs, ["kind", "layer", "neuron"])) as both,
+        closing(ahead(keyed, both)) as rows,
+    ):
+        yield from rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -60,6 +61,38 @@ def writer(
         write_page_index=page_index,
         sorting_columns=pq.SortingColumn.from_ordering(schema, [(name, "ascending") for name in sorting or ()]) or None,
     )
+
+
+class OrderedWrites:
+    """Writes tables to a Parquet file in a thread of its own, in their order, one while the next is made.
+
+    A context manager; what could not be written is raised by the next `add`, or when it is left.
+    """
+
+    def __init__(self, parquet: pq.ParquetWriter) -> None:
+        self._parquet = parquet
+        self._pool = ThreadPoolExecutor(1, "tracer-write")
+        self._waiting: Future[None] | None = None
+
+    def __enter__(self) -> OrderedWrites:
+        return self
+
+    def add(self, table: pa.Table) -> None:
+        """Write one more; waits for the one before."""
+        self._wait()
+        self._waiting = self._pool.submit(self._parquet.write_table, table)
+
+    def _wait(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.result()
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        try:
+            if kind is None:
+                self._wait()
+        finally:
+            self._pool.shutdown()
 
 
 def opened(source: Any, fs: FileSystem | None = None, **options: Any) -> pq.ParquetFile:

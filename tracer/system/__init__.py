@@ -2,5 +2,5 @@
 
 Refuses to know what a file means, and all of tracer but its errors.
 
-Door: `machine`, `forks`, `wholefile`, `jsontext`.
+Door: `machine`, `forks`, `wholefile`, `jsontext`, `display` (how results show themselves), `bars` (progress).
 """

@@ -12,12 +12,16 @@ import errno
 import os
 import stat
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from tracer.errors import RunError, quoted
+
+WRITTEN: deque[str] = deque(maxlen=1000)
+"""Files that this process has written, the last ones: what is there when it is interrupted."""
 
 
 @contextmanager
@@ -43,6 +47,7 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
                 os.fchmod(number, mode)
             os.fsync(number)
         os.replace(temporary, target)
+        WRITTEN.append(str(path))
         _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)

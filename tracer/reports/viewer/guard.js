@@ -1,12 +1,1 @@
-// What goes wrong in the page, said on the page: loaded before everything else, and depends on nothing.
-// Refuses to know what the other scripts do.
-
-{
-  const say = (what) => {
-    const place = document.getElementById("failure");
-    place.textContent = `This page cannot be shown whole: ${what}. Write it again with 'tracer view', or report it.`;
-    place.hidden = false;
-  };
-  window.addEventListener("error", (event) => say(event.message.replace(/^Uncaught (Error: )?/, "")));
-  window.addEventListener("unhandledrejection", (event) => say(event.reason?.message ?? String(event.reason)));
-}
+(()=>{{let n=e=>{let t=document.getElementById("failure");t.textContent=`This page cannot be shown whole: ${e}. Write it again with 'tracer view', or report it.`,t.hidden=!1};window.addEventListener("error",e=>n(e.message.replace(/^Uncaught (Error: )?/,""))),window.addEventListener("unhandledrejection",e=>n(e.reason?.message??String(e.reason)))}})();

@@ -6,6 +6,7 @@ page draws.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ import pyarrow.compute as pc
 from tracer.circuit.circuit import Graph
 from tracer.circuit.from_run import circuit_of, graph_of, length_of
 from tracer.errors import TracerError, first_line
+from tracer.meaning.around import around
+from tracer.reports.facts import facts
 from tracer.reports.tables import graph_page
 from tracer.store.run_folder import Commit, RunFolder
 
@@ -23,6 +26,8 @@ GRAPHS = 5
 """Prompts whose graphs a run draws."""
 MOST_EDGES = 2**18
 """Edges of a page that is kept beside a report: some 7 MB of it."""
+REPORT = "../report.html"
+"""The report of the run, as its graph pages see it."""
 
 Kept = dict[tuple[int, int, int], float]
 """Weights of a circuit's nodes by layer, position (-1: any) and neuron."""
@@ -117,7 +122,8 @@ def _drawn(folder: RunFolder, prompt_id: int | None, text: str) -> tuple[Drawn, 
     try:
         graph: Graph = circuit_of(address) if prompt_id is None else graph_of(address, prompt_id)
         notes = {key: value for key, value in graph.notes.items() if key != "run"}  # the page is in that folder
-        return Drawn(name, text), graph_page(graph.model_copy(update={"notes": notes}), MOST_EDGES)
+        known, whole = around(graph, address), dataclasses.replace(facts(graph), report=REPORT)
+        return Drawn(name, text), graph_page(graph.model_copy(update={"notes": notes}), MOST_EDGES, known, whole)
     except TracerError as error:
         return Drawn(name, text, f"{error.value} {error.rule}"), None
     except (ValueError, KeyError, TypeError, pa.ArrowException) as error:  # rows that the page cannot draw

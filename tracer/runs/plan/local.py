@@ -82,8 +82,13 @@ def plan(
     """What a job will need, from its first prompts and the model's configuration, without weights; as ``tracer plan``.
 
     Args:
-        job, set: as of `tracer.run`. workers: as asked for; as many as fit on this machine if None.
+        job: a job file, or its content.
+        set: changes to it, ``key=value``.
+        workers: as asked for; as many as fit on this machine if None.
         measure: load the model here, trace some of the prompts, and say what time and disk all of them will take.
+
+    Returns:
+        Memory, batches, workers and disk of the run, and what does not fit.
 
     Raises:
         JobError: the job or its data; or none of its prompts can be measured. ModelError: no such model, or to be

@@ -1,35 +1,55 @@
-"""A plan as a table for the terminal. Knows rich and how sizes are read; decides nothing."""
+"""A plan as a table for the terminal. Knows how sizes are read; decides nothing."""
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+import json
+from typing import Any
 
 from tracer.errors import option
-from tracer.reports.tables import cell
+from tracer.reports.folded import Folded, folded
+from tracer.reports.parts import Sheet
 from tracer.runs.plan.planner import PROMPTS, Plan
 from tracer.runs.report import duration
 from tracer.system.machine import gib
-from tracer.text import printable
+from tracer.text import Rows
 
 
-def plan_table(made: Plan) -> RenderableType:
+def plan_table(made: Plan) -> Folded:
     """The predicted memory by length of prompt, then what follows from it."""
     shape, gpu = made.shape, made.device is not None
-    table = Table(title=f"{cell(shape.name)}: {gib(shape.weight_bytes)} of weights; predicted memory of one worker")
+    title = f"{shape.name}: {gib(shape.weight_bytes)} of weights; predicted memory of one worker"
     parts = ("one prompt: GPU", "host", "batch", "batch: GPU", "host") if gpu else ("one prompt", "batch", "a batch")
-    for name in ("tokens", *parts):
-        table.add_column(name, justify="right")
-    table.add_column("most in")
+    cells = []
     for row in made.rows:
         single, batch = ((memory.device, memory.host) if gpu else (memory.peak,) for memory in (row.single, row.batch))
-        cells = [str(row.length), *map(gib, single), str(row.prompts), *map(gib, batch)]
-        table.add_row(*(cells if row.prompts else [*cells[: 2 + len(single)], *["-"] * len(batch)]), row.batch.phase)
-    return Group(table, *(Text(printable(line)) for line in _lines(made)))
+        shown = [str(row.length), *map(gib, single), *(map(str, (row.prompts, *map(gib, batch))))]
+        shown = shown if row.prompts else [*shown[: 2 + len(single)], *["-"] * len(batch)]
+        cells.append((*shown, row.batch.phase))
+    return folded([Sheet.of("plan", title, ["tokens", *parts, "<most in"], cells), "\n".join(lines(made))])
 
 
-def _lines(made: Plan) -> list[str]:
+def plan_rows(made: Plan) -> Rows:
+    """The predicted memory by length of prompt, in bytes."""
+    rows = []
+    for one in made.rows:
+        row: dict[str, Any] = {"tokens": one.length, "prompts_in_batch": one.prompts}
+        for name, memory in (("prompt", one.single), ("batch", one.batch)):
+            row |= {f"{name}_gpu_bytes": memory.device, f"{name}_host_bytes": memory.host}
+            row |= {f"{name}_peak_bytes": memory.peak, f"{name}_most_in": memory.phase}
+        rows.append(row)
+    return Rows.of(rows)
+
+
+def plan_json(made: Plan) -> str:
+    """A plan as JSON: the rows, what follows from them, and sizes in bytes."""
+    names = ("longest", "median", "mean", "prompts", "host", "device", "n_devices", "fits", "tight", "gpus_per_worker")
+    about = {name: getattr(made, name) for name in (*names, "workers", "memory", "disk", "seconds", "most")}
+    about |= {"weights": made.shape.weight_bytes, "advice": made.advice, "notes": made.notes}
+    return json.dumps(about | {"rows": plan_rows(made).rows}, indent=1)
+
+
+def lines(made: Plan) -> list[str]:
+    """What follows from the predicted memory, a sentence each."""
     if not made.fits and not made.tight:
         return [*made.advice, *made.notes]
     if made.device is None:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, InstanceOf, PlainSerializer
-from rich.console import Group, RenderableType
-from rich.table import Table
 
 from tracer.evaluation.curves import Curves, columns
 from tracer.evaluation.statistics import Size
 from tracer.records import Record
 from tracer.reports import figures
-from tracer.reports.tables import cell, csv_bytes
+from tracer.reports.folded import Folded, folded
+from tracer.reports.parts import Sheet
+from tracer.reports.tables import csv_bytes
 from tracer.runs.jobs import NO_BASELINE, BenchmarkJob, Combination, Ranking
 from tracer.settings import ModelRecord
 
@@ -175,32 +175,27 @@ def compared(result: BenchmarkResult) -> list[dict[str, Any]]:
     return list(_table_rows(result.outcomes))
 
 
-def benchmark_table(result: BenchmarkResult) -> RenderableType:
+def benchmark_table(result: BenchmarkResult) -> Folded:
     """A benchmark for a terminal: a line per combination, the sizes for .8, .9 and .95 and that from which it stays,
     CPR and CMD, seconds."""
     rankings = result.job.rankings
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("structure", "basis", "method", "baseline"):
-        table.add_column(name, no_wrap=True)
     first = rankings[0]
     levels = (0.8, 0.9, 0.95)
-    heads = [*(f"nodes for {level}" for level in levels), "stays from"]
+    heads = ["<structure", "<basis", "<method", "<baseline", *(f"nodes for {level}" for level in levels), "stays from"]
     heads += [f"{area} {ranking}" for area in ("CPR", "CMD") for ranking in rankings]
-    for name in (*heads, "seconds"):
-        table.add_column(name, justify="right")
-    for before, outcome in zip((None, *result.outcomes), result.outcomes, strict=False):
-        if before is not None and before.structure != outcome.structure:
-            table.add_section()
+    cells = []
+    for outcome in result.outcomes:
         curves = outcome.rankings[first]
-        cells = [_reach(size) for size in (*(curves.sizes_for[level] for level in levels), curves.settles)]
-        cells += [
+        shown = [_reach(size) for size in (*(curves.sizes_for[level] for level in levels), curves.settles)]
+        shown += [
             f"{getattr(outcome.rankings[ranking], area).estimate:.3f}"
             for area in ("cpr", "cmd")
             for ranking in rankings
         ]
         seconds = f"{outcome.attribution_seconds:.2f} + {outcome.evaluation_seconds:.2f}"
-        table.add_row(outcome.structure, outcome.basis, outcome.combination.way, outcome.baseline, *cells, seconds)
-    return Group(table, "", cell(_about(result)))
+        named = outcome.structure, outcome.basis, outcome.combination.way, outcome.baseline
+        cells.append((*named, *shown, seconds))
+    return folded([Sheet.of("combinations", "", [*heads, "seconds"], cells), _about(result)])
 
 
 def _reach(size: Size) -> str:
