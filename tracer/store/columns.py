@@ -43,9 +43,8 @@ def ahead(function: Callable[[Item], Kind], items: Iterable[Item], depth: int = 
     with ThreadPoolExecutor(depth, "tracer-ahead") as pool:
         waiting: deque[Future[Kind]] = deque()
         try:
-            for item in _or_error(items):
-                failed = isinstance(item, RunError)
-                waiting.append(pool.submit(_raised, item) if failed else pool.submit(function, item))
+            for future in _submitted(pool, function, items):
+                waiting.append(future)
                 if len(waiting) > depth:
                     yield waiting.popleft().result()
             while waiting:
@@ -55,16 +54,15 @@ def ahead(function: Callable[[Item], Kind], items: Iterable[Item], depth: int = 
                 future.cancel()
 
 
-def _or_error(items: Iterable[Item]) -> Rows[Item | RunError]:
-    """The items, and the error that they end with."""
+def _submitted(pool: ThreadPoolExecutor, function: Callable[[Item], Kind], items: Iterable[Item]) -> Rows[Future[Kind]]:
+    """What will be made of the items; the error that they end with, as what cannot be made."""
     try:
-        yield from items
+        for item in items:
+            yield pool.submit(function, item)
     except RunError as error:
-        yield error
-
-
-def _raised(error: RunError) -> Any:
-    raise error
+        failed = Future[Kind]()
+        failed.set_exception(error)
+        yield failed
 
 
 def read(files: Sequence[str], fs: FileSystem, table: str, names: Sequence[str]) -> Rows[pa.Table]:
