@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +21,9 @@ STYLES = re.compile(r"\x1b\[(\?25[hl]|[0-9;]*m|[0-9]*[AK]|2K)|\r\n?")
 
 def on_terminal(commands: list[list[str]], folder: Path, seconds: float = 300) -> list[str]:
     """What commands print on a terminal, each with its exit code at its end."""
-    mine, its = pty.openpty()
     environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "150", "OMP_NUM_THREADS": "1"}
     (folder / "commands.json").write_text(json.dumps(commands))
-    command = children.command("terminal", folder / "commands.json")
-    child = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, close_fds=True)
-    os.close(its)
-    said, end = b"", time.monotonic() + seconds
-    try:
-        while time.monotonic() < end:
-            if not select.select([mine], [], [], 1)[0]:
-                continue
-            try:
-                part = os.read(mine, 1 << 16)
-            except OSError:  # its end was closed
-                break
-            if not part:
-                break
-            said += part
-    finally:
-        child.kill()
-        child.wait()
-        os.close(mine)
+    said, _ = children.on_terminal(children.command("terminal", folder / "commands.json"), environment, seconds)
     return re.split(r"(?<=ended) -?\d+\s*", said.decode(errors="replace"))[:-1]
 
 

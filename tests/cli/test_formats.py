@@ -6,16 +6,12 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -24,6 +20,7 @@ import pytest
 from rich.cells import cell_len
 from typer.testing import CliRunner
 
+import children
 import tracer
 from tracer.circuit.circuit import Circuit
 from tracer.cli.app import VERBS, app
@@ -105,23 +102,10 @@ def test_a_pipe_gets_one_plain_table_and_standard_error_the_rest(run: Path) -> N
 
 
 def test_a_terminal_gets_tables_in_its_own_width(run: Path) -> None:
-    mine, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 72, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("TRACER_FORMAT", "COLUMNS")}
     command = [sys.executable, "-m", "tracer", "show", str(run), "--rows", "2"]
-    child = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment | {"TERM": "xterm"})
-    os.close(its)
-    said = b""
-    while True:
-        try:
-            part = os.read(mine, 1 << 16)
-        except OSError:  # its end was closed
-            break
-        if not part:
-            break
-        said += part
-    os.close(mine)
-    assert child.wait(60) == 0
+    said, code = children.on_terminal(command, environment | {"TERM": "xterm"}, size=(40, 72))
+    assert code == 0
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in said.decode().split("\r\n")]
     assert any(line.startswith("Strongest nodes") for line in lines)
     assert 60 < max(map(cell_len, lines)) <= 72

@@ -15,31 +15,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from helpers import refused
+from payloads import linked
 from tracer import RunError
 from tracer.circuit import supernodes_file
-from tracer.circuit.circuit import Graph, edges_table, nodes_table
 from tracer.circuit.notes import Notes
 from tracer.reports.served import MOST_BYTES, PageServer, served
-from tracer.store.schemas import NODES
 
 PIN = {"layer": 0, "position": 0, "neuron": 3, "polarity": 1}
 MARKS = {"format": "tracer-supernodes", "version": 1, "circuit": None, "groups": [], "pinned": [PIN], "how": {}}
-
-
-def graph() -> Graph:
-    """Two neurons of opposite signs below a logit."""
-    columns: dict[str, Any] = {
-        "kind": ["neuron", "neuron", "embedding", "logit"],
-        "layer": [0, 0, -1, 1],
-        "position": [0, 1, 0, 1],
-        "neuron": [3, 4, 7, 9],
-        "token": ["a", " b", "a", " c"],
-        "activation": [1.0, -1.0, None, None],
-    }
-    nothing = dict.fromkeys(NODES.names[2:], [None] * 4)
-    links = {"source": [0, 1], "target": [3, 3], "weight": [1.0, -2.0], "share": [None] * 2, "attribution": [None] * 2}
-    tables = {"nodes": nodes_table(nothing | columns), "links": edges_table(links)}
-    return Graph(**tables, text="a b", tokens=("a", " b"), n_layers=1)
 
 
 class Got(NamedTuple):
@@ -85,8 +68,8 @@ class Client:
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
     folder = tmp_path / "run"
-    graph().save(folder)
-    server = served(folder, graph())
+    linked().save(folder)
+    server = served(folder, linked())
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield Client(server, folder)
@@ -189,7 +172,7 @@ def test_notes_are_saved_into_the_run_folder_and_on_the_page_then(client: Client
     assert {path.name for path in client.folder.iterdir()} == before | {"supernodes.json"}
     file = supernodes_file.read(client.folder)
     assert [(one.name, one.note) for one in file.notes] == [("verb </script>", "says\nso")]
-    shown = supernodes_file.apply(file, graph())
+    shown = supernodes_file.apply(file, linked())
     assert (shown.called, shown.remarks, shown.pins) == ({0: "verb </script>"}, {0: "says\nso"}, (0,))
     page = client.ask("GET", f"/?token={client.server.token}").text
     assert '"called":[[0,"verb \\u003c/script\\u003e"]]' in page
@@ -230,7 +213,7 @@ def test_a_link_is_neither_read_nor_followed(client: Client, tmp_path: Path) -> 
         assert "is a link" in got.text
     assert json.loads(other.read_text()) == MARKS
     with refused(RunError, "is a link"):
-        Notes(client.folder, graph())
+        Notes(client.folder, linked())
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,9 +232,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(client: Client, monkey
 
 
 def test_the_report_of_the_folder_runs_nothing(tmp_path: Path) -> None:
-    graph().save(tmp_path / "run")
+    linked().save(tmp_path / "run")
     (tmp_path / "run" / "report.html").write_text("<script>1</script>")
-    server = served(tmp_path / "run", graph())
+    server = served(tmp_path / "run", linked())
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:

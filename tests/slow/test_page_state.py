@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 
 from browser import MARKS, SMALL, Page, forget, wait_for
-from payloads import MALICIOUS, changed, payload
+from payloads import MALICIOUS, changed, linked, payload
 from tracer.circuit import supernodes_file
-from tracer.circuit.circuit import Graph, edges_table, nodes_table
 from tracer.reports import viewer
 from tracer.reports.served import PageServer, served
-from tracer.store.schemas import NODES
 
 pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.keys import Keys
@@ -420,24 +418,10 @@ def test_differences_of_two_graphs_are_listed(open_page: Open) -> None:
 # ------------------------------------------------------------------------------------------------- the server
 
 
-def graph() -> Graph:
-    columns: dict[str, Any] = {
-        "kind": ["neuron", "neuron", "embedding", "logit"],
-        "layer": [0, 0, -1, 1],
-        "position": [0, 1, 0, 1],
-        "neuron": [3, 4, 7, 9],
-        "token": ["a", " b", "a", " c"],
-        "activation": [1.0, -1.0, None, None],
-    }
-    links = {"source": [0, 1], "target": [3, 3], "weight": [1.0, -2.0], "share": [None] * 2, "attribution": [None] * 2}
-    nodes = nodes_table(dict.fromkeys(NODES.names[2:], [None] * 4) | columns)
-    return Graph(nodes=nodes, links=edges_table(links), text="a b", tokens=("a", " b"), n_layers=1)
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[PageServer]:
-    graph().save(tmp_path / "run")
-    made = served(tmp_path / "run", graph())
+    linked().save(tmp_path / "run")
+    made = served(tmp_path / "run", linked())
     thread = threading.Thread(target=made.run, daemon=True)
     thread.start()
     yield made

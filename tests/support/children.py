@@ -6,9 +6,16 @@ running is ended by a fixture (conftest.py), so that no other test meets it.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import select
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +52,41 @@ def line(child: Child, seconds: float = 60.0, before: str = "") -> str:
         limit.cancel()
     assert said, f"a child said nothing in {seconds:.0f} s, or ended; before: {before}"
     return said
+
+
+def on_terminal(
+    what: Sequence[str], env: Mapping[str, str], seconds: float = 60.0, size: tuple[int, int] | None = None
+) -> tuple[bytes, int]:
+    """What a command writes to a terminal of its own, standard error included, and its exit code; it is killed after so
+    many seconds.
+
+    Args:
+        size: lines and columns of the terminal, where that matters.
+    """
+    mine, its = pty.openpty()
+    if size is not None:
+        fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    child = subprocess.Popen(what, stdin=its, stdout=its, stderr=its, env=env, close_fds=True)
+    os.close(its)
+    said, limit = b"", time.monotonic() + seconds
+    try:
+        while time.monotonic() < limit:
+            if not select.select([mine], [], [], 1)[0]:
+                continue
+            try:
+                part = os.read(mine, 1 << 16)
+            except OSError:  # its end was closed
+                break
+            if not part:
+                break
+            said += part
+        else:
+            child.kill()
+        return said, child.wait(max(5.0, limit - time.monotonic()))
+    finally:
+        child.kill()
+        child.wait()
+        os.close(mine)
 
 
 def end(child: Child) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tracer.circuit.circuit import Graph, edges_table, nodes_table
 from tracer.reports import viewer
+from tracer.store.schemas import NODES
 
 MALICIOUS = [
     "</script><script>window.hacked = 1</script>",
@@ -82,3 +84,18 @@ def _ends(rng: Any, layer: np.ndarray, position: np.ndarray, n_edges: int) -> tu
 
 def changed(made: viewer.Payload, table: str, **columns: Any) -> viewer.Payload:
     return dataclasses.replace(made, **{table: dataclasses.replace(getattr(made, table), **columns)})
+
+
+def linked() -> Graph:
+    """Two neurons of opposite signs below a logit."""
+    columns: dict[str, Any] = {
+        "kind": ["neuron", "neuron", "embedding", "logit"],
+        "layer": [0, 0, -1, 1],
+        "position": [0, 1, 0, 1],
+        "neuron": [3, 4, 7, 9],
+        "token": ["a", " b", "a", " c"],
+        "activation": [1.0, -1.0, None, None],
+    }
+    links = {"source": [0, 1], "target": [3, 3], "weight": [1.0, -2.0], "share": [None] * 2, "attribution": [None] * 2}
+    nodes = nodes_table(dict.fromkeys(NODES.names[2:], [None] * 4) | columns)
+    return Graph(nodes=nodes, links=edges_table(links), text="a b", tokens=("a", " b"), n_layers=1)
